@@ -1,0 +1,136 @@
+"""Named data sets as arrays, and the order and batches in which they are seen."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from resnet_jax import cifar10
+from resnet_jax.errors import ConfigError
+
+DATASETS = ("cifar10", "cifar100", "digits")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One part of a data set, whole and in memory."""
+
+    images: np.ndarray  # [N, H, W, 3] uint8
+    labels: np.ndarray  # [N] int32
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: np.ndarray) -> "Dataset":
+        """The examples at `indices`, in that order."""
+        return Dataset(self.images[indices], self.labels[indices], self.class_names)
+
+
+def load_dataset(
+    name: str, data_dir: str | Path | None = None
+) -> tuple[Dataset, Dataset]:
+    """(train, test) of `name`, one of DATASETS.
+
+    Args:
+      data_dir: a tensorflow-datasets directory; None for $TFDS_DATA_DIR, else
+        ~/tensorflow_datasets. CIFAR-10 is fetched and prepared there if it is missing.
+
+    Raises:
+      ConfigError: an unknown name.
+      DataError: the data cannot be had, or are not what they should be.
+    """
+    if name == "digits":
+        return _load_digits()
+    if name in DATASETS:
+        splits = cifar10.load_arrays(name, data_dir)
+        train, test = (
+            Dataset(images, labels, splits.class_names)
+            for images, labels in (splits.train, splits.test)
+        )
+        return train, test
+    raise ConfigError(f"no data set {name!r}: one of {', '.join(DATASETS)}")
+
+
+def _load_digits() -> tuple[Dataset, Dataset]:
+    """scikit-learn's 1,797 digits, 8x8 scaled to 32x32x3; 1,437 train, 360 test."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    small = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    images = np.kron(small, np.ones((1, 4, 4), np.uint8))
+    images = np.repeat(images[..., None], 3, axis=-1)
+    labels = digits.target.astype(np.int32)
+    train, test = train_test_split(
+        np.arange(len(labels)), test_size=360, stratify=labels, random_state=0
+    )
+    whole = Dataset(images, labels, tuple(map(str, digits.target_names)))
+    return whole.take(np.sort(train)), whole.take(np.sort(test))
+
+
+def hold_out(train: Dataset, fraction: float, *, seed: int) -> tuple[Dataset, Dataset]:
+    """(train, validation): the last part of a seeded permutation is held out.
+
+    Raises:
+      ConfigError: `fraction` leaves no example in one of the parts.
+    """
+    held = round(len(train) * fraction)
+    if fraction and not 0 < held < len(train):
+        raise ConfigError(
+            f"validation_split {fraction} holds out {held} of {len(train)} examples: "
+            "choose a fraction that leaves some on both sides"
+        )
+    # A second word of entropy, so that no epoch's order is this permutation.
+    order = np.random.default_rng([seed, 2**32 - 1]).permutation(len(train))
+    cut = len(train) - held
+    return train.take(np.sort(order[:cut])), train.take(np.sort(order[cut:]))
+
+
+def image_shape(dataset: Dataset, image_size: int | None) -> tuple[int, int, int]:
+    """(H, W, C) of what the network sees, resized to `image_size` where given."""
+    height, width, channels = dataset.images.shape[1:]
+    return (image_size or height, image_size or width, channels)
+
+
+def num_batches(num_examples: int, batch_size: int, *, drop_last: bool = False) -> int:
+    """The batches of one epoch; a last partial one counts unless dropped."""
+    if drop_last:
+        return num_examples // batch_size
+    return math.ceil(num_examples / batch_size)
+
+
+def epoch_order(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
+    """The permutation [num_examples] of epoch `epoch`: a function of (seed, epoch)."""
+    return np.random.default_rng([seed, epoch]).permutation(num_examples)
+
+
+def train_batches(
+    dataset: Dataset,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    start: int = 0,
+    drop_last: bool = False,
+) -> Iterator[dict[str, np.ndarray]]:
+    """The shuffled batches of an epoch from the start-th on; the last may be partial."""
+    order = epoch_order(len(dataset), seed=seed, epoch=epoch)
+    for index in range(start, num_batches(len(order), batch_size, drop_last=drop_last)):
+        chosen = order[index * batch_size : (index + 1) * batch_size]
+        yield {"images": dataset.images[chosen], "labels": dataset.labels[chosen]}
+
+
+def eval_batches(dataset: Dataset, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    """Every example once, in order; the last batch is padded and mask [B] says where."""
+    for start in range(0, len(dataset), batch_size):
+        images = dataset.images[start : start + batch_size]
+        labels = dataset.labels[start : start + batch_size]
+        missing = batch_size - len(labels)
+        yield {
+            "images": np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))),
+            "labels": np.pad(labels, (0, missing)),
+            "mask": np.pad(np.ones(len(labels), np.float32), (0, missing)),
+        }

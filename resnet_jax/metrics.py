@@ -1,0 +1,100 @@
+"""Sums that add over batches, means at the end, one JSON line out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+Sums = dict[str, Any]  # name -> array; adding two adds what they counted
+
+
+def train_sums(loss: jax.Array, logits: jax.Array, labels: jax.Array) -> Sums:
+    """Sums of one training batch from its mean loss []."""
+    count = labels.shape[0]
+    return {
+        "loss": loss * count,
+        "correct": (logits.argmax(-1) == labels).sum(dtype=jnp.float32),
+        "count": jnp.asarray(count, jnp.float32),
+    }
+
+
+def eval_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Sums:
+    """Sums over the examples that mask [B] float32 marks with 1.
+
+    Args:
+      logits: [B, C]. An example counts as correct in the top k where fewer than k
+        logits exceed that of its label; ties with a lower class lose, as in argmax.
+      labels: [B] int32.
+    """
+    num_classes = logits.shape[-1]
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    earlier = jnp.arange(num_classes)[None, :] < labels[:, None]
+    rank = ((logits > own) | ((logits == own) & earlier)).sum(-1)
+    correct = (rank == 0) * mask
+    by_class = jax.nn.one_hot(labels, num_classes)
+    return {
+        # where, not a product: a padded row may hold anything
+        "loss": jnp.where(mask > 0, losses, 0).sum(),
+        "correct": correct.sum(),
+        "correct_top5": ((rank < 5) * mask).sum(),
+        "count": mask.sum(),
+        "class_correct": (by_class * correct[:, None]).sum(0),
+        "class_count": (by_class * mask[:, None]).sum(0),
+    }
+
+
+def add(total: Sums | None, more: Sums) -> Sums:
+    """The sums of both, in float64 on the host; exact for counts."""
+    more = {name: np.asarray(value, np.float64) for name, value in more.items()}
+    if total is None:
+        return more
+    return {name: total[name] + value for name, value in more.items()}
+
+
+def means(sums: Sums, prefix: str) -> dict[str, float]:
+    """{prefix_loss, prefix_accuracy}: per example, accuracy as a fraction."""
+    count = float(sums["count"])
+    return {
+        f"{prefix}_loss": float(sums["loss"]) / count,
+        f"{prefix}_accuracy": float(sums["correct"]) / count,
+    }
+
+
+def json_line(record: dict[str, Any]) -> str:
+    """`record` as one line of JSON, without its newline."""
+    return json.dumps(record, allow_nan=True)
+
+
+def summary_line(sums: Sums) -> str:
+    """`Acc@1 .. Acc@5 .. loss .. n ..`: percentages, mean cross-entropy, examples."""
+    count = float(sums["count"])
+    top1, top5 = (
+        100 * float(sums[name]) / count for name in ("correct", "correct_top5")
+    )
+    loss = float(sums["loss"]) / count
+    return f"Acc@1 {top1:.3f} Acc@5 {top5:.3f} loss {loss:.6f} n {count:.0f}"
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics file, in order; an unfinished last line is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def epoch_line(record: dict[str, Any]) -> str:
+    """A record of metrics.jsonl as a line to read."""
+    parts = [f"epoch {record['epoch']:3d}  step {record['step']}  lr {record['lr']:.3g}"]
+    for name in ("train", "val", "test"):
+        if f"{name}_loss" in record:
+            accuracy = 100 * record[f"{name}_accuracy"]
+            parts.append(f"{name} loss {record[f'{name}_loss']:.4f} acc {accuracy:.2f}%")
+    parts.append(f"{record['seconds']:.1f} s")
+    parts.append(f"{record['images_per_second']:.0f} images/s")
+    return "  ".join(parts)

@@ -1,0 +1,268 @@
+"""The family of residual networks, with torchvision's names and arithmetic."""
+
+import difflib
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from resnet_jax.errors import ConfigError
+from resnet_jax.layers import BatchNorm, Conv, Init, Linear
+
+Shortcut = Literal["identity", "pad", "conv", "conv_bn"]
+Stem = Literal["imagenet", "cifar"]
+ModuleDef = Callable[..., nn.Module]
+
+
+def _shortcut(block: nn.Module, x: jax.Array, features: int, train: bool) -> jax.Array:
+    """What `block` adds to its residual: x brought to `features` channels and stride.
+
+    identity: x itself. pad: He et al.'s option A, every stride-th pixel and zero
+    channels. conv: a 1x1 convolution, always (the tutorial's block). conv_bn: option B
+    as in torchvision, a 1x1 convolution and BatchNorm where the shape changes.
+    """
+    changes = block.stride != 1 or x.shape[-1] != features
+    if block.shortcut == "conv":
+        return block.conv(features, 1, stride=block.stride, name="downsample")(x)
+    if not changes:
+        return x
+    if block.shortcut == "conv_bn":
+        x = block.conv(features, 1, stride=block.stride, name="downsample.0")(x)
+        return block.norm(name="downsample.1")(x, train=train)
+    if block.shortcut == "pad":
+        missing = features - x.shape[-1]
+        before, after = missing // 2, missing - missing // 2
+        x = x[:, :: block.stride, :: block.stride, :]
+        return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (before, after)))
+    raise ConfigError(
+        f"shortcut {block.shortcut!r} cannot join {x.shape[-1]} channels to {features} "
+        f"at stride {block.stride}: use 'conv_bn', 'conv' or 'pad'"
+    )
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with a shortcut: x [B, H, W, C] to [B, H', W', features].
+
+    He et al. 2015, figure 5 left; torchvision.models.resnet.BasicBlock.
+    """
+
+    features: int
+    stride: int = 1
+    shortcut: Shortcut = "conv_bn"
+    conv: ModuleDef = partial(Conv, use_bias=False, weight_init="kaiming")
+    norm: ModuleDef = BatchNorm
+
+    expansion = 1  # channels out per `features`
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        y = self.conv(self.features, 3, stride=self.stride, padding=1, name="conv1")(x)
+        y = nn.relu(self.norm(name="bn1")(y, train=train))
+        y = self.conv(self.features, 3, padding=1, name="conv2")(y)
+        y = self.norm(name="bn2")(y, train=train)
+        return nn.relu(y + _shortcut(self, x, self.features, train))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions: x [B, H, W, C] to [B, H', W', 4 * features].
+
+    The stride is the 3x3's ("V1.5"), as in torchvision.models.resnet.Bottleneck.
+    """
+
+    features: int
+    stride: int = 1
+    shortcut: Shortcut = "conv_bn"
+    conv: ModuleDef = partial(Conv, use_bias=False, weight_init="kaiming")
+    norm: ModuleDef = BatchNorm
+
+    expansion = 4
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        features = self.features * self.expansion
+        y = self.conv(self.features, 1, name="conv1")(x)
+        y = nn.relu(self.norm(name="bn1")(y, train=train))
+        y = self.conv(self.features, 3, stride=self.stride, padding=1, name="conv2")(y)
+        y = nn.relu(self.norm(name="bn2")(y, train=train))
+        y = self.conv(features, 1, name="conv3")(y)
+        y = self.norm(name="bn3")(y, train=train)
+        return nn.relu(y + _shortcut(self, x, features, train))
+
+
+class ResNet(nn.Module):
+    """A residual network of any block, depth and width.
+
+    Maps images [B, H, W, C] to logits [B, num_classes], at least float32; with
+    `num_classes=0` to the pooled features [B, widths[-1] * block.expansion]. The output
+    of the stem and of each stage is sown into "intermediates" as stem, layer1, ...
+
+    Attributes:
+      block: BasicBlock, Bottleneck, or a module with their attributes.
+      stage_sizes: blocks of each stage; every stage after the first halves the picture.
+      widths: `features` of the blocks of each stage.
+      stem: "imagenet" is a 7x7 convolution of stride 2 and a 3x3 max-pool of stride 2;
+        "cifar" a 3x3 convolution for small pictures.
+      shortcut: identity | pad | conv | conv_bn, see BasicBlock.
+      use_bias: whether convolutions have biases.
+      weight_init: of the convolutions: "kaiming" (normal, fan out, torchvision's ResNet) or
+        "torch" (nn.Conv2d's default).
+    """
+
+    block: ModuleDef
+    stage_sizes: tuple[int, ...]
+    num_classes: int
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    stem: Stem = "imagenet"
+    shortcut: Shortcut = "conv_bn"
+    use_bias: bool = False
+    weight_init: Init = "kaiming"
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        conv = partial(Conv, use_bias=self.use_bias, weight_init=self.weight_init, **types)
+        norm = partial(BatchNorm, momentum=0.1, epsilon=1e-5, **types)
+        if len(self.stage_sizes) != len(self.widths):
+            raise ConfigError(
+                f"stage_sizes {self.stage_sizes} and widths {self.widths} "
+                "differ in length"
+            )
+        if self.stem == "imagenet":
+            x = conv(self.widths[0], 7, stride=2, padding=3, name="conv1")(x)
+        else:
+            x = conv(self.widths[0], 3, padding=1, name="conv1")(x)
+        x = nn.relu(norm(name="bn1")(x, train=train))
+        if self.stem == "imagenet":
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        self.sow("intermediates", "stem", x)
+        stages = enumerate(zip(self.stage_sizes, self.widths, strict=True), start=1)
+        for stage, (size, width) in stages:
+            for index in range(size):
+                x = self.block(
+                    width,
+                    stride=2 if stage > 1 and index == 0 else 1,
+                    shortcut=self.shortcut,
+                    conv=conv,
+                    norm=norm,
+                    name=f"layer{stage}.{index}",
+                )(x, train=train)
+            self.sow("intermediates", f"layer{stage}", x)
+        x = x.mean((1, 2))
+        return _classify(x, self.num_classes, "fc", types)
+
+
+class HResNet(nn.Module):
+    """The tutorial's network: three blocks with average pools, three linear layers.
+
+    Maps images [B, 32, 32, 3] to logits [B, num_classes], at least float32; with
+    `num_classes=0` to the features [B, 512] before the last layer. Convolutions have
+    biases, each shortcut is a 1x1 convolution without BatchNorm, the features are
+    flattened in PyTorch's order C, H, W, and every layer has PyTorch's default init.
+    """
+
+    num_classes: int
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        block = partial(
+            BasicBlock,
+            shortcut="conv",
+            conv=partial(Conv, use_bias=True, weight_init="torch", **types),
+            norm=partial(BatchNorm, momentum=0.1, epsilon=1e-5, **types),
+        )
+        for index, features in enumerate((64, 128, 256), start=1):
+            x = block(features, name=f"b{index}")(x, train=train)
+            x = nn.avg_pool(x, (2, 2), strides=(2, 2))
+            self.sow("intermediates", f"b{index}", x)
+        x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
+        x = nn.relu(Linear(2048, name="fc1", **types)(x))
+        x = nn.relu(Linear(512, name="fc2", **types)(x))
+        return _classify(x, self.num_classes, "fc3", types)
+
+
+def _classify(
+    x: jax.Array, num_classes: int, name: str, types: dict[str, Any]
+) -> jax.Array:
+    if num_classes:
+        x = Linear(num_classes, name=name, **types)(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+# torchvision's table of depths; the basic blocks of He et al. section 4.2 come in three
+# stages of n blocks, depth 6n + 2.
+_IMAGENET = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    "resnet101": (Bottleneck, (3, 4, 23, 3)),
+    "resnet152": (Bottleneck, (3, 8, 36, 3)),
+}
+_CIFAR = {f"resnet{6 * n + 2}": n for n in (1, 3, 5, 7, 9, 18)}
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "hresnet": HResNet,
+    **{
+        name: partial(ResNet, block=block, stage_sizes=stage_sizes)
+        for name, (block, stage_sizes) in _IMAGENET.items()
+    },
+    **{
+        name: partial(
+            ResNet,
+            block=BasicBlock,
+            stage_sizes=(n, n, n),
+            widths=(16, 32, 64),
+            stem="cifar",
+            shortcut="pad",
+        )
+        for name, n in _CIFAR.items()
+    },
+}
+
+
+def list_models() -> list[str]:
+    """The names that create_model takes."""
+    return list(MODELS)
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int,
+    stem: Stem | None = None,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = None,
+) -> nn.Module:
+    """The model called `name`, to be used as model.apply(variables, images, train=...).
+
+    Args:
+      name: one of list_models().
+      num_classes: width of the logits; 0 for features.
+      stem: "imagenet" or "cifar" instead of the model's own (not for hresnet).
+      dtype: of the arithmetic. Parameters and statistics have
+        promote_types(dtype, float32), parameters `param_dtype` where given.
+
+    Raises:
+      ConfigError: an unknown name or stem.
+    """
+    if name not in MODELS:
+        close = difflib.get_close_matches(name, MODELS, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise ConfigError(f"no model {name!r}: {hint}one of {', '.join(MODELS)}")
+    options: dict[str, Any] = {"num_classes": num_classes, "dtype": jnp.dtype(dtype)}
+    if param_dtype is not None:
+        options["param_dtype"] = jnp.dtype(param_dtype)
+    if stem is not None:
+        if name == "hresnet":
+            raise ConfigError("hresnet has no stem to choose: leave --stem out")
+        if stem not in ("imagenet", "cifar"):
+            raise ConfigError(f"no stem {stem!r}: imagenet or cifar")
+        options["stem"] = stem
+    return MODELS[name](**options)

@@ -1,0 +1,121 @@
+"""The training state and the pure functions that move and score it."""
+
+from collections.abc import Callable, Iterable, Sized
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from resnet_jax import metrics
+
+Batch = dict[str, Any]  # images [B, H, W, C] uint8, labels [B] int32, mask [B] float32
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a training step reads and writes; arrays alone."""
+
+    step: jax.Array  # [] int32, updates done
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+
+class Keys(NamedTuple):
+    """One random key for each purpose."""
+
+    init: jax.Array
+    augment: jax.Array
+
+
+def make_keys(seed: int) -> Keys:
+    """The keys of a run, all from its one seed."""
+    return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
+
+
+def init_state(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    image_shape: tuple[int, int, int],
+    *,
+    key: jax.Array,
+) -> TrainState:
+    """A fresh state for pictures of image_shape (H, W, C)."""
+
+    def init(key: jax.Array) -> TrainState:
+        images = jnp.zeros((1, *image_shape))
+        variables = model.init(key, images, train=False)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=variables["params"],
+            batch_stats=variables.get("batch_stats", {}),
+            opt_state=tx.init(variables["params"]),
+        )
+
+    return jax.jit(init)(key)
+
+
+def train_step(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    augment: Callable[..., tuple[jax.Array, jax.Array]],
+    state: TrainState,
+    batch: Batch,
+    key: jax.Array,
+) -> tuple[TrainState, metrics.Sums]:
+    """One update by the mean cross-entropy of `batch`; its sums before the update."""
+    step_key = jax.random.fold_in(key, state.step)
+    images, targets = augment(step_key, batch["images"], batch["labels"])
+
+    def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+        logits, moved = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        loss = optax.softmax_cross_entropy(logits, targets).mean()
+        return loss, (logits, moved.get("batch_stats", {}))
+
+    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+    (loss, (logits, batch_stats)), grads = gradient(state.params)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    state = TrainState(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+    )
+    return state, metrics.train_sums(loss, logits, batch["labels"])
+
+
+def eval_step(
+    model: nn.Module,
+    augment: Callable[..., tuple[jax.Array, jax.Array]],
+    state: TrainState,
+    batch: Batch,
+) -> metrics.Sums:
+    """The sums of one batch in inference mode, over the examples its mask marks."""
+    images, _ = augment(jax.random.key(0), batch["images"], batch["labels"])
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    logits = model.apply(variables, images, train=False)
+    return metrics.eval_sums(logits, batch["labels"], batch["mask"])
+
+
+def evaluate(
+    eval_step: Callable[[TrainState, Batch], metrics.Sums],
+    make_batches: Callable[[Any], Iterable[Batch]],
+    state: TrainState,
+    dataset: Sized,
+) -> metrics.Sums:
+    """The sums over `dataset`; every example is counted exactly once, or it raises."""
+    total = None
+    for batch in make_batches(dataset):
+        total = metrics.add(total, eval_step(state, batch))
+    counted = 0 if total is None else int(total["count"])
+    if total is None or counted != len(dataset):
+        raise RuntimeError(f"scored {counted} examples of {len(dataset)}")
+    return total
