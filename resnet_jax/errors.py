@@ -52,6 +52,7 @@ def command_line(program: str) -> Iterator[None]:
     log = logging.getLogger("resnet_jax")
     log.addHandler(logging.StreamHandler())
     log.setLevel(logging.INFO)
+    log.propagate = False
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax narrates every save
     try:
         yield
