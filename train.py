@@ -17,7 +17,8 @@ from resnet_jax.config import Config
 def main(cfg: Config) -> None:
     import jax
 
-    from resnet_jax import augment, checkpoint, data, models, optim, training
+    from resnet_jax import augment, data, models, optim, training
+    from resnet_jax.run import open_run
     from resnet_jax.summary import summarize
 
     # Data: uint8 arrays; the order of an epoch is a function of (seed, epoch).
@@ -75,7 +76,7 @@ def main(cfg: Config) -> None:
         partial(data.eval_batches, batch_size=cfg.eval_batch_size),
     )
 
-    with checkpoint.open_run(cfg) as run:
+    with open_run(cfg) as run:
         # State: arrays alone, from the seed or from where this run stopped.
         state = training.init_state(model, tx, image_shape, key=keys.init)
         state = run.restore(state)

@@ -1,4 +1,4 @@
-"""The sources of CIFAR: verified arrays, and a prepared directory of what was fetched."""
+"""The sources of CIFAR: verified arrays, and a prepared directory of them."""
 
 import hashlib
 import io

@@ -26,7 +26,7 @@ class Config:
     dataset: str = "cifar10"
     """cifar10, cifar100 or digits."""
     data_dir: str | None = None
-    """A tensorflow-datasets directory; else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    """Of tensorflow-datasets; else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     validation_split: float = 0.0
     """Fraction of the training set held out and scored each epoch."""
     normalize: str = "cifar10"

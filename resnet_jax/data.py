@@ -24,7 +24,7 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, indices: np.ndarray) -> "Dataset":
+    def take(self, indices: np.ndarray | slice) -> "Dataset":
         """The examples at `indices`, in that order."""
         return Dataset(self.images[indices], self.labels[indices], self.class_names)
 
@@ -116,7 +116,7 @@ def train_batches(
     start: int = 0,
     drop_last: bool = False,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The shuffled batches of an epoch from the start-th on; the last may be partial."""
+    """The shuffled batches of an epoch from the start-th on; a last one is partial."""
     order = epoch_order(len(dataset), seed=seed, epoch=epoch)
     for index in range(start, num_batches(len(order), batch_size, drop_last=drop_last)):
         chosen = order[index * batch_size : (index + 1) * batch_size]
@@ -124,7 +124,7 @@ def train_batches(
 
 
 def eval_batches(dataset: Dataset, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Every example once, in order; the last batch is padded and mask [B] says where."""
+    """Every example once, in order; the last batch is padded, as its mask [B] says."""
     for start in range(0, len(dataset), batch_size):
         images = dataset.images[start : start + batch_size]
         labels = dataset.labels[start : start + batch_size]

@@ -79,7 +79,7 @@ def fetch(
         requests.head(url, timeout=timeout, allow_redirects=True).raise_for_status()
 
     if not answers(probe, timeout):
-        raise DataError(f"{host} does not answer within {timeout:g} s")
+        raise DataError(f"{host} cannot be reached")
     try:
         with _Progress(path.name, min_rate, window) as progress:
             pooch.retrieve(

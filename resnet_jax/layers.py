@@ -54,7 +54,9 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         param_dtype = storage_dtype(self.dtype, self.param_dtype)
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", KERNEL_INITS[self.weight_init], shape, param_dtype)
+        kernel = self.param(
+            "kernel", KERNEL_INITS[self.weight_init], shape, param_dtype
+        )
         x = lax.conv_general_dilated(
             x.astype(self.dtype),
             kernel.astype(self.dtype),

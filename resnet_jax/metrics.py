@@ -1,6 +1,9 @@
 """Sums that add over batches, means at the end, one JSON line out."""
 
 import json
+import os
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+from resnet_jax.errors import ConfigError
 
 Sums = dict[str, Any]  # name -> array; adding two adds what they counted
 
@@ -90,11 +95,67 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 def epoch_line(record: dict[str, Any]) -> str:
     """A record of metrics.jsonl as a line to read."""
-    parts = [f"epoch {record['epoch']:3d}  step {record['step']}  lr {record['lr']:.3g}"]
+    parts = [
+        f"epoch {record['epoch']:3d}  step {record['step']}  lr {record['lr']:.3g}"
+    ]
     for name in ("train", "val", "test"):
         if f"{name}_loss" in record:
             accuracy = 100 * record[f"{name}_accuracy"]
-            parts.append(f"{name} loss {record[f'{name}_loss']:.4f} acc {accuracy:.2f}%")
+            parts.append(
+                f"{name} loss {record[f'{name}_loss']:.4f} acc {accuracy:.2f}%"
+            )
     parts.append(f"{record['seconds']:.1f} s")
     parts.append(f"{record['images_per_second']:.0f} images/s")
     return "  ".join(parts)
+
+
+def report(sums: Sums, class_names: Sequence[str]) -> dict[str, Any]:
+    """The figures of eval_sums: accuracies as fractions, mean cross-entropy, counts."""
+    count = float(sums["count"])
+    by_class = zip(class_names, sums["class_correct"], sums["class_count"], strict=True)
+    return {
+        "accuracy": float(sums["correct"]) / count,
+        "accuracy_top5": float(sums["correct_top5"]) / count,
+        "loss": float(sums["loss"]) / count,
+        "count": int(count),
+        "class_accuracy": {
+            name: float(correct) / float(total) if total else None
+            for name, correct, total in by_class
+        },
+    }
+
+
+def class_table(sums: Sums, class_names: Sequence[str]) -> str:
+    """Accuracy by class, a line each."""
+    width = max(map(len, class_names))
+    rows = zip(class_names, sums["class_correct"], sums["class_count"], strict=True)
+    return "\n".join(
+        f"{name:{width}}  {100 * correct / max(total, 1):6.2f}%  "
+        f"{correct:.0f} of {total:.0f}"
+        for name, correct, total in rows
+    )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` to `path`, whole or not at all.
+
+    Raises:
+      ConfigError: it cannot be written there.
+    """
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as scratch:
+            whole = Path(scratch, path.name)
+            with whole.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            whole.replace(path)
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be written ({error.strerror}): choose another place"
+        ) from None
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes `content` to `path` as write_text does."""
+    write_text(path, json.dumps(content, indent=2) + "\n")

@@ -107,8 +107,8 @@ class ResNet(nn.Module):
         "cifar" a 3x3 convolution for small pictures.
       shortcut: identity | pad | conv | conv_bn, see BasicBlock.
       use_bias: whether convolutions have biases.
-      weight_init: of the convolutions: "kaiming" (normal, fan out, torchvision's ResNet) or
-        "torch" (nn.Conv2d's default).
+      weight_init: of the convolutions: "kaiming" (normal, fan out, as torchvision's
+        ResNet) or "torch" (nn.Conv2d's default).
     """
 
     block: ModuleDef
@@ -125,7 +125,9 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv = partial(Conv, use_bias=self.use_bias, weight_init=self.weight_init, **types)
+        conv = partial(
+            Conv, use_bias=self.use_bias, weight_init=self.weight_init, **types
+        )
         norm = partial(BatchNorm, momentum=0.1, epsilon=1e-5, **types)
         if len(self.stage_sizes) != len(self.widths):
             raise ConfigError(

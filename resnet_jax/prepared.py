@@ -1,9 +1,12 @@
-"""A prepared tensorflow-datasets directory, read, cached and written without TensorFlow."""
+"""A prepared tensorflow-datasets directory: read, cached, written; no TensorFlow."""
 
+import contextlib
+import io
 import json
 import logging
 import os
 import struct
+import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -43,7 +46,9 @@ def find(name: str, data_dir: Path) -> Path | None:
         return [int(part) for part in directory.name.split(".")]
 
     infos = (data_dir / name).glob("*.*.*/dataset_info.json")
-    found = [info.parent for info in infos if info.parent.name.replace(".", "").isdigit()]
+    found = [
+        info.parent for info in infos if info.parent.name.replace(".", "").isdigit()
+    ]
     return max(found, key=version, default=None)
 
 
@@ -127,12 +132,16 @@ def write_cifar10(arrays: Arrays, data_dir: Path) -> Path:
             def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
                 self.info.features["label"].names = list(arrays.class_names)
                 parts = {"train": arrays.train, "test": arrays.test}
-                return {name: self._examples(name, *part) for name, part in parts.items()}
+                return {
+                    name: self._examples(name, *part) for name, part in parts.items()
+                }
 
             def _examples(
                 self, split: str, images: np.ndarray, labels: np.ndarray
             ) -> Iterator[tuple[str, dict[str, Any]]]:
-                for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+                for index, (image, label) in enumerate(
+                    zip(images, labels, strict=True)
+                ):
                     key = f"{split}_{index:05d}"
                     image = Image.fromarray(image)
                     yield key, {"id": key, "image": image, "label": int(label)}
@@ -140,7 +149,12 @@ def write_cifar10(arrays: Arrays, data_dir: Path) -> Path:
     data_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=data_dir, prefix=".cifar10-") as scratch:
         builder = Cifar10(data_dir=scratch, file_format="array_record")
-        builder.download_and_prepare()
+        if not sys.stderr.isatty():
+            tfds.disable_progress_bar()
+        with contextlib.redirect_stdout(
+            io.StringIO()
+        ):  # it tells of the scratch folder
+            builder.download_and_prepare()
         written = Path(builder.data_dir)
         directory = data_dir / written.relative_to(scratch)
         directory.parent.mkdir(exist_ok=True)
@@ -155,7 +169,9 @@ def write_cifar10(arrays: Arrays, data_dir: Path) -> Path:
 def _fingerprint(directory: Path) -> str:
     """Changes whenever a file of `directory` does."""
     files = sorted(path for path in directory.iterdir() if path.is_file())
-    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    stats = [
+        (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files
+    ]
     return json.dumps([str(directory.resolve()), stats])
 
 

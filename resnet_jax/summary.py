@@ -62,5 +62,7 @@ def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> str:
         for row in (header, *body, total)
     ]
     rule = "-" * len(lines[0])
-    totals = f"{num_params / 1e6:.3f} M parameters, {num_macs / 1e9:.3f} G multiply-adds"
+    totals = (
+        f"{num_params / 1e6:.3f} M parameters, {num_macs / 1e9:.3f} G multiply-adds"
+    )
     return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], totals])

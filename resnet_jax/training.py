@@ -36,6 +36,14 @@ def make_keys(seed: int) -> Keys:
     return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
 
 
+def init_variables(
+    model: nn.Module, image_shape: tuple[int, int, int], *, key: jax.Array
+) -> dict[str, Any]:
+    """Fresh {"params", "batch_stats"} for pictures of image_shape (H, W, C)."""
+    variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
+    return {"batch_stats": {}, **variables}
+
+
 def init_state(
     model: nn.Module,
     tx: optax.GradientTransformation,
@@ -46,12 +54,11 @@ def init_state(
     """A fresh state for pictures of image_shape (H, W, C)."""
 
     def init(key: jax.Array) -> TrainState:
-        images = jnp.zeros((1, *image_shape))
-        variables = model.init(key, images, train=False)
+        variables = init_variables(model, image_shape, key=key)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=variables["params"],
-            batch_stats=variables.get("batch_stats", {}),
+            batch_stats=variables["batch_stats"],
             opt_state=tx.init(variables["params"]),
         )
 
