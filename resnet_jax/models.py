@@ -183,7 +183,7 @@ class HResNet(nn.Module):
         for index, features in enumerate((64, 128, 256), start=1):
             x = block(features, name=f"b{index}")(x, train=train)
             x = nn.avg_pool(x, (2, 2), strides=(2, 2))
-            self.sow("intermediates", f"b{index}", x)
+            self.sow("intermediates", f"b{index}.pool", x)
         x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
         x = nn.relu(Linear(2048, name="fc1", **types)(x))
         x = nn.relu(Linear(512, name="fc2", **types)(x))

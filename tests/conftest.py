@@ -1,0 +1,74 @@
+"""Strict JAX, no network, and small data that look like CIFAR-10."""
+
+import hashlib
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import numpy as np
+import pytest
+
+from resnet_jax import cifar10, models, prepared
+from resnet_jax.models import BasicBlock, ResNet
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    return jax.random.key(0)
+
+
+@pytest.fixture(autouse=True)
+def _isolated(tmp_path, monkeypatch):
+    """No test reads or writes the user's cache or data."""
+    monkeypatch.setenv("RESNET_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+
+
+@pytest.fixture
+def tiny(monkeypatch) -> str:
+    """The name of a network small enough to train in a test."""
+
+    def make(**options):
+        options = {"stem": "cifar", **options}
+        return ResNet(BasicBlock, (1, 1), widths=(4, 8), **options)
+
+    monkeypatch.setitem(models.MODELS, "tiny", make)
+    return "tiny"
+
+
+@pytest.fixture(scope="session")
+def fake_arrays() -> prepared.Arrays:
+    """50 training and 10 test pictures in CIFAR-10's form."""
+    rng = np.random.default_rng(0)
+
+    def part(count: int) -> tuple[np.ndarray, np.ndarray]:
+        images = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
+        return images, (np.arange(count) % 10).astype(np.int32)
+
+    return prepared.Arrays(part(50), part(10), cifar10.CLASS_NAMES)
+
+
+@pytest.fixture
+def small_cifar(fake_arrays, monkeypatch) -> prepared.Arrays:
+    """Makes fake_arrays the published CIFAR-10, by count and by sha256."""
+
+    def sha256(array: np.ndarray) -> str:
+        return hashlib.sha256(array.tobytes()).hexdigest()
+
+    for name in ("train", "test"):
+        images, labels = getattr(fake_arrays, name)
+        monkeypatch.setitem(cifar10.NUM_EXAMPLES, name, len(labels))
+        digests = (sha256(images), sha256(labels.astype(np.uint8)))
+        monkeypatch.setitem(cifar10.SHA256, name, digests)
+    return fake_arrays
+
+
+@pytest.fixture(scope="session")
+def prepared_dir(fake_arrays, tmp_path_factory):
+    """A tensorflow-datasets directory that holds fake_arrays as cifar10."""
+    data_dir = tmp_path_factory.mktemp("tfds")
+    prepared.write_cifar10(fake_arrays, data_dir)
+    return data_dir

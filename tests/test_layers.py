@@ -1,0 +1,207 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_jax.errors import ConfigError
+from resnet_jax.layers import BatchNorm, Conv, Linear
+
+
+def make_input(key, shape=(8, 4, 4, 3)):
+    return 2.0 + 3.0 * jax.random.normal(key, shape)
+
+
+def test_batchnorm_train_normalises_by_the_biased_batch_statistics(key):
+    x = make_input(key)
+    layer = BatchNorm()
+    variables = layer.init(key, x, train=True)
+    y, _ = layer.apply(variables, x, train=True, mutable=["batch_stats"])
+    flat = np.asarray(x, np.float64).reshape(-1, 3)
+    expected = (flat - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-5)
+    np.testing.assert_allclose(y.reshape(-1, 3), expected, atol=1e-5)
+
+
+def test_batchnorm_train_moves_the_statistics_by_the_documented_formula(key):
+    x = make_input(key)
+    layer = BatchNorm(momentum=0.3)
+    variables = layer.init(key, x, train=True)
+    start = {"mean": jnp.array([1.0, 2.0, 3.0]), "var": jnp.array([4.0, 5.0, 6.0])}
+    variables = {**variables, "batch_stats": start}
+    _, moved = layer.apply(variables, x, train=True, mutable=["batch_stats"])
+    flat = np.asarray(x, np.float64).reshape(-1, 3)
+    stats = moved["batch_stats"]
+    expected_mean = 0.7 * np.asarray(start["mean"]) + 0.3 * flat.mean(0)
+    # ddof=1: PyTorch keeps the unbiased variance, 128 / 127 of the biased one here.
+    expected_var = 0.7 * np.asarray(start["var"]) + 0.3 * flat.var(0, ddof=1)
+    np.testing.assert_allclose(stats["mean"], expected_mean, rtol=1e-6)
+    np.testing.assert_allclose(stats["var"], expected_var, rtol=1e-6)
+
+
+def test_batchnorm_variance_is_unbiased_by_hand():
+    # One channel, values 1, 2, 3, 6: mean 3, squares 4 + 1 + 0 + 9 = 14.
+    x = jnp.array([1.0, 2.0, 3.0, 6.0]).reshape(4, 1, 1, 1)
+    layer = BatchNorm(momentum=1.0)
+    variables = layer.init(jax.random.key(0), x, train=True)
+    y, moved = layer.apply(variables, x, train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(moved["batch_stats"]["var"], [14 / 3], rtol=1e-6)
+    np.testing.assert_allclose(
+        y.ravel(), np.array([-2, -1, 0, 3]) / np.sqrt(14 / 4 + 1e-5), rtol=1e-6
+    )
+
+
+def test_batchnorm_eval_uses_the_statistics_and_does_not_move_them(key):
+    x = make_input(key)
+    layer = BatchNorm()
+    variables = layer.init(key, x, train=False)
+    stats = {"mean": jnp.array([1.0, 2.0, 3.0]), "var": jnp.array([4.0, 9.0, 16.0])}
+    params = {"scale": jnp.array([1.0, 2.0, 3.0]), "bias": jnp.array([0.0, 1.0, -1.0])}
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(
+        jnp.shape, variables["params"]
+    )
+    variables = {"params": params, "batch_stats": stats}
+    y, after = layer.apply(variables, x, train=False, mutable=["batch_stats"])
+    expected = (np.asarray(x) - [1, 2, 3]) / np.sqrt([4, 9, 16]) * [1, 2, 3] + [0, 1, -1]
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+    for name in stats:
+        np.testing.assert_array_equal(after["batch_stats"][name], stats[name])
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_batchnorm_init_does_not_move_the_statistics(key, train):
+    stats = BatchNorm().init(key, make_input(key), train=train)["batch_stats"]
+    np.testing.assert_array_equal(stats["mean"], np.zeros(3))
+    np.testing.assert_array_equal(stats["var"], np.ones(3))
+
+
+def test_batchnorm_train_without_mutable_statistics_leaves_them(key):
+    x = make_input(key)
+    layer = BatchNorm()
+    variables = layer.init(key, x, train=True)
+    y = layer.apply(variables, x, train=True)
+    np.testing.assert_allclose(y.mean((0, 1, 2)), np.zeros(3), atol=1e-5)
+
+
+def test_batchnorm_output_depends_on_batch_mates_in_training_only(key):
+    x = make_input(key)
+    other = x.at[1:].set(make_input(jax.random.key(1))[1:])
+    layer = BatchNorm()
+    variables = layer.init(key, x, train=True)
+    evaluated = [layer.apply(variables, v, train=False)[0] for v in (x, other)]
+    np.testing.assert_array_equal(*evaluated)
+    trained = [layer.apply(variables, v, train=True)[0] for v in (x, other)]
+    assert np.abs(trained[0] - trained[1]).max() > 0.01
+
+
+def test_batchnorm_gradients_flow_through_the_batch_statistics(key):
+    x = make_input(key)
+    layer = BatchNorm()
+    variables = layer.init(key, x, train=True)
+    weights = jax.random.normal(jax.random.key(1), x.shape)
+
+    def loss(x, train):
+        return (layer.apply(variables, x, train=train) * weights).sum()
+
+    grad = jax.grad(loss)(x, True)
+    # A shift of a channel changes nothing that is normalised by the batch itself.
+    np.testing.assert_allclose(grad.sum((0, 1, 2)), np.zeros(3), atol=1e-4)
+    assert np.abs(jax.grad(loss)(x, False).sum((0, 1, 2))).max() > 0.1
+    step = 1e-2 * jax.random.normal(jax.random.key(2), x.shape)
+    measured = (loss(x + step, True) - loss(x - step, True)) / 2
+    np.testing.assert_allclose((grad * step).sum(), measured, rtol=1e-2)
+
+
+def test_batchnorm_two_pass_variance_survives_a_large_mean(key):
+    # E[x^2] - E[x]^2 in float32 loses a variance of 1 beside a mean of 10,000.
+    x = 1e4 + jax.random.normal(key, (64, 4, 4, 2))
+    layer = BatchNorm(momentum=1.0)
+    variables = layer.init(key, x, train=True)
+    _, moved = layer.apply(variables, x, train=True, mutable=["batch_stats"])
+    exact = np.asarray(x, np.float64).reshape(-1, 2).var(0, ddof=1)
+    np.testing.assert_allclose(moved["batch_stats"]["var"], exact, rtol=1e-3)
+
+
+def test_batchnorm_of_one_picture_uses_its_pixels(key):
+    x = make_input(key, (1, 4, 4, 3))
+    layer = BatchNorm(momentum=1.0)
+    variables = layer.init(key, x, train=True)
+    _, moved = layer.apply(variables, x, train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(
+        moved["batch_stats"]["var"],
+        np.asarray(x).reshape(-1, 3).var(0, ddof=1),
+        rtol=1e-5,
+    )
+
+
+def test_batchnorm_of_one_value_per_channel_is_refused_in_training_only(key):
+    x = jnp.ones((1, 1, 1, 3))
+    layer = BatchNorm()
+    variables = layer.init(key, x, train=True)
+    with pytest.raises(ConfigError, match="cannot train on one value per channel"):
+        layer.apply(variables, x, train=True)
+    assert np.isfinite(layer.apply(variables, x, train=False)).all()
+
+
+def test_batchnorm_of_1x1_maps_keeps_the_unbiased_variance(key):
+    x = make_input(key, (4, 1, 1, 3))
+    layer = BatchNorm(momentum=1.0)
+    variables = layer.init(key, x, train=True)
+    _, moved = layer.apply(variables, x, train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(
+        moved["batch_stats"]["var"],
+        np.asarray(x).reshape(-1, 3).var(0, ddof=1),
+        rtol=1e-5,
+    )
+
+
+def test_batchnorm_in_bfloat16_keeps_float32_statistics(key):
+    x = make_input(key).astype(jnp.bfloat16)
+    layer = BatchNorm(dtype=jnp.bfloat16, momentum=1.0)
+    variables = layer.init(key, x, train=True)
+    y, moved = layer.apply(variables, x, train=True, mutable=["batch_stats"])
+    assert y.dtype == jnp.bfloat16
+    for leaf in jax.tree.leaves((variables, moved)):
+        assert leaf.dtype == jnp.float32
+    exact = np.asarray(x, np.float64).reshape(-1, 3).mean(0)
+    np.testing.assert_allclose(moved["batch_stats"]["mean"], exact, rtol=1e-5)
+
+
+def test_batchnorm_in_float64(key):
+    with jax.enable_x64(True):
+        x = make_input(key).astype(jnp.float64)
+        layer = BatchNorm(dtype=jnp.float64, momentum=1.0)
+        variables = layer.init(key, x, train=True)
+        y, moved = layer.apply(variables, x, train=True, mutable=["batch_stats"])
+        for leaf in jax.tree.leaves((y, variables, moved)):
+            assert leaf.dtype == jnp.float64
+        flat = np.asarray(x).reshape(-1, 3)
+        np.testing.assert_allclose(
+            moved["batch_stats"]["var"], flat.var(0, ddof=1), rtol=1e-13
+        )
+
+
+def test_conv_pads_both_sides_alike_at_stride_two():
+    # SAME would pad below and right alone, and read other pixels.
+    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    layer = Conv(1, 3, stride=2, padding=1, use_bias=False)
+    kernel = jnp.zeros((3, 3, 1, 1)).at[0, 0].set(1.0)
+    y = layer.apply({"params": {"kernel": kernel}}, x)
+    np.testing.assert_array_equal(y[0, :, :, 0], [[0, 0], [0, 5]])
+
+
+@pytest.mark.parametrize("layer", [Conv(64, 3, padding=1), Linear(64)])
+def test_default_init_is_uniform_within_the_root_of_fan_in(layer, key):
+    shape, fan_in = ((1, 4, 4, 32), 288) if isinstance(layer, Conv) else ((1, 288), 288)
+    params = layer.init(key, jnp.zeros(shape))["params"]
+    bound = fan_in**-0.5
+    for leaf in (params["kernel"], params["bias"]):
+        assert np.abs(leaf).max() <= bound
+        assert np.abs(leaf).max() > 0.9 * bound
+    # A uniform's deviation is bound / sqrt(3).
+    np.testing.assert_allclose(params["kernel"].std(), bound / 3**0.5, rtol=0.02)
+
+
+def test_kaiming_init_is_normal_by_fan_out(key):
+    layer = Conv(64, 3, use_bias=False, weight_init="kaiming")
+    kernel = layer.init(key, jnp.zeros((1, 4, 4, 32)))["params"]["kernel"]
+    np.testing.assert_allclose(kernel.std(), (2 / (64 * 9)) ** 0.5, rtol=0.02)
+    assert np.abs(kernel).max() > 3 * kernel.std()  # not truncated

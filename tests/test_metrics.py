@@ -1,0 +1,84 @@
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_jax import metrics
+from resnet_jax.errors import ConfigError
+
+
+def test_eval_sums_by_hand():
+    logits = jnp.array([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
+    labels = jnp.array([1, 2, 1])
+    sums = metrics.eval_sums(logits, labels, jnp.ones(3))
+    logits = np.asarray(logits, np.float64)
+    losses = np.log(np.exp(logits).sum(-1)) - logits[np.arange(3), labels]
+    np.testing.assert_allclose(sums["loss"], losses.sum(), rtol=1e-6)
+    # The tie of the third goes to the lower class, as argmax has it.
+    assert sums["correct"] == 1 and sums["count"] == 3 and sums["correct_top5"] == 3
+    np.testing.assert_array_equal(sums["class_correct"], [0, 1, 0])
+    np.testing.assert_array_equal(sums["class_count"], [0, 2, 1])
+
+
+def test_top5_counts_the_rank_of_the_label():
+    logits = jnp.broadcast_to(-jnp.arange(10.0), (10, 10))  # class k has rank k
+    sums = metrics.eval_sums(logits, jnp.arange(10), jnp.ones(10))
+    assert sums["correct"] == 1 and sums["correct_top5"] == 5
+
+
+def test_masked_examples_count_nothing_even_where_they_are_nan():
+    logits = jnp.array([[2.0, 0.0], [jnp.nan, jnp.nan]])
+    sums = metrics.eval_sums(logits, jnp.array([0, 0]), jnp.array([1.0, 0.0]))
+    assert sums["count"] == sums["correct"] == sums["correct_top5"] == 1
+    np.testing.assert_allclose(sums["loss"], np.log1p(np.exp(-2.0)), rtol=1e-6)
+
+
+def test_sums_add_exactly_in_float64():
+    big = {"count": jnp.float32(2**24), "loss": jnp.float32(0.1)}
+    one = {"count": jnp.float32(1), "loss": jnp.float32(0.1)}
+    total = metrics.add(metrics.add(None, big), one)
+    assert total["count"] == 2**24 + 1
+    assert total["loss"] == 2 * float(np.float32(0.1))
+
+
+def test_means_and_summary_line():
+    sums = {"loss": 3.0, "correct": 3.0, "correct_top5": 4.0, "count": 4.0}
+    assert metrics.means(sums, "val") == {"val_loss": 0.75, "val_accuracy": 0.75}
+    line = metrics.summary_line(sums)
+    assert line == "Acc@1 75.000 Acc@5 100.000 loss 0.750000 n 4"
+
+
+def test_class_table_and_report():
+    logits = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    sums = metrics.add(
+        None, metrics.eval_sums(logits, jnp.array([0, 1, 1]), jnp.ones(3))
+    )
+    table = metrics.class_table(sums, ("cat", "horse"))
+    assert table == "cat    100.00%  1 of 1\nhorse   50.00%  1 of 2"
+    report = metrics.report(sums, ("cat", "horse"))
+    assert report["class_accuracy"] == {"cat": 1.0, "horse": 0.5}
+    assert report["count"] == 3 and report["accuracy"] == pytest.approx(2 / 3)
+    json.dumps(report)
+
+
+def test_jsonl_leaves_out_an_unfinished_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert metrics.read_jsonl(path) == []
+    path.write_text(metrics.json_line({"step": 1}) + '\n{"step": 2, "los')
+    assert metrics.read_jsonl(path) == [{"step": 1}]
+
+
+def test_write_text_is_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.json"
+    metrics.write_json(path, {"a": 1})
+    assert json.loads(path.read_text()) == {"a": 1}
+    with pytest.raises(UnicodeEncodeError):
+        metrics.write_text(path, "\ud800")
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_write_text_where_nothing_can_be_written(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be written"):
+        metrics.write_text(tmp_path / "missing" / "a.json", "")

@@ -1,0 +1,244 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import resnet_jax
+from resnet_jax.errors import ConfigError
+from resnet_jax.models import MODELS, BasicBlock, Bottleneck, ResNet
+
+
+def count_params(model, side=32):
+    images = jnp.zeros((1, side, side, 3))
+    init = lambda: model.init(jax.random.key(0), images, train=False)  # noqa: E731
+    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(init)["params"]))
+
+
+# torchvision's table of weights, for 1000 classes.
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("resnet18", 11_689_512),
+        ("resnet34", 21_797_672),
+        ("resnet50", 25_557_032),
+        ("resnet101", 44_549_160),
+        ("resnet152", 60_192_808),
+    ],
+)
+def test_parameters_equal_torchvisions(name, count):
+    assert count_params(resnet_jax.create_model(name, num_classes=1000)) == count
+
+
+# He et al. table 6, in millions; resnet20 and 56 to the last one from published weights.
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("resnet20", 0.27),
+        ("resnet32", 0.46),
+        ("resnet44", 0.66),
+        ("resnet56", 0.85),
+        ("resnet110", 1.7),
+    ],
+)
+def test_parameters_are_those_of_the_paper(name, millions):
+    count = count_params(resnet_jax.create_model(name, num_classes=10))
+    assert count / 1e6 == pytest.approx(millions, abs=0.005 if millions < 1 else 0.05)
+    exact = {"resnet20": 269_722, "resnet56": 853_018}
+    assert count == exact.get(name, count)
+
+
+def test_hresnet_has_the_tutorials_layers():
+    images = jnp.zeros((2, 32, 32, 3))
+    model = resnet_jax.create_model("hresnet", num_classes=10)
+    variables = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), images, train=False)
+    )
+    params = variables["params"]
+    assert set(params) == {"b1", "b2", "b3", "fc1", "fc2", "fc3"}
+    assert set(params["b1"]) == {"conv1", "bn1", "conv2", "bn2", "downsample"}
+    assert params["b1"]["downsample"]["kernel"].shape == (1, 1, 3, 64)
+    assert params["b1"]["conv1"]["bias"].shape == (64,)
+    assert params["fc1"]["kernel"].shape == (4096, 2048)
+    assert set(variables["batch_stats"]["b3"]) == {"bn1", "bn2"}
+    # conv and bn of the three blocks, their shortcuts, and three linear layers
+    blocks = [(3, 64), (64, 128), (128, 256)]
+    count = sum(9 * i * o + o + 9 * o * o + o + 4 * o + i * o + o for i, o in blocks)
+    count += 4096 * 2048 + 2048 + 2048 * 512 + 512 + 512 * 10 + 10
+    assert count_params(model) == count
+
+
+def test_hresnet_flattens_in_the_order_of_pytorch(key):
+    model = resnet_jax.create_model("hresnet", num_classes=10)
+    images = jax.random.normal(key, (1, 32, 32, 3))
+    variables = jax.jit(partial(model.init, train=False))(key, images)
+    # fc1's first 16 inputs are the 4x4 map of channel 0: silence them, and channel 0 of
+    # the last block no longer matters.
+    kernel = variables["params"]["fc1"]["kernel"].at[:16].set(0.0)
+    params = {**variables["params"], "fc1": {**variables["params"]["fc1"]}}
+    params["fc1"]["kernel"] = kernel
+
+    def logits(bias):
+        bn2 = {**params["b3"]["bn2"], "bias": bias}
+        changed = {**params, "b3": {**params["b3"], "bn2": bn2}}
+        return apply({**variables, "params": changed}, images)
+
+    apply = jax.jit(partial(model.apply, train=False))
+    zeros = jnp.zeros(256)
+    np.testing.assert_array_equal(logits(zeros.at[0].set(5.0)), logits(zeros))
+    assert np.abs(logits(zeros.at[1].set(5.0)) - logits(zeros)).max() > 1e-3
+
+
+def stages(model, side):
+    def run():
+        images = jnp.zeros((2, side, side, 3))
+        variables = model.init(jax.random.key(0), images, train=False)
+        return model.apply(variables, images, train=False, mutable=["intermediates"])
+
+    logits, state = jax.eval_shape(run)
+    shapes = {name: value[0].shape[1:] for name, value in state["intermediates"].items()}
+    return logits, shapes
+
+
+@pytest.mark.parametrize(("name", "widening"), [("resnet18", 1), ("resnet50", 4)])
+@pytest.mark.parametrize(("stem", "side"), [("imagenet", 56), ("cifar", 224)])
+def test_stages_of_the_imagenet_family(name, widening, stem, side):
+    model = resnet_jax.create_model(name, num_classes=7, stem=stem)
+    logits, shapes = stages(model, 224)
+    assert logits.shape == (2, 7)
+    assert shapes == {
+        "stem": (side, side, 64),
+        **{
+            f"layer{i + 1}": (side >> i, side >> i, (64 << i) * widening)
+            for i in range(4)
+        },
+    }
+
+
+def test_stages_of_the_cifar_family():
+    logits, shapes = stages(resnet_jax.create_model("resnet20", num_classes=10), 32)
+    assert logits.shape == (2, 10)
+    assert shapes == {
+        "stem": (32, 32, 16),
+        "layer1": (32, 32, 16),
+        "layer2": (16, 16, 32),
+        "layer3": (8, 8, 64),
+    }
+
+
+def test_stages_of_hresnet():
+    _, shapes = stages(resnet_jax.create_model("hresnet", num_classes=10), 32)
+    assert shapes == {
+        "b1.pool": (16, 16, 64),
+        "b2.pool": (8, 8, 128),
+        "b3.pool": (4, 4, 256),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "width"), [("hresnet", 512), ("resnet50", 2048), ("resnet8", 64)]
+)
+def test_without_classes_a_model_gives_features(name, width):
+    logits, _ = stages(resnet_jax.create_model(name, num_classes=0), 32)
+    assert logits.shape == (2, width)
+
+
+def test_option_a_shortcut_takes_every_other_pixel_and_zero_channels(key):
+    block = BasicBlock(8, stride=2, shortcut="pad")
+    x = jax.random.uniform(key, (1, 4, 4, 4))
+    variables = block.init(key, x, train=False)
+    # With bn2's scale at zero the residual branch is silent.
+    params = {**variables["params"]}
+    params["bn2"] = {"scale": jnp.zeros(8), "bias": jnp.zeros(8)}
+    y = block.apply({**variables, "params": params}, x, train=False)
+    np.testing.assert_array_equal(y[..., 2:6], x[:, ::2, ::2])
+    assert not np.abs(y[..., :2]).any() and not np.abs(y[..., 6:]).any()
+
+
+@pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
+@pytest.mark.parametrize("shortcut", ["pad", "conv", "conv_bn"])
+def test_people_build_their_own(block, shortcut, key):
+    model = ResNet(
+        block=block,
+        stage_sizes=(1, 2),
+        widths=(4, 8),
+        stem="cifar",
+        shortcut=shortcut,
+        num_classes=3,
+        use_bias=True,
+    )
+    images = jax.random.normal(key, (2, 8, 8, 3))
+    variables = jax.eval_shape(partial(model.init, train=False), key, images)
+    assert ("downsample" in variables["params"]["layer2.0"]) == (shortcut == "conv")
+    has_bn = "downsample.1" in variables["params"]["layer2.0"]
+    assert has_bn == (shortcut == "conv_bn")
+    assert "bias" in variables["params"]["layer1.0"]["conv1"]
+    logits = jax.eval_shape(partial(model.apply, train=False), variables, images)
+    assert logits.shape == (2, 3)
+
+
+def test_an_identity_shortcut_cannot_change_the_shape(key):
+    model = ResNet(BasicBlock, (1, 1), 3, widths=(4, 8), shortcut="identity")
+    with pytest.raises(ConfigError, match="cannot join 4 channels to 8 at stride 2"):
+        model.init(key, jnp.zeros((1, 32, 32, 3)), train=False)
+
+
+def test_train_has_no_default(key):
+    model = resnet_jax.create_model("resnet8", num_classes=10)
+    with pytest.raises(TypeError, match="train"):
+        model.init(key, jnp.zeros((1, 32, 32, 3)))
+
+
+def test_bfloat16_arithmetic_keeps_float32_parameters_and_logits(key):
+    model = resnet_jax.create_model("resnet8", num_classes=10, dtype=jnp.bfloat16)
+    images = jax.random.normal(key, (2, 32, 32, 3))
+    variables = jax.jit(partial(model.init, train=False))(key, images)
+    apply = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))
+    logits, moved = apply(variables, images)
+    for leaf in jax.tree.leaves((logits, variables, moved)):
+        assert leaf.dtype == jnp.float32
+    exact = resnet_jax.create_model("resnet8", num_classes=10)
+    expected = jax.jit(partial(exact.apply, train=True))(variables, images)
+    difference = np.abs(logits - expected).max()
+    assert 0 < difference < 0.1 * np.abs(expected).max()
+
+
+def test_param_dtype_is_respected(key):
+    model = resnet_jax.create_model(
+        "resnet8", num_classes=10, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16
+    )
+    init = partial(model.init, train=False)
+    variables = jax.eval_shape(init, key, jnp.zeros((1, 32, 32, 3)))
+    for collection, dtype in (("params", jnp.bfloat16), ("batch_stats", jnp.float32)):
+        assert {x.dtype for x in jax.tree.leaves(variables[collection])} == {
+            jnp.dtype(dtype)
+        }
+
+
+def test_float64_works_through(key):
+    with jax.enable_x64(True):
+        model = resnet_jax.create_model("resnet8", num_classes=10, dtype=jnp.float64)
+        images = jnp.zeros((1, 32, 32, 3), jnp.float64)
+        init = partial(model.init, train=False)
+        variables = jax.eval_shape(init, key, images)
+        logits = jax.eval_shape(partial(model.apply, train=False), variables, images)
+        for leaf in jax.tree.leaves((logits, variables)):
+            assert leaf.dtype == jnp.float64
+
+
+def test_list_models_has_the_family():
+    assert resnet_jax.list_models() == list(MODELS)
+    assert {"hresnet", "resnet18", "resnet152", "resnet8", "resnet110"} <= set(MODELS)
+
+
+def test_an_unknown_model_is_named_with_a_near_one():
+    with pytest.raises(ConfigError, match="no model 'resnet19': did you mean resnet1"):
+        resnet_jax.create_model("resnet19", num_classes=10)
+
+
+def test_stems_that_do_not_exist_are_refused():
+    with pytest.raises(ConfigError, match="no stem 'big': imagenet or cifar"):
+        resnet_jax.create_model("resnet18", num_classes=10, stem="big")
+    with pytest.raises(ConfigError, match="hresnet has no stem"):
+        resnet_jax.create_model("hresnet", num_classes=10, stem="cifar")
