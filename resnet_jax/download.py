@@ -27,6 +27,9 @@ class _Progress(tqdm):
         self._min_bytes, self._window = min_rate * window, window
         self._since, self._bytes = time.monotonic(), 0
 
+    def __bool__(self) -> bool:
+        return True  # to pooch, that there is one; tqdm's asks for the total
+
     def update(self, n: float | None = 1) -> bool | None:
         self._bytes += int(n or 0)
         now = time.monotonic()
@@ -80,6 +83,7 @@ def fetch(
 
     if not answers(probe, timeout):
         raise DataError(f"{host} cannot be reached")
+    pooch.get_logger().setLevel("WARNING")
     try:
         with _Progress(path.name, min_rate, window) as progress:
             pooch.retrieve(

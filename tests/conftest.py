@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
@@ -18,6 +19,17 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 @pytest.fixture
 def key() -> jax.Array:
     return jax.random.key(0)
+
+
+_REAL_DATA_DIR = os.environ.get("TFDS_DATA_DIR")
+
+
+@pytest.fixture
+def real_data_dir() -> Path:
+    """A tensorflow-datasets directory that holds the real CIFAR-10."""
+    if not _REAL_DATA_DIR or prepared.find("cifar10", Path(_REAL_DATA_DIR)) is None:
+        pytest.skip("no prepared CIFAR-10 in $TFDS_DATA_DIR")
+    return Path(_REAL_DATA_DIR)
 
 
 @pytest.fixture(autouse=True)

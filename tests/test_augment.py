@@ -89,7 +89,9 @@ def test_normalizations_by_name_and_by_number():
     assert augment.parse_normalization("0,.1,.2/1,2,3") == ((0, 0.1, 0.2), (1, 2, 3))
 
 
-@pytest.mark.parametrize("text", ["hlaf", "0,0/1,1", "0,0,0", "0,0,0/1,0,1", "a,b,c/1,1,1"])
+@pytest.mark.parametrize(
+    "text", ["hlaf", "0,0/1,1", "0,0,0", "0,0,0/1,0,1", "a,b,c/1,1,1"]
+)
 def test_other_normalizations_are_refused(text):
     with pytest.raises(ConfigError, match="one of cifar10, imagenet, half"):
         augment.parse_normalization(text)

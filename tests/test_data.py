@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+
+from resnet_jax import data
+from resnet_jax.errors import ConfigError
+
+
+@pytest.fixture
+def dataset():
+    images = np.arange(23, dtype=np.uint8)[:, None, None, None] * np.ones(
+        (1, 2, 2, 3), np.uint8
+    )
+    return data.Dataset(images, np.arange(23, dtype=np.int32) % 3, ("a", "b", "c"))
+
+
+def test_digits_are_all_there_once_and_stratified():
+    train, test = data.load_dataset("digits")
+    assert len(train) == 1437 and len(test) == 360
+    assert train.images.shape == (1437, 32, 32, 3) and train.images.dtype == np.uint8
+    assert train.labels.dtype == np.int32
+    assert train.class_names == tuple("0123456789")
+    counts = np.bincount(train.labels), np.bincount(test.labels)
+    np.testing.assert_allclose(counts[1] / (counts[0] + counts[1]), 0.2, atol=0.01)
+    assert train.images.max() == 255 and train.images.min() == 0
+    again, _ = data.load_dataset("digits")
+    np.testing.assert_array_equal(train.images, again.images)
+    # Together they are scikit-learn's: a split that drew twice would lose some.
+    from sklearn.datasets import load_digits
+
+    small = np.concatenate([train.images, test.images])[:, ::4, ::4, 0]
+    expected = np.rint(load_digits().images * (255 / 16))
+    keys = [
+        sorted(x.astype(np.uint8).tobytes() for x in xs) for xs in (small, expected)
+    ]
+    assert keys[0] == keys[1]
+
+
+def test_unknown_data_sets_are_refused():
+    with pytest.raises(ConfigError, match="no data set 'mnist': one of cifar10"):
+        data.load_dataset("mnist")
+
+
+def test_cifar10_comes_as_datasets(prepared_dir, small_cifar):
+    train, test = data.load_dataset("cifar10", prepared_dir)
+    np.testing.assert_array_equal(train.images, small_cifar.train[0])
+    np.testing.assert_array_equal(test.labels, small_cifar.test[1])
+    assert train.class_names[3] == "cat"
+
+
+def test_order_is_a_function_of_seed_and_epoch():
+    def order(seed, epoch):
+        return data.epoch_order(100, seed=seed, epoch=epoch).tolist()
+
+    assert order(1, 2) == order(1, 2)
+    assert sorted(order(1, 2)) == list(range(100))
+    assert len({tuple(order(s, e)) for s in (0, 1) for e in (0, 1)}) == 4
+
+
+def test_an_epoch_shows_every_example_once_and_ends_partial(dataset):
+    batches = list(data.train_batches(dataset, 5, seed=0, epoch=0))
+    assert [len(b["labels"]) for b in batches] == [5, 5, 5, 5, 3]
+    assert data.num_batches(23, 5) == 5
+    seen = np.concatenate([b["images"][:, 0, 0, 0] for b in batches])
+    assert sorted(seen) == list(range(23))
+    for batch in batches:
+        np.testing.assert_array_equal(batch["images"][:, 0, 0, 0] % 3, batch["labels"])
+
+
+def test_the_partial_batch_can_be_dropped(dataset):
+    batches = list(data.train_batches(dataset, 5, seed=0, epoch=0, drop_last=True))
+    assert [len(b["labels"]) for b in batches] == [5] * 4
+    assert data.num_batches(23, 5, drop_last=True) == 4
+
+
+def test_an_epoch_can_be_entered_in_the_middle(dataset):
+    whole = list(data.train_batches(dataset, 5, seed=3, epoch=1))
+    rest = list(data.train_batches(dataset, 5, seed=3, epoch=1, start=3))
+    assert len(rest) == 2
+    for a, b in zip(whole[3:], rest, strict=True):
+        np.testing.assert_array_equal(a["images"], b["images"])
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 23, 40])
+def test_evaluation_marks_every_example_once_in_one_shape(dataset, batch_size):
+    batches = list(data.eval_batches(dataset, batch_size))
+    assert {b["images"].shape for b in batches} == {(batch_size, 2, 2, 3)}
+    marked = [b["images"][b["mask"] == 1][:, 0, 0, 0] for b in batches]
+    np.testing.assert_array_equal(np.concatenate(marked), np.arange(23))
+
+
+def test_hold_out_parts_the_training_set_by_its_seed(dataset):
+    train, held = data.hold_out(dataset, 0.2, seed=0)
+    assert (len(train), len(held)) == (18, 5)
+    seen = np.concatenate([train.images, held.images])[:, 0, 0, 0]
+    assert sorted(seen) == list(range(23))
+    again = data.hold_out(dataset, 0.2, seed=0)[1]
+    other = data.hold_out(dataset, 0.2, seed=1)[1]
+    np.testing.assert_array_equal(held.images, again.images)
+    assert not np.array_equal(held.images, other.images)
+
+
+def test_hold_out_of_nothing_is_the_whole(dataset):
+    train, held = data.hold_out(dataset, 0.0, seed=0)
+    np.testing.assert_array_equal(train.images, dataset.images)
+    assert len(held) == 0
+
+
+def test_hold_out_that_leaves_an_empty_part_is_refused(dataset):
+    with pytest.raises(ConfigError, match="validation_split 0.01 holds out 0 of 23"):
+        data.hold_out(dataset, 0.01, seed=0)

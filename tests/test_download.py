@@ -1,0 +1,93 @@
+import hashlib
+import http.server
+import threading
+import time
+
+import pytest
+
+from resnet_jax import download
+from resnet_jax.errors import DataError
+
+CONTENT = bytes(range(256)) * 4096  # 1 MiB
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_HEAD(self):
+        self.send_response(404 if self.path == "/missing" else 200)
+        self.send_header("Content-Length", str(len(CONTENT)))
+        self.end_headers()
+
+    def do_GET(self):
+        self.do_HEAD()
+        if self.path == "/half":
+            self.wfile.write(CONTENT[: len(CONTENT) // 2])
+        elif self.path == "/stalls":
+            self.wfile.write(CONTENT[: len(CONTENT) // 2])
+            self.server.stopping.wait(20)
+        elif self.path == "/crawls":
+            for start in range(0, len(CONTENT), 2**14):
+                self.wfile.write(CONTENT[start : start + 2**14])
+                if self.server.stopping.wait(0.2):
+                    return
+        elif self.path == "/page":
+            self.wfile.write(b"x" * len(CONTENT))
+        else:
+            self.wfile.write(CONTENT)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.stopping = threading.Event()
+    server.handle_error = lambda *args: None
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.stopping.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_download_is_verified(server, tmp_path):
+    download.fetch(f"{server}/file", SHA256, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/missing", "127.0.0.1:[0-9]+ cannot be reached"),
+        ("/half", "broke off"),
+        ("/stalls", "broke off"),
+        ("/crawls", "sends less than 200 kB a second"),
+        ("/page", "sent a file that is not file"),
+    ],
+)
+def test_a_download_that_fails_leaves_nothing(server, tmp_path, path, message):
+    start = time.monotonic()
+    with pytest.raises(DataError, match=message):
+        download.fetch(server + path, SHA256, tmp_path / "file", timeout=2, window=1.0)
+    assert (
+        time.monotonic() - start < 15
+    )  # the whole of /crawls takes 13 s, and /stalls 20
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nobody_there(tmp_path):
+    with pytest.raises(DataError, match="127.0.0.1:9 cannot be reached"):
+        download.fetch("http://127.0.0.1:9/file", SHA256, tmp_path / "file")
+
+
+def test_a_probe_that_hangs_is_left():
+    hang = threading.Event()
+    start = time.monotonic()
+    assert not download.answers(hang.wait, 0.2)
+    assert time.monotonic() - start < 5
+    hang.set()
+    assert download.answers(lambda: None, 5.0)

@@ -1,0 +1,337 @@
+import dataclasses
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+import train
+from resnet_jax import checkpoint, data, models, training
+from resnet_jax.config import Config
+from resnet_jax.errors import (
+    CheckpointError,
+    ConfigError,
+    NonFiniteLossError,
+    StoppedError,
+)
+from resnet_jax.run import open_run, read_run
+
+TIMES = {"seconds", "images_per_second", "compile_seconds"}
+
+
+@pytest.fixture
+def cfg(tiny, tmp_path, monkeypatch) -> Config:
+    """Three epochs of five steps, the last of each on a partial batch."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (46, 8, 8, 3), np.uint8)
+    labels = (np.arange(46) % 3).astype(np.int32)
+    whole = data.Dataset(images, labels, ("a", "b", "c"))
+    parts = whole.take(slice(36)), whole.take(slice(36, None))
+    monkeypatch.setattr(data, "load_dataset", lambda name, data_dir: parts)
+    return Config(
+        model=tiny,
+        dataset="digits",
+        epochs=3,
+        batch_size=8,
+        eval_batch_size=4,
+        optimizer="sgd",
+        schedule="cosine",
+        lr=0.05,
+        crop_padding=1,
+        flip=True,
+        workdir=str(tmp_path / "run"),
+    )
+
+
+def change(cfg, **fields):
+    return dataclasses.replace(cfg, **fields)
+
+
+def records(cfg):
+    with open(f"{cfg.workdir}/metrics.jsonl", encoding="utf-8") as file:
+        lines = [json.loads(line) for line in file]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+
+
+def variables(cfg, which="last"):
+    model = models.create_model(cfg.model, num_classes=3)
+    template = training.init_variables(model, (8, 8, 3), key=jax.random.key(0))
+    return checkpoint.load_variables(read_run_dir(cfg), which, template)
+
+
+def read_run_dir(cfg):
+    from pathlib import Path
+
+    return Path(cfg.workdir)
+
+
+def assert_same_end(one, two):
+    assert records(one) == records(two)
+    (a, step_a), (b, step_b) = variables(one), variables(two)
+    assert step_a == step_b
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_a_run_leaves_config_metrics_and_checkpoints(cfg, capsys):
+    train.main(cfg)
+    assert read_run(read_run_dir(cfg)) == cfg
+    lines = records(cfg)
+    assert [line["step"] for line in lines] == [5, 10, 15]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert lines[0].keys() == {
+        "epoch",
+        "step",
+        "lr",
+        "train_loss",
+        "train_accuracy",
+        "test_loss",
+        "test_accuracy",
+    }
+    assert lines[-1]["lr"] < lines[0]["lr"] < 0.05
+    assert capsys.readouterr().out.count("\n") == 3
+    assert variables(cfg)[1] == 15
+
+
+def test_a_finished_run_says_so(cfg, capsys):
+    train.main(cfg)
+    before = records(cfg)
+    capsys.readouterr()
+    train.main(cfg)
+    assert "is finished: 15 of 15 steps done" in capsys.readouterr().out
+    assert records(cfg) == before
+
+
+class Killed(BaseException):
+    """Stands for the end of a process: nothing that handles errors sees it."""
+
+
+def test_killed_between_epochs_a_run_ends_as_one_left_alone(cfg, monkeypatch, tmp_path):
+    alone = change(cfg, workdir=str(tmp_path / "alone"))
+    train.main(alone)
+    evaluate = training.evaluate
+
+    def die(eval_step, make_batches, state, dataset):
+        if int(state.step) == 10:
+            raise Killed
+        return evaluate(eval_step, make_batches, state, dataset)
+
+    monkeypatch.setattr(training, "evaluate", die)
+    with pytest.raises(Killed):
+        train.main(cfg)
+    assert [line["step"] for line in records(cfg)] == [5]
+    monkeypatch.setattr(training, "evaluate", evaluate)
+    train.main(cfg)
+    assert_same_end(cfg, alone)
+
+
+def test_a_line_without_its_checkpoint_is_written_again(cfg, tmp_path):
+    cfg = change(cfg, schedule="constant")
+    alone = change(cfg, workdir=str(tmp_path / "alone"))
+    train.main(alone)
+    train.main(change(cfg, max_steps=5))
+    # Killed between the line of the second epoch and its checkpoint, and in the middle
+    # of another line.
+    with open(f"{cfg.workdir}/metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"epoch": 2, "step": 10}\n{"epoch": 3, "st')
+    train.main(change(cfg, max_steps=15, override=True))
+    assert_same_end(cfg, alone)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_the_middle_of_an_epoch_saves_and_the_run_ends_the_same(
+    cfg, monkeypatch, tmp_path, number
+):
+    alone = change(cfg, workdir=str(tmp_path / "alone"))
+    train.main(alone)
+    batches, seen = data.train_batches, []
+
+    def signalling(*args, **options):
+        for batch in batches(*args, **options):
+            seen.append(batch)
+            if len(seen) == 8:
+                os.kill(os.getpid(), number)
+            yield batch
+
+    monkeypatch.setattr(data, "train_batches", signalling)
+    with pytest.raises(StoppedError, match=f"{number.name}, saved at step 8 of 15"):
+        train.main(cfg)
+    assert [line["step"] for line in records(cfg)] == [5]
+    train.main(cfg)
+    assert len(seen) == 15
+    assert_same_end(cfg, alone)
+
+
+def test_a_signal_during_evaluation_stops_after_the_epoch(cfg, monkeypatch):
+    evaluate = training.evaluate
+
+    def signalling(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*args)
+
+    monkeypatch.setattr(training, "evaluate", signalling)
+    with pytest.raises(StoppedError, match="saved at step 5 of 15"):
+        train.main(cfg)
+    assert variables(cfg)[1] == 5
+
+
+def test_max_steps_ends_in_the_middle_of_an_epoch(cfg):
+    train.main(change(cfg, max_steps=7))
+    lines = records(cfg)
+    assert [(line["epoch"], line["step"]) for line in lines] == [(1, 5), (2, 7)]
+
+
+def test_validation_joins_the_metrics_and_chooses_the_best(cfg):
+    cfg = change(cfg, validation_split=0.25, keep=1, epochs=4, lr=0.3)
+    train.main(cfg)
+    lines = records(cfg)
+    assert all("val_loss" in line for line in lines)
+    best = max(lines, key=lambda line: line["val_accuracy"])
+    score = best["val_accuracy"]
+    ties = {line["step"] for line in lines if line["val_accuracy"] == score}
+    assert variables(cfg, "best")[1] in ties
+    assert variables(cfg, "last")[1] == lines[-1]["step"]
+
+
+def test_old_checkpoints_go(cfg):
+    train.main(change(cfg, keep=2))
+    steps = {int(name) for name in os.listdir(f"{cfg.workdir}/checkpoints")}
+    assert steps == {10, 15}
+
+
+def test_another_configuration_is_refused_by_its_fields(cfg):
+    train.main(change(cfg, max_steps=5))
+    with pytest.raises(ConfigError) as caught:
+        train.main(change(cfg, max_steps=5, lr=0.1, batch_size=9))
+    message = str(caught.value)
+    assert "batch_size 8 -> 9, lr 0.05 -> 0.1" in message
+    assert "another --workdir" in message and "--override" not in message
+    with pytest.raises(ConfigError, match="lr 0.05 -> 0.1"):
+        train.main(change(cfg, max_steps=5, lr=0.1, override=True))
+
+
+def test_override_lets_epochs_and_logging_through(cfg, capsys):
+    train.main(change(cfg, epochs=1))
+    longer = change(cfg, epochs=2, log_every_steps=3)
+    with pytest.raises(ConfigError, match="--override to go on with it"):
+        train.main(longer)
+    train.main(change(longer, override=True))
+    assert (
+        "overridden: epochs 1 -> 2, log_every_steps 20 -> 3" in capsys.readouterr().out
+    )
+    assert [line["step"] for line in records(cfg)] == [5, 10]
+    train.main(longer)
+
+
+def test_a_failure_before_the_first_step_leaves_nothing(cfg):
+    with pytest.raises(ConfigError, match="no model"):
+        train.main(change(cfg, model="resnet19"))
+    assert not os.path.exists(cfg.workdir)
+    with pytest.raises(ConfigError, match="normalize 'sepia'"):
+        train.main(change(cfg, normalize="sepia"))
+    assert not os.path.exists(cfg.workdir)
+
+
+def test_a_run_directory_that_cannot_be_written(cfg, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be written .Not a directory"):
+        train.main(change(cfg, workdir=str(tmp_path / "file" / "run")))
+
+
+def test_half_a_run_is_refused(cfg):
+    train.main(change(cfg, max_steps=2))
+    os.remove(f"{cfg.workdir}/config.json")
+    with pytest.raises(ConfigError, match="config.json cannot be read"):
+        train.main(cfg)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(cfg, monkeypatch):
+    cfg = change(cfg, log_every_steps=1)
+    batches, seen = data.train_batches, []
+    monkeypatch.setattr(
+        training.optax,
+        "softmax_cross_entropy",
+        lambda logits, targets: (
+            (logits * np.nan).sum(-1) if len(seen) else (logits * targets).sum(-1)
+        ),
+    )
+    seen.append(1)
+    with pytest.raises(NonFiniteLossError, match="is nan at step 1, lr 0.05: try"):
+        train.main(cfg)
+    assert batches is data.train_batches
+    assert records(cfg) == []
+
+
+def test_a_checkpoint_of_another_model_is_refused(cfg):
+    train.main(change(cfg, max_steps=2))
+    path = f"{cfg.workdir}/config.json"
+    with open(path, encoding="utf-8") as file:
+        text = file.read()
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text.replace('"tiny"', '"resnet8"'))
+    with pytest.raises(CheckpointError, match="checkpoint 2 of .* of another model"):
+        train.main(change(cfg, model="resnet8", max_steps=2))
+
+
+def test_a_truncated_checkpoint_is_refused(cfg):
+    train.main(change(cfg, max_steps=2))
+    (state,) = read_run_dir(cfg).glob("checkpoints/2/state")
+    for path in state.rglob("*"):
+        if path.is_file() and path.parent.name == "d":
+            path.write_bytes(path.read_bytes()[:10])
+    with pytest.raises(CheckpointError, match="checkpoint 2 of .* is damaged"):
+        variables(cfg)
+
+
+def test_checkpoints_that_are_not_there(cfg, tmp_path):
+    train.main(change(cfg, max_steps=2))
+    with pytest.raises(CheckpointError, match="no checkpoint of step 3: it has 2"):
+        variables(cfg, "3")
+    with pytest.raises(CheckpointError, match="no best checkpoint: .*validation-split"):
+        variables(cfg, "best")
+    with pytest.raises(ConfigError, match="checkpoint 'first': last, best or a step"):
+        variables(cfg, "first")
+    assert variables(cfg, "2")[1] == 2
+    with pytest.raises(CheckpointError, match="no checkpoint yet"):
+        checkpoint.load_variables(tmp_path, "last", {})
+
+
+def test_no_run_and_half_a_run_to_read(tmp_path):
+    with pytest.raises(ConfigError, match="there is no such directory"):
+        read_run(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="is no run: it has no config.json"):
+        read_run(tmp_path)
+
+
+def test_tensorboard_events(cfg):
+    pytest.importorskip("tensorboardX")
+    train.main(change(cfg, max_steps=5, tensorboard=True))
+    (events,) = read_run_dir(cfg).glob("tensorboard/events.*")
+    assert b"test_accuracy" in events.read_bytes()
+
+
+def test_tensorboard_without_its_package(cfg, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(ConfigError, match="pip install tensorboardX"):
+        train.main(change(cfg, max_steps=5, tensorboard=True))
+    assert not os.path.exists(cfg.workdir)
+
+
+def test_profile_leaves_a_trace(cfg):
+    train.main(change(cfg, profile=True))
+    assert list(read_run_dir(cfg).glob("profile/plugins/profile/*/*"))
+
+
+def test_summary_trains_nothing(cfg, capsys):
+    train.main(change(cfg, summary=True))
+    assert "multiply-adds" in capsys.readouterr().out
+    assert not os.path.exists(cfg.workdir)
+
+
+def test_open_run_probes_without_a_trace(cfg):
+    with open_run(cfg):
+        assert os.path.isdir(cfg.workdir)
+    assert not os.path.exists(cfg.workdir)

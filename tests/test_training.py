@@ -1,0 +1,155 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_jax import augment, data, models, optim, training
+
+GOLDEN = (
+    "The golden {name} step gives other numbers. Either the arithmetic, the order of "
+    "random draws or the initialisation changed, and then every recorded result and "
+    "every old checkpoint's continuation changed with it: say so in the commit and in "
+    "RESULTS.md; or it was not meant to, and this is the bug."
+)
+
+
+@pytest.fixture
+def batch():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (8, 16, 16, 3), np.uint8)
+    return {"images": images, "labels": np.arange(8, dtype=np.int32) % 4}
+
+
+def make(tiny, optimizer="sgd", lr=0.1, **augmentation):
+    model = models.create_model(tiny, num_classes=4)
+    schedule = optim.make_schedule("constant", lr=lr, total_steps=10)
+    tx = optim.make_optimizer(optimizer, schedule, weight_decay=1e-3)
+    prepare = augment.make_augment(num_classes=4, normalization="half", **augmentation)
+    keys = training.make_keys(0)
+    state = training.init_state(model, tx, (16, 16, 3), key=keys.init)
+    step = jax.jit(partial(training.train_step, model, tx, prepare))
+    return model, state, partial(step, key=keys.augment)
+
+
+def flat(tree):
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def test_keys_have_one_purpose_each():
+    keys = training.make_keys(0)
+    data_ = {tuple(jax.random.key_data(key).tolist()) for key in keys}
+    assert len(data_) == len(keys)
+    again = training.make_keys(0)
+    assert all((a == b).all() for a, b in zip(keys, again, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "lr", "losses", "moved"),
+    [
+        ("sgd", 0.1, (1.428386, 1.414860), 0.0322574),
+        ("adam", 1e-3, (1.428386, 1.417938), 0.0374155),
+    ],
+)
+def test_golden_step(tiny, batch, name, lr, losses, moved):
+    _, state, step = make(tiny, name, lr, crop_padding=2, flip=True)
+    after, sums = step(state, batch)
+    _, second = step(after, batch)
+    distance = sum(
+        np.square(a - b).sum()
+        for a, b in zip(
+            jax.tree.leaves(after.params), jax.tree.leaves(state.params), strict=True
+        )
+    )
+    found = [float(sums["loss"]) / 8, float(second["loss"]) / 8, float(distance) ** 0.5]
+    np.testing.assert_allclose(
+        found, [*losses, moved], rtol=2e-5, err_msg=GOLDEN.format(name=name)
+    )
+
+
+def test_a_step_moves_parameters_statistics_and_count(tiny, batch):
+    _, state, step = make(tiny)
+    after, sums = step(state, batch)
+    assert int(after.step) == 1 and float(sums["count"]) == 8
+    for part in ("params", "batch_stats"):
+        before, now = flat(getattr(state, part)), flat(getattr(after, part))
+        assert before.keys() == now.keys()
+        assert all((before[name] != now[name]).any() for name in before)
+
+
+def test_a_step_is_pure(tiny, batch):
+    _, state, step = make(tiny, crop_padding=2, flip=True)
+    before = flat(state)
+    one, two = flat(step(state, batch)), flat(step(state, batch))
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+    assert all(
+        np.array_equal(before[name], value) for name, value in flat(state).items()
+    )
+
+
+def test_the_update_is_minus_lr_times_the_gradient(tiny, batch):
+    model, state, step = make(tiny, lr=0.5)
+    after, sums = step(state, batch)
+    x = (batch["images"].astype(np.float32) / 255 - 0.5) / 0.25
+
+    def loss(params):
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        logits = model.apply(variables, x, train=True)
+        return -jax.nn.log_softmax(logits)[jnp.arange(8), batch["labels"]].mean()
+
+    value, grads = jax.jit(jax.value_and_grad(loss))(state.params)
+    np.testing.assert_allclose(sums["loss"] / 8, value, rtol=1e-5)
+    expected = jax.tree.map(lambda p, g: p - 0.5 * (g + 1e-3 * p), state.params, grads)
+    expected, found = flat(expected), flat(after.params)
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-3, atol=1e-5)
+
+
+def test_augmentation_differs_from_step_to_step(tiny, batch):
+    _, state, step = make(tiny, lr=0.0, crop_padding=4)
+    after, first = step(state, batch)
+    _, second = step(after, batch)
+    assert float(first["loss"]) != float(second["loss"])
+
+
+def test_a_small_set_can_be_learnt_by_heart(tiny, batch):
+    _, state, step = make(tiny, "adam", 1e-2)
+    for _ in range(60):
+        state, sums = step(state, batch)
+    assert float(sums["correct"]) == 8
+    assert float(sums["loss"]) / 8 < 0.05
+
+
+def test_evaluation_leaves_the_state_and_counts_once(tiny, batch):
+    model, state, _ = make(tiny)
+    prepare = augment.make_augment(num_classes=4, normalization="half")
+    step = jax.jit(partial(training.eval_step, model, prepare))
+    dataset = data.Dataset(batch["images"], batch["labels"], ("a", "b", "c", "d"))
+    results = [
+        training.evaluate(
+            step, partial(data.eval_batches, batch_size=n), state, dataset
+        )
+        for n in (1, 3, 8, 20)
+    ]
+    for sums in results:
+        assert sums["count"] == 8
+        assert sums["correct"] == results[0]["correct"]
+        np.testing.assert_allclose(sums["loss"], results[0]["loss"], rtol=1e-6)
+        np.testing.assert_array_equal(sums["class_count"], [2, 2, 2, 2])
+
+
+def test_evaluation_that_loses_an_example_raises(tiny, batch):
+    model, state, _ = make(tiny)
+    prepare = augment.make_augment(num_classes=4, normalization="half")
+    step = jax.jit(partial(training.eval_step, model, prepare))
+    dataset = data.Dataset(batch["images"], batch["labels"], ("a", "b", "c", "d"))
+
+    def lossy(dataset):
+        return data.eval_batches(dataset.take(slice(7)), 4)
+
+    with pytest.raises(RuntimeError, match="scored 7 examples of 8"):
+        training.evaluate(step, lossy, state, dataset)
