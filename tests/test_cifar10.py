@@ -253,3 +253,36 @@ def test_faults_are_found(small_cifar, spoil, fault):
 def test_the_real_cifar10_is_the_published_one(real_data_dir):
     directory = prepared.find("cifar10", real_data_dir)
     assert cifar10.find_fault("cifar10", prepared.read(directory)) is None
+
+
+def test_cifar100_is_read_where_it_is_prepared(monkeypatch, tmp_path):
+    import tensorflow_datasets as tfds
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (6, 32, 32, 3), np.uint8)
+    names = [f"class{index}" for index in range(100)]
+
+    with tfds.core.registered.skip_registration():
+
+        class Cifar100(tfds.image_classification.Cifar100):
+            def _split_generators(self, dl_manager):
+                self.info.features["label"].names = names
+                self.info.features["coarse_label"].names = names[:20]
+                return {"train": self._part("train", 4), "test": self._part("test", 2)}
+
+            def _part(self, split, count):
+                for index in range(count):
+                    key = f"{split}_{index:05d}"
+                    image = Image.fromarray(images[index])
+                    labels = {"label": 90 + index, "coarse_label": 1}
+                    yield key, {"id": key, "image": image, **labels}
+
+    builder = Cifar100(data_dir=tmp_path, file_format="array_record")
+    builder.download_and_prepare()
+    for split, count in (("train", 4), ("test", 2)):
+        monkeypatch.setitem(cifar10.NUM_EXAMPLES, split, count)
+    arrays = cifar10.load_arrays("cifar100", tmp_path)
+    np.testing.assert_array_equal(arrays.train[0], images[:4])
+    np.testing.assert_array_equal(arrays.train[1], [90, 91, 92, 93])
+    assert len(arrays.class_names) == 100

@@ -1,0 +1,75 @@
+"""Optimizers and schedules against torch.optim, step by step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from resnet_jax import optim
+
+torch = pytest.importorskip("torch", reason="parity needs torch")
+
+STEPS = 20
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "make"),
+    [
+        ("adam", {}, lambda p: torch.optim.Adam(p, lr=1e-2)),
+        (
+            "adam",
+            {"weight_decay": 0.1},
+            lambda p: torch.optim.Adam(p, lr=1e-2, weight_decay=0.1),
+        ),
+        (
+            "sgd",
+            {"momentum": 0.9, "weight_decay": 0.1},
+            lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9, weight_decay=0.1),
+        ),
+        (
+            "sgd",
+            {"momentum": 0.9, "nesterov": True},
+            lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9, nesterov=True),
+        ),
+    ],
+)
+def test_optimizer(name, options, make):
+    rng = np.random.default_rng(0)
+    start, grads = rng.normal(size=5), rng.normal(size=(STEPS, 5))
+    theirs = torch.nn.Parameter(torch.tensor(start))
+    optimizer = make([theirs])
+    schedule = optim.make_schedule("constant", lr=1e-2, total_steps=STEPS)
+    tx = optim.make_optimizer(name, schedule, **options)
+    ours = jnp.asarray(start)
+    state = tx.init(ours)
+    for grad in grads:
+        theirs.grad = torch.tensor(grad)
+        optimizer.step()
+        updates, state = tx.update(jnp.asarray(grad), state, ours)
+        ours = optax.apply_updates(ours, updates)
+        np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["cosine", "step"])
+def test_schedule(name):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
+    schedules = torch.optim.lr_scheduler
+    theirs = {
+        "cosine": lambda: schedules.CosineAnnealingLR(optimizer, T_max=STEPS),
+        "step": lambda: schedules.MultiStepLR(optimizer, [5, 12], gamma=0.2),
+    }[name]()
+    ours = optim.make_schedule(
+        name, lr=0.3, total_steps=STEPS, milestones=(5, 12), gamma=0.2
+    )
+    for step in range(STEPS):
+        expected = optimizer.param_groups[0]["lr"]
+        assert float(ours(jnp.asarray(step))) == pytest.approx(expected, rel=1e-6)
+        optimizer.step()
+        theirs.step()

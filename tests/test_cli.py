@@ -1,0 +1,222 @@
+"""Both scripts as a user runs them: in a process of their own, on real digits."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import resnet_jax
+
+ROOT = Path(__file__).parents[1]
+TIMES = {"seconds", "images_per_second", "compile_seconds"}
+SMALL = ("--epochs", "2", "--max-steps", "30", "--log-every-steps", "1")
+
+
+def command(script, *args):
+    return [sys.executable, str(ROOT / script), *map(str, args)]
+
+
+def run(script, *args):
+    return subprocess.run(command(script, *args), capture_output=True, text=True)
+
+
+def metrics_of(run_dir):
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return [{k: v for k, v in r.items() if k not in TIMES} for r in records]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run on digits of two epochs, the second cut short, left alone."""
+    run_dir = tmp_path_factory.mktemp("runs") / "digits"
+    done = run("train.py", "digits", *SMALL, "--workdir", run_dir)
+    assert done.returncode == 0, done.stderr
+    return run_dir, done
+
+
+def test_training_prints_a_line_an_epoch(trained):
+    run_dir, done = trained
+    lines = done.stdout.splitlines()
+    assert [line.split()[:4] for line in lines] == [
+        ["epoch", "1", "step", "23"],
+        ["epoch", "2", "step", "30"],
+    ]
+    assert done.stderr == ""  # no terminal, no bar
+    assert {"config.json", "metrics.jsonl", "checkpoints"} == set(os.listdir(run_dir))
+
+
+def test_evaluation_gives_what_training_recorded(trained, tmp_path):
+    run_dir, _ = trained
+    output = tmp_path / "report.json"
+    done = run("evaluate.py", run_dir, "--output", output)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(output.read_text())
+    last = metrics_of(run_dir)[-1]
+    assert report["accuracy"] == last["test_accuracy"]
+    assert report["loss"] == last["test_loss"]
+    assert report["count"] == 360 and report["step"] == 30
+    assert set(report["class_accuracy"]) == set("0123456789")
+    assert report["one_batch"]["count"] == 64
+    final = done.stdout.splitlines()[-1]
+    assert re.fullmatch(r"Acc@1 \S+ Acc@5 \S+ loss \S+ n 360", final)
+    assert float(final.split()[1]) == pytest.approx(
+        100 * last["test_accuracy"], abs=1e-3
+    )
+
+
+def test_evaluation_at_another_batch_size_counts_the_same(trained, tmp_path):
+    run_dir, _ = trained
+    output = tmp_path / "report.json"
+    done = run("evaluate.py", run_dir, "--batch-size", 7, "--output", output)
+    assert done.returncode == 0, done.stderr
+    report, last = json.loads(output.read_text()), metrics_of(run_dir)[-1]
+    assert report["accuracy"] == last["test_accuracy"] and report["count"] == 360
+    assert report["loss"] == pytest.approx(last["test_loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_a_process_that_was_stopped_goes_on_to_the_same_end(
+    trained, tmp_path, number, code
+):
+    run_dir = tmp_path / "run"
+    args = ("train.py", "digits", *SMALL, "--workdir", run_dir)
+    process = subprocess.Popen(
+        command(*args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline().startswith("epoch   1")
+    process.send_signal(number)
+    _, err = process.communicate()
+    assert process.returncode == code
+    if number == signal.SIGTERM:
+        assert "stopped by SIGTERM, saved at step" in err and err.count("\n") == 1
+    done = run(*args)
+    assert done.returncode == 0, done.stderr
+    assert metrics_of(run_dir) == metrics_of(trained[0])
+
+
+def assert_one_line(done, code, *parts):
+    """A UserError's line, or tyro's box, and no traceback."""
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    text = " ".join(re.sub("[│╭╮╰╯─]", " ", done.stderr).split())
+    for part in parts:
+        assert part in text
+    if "full helptext" not in text:
+        assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "part"),
+    [
+        (("resnet99",), "resnet99"),
+        (("digits", "--learning-rate", 1), "--learning-rate"),
+        (("digits", "--lr", -1), "lr -1.0 is not in"),
+        (("digits", "--epochs", 0), "epochs 0 is too small"),
+        (("digits", "--batch-size", "many"), "batch-size"),
+        (("digits", "--stem", "big"), "big"),
+    ],
+)
+def test_bad_usage_of_train(args, part):
+    assert_one_line(run("train.py", *args), 2, part)
+
+
+def test_unknown_names_and_unwritable_places(tmp_path):
+    workdir = ("--workdir", tmp_path / "run")
+    done = run("train.py", "digits", "--model", "resnet19", *workdir)
+    assert_one_line(done, 2, "no model 'resnet19'", "resnet18")
+    done = run("train.py", "digits", "--dataset", "mnist", *workdir)
+    assert_one_line(done, 2, "no data set 'mnist': one of cifar10, cifar100, digits")
+    (tmp_path / "file").touch()
+    done = run("train.py", "digits", "--workdir", tmp_path / "file" / "run")
+    assert_one_line(done, 2, "cannot be written", "choose another --workdir")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_damaged_data(prepared_dir, tmp_path):
+    data_dir = tmp_path / "tfds"
+    shutil.copytree(prepared_dir, data_dir)
+    workdir = ("--workdir", tmp_path / "run")
+    done = run("train.py", "hresnet", "--data-dir", data_dir, *workdir)
+    # It says where the data come from, then what is wrong with them.
+    assert done.returncode == 3 and "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 2
+    assert "is damaged (train images are uint8 [50, 32, 32, 3])" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_configuration_on_a_run(trained):
+    run_dir, _ = trained
+    done = run("train.py", "digits", *SMALL, "--workdir", run_dir, "--lr", 0.5)
+    assert_one_line(done, 2, "lr 0.1 -> 0.5", "another --workdir")
+
+
+def test_a_loss_that_explodes(tmp_path):
+    args = (*SMALL, "--lr", "1e30", "--workdir", tmp_path / "run")
+    assert_one_line(run("train.py", "digits", *args), 5, "the training loss is", "--lr")
+
+
+def test_no_run_to_evaluate(trained, tmp_path):
+    done = run("evaluate.py", tmp_path / "nowhere")
+    assert_one_line(done, 2, "nowhere: there is no such directory")
+    assert_one_line(run("evaluate.py"), 2, "RUN")
+    assert_one_line(run("evaluate.py", tmp_path), 2, "is no run: it has no config.json")
+    half = tmp_path / "half"
+    half.mkdir()
+    shutil.copy(trained[0] / "config.json", half)
+    assert_one_line(run("evaluate.py", half), 4, "has no checkpoint yet")
+
+
+def test_a_checkpoint_that_is_not_there_or_of_another_model(trained, tmp_path):
+    run_dir, _ = trained
+    done = run("evaluate.py", run_dir, "--checkpoint", 7)
+    assert_one_line(done, 4, "no checkpoint of step 7: it has 23, 30")
+    done = run("evaluate.py", run_dir, "--checkpoint", "best")
+    assert_one_line(done, 4, "--validation-split")
+    done = run("evaluate.py", run_dir, "--checkpoint", "newest")
+    assert_one_line(done, 2, "last, best or a step")
+    other = tmp_path / "other"
+    shutil.copytree(run_dir, other)
+    config = (other / "config.json").read_text().replace("resnet8", "resnet20")
+    (other / "config.json").write_text(config)
+    assert_one_line(run("evaluate.py", other), 4, "is damaged or of another model")
+
+
+@pytest.mark.parametrize(
+    ("script", "args"),
+    [("train.py", ()), ("train.py", ("digits",)), ("evaluate.py", ())],
+)
+def test_help_does_not_wake_jax(script, args):
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = {[script, *args, '--help']!r}\n"
+        "try:\n"
+        f"    runpy.run_path({str(ROOT / script)!r}, run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code\n"
+        "heavy = {'jax', 'flax', 'sklearn', 'tensorflow_datasets', 'orbax'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout
+
+
+def test_import_does_not_wake_jax_and_offers_its_names():
+    code = "import sys, resnet_jax; assert 'jax' not in sys.modules; dir(resnet_jax)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    for name in resnet_jax.__all__:
+        assert getattr(resnet_jax, name) is not None
+        assert name in dir(resnet_jax)
+    with pytest.raises(AttributeError, match="no attribute 'ResNext'"):
+        _ = resnet_jax.ResNext
