@@ -42,11 +42,51 @@ def restore(
     try:
         return manager.restore(step, args=ocp.args.Composite(**items))
     except Exception as error:  # orbax raises of every kind
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise CheckpointError(
-            f"checkpoint {step} of {run_dir} is damaged or of another model: "
-            f"{reason[:200]}"
-        ) from error
+        raise _unfit(run_dir, step, error) from error
+
+
+def _unfit(run_dir: Path, step: int, reason: Any) -> CheckpointError:
+    reason = (str(reason).strip() or repr(reason)).splitlines()[0]
+    return CheckpointError(
+        f"checkpoint {step} of {run_dir} is damaged or of another model: {reason[:200]}"
+    )
+
+
+def _check_fits(run_dir: Path, step: int, variables: dict[str, Any]) -> None:
+    """Raises CheckpointError unless the checkpoint has just these names and shapes.
+
+    orbax's partial restore passes over what is missing on either side.
+    """
+
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_leaves_with_path(
+            {name: tree[name] for name in variables}
+        )
+        return {
+            ".".join(key.key for key in path): tuple(leaf.shape)
+            for path, leaf in leaves
+        }
+
+    try:
+        with ocp.StandardCheckpointer() as reader:
+            path = (run_dir / CHECKPOINTS / str(step) / "state").absolute()
+            stored = shapes(reader.metadata(path).item_metadata.tree)
+    except Exception as error:  # orbax raises of every kind
+        raise _unfit(run_dir, step, error) from error
+    expected = shapes(variables)
+    differ = sorted(
+        name
+        for name in stored.keys() | expected.keys()
+        if stored.get(name) != expected.get(name)
+    )
+    if differ:
+        name = differ[0]
+        raise _unfit(
+            run_dir,
+            step,
+            f"{len(differ)} arrays differ, the first {name}: "
+            f"{stored.get(name, 'missing')} there, {expected.get(name, 'none')} here",
+        )
 
 
 def load_variables(
@@ -86,6 +126,7 @@ def load_variables(
                 f"{run_dir} has no checkpoint of step {step}: "
                 f"it has {', '.join(map(str, steps))}"
             )
+        _check_fits(run_dir, step, variables)
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         target = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), variables

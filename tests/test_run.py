@@ -274,6 +274,15 @@ def test_a_checkpoint_of_another_model_is_refused(cfg):
         train.main(change(cfg, model="resnet8", max_steps=2))
 
 
+def test_a_checkpoint_with_more_layers_than_the_model_is_refused(cfg):
+    train.main(change(cfg, max_steps=2))
+    model = models.create_model(cfg.model, num_classes=3)
+    template = training.init_variables(model, (8, 8, 3), key=jax.random.key(0))
+    del template["params"]["layer2.0"]
+    with pytest.raises(CheckpointError, match="params.layer2.0.* there, none here"):
+        checkpoint.load_variables(read_run_dir(cfg), "last", template)
+
+
 def test_a_truncated_checkpoint_is_refused(cfg):
     train.main(change(cfg, max_steps=2))
     (state,) = read_run_dir(cfg).glob("checkpoints/2/state")
