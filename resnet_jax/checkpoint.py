@@ -70,7 +70,10 @@ def _check_fits(run_dir: Path, step: int, variables: dict[str, Any]) -> None:
     try:
         with ocp.StandardCheckpointer() as reader:
             path = (run_dir / CHECKPOINTS / str(step) / "state").absolute()
-            stored = shapes(reader.metadata(path).item_metadata.tree)
+            metadata = reader.metadata(path).item_metadata
+        if metadata is None:
+            raise ValueError("no arrays can be read from it")
+        stored = shapes(metadata.tree)
     except Exception as error:  # orbax raises of every kind
         raise _unfit(run_dir, step, error) from error
     expected = shapes(variables)

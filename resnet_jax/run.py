@@ -169,6 +169,7 @@ class Run:
                 )
             self._sums = metrics.add(self._sums, sums)
             self._num_images += int(sums["count"])
+        if self._pending:
             self._bar.set_postfix(loss=f"{sums['loss'] / sums['count']:.4f}")
         self._pending.clear()
 
