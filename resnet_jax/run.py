@@ -44,6 +44,7 @@ class Run:
         self._stack.callback(self._close)
         self._writer: Any = None
         self._signals: list[Any] = []
+        self._tracing = False
         self._compiled: set[int] = set()  # batch sizes seen
         self._step = 0
         self._pending: list[metrics.Sums] = []  # on the device, steps up to _step
@@ -61,6 +62,8 @@ class Run:
         self._stack.close()
 
     def _close(self) -> None:
+        if self._tracing:  # the run ended before its trace did
+            jax.profiler.stop_trace()
         self._manager.wait_until_finished()
         self._manager.close()
         # A run that failed before it began leaves nothing behind.
@@ -178,9 +181,11 @@ class Run:
         if self._step == begin:
             jax.block_until_ready(state)
             jax.profiler.start_trace(str(self.dir / "profile"))
+            self._tracing = True
         elif self._step == end:
             jax.block_until_ready(state)
             jax.profiler.stop_trace()
+            self._tracing = False
             tqdm.write(
                 f"profile of steps {begin + 1} to {end} in {self.dir / 'profile'}"
             )
