@@ -65,11 +65,14 @@ class Run:
         if self._tracing:  # the run ended before its trace did
             jax.profiler.stop_trace()
         self._manager.wait_until_finished()
+        begun = self._manager.latest_step() is not None
         self._manager.close()
-        # A run that failed before it began leaves nothing behind.
-        with contextlib.suppress(OSError):
-            (self.dir / CHECKPOINTS).rmdir()
-            self.dir.rmdir()
+        if not begun:  # a run that failed before it saved anything leaves nothing
+            for name in (_CONFIG, _METRICS):
+                (self.dir / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # other files may lie there
+                (self.dir / CHECKPOINTS).rmdir()
+                self.dir.rmdir()
 
     def restore(self, state: Any) -> Any:
         """The state of the newest checkpoint, or `state` itself where there is none.

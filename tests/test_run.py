@@ -246,21 +246,35 @@ def test_half_a_run_is_refused(cfg):
         train.main(cfg)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(cfg, monkeypatch):
+@pytest.mark.parametrize("bad_step", [1, 8])
+def test_a_loss_that_is_not_finite_stops_the_run(cfg, monkeypatch, bad_step):
     cfg = change(cfg, log_every_steps=1)
     batches, seen = data.train_batches, []
-    monkeypatch.setattr(
-        training.optax,
-        "softmax_cross_entropy",
-        lambda logits, targets: (
-            (logits * np.nan).sum(-1) if len(seen) else (logits * targets).sum(-1)
-        ),
-    )
-    seen.append(1)
-    with pytest.raises(NonFiniteLossError, match="is nan at step 1, lr 0.05: try"):
+
+    def poisoned(*args, **options):
+        for batch in batches(*args, **options):
+            seen.append(batch)
+            yield batch
+
+    step = training.train_step
+
+    def spoil(model, tx, augment, state, batch, key):
+        state, sums = step(model, tx, augment, state, batch, key)
+        loss = jax.numpy.where(state.step == bad_step, jax.numpy.nan, sums["loss"])
+        return state, {**sums, "loss": loss}
+
+    monkeypatch.setattr(data, "train_batches", poisoned)
+    monkeypatch.setattr(training, "train_step", spoil)
+    with pytest.raises(
+        NonFiniteLossError, match=f"is nan at step {bad_step}, lr 0.05: try"
+    ):
         train.main(cfg)
-    assert batches is data.train_batches
-    assert records(cfg) == []
+    assert len(seen) == bad_step  # not a step further
+    if bad_step == 1:  # nothing was saved, and nothing is left
+        assert not os.path.exists(cfg.workdir)
+    else:
+        assert [line["step"] for line in records(cfg)] == [5]
+        assert variables(cfg)[1] == 5
 
 
 def test_a_checkpoint_of_another_model_is_refused(cfg):
