@@ -55,7 +55,8 @@ def main(cfg: EvaluateConfig) -> None:
 
     print(f"{run_dir}: {run.model} on {run.dataset}, step {step}")
     print(metrics.class_table(sums, test.class_names))
-    print(f"one batch of {run.batch_size}: {metrics.summary_line(one_batch)}")
+    print(f"one batch: {metrics.summary_line(one_batch)}")
+    print(metrics.summary_line(sums))
     if cfg.output is not None:
         report = {
             "run": cfg.run,
@@ -64,7 +65,6 @@ def main(cfg: EvaluateConfig) -> None:
             "one_batch": metrics.report(one_batch, test.class_names),
         }
         metrics.write_json(Path(cfg.output), report)
-    print(metrics.summary_line(sums))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,8 @@ def _fetch(data_dir: Path) -> Arrays:
             failures.append(f"{source.__name__[6:]}: {fault}")
         except DataError as error:
             failures.append(str(error))
+        except OSError as error:
+            failures.append(f"{source.__name__[6:]}: {error}")
         log.info("cifar10: %s", failures[-1])
     raise DataError(
         f"cifar10 cannot be fetched ({'; '.join(failures)}): put {BINARY} "
@@ -198,18 +201,21 @@ def _read_parts(
     path: Path, read_parts: Callable[[Callable[[str], bytes]], Iterator[Any]]
 ) -> Arrays:
     """The arrays of an archive whose reader yields (images, labels) of six files."""
-    with tarfile.open(path) as archive:
 
-        def read(name: str) -> bytes:
-            file = archive.extractfile(name)  # into memory: nothing is unpacked
-            if file is None:
-                raise KeyError(name)
-            return file.read()
+    def read(name: str) -> bytes:
+        file = archive.extractfile(name)  # into memory: nothing is unpacked
+        if file is None:
+            raise KeyError(name)
+        return file.read()
 
-        try:
+    try:
+        with tarfile.open(path) as archive:
             parts = list(read_parts(read))
-        except (KeyError, ValueError, tarfile.TarError, EOFError, OSError) as error:
-            raise DataError(f"{path.name} cannot be read ({error})") from error
+    except (
+        *(KeyError, ValueError, EOFError, OSError),
+        *(tarfile.TarError, zlib.error, pickle.UnpicklingError),
+    ) as error:
+        raise DataError(f"{path.name} cannot be read ({error})") from error
     images = np.concatenate([images for images, _ in parts])
     labels = np.concatenate([labels for _, labels in parts]).astype(np.int32)
     count = len(labels) - len(parts[-1][1])

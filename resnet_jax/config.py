@@ -121,7 +121,8 @@ class Config:
 
 # Fields of one invocation, not of the run: a resume may have them different.
 TRANSIENT = frozenset({"data_dir", "workdir", "override", "profile", "summary"})
-# Fields that --override lets through: they change how far or how loudly a run goes.
+# Fields that --override lets through: how far a run goes (a cosine stretches with it)
+# and what it shows and keeps.
 OVERRIDABLE = frozenset(
     {"epochs", "max_steps", "keep", "log_every_steps", "tensorboard", "eval_batch_size"}
 )

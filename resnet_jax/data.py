@@ -1,6 +1,5 @@
 """Named data sets as arrays, and the order and batches in which they are seen."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,8 +76,10 @@ def hold_out(train: Dataset, fraction: float, *, seed: int) -> tuple[Dataset, Da
     Raises:
       ConfigError: `fraction` leaves no example in one of the parts.
     """
+    if not fraction:
+        return train, train.take(slice(0))
     held = round(len(train) * fraction)
-    if fraction and not 0 < held < len(train):
+    if not 0 < held < len(train):
         raise ConfigError(
             f"validation_split {fraction} holds out {held} of {len(train)} examples: "
             "choose a fraction that leaves some on both sides"
@@ -96,10 +97,18 @@ def image_shape(dataset: Dataset, image_size: int | None) -> tuple[int, int, int
 
 
 def num_batches(num_examples: int, batch_size: int, *, drop_last: bool = False) -> int:
-    """The batches of one epoch; a last partial one counts unless dropped."""
-    if drop_last:
-        return num_examples // batch_size
-    return math.ceil(num_examples / batch_size)
+    """The batches of one epoch; a last partial one counts unless dropped.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    count = num_examples // batch_size if drop_last else -(-num_examples // batch_size)
+    if count == 0:
+        raise ConfigError(
+            f"batch_size {batch_size} with drop_last leaves no batch of {num_examples} "
+            "examples: choose a smaller one"
+        )
+    return count
 
 
 def epoch_order(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
@@ -125,6 +134,7 @@ def train_batches(
 
 def eval_batches(dataset: Dataset, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
     """Every example once, in order; the last batch is padded, as its mask [B] says."""
+    batch_size = min(batch_size, len(dataset))
     for start in range(0, len(dataset), batch_size):
         images = dataset.images[start : start + batch_size]
         labels = dataset.labels[start : start + batch_size]

@@ -92,7 +92,7 @@ def fetch(
                 fname=path.name,
                 path=path.parent,
                 downloader=pooch.HTTPDownloader(
-                    progressbar=progress, chunk_size=2**16, timeout=timeout
+                    progressbar=progress, chunk_size=2**12, timeout=timeout
                 ),
             )
     except _TooSlow:

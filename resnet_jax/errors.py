@@ -47,7 +47,7 @@ class StoppedError(UserError):
 def command_line(program: str) -> Iterator[None]:
     """The frame of a script: log lines and a UserError's one line go to stderr.
 
-    Exits with the error's code, or with 130 where Ctrl-C found nothing to save.
+    Exits with the error's code, or with 130 after a Ctrl-C that nothing waited for.
     """
     log = logging.getLogger("resnet_jax")
     log.addHandler(logging.StreamHandler())
@@ -60,5 +60,5 @@ def command_line(program: str) -> Iterator[None]:
         print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print(f"{program}: interrupted before anything was saved", file=sys.stderr)
+        print(f"{program}: interrupted", file=sys.stderr)
         sys.exit(130)

@@ -39,7 +39,8 @@ def eval_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Sums:
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     earlier = jnp.arange(num_classes)[None, :] < labels[:, None]
-    rank = ((logits > own) | ((logits == own) & earlier)).sum(-1)
+    unordered = jnp.isnan(logits) | jnp.isnan(own)  # a NaN is never right
+    rank = ((logits > own) | ((logits == own) & earlier) | unordered).sum(-1)
     correct = (rank == 0) * mask
     by_class = jax.nn.one_hot(labels, num_classes)
     return {

@@ -134,6 +134,8 @@ class ResNet(nn.Module):
                 f"stage_sizes {self.stage_sizes} and widths {self.widths} "
                 "differ in length"
             )
+        if self.stem not in ("imagenet", "cifar"):
+            raise ConfigError(f"no stem {self.stem!r}: imagenet or cifar")
         if self.stem == "imagenet":
             x = conv(self.widths[0], 7, stride=2, padding=3, name="conv1")(x)
         else:
@@ -174,6 +176,11 @@ class HResNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        if min(x.shape[1:3]) < 8:
+            raise ConfigError(
+                f"hresnet halves pictures thrice: {x.shape[1]}x{x.shape[2]} is too "
+                "small, 8x8 the least"
+            )
         block = partial(
             BasicBlock,
             shortcut="conv",
@@ -263,7 +270,7 @@ def create_model(
         options["param_dtype"] = jnp.dtype(param_dtype)
     if stem is not None:
         if name == "hresnet":
-            raise ConfigError("hresnet has no stem to choose: leave --stem out")
+            raise ConfigError("hresnet has no stem to choose: --stem None")
         if stem not in ("imagenet", "cifar"):
             raise ConfigError(f"no stem {stem!r}: imagenet or cifar")
         options["stem"] = stem

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import jax
 import numpy as np
@@ -45,6 +45,7 @@ class Run:
         self._writer: Any = None
         self._signals: list[Any] = []
         self._tracing = False
+        self._written: list[Path] = []
         self._compiled: set[int] = set()  # batch sizes seen
         self._step = 0
         self._pending: list[metrics.Sums] = []  # on the device, steps up to _step
@@ -68,8 +69,8 @@ class Run:
         begun = self._manager.latest_step() is not None
         self._manager.close()
         if not begun:  # a run that failed before it saved anything leaves nothing
-            for name in (_CONFIG, _METRICS):
-                (self.dir / name).unlink(missing_ok=True)
+            for path in self._written:
+                path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # other files may lie there
                 (self.dir / CHECKPOINTS).rmdir()
                 self.dir.rmdir()
@@ -97,6 +98,7 @@ class Run:
         if self._cfg.tensorboard:
             self._writer = _make_writer(self.dir / "tensorboard", self._step + 1)
             self._stack.callback(self._writer.close)
+        self._written = [self.dir / _CONFIG, self.dir / _METRICS]
         metrics.write_text(self.dir / _CONFIG, config.to_json(self._cfg))
         # Lines of steps after the checkpoint will be written again.
         records = metrics.read_jsonl(self.dir / _METRICS)
@@ -159,7 +161,8 @@ class Run:
             self._profile(state)
         if self._step % self._cfg.log_every_steps == 0 or self._signals:
             self._collect()
-        if self._signals and self._step % self._steps_per_epoch:
+        ends = self._step == self._total_steps or not self._step % self._steps_per_epoch
+        if self._signals and not ends:
             self._save(state)
             self._stop()
 
@@ -168,16 +171,19 @@ class Run:
         first = self._step - len(self._pending) + 1
         for step, sums in enumerate(jax.device_get(self._pending), start=first):
             if not np.isfinite(sums["loss"]):
-                raise NonFiniteLossError(
-                    f"{self.dir}: the training loss is {sums['loss']} at step {step}, "
-                    f"lr {self._cfg.lr:g}: try a smaller --lr in another --workdir "
-                    f"(last good checkpoint here: {self._manager.latest_step()})"
-                )
+                self._raise_non_finite(f"the training loss is {sums['loss']}", step)
             self._sums = metrics.add(self._sums, sums)
             self._num_images += int(sums["count"])
         if self._pending:
             self._bar.set_postfix(loss=f"{sums['loss'] / sums['count']:.4f}")
         self._pending.clear()
+
+    def _raise_non_finite(self, what: str, step: int) -> NoReturn:
+        raise NonFiniteLossError(
+            f"{self.dir}: {what} at step {step}, lr {self._cfg.lr:g}: try a smaller "
+            "--lr in another --workdir "
+            f"(last good checkpoint here: {self._manager.latest_step()})"
+        )
 
     def _profile(self, state: Any) -> None:
         begin, end = self._profile_at
@@ -203,13 +209,16 @@ class Run:
     ) -> None:
         """Writes the epoch's line, then its checkpoint; stops where a signal came."""
         held_out = {} if validation is None else metrics.means(validation, "val")
+        scored = {**held_out, **metrics.means(test, "test")}
+        for name, value in scored.items():
+            if not np.isfinite(value):
+                self._raise_non_finite(f"{name} is {value}", self._step)
         record = {
             "epoch": -(-self._step // self._steps_per_epoch),
             "step": self._step,
             "lr": lr,
             **metrics.means(self._sums, "train"),
-            **held_out,
-            **metrics.means(test, "test"),
+            **scored,
             **self._times,
         }
         with (self.dir / _METRICS).open("a", encoding="utf-8") as file:
@@ -251,7 +260,14 @@ def open_run(cfg: config.Config) -> Run:
         of another configuration.
     """
     run_dir = Path(cfg.workdir)
-    if (run_dir / CHECKPOINTS).exists():
+    begun = any(path.name.isdecimal() for path in run_dir.glob(f"{CHECKPOINTS}/*"))
+    if not begun and (run_dir / _METRICS).is_file():
+        if (run_dir / _METRICS).stat().st_size:
+            raise ConfigError(
+                f"{run_dir} holds the metrics of a run and none of its checkpoints: "
+                "choose another --workdir, or remove it"
+            )
+    if begun:
         old = config.read_config(run_dir / _CONFIG)
         changed = config.differences(old, cfg)
         if changed:

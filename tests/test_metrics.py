@@ -34,6 +34,12 @@ def test_masked_examples_count_nothing_even_where_they_are_nan():
     np.testing.assert_allclose(sums["loss"], np.log1p(np.exp(-2.0)), rtol=1e-6)
 
 
+def test_a_nan_is_never_right():
+    logits = jnp.array([[jnp.nan, 0.0], [0.0, jnp.nan]])
+    sums = metrics.eval_sums(logits, jnp.array([0, 0]), jnp.ones(2))
+    assert sums["correct"] == 0 and not np.isfinite(sums["loss"])
+
+
 def test_sums_add_exactly_in_float64():
     big = {"count": jnp.float32(2**24), "loss": jnp.float32(0.1)}
     one = {"count": jnp.float32(1), "loss": jnp.float32(0.1)}

@@ -239,8 +239,38 @@ def test_an_unknown_model_is_named_with_a_near_one():
         resnet_jax.create_model("resnet19", num_classes=10)
 
 
+def test_convolutions_are_drawn_as_each_network_asks(key):
+    """Of every model's kind: torchvision's fan out, or PyTorch's default."""
+    images = jnp.zeros((1, 32, 32, 3))
+    for name in ("hresnet", "resnet18", "resnet50", "resnet56"):
+        model = resnet_jax.create_model(name, num_classes=10)
+        params = jax.jit(partial(model.init, train=False))(key, images)["params"]
+        flat = jax.tree_util.tree_leaves_with_path(params)
+        kernels = [(path, leaf) for path, leaf in flat if path[-1].key == "kernel"]
+        assert len(kernels) > 5
+        for path, kernel in kernels:
+            if kernel.ndim == 4 and name != "hresnet":
+                height, width, _, features = kernel.shape
+                expected = (2 / (height * width * features)) ** 0.5
+            else:
+                expected = (3 * kernel.size / kernel.shape[-1]) ** -0.5
+            error = 5 * expected / (2 * kernel.size) ** 0.5
+            assert abs(kernel.std() - expected) < error, (name, path)
+            assert abs(kernel.mean()) < 5 * expected / kernel.size**0.5, (name, path)
+
+
+def test_a_picture_too_small_for_hresnet_is_refused(key):
+    model = resnet_jax.create_model("hresnet", num_classes=10)
+    with pytest.raises(ConfigError, match="7x7 is too small"):
+        model.init(key, jnp.zeros((1, 7, 7, 3)), train=False)
+
+
 def test_stems_that_do_not_exist_are_refused():
     with pytest.raises(ConfigError, match="no stem 'big': imagenet or cifar"):
         resnet_jax.create_model("resnet18", num_classes=10, stem="big")
+    with pytest.raises(ConfigError, match="no stem 'big'"):
+        ResNet(BasicBlock, (1,), 3, widths=(4,), stem="big").init(
+            jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False
+        )
     with pytest.raises(ConfigError, match="hresnet has no stem"):
         resnet_jax.create_model("hresnet", num_classes=10, stem="cifar")
