@@ -261,7 +261,8 @@ def open_run(cfg: config.Config) -> Run:
     """
     run_dir = Path(cfg.workdir)
     begun = any(path.name.isdecimal() for path in run_dir.glob(f"{CHECKPOINTS}/*"))
-    if not begun and (run_dir / _METRICS).is_file():
+    # A run that was killed before its first checkpoint has the folder for it.
+    if not (run_dir / CHECKPOINTS).is_dir() and (run_dir / _METRICS).is_file():
         if (run_dir / _METRICS).stat().st_size:
             raise ConfigError(
                 f"{run_dir} holds the metrics of a run and none of its checkpoints: "

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -51,8 +52,7 @@ def test_a_recipe_survives_its_file(name, tmp_path):
 
 
 def test_every_field_has_its_help():
-    source = config.__file__
-    text = open(source, encoding="utf-8").read()
+    text = Path(config.__file__).read_text(encoding="utf-8")
     for cls in (Config, config.EvaluateConfig):
         for field in dataclasses.fields(cls):
             start = text.index(f"    {field.name}: ")
