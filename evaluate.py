@@ -17,7 +17,7 @@ def main(cfg: EvaluateConfig) -> None:
 
     import jax
 
-    from resnet_jax import augment, checkpoint, data, metrics, models, training
+    from resnet_jax import augment, checkpoint, data, files, metrics, models, training
     from resnet_jax.run import read_run
 
     # The run: its configuration says everything that is not a flag here.
@@ -25,26 +25,24 @@ def main(cfg: EvaluateConfig) -> None:
     run = read_run(run_dir)
     batch_size = cfg.batch_size or run.eval_batch_size
 
-    # Data and model.
-    _, test = data.load_dataset(run.dataset, cfg.data_dir or run.data_dir)
-    num_classes = len(test.class_names)
+    if cfg.output is not None:
+        files.check_writable(Path(cfg.output).parent, "folder", "--output")
+
+    # Model, and what it sees.
+    num_classes, image_shape = data.describe(run.dataset, image_size=run.image_size)
     model = models.create_model(
         run.model, num_classes=num_classes, stem=run.stem, dtype=run.dtype
     )
-    prepare = augment.make_augment(
-        num_classes=num_classes,
-        normalization=run.normalize,
-        image_size=run.image_size,
-    )
+    prepare = augment.make_augment(num_classes=num_classes, **run.preprocessing)
 
     # State: the checkpoint's parameters and statistics.
-    image_shape = data.image_shape(test, run.image_size)
     init = partial(training.init_variables, model, image_shape)
     template = jax.eval_shape(init, key=training.make_keys(run.seed).init)
     variables, step = checkpoint.load_variables(run_dir, cfg.checkpoint, template)
     state = training.TrainState(step=step, opt_state=(), **variables)
 
     # Scores, by the functions that training used.
+    _, test = data.load_dataset(run.dataset, cfg.data_dir or run.data_dir)
     evaluate = partial(
         training.evaluate,
         jax.jit(partial(training.eval_step, model, prepare)),
@@ -64,7 +62,7 @@ def main(cfg: EvaluateConfig) -> None:
             **metrics.report(sums, test.class_names),
             "one_batch": metrics.report(one_batch, test.class_names),
         }
-        metrics.write_json(Path(cfg.output), report)
+        files.write_json(Path(cfg.output), report)
 
 
 if __name__ == "__main__":

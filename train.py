@@ -21,83 +21,62 @@ def main(cfg: Config) -> None:
     from resnet_jax.run import open_run
     from resnet_jax.summary import summarize
 
-    # Data: uint8 arrays; the order of an epoch is a function of (seed, epoch).
-    train, test = data.load_dataset(cfg.dataset, cfg.data_dir)
-    train, held_out = data.hold_out(train, cfg.validation_split, seed=cfg.seed)
-    image_shape = data.image_shape(train, cfg.image_size)
-    steps_per_epoch = data.num_batches(
-        len(train), cfg.batch_size, drop_last=cfg.drop_last
-    )
-    total_steps = min(cfg.epochs * steps_per_epoch, cfg.max_steps or sys.maxsize)
-
-    # Randomness: one seed, one key per purpose.
-    keys = training.make_keys(cfg.seed)
-
-    # Model, optimizer and augmentation: descriptions, no arrays.
+    # Model and what it sees: descriptions, no arrays.
+    num_classes, image_shape = data.describe(cfg.dataset, image_size=cfg.image_size)
     model = models.create_model(
-        cfg.model, num_classes=len(train.class_names), stem=cfg.stem, dtype=cfg.dtype
+        cfg.model, num_classes=num_classes, stem=cfg.stem, dtype=cfg.dtype
     )
+    prepare = partial(
+        augment.make_augment, num_classes=num_classes, **cfg.preprocessing
+    )
+    prepare_train, prepare_test = prepare(**cfg.augmentation), prepare()
     if cfg.summary:
         print(summarize(model, image_shape))
         return
-    schedule = optim.make_schedule(
-        cfg.schedule,
-        lr=cfg.lr,
-        total_steps=total_steps,
-        milestones=cfg.lr_milestones,
-        gamma=cfg.lr_gamma,
-    )
-    tx = optim.make_optimizer(
-        cfg.optimizer,
-        schedule,
-        momentum=cfg.momentum,
-        nesterov=cfg.nesterov,
-        weight_decay=cfg.weight_decay,
-    )
-    prepare = partial(
-        augment.make_augment,
-        num_classes=len(train.class_names),
-        normalization=cfg.normalize,
-        image_size=cfg.image_size,
-    )
-    prepare_train = prepare(
-        crop_padding=cfg.crop_padding,
-        flip=cfg.flip,
-        label_smoothing=cfg.label_smoothing,
-    )
-
-    # Pure functions, compiled once; a step writes over the state it was given.
-    train_step = jax.jit(
-        partial(training.train_step, model, tx, prepare_train), donate_argnums=0
-    )
-    evaluate = partial(
-        training.evaluate,
-        jax.jit(partial(training.eval_step, model, prepare())),
-        partial(data.eval_batches, batch_size=cfg.eval_batch_size),
-    )
 
     with open_run(cfg) as run:
+        # Data: uint8 arrays; the order of an epoch is a function of (seed, epoch).
+        train, test = data.load_dataset(cfg.dataset, cfg.data_dir)
+        train, held_out = data.hold_out(train, cfg.validation_split, seed=cfg.seed)
+        sizes = data.batch_sizes(len(train), cfg.batch_size, drop_last=cfg.drop_last)
+        batches = partial(data.train_batches, train, sizes, seed=cfg.seed)
+        total_steps = min(cfg.epochs * len(sizes), cfg.max_steps or sys.maxsize)
+
+        # Randomness: one seed, one key per purpose.
+        keys = training.make_keys(cfg.seed)
+
         # State: arrays alone, from the seed or from where this run stopped.
+        schedule = optim.make_schedule(total_steps=total_steps, **cfg.scheduling)
+        tx = optim.make_optimizer(schedule=schedule, **cfg.optimization)
         state = training.init_state(model, tx, image_shape, key=keys.init)
         state = run.restore(state)
+        if run.is_finished(total_steps):
+            return
+
+        # Pure functions, compiled once; a step writes over the state it was given.
+        train_step, compile_seconds = training.compile_step(
+            partial(training.train_step, model, tx, prepare_train),
+            state,
+            data.example_batches(train, sizes[:total_steps]),
+            keys.augment,
+        )
+        evaluate = partial(
+            training.evaluate,
+            jax.jit(partial(training.eval_step, model, prepare_test)),
+            partial(data.eval_batches, batch_size=cfg.eval_batch_size),
+        )
 
         for epoch, start in run.epochs(
-            steps_per_epoch=steps_per_epoch, total_steps=total_steps
+            steps_per_epoch=len(sizes),
+            total_steps=total_steps,
+            compile_seconds=compile_seconds,
         ):
-            batches = data.train_batches(
-                train,
-                cfg.batch_size,
-                seed=cfg.seed,
-                epoch=epoch,
-                start=start,
-                drop_last=cfg.drop_last,
-            )
-            for batch in run.batches(batches):
+            for batch in run.batches(batches(epoch=epoch, start=start)):
                 state, sums = train_step(state, batch, keys.augment)
                 run.step(state, sums)
             run.end_epoch(
                 state,
-                lr=float(schedule(state.step - 1)),
+                schedule=schedule,
                 validation=evaluate(state, held_out) if len(held_out) else None,
                 test=evaluate(state, test),
             )
@@ -106,8 +85,8 @@ def main(cfg: Config) -> None:
 if __name__ == "__main__":
     import tyro
 
-    from resnet_jax.config import RECIPES
     from resnet_jax.errors import command_line
+    from resnet_jax.recipes import RECIPES
 
     with command_line("train.py"):
         main(tyro.extras.overridable_config_cli(RECIPES, description=__doc__))

@@ -4,13 +4,13 @@ import importlib
 from typing import Any
 
 _HOME = {
-    "BasicBlock": "models",
+    "BasicBlock": "blocks",
     "BatchNorm": "layers",
-    "Bottleneck": "models",
+    "Bottleneck": "blocks",
     "Config": "config",
     "Dataset": "data",
     "HResNet": "models",
-    "RECIPES": "config",
+    "RECIPES": "recipes",
     "ResNet": "models",
     "create_model": "models",
     "list_models": "models",

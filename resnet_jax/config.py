@@ -118,6 +118,40 @@ class Config:
         if self.schedule == "step" and not steps:
             raise ConfigError("schedule step needs lr_milestones")
 
+    @property
+    def optimization(self) -> dict[str, Any]:
+        """What optim.make_optimizer takes of these fields."""
+        return {
+            "name": self.optimizer,
+            "momentum": self.momentum,
+            "nesterov": self.nesterov,
+            "weight_decay": self.weight_decay,
+        }
+
+    @property
+    def scheduling(self) -> dict[str, Any]:
+        """What optim.make_schedule takes of these fields."""
+        return {
+            "name": self.schedule,
+            "lr": self.lr,
+            "milestones": self.lr_milestones,
+            "gamma": self.lr_gamma,
+        }
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What augment.make_augment takes of these fields, whatever the pictures."""
+        return {"normalization": self.normalize, "image_size": self.image_size}
+
+    @property
+    def augmentation(self) -> dict[str, Any]:
+        """What augment.make_augment takes of these fields for training."""
+        return {
+            "crop_padding": self.crop_padding,
+            "flip": self.flip,
+            "label_smoothing": self.label_smoothing,
+        }
+
 
 # Fields of one invocation, not of the run: a resume may have them different.
 TRANSIENT = frozenset({"data_dir", "workdir", "override", "profile", "summary"})
@@ -126,60 +160,6 @@ TRANSIENT = frozenset({"data_dir", "workdir", "override", "profile", "summary"})
 OVERRIDABLE = frozenset(
     {"epochs", "max_steps", "keep", "log_every_steps", "tensorboard", "eval_batch_size"}
 )
-
-RECIPES: dict[str, tuple[str, Config]] = {
-    "digits": (
-        "ResNet-8 on scikit-learn's built-in digits: a first run in a minute",
-        Config(
-            model="resnet8",
-            dataset="digits",
-            normalize="half",
-            epochs=20,
-            batch_size=64,
-            optimizer="sgd",
-            lr=0.1,
-            weight_decay=5e-4,
-            schedule="cosine",
-            crop_padding=2,
-            workdir="runs/digits",
-        ),
-    ),
-    "hresnet": (
-        "the tutorial's network and recipe: Adam 1e-4, no augmentation",
-        Config(model="hresnet", normalize="half", workdir="runs/hresnet"),
-    ),
-    "resnet20": (
-        "He et al. 2015, section 4.2: SGD, 64k steps, crop and flip",
-        Config(
-            model="resnet20",
-            epochs=164,
-            max_steps=64_000,
-            optimizer="sgd",
-            lr=0.1,
-            weight_decay=1e-4,
-            schedule="step",
-            lr_milestones=(32_000, 48_000),
-            crop_padding=4,
-            flip=True,
-            workdir="runs/resnet20",
-        ),
-    ),
-    "resnet18": (
-        "ResNet-18 with a 3x3 stem: SGD with cosine, 200 epochs, crop and flip",
-        Config(
-            model="resnet18",
-            stem="cifar",
-            epochs=200,
-            optimizer="sgd",
-            lr=0.1,
-            weight_decay=5e-4,
-            schedule="cosine",
-            crop_padding=4,
-            flip=True,
-            workdir="runs/resnet18",
-        ),
-    ),
-}
 
 
 @dataclass(frozen=True)

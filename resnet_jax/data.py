@@ -1,15 +1,16 @@
 """Named data sets as arrays, and the order and batches in which they are seen."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from resnet_jax import cifar10
 from resnet_jax.errors import ConfigError
 
-DATASETS = ("cifar10", "cifar100", "digits")
+NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,29 @@ class Dataset:
         return Dataset(self.images[indices], self.labels[indices], self.class_names)
 
 
+class Description(NamedTuple):
+    """What a network must know of a data set."""
+
+    num_classes: int
+    image_shape: tuple[int, int, int]  # (H, W, C), as the network sees it
+
+
+def describe(name: str, *, image_size: int | None = None) -> Description:
+    """The description of data set `name`, resized to `image_size`; loads nothing.
+
+    Raises:
+      ConfigError: an unknown name.
+    """
+    if name not in NUM_CLASSES:
+        raise _unknown(name)
+    side = image_size or 32
+    return Description(NUM_CLASSES[name], (side, side, 3))
+
+
 def load_dataset(
     name: str, data_dir: str | Path | None = None
 ) -> tuple[Dataset, Dataset]:
-    """(train, test) of `name`, one of DATASETS.
+    """(train, test) of `name`, one of NUM_CLASSES.
 
     Args:
       data_dir: a tensorflow-datasets directory; None for $TFDS_DATA_DIR, else
@@ -43,14 +63,18 @@ def load_dataset(
     """
     if name == "digits":
         return _load_digits()
-    if name in DATASETS:
+    if name in NUM_CLASSES:
         splits = cifar10.load_arrays(name, data_dir)
         train, test = (
             Dataset(images, labels, splits.class_names)
             for images, labels in (splits.train, splits.test)
         )
         return train, test
-    raise ConfigError(f"no data set {name!r}: one of {', '.join(DATASETS)}")
+    raise _unknown(name)
+
+
+def _unknown(name: str) -> ConfigError:
+    return ConfigError(f"no data set {name!r}: one of {', '.join(NUM_CLASSES)}")
 
 
 def _load_digits() -> tuple[Dataset, Dataset]:
@@ -90,25 +114,22 @@ def hold_out(train: Dataset, fraction: float, *, seed: int) -> tuple[Dataset, Da
     return train.take(np.sort(order[:cut])), train.take(np.sort(order[cut:]))
 
 
-def image_shape(dataset: Dataset, image_size: int | None) -> tuple[int, int, int]:
-    """(H, W, C) of what the network sees, resized to `image_size` where given."""
-    height, width, channels = dataset.images.shape[1:]
-    return (image_size or height, image_size or width, channels)
-
-
-def num_batches(num_examples: int, batch_size: int, *, drop_last: bool = False) -> int:
-    """The batches of one epoch; a last partial one counts unless dropped.
+def batch_sizes(
+    num_examples: int, batch_size: int, *, drop_last: bool = False
+) -> list[int]:
+    """The sizes of an epoch's batches; a last partial one is among them unless dropped.
 
     Raises:
-      ConfigError: there is none.
+      ConfigError: there is no batch.
     """
-    count = num_examples // batch_size if drop_last else -(-num_examples // batch_size)
-    if count == 0:
+    whole, rest = divmod(num_examples, batch_size)
+    sizes = [batch_size] * whole + ([rest] if rest and not drop_last else [])
+    if not sizes:
         raise ConfigError(
             f"batch_size {batch_size} with drop_last leaves no batch of {num_examples} "
             "examples: choose a smaller one"
         )
-    return count
+    return sizes
 
 
 def epoch_order(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
@@ -118,18 +139,26 @@ def epoch_order(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
 
 def train_batches(
     dataset: Dataset,
-    batch_size: int,
+    sizes: Sequence[int],
     *,
     seed: int,
     epoch: int,
     start: int = 0,
-    drop_last: bool = False,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The shuffled batches of an epoch from the start-th on; a last one is partial."""
+    """The shuffled batches, of these sizes, of an epoch from the start-th on."""
     order = epoch_order(len(dataset), seed=seed, epoch=epoch)
-    for index in range(start, num_batches(len(order), batch_size, drop_last=drop_last)):
-        chosen = order[index * batch_size : (index + 1) * batch_size]
+    ends = np.cumsum(sizes)
+    for size, end in zip(sizes[start:], ends[start:], strict=True):
+        chosen = order[end - size : end]
         yield {"images": dataset.images[chosen], "labels": dataset.labels[chosen]}
+
+
+def example_batches(
+    dataset: Dataset, sizes: Sequence[int]
+) -> Iterator[dict[str, np.ndarray]]:
+    """A batch of each of the sizes, to compile for."""
+    for size in dict.fromkeys(sizes):
+        yield {"images": dataset.images[:size], "labels": dataset.labels[:size]}
 
 
 def eval_batches(dataset: Dataset, batch_size: int) -> Iterator[dict[str, np.ndarray]]:

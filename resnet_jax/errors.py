@@ -54,6 +54,8 @@ def command_line(program: str) -> Iterator[None]:
     log.setLevel(logging.INFO)
     log.propagate = False
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax narrates every save
+    # Where orbax meets a damaged file it leaves tasks whose destructors complain.
+    sys.unraisablehook = lambda args: log.debug("ignored: %s", args.exc_value)
     try:
         yield
     except UserError as error:

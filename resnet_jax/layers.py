@@ -52,6 +52,10 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        if self.weight_init not in KERNEL_INITS:
+            raise ConfigError(
+                f"no weight_init {self.weight_init!r}: one of {', '.join(KERNEL_INITS)}"
+            )
         param_dtype = storage_dtype(self.dtype, self.param_dtype)
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param(

@@ -1,18 +1,13 @@
 """Sums that add over batches, means at the end, one JSON line out."""
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-
-from resnet_jax.errors import ConfigError
 
 Sums = dict[str, Any]  # name -> array; adding two adds what they counted
 
@@ -86,14 +81,6 @@ def summary_line(sums: Sums) -> str:
     return f"Acc@1 {top1:.3f} Acc@5 {top5:.3f} loss {loss:.6f} n {count:.0f}"
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics file, in order; an unfinished last line is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
 def epoch_line(record: dict[str, Any]) -> str:
     """A record of metrics.jsonl as a line to read."""
     parts = [
@@ -135,28 +122,3 @@ def class_table(sums: Sums, class_names: Sequence[str]) -> str:
         f"{correct:.0f} of {total:.0f}"
         for name, correct, total in rows
     )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes `text` to `path`, whole or not at all.
-
-    Raises:
-      ConfigError: it cannot be written there.
-    """
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as scratch:
-            whole = Path(scratch, path.name)
-            with whole.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            whole.replace(path)
-    except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be written ({error.strerror}): choose another place"
-        ) from None
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes `content` to `path` as write_text does."""
-    write_text(path, json.dumps(content, indent=2) + "\n")

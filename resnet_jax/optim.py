@@ -6,9 +6,6 @@ import optax
 
 from resnet_jax.errors import ConfigError
 
-OPTIMIZERS = ("adam", "sgd")
-SCHEDULES = ("constant", "cosine", "step")
-
 
 def make_schedule(
     name: str,
@@ -22,6 +19,9 @@ def make_schedule(
 
     constant; cosine from `lr` to 0 over `total_steps` (CosineAnnealingLR); step:
     multiplied by `gamma` at each of `milestones` (MultiStepLR). All count steps.
+
+    Raises:
+      ConfigError: an unknown name.
     """
     if name == "constant":
         return optax.constant_schedule(lr)
@@ -29,7 +29,7 @@ def make_schedule(
         return optax.cosine_decay_schedule(lr, total_steps)
     if name == "step":
         return optax.piecewise_constant_schedule(lr, dict.fromkeys(milestones, gamma))
-    raise ConfigError(f"no schedule {name!r}: one of {', '.join(SCHEDULES)}")
+    raise ConfigError(f"no schedule {name!r}: constant, cosine or step")
 
 
 def make_optimizer(
@@ -44,13 +44,16 @@ def make_optimizer(
 
     As there, weight decay is an L2 gradient added before the moments, on every
     parameter, and Adam has betas (.9, .999) and eps 1e-8 outside the root.
+
+    Raises:
+      ConfigError: an unknown name.
     """
     if name == "adam":
         moments = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0)
     elif name == "sgd":
         moments = optax.trace(decay=momentum, nesterov=nesterov)
     else:
-        raise ConfigError(f"no optimizer {name!r}: one of {', '.join(OPTIMIZERS)}")
+        raise ConfigError(f"no optimizer {name!r}: adam or sgd")
     return optax.chain(
         optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),
         moments,

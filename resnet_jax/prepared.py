@@ -179,7 +179,8 @@ def load_cache(name: str, directory: Path) -> Arrays | None:
     """The arrays that were last read from `directory`, if it has not changed since."""
     path = cache_dir() / f"{name}.npz"
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: np.load would leave a damaged file open.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             if file["fingerprint"].item() != _fingerprint(directory):
                 return None
             return Arrays(

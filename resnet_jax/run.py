@@ -2,9 +2,8 @@
 
 import contextlib
 import itertools
-import os
-import tempfile
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
@@ -14,23 +13,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from tqdm import tqdm
 
-from resnet_jax import checkpoint, config, metrics, signals
+from resnet_jax import checkpoint, config, files, metrics, signals
 from resnet_jax.checkpoint import CHECKPOINTS
 from resnet_jax.errors import ConfigError, NonFiniteLossError, StoppedError
-from resnet_jax.timing import Stopwatch
+from resnet_jax.logs import METRICS, MetricsLog
+from resnet_jax.profiling import Trace
 
-_CONFIG, _METRICS = "config.json", "metrics.jsonl"
-_PROFILE_STEPS = (5, 10)  # of this process, from and to: compilation is over by then
-
-
-def _make_writer(directory: Path, purge_step: int) -> Any:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        raise ConfigError(
-            "--tensorboard needs tensorboardX: pip install tensorboardX"
-        ) from None
-    return SummaryWriter(str(directory), purge_step=purge_step)
+_CONFIG = "config.json"
 
 
 class Run:
@@ -42,11 +31,8 @@ class Run:
         self._manager = checkpoint.make_manager(run_dir, cfg.keep)
         self._stack = contextlib.ExitStack()
         self._stack.callback(self._close)
-        self._writer: Any = None
         self._signals: list[Any] = []
-        self._tracing = False
         self._written: list[Path] = []
-        self._compiled: set[int] = set()  # batch sizes seen
         self._step = 0
         self._pending: list[metrics.Sums] = []  # on the device, steps up to _step
         self._sums: metrics.Sums | None = None  # of the epoch's steps before those
@@ -63,8 +49,6 @@ class Run:
         self._stack.close()
 
     def _close(self) -> None:
-        if self._tracing:  # the run ended before its trace did
-            jax.profiler.stop_trace()
         self._manager.wait_until_finished()
         begun = self._manager.latest_step() is not None
         self._manager.close()
@@ -95,30 +79,34 @@ class Run:
             sums = restored["progress"]["train_sums"]
             self._sums = sums and {name: np.float64(sums[name]) for name in sums}
             self._step = saved
-        if self._cfg.tensorboard:
-            self._writer = _make_writer(self.dir / "tensorboard", self._step + 1)
-            self._stack.callback(self._writer.close)
-        self._written = [self.dir / _CONFIG, self.dir / _METRICS]
-        metrics.write_text(self.dir / _CONFIG, config.to_json(self._cfg))
-        # Lines of steps after the checkpoint will be written again.
-        records = metrics.read_jsonl(self.dir / _METRICS)
-        lines = [metrics.json_line(r) for r in records if r["step"] <= self._step]
-        metrics.write_text(self.dir / _METRICS, "".join(f"{line}\n" for line in lines))
+        self._written = [self.dir / _CONFIG, self.dir / METRICS]
+        self._log = MetricsLog(
+            self.dir, step=self._step, tensorboard=self._cfg.tensorboard
+        )
+        self._stack.callback(self._log.close)
+        files.write_text(self.dir / _CONFIG, config.to_json(self._cfg))
         return state
 
+    def is_finished(self, total_steps: int) -> bool:
+        """Whether all is done; says so, or where the run goes on."""
+        if self._step >= total_steps:
+            print(f"{self.dir} is finished: {self._step} of {total_steps} steps done")
+            return True
+        if self._step:
+            print(f"{self.dir} goes on after step {self._step} of {total_steps}")
+        return False
+
     def epochs(
-        self, *, steps_per_epoch: int, total_steps: int
+        self, *, steps_per_epoch: int, total_steps: int, compile_seconds: float
     ) -> Iterator[tuple[int, int]]:
         """(epoch, its first batch still to do), from 0, until `total_steps`.
 
         Meanwhile SIGINT and SIGTERM let a step finish, save, and raise StoppedError.
         """
         self._steps_per_epoch, self._total_steps = steps_per_epoch, total_steps
-        if self._step >= total_steps:
-            print(f"{self.dir} is finished: {self._step} of {total_steps} steps done")
-        elif self._step:
-            print(f"{self.dir} goes on after step {self._step} of {total_steps}")
-        self._profile_at = [self._step + step for step in _PROFILE_STEPS]
+        self._compile_seconds = compile_seconds
+        self._trace = Trace(self.dir / "profile", self._step)
+        self._stack.callback(self._trace.close)
         self._signals = self._stack.enter_context(signals.noted())
         while self._step < total_steps:
             yield divmod(self._step, steps_per_epoch)
@@ -128,7 +116,7 @@ class Run:
         epoch, start = divmod(self._step, self._steps_per_epoch)
         num_epochs = -(-self._total_steps // self._steps_per_epoch)
         left = min(self._steps_per_epoch - start, self._total_steps - self._step)
-        self._watch, self._num_images = Stopwatch(), 0
+        begun, self._num_images = time.monotonic(), 0
         with tqdm(
             total=start + left,
             initial=start,
@@ -137,20 +125,15 @@ class Run:
             leave=False,
             disable=None,  # where stderr is no terminal
         ) as self._bar:
-            for batch in itertools.islice(batches, left):
-                # A new shape compiles: let the steps before it not run meanwhile, or
-                # their time would count as compilation.
-                if len(batch["labels"]) not in self._compiled:
-                    self._compiled.add(len(batch["labels"]))
-                    jax.block_until_ready(self._pending)
-                yield batch
+            yield from itertools.islice(batches, left)
             self._collect()
-        seconds, compile_seconds = self._watch.stop()
+        seconds = time.monotonic() - begun
         self._times = {
             "seconds": seconds,
             "images_per_second": self._num_images / seconds,
-            "compile_seconds": compile_seconds,
+            "compile_seconds": self._compile_seconds,
         }
+        self._compile_seconds = 0.0  # of the epochs to come
 
     def step(self, state: Any, sums: metrics.Sums) -> None:
         """Takes note of one training step and, where a signal came, saves and stops."""
@@ -158,7 +141,7 @@ class Run:
         self._pending.append(sums)
         self._bar.update()
         if self._cfg.profile:
-            self._profile(state)
+            self._trace.step(self._step, state)
         if self._step % self._cfg.log_every_steps == 0 or self._signals:
             self._collect()
         ends = self._step == self._total_steps or not self._step % self._steps_per_epoch
@@ -185,29 +168,20 @@ class Run:
             f"(last good checkpoint here: {self._manager.latest_step()})"
         )
 
-    def _profile(self, state: Any) -> None:
-        begin, end = self._profile_at
-        if self._step == begin:
-            jax.block_until_ready(state)
-            jax.profiler.start_trace(str(self.dir / "profile"))
-            self._tracing = True
-        elif self._step == end:
-            jax.block_until_ready(state)
-            jax.profiler.stop_trace()
-            self._tracing = False
-            tqdm.write(
-                f"profile of steps {begin + 1} to {end} in {self.dir / 'profile'}"
-            )
-
     def end_epoch(
         self,
         state: Any,
         *,
-        lr: float,
+        schedule: Callable[[int], Any],
         test: metrics.Sums,
         validation: metrics.Sums | None = None,
     ) -> None:
-        """Writes the epoch's line, then its checkpoint; stops where a signal came."""
+        """Writes the epoch's line, then its checkpoint; stops where a signal came.
+
+        Raises:
+          NonFiniteLossError: an evaluation is not finite; nothing is written.
+          StoppedError: a signal came.
+        """
         held_out = {} if validation is None else metrics.means(validation, "val")
         scored = {**held_out, **metrics.means(test, "test")}
         for name, value in scored.items():
@@ -216,19 +190,12 @@ class Run:
         record = {
             "epoch": -(-self._step // self._steps_per_epoch),
             "step": self._step,
-            "lr": lr,
+            "lr": float(schedule(self._step - 1)),
             **metrics.means(self._sums, "train"),
             **scored,
             **self._times,
         }
-        with (self.dir / _METRICS).open("a", encoding="utf-8") as file:
-            file.write(metrics.json_line(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        print(metrics.epoch_line(record), flush=True)
-        if self._writer is not None:
-            for name in record.keys() - {"epoch", "step"}:
-                self._writer.add_scalar(name, record[name], self._step)
+        self._log.write(record)
         if self._step % self._steps_per_epoch == 0:
             self._sums = None
         scores = {"val_accuracy": record["val_accuracy"]} if held_out else None
@@ -262,8 +229,8 @@ def open_run(cfg: config.Config) -> Run:
     run_dir = Path(cfg.workdir)
     begun = any(path.name.isdecimal() for path in run_dir.glob(f"{CHECKPOINTS}/*"))
     # A run that was killed before its first checkpoint has the folder for it.
-    if not (run_dir / CHECKPOINTS).is_dir() and (run_dir / _METRICS).is_file():
-        if (run_dir / _METRICS).stat().st_size:
+    if not (run_dir / CHECKPOINTS).is_dir() and (run_dir / METRICS).is_file():
+        if (run_dir / METRICS).stat().st_size:
             raise ConfigError(
                 f"{run_dir} holds the metrics of a run and none of its checkpoints: "
                 "choose another --workdir, or remove it"
@@ -281,15 +248,7 @@ def open_run(cfg: config.Config) -> Run:
                     f"{way}another --workdir for a new run"
                 )
             print(f"{run_dir}: configuration overridden: {shown}")
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=run_dir):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"run directory {run_dir} cannot be written ({error.strerror}): "
-            "choose another --workdir"
-        ) from None
+    files.check_writable(run_dir, "run directory", "--workdir")
     return Run(cfg, run_dir)
 
 

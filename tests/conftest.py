@@ -10,8 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from resnet_jax import cifar10, models, prepared
-from resnet_jax.models import BasicBlock, ResNet
+from resnet_jax import archives, cifar10, models, prepared
+from resnet_jax.blocks import BasicBlock
+from resnet_jax.models import ResNet
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -60,7 +61,7 @@ def fake_arrays() -> prepared.Arrays:
         images = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
         return images, (np.arange(count) % 10).astype(np.int32)
 
-    return prepared.Arrays(part(50), part(10), cifar10.CLASS_NAMES)
+    return prepared.Arrays(part(50), part(10), archives.CLASS_NAMES)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,10 @@ def test_a_process_that_was_stopped_goes_on_to_the_same_end(
         command(*args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout.readline().startswith("epoch   1")
+    if number == signal.SIGKILL:  # once the epoch's checkpoint is whole
+        while not (run_dir / "checkpoints" / "23").is_dir():
+            assert process.poll() is None
+            time.sleep(0.01)
     process.send_signal(number)
     _, err = process.communicate()
     assert process.returncode == code
@@ -100,7 +105,17 @@ def test_a_process_that_was_stopped_goes_on_to_the_same_end(
         assert "stopped by SIGTERM, saved at step" in err and err.count("\n") == 1
     done = run(*args)
     assert done.returncode == 0, done.stderr
+    if process.returncode == -signal.SIGKILL:
+        assert "goes on after step 23 of 30" in done.stdout
     assert metrics_of(run_dir) == metrics_of(trained[0])
+
+
+@pytest.mark.slow
+def test_digits_reach_97_percent(tmp_path):
+    run_dir = tmp_path / "digits"
+    done = run("train.py", "digits", "--workdir", run_dir)
+    assert done.returncode == 0, done.stderr
+    assert metrics_of(run_dir)[-1]["test_accuracy"] >= 0.97
 
 
 def assert_one_line(done, code, *parts):
@@ -181,6 +196,10 @@ def test_a_checkpoint_that_is_not_there_or_of_another_model(trained, tmp_path):
     assert_one_line(done, 4, "no checkpoint of step 7: it has 23, 30")
     done = run("evaluate.py", run_dir, "--checkpoint", "best")
     assert_one_line(done, 4, "--validation-split")
+    (tmp_path / "file").touch()
+    done = run("evaluate.py", run_dir, "--output", tmp_path / "file" / "report.json")
+    assert_one_line(done, 2, "file cannot be written", "another --output")
+    assert done.stdout == ""
     done = run("evaluate.py", run_dir, "--checkpoint", "newest")
     assert_one_line(done, 2, "last, best or a step")
     other = tmp_path / "other"
@@ -191,6 +210,16 @@ def test_a_checkpoint_that_is_not_there_or_of_another_model(trained, tmp_path):
     assert_one_line(
         done, 4, "of another model", "batch_stats.layer1.1.bn1.mean: missing"
     )
+
+
+def test_a_truncated_checkpoint(trained, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(trained[0], broken)
+    for path in (broken / "checkpoints" / "30" / "state").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:10])
+    assert_one_line(run("evaluate.py", broken), 4, "checkpoint 30 of", "is damaged")
+    args = ("train.py", "digits", *SMALL, "--workdir", broken)
+    assert_one_line(run(*args), 4, "checkpoint 30 of", "is damaged")
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from resnet_jax import config
-from resnet_jax.config import RECIPES, Config
+from resnet_jax.config import Config
 from resnet_jax.errors import ConfigError
+from resnet_jax.recipes import RECIPES
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from resnet_jax import data
 from resnet_jax.errors import ConfigError
@@ -57,9 +59,9 @@ def test_order_is_a_function_of_seed_and_epoch():
 
 
 def test_an_epoch_shows_every_example_once_and_ends_partial(dataset):
-    batches = list(data.train_batches(dataset, 5, seed=0, epoch=0))
+    sizes = data.batch_sizes(23, 5)
+    batches = list(data.train_batches(dataset, sizes, seed=0, epoch=0))
     assert [len(b["labels"]) for b in batches] == [5, 5, 5, 5, 3]
-    assert data.num_batches(23, 5) == 5
     seen = np.concatenate([b["images"][:, 0, 0, 0] for b in batches])
     assert sorted(seen) == list(range(23))
     for batch in batches:
@@ -67,27 +69,67 @@ def test_an_epoch_shows_every_example_once_and_ends_partial(dataset):
 
 
 def test_the_partial_batch_can_be_dropped(dataset):
-    batches = list(data.train_batches(dataset, 5, seed=0, epoch=0, drop_last=True))
+    sizes = data.batch_sizes(23, 5, drop_last=True)
+    batches = list(data.train_batches(dataset, sizes, seed=0, epoch=0))
     assert [len(b["labels"]) for b in batches] == [5] * 4
-    assert data.num_batches(23, 5, drop_last=True) == 4
     with pytest.raises(ConfigError, match="batch_size 24 with drop_last leaves no"):
-        data.num_batches(23, 24, drop_last=True)
+        data.batch_sizes(23, 24, drop_last=True)
 
 
 def test_an_epoch_can_be_entered_in_the_middle(dataset):
-    whole = list(data.train_batches(dataset, 5, seed=3, epoch=1))
-    rest = list(data.train_batches(dataset, 5, seed=3, epoch=1, start=3))
+    sizes = data.batch_sizes(23, 5)
+    whole = list(data.train_batches(dataset, sizes, seed=3, epoch=1))
+    rest = list(data.train_batches(dataset, sizes, seed=3, epoch=1, start=3))
     assert len(rest) == 2
     for a, b in zip(whole[3:], rest, strict=True):
         np.testing.assert_array_equal(a["images"], b["images"])
 
 
-@pytest.mark.parametrize("batch_size", [1, 5, 23, 40])
-def test_evaluation_marks_every_example_once_in_one_shape(dataset, batch_size):
+@given(count=st.integers(1, 60), batch_size=st.integers(1, 70))
+def test_evaluation_marks_every_example_once_in_one_shape(count, batch_size):
+    images = np.arange(count, dtype=np.uint8).reshape(-1, 1, 1, 1)
+    dataset = data.Dataset(images, np.zeros(count, np.int32), ("a",))
     batches = list(data.eval_batches(dataset, batch_size))
-    assert {b["images"].shape for b in batches} == {(min(batch_size, 23), 2, 2, 3)}
-    marked = [b["images"][b["mask"] == 1][:, 0, 0, 0] for b in batches]
-    np.testing.assert_array_equal(np.concatenate(marked), np.arange(23))
+    assert {b["images"].shape for b in batches} == {(min(batch_size, count), 1, 1, 1)}
+    marked = [b["images"][b["mask"] == 1].ravel() for b in batches]
+    np.testing.assert_array_equal(np.concatenate(marked), np.arange(count))
+
+
+@given(
+    count=st.integers(1, 60),
+    batch_size=st.integers(1, 70),
+    start=st.integers(0, 9),
+    epoch=st.integers(0, 2**31),
+)
+def test_training_sees_every_example_once_from_any_start(
+    count, batch_size, start, epoch
+):
+    images = np.arange(count, dtype=np.uint8).reshape(-1, 1, 1, 1)
+    dataset = data.Dataset(images, np.zeros(count, np.int32), ("a",))
+    sizes = data.batch_sizes(count, batch_size)
+    start = min(start, len(sizes) - 1)
+    batches = list(data.train_batches(dataset, sizes, seed=1, epoch=epoch, start=start))
+    assert [len(b["labels"]) for b in batches] == sizes[start:]
+    assert sum(sizes) == count
+    seen = np.concatenate([b["images"].ravel() for b in batches])
+    order = data.epoch_order(count, seed=1, epoch=epoch)
+    np.testing.assert_array_equal(seen, order[sum(sizes[:start]) :])
+    assert sorted(order) == list(range(count))
+
+
+def test_there_is_an_example_of_each_size(dataset):
+    batches = list(data.example_batches(dataset, data.batch_sizes(23, 5)))
+    assert [b["images"].shape for b in batches] == [(5, 2, 2, 3), (3, 2, 2, 3)]
+
+
+def test_a_description_is_that_of_the_data():
+    train, _ = data.load_dataset("digits")
+    described = data.describe("digits")
+    assert described.image_shape == train.images.shape[1:]
+    assert described.num_classes == len(train.class_names)
+    assert data.describe("cifar100", image_size=48) == (100, (48, 48, 3))
+    with pytest.raises(ConfigError, match="no data set 'mnist'"):
+        data.describe("mnist")
 
 
 def test_hold_out_parts_the_training_set_by_its_seed(dataset):

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from resnet_jax import metrics
-from resnet_jax.errors import ConfigError
 
 
 def test_eval_sums_by_hand():
@@ -66,25 +65,3 @@ def test_class_table_and_report():
     assert report["class_accuracy"] == {"cat": 1.0, "horse": 0.5}
     assert report["count"] == 3 and report["accuracy"] == pytest.approx(2 / 3)
     json.dumps(report)
-
-
-def test_jsonl_leaves_out_an_unfinished_line(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    assert metrics.read_jsonl(path) == []
-    path.write_text(metrics.json_line({"step": 1}) + '\n{"step": 2, "los')
-    assert metrics.read_jsonl(path) == [{"step": 1}]
-
-
-def test_write_text_is_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "a.json"
-    metrics.write_json(path, {"a": 1})
-    assert json.loads(path.read_text()) == {"a": 1}
-    with pytest.raises(UnicodeEncodeError):
-        metrics.write_text(path, "\ud800")
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_write_text_where_nothing_can_be_written(tmp_path):
-    with pytest.raises(ConfigError, match="cannot be written"):
-        metrics.write_text(tmp_path / "missing" / "a.json", "")

@@ -103,7 +103,11 @@ def stages(model, side):
     return logits, shapes
 
 
-@pytest.mark.parametrize(("name", "widening"), [("resnet18", 1), ("resnet50", 4)])
+@pytest.mark.parametrize(
+    ("name", "widening"),
+    [(f"resnet{depth}", 1) for depth in (18, 34)]
+    + [(f"resnet{depth}", 4) for depth in (50, 101, 152)],
+)
 @pytest.mark.parametrize(("stem", "side"), [("imagenet", 56), ("cifar", 224)])
 def test_stages_of_the_imagenet_family(name, widening, stem, side):
     model = resnet_jax.create_model(name, num_classes=7, stem=stem)
@@ -118,8 +122,10 @@ def test_stages_of_the_imagenet_family(name, widening, stem, side):
     }
 
 
-def test_stages_of_the_cifar_family():
-    logits, shapes = stages(resnet_jax.create_model("resnet20", num_classes=10), 32)
+@pytest.mark.parametrize("depth", [8, 20, 32, 44, 56, 110])
+def test_stages_of_the_cifar_family(depth):
+    model = resnet_jax.create_model(f"resnet{depth}", num_classes=10)
+    logits, shapes = stages(model, 32)
     assert logits.shape == (2, 10)
     assert shapes == {
         "stem": (32, 32, 16),
@@ -178,6 +184,22 @@ def test_people_build_their_own(block, shortcut, key):
     assert "bias" in variables["params"]["layer1.0"]["conv1"]
     logits = jax.eval_shape(partial(model.apply, train=False), variables, images)
     assert logits.shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"widths": (8, 4), "shortcut": "pad"}, "'pad' cannot join 8 channels to 4"),
+        ({"shortcut": "skip"}, "no shortcut 'skip': one of identity, pad"),
+        ({"weight_init": "zeros"}, "no weight_init 'zeros': one of torch, kaiming"),
+        ({"stage_sizes": (1,)}, "differ in length"),
+    ],
+)
+def test_a_network_that_cannot_be_built_says_why(options, part, key):
+    options = {"stage_sizes": (1, 1), "widths": (4, 8), **options}
+    model = ResNet(BasicBlock, num_classes=3, **options)
+    with pytest.raises(ConfigError, match=part):
+        model.init(key, jnp.zeros((1, 32, 32, 3)), train=False)
 
 
 def test_an_identity_shortcut_cannot_change_the_shape(key):

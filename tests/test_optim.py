@@ -67,7 +67,7 @@ def test_a_schedule_is_a_function_of_a_traced_step():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ConfigError, match="no optimizer 'lion': one of adam, sgd"):
+    with pytest.raises(ConfigError, match="no optimizer 'lion': adam or sgd"):
         optim.make_optimizer("lion", lambda step: 0.1)
     with pytest.raises(ConfigError, match="no schedule 'linear'"):
         optim.make_schedule("linear", lr=0.1, total_steps=1)

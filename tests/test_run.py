@@ -31,6 +31,8 @@ def cfg(tiny, tmp_path, monkeypatch) -> Config:
     whole = data.Dataset(images, labels, ("a", "b", "c"))
     parts = whole.take(slice(36)), whole.take(slice(36, None))
     monkeypatch.setattr(data, "load_dataset", lambda name, data_dir: parts)
+    description = data.Description(3, (8, 8, 3))
+    monkeypatch.setattr(data, "describe", lambda name, image_size: description)
     return Config(
         model=tiny,
         dataset="digits",
@@ -356,16 +358,6 @@ def test_a_checkpoint_with_more_layers_than_the_model_is_refused(cfg):
         checkpoint.load_variables(read_run_dir(cfg), "last", template)
 
 
-def test_a_truncated_checkpoint_is_refused(cfg):
-    train.main(change(cfg, max_steps=2))
-    (state,) = read_run_dir(cfg).glob("checkpoints/2/state")
-    for path in state.rglob("*"):
-        if path.is_file() and path.parent.name == "d":
-            path.write_bytes(path.read_bytes()[:10])
-    with pytest.raises(CheckpointError, match="checkpoint 2 of .* is damaged"):
-        variables(cfg)
-
-
 def test_checkpoints_that_are_not_there(cfg, tmp_path):
     train.main(change(cfg, max_steps=2))
     with pytest.raises(CheckpointError, match="no checkpoint of step 3: it has 2"):
@@ -411,6 +403,38 @@ def test_profile_leaves_a_trace(cfg, max_steps):
 def test_summary_trains_nothing(cfg, capsys):
     train.main(change(cfg, summary=True))
     assert "multiply-adds" in capsys.readouterr().out
+    assert not os.path.exists(cfg.workdir)
+
+
+def test_names_and_directories_are_looked_at_before_data_are_fetched(
+    cfg, monkeypatch, tmp_path, capsys
+):
+    train.main(change(cfg, max_steps=2))
+
+    def fetch(name, data_dir):
+        raise AssertionError("the data were fetched")
+
+    monkeypatch.setattr(data, "load_dataset", fetch)
+    (tmp_path / "file").touch()
+    for wrong, part in (
+        ({"summary": True}, None),
+        ({"model": "resnet19"}, "no model"),
+        ({"normalize": "sepia"}, "normalize"),
+        ({"lr": 0.1}, "another configuration"),
+        ({"workdir": str(tmp_path / "file" / "run")}, "cannot be written"),
+    ):
+        wrong = change(cfg, **{"max_steps": 2, **wrong})
+        if part is None:
+            train.main(wrong)
+        else:
+            with pytest.raises(ConfigError, match=part):
+                train.main(wrong)
+
+
+def test_a_batch_that_cannot_be_trained_on_is_refused_before_the_first_step(cfg):
+    # Five batches of seven and one of a single picture, on maps of 1x1.
+    with pytest.raises(ConfigError, match="cannot train on one value per channel"):
+        train.main(change(cfg, batch_size=7, stem="imagenet", model="resnet18"))
     assert not os.path.exists(cfg.workdir)
 
 

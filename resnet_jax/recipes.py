@@ -1,0 +1,57 @@
+"""The recipes: a name to one line about it and its configuration."""
+
+from resnet_jax.config import Config
+
+RECIPES: dict[str, tuple[str, Config]] = {
+    "digits": (
+        "ResNet-8 on scikit-learn's built-in digits: a first run in a minute",
+        Config(
+            model="resnet8",
+            dataset="digits",
+            normalize="half",
+            epochs=20,
+            batch_size=64,
+            optimizer="sgd",
+            lr=0.1,
+            weight_decay=5e-4,
+            schedule="cosine",
+            crop_padding=2,
+            workdir="runs/digits",
+        ),
+    ),
+    "hresnet": (
+        "the tutorial's network and recipe: Adam 1e-4, no augmentation",
+        Config(model="hresnet", normalize="half", workdir="runs/hresnet"),
+    ),
+    "resnet20": (
+        "He et al. 2015, section 4.2: SGD, 64k steps, crop and flip",
+        Config(
+            model="resnet20",
+            epochs=164,
+            max_steps=64_000,
+            optimizer="sgd",
+            lr=0.1,
+            weight_decay=1e-4,
+            schedule="step",
+            lr_milestones=(32_000, 48_000),
+            crop_padding=4,
+            flip=True,
+            workdir="runs/resnet20",
+        ),
+    ),
+    "resnet18": (
+        "ResNet-18 with a 3x3 stem: SGD with cosine, 200 epochs, crop and flip",
+        Config(
+            model="resnet18",
+            stem="cifar",
+            epochs=200,
+            optimizer="sgd",
+            lr=0.1,
+            weight_decay=5e-4,
+            schedule="cosine",
+            crop_padding=4,
+            flip=True,
+            workdir="runs/resnet18",
+        ),
+    ),
+}
