@@ -2,6 +2,7 @@
 
     python train.py digits               scikit-learn's digits: a first run in a minute
     python train.py hresnet              the tutorial's network on CIFAR-10
+    python train.py transfer             ResNet-18 of ImageNet with a new head
     python train.py resnet18 --help      every field of a recipe is a flag
 
 Leaves config.json, metrics.jsonl and checkpoints in the run directory (runs/RECIPE, or
@@ -9,69 +10,87 @@ Leaves config.json, metrics.jsonl and checkpoints in the run directory (runs/REC
 """
 
 import sys
+from dataclasses import replace
 from functools import partial
 
 from resnet_jax.config import Config
 
 
 def main(cfg: Config) -> None:
-    import jax
-
-    from resnet_jax import augment, data, models, optim, training
+    from resnet_jax import augment, data, features, freezing, models, optim, training
+    from resnet_jax.hub import adopt, normalization
     from resnet_jax.run import open_run
     from resnet_jax.summary import summarize
 
     # Model and what it sees: descriptions, no arrays.
-    num_classes, image_shape = data.describe(cfg.dataset, image_size=cfg.image_size)
+    cfg = replace(cfg, normalize=cfg.normalize or normalization(cfg.pretrained))
+    shape = data.describe(cfg.dataset, cfg.data_dir, image_size=cfg.image_size)
     model = models.create_model(
-        cfg.model, num_classes=num_classes, stem=cfg.stem, dtype=cfg.dtype
+        cfg.model, num_classes=shape.num_classes, stem=cfg.stem, dtype=cfg.dtype
     )
-    prepare = partial(
-        augment.make_augment, num_classes=num_classes, **cfg.preprocessing
-    )
-    prepare_train, prepare_test = prepare(**cfg.augmentation), prepare()
+    prepare = partial(augment.make_augment, num_classes=shape.num_classes)
+    prepare_train = prepare(**cfg.preprocessing, **cfg.augmentation)
+    prepare_test = prepare(**cfg.preprocessing)
     if cfg.summary:
-        print(summarize(model, image_shape))
+        print(summarize(model, shape.image_shape))
         return
 
     with open_run(cfg) as run:
         # Data: uint8 arrays; the order of an epoch is a function of (seed, epoch).
-        train, test = data.load_dataset(cfg.dataset, cfg.data_dir)
+        train, test = data.load_dataset(cfg.dataset, cfg.data_dir, **cfg.folder_options)
         train, held_out = data.hold_out(train, cfg.validation_split, seed=cfg.seed)
         sizes = data.batch_sizes(len(train), cfg.batch_size, drop_last=cfg.drop_last)
-        batches = partial(data.train_batches, train, sizes, seed=cfg.seed)
         total_steps = min(cfg.epochs * len(sizes), cfg.max_steps or sys.maxsize)
 
         # Randomness: one seed, one key per purpose.
         keys = training.make_keys(cfg.seed)
 
-        # State: arrays alone, from the seed or from where this run stopped.
+        # Optimizer: what learns, and how fast.
+        trainable = freezing.make_trainable(cfg.freeze, model, shape.image_shape)
+        lr_scale = freezing.make_lr_scale(cfg.backbone_lr_scale, model)
         schedule = optim.make_schedule(total_steps=total_steps, **cfg.scheduling)
-        tx = optim.make_optimizer(schedule=schedule, **cfg.optimization)
-        state = training.init_state(model, tx, image_shape, key=keys.init)
+        tx = optim.make_optimizer(
+            schedule=schedule,
+            trainable=trainable,
+            lr_scale=lr_scale,
+            **cfg.optimization,
+        )
+
+        # State: arrays alone; from the seed, from PyTorch, or from where a run stopped.
+        state = training.init_state(model, tx, shape.image_shape, key=keys.init)
         state = run.restore(state)
+        if cfg.pretrained is not None and not run.resumed:
+            state = state.replace(**adopt(state.variables, model, **cfg.adoption))
         if run.is_finished(total_steps):
             return
+        if cfg.cache_features:
+            stand_in = features.cache(
+                model,
+                prepare_test,
+                state.variables,
+                (train, held_out, test),
+                batch_size=cfg.eval_batch_size,
+                label_smoothing=cfg.label_smoothing,
+            )
+            model, prepare_train, prepare_test, (train, held_out, test) = stand_in
 
         # Pure functions, compiled once; a step writes over the state it was given.
         train_step, compile_seconds = training.compile_step(
-            partial(training.train_step, model, tx, prepare_train),
+            training.make_train_step(
+                model, tx, prepare_train, trainable, backbone_bn=cfg.backbone_bn
+            ),
             state,
             data.example_batches(train, sizes[:total_steps]),
             keys.augment,
         )
-        evaluate = partial(
-            training.evaluate,
-            jax.jit(partial(training.eval_step, model, prepare_test)),
-            partial(data.eval_batches, batch_size=cfg.eval_batch_size),
-        )
+        eval_batches = partial(data.eval_batches, batch_size=cfg.eval_batch_size)
+        evaluate = training.make_evaluate(model, prepare_test, eval_batches)
 
-        for epoch, start in run.epochs(
-            steps_per_epoch=len(sizes),
-            total_steps=total_steps,
-            compile_seconds=compile_seconds,
-        ):
-            for batch in run.batches(batches(epoch=epoch, start=start)):
+        for epoch, start in run.epochs(len(sizes), total_steps, compile_seconds):
+            batches = data.train_batches(
+                train, sizes, seed=cfg.seed, epoch=epoch, start=start
+            )
+            for batch in run.batches(batches):
                 state, sums = train_step(state, batch, keys.augment)
                 run.step(state, sums)
             run.end_epoch(

@@ -12,10 +12,16 @@ _HOME = {
     "HResNet": "models",
     "RECIPES": "recipes",
     "ResNet": "models",
+    "Preprocessing": "hub",
+    "Pretrained": "hub",
     "create_model": "models",
+    "from_torch": "pretrained",
     "list_models": "models",
     "load_dataset": "data",
+    "load_pretrained": "hub",
+    "read_state_dict": "pretrained",
     "summarize": "summary",
+    "to_torch": "pretrained",
 }
 
 __all__ = list(_HOME)

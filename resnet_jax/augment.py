@@ -99,8 +99,25 @@ def make_augment(
         if flip:
             images = random_flip(flip_key, images)
         x = resize(normalize(images, mean=mean, std=std), image_size)
-        targets = jax.nn.one_hot(labels, num_classes)
-        targets = targets * (1 - label_smoothing) + label_smoothing / num_classes
-        return x, targets
+        return x, make_targets(labels, num_classes, label_smoothing)
+
+    return augment
+
+
+def make_targets(
+    labels: jax.Array, num_classes: int, label_smoothing: float = 0.0
+) -> jax.Array:
+    """Target distributions [B, num_classes] of labels [B]."""
+    targets = jax.nn.one_hot(labels, num_classes)
+    return targets * (1 - label_smoothing) + label_smoothing / num_classes
+
+
+def make_features_augment(*, num_classes: int, label_smoothing: float = 0.0) -> Augment:
+    """augment(key, features, labels), where features [B, F] stay as they are."""
+
+    def augment(
+        key: jax.Array, features: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        return features, make_targets(labels, num_classes, label_smoothing)
 
     return augment

@@ -1,12 +1,8 @@
 """The configuration of a run, and the recipes."""
 
 import dataclasses
-import json
 import math
-import types
-import typing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from resnet_jax.errors import ConfigError
@@ -24,21 +20,42 @@ class Config:
     """Of the arithmetic; parameters, statistics, logits and loss stay float32."""
 
     dataset: str = "cifar10"
-    """cifar10, cifar100 or digits."""
+    """cifar10, cifar100, digits, or folder: your own, DATA_DIR/train/CLASS/*."""
     data_dir: str | None = None
-    """Of tensorflow-datasets; else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    """The folder, or tensorflow-datasets': else $TFDS_DATA_DIR, ~/tensorflow_datasets.
+    """
+    skip_bad_images: bool = False
+    """Leave out, and count, pictures of a folder that cannot be read."""
     validation_split: float = 0.0
     """Fraction of the training set held out and scored each epoch."""
-    normalize: str = "cifar10"
-    """cifar10, imagenet, half (.5/.25), or mean and std as r,g,b/r,g,b."""
+    normalize: str | None = None
+    """cifar10, imagenet, half (.5/.25), or mean and std as r,g,b/r,g,b; None is that of
+    the pretrained weights, else cifar10."""
     image_size: int | None = None
-    """Resize pictures to this side on the device; None leaves them."""
+    """Resize pictures to this side on the device; None leaves them (folder: 224)."""
+    crop_pct: float = 0.875
+    """Of a folder's pictures: the part of the resized shorter side that is kept."""
     crop_padding: int = 0
     """Random crop of each picture padded with this many black pixels."""
     flip: bool = False
     """Random horizontal flip."""
     label_smoothing: float = 0.0
     """Mass of the target that is spread over all classes."""
+
+    pretrained: str | None = None
+    """Begin from a weights file, an exported folder, or torchvision's: imagenet."""
+    fresh_head: bool = False
+    """Draw the last layer anew even where the weights have one of this shape."""
+    freeze: str = "none"
+    """Parameters that stay: none, backbone (all but the last layer), or a regular
+    expression searched in their PyTorch names."""
+    backbone_bn: Literal["update", "frozen"] = "update"
+    """BatchNorm with frozen parameters: its statistics move as PyTorch's do, or it is
+    in inference mode."""
+    backbone_lr_scale: float = 1.0
+    """The learning rate of all but the last layer, as a multiple of lr."""
+    cache_features: bool = False
+    """Compute the frozen backbone's features once, and train the last layer on them."""
 
     epochs: int = 30
     """Passes over the training set."""
@@ -60,8 +77,15 @@ class Config:
     """Nesterov momentum in SGD."""
     weight_decay: float = 0.0
     """L2 penalty added to the gradient of every parameter, as torch.optim does."""
-    schedule: Literal["constant", "cosine", "step"] = "constant"
-    """Learning rate by step: constant, cosine to 0, or lr_gamma at each milestone."""
+    norm_weight_decay: float | None = None
+    """Weight decay of BatchNorm's parameters; None is weight_decay."""
+    bias_weight_decay: float | None = None
+    """Weight decay of the other biases; None is weight_decay."""
+    schedule: Literal["constant", "cosine", "step", "onecycle"] = "constant"
+    """Learning rate by step: constant, cosine to 0, lr_gamma at each milestone, or
+    torch's one-cycle."""
+    pct_start: float = 0.3
+    """Part of the one-cycle schedule in which the learning rate rises."""
     lr_milestones: tuple[int, ...] = ()
     """Steps at which the step schedule multiplies the learning rate."""
     lr_gamma: float = 0.1
@@ -92,9 +116,13 @@ class Config:
             ("label_smoothing", 0.0, 1.0),
             ("validation_split", 0.0, 1.0),
             ("lr_gamma", 0.0, math.inf),
+            ("pct_start", 0.0, 1.0),
+            ("norm_weight_decay", 0.0, math.inf),
+            ("bias_weight_decay", 0.0, math.inf),
+            ("backbone_lr_scale", 0.0, math.inf),
         ):
             value = getattr(self, name)
-            if not low <= value < high:
+            if value is not None and not low <= value < high:
                 raise ConfigError(f"{name} {value} is not in [{low:g}, {high:g})")
         for name, least in (
             ("epochs", 1),
@@ -112,11 +140,24 @@ class Config:
                 raise ConfigError(f"{name} {value} is too small: at least {least}")
         if self.seed >= 2**32:
             raise ConfigError(f"seed {self.seed} is too large: below 2**32")
+        if not 0.0 < self.crop_pct <= 1.0:
+            raise ConfigError(f"crop_pct {self.crop_pct} is not in (0, 1]")
         steps = self.lr_milestones
         if any(step < 1 for step in steps) or list(steps) != sorted(set(steps)):
             raise ConfigError(f"lr_milestones {steps} are not steps in rising order")
         if self.schedule == "step" and not steps:
             raise ConfigError("schedule step needs lr_milestones")
+        if self.backbone_bn == "frozen" and self.freeze == "none":
+            raise ConfigError("backbone_bn frozen needs --freeze, to say which")
+        if self.fresh_head and self.pretrained is None:
+            raise ConfigError("fresh_head needs --pretrained: without, all is fresh")
+        if self.cache_features:
+            frozen = self.freeze == "backbone" and self.backbone_bn == "frozen"
+            if not frozen or self.crop_padding or self.flip:
+                raise ConfigError(
+                    "cache_features needs features that do not change: --freeze "
+                    "backbone --backbone-bn frozen, without --crop-padding and --flip"
+                )
 
     @property
     def optimization(self) -> dict[str, Any]:
@@ -126,6 +167,8 @@ class Config:
             "momentum": self.momentum,
             "nesterov": self.nesterov,
             "weight_decay": self.weight_decay,
+            "norm_weight_decay": self.norm_weight_decay,
+            "bias_weight_decay": self.bias_weight_decay,
         }
 
     @property
@@ -136,12 +179,31 @@ class Config:
             "lr": self.lr,
             "milestones": self.lr_milestones,
             "gamma": self.lr_gamma,
+            "pct_start": self.pct_start,
         }
 
     @property
     def preprocessing(self) -> dict[str, Any]:
         """What augment.make_augment takes of these fields, whatever the pictures."""
         return {"normalization": self.normalize, "image_size": self.image_size}
+
+    @property
+    def folder_options(self) -> dict[str, Any]:
+        """What data.load_dataset takes of these fields for a folder."""
+        return {
+            "image_size": self.image_size,
+            "crop_pct": self.crop_pct,
+            "skip_bad_images": self.skip_bad_images,
+        }
+
+    @property
+    def adoption(self) -> dict[str, Any]:
+        """What hub.adopt takes of these fields."""
+        return {
+            "source": self.pretrained,
+            "name": self.model,
+            "fresh_head": self.fresh_head,
+        }
 
     @property
     def augmentation(self) -> dict[str, Any]:
@@ -162,26 +224,6 @@ OVERRIDABLE = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """Score a run on the test pictures; everything else comes with the run."""
-
-    run: str
-    """A run directory, as train.py leaves it."""
-    checkpoint: str = "last"
-    """last, best (by validation accuracy), or a step."""
-    batch_size: int | None = None
-    """Pictures at a time; None is the run's eval_batch_size."""
-    data_dir: str | None = None
-    """A tensorflow-datasets directory; else the run's own, else as in training."""
-    output: str | None = None
-    """Write all figures to this JSON file."""
-
-    def __post_init__(self) -> None:
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ConfigError(f"batch_size {self.batch_size} is too small: at least 1")
-
-
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """{field: (old, new)} of the fields that belong to the run and differ."""
     pairs = {
@@ -190,48 +232,3 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
         if field.name not in TRANSIENT
     }
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-
-
-def to_json(cfg: Config) -> str:
-    """`cfg` as JSON, in the order of its fields."""
-    return json.dumps(dataclasses.asdict(cfg), indent=2) + "\n"
-
-
-def read_config(path: Path) -> Config:
-    """The Config that was written to `path`.
-
-    Raises:
-      ConfigError: the file is missing, is not JSON, or has unknown or ill-typed fields.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read as a run's config: {error}") from None
-    hints = typing.get_type_hints(Config)
-    if not isinstance(values, dict) or set(values) - set(hints):
-        raise ConfigError(f"{path} is not the config of a run of this version")
-    for name, value in values.items():
-        values[name] = _typed(value, hints[name], f"{path}: {name}")
-    return Config(**values)
-
-
-def _typed(value: Any, hint: Any, where: str) -> Any:
-    """`value` from JSON as the type `hint`."""
-    options = typing.get_args(hint)
-    origin = typing.get_origin(hint)
-    if origin is types.UnionType or origin is typing.Union:
-        if value is None:
-            return None
-        return _typed(value, options[0], where)
-    if origin is Literal:
-        if value in options:
-            return value
-    elif origin is tuple:
-        if isinstance(value, list):
-            return tuple(_typed(item, options[0], where) for item in value)
-    elif hint is float:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-    elif type(value) is hint:
-        return value
-    raise ConfigError(f"{where} is {value!r}, not {hint}")

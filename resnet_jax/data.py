@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from resnet_jax import cifar10
+from resnet_jax import cifar10, folder
 from resnet_jax.errors import ConfigError
 
+FOLDER_SIZE = 224  # of a folder's pictures, if nothing else is said
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}
 
 
@@ -17,7 +18,7 @@ NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}
 class Dataset:
     """One part of a data set, whole and in memory."""
 
-    images: np.ndarray  # [N, H, W, 3] uint8
+    images: np.ndarray  # [N, H, W, 3] uint8, or features [N, F] float32
     labels: np.ndarray  # [N] int32
     class_names: tuple[str, ...]
 
@@ -36,12 +37,18 @@ class Description(NamedTuple):
     image_shape: tuple[int, int, int]  # (H, W, C), as the network sees it
 
 
-def describe(name: str, *, image_size: int | None = None) -> Description:
+def describe(
+    name: str, data_dir: str | Path | None = None, *, image_size: int | None = None
+) -> Description:
     """The description of data set `name`, resized to `image_size`; loads nothing.
 
     Raises:
-      ConfigError: an unknown name.
+      ConfigError: an unknown name, or a folder without data_dir.
+      DataError: data_dir has no folder of classes.
     """
+    if name == "folder":
+        side = image_size or FOLDER_SIZE
+        return Description(len(folder.class_names(_folder(data_dir))), (side, side, 3))
     if name not in NUM_CLASSES:
         raise _unknown(name)
     side = image_size or 32
@@ -49,18 +56,40 @@ def describe(name: str, *, image_size: int | None = None) -> Description:
 
 
 def load_dataset(
-    name: str, data_dir: str | Path | None = None
+    name: str,
+    data_dir: str | Path | None = None,
+    *,
+    image_size: int | None = None,
+    crop_pct: float = 0.875,
+    skip_bad_images: bool = False,
 ) -> tuple[Dataset, Dataset]:
-    """(train, test) of `name`, one of NUM_CLASSES.
+    """(train, test) of `name`: cifar10, cifar100, digits or folder.
 
     Args:
-      data_dir: a tensorflow-datasets directory; None for $TFDS_DATA_DIR, else
+      data_dir: of folder, the one with train/CLASS/* and test/CLASS/*; else a
+        tensorflow-datasets directory, None for $TFDS_DATA_DIR, else
         ~/tensorflow_datasets. CIFAR-10 is fetched and prepared there if it is missing.
+      image_size, crop_pct, skip_bad_images: of folder, see folder.load; the pictures of
+        the others have one size, and are resized on the device.
 
     Raises:
-      ConfigError: an unknown name.
+      ConfigError: an unknown name, or a folder without data_dir.
       DataError: the data cannot be had, or are not what they should be.
     """
+    if name == "folder":
+        root = _folder(data_dir)
+        names = folder.class_names(root)
+        train, test = (
+            folder.load(
+                root,
+                split,
+                size=image_size or FOLDER_SIZE,
+                crop_pct=crop_pct,
+                skip_bad=skip_bad_images,
+            )
+            for split in ("train", "test")
+        )
+        return Dataset(*train, names), Dataset(*test, names)
     if name == "digits":
         return _load_digits()
     if name in NUM_CLASSES:
@@ -74,7 +103,14 @@ def load_dataset(
 
 
 def _unknown(name: str) -> ConfigError:
-    return ConfigError(f"no data set {name!r}: one of {', '.join(NUM_CLASSES)}")
+    names = ", ".join([*NUM_CLASSES, "folder"])
+    return ConfigError(f"no data set {name!r}: one of {names}")
+
+
+def _folder(data_dir: str | Path | None) -> Path:
+    if data_dir is None:
+        raise ConfigError("data set folder needs --data-dir, with train/ and test/")
+    return Path(data_dir).expanduser()
 
 
 def _load_digits() -> tuple[Dataset, Dataset]:
@@ -169,7 +205,7 @@ def eval_batches(dataset: Dataset, batch_size: int) -> Iterator[dict[str, np.nda
         labels = dataset.labels[start : start + batch_size]
         missing = batch_size - len(labels)
         yield {
-            "images": np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))),
+            "images": np.pad(images, [(0, missing)] + [(0, 0)] * (images.ndim - 1)),
             "labels": np.pad(labels, (0, missing)),
             "mask": np.pad(np.ones(len(labels), np.float32), (0, missing)),
         }

@@ -1,5 +1,8 @@
 """A URL and its sha256 to a verified file: whole or not at all."""
 
+import hashlib
+import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +14,22 @@ import requests
 from tqdm import tqdm
 
 from resnet_jax.errors import DataError
+
+
+def cache_dir() -> Path:
+    """$RESNET_JAX_CACHE, else the user's cache folder for this package."""
+    return Path(os.environ.get("RESNET_JAX_CACHE") or pooch.os_cache("resnet_jax"))
+
+
+def check_sha256(path: Path, sha256: str) -> None:
+    """Raises DataError unless the sha256 of the file at `path` begins with `sha256`."""
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if not found.startswith(sha256):
+        raise DataError(
+            f"{path} is damaged: its sha256 begins {found[: len(sha256)]}, "
+            f"not {sha256}; fetch it again"
+        )
 
 
 class _TooSlow(Exception):
@@ -70,6 +89,7 @@ def fetch(
     """Downloads `url` to `path`, which appears only when it is whole and verified.
 
     Args:
+      sha256: of the file; its first digits will do.
       timeout: seconds to connect, and of silence that end the download.
       min_rate: bytes per second, averaged over `window` seconds, below which it ends.
 
@@ -84,22 +104,28 @@ def fetch(
     if not answers(probe, timeout):
         raise DataError(f"{host} cannot be reached")
     pooch.get_logger().setLevel("WARNING")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with _Progress(path.name, min_rate, window) as progress:
-            pooch.retrieve(
+        with (
+            tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as scratch,
+            _Progress(path.name, min_rate, window) as progress,
+        ):
+            whole = pooch.retrieve(
                 url,
-                known_hash=f"sha256:{sha256}",
+                known_hash=None,  # ours may be a prefix
                 fname=path.name,
-                path=path.parent,
+                path=scratch,
                 downloader=pooch.HTTPDownloader(
                     progressbar=progress, chunk_size=2**12, timeout=timeout
                 ),
             )
+            check_sha256(Path(whole), sha256)
+            Path(whole).replace(path)
     except _TooSlow:
         raise DataError(
             f"{host} sends less than {min_rate / 1e3:g} kB a second"
         ) from None
     except requests.RequestException as error:
         raise DataError(f"{host} broke off ({type(error).__name__})") from None
-    except ValueError:  # pooch's, for another hash
+    except DataError:
         raise DataError(f"{host} sent a file that is not {path.name}") from None

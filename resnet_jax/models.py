@@ -46,6 +46,8 @@ class ResNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype | None = None
 
+    head = "fc"  # the layer that gives the logits
+
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -81,7 +83,24 @@ class ResNet(nn.Module):
                 )(x, train=train)
             self.sow("intermediates", f"layer{stage}", x)
         x = x.mean((1, 2))
-        return _classify(x, self.num_classes, "fc", types)
+        return _classify(x, self.num_classes, self.head, types)
+
+
+class Head(nn.Module):
+    """The last layer of a network alone: features [B, F] to logits [B, num_classes].
+
+    It takes the network's own variables and reads `layer` of them.
+    """
+
+    layer: str
+    num_classes: int
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        return _classify(x, self.num_classes, self.layer, types)
 
 
 class HResNet(nn.Module):
@@ -96,6 +115,8 @@ class HResNet(nn.Module):
     num_classes: int
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype | None = None
+
+    head = "fc3"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -118,7 +139,7 @@ class HResNet(nn.Module):
         x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
         x = nn.relu(Linear(2048, name="fc1", **types)(x))
         x = nn.relu(Linear(512, name="fc2", **types)(x))
-        return _classify(x, self.num_classes, "fc3", types)
+        return _classify(x, self.num_classes, self.head, types)
 
 
 def _classify(

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pooch
 
+from resnet_jax.download import cache_dir
 from resnet_jax.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -32,11 +32,6 @@ class Arrays(NamedTuple):
 def default_data_dir() -> Path:
     """$TFDS_DATA_DIR, else ~/tensorflow_datasets, as tensorflow-datasets has it."""
     return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-
-
-def cache_dir() -> Path:
-    """$RESNET_JAX_CACHE, else the user's cache folder for this package."""
-    return Path(os.environ.get("RESNET_JAX_CACHE") or pooch.os_cache("resnet_jax"))
 
 
 def find(name: str, data_dir: Path) -> Path | None:

@@ -54,4 +54,42 @@ RECIPES: dict[str, tuple[str, Config]] = {
             workdir="runs/resnet18",
         ),
     ),
+    "transfer": (
+        "the tutorial's: ResNet-18 of ImageNet, a new head, all else frozen but the "
+        "BatchNorm statistics",
+        Config(
+            model="resnet18",
+            pretrained="imagenet",
+            fresh_head=True,
+            freeze="backbone",
+            workdir="runs/transfer",
+        ),
+    ),
+    "probe": (
+        "a linear classifier on the features of a backbone that does not change",
+        Config(
+            model="resnet18",
+            pretrained="imagenet",
+            fresh_head=True,
+            freeze="backbone",
+            backbone_bn="frozen",
+            cache_features=True,
+            workdir="runs/probe",
+        ),
+    ),
+    "finetune": (
+        "all of ImageNet's ResNet-18, the backbone at a tenth of the head's rate",
+        Config(
+            model="resnet18",
+            pretrained="imagenet",
+            fresh_head=True,
+            backbone_lr_scale=0.1,
+            lr=1e-3,
+            schedule="cosine",
+            epochs=10,
+            crop_padding=4,
+            flip=True,
+            workdir="runs/finetune",
+        ),
+    ),
 }

@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from tqdm import tqdm
 
-from resnet_jax import checkpoint, config, files, metrics, signals
+from resnet_jax import checkpoint, config, config_json, files, metrics, signals
 from resnet_jax.checkpoint import CHECKPOINTS
 from resnet_jax.errors import ConfigError, NonFiniteLossError, StoppedError
 from resnet_jax.logs import METRICS, MetricsLog
@@ -84,8 +84,13 @@ class Run:
             self.dir, step=self._step, tensorboard=self._cfg.tensorboard
         )
         self._stack.callback(self._log.close)
-        files.write_text(self.dir / _CONFIG, config.to_json(self._cfg))
+        files.write_text(self.dir / _CONFIG, config_json.to_json(self._cfg))
         return state
+
+    @property
+    def resumed(self) -> bool:
+        """Whether restore found a checkpoint."""
+        return self._step > 0
 
     def is_finished(self, total_steps: int) -> bool:
         """Whether all is done; says so, or where the run goes on."""
@@ -97,7 +102,7 @@ class Run:
         return False
 
     def epochs(
-        self, *, steps_per_epoch: int, total_steps: int, compile_seconds: float
+        self, steps_per_epoch: int, total_steps: int, compile_seconds: float
     ) -> Iterator[tuple[int, int]]:
         """(epoch, its first batch still to do), from 0, until `total_steps`.
 
@@ -236,7 +241,7 @@ def open_run(cfg: config.Config) -> Run:
                 "choose another --workdir, or remove it"
             )
     if begun:
-        old = config.read_config(run_dir / _CONFIG)
+        old = config_json.read_config(run_dir / _CONFIG)
         changed = config.differences(old, cfg)
         if changed:
             shown = ", ".join(f"{k} {a} -> {b}" for k, (a, b) in changed.items())
@@ -262,4 +267,4 @@ def read_run(run_dir: Path) -> config.Config:
         raise ConfigError(f"no run at {run_dir}: there is no such directory")
     if not (run_dir / _CONFIG).is_file():
         raise ConfigError(f"{run_dir} is no run: it has no {_CONFIG}")
-    return config.read_config(run_dir / _CONFIG)
+    return config_json.read_config(run_dir / _CONFIG)

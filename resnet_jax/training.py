@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Sized
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -10,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from resnet_jax import metrics
+from resnet_jax import metrics, names
+from resnet_jax.freezing import Predicate, inference_batch_norm
 
 Batch = dict[str, Any]  # images [B, H, W, C] uint8, labels [B] int32, mask [B] float32
 
@@ -23,6 +25,11 @@ class TrainState:
     params: Any
     batch_stats: Any
     opt_state: Any
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the model's apply takes."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
 
 
 class Keys(NamedTuple):
@@ -43,6 +50,14 @@ def init_variables(
     """Fresh {"params", "batch_stats"} for pictures of image_shape (H, W, C)."""
     variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
     return {"batch_stats": {}, **variables}
+
+
+def variable_shapes(
+    model: nn.Module, image_shape: tuple[int, int, int]
+) -> dict[str, Any]:
+    """The shapes and types of what init_variables gives; nothing is computed."""
+    init = partial(init_variables, model, image_shape)
+    return jax.eval_shape(init, key=jax.random.key(0))
 
 
 def init_state(
@@ -73,31 +88,72 @@ def train_step(
     state: TrainState,
     batch: Batch,
     key: jax.Array,
+    *,
+    trainable: Predicate | None = None,
+    backbone_bn: str = "update",
 ) -> tuple[TrainState, metrics.Sums]:
-    """One update by the mean cross-entropy of `batch`; its sums before the update."""
+    """One update by the mean cross-entropy of `batch`; its sums before the update.
+
+    Args:
+      trainable: by PyTorch's name of a parameter; the others stay to the bit.
+      backbone_bn: of BatchNorm layers that are not trainable. "update": their
+        statistics move, as with requires_grad=False in a PyTorch module in training
+        mode; "frozen": they are in inference mode and their statistics stay.
+    """
+    frozen_bn = trainable if backbone_bn == "frozen" else None
     step_key = jax.random.fold_in(key, state.step)
     images, targets = augment(step_key, batch["images"], batch["labels"])
 
     def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-        logits, moved = model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            images,
-            train=True,
-            mutable=["batch_stats"],
-        )
+        with inference_batch_norm(frozen_bn):
+            logits, moved = model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+            )
         loss = optax.softmax_cross_entropy(logits, targets).mean()
         return loss, (logits, moved.get("batch_stats", {}))
 
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
     (loss, (logits, batch_stats)), grads = gradient(state.params)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    if trainable is not None:  # not even -0. + 0.
+        learns = names.map_names(trainable, params)
+        params = jax.tree.map(
+            lambda new, old, moves: new if moves else old, params, state.params, learns
+        )
     state = TrainState(
         step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
+        params=params,
         batch_stats=batch_stats,
         opt_state=opt_state,
     )
     return state, metrics.train_sums(loss, logits, batch["labels"])
+
+
+def make_train_step(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    augment: Callable[..., tuple[jax.Array, jax.Array]],
+    trainable: Predicate | None = None,
+    *,
+    backbone_bn: str = "update",
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, metrics.Sums]]:
+    """train_step of (state, batch, key) alone, all else bound; not compiled."""
+    bound = partial(train_step, model, tx, augment)
+    return partial(bound, trainable=trainable, backbone_bn=backbone_bn)
+
+
+def make_evaluate(
+    model: nn.Module,
+    augment: Callable[..., tuple[jax.Array, jax.Array]],
+    make_batches: Callable[[Any], Iterable[Batch]],
+) -> Callable[[TrainState, Sized], metrics.Sums]:
+    """evaluate of (state, dataset) alone, its step compiled."""
+    step = jax.jit(partial(eval_step, model, augment))
+    return partial(evaluate, step, make_batches)
 
 
 def compile_step(
@@ -133,8 +189,7 @@ def eval_step(
 ) -> metrics.Sums:
     """The sums of one batch in inference mode, over the examples its mask marks."""
     images, _ = augment(jax.random.key(0), batch["images"], batch["labels"])
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    logits = model.apply(variables, images, train=False)
+    logits = model.apply(state.variables, images, train=False)
     return metrics.eval_sums(logits, batch["labels"], batch["mask"])
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_jax import config
+from resnet_jax import config, config_json, options
 from resnet_jax.config import Config
 from resnet_jax.errors import ConfigError
 from resnet_jax.recipes import RECIPES
@@ -47,14 +47,14 @@ def test_a_step_schedule_needs_its_milestones():
 def test_a_recipe_survives_its_file(name, tmp_path):
     cfg = RECIPES[name][1]
     path = tmp_path / "config.json"
-    path.write_text(config.to_json(cfg))
-    assert config.read_config(path) == cfg
+    path.write_text(config_json.to_json(cfg))
+    assert config_json.read_config(path) == cfg
     assert cfg.workdir == f"runs/{name}"
 
 
 def test_every_field_has_its_help():
-    text = Path(config.__file__).read_text(encoding="utf-8")
-    for cls in (Config, config.EvaluateConfig):
+    for module, cls in ((config, Config), (options, options.EvaluateConfig)):
+        text = Path(module.__file__).read_text(encoding="utf-8")
         for field in dataclasses.fields(cls):
             start = text.index(f"    {field.name}: ")
             assert text[start:].split("\n")[1].strip().startswith('"""'), field.name
@@ -80,18 +80,18 @@ def test_a_spoiled_file_is_refused(tmp_path, text, message):
     path = tmp_path / "config.json"
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
-        config.read_config(path)
+        config_json.read_config(path)
 
 
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="No such file"):
-        config.read_config(tmp_path / "config.json")
+        config_json.read_config(tmp_path / "config.json")
 
 
 def test_whole_numbers_serve_as_floats(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"lr": 1, "max_steps": None, "stem": None}))
-    cfg = config.read_config(path)
+    cfg = config_json.read_config(path)
     assert cfg.lr == 1.0 and isinstance(cfg.lr, float) and cfg.max_steps is None
 
 

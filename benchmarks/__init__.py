@@ -1,0 +1,1 @@
+"""Measurements against PyTorch on the same machine: `python -m benchmarks.NAME`."""

@@ -1,0 +1,108 @@
+"""PyTorch twins of the networks that torchvision does not have."""
+
+from collections.abc import Callable
+
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+
+
+class HBlock(nn.Module):
+    """The tutorial's block: biases, and a 1x1 shortcut without BatchNorm, always."""
+
+    def __init__(self, channels: int, features: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, features, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(features)
+        self.conv2 = nn.Conv2d(features, features, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(features)
+        self.downsample = nn.Conv2d(channels, features, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + self.downsample(x))
+
+
+class HResNet(nn.Module):
+    """The tutorial's network, with nn's default initialisation."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.b1, self.b2, self.b3 = HBlock(3, 64), HBlock(64, 128), HBlock(128, 256)
+        self.pool = nn.ModuleDict({f"b{i}": nn.AvgPool2d(2, 2) for i in (1, 2, 3)})
+        self.fc1 = nn.Linear(4096, 2048)
+        self.fc2 = nn.Linear(2048, 512)
+        self.fc3 = nn.Linear(512, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for name in ("b1", "b2", "b3"):
+            x = self.pool[name](getattr(self, name)(x))
+        x = F.relu(self.fc1(x.flatten(1)))
+        return self.fc3(F.relu(self.fc2(x)))
+
+
+class CifarBlock(nn.Module):
+    """He et al.'s basic block with option A: every other pixel, and zero channels."""
+
+    def __init__(self, channels: int, features: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, features, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(features)
+        self.conv2 = nn.Conv2d(features, features, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(features)
+        self.stride, self.missing = stride, features - channels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if self.missing:
+            before = self.missing // 2
+            x = x[:, :, :: self.stride, :: self.stride]
+            x = F.pad(x, (0, 0, 0, 0, before, self.missing - before))
+        return F.relu(y + x)
+
+
+class CifarResNet(nn.Module):
+    """He et al. 2015, section 4.2: three stages of n blocks, depth 6n + 2."""
+
+    def __init__(self, n: int, num_classes: int = 10) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        channels = 16
+        for stage, features in enumerate((16, 32, 64), start=1):
+            blocks = []
+            for index in range(n):
+                stride = 2 if stage > 1 and index == 0 else 1
+                blocks.append(CifarBlock(channels, features, stride))
+                channels = features
+            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
+        self.fc = nn.Linear(64, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.fc(x.mean((2, 3)))
+
+
+def with_cifar_stem(model: nn.Module) -> nn.Module:
+    """A torchvision ResNet with a 3x3 stem and no max-pool, in place."""
+    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model.maxpool = nn.Identity()
+    return model
+
+
+def create_twin(name: str, stem: str | None = None, num_classes: int = 10) -> nn.Module:
+    """The PyTorch network that resnet_jax.create_model(name, stem=stem) is."""
+    depth = int(name.removeprefix("resnet")) if name != "hresnet" else 0
+    if not depth:
+        return HResNet(num_classes)
+    make: Callable[..., nn.Module] | None = getattr(torchvision.models, name, None)
+    if make is None:
+        return CifarResNet((depth - 2) // 6, num_classes)
+    model = make(num_classes=num_classes)
+    return with_cifar_stem(model) if stem == "cifar" else model

@@ -1,0 +1,56 @@
+"""A run's configuration as JSON, and back."""
+
+import dataclasses
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+from resnet_jax.config import Config
+from resnet_jax.errors import ConfigError
+
+
+def to_json(cfg: Config) -> str:
+    """`cfg` as JSON, in the order of its fields."""
+    return json.dumps(dataclasses.asdict(cfg), indent=2) + "\n"
+
+
+def read_config(path: Path) -> Config:
+    """The Config that was written to `path`.
+
+    Raises:
+      ConfigError: the file is missing, is not JSON, or has unknown or ill-typed fields.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as a run's config: {error}") from None
+    hints = typing.get_type_hints(Config)
+    if not isinstance(values, dict) or set(values) - set(hints):
+        raise ConfigError(f"{path} is not the config of a run of this version")
+    for name, value in values.items():
+        values[name] = _typed(value, hints[name], f"{path}: {name}")
+    return Config(**values)
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    """`value` from JSON as the type `hint`."""
+    options = typing.get_args(hint)
+    origin = typing.get_origin(hint)
+    if origin is types.UnionType or origin is typing.Union:
+        if value is None:
+            return None
+        return _typed(value, options[0], where)
+    if origin is Literal:
+        if value in options:
+            return value
+    elif origin is tuple:
+        if isinstance(value, list):
+            return tuple(_typed(item, options[0], where) for item in value)
+    elif hint is float:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    elif type(value) is hint:
+        return value
+    raise ConfigError(f"{where} is {value!r}, not {hint}")

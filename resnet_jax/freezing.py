@@ -1,0 +1,84 @@
+"""Which parameters and BatchNorm layers a training run leaves as they are."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from resnet_jax import names
+from resnet_jax.errors import ConfigError
+from resnet_jax.layers import BatchNorm
+
+Predicate = Callable[[str], bool]  # of a parameter's name in PyTorch
+
+
+def make_trainable(
+    freeze: str, model: nn.Module, image_shape: tuple[int, int, int]
+) -> Predicate | None:
+    """Whether the parameter of a name is trained; None where all are.
+
+    Args:
+      freeze: none; backbone, all but the last layer; or a regular expression that is
+        searched in the names.
+      image_shape: (H, W, C) of the model's pictures.
+
+    Raises:
+      ConfigError: not a regular expression, or one that no name or every name matches.
+    """
+    if freeze == "none":
+        return None
+    if freeze == "backbone":
+        return lambda name: names.is_in(name, [model.head])
+    try:
+        pattern = re.compile(freeze)
+    except re.error as error:
+        raise ConfigError(
+            f"freeze {freeze!r} is no regular expression ({error}): "
+            "none, backbone, or one of parameter names such as '^layer1'"
+        ) from None
+    variables = jax.eval_shape(
+        partial(model.init, train=False),
+        jax.random.key(0),
+        jnp.zeros((1, *image_shape)),
+    )
+    every = names.list_names(variables["params"])
+    matched = [name for name in every if pattern.search(name)]
+    if len(matched) in (0, len(every)):
+        which = "every parameter" if matched else "no parameter"
+        raise ConfigError(
+            f"freeze {freeze!r} matches {which}: names are like {', '.join(every[:3])}"
+        )
+    return lambda name: not pattern.search(name)
+
+
+def make_lr_scale(scale: float, model: nn.Module) -> Callable[[str], float] | None:
+    """The factor of a parameter's learning rate: `scale`, and 1 for the last layer."""
+    if scale == 1.0:
+        return None
+    return lambda name: 1.0 if names.is_in(name, [model.head]) else scale
+
+
+@contextmanager
+def inference_batch_norm(trainable: Predicate | None) -> Iterator[None]:
+    """Inside, BatchNorm layers whose weight is not trainable are in inference mode.
+
+    They normalise by their running statistics, which stay, whatever `train` says.
+    """
+
+    def in_inference(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        layer = context.module
+        if isinstance(layer, BatchNorm) and context.method_name == "__call__":
+            if not trainable(".".join([*layer.path, "weight"])):
+                kwargs = {**kwargs, "train": False}
+        return call(*args, **kwargs)
+
+    if trainable is None:
+        yield
+    else:
+        with nn.intercept_methods(in_inference):
+            yield

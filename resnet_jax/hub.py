@@ -1,0 +1,222 @@
+"""Weights by name, by file, or by exported folder: what to begin from."""
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+
+from resnet_jax import download, models, pretrained, training
+from resnet_jax.augment import parse_normalization
+from resnet_jax.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
+
+URL = "https://download.pytorch.org/models/"
+# torchvision's IMAGENET1K_V1; the last eight digits begin the file's sha256.
+IMAGENET = {
+    "resnet18": "resnet18-f37072fd.pth",
+    "resnet34": "resnet34-b627a593.pth",
+    "resnet50": "resnet50-0676ba61.pth",
+    "resnet101": "resnet101-63fe2227.pth",
+    "resnet152": "resnet152-394f9c45.pth",
+}
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+
+
+class Preprocessing(NamedTuple):
+    """What the pictures of a network go through, and what its classes are."""
+
+    size: int  # of the shorter side, before the crop
+    crop: int  # side of the square that the network sees
+    mean: tuple[float, ...]  # of the channels, pictures scaled to [0, 1]
+    std: tuple[float, ...]
+    class_names: tuple[str, ...] | None = None  # None where the head is new
+
+
+class Pretrained(NamedTuple):
+    """A network ready for use: model.apply(variables, images, train=False)."""
+
+    model: nn.Module
+    variables: dict[str, Any]
+    preprocessing: Preprocessing
+
+
+def is_exported(path: str | Path) -> bool:
+    """Whether `path` is a folder that evaluate.py --export wrote."""
+    return (Path(path) / WEIGHTS).is_file()
+
+
+def read_info(directory: str | Path) -> dict[str, Any]:
+    """The config.json of an exported folder.
+
+    Raises:
+      DataError: it is missing, or not such a file.
+    """
+    path = Path(directory) / CONFIG
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        architecture, preprocessing = info["architecture"], info["preprocessing"]
+        known = isinstance(info["class_names"], list) and all(
+            isinstance(architecture[name], kind)
+            for name, kind in (("model", str), ("num_classes", int), ("dtype", str))
+        )
+        known = known and isinstance(preprocessing["normalize"], str)
+        if not known or not isinstance(preprocessing["image_size"], int):
+            raise ValueError("it is not what --export writes")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} is not an exported network's ({error!r}): export it again"
+        ) from None
+    return info
+
+
+def normalization(source: str | None) -> str:
+    """How the pictures of a pretrained `source` are normalised, else cifar10's way.
+
+    torchvision's networks, and bare files, which do not say, have ImageNet's.
+    """
+    if source is None:
+        return "cifar10"
+    if is_exported(source):
+        return read_info(source)["preprocessing"]["normalize"]
+    return "imagenet"
+
+
+def read_weights(source: str, model: str) -> pretrained.StateDict:
+    """The state_dict of `source`: a file, an exported folder, or "imagenet".
+
+    Raises:
+      ConfigError: `model` has no weights of ImageNet.
+      DataError: they cannot be had, or are damaged.
+    """
+    if source == "imagenet":
+        return pretrained.read_state_dict(_imagenet_file(model))
+    if is_exported(source):
+        info, path = read_info(source), Path(source, WEIGHTS)
+        download.check_sha256(path, info.get("sha256", ""))
+        return pretrained.read_state_dict(path)
+    if Path(source).is_dir():
+        raise DataError(
+            f"{source} is a folder without {WEIGHTS}: name a weights file, or a folder "
+            "that evaluate.py --export wrote"
+        )
+    return pretrained.read_state_dict(source)
+
+
+def _imagenet_file(model: str) -> Path:
+    """torchvision's file for `model`, from a cache folder or downloaded into one."""
+    if model not in IMAGENET:
+        raise ConfigError(
+            f"{model} has no weights of ImageNet: {', '.join(IMAGENET)} have; for "
+            "another, name its file with --pretrained"
+        )
+    name = IMAGENET[model]
+    torch_home = os.environ.get("TORCH_HOME") or "~/.cache/torch"
+    cache = download.cache_dir()
+    for folder in (cache, Path(torch_home, "hub", "checkpoints").expanduser()):
+        if (folder / name).is_file():
+            log.info("weights: from %s", folder / name)
+            return folder / name
+    prefix = Path(name).stem.rsplit("-", 1)[-1]
+    try:
+        log.info("weights: downloading %s", URL + name)
+        download.fetch(URL + name, prefix, cache / name)
+    except (DataError, OSError) as error:
+        raise DataError(
+            f"{name} cannot be fetched ({error}): put it, from {URL}{name} "
+            f"(sha256 begins {prefix}), into {cache}"
+        ) from None
+    return cache / name
+
+
+def adopt(
+    variables: Mapping[str, Any],
+    model: nn.Module,
+    *,
+    source: str,
+    name: str,
+    fresh_head: bool = False,
+) -> dict[str, Any]:
+    """`variables` of `model`, called `name`, with the values of `source`.
+
+    The last layer keeps its own values where fresh_head says so or `source`, see
+    read_weights, has none of its shape; which it was is logged.
+
+    Raises:
+      ConfigError, DataError: as read_weights, or the weights are another network's.
+    """
+    head = model.head
+    state_dict = pretrained.with_names_of(variables, read_weights(source, name))
+    own = pretrained.to_torch({"params": {head: variables["params"][head]}})
+    fits = all(
+        leaf in state_dict and state_dict[leaf].shape == own[leaf].shape for leaf in own
+    )
+    skip = (head,) if fresh_head or not fits else ()
+    adopted = pretrained.from_torch(state_dict, variables, skip)
+    log.info("weights: %s, %s %s", source, "a new" if skip else "with its", head)
+    return adopted
+
+
+def load_pretrained(
+    source: str | Path,
+    *,
+    num_classes: int | None = None,
+    key: jax.Array | None = None,
+) -> Pretrained:
+    """A pretrained network with its preprocessing.
+
+    Args:
+      source: resnet18, 34, 50, 101 or 152 for torchvision's of ImageNet, or a folder
+        that `evaluate.py --export` wrote.
+      num_classes: another than the network's own draws a new last layer.
+      key: for that; None is jax.random.key(0).
+
+    Raises:
+      ConfigError: an unknown name.
+      DataError: the weights cannot be had, or are damaged.
+    """
+    if is_exported(source):
+        info = read_info(source)
+        architecture, name = info["architecture"], info["architecture"]["model"]
+        own, stem = architecture["num_classes"], architecture["stem"]
+        shown = info["preprocessing"]
+        mean, std = parse_normalization(shown["normalize"])
+        preprocessing = Preprocessing(
+            shown["size"], shown["image_size"], mean, std, tuple(info["class_names"])
+        )
+        spec, dtype = str(source), architecture["dtype"]
+    elif source in IMAGENET:
+        name, own, stem, spec, dtype = str(source), 1000, None, "imagenet", "float32"
+        mean, std = parse_normalization("imagenet")
+        preprocessing = Preprocessing(256, 224, mean, std, imagenet_classes())
+    else:
+        raise ConfigError(
+            f"{source} is no pretrained network: one of {', '.join(IMAGENET)}, or a "
+            "folder that evaluate.py --export wrote"
+        )
+    is_new = num_classes is not None and num_classes != own
+    model = models.create_model(
+        name, num_classes=num_classes if is_new else own, stem=stem, dtype=dtype
+    )
+    shape = (preprocessing.crop, preprocessing.crop, 3)
+    variables = training.init_variables(
+        model, shape, key=jax.random.key(0) if key is None else key
+    )
+    adopted = adopt(variables, model, source=spec, name=name, fresh_head=is_new)
+    if is_new:
+        preprocessing = preprocessing._replace(class_names=None)
+    return Pretrained(model, adopted, preprocessing)
+
+
+def imagenet_classes() -> tuple[str, ...]:
+    """The WordNet ids of ImageNet's 1,000 classes, in the order of the logits."""
+    import tensorflow_datasets as tfds
+
+    path = Path(tfds.__file__).parent / "image_classification"
+    text = (path / "imagenet_resized_labels.txt").read_text(encoding="utf-8")
+    return tuple(sorted(text.split()))

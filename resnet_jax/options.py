@@ -1,0 +1,51 @@
+"""The command line of evaluate.py."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tyro.conf import Positional
+
+from resnet_jax.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Score a run, an exported folder or bare weights on the test pictures."""
+
+    run: Positional[str | None] = None
+    """A run directory, as train.py leaves it, or a folder that --export wrote."""
+    checkpoint: str = "last"
+    """Of a run: last, best (by validation accuracy), or a step."""
+    weights: str | None = None
+    """Instead of a run: a .safetensors or .pth file of the network --model."""
+    model: str | None = None
+    """With --weights: the name of the network."""
+    stem: Literal["imagenet", "cifar"] | None = None
+    """With --weights: the stem; None is the model's own."""
+    dataset: str | None = None
+    """cifar10, cifar100, digits or folder; None is the run's own, else cifar10."""
+    data_dir: str | None = None
+    """A tensorflow-datasets directory or the folder; else the run's own, else as in
+    training."""
+    normalize: str | None = None
+    """cifar10, imagenet, half or mean and std as r,g,b/r,g,b; None is the run's own,
+    for bare weights imagenet."""
+    image_size: int | None = None
+    """Resize pictures to this side; None is the run's own."""
+    batch_size: int | None = None
+    """Pictures at a time; None is the run's eval_batch_size, else 500."""
+    output: str | None = None
+    """Write all figures to this JSON file."""
+    export: str | None = None
+    """Write the network to this folder, for PyTorch too: weights, config.json, a card.
+    """
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ConfigError(f"batch_size {self.batch_size} is too small: at least 1")
+        if self.image_size is not None and self.image_size < 1:
+            raise ConfigError(f"image_size {self.image_size} is too small: at least 1")
+        if (self.run is None) == (self.weights is None):
+            raise ConfigError("name a run directory, or --weights FILE --model NAME")
+        if (self.weights is None) != (self.model is None):
+            raise ConfigError("--weights and --model go together")

@@ -1,0 +1,162 @@
+"""What torch.save wrote, zip or legacy, read without torch and without running code."""
+
+import io
+import pickle
+import sys
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import ml_dtypes
+import numpy as np
+
+ZIP_MAGIC = b"PK\x03\x04"
+# torch.serialization's magic number, as pickle protocol 2 writes it.
+LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+
+_DTYPES: dict[str, Any] = {
+    "DoubleStorage": np.float64,
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+_MAX_PICKLE = 2**26  # bytes; names and shapes of a large network take a thousandth
+
+
+class RefusedError(pickle.UnpicklingError):
+    """A pickle that names something besides tensors and the containers of them."""
+
+
+def read_zip(path: Path) -> Any:
+    """The object in a file of torch.save's zip format, tensors as NumPy arrays.
+
+    Raises:
+      RefusedError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError, KeyError,
+      EOFError: it is not such a file, damaged, or names something else; the zip's
+      checksums find a flipped bit.
+    """
+    with zipfile.ZipFile(path) as archive:
+        entries = {info.filename: info for info in archive.infolist()}
+        # torch.save compresses nothing, so what unpacks to more is a bomb.
+        if sum(info.file_size for info in entries.values()) > path.stat().st_size:
+            raise ValueError("it unpacks to more than its own size: a zip bomb?")
+        pickles = [name for name in entries if name.split("/", 1)[-1] == "data.pkl"]
+        if len(pickles) != 1:
+            raise ValueError("it is a zip archive that torch.save did not write")
+        prefix = pickles[0].removesuffix("data.pkl")
+        if f"{prefix}byteorder" in entries:
+            _check_order(archive.read(f"{prefix}byteorder") == b"little")
+        storages: dict[str, np.ndarray] = {}
+
+        def load(key: str, dtype: Any, count: int) -> np.ndarray:
+            if key not in storages:
+                content = archive.read(f"{prefix}data/{key}")  # checks the CRC
+                if len(content) != count * np.dtype(dtype).itemsize:
+                    raise ValueError(f"storage {key} has {len(content)} bytes")
+                storages[key] = np.frombuffer(content, dtype)
+            return storages[key]
+
+        if entries[pickles[0]].file_size > _MAX_PICKLE:
+            raise ValueError("its pickle is too large for a network's weights")
+        return _Unpickler(io.BytesIO(archive.read(pickles[0])), load).load()
+
+
+def read_legacy(path: Path) -> Any:
+    """The object in a file of torch.save's format before PyTorch 1.6, as read_zip."""
+    size = path.stat().st_size
+    storages: dict[str, np.ndarray] = {}
+
+    def allocate(key: str, dtype: Any, count: int) -> np.ndarray:
+        if key not in storages:
+            if not 0 <= count * np.dtype(dtype).itemsize <= size:
+                raise ValueError(f"storage {key} of {count} elements is not in it")
+            storages[key] = np.zeros(count, dtype)
+        return storages[key]
+
+    def plain(file: BinaryIO) -> Any:
+        return _Unpickler(file, allocate).load()
+
+    with path.open("rb") as file:
+        plain(file)  # the magic number
+        if plain(file) != 1001:
+            raise ValueError("its protocol is none that is known")
+        system = plain(file)
+        _check_order(bool(system["little_endian"]))
+        content = plain(file)
+        for key in plain(file):  # the storages' bytes follow, each after its length
+            storage = storages[key]
+            count = int.from_bytes(file.read(8), "little")
+            if count != len(storage):
+                raise ValueError(f"storage {key} has {count} elements")
+            if file.readinto(memoryview(storage.view(np.uint8))) != storage.nbytes:
+                raise EOFError("it ends in the middle of a storage")
+        return content
+
+
+def _check_order(little: bool) -> None:
+    if not little or sys.byteorder != "little":
+        raise ValueError("it was written, or is read, on a big-endian machine")
+
+
+class _Unpickler(pickle.Unpickler):
+    """Admits tensors of storages, numbers, strings and containers; nothing else."""
+
+    def __init__(
+        self, file: BinaryIO, load: Callable[[str, Any, int], np.ndarray]
+    ) -> None:
+        super().__init__(file, encoding="utf-8")
+        self._load = load
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if (module, name) == ("torch", "Size"):
+            return tuple
+        if module == "torch._utils" and name in _REBUILD:
+            return _REBUILD[name]
+        if module in ("torch", "torch.cuda") and name in _DTYPES:
+            return _DTYPES[name]
+        raise RefusedError(f"it names {module}.{name}")
+
+    def persistent_load(self, saved_id: Any) -> np.ndarray:
+        kind, dtype, key, _, count, *view = saved_id
+        if kind != "storage" or dtype not in _DTYPES.values() or any(view):
+            raise ValueError(f"it refers to {saved_id!r}"[:100])
+        return self._load(str(key), dtype, int(count))
+
+
+def _rebuild_tensor(
+    storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...]
+) -> np.ndarray:
+    """A view [size] of the one-dimensional storage; no element lies outside of it."""
+    if len(size) != len(stride) or min((offset, *size, *stride)) < 0:
+        raise ValueError(f"a tensor has size {size}, stride {stride}")
+    empty = 0 in size
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    count = int(np.prod(size, dtype=object))
+    if not empty and (last >= len(storage) or count > len(storage)):
+        raise ValueError(f"a tensor of size {tuple(size)} is larger than its storage")
+    if empty:
+        return np.zeros(size, storage.dtype)
+    return np.lib.stride_tricks.as_strided(
+        storage[offset:],
+        size,
+        [step * storage.itemsize for step in stride],
+        writeable=False,
+    )
+
+
+_REBUILD: dict[str, Callable[..., np.ndarray]] = {
+    "_rebuild_tensor": _rebuild_tensor,
+    # (..., requires_grad, backward_hooks, metadata); (data, requires_grad, hooks)
+    "_rebuild_tensor_v2": lambda *args: _rebuild_tensor(*args[:4]),
+    "_rebuild_parameter": lambda data, *_: data,
+}

@@ -1,0 +1,131 @@
+"""What evaluate.py scores: a run, an exported folder, or bare weights."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+
+from resnet_jax import checkpoint, data, hub, models, pretrained, training
+from resnet_jax.augment import parse_normalization
+from resnet_jax.config import Config
+from resnet_jax.errors import DataError
+from resnet_jax.options import EvaluateConfig
+from resnet_jax.run import read_run
+
+
+class Subject(NamedTuple):
+    """A network with its variables, and the fields of Config that go with it."""
+
+    title: str
+    cfg: Config
+    model: nn.Module
+    state: training.TrainState
+    class_names: tuple[str, ...] | None  # None where nothing says them
+
+
+def load(options: EvaluateConfig) -> Subject:
+    """The subject that the command line names.
+
+    Raises:
+      ConfigError: there is no run, or an unknown name.
+      DataError: weights or an exported folder cannot be read.
+      CheckpointError: the run's checkpoint cannot be.
+    """
+    cfg, class_names = _config(options)
+    shape = data.describe(cfg.dataset, cfg.data_dir, image_size=cfg.image_size)
+    model = models.create_model(
+        cfg.model, num_classes=shape.num_classes, stem=cfg.stem, dtype=cfg.dtype
+    )
+    template = training.variable_shapes(model, shape.image_shape)
+    if cfg.pretrained is None:
+        run_dir = Path(str(options.run))
+        variables, step = checkpoint.load_variables(
+            run_dir, options.checkpoint, template
+        )
+        title = f"{run_dir}: {cfg.model} on {cfg.dataset}, step {step}"
+    else:
+        weights = hub.read_weights(cfg.pretrained, cfg.model)
+        variables, step = pretrained.from_torch(weights, template), 0
+        title = f"{cfg.pretrained}: {cfg.model} on {cfg.dataset}"
+    state = training.TrainState(step=step, opt_state=(), **variables)
+    return Subject(title, cfg, model, state, class_names)
+
+
+def _config(options: EvaluateConfig) -> tuple[Config, tuple[str, ...] | None]:
+    """The run's own configuration, or one that says of weights what is known."""
+    class_names = None
+    if options.weights is not None:
+        own: dict[str, Any] = {
+            "pretrained": options.weights,
+            "model": options.model,
+            "stem": options.stem,
+            "normalize": "imagenet",
+        }
+        cfg = Config(**own)
+    elif hub.is_exported(str(options.run)):
+        info = hub.read_info(str(options.run))
+        architecture, preprocessing = info["architecture"], info["preprocessing"]
+        class_names = tuple(info["class_names"])
+        cfg = Config(
+            pretrained=options.run,
+            model=architecture["model"],
+            stem=architecture["stem"],
+            dtype=architecture["dtype"],
+            dataset=info["dataset"],
+            normalize=preprocessing["normalize"],
+            image_size=preprocessing["image_size"],
+            crop_pct=preprocessing["image_size"] / preprocessing["size"],
+        )
+    else:
+        cfg = replace(read_run(Path(str(options.run))), pretrained=None)
+    given = {
+        "dataset": options.dataset,
+        "data_dir": options.data_dir,
+        "normalize": options.normalize,
+        "image_size": options.image_size,
+        "eval_batch_size": options.batch_size,
+    }
+    return replace(cfg, **{k: v for k, v in given.items() if v is not None}), (
+        class_names
+    )
+
+
+def info(subject: Subject, class_names: Sequence[str]) -> dict[str, Any]:
+    """What an exported folder says of the network, but for its scores."""
+    cfg = subject.cfg
+    normalize = str(cfg.normalize)
+    mean, std = parse_normalization(normalize)
+    shape = data.describe(cfg.dataset, cfg.data_dir, image_size=cfg.image_size)
+    side = shape.image_shape[0]
+    # Only pictures of many sizes are cropped; the others are resized as they are.
+    size = round(side / cfg.crop_pct) if cfg.dataset == "folder" else side
+    return {
+        "architecture": {
+            "model": cfg.model,
+            "stem": cfg.stem,
+            "num_classes": len(class_names),
+            "dtype": cfg.dtype,
+        },
+        "dataset": cfg.dataset,
+        "class_names": list(class_names),
+        "preprocessing": {
+            "size": size,
+            "image_size": side,
+            "interpolation": "bilinear",
+            "normalize": normalize,
+            "mean": list(mean),
+            "std": list(std),
+        },
+    }
+
+
+def check_classes(subject: Subject, dataset: data.Dataset) -> None:
+    """Raises DataError where the data's classes are not those it was trained on."""
+    known = subject.class_names
+    if known is not None and known != dataset.class_names:
+        raise DataError(
+            f"{subject.title}: its classes ({', '.join(known[:3])}, ...) are not the "
+            f"data's ({', '.join(dataset.class_names[:3])}, ...): choose --dataset"
+        )
