@@ -199,7 +199,7 @@ def example_batches(
 
 def eval_batches(dataset: Dataset, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
     """Every example once, in order; the last batch is padded, as its mask [B] says."""
-    batch_size = min(batch_size, len(dataset))
+    batch_size = max(min(batch_size, len(dataset)), 1)
     for start in range(0, len(dataset), batch_size):
         images = dataset.images[start : start + batch_size]
         labels = dataset.labels[start : start + batch_size]

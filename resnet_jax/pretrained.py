@@ -130,15 +130,17 @@ def with_names_of(
     roots = dict.fromkeys(name.split(".")[0] for name in template)
     ours = [root for root in roots if root in _CLASSIFIERS]
     theirs = [name for name in _CLASSIFIERS if f"{name}.weight" in renamed]
-    pairs = [(r"(^|\.)shortcut\.", r"\1downsample.")]
-    if len(ours) == len(theirs) == 1 and ours != theirs:
-        pairs.append((rf"^{theirs[0]}\.", f"{ours[0]}."))
-    for pattern, replacement in pairs:
-        names = {name: re.sub(pattern, replacement, name) for name in renamed}
-        changed = [name for name in names if names[name] != name]
-        if changed and names[changed[0]] in template:
-            log.info("weights: %s read as %s", changed[0], names[changed[0]])
-            renamed = {names[name]: value for name, value in renamed.items()}
+    pairs = [("shortcut", "downsample")]
+    if len(ours) == len(theirs) == 1:
+        pairs.append((theirs[0], ours[0]))
+    for there, here in pairs:
+        new = {
+            name: ".".join(here if part == there else part for part in name.split("."))
+            for name in renamed
+        }
+        if any(new[name] != name and new[name] in template for name in new):
+            log.info("weights: %s is read as %s", there, here)
+            renamed = {new[name]: value for name, value in renamed.items()}
     return renamed
 
 
@@ -223,8 +225,9 @@ def _unwrap(path: Path, content: Any) -> StateDict:
     arrays = {str(k): v for k, v in content.items() if isinstance(v, np.ndarray)}
     if not arrays:
         raise DataError(f"{path} holds no tensors")
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in arrays):
-            log.info("%s: prefix %r taken off", path, prefix)
-            arrays = {name.removeprefix(prefix): v for name, v in arrays.items()}
+    while prefix := next(
+        (p for p in _PREFIXES if all(n.startswith(p) for n in arrays)), ""
+    ):
+        log.info("%s: prefix %r taken off", path, prefix)
+        arrays = {name.removeprefix(prefix): v for name, v in arrays.items()}
     return arrays

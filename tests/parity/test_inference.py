@@ -1,0 +1,61 @@
+"""Every named network in inference: logits and every stage's features."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import resnet_jax
+
+pytest.importorskip("torchvision", reason="parity needs torch and torchvision")
+import torch
+import twins
+
+CASES = [
+    (name, stem)
+    for name in resnet_jax.list_models()
+    for stem in (
+        ("imagenet", "cifar")
+        if name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+        else (None,)
+    )
+]
+
+
+def ours(model, variables, images):
+    # Not compiled as a whole: the deep networks repeat a few shapes.
+    logits, state = model.apply(
+        variables, jnp.asarray(images), train=False, mutable=["intermediates"]
+    )
+    found = {k: np.asarray(v[0], np.float64) for k, v in state["intermediates"].items()}
+    return {**found, "logits": np.asarray(logits, np.float64)}
+
+
+@pytest.mark.parametrize(("name", "stem"), CASES)
+def test_features_and_logits(name, stem):
+    twin, make = twins.make_pair(name, stem)
+    twin.eval()
+    side = 64 if stem == "imagenet" else 32
+    images = np.random.default_rng(0).normal(size=(2, side, side, 3))
+    images = images.astype(np.float32)  # the same numbers in both precisions
+    exact = twins.stages_of(twins.double(twin), twins.nchw(images, torch.float64))
+    theirs = twins.stages_of(twin, twins.nchw(images, torch.float32))
+
+    with jax.enable_x64(True):
+        model = make(jnp.float64)
+        variables = twins.variables_of(twins.double(twin), model, side)
+        found = ours(model, variables, images.astype(np.float64))
+    assert found.keys() == exact.keys() and len(found) > 3
+    for stage, expected in exact.items():
+        assert found[stage].shape == expected.shape
+        error = np.abs(found[stage] - expected).max() / np.abs(expected).max()
+        assert error <= 1e-10, stage
+
+    model = make(jnp.float32)
+    found = ours(model, twins.variables_of(twin, model, side), images)
+    for stage, expected in exact.items():
+        norm = partial(np.linalg.norm, axis=None)
+        error, own = norm(found[stage] - expected), norm(theirs[stage] - expected)
+        assert error <= 2 * own, stage

@@ -1,0 +1,114 @@
+"""PyTorch networks with random weights and statistics, and their values in ours."""
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torchvision.models import resnet
+
+import resnet_jax
+from benchmarks.torch_models import create_twin, with_cifar_stem
+from resnet_jax import training
+
+BLOCKS = {
+    "basic": (resnet.BasicBlock, resnet_jax.BasicBlock),
+    "bottleneck": (resnet.Bottleneck, resnet_jax.Bottleneck),
+}
+
+
+def randomise(twin: torch.nn.Module, side: int, seed: int = 0) -> torch.nn.Module:
+    """Gives BatchNorm of `twin` parameters and statistics unlike the initial ones.
+
+    The statistics are those of noise, so that no activation explodes, each off by a
+    factor of its own.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    norms = [m for m in twin.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    with torch.no_grad():
+        for norm in norms:
+            norm.weight.uniform_(0.5, 1.5, generator=generator)
+            norm.bias.uniform_(-0.3, 0.3, generator=generator)
+            norm.momentum = 1.0
+        twin.train()(torch.randn(16, 3, side, side, generator=generator))
+        for norm in norms:
+            norm.momentum = 0.1
+            off = torch.empty(2, norm.num_features).uniform_(
+                0.7, 1.4, generator=generator
+            )
+            norm.running_mean *= off[0]
+            norm.running_var *= off[1]
+    return twin
+
+
+def make_pair(name: str, stem: str | None = None) -> tuple[torch.nn.Module, Callable]:
+    """(twin in float32, dtype -> our model) of a named model or of one of BLOCKS.
+
+    Those have one block in each of four stages.
+    """
+    torch.manual_seed(0)
+    if name in BLOCKS:
+        theirs, ours = BLOCKS[name]
+        twin = resnet.ResNet(theirs, [1, 1, 1, 1], num_classes=10)
+        if stem == "cifar":
+            with_cifar_stem(twin)
+
+        def make(dtype):
+            return resnet_jax.ResNet(ours, (1, 1, 1, 1), 10, stem=stem, dtype=dtype)
+
+    else:
+        twin = create_twin(name, stem)
+
+        def make(dtype):
+            return resnet_jax.create_model(name, num_classes=10, stem=stem, dtype=dtype)
+
+    return randomise(twin, 64 if stem == "imagenet" else 32), make
+
+
+def state_dict_of(twin: torch.nn.Module) -> dict[str, np.ndarray]:
+    # Copies: theirs go on moving.
+    return {k: v.detach().numpy().copy() for k, v in twin.state_dict().items()}
+
+
+def variables_of(twin: torch.nn.Module, model, side: int):
+    """Our variables with the values of `twin`."""
+    template = training.variable_shapes(model, (side, side, 3))
+    return resnet_jax.from_torch(state_dict_of(twin), template)
+
+
+def nchw(images: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    return torch.tensor(images.transpose(0, 3, 1, 2), dtype=dtype)
+
+
+def stages_of(twin: torch.nn.Module, x: torch.Tensor) -> dict[str, np.ndarray]:
+    """Logits and the output of the stem and of each stage, NHWC float64."""
+    found: dict[str, torch.Tensor] = {}
+    hooks = []
+
+    def keep(name):
+        def hook(module, args, output):
+            found[name] = output
+
+        return hook
+
+    def keep_input(module, args):
+        found["stem"] = args[0]
+
+    for name, child in twin.named_children():
+        if name == "pool":
+            for block, pool in child.items():
+                hooks.append(pool.register_forward_hook(keep(f"{block}.pool")))
+        elif name.startswith("layer"):
+            hooks.append(child.register_forward_hook(keep(name)))
+            if name == "layer1":
+                hooks.append(child.register_forward_pre_hook(keep_input))
+    with torch.inference_mode():
+        logits = twin(x)
+    for hook in hooks:
+        hook.remove()
+    stages = {k: v.double().numpy().transpose(0, 2, 3, 1) for k, v in found.items()}
+    return {**stages, "logits": logits.double().numpy()}
+
+
+def double(twin: torch.nn.Module) -> torch.nn.Module:
+    return copy.deepcopy(twin).double()

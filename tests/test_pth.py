@@ -1,0 +1,208 @@
+"""Files as torch.save would write them, made here by hand; tests/parity has torch's."""
+
+import io
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+
+from resnet_jax import pth
+
+
+class Global:
+    """Pickled, it names `module.name`, as a class of torch does."""
+
+    def __init__(self, module, name):
+        self.module, self.name = module, name
+
+
+class Writer(pickle._Pickler):
+    """Writes Globals as names and Storages as persistent ids, as torch.save does."""
+
+    def save(self, obj, save_persistent_id=True):
+        if isinstance(obj, Global):
+            self.write(f"c{obj.module}\n{obj.name}\n".encode())
+        else:
+            super().save(obj, save_persistent_id)
+
+    def persistent_id(self, obj):
+        return obj.saved_id if isinstance(obj, Storage) else None
+
+
+class Storage:
+    def __init__(self, key, count, kind="FloatStorage", legacy=False):
+        kind = Global("torch", kind)
+        self.saved_id = ("storage", kind, key, "cpu", count) + ((None,) * legacy)
+
+
+class Tensor:
+    """Pickled, a call of torch._utils._rebuild_tensor_v2."""
+
+    def __init__(self, storage, offset, size, stride, function="_rebuild_tensor_v2"):
+        self.args = (storage, offset, size, stride, False, OrderedDict())
+        self.function = function
+
+
+def reduce_tensor(writer, tensor):
+    writer.save(Global("torch._utils", tensor.function))
+    writer.save(tensor.args)
+    writer.write(pickle.REDUCE)
+
+
+Writer.dispatch = {**pickle._Pickler.dispatch, Tensor: reduce_tensor}
+
+
+def dumps(obj):
+    stream = io.BytesIO()
+    Writer(stream, protocol=2).dump(obj)
+    return stream.getvalue()
+
+
+VALUES = np.arange(6, dtype=np.float32)
+
+
+def write_zip(path, content, storages=None, compression=zipfile.ZIP_STORED, **extra):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("net/data.pkl", content)
+        for key, array in (storages or {"0": VALUES}).items():
+            archive.writestr(f"net/data/{key}", array.tobytes())
+        for name, text in extra.items():
+            archive.writestr(f"net/{name}", text)
+    return path
+
+
+def legacy(content, storages, order=True, protocol=1001):
+    parts = [pickle.dumps(0x1950A86A20F9469CFC6C, 2), pickle.dumps(protocol, 2)]
+    system = {"protocol_version": protocol, "little_endian": order, "type_sizes": {}}
+    parts += [pickle.dumps(system, 2), content, pickle.dumps(list(storages), 2)]
+    for array in storages.values():
+        parts += [struct.pack("<q", array.size), array.tobytes()]
+    return b"".join(parts)
+
+
+def tensor(legacy=False, offset=0, size=(2, 3), stride=(3, 1), **options):
+    return Tensor(Storage("0", 6, legacy=legacy), offset, size, stride, **options)
+
+
+def test_a_zip_is_read(tmp_path):
+    path = write_zip(tmp_path / "a.pth", dumps({"w": tensor()}), byteorder="little")
+    np.testing.assert_array_equal(pth.read_zip(path)["w"], VALUES.reshape(2, 3))
+
+
+def test_a_view_is_read(tmp_path):
+    view = tensor(offset=1, size=(2, 2), stride=(1, 2))
+    path = write_zip(tmp_path / "a.pth", dumps({"w": view}))
+    expected = [[1, 3], [2, 4]]
+    np.testing.assert_array_equal(pth.read_zip(path)["w"], expected)
+
+
+def test_a_legacy_stream_is_read(tmp_path):
+    path = tmp_path / "a.pth"
+    content = dumps({"w": tensor(legacy=True)})
+    path.write_bytes(legacy(content, {"0": VALUES}))
+    assert path.read_bytes().startswith(pth.LEGACY_MAGIC)
+    np.testing.assert_array_equal(pth.read_legacy(path)["w"], VALUES.reshape(2, 3))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"offset": 1},
+        {"size": (2, 4), "stride": (3, 1)},
+        {"stride": (4, 1)},
+        {"offset": -1},
+        {"stride": (-3, 1)},
+        {"size": (10**9, 10**9), "stride": (0, 0)},
+        {"size": (6,)},
+    ],
+)
+def test_a_tensor_outside_of_its_storage_is_refused(tmp_path, wrong):
+    path = write_zip(tmp_path / "a.pth", dumps({"w": tensor(**wrong)}))
+    with pytest.raises(ValueError, match="size"):
+        pth.read_zip(path)
+
+
+def test_an_empty_tensor_is_empty(tmp_path):
+    path = write_zip(tmp_path / "a.pth", dumps({"w": tensor(size=(0, 3))}))
+    assert pth.read_zip(path)["w"].shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("os", "system"), ("builtins", "eval"), ("torch", "load"), ("numpy", "array")],
+)
+@pytest.mark.parametrize("kind", ["zip", "legacy"])
+def test_other_names_are_refused_and_not_run(tmp_path, kind, module, name, monkeypatch):
+    ran = []
+    monkeypatch.setattr("os.system", ran.append)
+    call = dumps({"w": tensor(legacy=kind == "legacy")})[:-1]
+    # ... and then module.name("true"), which torch.load would have run before 2.6.
+    content = call + f"c{module}\n{name}\n(X\x04\x00\x00\x00truetR.".encode()
+    path = tmp_path / "a.pth"
+    if kind == "zip":
+        write_zip(path, content)
+    else:
+        path.write_bytes(legacy(content, {"0": VALUES}))
+    read = {"zip": pth.read_zip, "legacy": pth.read_legacy}[kind]
+    with pytest.raises(pth.RefusedError, match=f"it names {module}.{name}"):
+        read(path)
+    assert not ran
+
+
+def test_a_flipped_bit_in_a_zip_is_found(tmp_path):
+    path = write_zip(tmp_path / "a.pth", dumps({"w": tensor()}))
+    content = bytearray(path.read_bytes())
+    content[content.index(VALUES.tobytes()) + 5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(zipfile.BadZipFile, match="Bad CRC"):
+        pth.read_zip(path)
+
+
+def test_a_zip_bomb_is_refused_unread(tmp_path, monkeypatch):
+    zeros = np.zeros(10**6, np.float32)
+    path = write_zip(tmp_path / "a.pth", dumps({}), {"0": zeros}, zipfile.ZIP_DEFLATED)
+    monkeypatch.setattr(zipfile.ZipFile, "read", None)
+    with pytest.raises(ValueError, match="a zip bomb"):
+        pth.read_zip(path)
+
+
+def test_a_storage_of_another_length_is_refused(tmp_path):
+    path = write_zip(tmp_path / "a.pth", dumps({"w": tensor()}), {"0": VALUES[:5]})
+    with pytest.raises(ValueError, match="storage 0 has 20 bytes"):
+        pth.read_zip(path)
+    path.write_bytes(legacy(dumps({"w": tensor(legacy=True)}), {"0": VALUES[:5]}))
+    with pytest.raises(ValueError, match="storage 0 has 5 elements"):
+        pth.read_legacy(path)
+    huge = Tensor(Storage("0", 10**12, legacy=True), 0, (2, 3), (3, 1))
+    path.write_bytes(legacy(dumps({"w": huge}), {"0": VALUES}))
+    with pytest.raises(ValueError, match="1000000000000 elements is not in it"):
+        pth.read_legacy(path)
+
+
+def test_other_archives_and_byte_orders_are_refused(tmp_path):
+    path = tmp_path / "a.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "x" * 100)
+    with pytest.raises(ValueError, match="torch.save did not write"):
+        pth.read_zip(path)
+    write_zip(path, dumps({"w": tensor()}), byteorder="big")
+    with pytest.raises(ValueError, match="big-endian"):
+        pth.read_zip(path)
+    path.write_bytes(legacy(dumps({}), {}, order=False))
+    with pytest.raises(ValueError, match="big-endian"):
+        pth.read_legacy(path)
+    path.write_bytes(legacy(dumps({}), {}, protocol=1002))
+    with pytest.raises(ValueError, match="protocol"):
+        pth.read_legacy(path)
+
+
+def test_a_truncated_stream_is_refused_wherever_it_ends(tmp_path):
+    path = tmp_path / "a.pth"
+    whole = legacy(dumps({"w": tensor(legacy=True)}), {"0": VALUES})
+    for length in range(20, len(whole), 7):
+        path.write_bytes(whole[:length])
+        with pytest.raises((EOFError, pickle.UnpicklingError, ValueError)):
+            pth.read_legacy(path)
