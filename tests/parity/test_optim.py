@@ -57,16 +57,19 @@ def test_optimizer(name, options, make):
         np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["cosine", "step"])
+@pytest.mark.parametrize("name", ["cosine", "step", "onecycle"])
 def test_schedule(name):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
     schedules = torch.optim.lr_scheduler
     theirs = {
         "cosine": lambda: schedules.CosineAnnealingLR(optimizer, T_max=STEPS),
         "step": lambda: schedules.MultiStepLR(optimizer, [5, 12], gamma=0.2),
+        "onecycle": lambda: schedules.OneCycleLR(
+            optimizer, 0.3, total_steps=STEPS, pct_start=0.27, cycle_momentum=False
+        ),
     }[name]()
     ours = optim.make_schedule(
-        name, lr=0.3, total_steps=STEPS, milestones=(5, 12), gamma=0.2
+        name, lr=0.3, total_steps=STEPS, milestones=(5, 12), gamma=0.2, pct_start=0.27
     )
     for step in range(STEPS):
         expected = optimizer.param_groups[0]["lr"]

@@ -1,0 +1,178 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import evaluate
+import resnet_jax
+import train
+from resnet_jax import data
+from resnet_jax.config import Config
+from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.options import EvaluateConfig
+
+
+@pytest.fixture(scope="module")
+def digits():
+    train, test = data.load_dataset("digits")
+    return train.take(slice(96)), test.take(slice(50))
+
+
+@pytest.fixture
+def run(digits, tmp_path, monkeypatch):
+    """A short run of resnet8, and the folder that it is exported to."""
+    monkeypatch.setattr(data, "load_dataset", lambda *args, **options: digits)
+    run_dir, folder = tmp_path / "run", tmp_path / "exported"
+    cfg = Config(
+        model="resnet8",
+        dataset="digits",
+        normalize="half",
+        max_steps=3,
+        batch_size=32,
+        eval_batch_size=50,
+        workdir=str(run_dir),
+    )
+    train.main(cfg)
+    evaluate.main(EvaluateConfig(run=str(run_dir), export=str(folder)))
+    return run_dir, folder
+
+
+def last_line(run_dir):
+    return json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
+
+
+def test_an_exported_folder_says_everything(run, capsys):
+    run_dir, folder = run
+    assert {p.name for p in folder.iterdir()} == {
+        "model.safetensors",
+        "config.json",
+        "README.md",
+    }
+    info = json.loads((folder / "config.json").read_text())
+    assert info["architecture"] == {
+        "model": "resnet8",
+        "stem": None,
+        "num_classes": 10,
+        "dtype": "float32",
+    }
+    assert info["class_names"] == list("0123456789")
+    assert info["preprocessing"]["mean"] == [0.5] * 3
+    assert info["preprocessing"]["image_size"] == info["preprocessing"]["size"] == 32
+    assert info["metrics"]["accuracy"] == last_line(run_dir)["test_accuracy"]
+    assert info["metrics"]["step"] == 3
+    assert info["parameters"] == 75_290 and info["versions"]["jax"] == jax.__version__
+    card = (folder / "README.md").read_text()
+    assert "# resnet8, trained on digits" in card and "75,290 parameters" in card
+
+
+def test_it_is_scored_as_the_run_is(run, tmp_path):
+    run_dir, folder = run
+    output = tmp_path / "report.json"
+    evaluate.main(EvaluateConfig(run=str(folder), output=str(output), batch_size=50))
+    report, last = json.loads(output.read_text()), last_line(run_dir)
+    assert report["accuracy"] == last["test_accuracy"]
+    assert report["loss"] == last["test_loss"]
+    evaluate.main(
+        EvaluateConfig(
+            weights=str(folder / "model.safetensors"),
+            model="resnet8",
+            dataset="digits",
+            normalize="half",
+            batch_size=50,
+            output=str(output),
+        )
+    )
+    assert json.loads(output.read_text())["loss"] == last["test_loss"]
+
+
+def test_it_is_loaded_and_trained_on(run, digits, tmp_path):
+    run_dir, folder = run
+    model, variables, preprocessing = resnet_jax.load_pretrained(folder)
+    assert preprocessing == (32, 32, (0.5,) * 3, (0.25,) * 3, tuple("0123456789"))
+    x = (digits[1].images / 255 - 0.5) / 0.25
+    logits = model.apply(variables, x.astype(np.float32), train=False)
+    accuracy = float((logits.argmax(-1) == digits[1].labels).mean())
+    assert accuracy == pytest.approx(last_line(run_dir)["test_accuracy"])
+
+    cfg = Config(
+        model="resnet8",
+        dataset="digits",
+        pretrained=str(folder),
+        freeze="backbone",
+        backbone_bn="frozen",
+        lr=0.0,  # so that nothing moves
+        max_steps=1,
+        workdir=str(tmp_path / "more"),
+    )
+    train.main(cfg)
+    assert last_line(tmp_path / "more")["test_accuracy"] == pytest.approx(accuracy)
+    saved = json.loads((tmp_path / "more" / "config.json").read_text())
+    assert saved["normalize"] == "half"  # the weights' own
+
+
+def test_another_number_of_classes_draws_a_new_head(run, caplog):
+    caplog.set_level("INFO")
+    _, folder = run
+    old = resnet_jax.load_pretrained(folder)
+    new = resnet_jax.load_pretrained(folder, num_classes=3)
+    assert "a new fc" in caplog.text
+    assert new.variables["params"]["fc"]["kernel"].shape == (64, 3)
+    assert new.preprocessing.class_names is None
+    for ours, theirs in ((new, old),):
+        np.testing.assert_array_equal(
+            ours.variables["params"]["conv1"]["kernel"],
+            theirs.variables["params"]["conv1"]["kernel"],
+        )
+    other = resnet_jax.load_pretrained(folder, num_classes=3, key=jax.random.key(7))
+    kernels = [x.variables["params"]["fc"]["kernel"] for x in (new, other)]
+    assert not np.array_equal(*kernels)
+
+
+def test_a_flipped_bit_is_found(run):
+    _, folder = run
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="its sha256 begins"):
+        resnet_jax.load_pretrained(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"class_names": 3}'])
+def test_a_damaged_config_is_refused(run, text):
+    _, folder = run
+    (folder / "config.json").write_text(text)
+    with pytest.raises(DataError, match="config.json is not an exported network's"):
+        resnet_jax.load_pretrained(folder)
+
+
+def test_data_of_other_classes_are_refused(run, digits, monkeypatch):
+    _, folder = run
+    named = [data.Dataset(d.images, d.labels, tuple("abcdefghij")) for d in digits]
+    monkeypatch.setattr(data, "load_dataset", lambda *args, **options: named)
+    with pytest.raises(DataError, match=r"classes \(0, 1, 2, ...\) are not the data's"):
+        evaluate.main(EvaluateConfig(run=str(folder)))
+
+
+def test_a_folder_that_cannot_be_written(run, tmp_path):
+    run_dir, _ = run
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be written"):
+        evaluate.main(EvaluateConfig(run=str(run_dir), export=str(tmp_path / "file/x")))
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({}, "name a run directory, or --weights"),
+        ({"run": "a", "weights": "b", "model": "resnet8"}, "name a run directory, or"),
+        ({"weights": "b"}, "--weights and --model go together"),
+        ({"run": "a", "model": "resnet8"}, "--weights and --model go together"),
+        ({"run": "a", "batch_size": 0}, "batch_size 0 is too small"),
+        ({"run": "a", "image_size": 0}, "image_size 0 is too small"),
+    ],
+)
+def test_options_that_do_not_go_together(options, part):
+    with pytest.raises(ConfigError, match=part):
+        EvaluateConfig(**options)
