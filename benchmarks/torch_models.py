@@ -90,7 +90,8 @@ class CifarResNet(nn.Module):
 
 def with_cifar_stem(model: nn.Module) -> nn.Module:
     """A torchvision ResNet with a 3x3 stem and no max-pool, in place."""
-    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    width = model.conv1.out_channels
+    model.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     model.maxpool = nn.Identity()
     return model

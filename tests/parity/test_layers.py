@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax.layers import BatchNorm, Conv, Linear
+from resnet_jax.layers import BatchNorm, Conv, Linear, convolve
 
 torch = pytest.importorskip("torch", reason="parity needs torch")
 
@@ -82,6 +82,32 @@ def test_conv(size, stride, padding):
     ours = Conv(4, size, stride=stride, padding=padding, dtype=jnp.float64)
     y = ours.apply({"params": jax.tree.map(jnp.asarray, params)}, jnp.asarray(x))
     close(y, nhwc(theirs(nchw(x))))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (1, 2), (4, 1)])
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (1, 2, 0), (7, 2, 3)]
+)
+def test_conv_on_the_smallest_maps(size, stride, padding, shape):
+    """These take a way of their own, with gradients of its own."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, *shape, 3))
+    theirs = torch.nn.Conv2d(
+        3, 4, size, stride, padding, bias=False, dtype=torch.float64
+    )
+    x_torch = nchw(x).requires_grad_()
+    y_torch = theirs(x_torch)
+    dy = rng.normal(size=nhwc(y_torch).shape)
+    y_torch.backward(nchw(dy))
+
+    kernel = jnp.asarray(theirs.weight.detach().numpy().transpose(2, 3, 1, 0))
+    y, pullback = jax.vjp(
+        partial(convolve, stride=stride, padding=padding), jnp.asarray(x), kernel
+    )
+    dx, dkernel = pullback(jnp.asarray(dy))
+    close(y, nhwc(y_torch))
+    close(dx, nhwc(x_torch.grad))
+    close(dkernel, theirs.weight.grad.numpy().transpose(2, 3, 1, 0))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,9 @@ import resnet_jax
 from benchmarks.torch_models import create_twin, with_cifar_stem
 from resnet_jax import training
 
+torch.set_num_threads(1)  # more of them and those of JAX wait for each other
+
+WIDTHS = (16, 32, 64, 128)
 BLOCKS = {
     "basic": (resnet.BasicBlock, resnet_jax.BasicBlock),
     "bottleneck": (resnet.Bottleneck, resnet_jax.Bottleneck),
@@ -41,20 +44,36 @@ def randomise(twin: torch.nn.Module, side: int, seed: int = 0) -> torch.nn.Modul
     return twin
 
 
+def thin(block: type, stem: str | None) -> torch.nn.Module:
+    """torchvision's ResNet of one `block` a stage, with WIDTHS for its widths.
+
+    It has no argument for them, so its own parts are put together again.
+    """
+    twin = resnet.ResNet(block, [1, 1, 1, 1])
+    twin.inplanes = WIDTHS[0]
+    for index, width in enumerate(WIDTHS, start=1):
+        layer = twin._make_layer(block, width, 1, stride=1 if index == 1 else 2)
+        setattr(twin, f"layer{index}", layer)
+    twin.conv1 = torch.nn.Conv2d(3, WIDTHS[0], 7, stride=2, padding=3, bias=False)
+    twin.bn1 = torch.nn.BatchNorm2d(WIDTHS[0])
+    twin.fc = torch.nn.Linear(WIDTHS[-1] * block.expansion, 10)
+    return with_cifar_stem(twin) if stem == "cifar" else twin
+
+
 def make_pair(name: str, stem: str | None = None) -> tuple[torch.nn.Module, Callable]:
     """(twin in float32, dtype -> our model) of a named model or of one of BLOCKS.
 
-    Those have one block in each of four stages.
+    Those have one block in each of four stages, of WIDTHS.
     """
     torch.manual_seed(0)
     if name in BLOCKS:
         theirs, ours = BLOCKS[name]
-        twin = resnet.ResNet(theirs, [1, 1, 1, 1], num_classes=10)
-        if stem == "cifar":
-            with_cifar_stem(twin)
+        twin = thin(theirs, stem)
 
         def make(dtype):
-            return resnet_jax.ResNet(ours, (1, 1, 1, 1), 10, stem=stem, dtype=dtype)
+            return resnet_jax.ResNet(
+                ours, (1, 1, 1, 1), 10, widths=WIDTHS, stem=stem, dtype=dtype
+            )
 
     else:
         twin = create_twin(name, stem)
