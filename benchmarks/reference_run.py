@@ -1,0 +1,181 @@
+"""The tutorial's program in PyTorch and here, from one start in one order.
+
+    python -m benchmarks.reference_run --epochs 3
+
+Both train on the real CIFAR-10 from the same initial weights (PyTorch's), on the same
+batches in the same order, an epoch of one and an epoch of the other in turn. Leaves in
+--workdir the runs torch/ and jax/, curves.png, and prints a table; the same command
+again, with as many epochs or more, goes on where it stopped.
+"""
+
+import json
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+
+@dataclass(frozen=True)
+class ReferenceRun:
+    """What is compared, and for how long."""
+
+    epochs: int = 3
+    """Of each program."""
+    seed: int = 0
+    """Of the weights and of the order."""
+    data_dir: str | None = None
+    """A tensorflow-datasets directory, as train.py has it."""
+    workdir: str = "runs/reference"
+    """Where both runs are kept."""
+    num_train: int | None = None
+    """Train on the first so many pictures only."""
+
+
+def main(cfg: ReferenceRun) -> None:
+    import torch
+
+    import train
+    from benchmarks.torch_models import HResNet
+    from resnet_jax import data, figures, files
+    from resnet_jax.recipes import RECIPES
+
+    root = Path(cfg.workdir)
+    (root / "torch").mkdir(parents=True, exist_ok=True)
+    initial = root / "initial.pth"
+    if not initial.exists():
+        torch.manual_seed(cfg.seed)
+        _save(HResNet().state_dict(), initial)
+    loaded = data.load_dataset("cifar10", cfg.data_dir)
+    if cfg.num_train is not None:
+        loaded = (loaded[0].take(slice(cfg.num_train)), loaded[1])
+    recipe = replace(
+        RECIPES["hresnet"][1],
+        pretrained=str(initial),
+        data_dir=cfg.data_dir,
+        seed=cfg.seed,
+        workdir=str(root / "jax"),
+        override=True,
+    )
+    paths = {name: root / name / "metrics.jsonl" for name in ("torch", "jax")}
+    original = data.load_dataset
+    data.load_dataset = lambda *args, **options: loaded  # once for all epochs
+    try:
+        for epoch in range(cfg.epochs):
+            if len(files.read_jsonl(paths["torch"])) <= epoch:
+                _torch_epoch(root, recipe, loaded, epoch)
+            if len(files.read_jsonl(paths["jax"])) <= epoch:
+                train.main(replace(recipe, epochs=epoch + 1))
+    finally:
+        data.load_dataset = original
+    runs = {name: files.read_jsonl(path)[: cfg.epochs] for name, path in paths.items()}
+    print(table(runs["torch"], runs["jax"]))
+    figures.plot_curves(
+        {"PyTorch": runs["torch"], "resnet_jax": runs["jax"]}, root / "curves.png"
+    )
+    print(f"curves in {root / 'curves.png'}")
+
+
+def _torch_epoch(root: Path, recipe: Any, loaded: Any, epoch: int) -> None:
+    """Epoch `epoch`, from 0, of the PyTorch program; its line and its checkpoint."""
+    import torch
+
+    from benchmarks.torch_models import HResNet
+    from resnet_jax import data
+    from resnet_jax.augment import parse_normalization
+
+    train, test = loaded
+    model = HResNet().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr)
+    if epoch == 0:
+        model.load_state_dict(torch.load(root / "initial.pth", weights_only=True))
+    else:
+        saved = torch.load(root / "torch" / f"{epoch}.pth", weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+    mean, std = (
+        torch.tensor(values).reshape(1, 3, 1, 1)
+        for values in parse_normalization(recipe.normalize)
+    )
+
+    def inputs(batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        images = torch.from_numpy(batch["images"]).permute(0, 3, 1, 2)
+        labels = torch.from_numpy(batch["labels"]).long()
+        return (images.float() / 255 - mean) / std, labels
+
+    sizes = data.batch_sizes(len(train), recipe.batch_size)
+    batches = data.train_batches(train, sizes, seed=recipe.seed, epoch=epoch)
+    model.train()
+    begun, losses, correct = time.monotonic(), 0.0, 0
+    for batch in batches:
+        x, y = inputs(batch)
+        optimizer.zero_grad()
+        logits = model(x)
+        loss = torch.nn.functional.cross_entropy(logits, y)
+        loss.backward()
+        optimizer.step()
+        losses += loss.item() * len(y)
+        correct += (logits.argmax(1) == y).sum().item()
+    seconds = time.monotonic() - begun
+    model.eval()
+    test_loss, test_correct = 0.0, 0
+    with torch.inference_mode():
+        for batch in data.eval_batches(test, 500):
+            x, y = inputs(batch)
+            logits = model(x)
+            cross_entropy = torch.nn.functional.cross_entropy(
+                logits, y, reduction="none"
+            )
+            mask = torch.from_numpy(batch["mask"])
+            test_loss += (cross_entropy * mask).sum().item()
+            test_correct += ((logits.argmax(1) == y) * mask).sum().item()
+    content = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    _save(content, root / "torch" / f"{epoch + 1}.pth")
+    record = {
+        "epoch": epoch + 1,
+        "train_loss": losses / len(train),
+        "train_accuracy": correct / len(train),
+        "test_loss": test_loss / len(test),
+        "test_accuracy": test_correct / len(test),
+        "seconds": seconds,
+        "images_per_second": len(train) / seconds,
+    }
+    with (root / "torch" / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+    (root / "torch" / f"{epoch}.pth").unlink(missing_ok=True)
+    print("PyTorch", json.dumps(record), flush=True)
+
+
+def _save(content: Any, path: Path) -> None:
+    import torch
+
+    torch.save(content, path.with_suffix(".part"))
+    os.replace(path.with_suffix(".part"), path)
+
+
+def table(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> str:
+    """Both programs' figures by epoch, as Markdown."""
+    lines = [
+        "| epoch | loss PyTorch / here | difference | test % PyTorch / here | "
+        "difference | pictures/s PyTorch / here |",
+        "|---|---|---|---|---|---|",
+    ]
+    for a, b in zip(theirs, ours, strict=True):
+        loss = 100 * (b["train_loss"] / a["train_loss"] - 1)
+        accuracies = [100 * record["test_accuracy"] for record in (a, b)]
+        lines.append(
+            f"| {a['epoch']} | {a['train_loss']:.4f} / {b['train_loss']:.4f} | "
+            f"{loss:+.2f} % | {accuracies[0]:.2f} / {accuracies[1]:.2f} | "
+            f"{accuracies[1] - accuracies[0]:+.2f} | "
+            f"{a['images_per_second']:.0f} / {b['images_per_second']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    from resnet_jax.errors import command_line
+
+    with command_line("reference_run"):
+        main(tyro.cli(ReferenceRun, description=__doc__))

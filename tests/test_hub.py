@@ -1,0 +1,160 @@
+import hashlib
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import resnet_jax
+from resnet_jax import download, hub, pretrained, training
+from resnet_jax.errors import ConfigError, DataError
+
+
+@pytest.fixture(scope="module")
+def imagenet_weights():
+    """A state_dict of resnet18 with 1,000 classes, of random numbers."""
+    model = resnet_jax.create_model("resnet18", num_classes=1000)
+    shapes = training.variable_shapes(model, (64, 64, 3))
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes)
+    return resnet_jax.to_torch(variables)
+
+
+@pytest.fixture
+def published(imagenet_weights, tmp_path, monkeypatch):
+    """A file of them, published by its digest as torchvision's are; its content."""
+    path = tmp_path / "weights"
+    save_file(imagenet_weights, path)
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    monkeypatch.setitem(hub.IMAGENET, "resnet18", f"resnet18-{digest}.pth")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return content
+
+
+@pytest.fixture
+def served(published, monkeypatch):
+    """Puts `published` behind every URL; the list of those asked for."""
+    asked = []
+
+    def fetch(url, sha256, path, **options):
+        asked.append((url, sha256))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(published)
+
+    monkeypatch.setattr(download, "fetch", fetch)
+    return asked
+
+
+def test_imagenets_weights_are_fetched_once_and_the_head_is_new(
+    served, imagenet_weights, caplog
+):
+    caplog.set_level("INFO")
+    model, variables, preprocessing = resnet_jax.load_pretrained(
+        "resnet18", num_classes=10
+    )
+    name = hub.IMAGENET["resnet18"]
+    assert served == [(hub.URL + name, name[9:17])]
+    assert (download.cache_dir() / name).is_file()
+    assert variables["params"]["fc"]["kernel"].shape == (512, 10)
+    found = pretrained.to_torch(variables)["layer4.1.bn2.running_var"]
+    np.testing.assert_array_equal(found, imagenet_weights["layer4.1.bn2.running_var"])
+    assert preprocessing.size == 256 and preprocessing.crop == 224
+    assert preprocessing.mean == (0.485, 0.456, 0.406)
+    assert preprocessing.class_names is None and model.num_classes == 10
+    assert "imagenet, a new fc" in caplog.text
+
+    whole = resnet_jax.load_pretrained("resnet18")
+    assert len(served) == 1  # from the cache
+    assert whole.variables["params"]["fc"]["kernel"].shape == (512, 1000)
+    assert len(whole.preprocessing.class_names) == 1000
+    assert whole.preprocessing.class_names[0] == "n01440764"  # the tench
+
+
+def test_torchs_own_cache_serves_too(published, tmp_path, monkeypatch):
+    def unreachable(*args, **options):
+        raise AssertionError("it was fetched")
+
+    monkeypatch.setattr(download, "fetch", unreachable)
+    folder = tmp_path / "torch" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / hub.IMAGENET["resnet18"]).write_bytes(published)
+    assert len(hub.read_weights("imagenet", "resnet18")) == 122
+
+
+def test_a_damaged_cached_file_is_refused(published):
+    download.cache_dir().mkdir(parents=True)
+    path = download.cache_dir() / hub.IMAGENET["resnet18"]
+    path.write_bytes(published[:-1] + b"x")
+    with pytest.raises(DataError, match=f"{path} is damaged: its sha256 begins"):
+        hub.read_weights("imagenet", "resnet18")
+
+
+def test_offline_it_is_said_which_file_to_put_where(published, monkeypatch):
+    def unreachable(*args, **options):
+        raise DataError("download.pytorch.org cannot be reached")
+
+    monkeypatch.setattr(download, "fetch", unreachable)
+    name = hub.IMAGENET["resnet18"]
+    with pytest.raises(DataError) as caught:
+        hub.read_weights("imagenet", "resnet18")
+    message = str(caught.value)
+    for part in (name, "cannot be reached", hub.URL, str(download.cache_dir())):
+        assert part in message
+    assert f"sha256 begins {name[9:17]}" in message and "\n" not in message
+
+
+def test_the_published_names_are_torchvisions():
+    torchvision = pytest.importorskip("torchvision", reason="to compare with its own")
+    for model, name in hub.IMAGENET.items():
+        weights = torchvision.models.get_model_weights(model).IMAGENET1K_V1
+        assert weights.url == hub.URL + name
+        assert (256, 224) == (
+            weights.transforms().resize_size[0],
+            weights.transforms().crop_size[0],
+        )
+
+
+def test_networks_without_weights_are_named():
+    with pytest.raises(ConfigError, match="resnet20 has no weights of ImageNet: resn"):
+        hub.read_weights("imagenet", "resnet20")
+    with pytest.raises(ConfigError, match="resnet99 is no pretrained network: one of"):
+        resnet_jax.load_pretrained("resnet99")
+
+
+def test_a_folder_that_was_not_exported(tmp_path):
+    with pytest.raises(DataError, match="is a folder without model.safetensors"):
+        hub.read_weights(str(tmp_path), "resnet18")
+
+
+@pytest.mark.parametrize("fresh_head", [False, True])
+@pytest.mark.parametrize("num_classes", [10, 7])
+def test_the_head_is_kept_where_it_fits(tmp_path, fresh_head, num_classes, caplog):
+    caplog.set_level("INFO")
+    theirs = resnet_jax.create_model("resnet8", num_classes=num_classes)
+    start = training.init_variables(theirs, (32, 32, 3), key=jax.random.key(1))
+    state_dict = resnet_jax.to_torch(start)
+    renamed = {k.replace("fc.", "linear."): v for k, v in state_dict.items()}
+    save_file(renamed, tmp_path / "weights.safetensors")
+    model = resnet_jax.create_model("resnet8", num_classes=10)
+    variables = training.init_variables(model, (32, 32, 3), key=jax.random.key(0))
+    adopted = hub.adopt(
+        variables,
+        model,
+        source=str(tmp_path / "weights.safetensors"),
+        name="resnet8",
+        fresh_head=fresh_head,
+    )
+    kept = num_classes == 10 and not fresh_head
+    expected = (start if kept else variables)["params"]["fc"]["kernel"]
+    np.testing.assert_array_equal(adopted["params"]["fc"]["kernel"], expected)
+    np.testing.assert_array_equal(
+        adopted["params"]["conv1"]["kernel"], start["params"]["conv1"]["kernel"]
+    )
+    assert ("with its fc" if kept else "a new fc") in caplog.text
+
+
+def test_normalisation_follows_the_weights():
+    assert hub.normalization(None) == "cifar10"
+    assert hub.normalization("imagenet") == "imagenet"
+    assert hub.normalization("some/file.pth") == "imagenet"
