@@ -33,53 +33,48 @@ def load(options: EvaluateConfig) -> Subject:
       DataError: weights or an exported folder cannot be read.
       CheckpointError: the run's checkpoint cannot be.
     """
-    cfg, class_names = _config(options)
+    source, class_names = options.weights, None
+    if source is None and hub.is_exported(str(options.run)):
+        source = str(options.run)
+        class_names = tuple(hub.read_info(source)["class_names"])
+    cfg = _config(options)
     shape = data.describe(cfg.dataset, cfg.data_dir, image_size=cfg.image_size)
     model = models.create_model(
         cfg.model, num_classes=shape.num_classes, stem=cfg.stem, dtype=cfg.dtype
     )
     template = training.variable_shapes(model, shape.image_shape)
-    if cfg.pretrained is None:
+    if source is None:
         run_dir = Path(str(options.run))
         variables, step = checkpoint.load_variables(
             run_dir, options.checkpoint, template
         )
         title = f"{run_dir}: {cfg.model} on {cfg.dataset}, step {step}"
     else:
-        weights = hub.read_weights(cfg.pretrained, cfg.model)
+        weights = hub.read_weights(source, cfg.model)
         variables, step = pretrained.from_torch(weights, template), 0
-        title = f"{cfg.pretrained}: {cfg.model} on {cfg.dataset}"
+        title = f"{source}: {cfg.model} on {cfg.dataset}"
     state = training.TrainState(step=step, opt_state=(), **variables)
     return Subject(title, cfg, model, state, class_names)
 
 
-def _config(options: EvaluateConfig) -> tuple[Config, tuple[str, ...] | None]:
+def _config(options: EvaluateConfig) -> Config:
     """The run's own configuration, or one that says of weights what is known."""
-    class_names = None
     if options.weights is not None:
-        own: dict[str, Any] = {
-            "pretrained": options.weights,
-            "model": options.model,
-            "stem": options.stem,
-            "normalize": "imagenet",
-        }
-        cfg = Config(**own)
+        cfg = Config(model=str(options.model), stem=options.stem, normalize="imagenet")
     elif hub.is_exported(str(options.run)):
-        info = hub.read_info(str(options.run))
-        architecture, preprocessing = info["architecture"], info["preprocessing"]
-        class_names = tuple(info["class_names"])
+        known = hub.read_info(str(options.run))
+        architecture, preprocessing = known["architecture"], known["preprocessing"]
         cfg = Config(
-            pretrained=options.run,
             model=architecture["model"],
             stem=architecture["stem"],
             dtype=architecture["dtype"],
-            dataset=info["dataset"],
+            dataset=known["dataset"],
             normalize=preprocessing["normalize"],
             image_size=preprocessing["image_size"],
             crop_pct=preprocessing["image_size"] / preprocessing["size"],
         )
     else:
-        cfg = replace(read_run(Path(str(options.run))), pretrained=None)
+        cfg = read_run(Path(str(options.run)))
     given = {
         "dataset": options.dataset,
         "data_dir": options.data_dir,
@@ -87,9 +82,7 @@ def _config(options: EvaluateConfig) -> tuple[Config, tuple[str, ...] | None]:
         "image_size": options.image_size,
         "eval_batch_size": options.batch_size,
     }
-    return replace(cfg, **{k: v for k, v in given.items() if v is not None}), (
-        class_names
-    )
+    return replace(cfg, **{k: v for k, v in given.items() if v is not None})
 
 
 def info(subject: Subject, class_names: Sequence[str]) -> dict[str, Any]:

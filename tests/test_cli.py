@@ -182,7 +182,7 @@ def test_a_loss_that_explodes(tmp_path):
 def test_no_run_to_evaluate(trained, tmp_path):
     done = run("evaluate.py", tmp_path / "nowhere")
     assert_one_line(done, 2, "nowhere: there is no such directory")
-    assert_one_line(run("evaluate.py"), 2, "A run directory, as train.py leaves it")
+    assert_one_line(run("evaluate.py"), 2, "name a run directory, or --weights FILE")
     assert_one_line(run("evaluate.py", tmp_path), 2, "is no run: it has no config.json")
     half = tmp_path / "half"
     half.mkdir()
@@ -220,6 +220,74 @@ def test_a_truncated_checkpoint(trained, tmp_path):
     assert_one_line(run("evaluate.py", broken), 4, "checkpoint 30 of", "is damaged")
     args = ("train.py", "digits", *SMALL, "--workdir", broken)
     assert_one_line(run(*args), 4, "checkpoint 30 of", "is damaged")
+
+
+def test_export_then_transfer_from_it(trained, tmp_path):
+    """A network goes out, and begins two runs: the long way and on cached features."""
+    run_dir, _ = trained
+    folder = tmp_path / "exported"
+    done = run("evaluate.py", run_dir, "--export", folder)
+    assert done.returncode == 0, done.stderr
+    again = run("evaluate.py", folder, "--batch-size", 500)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
+    bare = (folder / "model.safetensors", "--model", "resnet8", "--dataset", "digits")
+    bare = run("evaluate.py", "--weights", *bare, "--normalize", "half")
+    assert bare.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
+
+    common = ("--model", "resnet8", "--dataset", "digits", "--epochs", 2, "--lr", 0.01)
+    runs = {}
+    for name, extra in (
+        ("long", ("--no-cache-features",)),
+        ("cached", ()),
+    ):
+        workdir = ("--workdir", tmp_path / name)
+        args = ("probe", "--pretrained", folder, *common, *extra, *workdir)
+        done = run("train.py", *args)
+        assert done.returncode == 0, done.stderr
+        assert "a new fc" in done.stderr
+        runs[name] = metrics_of(tmp_path / name)
+    for long, cached in zip(runs["long"], runs["cached"], strict=True):
+        assert long["test_accuracy"] == cached["test_accuracy"]
+        assert long["train_loss"] == pytest.approx(cached["train_loss"], rel=1e-5)
+    # The run that saw features alone is a whole network.
+    done = run("evaluate.py", tmp_path / "cached", "--output", tmp_path / "r.json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["accuracy"] == runs["cached"][-1]["test_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "part"),
+    [
+        (("--pretrained", "none.pth"), 3, "none.pth cannot be read"),
+        (("--pretrained", __file__), 3, "is neither a .safetensors nor a .pth file"),
+        (("--pretrained", "imagenet"), 2, "resnet8 has no weights of ImageNet"),
+        (("--freeze", "layer9"), 2, "freeze 'layer9' matches no parameter"),
+        (("--backbone-bn", "frozen"), 2, "backbone_bn frozen needs --freeze"),
+        (("--cache-features",), 2, "cache_features needs features that do not change"),
+        (("--fresh-head",), 2, "fresh_head needs --pretrained"),
+        (("--dataset", "folder"), 2, "data set folder needs --data-dir"),
+        (("--dataset", "folder", "--data-dir", "no"), 3, "no/train is no folder"),
+    ],
+)
+def test_bad_transfers(tmp_path, args, code, part):
+    done = run("train.py", "digits", *args, "--workdir", tmp_path / "run")
+    assert_one_line(done, code, part)
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_weights_to_evaluate(trained, tmp_path):
+    done = run("evaluate.py", "--weights", "none.pth", "--model", "resnet20")
+    assert_one_line(done, 3, "none.pth cannot be read")
+    page = tmp_path / "page.pth"
+    page.write_text("<!DOCTYPE html>")
+    done = run("evaluate.py", "--weights", page, "--model", "resnet20")
+    assert_one_line(done, 3, "is a web page")
+    done = run("evaluate.py", "--weights", page, "--model", "resnet21")
+    assert_one_line(done, 2, "no model 'resnet21'")
+    done = run("evaluate.py", "--weights", page)
+    assert_one_line(done, 2, "--weights and --model go together")
 
 
 @pytest.mark.parametrize(

@@ -72,11 +72,28 @@ def prepare(key, images, labels):  # inputs as they come; augment works in float
     return images, jax.nn.one_hot(labels, 10, dtype=images.dtype)
 
 
-def train_both(twin, model, side, options, dtype, sizes, **frozen):
-    """Yields (their loss, our loss, our state) after each step."""
+def stream(side, dtype, sizes):
+    rng = np.random.default_rng(0)
+    for size in sizes:
+        images = rng.normal(size=(size, side, side, 3)).astype(np.float32)
+        yield images.astype(dtype), rng.integers(0, 10, size).astype(np.int32)
+
+
+def train_torch(twin, side, options, dtype, sizes):
+    """Yields (loss, optimizer) after each of PyTorch's steps."""
     twin.train()
     optimizer = torch_optimizer(twin, **options)
-    variables = twins.variables_of(twin, model, side)
+    for images, labels in stream(side, dtype, sizes):
+        x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(twin(x), torch.tensor(labels).long())
+        loss.backward()
+        optimizer.step()
+        yield loss.item(), optimizer
+
+
+def train_ours(variables, model, side, options, dtype, sizes):
+    """Yields (loss, state) after each of ours."""
     options = dict(options)
     schedule = optim.make_schedule(
         "constant", lr=options.pop("lr"), total_steps=len(sizes)
@@ -90,18 +107,10 @@ def train_both(twin, model, side, options, dtype, sizes, **frozen):
         **variables,
     )
     step = jax.jit(training.make_train_step(model, tx, prepare))
-    rng = np.random.default_rng(0)
-    for size in sizes:
-        images = rng.normal(size=(size, side, side, 3)).astype(dtype)
-        labels = rng.integers(0, 10, size).astype(np.int32)
+    for images, labels in stream(side, dtype, sizes):
         batch = {"images": images, "labels": labels}
         state, sums = step(state, batch, jax.random.key(0))
-        optimizer.zero_grad()
-        x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-        loss = torch.nn.functional.cross_entropy(twin(x), torch.tensor(labels).long())
-        loss.backward()
-        optimizer.step()
-        yield loss.item(), float(sums["loss"]) / size, state, optimizer
+        yield float(sums["loss"]) / len(labels), state
 
 
 def assert_close(ours, theirs, tolerance):
@@ -122,11 +131,14 @@ def check_float64(name, stem, optimizer, sizes, tolerance=1e-8):
         twin, make = twins.make_pair(name, stem)
         twin = twin.double()
         model, side = make(jnp.float64), SIDES[stem or name]
-        run = train_both(twin, model, side, OPTIMIZERS[optimizer], np.float64, sizes)
-        steps = list(run)
-        theirs, ours = zip(*[step[:2] for step in steps], strict=True)
-        np.testing.assert_allclose(ours, theirs, rtol=tolerance)
-        *_, state, torch_state = steps[-1]
+        variables = twins.variables_of(twin, model, side)
+        common = side, OPTIMIZERS[optimizer], np.float64, sizes
+        theirs = list(train_torch(twin, *common))
+        ours = list(train_ours(variables, model, *common))
+        np.testing.assert_allclose(
+            [loss for loss, _ in ours], [loss for loss, _ in theirs], rtol=tolerance
+        )
+        torch_state, state = theirs[-1][1], ours[-1][1]
 
         expected = twins.state_dict_of(twin)
         found = pretrained.to_torch(state.variables)
@@ -168,14 +180,22 @@ def test_twenty_steps_in_float64(name, stem, optimizer):
     ("name", "stem", "optimizer"), all_pairs(slow=["nesterov", "weights-only"])
 )
 def test_twenty_losses_in_float32(name, stem, optimizer):
+    """Within 1e-4; or, where PyTorch's own float32 strays from its float64 by more,
+    within thrice that: Adam makes a full step of a gradient that is rounding alone."""
     twin, make = twins.make_pair(name, stem)
-    model, side = (
-        make(jnp.float32),
-        SIDES[stem or name],
-    )
-    run = train_both(twin, model, side, OPTIMIZERS[optimizer], np.float32, SIZES)
-    theirs, ours = zip(*[step[:2] for step in run], strict=True)
-    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    exact_twin = twins.double(twin)
+    model, side = make(jnp.float32), SIDES[stem or name]
+    variables = twins.variables_of(twin, model, side)
+    options = OPTIMIZERS[optimizer]
+
+    def losses(steps):
+        return np.array([loss for loss, _ in steps])
+
+    ours = losses(train_ours(variables, model, side, options, np.float32, SIZES))
+    theirs = losses(train_torch(twin, side, options, np.float32, SIZES))
+    exact = losses(train_torch(exact_twin, side, options, np.float64, SIZES))
+    own = np.abs(theirs / exact - 1).max()
+    assert np.abs(ours / exact - 1).max() <= max(1e-4, 3 * own)
 
 
 @pytest.mark.slow
