@@ -1,34 +1,35 @@
-"""Transfer learning in PyTorch, to compare ours with.
+"""Transfer learning in PyTorch and here, from a backbone that PyTorch trained.
 
-    python -m benchmarks.torch_transfer backbone --output FILE
-    python -m benchmarks.torch_transfer transfer --backbone FILE --epochs 10
-    python -m benchmarks.torch_transfer probe --backbone FILE --epochs 10
+    python -m benchmarks.transfer backbone --file FILE --epochs 2 --lr 1e-3
+    python -m benchmarks.transfer transfer --file FILE
+    python -m benchmarks.transfer probe --file FILE --framework jax --num-train 1000
 
 `backbone` trains torchvision's resnet18 on the first five classes of CIFAR-10 and saves
 it with torch.save. `transfer` and `probe` give it a new head for all ten: frozen
 parameters, with BatchNorm in training mode (its statistics move) or in inference mode.
-One JSON line an epoch.
+One line an epoch. With --framework jax the recipe of that name does the same; on all
+pictures that is `python train.py transfer --pretrained FILE`.
 """
 
 import json
 import time
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
 import tyro
 
 
 @dataclass(frozen=True)
-class TorchTransfer:
+class Transfer:
     """The step of the comparison that is to run."""
 
     mode: Annotated[Literal["backbone", "transfer", "probe"], tyro.conf.Positional]
     """What to do."""
-    backbone: str = "backbone.pth"
-    """The file that `backbone` saved."""
-    output: str = "backbone.pth"
-    """Where `backbone` saves."""
-    epochs: int = 2
+    file: str = "backbone.pth"
+    """That `backbone` writes and the others read."""
+    framework: Literal["torch", "jax"] = "torch"
+    """Which of the two runs."""
+    epochs: int = 30
     """Passes over the training set."""
     lr: float = 1e-4
     """Of Adam."""
@@ -38,27 +39,61 @@ class TorchTransfer:
     """Resize to this side, as torchvision does tensors (antialiased)."""
     num_train: int | None = None
     """Train on the first so many pictures only."""
+    num_test: int | None = None
+    """Test on the first so many pictures only."""
+    workdir: str = "runs/transfer-benchmark"
+    """The run directory of the recipe."""
     seed: int = 0
     """Of weights and order."""
 
 
-def main(cfg: TorchTransfer) -> None:
+def main(cfg: Transfer) -> None:
+    from resnet_jax import data
+
+    train, test = data.load_dataset("cifar10")
+    train, test = train.take(slice(cfg.num_train)), test.take(slice(cfg.num_test))
+    if cfg.framework == "jax":
+        _run_recipe(cfg, train, test)
+    else:
+        _run_torch(cfg, train, test)
+
+
+def _run_recipe(cfg: Transfer, train: Any, test: Any) -> None:
+    from resnet_jax import data
+    from resnet_jax.recipes import RECIPES
+    from train import main as train_main
+
+    recipe = replace(
+        RECIPES[cfg.mode][1],
+        pretrained=cfg.file,
+        epochs=cfg.epochs,
+        lr=cfg.lr,
+        batch_size=cfg.batch_size,
+        image_size=cfg.image_size,
+        eval_batch_size=100,
+        seed=cfg.seed,
+        workdir=cfg.workdir,
+    )
+    original = data.load_dataset
+    data.load_dataset = lambda *args, **options: (train, test)
+    try:
+        train_main(recipe)
+    finally:
+        data.load_dataset = original
+
+
+def _run_torch(cfg: Transfer, train: Any, test: Any) -> None:
     import numpy as np
     import torch
     import torchvision
     from torchvision.transforms.v2 import functional as T
 
-    from resnet_jax.data import load_dataset
-
     torch.manual_seed(cfg.seed)
-    train, test = load_dataset("cifar10")
-    if cfg.num_train is not None:
-        train = train.take(slice(cfg.num_train))
     if cfg.mode == "backbone":
         train, test = (part.take(part.labels < 5) for part in (train, test))
     model = torchvision.models.resnet18(num_classes=5 if cfg.mode == "backbone" else 10)
     if cfg.mode != "backbone":
-        saved = torch.load(cfg.backbone, weights_only=True)
+        saved = torch.load(cfg.file, weights_only=True)
         kept = {k: v for k, v in saved.items() if not k.startswith("fc.")}
         model.load_state_dict(kept, strict=False)
         for name, parameter in model.named_parameters():
@@ -103,8 +138,8 @@ def main(cfg: TorchTransfer) -> None:
         }
         print(json.dumps(record), flush=True)
     if cfg.mode == "backbone":
-        torch.save(model.state_dict(), cfg.output)
+        torch.save(model.state_dict(), cfg.file)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(TorchTransfer, description=__doc__))
+    main(tyro.cli(Transfer, description=__doc__))
