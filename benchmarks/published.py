@@ -1,0 +1,81 @@
+"""A published PyTorch model in PyTorch and here: every prediction compared.
+
+    python -m benchmarks.published resnet20 resnet20-12fca82f.th --normalize imagenet
+
+Scores the file on CIFAR-10's 10,000 test pictures in both and prints accuracy and mean
+cross-entropy of each, the largest difference of a logit, and how many predictions
+differ. (`python evaluate.py --weights FILE --model NAME` scores it without PyTorch.)
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import tyro
+from tyro.conf import Positional
+
+
+@dataclass(frozen=True)
+class Published:
+    """The file, and what it is of."""
+
+    model: Positional[str]
+    """Name of the network."""
+    file: Positional[str]
+    """Its weights."""
+    normalize: str = "imagenet"
+    """As train.py has it."""
+    data_dir: str | None = None
+    """A tensorflow-datasets directory, as train.py has it."""
+
+
+def main(cfg: Published) -> None:
+    import jax
+    import numpy as np
+    import torch
+
+    import resnet_jax
+    from benchmarks.torch_models import create_twin
+    from resnet_jax import augment, data, pretrained, training
+
+    _, test = data.load_dataset("cifar10", cfg.data_dir)
+    model = resnet_jax.create_model(cfg.model, num_classes=10)
+    template = training.variable_shapes(model, (32, 32, 3))
+    variables = resnet_jax.from_torch(resnet_jax.read_state_dict(cfg.file), template)
+    # torch.load, so that nothing of ours stands between the file and PyTorch.
+    saved = torch.load(cfg.file, map_location="cpu", weights_only=True)
+    for wrapper in ("state_dict", "model", "model_state_dict"):
+        saved = saved.get(wrapper, saved)
+    saved = {name.removeprefix("module."): value for name, value in saved.items()}
+    twin = create_twin(cfg.model).eval()
+    named = pretrained.with_names_of(template, saved)
+    twin.load_state_dict(named, strict=False)
+    missing = {n for n in twin.state_dict() if "tracked" not in n} - named.keys()
+    assert not missing, missing
+
+    prepare = augment.make_augment(num_classes=10, normalization=cfg.normalize)
+    mean, std = (
+        torch.tensor(values).reshape(1, 3, 1, 1)
+        for values in augment.parse_normalization(cfg.normalize)
+    )
+    apply = jax.jit(partial(model.apply, train=False))
+    ours, theirs = [], []
+    for start in range(0, len(test), 500):
+        images = test.images[start : start + 500]
+        inputs, _ = prepare(jax.random.key(0), images, test.labels[start : start + 500])
+        ours.append(np.asarray(apply(variables, inputs)))
+        x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+        with torch.inference_mode():
+            theirs.append(twin((x - mean) / std).numpy())
+    logits = {"PyTorch": np.concatenate(theirs), "here": np.concatenate(ours)}
+    for name, values in logits.items():
+        exact = values.astype(np.float64)
+        losses = np.logaddexp.reduce(exact, -1) - exact[range(len(test)), test.labels]
+        accuracy = (values.argmax(-1) == test.labels).mean()
+        print(f"{name:8} accuracy {100 * accuracy:.2f} %  loss {losses.mean():.7f}")
+    largest = np.abs(logits["here"] - logits["PyTorch"]).max()
+    differ = (logits["here"].argmax(-1) != logits["PyTorch"].argmax(-1)).sum()
+    print(f"largest difference of a logit {largest:.2e}; {differ} predictions differ")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Published, description=__doc__))
