@@ -127,8 +127,7 @@ def _from_archive(data_dir: Path) -> Arrays:
     refused = []
     for path in lying:
         algorithm, expected = ARCHIVES[path.name]
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, algorithm).hexdigest()
+        found = download.file_digest(path, algorithm)
         if found == expected:
             log.info("cifar10: from %s", path)
             return _read_official(path)

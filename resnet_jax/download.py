@@ -21,10 +21,15 @@ def cache_dir() -> Path:
     return Path(os.environ.get("RESNET_JAX_CACHE") or pooch.os_cache("resnet_jax"))
 
 
+def file_digest(path: Path, algorithm: str = "sha256") -> str:
+    """The digest of the file at `path`, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
 def check_sha256(path: Path, sha256: str) -> None:
     """Raises DataError unless the sha256 of the file at `path` begins with `sha256`."""
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = file_digest(path)
     if not found.startswith(sha256):
         raise DataError(
             f"{path} is damaged: its sha256 begins {found[: len(sha256)]}, "

@@ -1,6 +1,5 @@
 """A network written out for others: PyTorch's weights, config.json, a model card."""
 
-import hashlib
 import importlib.metadata
 import platform
 import tempfile
@@ -11,6 +10,7 @@ from typing import Any
 import jax
 
 from resnet_jax import files, pretrained
+from resnet_jax.download import file_digest
 from resnet_jax.hub import CARD, CONFIG, IMAGENET, WEIGHTS
 
 _VERSIONS = ("resnet-flax-linen", "jax", "flax", "numpy", "safetensors")
@@ -33,12 +33,10 @@ def write(directory: Path, variables: Mapping[str, Any], info: dict[str, Any]) -
     with tempfile.TemporaryDirectory(dir=directory, prefix=".") as scratch:
         whole = Path(scratch, WEIGHTS)
         save_file(pretrained.to_torch(variables), whole, metadata={"format": "pt"})
-        with whole.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         info = {
             **info,
             "parameters": sum(x.size for x in jax.tree.leaves(variables["params"])),
-            "sha256": sha256,
+            "sha256": file_digest(whole),
             "versions": {
                 "python": platform.python_version(),
                 **{name: _version(name) for name in _VERSIONS},

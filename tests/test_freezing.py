@@ -67,6 +67,31 @@ def test_with_frozen_batch_norm_not_one_bit_of_the_backbone_moves(model):
     assert changed(before, after) == {"fc.weight", "fc.bias"}
 
 
+def test_a_frozen_parameter_has_no_moments_and_no_update(model):
+    trainable = freezing.make_trainable("backbone", model, SHAPE)
+    schedule = optim.make_schedule("constant", lr=0.1, total_steps=1)
+    tx = optim.make_optimizer("adam", schedule, weight_decay=0.1, trainable=trainable)
+    params = training.init_variables(model, SHAPE, key=jax.random.key(0))["params"]
+    state = tx.init(params)
+    head = sum(leaf.size for leaf in jax.tree.leaves(params["fc"]))
+    moments = sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim)
+    assert moments == 2 * head
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), state, params)
+    moved = {
+        name
+        for name, part in updates.items()
+        if any(bool(leaf.any()) for leaf in jax.tree.leaves(part))
+    }
+    assert moved == {"fc"}
+
+
+def test_a_frozen_negative_zero_keeps_its_sign_without_a_compiler_too(model):
+    """-0. + 0. is 0.; compiled, the addition of nothing happens to be left out."""
+    with jax.disable_jit():
+        before, after = train(model, "backbone", "frozen", steps=1)
+    assert changed(before, after) == {"fc.weight", "fc.bias"}
+
+
 def test_a_regular_expression_freezes_what_it_finds(model):
     before, after = train(model, r"^(conv1|bn1|layer1)\.", "frozen")
     frozen = {n for n in before if n.startswith(("conv1", "bn1", "layer1"))}

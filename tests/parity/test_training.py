@@ -135,9 +135,10 @@ def check_float64(name, stem, optimizer, sizes, tolerance=1e-8):
         common = side, OPTIMIZERS[optimizer], np.float64, sizes
         theirs = list(train_torch(twin, *common))
         ours = list(train_ours(variables, model, *common))
-        np.testing.assert_allclose(
-            [loss for loss, _ in ours], [loss for loss, _ in theirs], rtol=tolerance
-        )
+        losses = [np.array([loss for loss, _ in steps]) for steps in (ours, theirs)]
+        np.testing.assert_allclose(*losses, rtol=tolerance)
+        # Before the steps themselves amplify a last bit.
+        np.testing.assert_allclose(losses[0][:5], losses[1][:5], rtol=1e-10)
         torch_state, state = theirs[-1][1], ours[-1][1]
 
         expected = twins.state_dict_of(twin)
