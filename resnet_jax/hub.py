@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -214,9 +215,9 @@ def load_pretrained(
 
 
 def imagenet_classes() -> tuple[str, ...]:
-    """The WordNet ids of ImageNet's 1,000 classes, in the order of the logits."""
-    import tensorflow_datasets as tfds
+    """The names of ImageNet's 1,000 classes, in the order of the logits.
 
-    path = Path(tfds.__file__).parent / "image_classification"
-    text = (path / "imagenet_resized_labels.txt").read_text(encoding="utf-8")
-    return tuple(sorted(text.split()))
+    They are those that torchvision's weights carry (meta["categories"]).
+    """
+    text = (resources.files("resnet_jax") / "imagenet_classes.txt").read_text("utf-8")
+    return tuple(text.splitlines())

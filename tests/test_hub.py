@@ -68,7 +68,7 @@ def test_imagenets_weights_are_fetched_once_and_the_head_is_new(
     assert len(served) == 1  # from the cache
     assert whole.variables["params"]["fc"]["kernel"].shape == (512, 1000)
     assert len(whole.preprocessing.class_names) == 1000
-    assert whole.preprocessing.class_names[0] == "n01440764"  # the tench
+    assert whole.preprocessing.class_names[0] == "tench"
 
 
 def test_torchs_own_cache_serves_too(published, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import resnet_jax
-from resnet_jax import training
+from resnet_jax import hub, training
 from resnet_jax.errors import DataError
 
 pytest.importorskip("torchvision", reason="parity needs torch and torchvision")
@@ -165,3 +165,10 @@ def test_torchvisions_own_network_takes_what_is_exported(tmp_path):
     found = model.apply(variables, images, train=False)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     assert isinstance(twin, torchvision.models.ResNet) and load_file
+
+
+def test_classes_of_imagenet_are_those_of_torchvisions_weights():
+    from torchvision.models import ResNet18_Weights
+
+    categories = ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
+    assert hub.imagenet_classes() == tuple(categories)

@@ -1,0 +1,41 @@
+"""The PyTorch program and ours, side by side, stopped and taken up again."""
+
+import pytest
+
+from resnet_jax import files
+
+pytest.importorskip("torch", reason="parity needs torch")
+from benchmarks import reference_run
+
+TIMES = ("seconds", "images_per_second", "compile_seconds")
+
+
+def figures_of(workdir, program):
+    """What metrics.jsonl says, but for the times."""
+    records = files.read_jsonl(workdir / program / "metrics.jsonl")
+    return [{k: v for k, v in r.items() if k not in TIMES} for r in records]
+
+
+def test_taken_up_again_gives_what_one_go_gives(
+    tmp_path, small_cifar, prepared_dir, capsys
+):
+    def run(epochs, name):
+        reference_run.main(
+            reference_run.ReferenceRun(
+                epochs=epochs, data_dir=str(prepared_dir), workdir=str(tmp_path / name)
+            )
+        )
+
+    run(2, "whole")
+    run(1, "parts")
+    run(2, "parts")
+    for program in ("torch", "jax"):
+        whole = figures_of(tmp_path / "whole", program)
+        assert [record["epoch"] for record in whole] == [1, 2]
+        assert figures_of(tmp_path / "parts", program) == whole
+    theirs, ours = (figures_of(tmp_path / "whole", name) for name in ("torch", "jax"))
+    # One start and one order: the first epoch is one batch, before any update.
+    assert ours[0]["train_loss"] == pytest.approx(theirs[0]["train_loss"], rel=1e-5)
+    assert ours[1]["train_loss"] == pytest.approx(theirs[1]["train_loss"], rel=1e-2)
+    assert "| 2 | " in capsys.readouterr().out
+    assert (tmp_path / "parts" / "curves.png").stat().st_size > 10_000
