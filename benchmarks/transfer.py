@@ -103,12 +103,26 @@ def _run_torch(cfg: Transfer, train: Any, test: Any) -> None:
     optimizer = torch.optim.Adam(trained, lr=cfg.lr)
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-    def batch(part: object, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(part: object, indices: np.ndarray) -> tuple[torch.Tensor, ...]:
         x = torch.from_numpy(part.images[indices]).permute(0, 3, 1, 2).float() / 255
         x = T.normalize(x, mean, std)
         if cfg.image_size is not None:
             x = T.resize(x, [cfg.image_size, cfg.image_size], antialias=True)
         return x, torch.from_numpy(part.labels[indices]).long()
+
+    if cfg.mode == "probe":  # its features do not change: once is enough
+        head, model.fc = model.fc, torch.nn.Identity()
+        model.eval()
+        cached = {}
+        with torch.no_grad():
+            for part in (train, test):
+                places = np.split(np.arange(len(part)), range(100, len(part), 100))
+                cached[id(part)] = torch.cat([model(batch(part, i)[0]) for i in places])
+        model = head
+
+        def batch(part: object, indices: np.ndarray) -> tuple[torch.Tensor, ...]:
+            labels = torch.from_numpy(part.labels[indices]).long()
+            return cached[id(part)][torch.from_numpy(indices)], labels
 
     for epoch in range(1, cfg.epochs + 1):
         begun, losses = time.monotonic(), 0.0
