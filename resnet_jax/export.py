@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,6 +46,7 @@ def write(directory: Path, variables: Mapping[str, Any], info: dict[str, Any]) -
         (directory / WEIGHTS).unlink(missing_ok=True)  # not beside another's config
         files.write_json(directory / CONFIG, info)
         files.write_text(directory / CARD, _card(info))
+        shutil.copymode(directory / CARD, whole)  # safetensors lets only the owner read
         whole.replace(directory / WEIGHTS)
 
 

@@ -49,6 +49,8 @@ def test_an_exported_folder_says_everything(run, capsys):
         "config.json",
         "README.md",
     }
+    modes = {p.stat().st_mode for p in folder.iterdir()}
+    assert len(modes) == 1  # who may read the card may read the weights
     info = json.loads((folder / "config.json").read_text())
     assert info["architecture"] == {
         "model": "resnet8",
