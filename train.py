@@ -18,6 +18,7 @@ from resnet_jax.config import Config
 
 def main(cfg: Config) -> None:
     from resnet_jax import augment, data, features, freezing, models, optim, training
+    from resnet_jax.diagnostics import make_layer_statistics
     from resnet_jax.hub import adopt, normalization
     from resnet_jax.run import open_run
     from resnet_jax.summary import summarize
@@ -26,7 +27,7 @@ def main(cfg: Config) -> None:
     cfg = replace(cfg, normalize=cfg.normalize or normalization(cfg.pretrained))
     shape = data.describe(cfg.dataset, cfg.data_dir, image_size=cfg.image_size)
     model = models.create_model(
-        cfg.model, num_classes=shape.num_classes, stem=cfg.stem, dtype=cfg.dtype
+        cfg.model, num_classes=shape.num_classes, **cfg.architecture
     )
     prepare = partial(augment.make_augment, num_classes=shape.num_classes)
     prepare_train = prepare(**cfg.preprocessing, **cfg.augmentation)
@@ -49,12 +50,8 @@ def main(cfg: Config) -> None:
         trainable = freezing.make_trainable(cfg.freeze, model, shape.image_shape)
         lr_scale = freezing.make_lr_scale(cfg.backbone_lr_scale, model)
         schedule = optim.make_schedule(total_steps=total_steps, **cfg.scheduling)
-        tx = optim.make_optimizer(
-            schedule=schedule,
-            trainable=trainable,
-            lr_scale=lr_scale,
-            **cfg.optimization,
-        )
+        rates = {"schedule": schedule, "lr_scale": lr_scale}
+        tx = optim.make_optimizer(trainable=trainable, **rates, **cfg.optimization)
 
         # State: arrays alone; from the seed, from PyTorch, or from where a run stopped.
         state = training.init_state(model, tx, shape.image_shape, key=keys.init)
@@ -75,16 +72,23 @@ def main(cfg: Config) -> None:
             model, prepare_train, prepare_test, (train, held_out, test) = stand_in
 
         # Pure functions, compiled once; a step writes over the state it was given.
+        arithmetic = (model, tx, prepare_train)
+        frozen = {"trainable": trainable, "backbone_bn": cfg.backbone_bn}
         train_step, compile_seconds = training.compile_step(
-            training.make_train_step(
-                model, tx, prepare_train, trainable, backbone_bn=cfg.backbone_bn
-            ),
+            training.make_train_step(*arithmetic, **frozen),
             state,
             data.example_batches(train, sizes[:total_steps]),
             keys.augment,
         )
         eval_batches = partial(data.eval_batches, batch_size=cfg.eval_batch_size)
         evaluate = training.make_evaluate(model, prepare_test, eval_batches)
+
+        if cfg.log_gradients:
+            first = next(data.train_batches(train, sizes, seed=cfg.seed, epoch=0))
+            measure = make_layer_statistics(
+                *arithmetic, batch=first, key=keys.augment, **frozen
+            )
+            run.log_layers(state, measure)
 
         for epoch, start in run.epochs(len(sizes), total_steps, compile_seconds):
             batches = data.train_batches(

@@ -11,21 +11,31 @@ import jax.numpy as jnp
 from resnet_jax.errors import ConfigError
 from resnet_jax.layers import BatchNorm, Conv
 
-Shortcut = Literal["identity", "pad", "conv", "conv_bn"]
+Shortcut = Literal["identity", "pad", "conv", "conv_bn", "none"]
 ModuleDef = Callable[..., nn.Module]
 
 
-def _shortcut(block: nn.Module, x: jax.Array, features: int, train: bool) -> jax.Array:
+def no_norm(*, name: str) -> Callable[..., jax.Array]:
+    """A ModuleDef in the place of BatchNorm's that leaves x as it is."""
+    return lambda x, *, train: x
+
+
+def _shortcut(
+    block: nn.Module, x: jax.Array, features: int, train: bool
+) -> jax.Array | float:
     """What `block` adds to its residual: x brought to `features` channels and stride.
 
     identity: x itself. pad: He et al.'s option A, every stride-th pixel and zero
     channels. conv: a 1x1 convolution, always (the tutorial's block). conv_bn: option B
-    as in torchvision, a 1x1 convolution and BatchNorm where the shape changes.
+    as in torchvision, a 1x1 convolution and BatchNorm where the shape changes. none:
+    nothing, which makes a plain network of the same depth.
     """
     if block.shortcut not in get_args(Shortcut):
         raise ConfigError(
             f"no shortcut {block.shortcut!r}: one of {', '.join(get_args(Shortcut))}"
         )
+    if block.shortcut == "none":
+        return 0.0
     changes = block.stride != 1 or x.shape[-1] != features
     project = partial(block.conv, features, 1, stride=block.stride, padding=0)
     if block.shortcut == "conv":

@@ -16,6 +16,15 @@ class Config:
     """Name of the network; resnet_jax.list_models() has them all."""
     stem: Literal["imagenet", "cifar"] | None = None
     """7x7 and max-pool, or 3x3 for small pictures; None is the model's own."""
+    skip: bool = True
+    """The blocks' shortcuts; without them, a plain network of the same depth."""
+    norm: Literal["batch", "none"] = "batch"
+    """BatchNorm, or none: then every convolution has a bias."""
+    dropout: float = 0.0
+    """Part of the features that training sets to 0 before the last layer (hresnet:
+    after each hidden linear layer)."""
+    init: Literal["kaiming", "torch"] | None = None
+    """Of convolutions: He et al.'s, or nn.Conv2d's default; None is the model's own."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the arithmetic; parameters, statistics, logits and loss stay float32."""
 
@@ -101,6 +110,9 @@ class Config:
     """Resume a run although epochs, max_steps, keep or logging were changed."""
     log_every_steps: int = 20
     """Steps between updates of the progress bar and checks of the loss."""
+    log_gradients: bool = False
+    """Write every layer's gradient, activation and update to layers.jsonl, at step 0
+    and after each epoch."""
     tensorboard: bool = False
     """Write TensorBoard event files as well (needs the tensorboard extra)."""
     profile: bool = False
@@ -112,6 +124,7 @@ class Config:
         for name, low, high in (
             ("lr", 0.0, math.inf),
             ("momentum", 0.0, 1.0),
+            ("dropout", 0.0, 1.0),
             ("weight_decay", 0.0, math.inf),
             ("label_smoothing", 0.0, 1.0),
             ("validation_split", 0.0, 1.0),
@@ -153,11 +166,28 @@ class Config:
             raise ConfigError("fresh_head needs --pretrained: without, all is fresh")
         if self.cache_features:
             frozen = self.freeze == "backbone" and self.backbone_bn == "frozen"
-            if not frozen or self.crop_padding or self.flip:
+            if not frozen or self.crop_padding or self.flip or self.dropout:
                 raise ConfigError(
                     "cache_features needs features that do not change: --freeze "
-                    "backbone --backbone-bn frozen, without --crop-padding and --flip"
+                    "backbone --backbone-bn frozen, without --crop-padding, --flip and "
+                    "--dropout"
                 )
+            if self.log_gradients:
+                raise ConfigError(
+                    "log_gradients has no layers where features are cached"
+                )
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """What models.create_model takes of these fields, beside name and classes."""
+        return {
+            "stem": self.stem,
+            "skip": self.skip,
+            "norm": self.norm,
+            "dropout": self.dropout,
+            "init": self.init,
+            "dtype": self.dtype,
+        }
 
     @property
     def optimization(self) -> dict[str, Any]:
@@ -220,7 +250,15 @@ TRANSIENT = frozenset({"data_dir", "workdir", "override", "profile", "summary"})
 # Fields that --override lets through: how far a run goes (a cosine stretches with it)
 # and what it shows and keeps.
 OVERRIDABLE = frozenset(
-    {"epochs", "max_steps", "keep", "log_every_steps", "tensorboard", "eval_batch_size"}
+    {
+        "epochs",
+        "max_steps",
+        "keep",
+        "log_every_steps",
+        "log_gradients",
+        "tensorboard",
+        "eval_batch_size",
+    }
 )
 
 

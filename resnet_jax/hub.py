@@ -64,7 +64,13 @@ def read_info(directory: str | Path) -> dict[str, Any]:
         architecture, preprocessing = info["architecture"], info["preprocessing"]
         known = isinstance(info["class_names"], list) and all(
             isinstance(architecture[name], kind)
-            for name, kind in (("model", str), ("num_classes", int), ("dtype", str))
+            for name, kind in (
+                ("model", str),
+                ("num_classes", int),
+                ("skip", bool),
+                ("norm", str),
+                ("dtype", str),
+            )
         )
         known = known and isinstance(preprocessing["normalize"], str)
         if not known or not isinstance(preprocessing["image_size"], int):
@@ -183,16 +189,17 @@ def load_pretrained(
     """
     if is_exported(source):
         info = read_info(source)
-        architecture, name = info["architecture"], info["architecture"]["model"]
-        own, stem = architecture["num_classes"], architecture["stem"]
+        known = info["architecture"]
+        name, own = known["model"], known["num_classes"]
+        options = {k: known[k] for k in ("stem", "skip", "norm", "dtype")}
         shown = info["preprocessing"]
         mean, std = parse_normalization(shown["normalize"])
         preprocessing = Preprocessing(
             shown["size"], shown["image_size"], mean, std, tuple(info["class_names"])
         )
-        spec, dtype = str(source), architecture["dtype"]
+        spec = str(source)
     elif source in IMAGENET:
-        name, own, stem, spec, dtype = str(source), 1000, None, "imagenet", "float32"
+        name, own, options, spec = str(source), 1000, {}, "imagenet"
         mean, std = parse_normalization("imagenet")
         preprocessing = Preprocessing(256, 224, mean, std, imagenet_classes())
     else:
@@ -202,7 +209,7 @@ def load_pretrained(
         )
     is_new = num_classes is not None and num_classes != own
     model = models.create_model(
-        name, num_classes=num_classes if is_new else own, stem=stem, dtype=dtype
+        name, num_classes=num_classes if is_new else own, **options
     )
     shape = (preprocessing.crop, preprocessing.crop, 3)
     variables = training.init_variables(

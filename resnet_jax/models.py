@@ -3,17 +3,18 @@
 import difflib
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnet_jax.blocks import BasicBlock, Bottleneck, ModuleDef, Shortcut
+from resnet_jax.blocks import BasicBlock, Bottleneck, ModuleDef, Shortcut, no_norm
 from resnet_jax.errors import ConfigError
 from resnet_jax.layers import BatchNorm, Conv, Init, Linear
 
 Stem = Literal["imagenet", "cifar"]
+Norm = Literal["batch", "none"]
 
 
 class ResNet(nn.Module):
@@ -29,8 +30,12 @@ class ResNet(nn.Module):
       widths: `features` of the blocks of each stage.
       stem: "imagenet" is a 7x7 convolution of stride 2 and a 3x3 max-pool of stride 2;
         "cifar" a 3x3 convolution for small pictures.
-      shortcut: identity | pad | conv | conv_bn, see BasicBlock.
-      use_bias: whether convolutions have biases.
+      shortcut: identity | pad | conv | conv_bn, see BasicBlock; "none" makes the plain
+        network of the same depth.
+      use_bias: whether convolutions have biases; without BatchNorm they always have.
+      norm: "batch", or "none" for a network without BatchNorm.
+      dropout: part of the features that training sets to 0 before the last layer; it
+        needs the random stream "dropout".
       weight_init: of the convolutions: "kaiming" (normal, fan out, as torchvision's
         ResNet) or "torch" (nn.Conv2d's default).
     """
@@ -42,6 +47,8 @@ class ResNet(nn.Module):
     stem: Stem = "imagenet"
     shortcut: Shortcut = "conv_bn"
     use_bias: bool = False
+    norm: Norm = "batch"
+    dropout: float = 0.0
     weight_init: Init = "kaiming"
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype | None = None
@@ -51,10 +58,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv = partial(
-            Conv, use_bias=self.use_bias, weight_init=self.weight_init, **types
-        )
-        norm = partial(BatchNorm, momentum=0.1, epsilon=1e-5, **types)
+        conv, norm = _layers(self, self.use_bias, types)
         if len(self.stage_sizes) != len(self.widths):
             raise ConfigError(
                 f"stage_sizes {self.stage_sizes} and widths {self.widths} "
@@ -82,7 +86,7 @@ class ResNet(nn.Module):
                     name=f"layer{stage}.{index}",
                 )(x, train=train)
             self.sow("intermediates", f"layer{stage}", x)
-        x = x.mean((1, 2))
+        x = _dropout(x.mean((1, 2)), self.dropout, train)
         return _classify(x, self.num_classes, self.head, types)
 
 
@@ -110,9 +114,14 @@ class HResNet(nn.Module):
     `num_classes=0` to the features [B, 512] before the last layer. Convolutions have
     biases, each shortcut is a 1x1 convolution without BatchNorm, the features are
     flattened in PyTorch's order C, H, W, and every layer has PyTorch's default init.
+    shortcut, norm, dropout (after fc1 and fc2) and weight_init are as in ResNet.
     """
 
     num_classes: int
+    shortcut: Shortcut = "conv"
+    norm: Norm = "batch"
+    dropout: float = 0.0
+    weight_init: Init = "torch"
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype | None = None
 
@@ -126,20 +135,38 @@ class HResNet(nn.Module):
                 f"hresnet halves pictures thrice: {x.shape[1]}x{x.shape[2]} is too "
                 "small, 8x8 the least"
             )
-        block = partial(
-            BasicBlock,
-            shortcut="conv",
-            conv=partial(Conv, use_bias=True, weight_init="torch", **types),
-            norm=partial(BatchNorm, momentum=0.1, epsilon=1e-5, **types),
-        )
+        conv, norm = _layers(self, True, types)
+        block = partial(BasicBlock, shortcut=self.shortcut, conv=conv, norm=norm)
         for index, features in enumerate((64, 128, 256), start=1):
             x = block(features, name=f"b{index}")(x, train=train)
             x = nn.avg_pool(x, (2, 2), strides=(2, 2))
             self.sow("intermediates", f"b{index}.pool", x)
         x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
-        x = nn.relu(Linear(2048, name="fc1", **types)(x))
-        x = nn.relu(Linear(512, name="fc2", **types)(x))
+        for name, features in (("fc1", 2048), ("fc2", 512)):
+            x = nn.relu(Linear(features, name=name, **types)(x))
+            x = _dropout(x, self.dropout, train)
         return _classify(x, self.num_classes, self.head, types)
+
+
+def _layers(
+    model: nn.Module, use_bias: bool, types: dict[str, Any]
+) -> tuple[ModuleDef, ModuleDef]:
+    """(conv, norm) as `model` has them."""
+    if model.norm not in get_args(Norm):
+        raise ConfigError(f"no norm {model.norm!r}: one of {', '.join(get_args(Norm))}")
+    is_batch = model.norm == "batch"
+    conv = partial(
+        Conv,
+        use_bias=use_bias or not is_batch,
+        weight_init=model.weight_init,
+        **types,
+    )
+    norm = partial(BatchNorm, momentum=0.1, epsilon=1e-5, **types)
+    return conv, norm if is_batch else no_norm
+
+
+def _dropout(x: jax.Array, rate: float, train: bool) -> jax.Array:
+    return nn.Dropout(rate, deterministic=not train)(x) if rate else x
 
 
 def _classify(
@@ -191,6 +218,10 @@ def create_model(
     *,
     num_classes: int,
     stem: Stem | None = None,
+    skip: bool = True,
+    norm: Norm = "batch",
+    dropout: float = 0.0,
+    init: Init | None = None,
     dtype: Any = jnp.float32,
     param_dtype: Any = None,
 ) -> nn.Module:
@@ -200,6 +231,10 @@ def create_model(
       name: one of list_models().
       num_classes: width of the logits; 0 for features.
       stem: "imagenet" or "cifar" instead of the model's own (not for hresnet).
+      skip: False leaves the shortcuts out: the plain network of the same depth.
+      norm: "none" leaves BatchNorm out, and gives every convolution a bias.
+      dropout: see ResNet.
+      init: of the convolutions, "kaiming" or "torch", instead of the model's own.
       dtype: of the arithmetic. Parameters and statistics have
         promote_types(dtype, float32), parameters `param_dtype` where given.
 
@@ -210,7 +245,16 @@ def create_model(
         close = difflib.get_close_matches(name, MODELS, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise ConfigError(f"no model {name!r}: {hint}one of {', '.join(MODELS)}")
-    options: dict[str, Any] = {"num_classes": num_classes, "dtype": jnp.dtype(dtype)}
+    options: dict[str, Any] = {
+        "num_classes": num_classes,
+        "norm": norm,
+        "dropout": dropout,
+        "dtype": jnp.dtype(dtype),
+    }
+    if not skip:
+        options["shortcut"] = "none"
+    if init is not None:
+        options["weight_init"] = init
     if param_dtype is not None:
         options["param_dtype"] = jnp.dtype(param_dtype)
     if stem is not None:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from resnet_jax import checkpoint, config, config_json, files, metrics, signals
 from resnet_jax.checkpoint import CHECKPOINTS
 from resnet_jax.errors import ConfigError, NonFiniteLossError, StoppedError
-from resnet_jax.logs import METRICS, MetricsLog
+from resnet_jax.logs import LAYERS, METRICS, JsonLines, MetricsLog
 from resnet_jax.profiling import Trace
 
 _CONFIG = "config.json"
@@ -36,6 +36,7 @@ class Run:
         self._step = 0
         self._pending: list[metrics.Sums] = []  # on the device, steps up to _step
         self._sums: metrics.Sums | None = None  # of the epoch's steps before those
+        self._measure: Callable[[Any], dict[str, Any]] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -86,6 +87,14 @@ class Run:
         self._stack.callback(self._log.close)
         files.write_text(self.dir / _CONFIG, config_json.to_json(self._cfg))
         return state
+
+    def log_layers(self, state: Any, measure: Callable[[Any], dict[str, Any]]) -> None:
+        """Writes measure(state) to layers.jsonl, at step 0 and after each epoch."""
+        self._layers = JsonLines(self.dir / LAYERS, step=self._step)
+        self._written.append(self.dir / LAYERS)
+        self._measure = measure
+        if not self.resumed:
+            self._layers.write({"epoch": 0, "step": 0, "layers": measure(state)})
 
     @property
     def resumed(self) -> bool:
@@ -200,6 +209,9 @@ class Run:
             **scored,
             **self._times,
         }
+        if self._measure is not None:
+            place = {"epoch": record["epoch"], "step": self._step}
+            self._layers.write({**place, "layers": self._measure(state)})
         self._log.write(record)
         if self._step % self._steps_per_epoch == 0:
             self._sums = None

@@ -40,7 +40,7 @@ def load(options: EvaluateConfig) -> Subject:
     cfg = _config(options)
     shape = data.describe(cfg.dataset, cfg.data_dir, image_size=cfg.image_size)
     model = models.create_model(
-        cfg.model, num_classes=shape.num_classes, stem=cfg.stem, dtype=cfg.dtype
+        cfg.model, num_classes=shape.num_classes, **cfg.architecture
     )
     template = training.variable_shapes(model, shape.image_shape)
     if source is None:
@@ -67,6 +67,8 @@ def _config(options: EvaluateConfig) -> Config:
         cfg = Config(
             model=architecture["model"],
             stem=architecture["stem"],
+            skip=architecture["skip"],
+            norm=architecture["norm"],
             dtype=architecture["dtype"],
             dataset=known["dataset"],
             normalize=preprocessing["normalize"],
@@ -97,8 +99,10 @@ def info(subject: Subject, class_names: Sequence[str]) -> dict[str, Any]:
     return {
         "architecture": {
             "model": cfg.model,
-            "stem": cfg.stem,
             "num_classes": len(class_names),
+            "stem": cfg.stem,
+            "skip": cfg.skip,
+            "norm": cfg.norm,
             "dtype": cfg.dtype,
         },
         "dataset": cfg.dataset,

@@ -103,20 +103,11 @@ def train_step(
     frozen_bn = trainable if backbone_bn == "frozen" else None
     step_key = jax.random.fold_in(key, state.step)
     images, targets = augment(step_key, batch["images"], batch["labels"])
-
-    def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-        with inference_batch_norm(frozen_bn):
-            logits, moved = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                images,
-                train=True,
-                mutable=["batch_stats"],
-            )
-        loss = optax.softmax_cross_entropy(logits, targets).mean()
-        return loss, (logits, moved.get("batch_stats", {}))
-
-    gradient = jax.value_and_grad(loss_fn, has_aux=True)
-    (loss, (logits, batch_stats)), grads = gradient(state.params)
+    gradient = jax.value_and_grad(loss_fn, argnums=1, has_aux=True)
+    with inference_batch_norm(frozen_bn):
+        (loss, (logits, batch_stats)), grads = gradient(
+            model, state.params, state.batch_stats, images, targets, step_key
+        )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     if trainable is not None:  # not even -0. + 0.
@@ -131,6 +122,32 @@ def train_step(
         opt_state=opt_state,
     )
     return state, metrics.train_sums(loss, logits, batch["labels"])
+
+
+def loss_fn(
+    model: nn.Module,
+    params: Any,
+    batch_stats: Any,
+    images: jax.Array,
+    targets: jax.Array,
+    key: jax.Array,
+) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+    """The mean cross-entropy [] in training mode; logits and moved statistics.
+
+    Args:
+      images: [B, H, W, C], as the network takes them.
+      targets: distributions [B, num_classes].
+      key: of the step; dropout's comes from it.
+    """
+    logits, moved = model.apply(
+        {"params": params, "batch_stats": batch_stats},
+        images,
+        train=True,
+        mutable=["batch_stats"],
+        rngs={"dropout": jax.random.fold_in(key, 0)},
+    )
+    loss = optax.softmax_cross_entropy(logits, targets).mean()
+    return loss, (logits, moved.get("batch_stats", {}))
 
 
 def make_train_step(

@@ -54,8 +54,10 @@ def test_an_exported_folder_says_everything(run, capsys):
     info = json.loads((folder / "config.json").read_text())
     assert info["architecture"] == {
         "model": "resnet8",
-        "stem": None,
         "num_classes": 10,
+        "stem": None,
+        "skip": True,
+        "norm": "batch",
         "dtype": "float32",
     }
     assert info["class_names"] == list("0123456789")

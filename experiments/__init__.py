@@ -1,0 +1,1 @@
+"""The tutorial's lessons, scripted: python -m experiments NAME."""

@@ -1,0 +1,31 @@
+"""The tutorial's lessons as experiments: python -m experiments NAME [--help]
+
+    python -m experiments gradients      vanishing gradients, and what cures them
+    python -m experiments skip           deeper plain networks train worse
+    python -m experiments batchnorm      what BatchNorm is good for
+
+Each trains its variants on CIFAR-10, or goes on where it was stopped, and writes
+index.html and its pictures into its --workdir.
+"""
+
+import tyro
+
+from experiments import variants
+from experiments.batchnorm import BatchNorm
+from experiments.gradients import Gradients
+from experiments.skip import Skip
+from resnet_jax.errors import command_line
+
+EXPERIMENTS = {"gradients": Gradients, "skip": Skip, "batchnorm": BatchNorm}
+
+
+def main(experiment: Gradients | Skip | BatchNorm) -> None:
+    """Runs the variants of `experiment` and writes its page."""
+    outcomes = variants.run(experiment.variants(), experiment.workdir)
+    experiment.write_page(outcomes)
+    print(f"page: {experiment.workdir / 'index.html'}")
+
+
+if __name__ == "__main__":
+    with command_line("experiments"):
+        main(tyro.extras.subcommand_cli_from_dict(EXPERIMENTS, description=__doc__))

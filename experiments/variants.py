@@ -1,0 +1,69 @@
+"""Several training runs that differ in a few fields, run one after the other."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from resnet_jax import files
+from resnet_jax.config import Config
+from resnet_jax.errors import NonFiniteLossError
+from resnet_jax.logs import LAYERS, METRICS
+
+_DIVERGED = "diverged.json"
+
+
+class Outcome(NamedTuple):
+    """What a variant left behind."""
+
+    cfg: Config
+    records: list[dict[str, Any]]  # of metrics.jsonl
+    layers: list[dict[str, Any]]  # of layers.jsonl
+    diverged: str | None  # the message of a loss that was not finite
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """The last epoch's record."""
+        return self.records[-1]
+
+
+def run(variants: Mapping[str, Config], root: Path) -> dict[str, Outcome]:
+    """Trains each of `variants` in root/NAME, or reads what an earlier call left there.
+
+    A run whose loss is not finite any more is a result, which is kept; a signal stops
+    all (StoppedError), and the same call goes on from there.
+    """
+    import train
+
+    outcomes = {}
+    bar = tqdm(variants.items(), unit="run", disable=None)
+    for name, cfg in bar:
+        bar.set_description(name)
+        run_dir = root / name
+        cfg = _in(cfg, run_dir)
+        if not (run_dir / _DIVERGED).exists():
+            print(f"-- {name}", flush=True)
+            try:
+                train.main(cfg)
+            except NonFiniteLossError as error:
+                run_dir.mkdir(parents=True, exist_ok=True)
+                files.write_json(run_dir / _DIVERGED, {"message": str(error)})
+        outcomes[name] = _read(cfg, run_dir)
+    return outcomes
+
+
+def _in(cfg: Config, run_dir: Path) -> Config:
+    from dataclasses import replace
+
+    return replace(cfg, workdir=str(run_dir), keep=1)
+
+
+def _read(cfg: Config, run_dir: Path) -> Outcome:
+    import json
+
+    diverged = None
+    if (run_dir / _DIVERGED).exists():
+        diverged = json.loads((run_dir / _DIVERGED).read_text("utf-8"))["message"]
+    records, layers = (files.read_jsonl(run_dir / name) for name in (METRICS, LAYERS))
+    return Outcome(cfg, records, layers, diverged)
