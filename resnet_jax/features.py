@@ -5,9 +5,8 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax
-import numpy as np
 
+from resnet_jax import training
 from resnet_jax.augment import Augment, make_features_augment
 from resnet_jax.data import Dataset, eval_batches
 from resnet_jax.models import Head
@@ -65,15 +64,6 @@ def compute(
       variables: the model's.
     """
     backbone = model.clone(num_classes=0)
-
-    @jax.jit
-    def features(variables: dict[str, Any], batch: dict[str, Any]) -> jax.Array:
-        images, _ = augment(jax.random.key(0), batch["images"], batch["labels"])
-        return backbone.apply(variables, images, train=False)
-
-    parts = [
-        np.asarray(features(variables, batch))[batch["mask"] == 1]
-        for batch in eval_batches(dataset, batch_size)
-    ]
-    found = np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
+    batches = eval_batches(dataset, batch_size)
+    found = training.predict(backbone, augment, variables, batches)
     return Dataset(found, dataset.labels, dataset.class_names)

@@ -1,43 +1,68 @@
-"""A model's layers as a table: shapes, parameters, multiply-adds."""
+"""A model's layers and blocks: shapes, parameters, multiply-adds."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from resnet_jax.blocks import BasicBlock, Bottleneck
 from resnet_jax.layers import BatchNorm, Conv, Linear
 
 
-def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> str:
-    """The layers of `model` for one picture of image_shape (H, W, C), as a table.
+class Layer(NamedTuple):
+    """A convolution, a linear layer or a BatchNorm, for one picture."""
 
-    Multiply-adds are those of convolutions and linear layers, as torchvision and the
-    papers count them. Nothing is computed: shapes alone.
+    name: str  # PyTorch's
+    kind: str  # Conv, Linear or BatchNorm
+    size: str  # "3x3 /2" of a convolution, else ""
+    output: tuple[int, ...]  # (H, W, C) or (C,)
+    num_params: int
+    num_macs: int  # multiply-adds, as torchvision and the papers count them
+
+
+class Block(NamedTuple):
+    """A residual block, for one picture."""
+
+    name: str
+    kind: str  # BasicBlock or Bottleneck
+    shortcut: str  # identity | pad | conv | conv_bn | none: what it is in this block
+    input: tuple[int, ...]  # (H, W, C)
+    output: tuple[int, ...]
+
+
+class Structure(NamedTuple):
+    """What a model is made of, in the order of the forward pass."""
+
+    layers: list[Layer]
+    blocks: list[Block]
+
+
+def structure(model: nn.Module, image_shape: tuple[int, int, int]) -> Structure:
+    """The layers and blocks of `model` for one picture of image_shape (H, W, C).
+
+    Nothing is computed: shapes alone.
     """
-    rows: list[tuple[str, str, str, int, int]] = []
+    found = Structure([], [])
 
     def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         y = call(*args, **kwargs)
-        layer = context.module
-        if context.method_name == "__call__" and isinstance(
-            layer, Conv | Linear | BatchNorm
-        ):
-            params = layer.variables["params"]
-            macs = 0
-            if not isinstance(layer, BatchNorm):
-                kernel = params["kernel"].shape
-                macs = math.prod(kernel) * math.prod(y.shape[1:-1])
-            rows.append(
-                (
-                    ".".join(layer.path),
-                    type(layer).__name__,
-                    "x".join(map(str, y.shape[1:])),
-                    sum(leaf.size for leaf in jax.tree.leaves(params)),
-                    macs,
-                )
-            )
+        module = context.module
+        if context.method_name != "__call__":
+            return y
+        name, output = ".".join(module.path), y.shape[1:]
+        if isinstance(module, Conv | Linear | BatchNorm):
+            found.layers.append(_layer(module, name, output))
+        elif isinstance(module, BasicBlock | Bottleneck):
+            own = {layer.name for layer in found.layers}
+            shortcut, source = module.shortcut, args[0].shape[1:]
+            if shortcut in ("pad", "conv_bn") and source == output:
+                shortcut = "identity"
+            if shortcut == "conv_bn" and f"{name}.downsample.1" not in own:
+                shortcut = "conv"  # a network without BatchNorm
+            kind = type(module).__name__
+            found.blocks.append(Block(name, kind, shortcut, source, output))
         return y
 
     with nn.intercept_methods(watch):
@@ -46,11 +71,37 @@ def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> str:
                 jax.random.key(0), jnp.zeros((1, *image_shape)), train=False
             )
         )
+    return found
+
+
+def _layer(module: nn.Module, name: str, output: tuple[int, ...]) -> Layer:
+    params = module.variables["params"]
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
+    num_macs, size = 0, ""
+    if not isinstance(module, BatchNorm):
+        num_macs = math.prod(params["kernel"].shape) * math.prod(output[:-1])
+    if isinstance(module, Conv):
+        side = module.kernel_size
+        size = f"{side}x{side}" + (f" /{module.stride}" if module.stride > 1 else "")
+    return Layer(name, type(module).__name__, size, output, num_params, num_macs)
+
+
+def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> str:
+    """The layers of `model` for one picture of image_shape (H, W, C), as a table.
+
+    Multiply-adds are those of convolutions and linear layers, as torchvision and the
+    papers count them. Nothing is computed: shapes alone.
+    """
+    layers = structure(model, image_shape).layers
     header = ("layer", "type", "output", "parameters", "multiply-adds")
-    body = [(*row[:3], f"{row[3]:,}", f"{row[4]:,}") for row in rows]
-    num_params, num_macs = (sum(row[column] for row in rows) for column in (3, 4))
-    shape = "x".join(map(str, image_shape))
-    total = ("total", f"input {shape}", "", f"{num_params:,}", f"{num_macs:,}")
+    body = [
+        (x.name, x.kind, shape(x.output), f"{x.num_params:,}", f"{x.num_macs:,}")
+        for x in layers
+    ]
+    num_params = sum(layer.num_params for layer in layers)
+    num_macs = sum(layer.num_macs for layer in layers)
+    source = f"input {shape(image_shape)}"
+    total = ("total", source, "", f"{num_params:,}", f"{num_macs:,}")
     widths = [
         max(len(row[column]) for row in (header, *body, total)) for column in range(5)
     ]
@@ -66,3 +117,8 @@ def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> str:
         f"{num_params / 1e6:.3f} M parameters, {num_macs / 1e9:.3f} G multiply-adds"
     )
     return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], totals])
+
+
+def shape(sizes: tuple[int, ...]) -> str:
+    """`sizes` as people write them: 32x32x3."""
+    return "x".join(map(str, sizes))

@@ -9,7 +9,9 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from tqdm import tqdm
 
 from resnet_jax import metrics, names
 from resnet_jax.freezing import Predicate, inference_batch_norm
@@ -208,6 +210,30 @@ def eval_step(
     images, _ = augment(jax.random.key(0), batch["images"], batch["labels"])
     logits = model.apply(state.variables, images, train=False)
     return metrics.eval_sums(logits, batch["labels"], batch["mask"])
+
+
+def predict(
+    model: nn.Module,
+    augment: Callable[..., tuple[jax.Array, jax.Array]],
+    variables: dict[str, Any],
+    batches: Iterable[Batch],
+) -> np.ndarray:
+    """What `model` says of the pictures of `batches` in inference mode: [N, ...].
+
+    Logits [N, C], or features [N, F] of a model with num_classes=0. What a mask leaves
+    out is left out.
+    """
+
+    @jax.jit
+    def outputs(variables: dict[str, Any], batch: Batch) -> jax.Array:
+        images, _ = augment(jax.random.key(0), batch["images"], batch["labels"])
+        return model.apply(variables, images, train=False)
+
+    parts = [
+        np.asarray(outputs(variables, batch))[batch["mask"] == 1]
+        for batch in tqdm(batches, unit="batch", leave=False, disable=None)
+    ]
+    return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
 
 
 def evaluate(
