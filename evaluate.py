@@ -2,6 +2,9 @@
 
     python evaluate.py runs/hresnet
     python evaluate.py runs/hresnet --checkpoint best --output report.json
+    python evaluate.py runs/hresnet --report           one page to look at
+    python evaluate.py runs/hresnet --images a.jpg b.png --saliency
+    python evaluate.py --compare runs/hresnet runs/resnet20
     python evaluate.py runs/hresnet --export DIR       for PyTorch, and to load again
     python evaluate.py --weights FILE --model resnet20 --normalize imagenet
 
@@ -18,7 +21,13 @@ def main(options: EvaluateConfig) -> None:
     from pathlib import Path
 
     from resnet_jax import augment, data, export, files, metrics, subject, training
+    from resnet_jax.comparison import compare
+    from resnet_jax.predictions import predict_files
+    from resnet_jax.report import write_report
 
+    if options.compare:
+        print(compare(options.compare, Path(options.page)))
+        return
     for path, option in ((options.output, "--output"), (options.export, "--export")):
         if path is not None:
             files.check_writable(Path(path).parent, "folder", option)
@@ -26,6 +35,11 @@ def main(options: EvaluateConfig) -> None:
     # The network, its checkpoint, and everything that is not a flag here.
     scored = subject.load(options)
     cfg, state = scored.cfg, scored.state
+
+    if options.images:
+        home = Path(options.run or ".") / "saliency"
+        predict_files(scored, options.images, home if options.saliency else None)
+        return
 
     # Data.
     _, test = data.load_dataset(cfg.dataset, cfg.data_dir, **cfg.folder_options)
@@ -43,14 +57,20 @@ def main(options: EvaluateConfig) -> None:
     print(scored.title)
     print(metrics.class_table(sums, test.class_names))
     print(f"one batch: {metrics.summary_line(one_batch)}")
-    report = metrics.report(sums, test.class_names)
+    figures = metrics.report(sums, test.class_names)
     if options.output is not None:
         one = metrics.report(one_batch, test.class_names)
-        found = {"scored": scored.title, "step": int(state.step), **report}
+        found = {"scored": scored.title, "step": int(state.step), **figures}
         files.write_json(Path(options.output), {**found, "one_batch": one})
+    if options.report:
+        logits = training.predict(
+            scored.model, prepare, state.variables, eval_batches, test
+        )
+        page = write_report(Path(options.run), scored, prepare, test, logits)
+        print(f"report: {page}")
     if options.export is not None:
         info = subject.info(scored, test.class_names)
-        info["metrics"] = {"step": int(state.step), **report}
+        info["metrics"] = {"step": int(state.step), **figures}
         export.write(Path(options.export), state.variables, info)
     print(metrics.summary_line(sums))
 

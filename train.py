@@ -39,6 +39,7 @@ def main(cfg: Config) -> None:
     with open_run(cfg) as run:
         # Data: uint8 arrays; the order of an epoch is a function of (seed, epoch).
         train, test = data.load_dataset(cfg.dataset, cfg.data_dir, **cfg.folder_options)
+        run.class_names = train.class_names
         train, held_out = data.hold_out(train, cfg.validation_split, seed=cfg.seed)
         sizes = data.batch_sizes(len(train), cfg.batch_size, drop_last=cfg.drop_last)
         total_steps = min(cfg.epochs * len(sizes), cfg.max_steps or sys.maxsize)

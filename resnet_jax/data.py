@@ -11,6 +11,7 @@ from resnet_jax import cifar10, folder
 from resnet_jax.errors import ConfigError
 
 FOLDER_SIZE = 224  # of a folder's pictures, if nothing else is said
+SIZE = 32  # of all others'
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}
 
 
@@ -47,12 +48,18 @@ def describe(
       DataError: data_dir has no folder of classes.
     """
     if name == "folder":
-        side = image_size or FOLDER_SIZE
-        return Description(len(folder.class_names(_folder(data_dir))), (side, side, 3))
-    if name not in NUM_CLASSES:
+        num_classes = len(folder.class_names(_folder(data_dir)))
+    elif name in NUM_CLASSES:
+        num_classes = NUM_CLASSES[name]
+    else:
         raise _unknown(name)
-    side = image_size or 32
-    return Description(NUM_CLASSES[name], (side, side, 3))
+    return Description(num_classes, image_shape(name, image_size))
+
+
+def image_shape(name: str, image_size: int | None = None) -> tuple[int, int, int]:
+    """(H, W, C) of data set `name` as the network sees it, resized to `image_size`."""
+    side = image_size or (FOLDER_SIZE if name == "folder" else SIZE)
+    return side, side, 3
 
 
 def load_dataset(

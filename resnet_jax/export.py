@@ -38,16 +38,19 @@ def write(directory: Path, variables: Mapping[str, Any], info: dict[str, Any]) -
             **info,
             "parameters": sum(x.size for x in jax.tree.leaves(variables["params"])),
             "sha256": file_digest(whole),
-            "versions": {
-                "python": platform.python_version(),
-                **{name: _version(name) for name in _VERSIONS},
-            },
+            "versions": versions(),
         }
         (directory / WEIGHTS).unlink(missing_ok=True)  # not beside another's config
         files.write_json(directory / CONFIG, info)
         files.write_text(directory / CARD, _card(info))
         shutil.copymode(directory / CARD, whole)  # safetensors lets only the owner read
         whole.replace(directory / WEIGHTS)
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python and of what figures depend on; None for what is not installed."""
+    found = {name: _version(name) for name in _VERSIONS}
+    return {"python": platform.python_version(), **found}
 
 
 def _version(name: str) -> str | None:

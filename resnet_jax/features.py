@@ -64,6 +64,6 @@ def compute(
       variables: the model's.
     """
     backbone = model.clone(num_classes=0)
-    batches = eval_batches(dataset, batch_size)
-    found = training.predict(backbone, augment, variables, batches)
+    batches = partial(eval_batches, batch_size=batch_size)
+    found = training.predict(backbone, augment, variables, batches, dataset)
     return Dataset(found, dataset.labels, dataset.class_names)

@@ -1,38 +1,264 @@
 """Every picture, from arrays; matplotlib wakes up inside."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 Records = Sequence[Mapping[str, Any]]  # of metrics.jsonl, a line an epoch
+
+# Okabe and Ito's colours, told apart by colour-blind eyes too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_PARTS = {"train": "training", "val": "validation", "test": "test"}
+
+
+def _new(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():  # names in a script that the font has not
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(path, dpi=120)
+
+
+def _style(index: int) -> dict[str, Any]:
+    # Marks of their own, so that curves that coincide are both seen.
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": "oxs+^d"[index % 6],
+        "linestyle": ("-", "--", ":")[index % 3],
+        "markersize": 5,
+    }
+
+
+def _plain(text: str) -> str:
+    """`text` from outside, of which matplotlib is to make no formula."""
+    return text.replace("$", r"\$")
 
 
 def plot_curves(runs: Mapping[str, Records], path: Path) -> None:
     """Training loss and test accuracy by epoch, a line a run, as a PNG at `path`."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = _new(10, 4)
     loss, accuracy = figure.subplots(1, 2)
-    for (name, records), style in zip(runs.items(), _styles(len(runs)), strict=True):
+    for index, (name, records) in enumerate(runs.items()):
         epochs = [record["epoch"] for record in records]
         losses = [record["train_loss"] for record in records]
         accuracies = [100 * record["test_accuracy"] for record in records]
-        loss.plot(epochs, losses, label=name, **style)
-        accuracy.plot(epochs, accuracies, label=name, **style)
+        loss.plot(epochs, losses, label=_plain(name), **_style(index))
+        accuracy.plot(epochs, accuracies, label=_plain(name), **_style(index))
     loss.set(title="training loss", xlabel="epoch", ylabel="mean cross-entropy")
     accuracy.set(title="test accuracy", xlabel="epoch", ylabel="%")
     for axes in (loss, accuracy):
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
+        _finish(axes)
+    _save(figure, path)
+
+
+def plot_history(records: Records, path: Path) -> None:
+    """A run's loss and accuracy by epoch for each part of the data, lr beneath."""
+    figure = _new(10, 5.5)
+    (loss, accuracy), lower = figure.subplots(2, 2, height_ratios=(3, 1), sharex=True)
+    epochs = [record["epoch"] for record in records]
+    for index, (part, label) in enumerate(_PARTS.items()):
+        if f"{part}_loss" in records[0]:
+            style = {"label": label, **_style(index)}
+            loss.plot(epochs, [r[f"{part}_loss"] for r in records], **style)
+            accuracies = [100 * r[f"{part}_accuracy"] for r in records]
+            accuracy.plot(epochs, accuracies, **style)
+    loss.set(title="loss", ylabel="mean cross-entropy")
+    accuracy.set(title="accuracy", ylabel="%")
+    for axes in (loss, accuracy):
+        _finish(axes)
+    for axes in lower:
+        axes.plot(epochs, [record["lr"] for record in records], color=COLOURS[-1])
+        axes.set(xlabel="epoch", ylabel="learning rate")
+        _finish(axes, legend=False)
+    _save(figure, path)
+
+
+def _finish(axes: Any, *, legend: bool = True) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    if legend:
         axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
 
 
-def _styles(count: int) -> list[dict[str, Any]]:
-    # Marks of their own, so that curves that coincide are both seen.
-    marks = ("o", "x", "s", "+", "^", "d")
-    return [
-        {"marker": marks[i % 6], "linestyle": "-" if i % 2 == 0 else "--"}
-        for i in range(count)
+def plot_confusion(
+    confusion: Sequence[Sequence[int]], class_names: Sequence[str], path: Path
+) -> None:
+    """The confusion matrix twice: counts, and per cent of each true class."""
+    counts = np.asarray(confusion)
+    percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    size = min(4.5 + 0.28 * len(counts), 14)
+    figure = _new(2 * size, size)
+    names = [
+        _plain(name if len(name) < 16 else f"{name[:14]}..") for name in class_names
     ]
+    parts = (counts, "counts"), (percent, "% of the true class")
+    for axes, (values, title) in zip(figure.subplots(1, 2), parts, strict=True):
+        axes.imshow(values, cmap="Blues", vmin=0)
+        axes.set(title=title, xlabel="predicted", ylabel="true")
+        if len(names) > 30:
+            continue
+        axes.set_xticks(range(len(names)), names, rotation=60, ha="right")
+        axes.set_yticks(range(len(names)), names)
+        for (row, column), value in np.ndenumerate(values):
+            dark = value > values.max() / 2
+            axes.text(
+                column,
+                row,
+                f"{value:.0f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if dark else "black",
+            )
+    _save(figure, path)
+
+
+def plot_reliability(
+    bins: Sequence[Mapping[str, float]], ece: float, path: Path
+) -> None:
+    """Accuracy against confidence, and how many pictures each bin has."""
+    figure = _new(5, 5.5)
+    upper, lower = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
+    lows, widths = [b["low"] for b in bins], [b["high"] - b["low"] for b in bins]
+    edges = {"align": "edge", "edgecolor": "white", "color": COLOURS[0]}
+    upper.bar(lows, [b["accuracy"] for b in bins], widths, label="measured", **edges)
+    upper.plot([0, 1], [0, 1], "--", color=COLOURS[-1], label="perfectly calibrated")
+    upper.set(ylabel="accuracy", title=f"reliability: ECE {100 * ece:.2f} %")
+    upper.legend()
+    lower.bar(lows, [b["count"] for b in bins], widths, **edges)
+    lower.set(xlabel="confidence", ylabel="pictures", xlim=(0, 1))
+    _save(figure, path)
+
+
+def plot_predictions(
+    images: np.ndarray, captions: Sequence[str], path: Path, *, columns: int = 6
+) -> None:
+    """uint8 pictures [N, H, W, 3] in a grid, each with its caption below."""
+    rows = max(-(-len(images) // columns), 1)
+    figure = _new(1.75 * columns, 2.15 * rows)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.axis("off")
+    for axes, image, caption in zip(grid, images, captions, strict=False):
+        axes.imshow(image)
+        axes.set_title(_plain(caption), fontsize=8, y=-0.02, va="top")
+    _save(figure, path)
+
+
+def plot_overlay(image: np.ndarray, heat: np.ndarray, title: str, path: Path) -> None:
+    """A uint8 picture [H, W, 3], and it again below a map [h, w] in [0, 1]."""
+    figure = _new(7, 3.8)
+    height, width = image.shape[:2]
+    for axes in (left_right := figure.subplots(1, 2)):
+        axes.imshow(image)
+        axes.axis("off")
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    left_right[1].imshow(
+        heat,
+        extent=extent,
+        cmap="inferno",
+        alpha=0.55,
+        vmin=0,
+        vmax=1,
+        interpolation="bilinear",
+    )
+    figure.suptitle(_plain(title), fontsize=10)
+    _save(figure, path)
+
+
+def plot_maps(
+    groups: Mapping[str, np.ndarray], path: Path, *, columns: int = 12
+) -> None:
+    """Grey maps [H, W, N], a row of the first `columns` for each group."""
+    figure = _new(0.9 * columns, 1.05 * len(groups))
+    grid = figure.subplots(len(groups), columns, squeeze=False)
+    for row, (name, maps) in zip(grid, groups.items(), strict=True):
+        for index, axes in enumerate(row):
+            axes.axis("off")
+            if index < maps.shape[-1]:
+                axes.imshow(maps[..., index], cmap="gray")
+        height, width, count = maps.shape
+        title = f"{_plain(name)}: {height}x{width}, {count} channels"
+        row[0].set_title(title, fontsize=8, loc="left")
+    _save(figure, path)
+
+
+def plot_filters(kernels: np.ndarray, path: Path) -> None:
+    """The first convolution's kernels [K, K, 3, N] as colours around grey."""
+    count = min(kernels.shape[-1], 64)
+    columns = min(16, count)
+    rows = -(-count // columns)
+    figure = _new(0.55 * columns, 0.6 * rows + 0.1)
+    scale = np.abs(kernels).max() or 1.0
+    for index, axes in enumerate(figure.subplots(rows, columns, squeeze=False).ravel()):
+        axes.axis("off")
+        if index < count:
+            axes.imshow(0.5 + kernels[..., index] / (2 * scale))
+    _save(figure, path)
+
+
+def plot_statistics(statistics: Mapping[str, Any], path: Path) -> None:
+    """BatchNorm's running means and variances by layer: median, middle half, range.
+
+    Args:
+      statistics: of each layer, by name, its arrays mean [C] and var [C].
+    """
+    names = list(statistics)
+    figure = _new(max(6, 0.22 * len(names) + 2), 6)
+    parts = ("mean", "running mean"), ("var", "running variance")
+    for axes, (key, label) in zip(
+        figure.subplots(2, 1, sharex=True), parts, strict=True
+    ):
+        values = [np.asarray(statistics[name][key], np.float64) for name in names]
+        quartiles = np.array([np.percentile(v, (0, 25, 50, 75, 100)) for v in values]).T
+        places = np.arange(len(names))
+        low, first, middle, third, high = quartiles
+        axes.vlines(places, low, high, color=COLOURS[5], linewidth=2, label="range")
+        axes.vlines(places, first, third, color=COLOURS[0], linewidth=6, label="half")
+        axes.plot(places, middle, ".", color=COLOURS[-1], label="median")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+        if key == "var":
+            axes.set_yscale("log")
+            axes.set_xticks(places, names, rotation=90, fontsize=7)
+        else:
+            axes.legend(ncols=3)
+    _save(figure, path)
+
+
+def plot_lines(
+    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    path: Path,
+    *,
+    xlabel: str,
+    ylabel: str,
+    log: bool = False,
+) -> None:
+    """A panel for each title, in it a line for each label through its (x, y)."""
+    figure = _new(4.4 * min(len(panels), 3), 3.6 * -(-len(panels) // 3))
+    columns = min(len(panels), 3)
+    grid = figure.subplots(
+        -(-len(panels) // columns), columns, squeeze=False, sharey=log
+    )
+    for axes in grid.ravel()[len(panels) :]:
+        axes.axis("off")
+    for axes, (title, lines) in zip(grid.ravel(), panels.items(), strict=False):
+        for index, (label, (x, y)) in enumerate(lines.items()):
+            style = _style(index) | {"markersize": 3}
+            axes.plot(x, y, label=_plain(label), **style)
+        axes.set(title=_plain(title), xlabel=xlabel, ylabel=ylabel)
+        if log:
+            axes.set_yscale("log")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    _save(figure, path)

@@ -54,6 +54,6 @@ def write_text(path: Path, text: str) -> None:
         ) from None
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any] | list[Any]) -> None:
     """Writes `content` to `path` as write_text does."""
     write_text(path, json.dumps(content, indent=2) + "\n")

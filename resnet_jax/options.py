@@ -34,6 +34,16 @@ class EvaluateConfig:
     """Resize pictures to this side; None is the run's own."""
     batch_size: int | None = None
     """Pictures at a time; None is the run's eval_batch_size, else 500."""
+    report: bool = False
+    """Write RUN/report: one page of curves, confusion, predictions, and the network."""
+    images: tuple[str, ...] = ()
+    """Classify these files instead: the five most likely classes of each."""
+    saliency: bool = False
+    """With --images: save where each class comes from (Grad-CAM) in RUN/saliency."""
+    compare: tuple[str, ...] = ()
+    """Instead of scoring: one table and one page of these run directories."""
+    page: str = "comparison.html"
+    """With --compare: the page."""
     output: str | None = None
     """Write all figures to this JSON file."""
     export: str | None = None
@@ -45,6 +55,14 @@ class EvaluateConfig:
             raise ConfigError(f"batch_size {self.batch_size} is too small: at least 1")
         if self.image_size is not None and self.image_size < 1:
             raise ConfigError(f"image_size {self.image_size} is too small: at least 1")
+        if self.compare:
+            if self.run is not None or self.weights is not None:
+                raise ConfigError("--compare takes run directories and nothing else")
+            return
+        if self.report and self.run is None:
+            raise ConfigError("--report is a run's: name its directory")
+        if self.saliency and not self.images:
+            raise ConfigError("--saliency goes with --images")
         if (self.run is None) == (self.weights is None):
             raise ConfigError("name a run directory, or --weights FILE --model NAME")
         if (self.weights is None) != (self.model is None):

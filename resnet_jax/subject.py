@@ -12,7 +12,7 @@ from resnet_jax.augment import parse_normalization
 from resnet_jax.config import Config
 from resnet_jax.errors import DataError
 from resnet_jax.options import EvaluateConfig
-from resnet_jax.run import read_run
+from resnet_jax.run import read_classes, read_run
 
 
 class Subject(NamedTuple):
@@ -33,28 +33,44 @@ def load(options: EvaluateConfig) -> Subject:
       DataError: weights or an exported folder cannot be read.
       CheckpointError: the run's checkpoint cannot be.
     """
-    source, class_names = options.weights, None
-    if source is None and hub.is_exported(str(options.run)):
-        source = str(options.run)
-        class_names = tuple(hub.read_info(source)["class_names"])
+    source, run_dir = options.weights, Path(str(options.run))
+    if source is None and hub.is_exported(run_dir):
+        source = str(run_dir)
     cfg = _config(options)
-    shape = data.describe(cfg.dataset, cfg.data_dir, image_size=cfg.image_size)
-    model = models.create_model(
-        cfg.model, num_classes=shape.num_classes, **cfg.architecture
+    weights = None if source is None else hub.read_weights(source, cfg.model)
+    if options.weights is None and source is not None:
+        class_names = tuple(hub.read_info(source)["class_names"])
+    elif source is None:
+        class_names = read_classes(run_dir)
+    elif options.dataset is None and options.images and _is_imagenets(weights):
+        class_names = hub.imagenet_classes()
+        cfg = replace(cfg, dataset="folder", image_size=options.image_size)
+    else:
+        class_names = None
+    if class_names is None:
+        num_classes = data.describe(cfg.dataset, cfg.data_dir).num_classes
+    else:
+        num_classes = len(class_names)
+    model = models.create_model(cfg.model, num_classes=num_classes, **cfg.architecture)
+    template = training.variable_shapes(
+        model, data.image_shape(cfg.dataset, cfg.image_size)
     )
-    template = training.variable_shapes(model, shape.image_shape)
-    if source is None:
-        run_dir = Path(str(options.run))
+    if weights is None:
         variables, step = checkpoint.load_variables(
             run_dir, options.checkpoint, template
         )
         title = f"{run_dir}: {cfg.model} on {cfg.dataset}, step {step}"
     else:
-        weights = hub.read_weights(source, cfg.model)
         variables, step = pretrained.from_torch(weights, template), 0
         title = f"{source}: {cfg.model} on {cfg.dataset}"
     state = training.TrainState(step=step, opt_state=(), **variables)
     return Subject(title, cfg, model, state, class_names)
+
+
+def _is_imagenets(weights: pretrained.StateDict) -> bool:
+    """Whether the last linear layer has ImageNet's 1,000 classes."""
+    widths = [len(value) for value in weights.values() if value.ndim == 2]
+    return bool(widths) and widths[-1] == 1000
 
 
 def _config(options: EvaluateConfig) -> Config:
@@ -92,8 +108,7 @@ def info(subject: Subject, class_names: Sequence[str]) -> dict[str, Any]:
     cfg = subject.cfg
     normalize = str(cfg.normalize)
     mean, std = parse_normalization(normalize)
-    shape = data.describe(cfg.dataset, cfg.data_dir, image_size=cfg.image_size)
-    side = shape.image_shape[0]
+    side = data.image_shape(cfg.dataset, cfg.image_size)[0]
     # Only pictures of many sizes are cropped; the others are resized as they are.
     size = round(side / cfg.crop_pct) if cfg.dataset == "folder" else side
     return {

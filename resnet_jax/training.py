@@ -216,9 +216,10 @@ def predict(
     model: nn.Module,
     augment: Callable[..., tuple[jax.Array, jax.Array]],
     variables: dict[str, Any],
-    batches: Iterable[Batch],
+    make_batches: Callable[[Any], Iterable[Batch]],
+    dataset: Sized,
 ) -> np.ndarray:
-    """What `model` says of the pictures of `batches` in inference mode: [N, ...].
+    """What `model` says of the pictures of `dataset` in inference mode: [N, ...].
 
     Logits [N, C], or features [N, F] of a model with num_classes=0. What a mask leaves
     out is left out.
@@ -229,11 +230,18 @@ def predict(
         images, _ = augment(jax.random.key(0), batch["images"], batch["labels"])
         return model.apply(variables, images, train=False)
 
-    parts = [
-        np.asarray(outputs(variables, batch))[batch["mask"] == 1]
-        for batch in tqdm(batches, unit="batch", leave=False, disable=None)
-    ]
+    parts = []
+    with _bar(len(dataset)) as bar:
+        for batch in make_batches(dataset):
+            parts.append(np.asarray(outputs(variables, batch))[batch["mask"] == 1])
+            bar.update(len(batch["labels"]))
     return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
+
+
+def _bar(count: int) -> tqdm:
+    """A progress bar over pictures, where stderr is a terminal."""
+    options = {"unit": "image", "leave": False, "disable": None}
+    return tqdm(total=count, desc="evaluation", **options)
 
 
 def evaluate(
@@ -244,8 +252,10 @@ def evaluate(
 ) -> metrics.Sums:
     """The sums over `dataset`; every example is counted exactly once, or it raises."""
     total = None
-    for batch in make_batches(dataset):
-        total = metrics.add(total, eval_step(state, batch))
+    with _bar(len(dataset)) as bar:
+        for batch in make_batches(dataset):
+            total = metrics.add(total, eval_step(state, batch))
+            bar.update(len(batch["labels"]))
     counted = 0 if total is None else int(total["count"])
     if total is None or counted != len(dataset):
         raise RuntimeError(f"scored {counted} examples of {len(dataset)}")

@@ -1,0 +1,90 @@
+"""Several runs side by side: one table, one page."""
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from resnet_jax import figures, files
+from resnet_jax.config import TRANSIENT
+from resnet_jax.errors import ConfigError
+from resnet_jax.logs import METRICS
+from resnet_jax.page import Picture, Table, write
+from resnet_jax.run import CONFIG, read_run
+
+
+def compare(run_dirs: Sequence[str], page: Path) -> str:
+    """The table of the runs, as text; writes it with their curves to `page`.
+
+    What their configurations differ in, their last and best figures, and the time of
+    training. A folder with metrics.jsonl alone, as a PyTorch program may leave one, has
+    no configuration to show.
+
+    Raises:
+      ConfigError: one is no run, or the page cannot be written.
+    """
+    records, fields = {}, {}
+    for name in run_dirs:
+        run_dir = Path(name)
+        records[name] = files.read_jsonl(run_dir / METRICS)
+        if not records[name]:
+            raise ConfigError(f"{run_dir} has no epoch in a {METRICS}: train it first")
+        has_config = (run_dir / CONFIG).exists()
+        fields[name] = dataclasses.asdict(read_run(run_dir)) if has_config else {}
+    table = Table(*_rows(records, fields))
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch, "curves.png")
+        figures.plot_curves(records, path)
+        alt = f"Training loss and test accuracy by epoch of {', '.join(records)}"
+        sections = {"Figures": [table], "Curves": [Picture(path, alt)]}
+        write(page, "Comparison of runs", sections)
+    return _text(table)
+
+
+def _rows(
+    records: dict[str, list[dict[str, Any]]], fields: dict[str, dict[str, Any]]
+) -> tuple[list[str], list[list[str]]]:
+    """The header, with a column for each run, and the rows."""
+    rows = [
+        [name, *(str(own.get(name, "-")) for own in fields.values())]
+        for name in dict.fromkeys(name for own in fields.values() for name in own)
+        if name not in TRANSIENT
+    ]
+    rows = [row for row in rows if len(set(row[1:])) > 1]
+
+    def row(label: str, show: Any) -> None:
+        rows.append([label, *(show(own) for own in records.values())])
+
+    row("epochs done", lambda r: str(r[-1]["epoch"]))
+    row("train loss, last", lambda r: f"{r[-1]['train_loss']:.4f}")
+    row("test loss, last", lambda r: f"{r[-1]['test_loss']:.4f}")
+    row("test %, last", lambda r: f"{100 * r[-1]['test_accuracy']:.2f}")
+
+    def best(part: str) -> Any:
+        key = f"{part}_accuracy"
+
+        def show(own: list[dict[str, Any]]) -> str:
+            scored = [record for record in own if key in record]
+            if not scored:
+                return "-"
+            top = max(scored, key=lambda record: record[key])
+            return f"{100 * top[key]:.2f} (epoch {top['epoch']})"
+
+        return show
+
+    row("test %, best", best("test"))
+    if any("val_accuracy" in own[-1] for own in records.values()):
+        row("validation %, best", best("val"))
+    row("minutes", lambda r: f"{sum(record['seconds'] for record in r) / 60:.1f}")
+    row("pictures/s, last", lambda r: f"{r[-1]['images_per_second']:.0f}")
+    return ["", *records], rows
+
+
+def _text(table: Table) -> str:
+    rows = [list(map(str, row)) for row in (table.header, *table.rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )

@@ -1,0 +1,154 @@
+"""A network's block structure as a picture, drawn from the model itself."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+
+from resnet_jax import summary
+from resnet_jax.summary import Block, Layer, Structure
+
+_FILLS = {"Conv": "#CFE3F2", "BatchNorm": "#FBE3C4", "Linear": "#D5EFE6", "": "#EEEEEE"}
+_SHORTCUTS = {
+    "identity": "identity",
+    "pad": "every 2nd pixel, zero channels",
+    "conv": "1x1 convolution",
+    "conv_bn": "1x1 convolution, BatchNorm",
+}
+
+
+def draw(model: nn.Module, image_shape: tuple[int, int, int], path: Path) -> None:
+    """Draws `model` for pictures of image_shape (H, W, C) as a PNG at `path`.
+
+    A row for what lies before the blocks, one for each stage with its first block open
+    (and a second, where the others of the stage differ), and one for what lies behind.
+    """
+    from matplotlib.figure import Figure
+
+    rows = _rows(summary.structure(model, image_shape))
+    widest = max(len(boxes) for _, boxes, _ in rows)
+    figure = Figure(figsize=(3.2 + 1.25 * widest, 1.3 * len(rows) + 0.1))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, 3.2 + 1.25 * widest), ylim=(-1.3 * len(rows), 0.1))
+    axes.axis("off")
+    for index, (title, boxes, shortcut) in enumerate(rows):
+        y = -1.3 * index - 0.75
+        axes.text(0.1, y, title, va="center", fontsize=9)
+        if index:
+            _arrow(axes, (0.6, y + 0.92), (0.6, y + 0.5))
+        _draw_row(axes, y, boxes, shortcut)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def _rows(found: Structure) -> list[tuple[str, list[tuple[str, str]], str | None]]:
+    """(title, boxes as (text, kind), shortcut or None) of each row."""
+    inside = {b.name: [] for b in found.blocks}
+    before: list[Layer] = []
+    behind: list[Layer] = []
+    for layer in found.layers:
+        owner = layer.name.split(".downsample")[0]
+        owner = owner if owner in inside else owner.rpartition(".")[0]
+        if owner in inside:
+            inside[owner].append(layer)
+        else:
+            (behind if any(inside.values()) else before).append(layer)
+    rows = [(_title("stem", before), _boxes(before, last=True), None)] if before else []
+    stages: dict[str, list[Block]] = {}
+    for block in found.blocks:
+        stages.setdefault(block.name.split(".")[0], []).append(block)
+    firsts = [blocks[0] for blocks in stages.values()]
+    if before and firsts and firsts[0].input[:2] != before[-1].output[:2]:
+        pooled = f"\nthen pooled to {summary.shape(firsts[0].input[:2])}"
+        rows = [(rows[0][0] + pooled, *rows[0][1:])]
+    for (stage, blocks), follows in zip(
+        stages.items(), [*firsts[1:], None], strict=True
+    ):
+        layers = [layer for block in blocks for layer in inside[block.name]]
+        kinds = {(b.shortcut, b.input == b.output): b for b in reversed(blocks)}
+        pooled = ""
+        if follows and follows.input[:2] != blocks[-1].output[:2]:
+            pooled = f"\nthen pooled to {summary.shape(follows.input[:2])}"
+        for number, block in enumerate(reversed(kinds.values())):
+            main = [x for x in inside[block.name] if ".downsample" not in x.name]
+            same = [b for b in blocks if b.shortcut == block.shortcut]
+            title = f"{len(same)} x {block.kind}\n{_sizes(block)}"
+            if not number:
+                title = f"{_title(stage, layers)}\n{title}"
+            title += pooled if number == len(kinds) - 1 else ""
+            rows.append((title, _boxes(main), block.shortcut))
+    rows.append((_title("head", behind), _boxes(behind, last=True), None))
+    return rows
+
+
+def _sizes(block: Block) -> str:
+    return f"{summary.shape(block.input)} to {summary.shape(block.output)}"
+
+
+def _title(name: str, layers: Sequence[Layer]) -> str:
+    num_params = sum(layer.num_params for layer in layers)
+    num_macs = sum(layer.num_macs for layer in layers)
+    return f"{name}: {num_params:,} parameters\n{num_macs / 1e6:,.1f} M multiply-adds"
+
+
+def _boxes(layers: Sequence[Layer], *, last: bool = False) -> list[tuple[str, str]]:
+    """Text and kind of each box; ReLU follows all but the last convolution's."""
+    boxes = []
+    for index, layer in enumerate(layers):
+        text = layer.name.rsplit(".", 1)[-1]
+        if layer.size:
+            text += f"\n{layer.size}, {layer.output[-1]}"
+        elif layer.kind == "Linear":
+            text += f"\n{layer.output[-1]}"
+        boxes.append((text, layer.kind))
+        ends = index == len(layers) - 1
+        follows = None if ends else layers[index + 1].kind
+        if layer.kind == "Linear":
+            relu = not ends
+        else:
+            relu = follows != "BatchNorm" and (last or not ends)
+        if relu:
+            boxes.append(("ReLU", ""))
+    return boxes
+
+
+def _draw_row(
+    axes: Any, y: float, boxes: Sequence[tuple[str, str]], shortcut: str | None
+) -> None:
+    x, start = 3.0, 3.0
+    for index, (text, kind) in enumerate(boxes):
+        axes.text(
+            x + 0.45,
+            y,
+            text,
+            ha="center",
+            va="center",
+            fontsize=8,
+            bbox={
+                "boxstyle": "round",
+                "facecolor": _FILLS[kind],
+                "edgecolor": "#555555",
+            },
+        )
+        if index:
+            _arrow(axes, (x - 0.32, y), (x - 0.02, y))
+        x += 1.15
+    if shortcut is None:
+        return
+    _arrow(axes, (x - 0.32, y), (x - 0.02, y))
+    joined = shortcut != "none"
+    _arrow(axes, (start - 0.3, y), (start - 0.02, y))
+    axes.text(x + 0.1, y, "+" if joined else "", ha="center", va="center", fontsize=14)
+    axes.text(x + 0.3, y, "ReLU", va="center", fontsize=8)
+    if joined:
+        top = y + 0.45
+        path = [start - 0.3, start - 0.3, x + 0.1], [y, top, top]
+        axes.plot(*path, color="#333333", linewidth=1)
+        _arrow(axes, (x + 0.1, top), (x + 0.1, y + 0.12))
+        axes.text((start + x) / 2, top, _SHORTCUTS[shortcut], fontsize=8, va="bottom")
+
+
+def _arrow(axes: Any, start: tuple[float, float], end: tuple[float, float]) -> None:
+    arrow = {"arrowstyle": "->", "color": "#333333", "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", xy=end, xytext=start, arrowprops=arrow)

@@ -1,0 +1,200 @@
+"""The page of a run."""
+
+import dataclasses
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from resnet_jax import diagram, export, figures, files, scores, summary
+from resnet_jax.augment import Augment
+from resnet_jax.data import Dataset
+from resnet_jax.logs import METRICS
+from resnet_jax.page import Content, Picture, Table, write
+from resnet_jax.subject import Subject
+
+NUM_SHOWN = 24  # pictures of each kind
+
+
+def write_report(
+    run_dir: Path, subject: Subject, prepare: Augment, test: Dataset, logits: np.ndarray
+) -> Path:
+    """Writes run_dir/report: index.html, which is returned, the PNGs that are in it,
+    and report.json with its figures.
+
+    Args:
+      prepare: of evaluation.
+      logits: [N, C] of the pictures of `test`.
+
+    Raises:
+      ConfigError: it cannot be written there.
+    """
+    directory = run_dir / "report"
+    files.check_writable(directory, "folder", "RUN")
+    cfg, model, variables = subject.cfg, subject.model, subject.state.variables
+    class_names, images, labels = test.class_names, test.images, test.labels
+    inputs = np.asarray(prepare(jax.random.key(0), images[:1], labels[:1])[0])
+    records = files.read_jsonl(run_dir / METRICS)
+    probabilities = scores.softmax(logits)
+    found = scores.score(probabilities, labels, class_names)
+    files.write_json(directory / "report.json", found)
+
+    def picture(name: str, alt: str, draw: Any, *args: Any, **options: Any) -> Picture:
+        path = directory / f"{name}.png"
+        draw(*args, path=path, **options)
+        return Picture(path, alt)
+
+    sections: dict[str, list[Content]] = {"Result": [_result(found)]}
+    if records:
+        alt = "Loss and accuracy by epoch, the learning rate beneath"
+        sections["Training"] = [
+            picture("curves", alt, figures.plot_history, records),
+            _last(records),
+        ]
+    confusion = picture(
+        "confusion",
+        "Confusion matrix: rows are true classes, columns predicted ones",
+        figures.plot_confusion,
+        found["confusion"],
+        class_names,
+    )
+    sections["Classes"] = [confusion, _classes(found)]
+    sections["Predictions"] = [
+        picture(name, alt, figures.plot_predictions, images[chosen], captions)
+        for name, alt, chosen, captions in _shown(probabilities, labels, class_names)
+        if len(chosen)
+    ]
+    sections["Calibration"] = [
+        "Of pictures that the network is 80 % sure of, 80 % should be right. The ECE "
+        "is the mean distance from that, over 15 bins of confidence.",
+        picture(
+            "reliability",
+            f"Reliability diagram, ECE {100 * found['ece']:.2f} %",
+            figures.plot_reliability,
+            found["bins"],
+            found["ece"],
+        ),
+    ]
+    sections["Inside the network"] = _inside(picture, model, variables, inputs)
+    shape = inputs.shape[1:]
+    sections["Structure"] = [
+        picture(
+            "structure",
+            f"{cfg.model}: stages, blocks, shortcuts, shapes, parameters",
+            lambda path: diagram.draw(model, shape, path),
+        )
+    ]
+    fields = dataclasses.asdict(cfg)
+    sections["Configuration"] = [Table(("field", "value"), list(fields.items()))]
+    machine = {
+        "machine": platform.platform(),
+        "devices": ", ".join(sorted({d.device_kind for d in jax.devices()})),
+        **export.versions(),
+    }
+    sections["Versions and machine"] = [Table(("what", "value"), list(machine.items()))]
+    page = directory / "index.html"
+    write(page, subject.title, sections)
+    return page
+
+
+def _result(found: Mapping[str, Any]) -> Table:
+    return Table(
+        ("accuracy", "NLL", "ECE", "pictures"),
+        [
+            (
+                f"{100 * found['accuracy']:.2f} %",
+                f"{found['nll']:.4f}",
+                f"{100 * found['ece']:.2f} %",
+                f"{found['count']:,}",
+            )
+        ],
+    )
+
+
+def _last(records: figures.Records) -> Table:
+    """The first, the best and the last epoch."""
+    best = max(records, key=lambda r: r.get("val_accuracy", r["test_accuracy"]))
+    rows = []
+    for label, record in (("best", best), ("last", records[-1])):
+        parts = [
+            f"{record[f'{part}_loss']:.4f}, {100 * record[f'{part}_accuracy']:.2f} %"
+            if f"{part}_loss" in record
+            else "-"
+            for part in ("train", "val", "test")
+        ]
+        rows.append((label, record["epoch"], *parts))
+    seconds = sum(record["seconds"] for record in records)
+    rows.append(("time", f"{seconds / 60:.1f} min of training", "", "", ""))
+    return Table(("", "epoch", "training", "validation", "test"), rows)
+
+
+def _classes(found: Mapping[str, Any]) -> Table:
+    rows = [
+        (
+            x["name"],
+            *(f"{x[k]:.4f}" for k in ("precision", "recall", "f1")),
+            x["support"],
+        )
+        for x in found["classes"]
+    ]
+    return Table(("class", "precision", "recall", "F1", "pictures"), rows)
+
+
+def _shown(
+    probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
+) -> list[tuple[str, str, np.ndarray, list[str]]]:
+    """(name, alt, indices, captions): the surest mistakes, then what is right."""
+    predicted, confidence = probabilities.argmax(1), probabilities.max(1)
+    wrong = np.flatnonzero(predicted != labels)
+    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][:NUM_SHOWN]
+    right = np.flatnonzero(predicted == labels)[:NUM_SHOWN]
+    captions = [
+        f"{class_names[p]} {100 * c:.1f} %"
+        + ("" if p == y else f"\ntrue: {class_names[y]}")
+        for p, c, y in zip(predicted, confidence, labels, strict=True)
+    ]
+    return [
+        (name, alt, chosen, [captions[i] for i in chosen])
+        for name, alt, chosen in (
+            ("mistakes", "Mistakes, the most confident first", wrong),
+            ("right", "Right predictions, the first of the test set", right),
+        )
+    ]
+
+
+def _inside(
+    picture: Any, model: nn.Module, variables: dict[str, Any], inputs: np.ndarray
+) -> list[Content]:
+    """First filters, feature maps by stage, BatchNorm's statistics by layer."""
+    contents: list[Content] = []
+    layers = summary.structure(model, inputs.shape[1:]).layers
+    params, running = (dict(_modules(variables[k])) for k in ("params", "batch_stats"))
+    kernel = np.asarray(params[layers[0].name]["kernel"])
+    if kernel.shape[2:3] == (3,):  # of RGB
+        alt = "Filters of the first convolution, grey is 0"
+        contents.append(picture("filters", alt, figures.plot_filters, kernel))
+    _, state = model.apply(variables, inputs, train=False, mutable=["intermediates"])
+    maps = {k: np.asarray(v[0][0]) for k, v in state["intermediates"].items()}
+    if maps:
+        alt = "Feature maps of the first test picture after each stage, first channels"
+        contents.append(picture("features", alt, figures.plot_maps, maps))
+    statistics = {x.name: running[x.name] for x in layers if x.name in running}
+    if statistics:
+        alt = "Running means and variances of each BatchNorm layer over its channels"
+        contents.append(picture("batchnorm", alt, figures.plot_statistics, statistics))
+    return contents
+
+
+def _modules(
+    tree: Mapping[str, Any], path: tuple[str, ...] = ()
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(name, leaves by name) of each module of a collection."""
+    for name, value in tree.items():
+        if any(isinstance(leaf, Mapping) for leaf in value.values()):
+            yield from _modules(value, (*path, name))
+        else:
+            yield ".".join((*path, name)), value

@@ -1,0 +1,84 @@
+"""How good predictions are, from probabilities and labels; scikit-learn counts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities [N, C] float64 of logits [N, C]."""
+    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
+    exponentials = np.exp(shifted)
+    return exponentials / exponentials.sum(1, keepdims=True)
+
+
+def score(
+    probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
+) -> dict[str, Any]:
+    """Accuracy, NLL, ECE, the confusion matrix, and figures by class.
+
+    Args:
+      probabilities: [N, C], rows sum to 1.
+      labels: [N] int.
+
+    Returns:
+      count, accuracy, nll (mean negative log-likelihood), ece and bins (calibration),
+      confusion [C][C] (counts; rows are true classes), classes: of each class its name,
+      precision, recall and f1 (0 where nothing was predicted or there), and support.
+    """
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+    every = np.arange(len(class_names))
+    predicted = probabilities.argmax(1)
+    own = probabilities[np.arange(len(labels)), labels]
+    table = precision_recall_fscore_support(
+        labels, predicted, labels=every, zero_division=0.0
+    )
+    ece, bins = calibration(probabilities.max(1), predicted == labels)
+    return {
+        "count": len(labels),
+        "accuracy": float((predicted == labels).mean()),
+        "nll": float(-np.log(np.maximum(own, np.finfo(np.float64).tiny)).mean()),
+        "ece": ece,
+        "bins": bins,
+        "confusion": confusion_matrix(labels, predicted, labels=every).tolist(),
+        "classes": [
+            {
+                "name": name,
+                "precision": float(precision),
+                "recall": float(recall),
+                "f1": float(f1),
+                "support": int(support),
+            }
+            for name, precision, recall, f1, support in zip(
+                class_names, *table, strict=True
+            )
+        ],
+    }
+
+
+def calibration(
+    confidences: np.ndarray, correct: np.ndarray, num_bins: int = 15
+) -> tuple[float, list[dict[str, float]]]:
+    """The expected calibration error, and the bins that have pictures.
+
+    Bins of equal width over (0, 1] (Guo et al. 2017, section 2); each has its low and
+    high end, its count, and the means of confidence and of correctness.
+    """
+    edges = np.linspace(0.0, 1.0, num_bins + 1)
+    places = np.clip(np.digitize(confidences, edges, right=True) - 1, 0, num_bins - 1)
+    bins = []
+    for index in np.unique(places):
+        inside = places == index
+        bins.append(
+            {
+                "low": float(edges[index]),
+                "high": float(edges[index + 1]),
+                "count": int(inside.sum()),
+                "confidence": float(confidences[inside].mean()),
+                "accuracy": float(correct[inside].mean()),
+            }
+        )
+    gaps = [b["count"] * abs(b["accuracy"] - b["confidence"]) for b in bins]
+    return float(sum(gaps) / max(len(confidences), 1)), bins
