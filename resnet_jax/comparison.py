@@ -51,7 +51,7 @@ def _rows(
         for name in dict.fromkeys(name for own in fields.values() for name in own)
         if name not in TRANSIENT
     ]
-    rows = [row for row in rows if len(set(row[1:])) > 1]
+    rows = [row for row in rows if len({*row[1:]} - {"-"}) > 1]
 
     def row(label: str, show: Any) -> None:
         rows.append([label, *(show(own) for own in records.values())])

@@ -26,7 +26,7 @@ def draw(model: nn.Module, image_shape: tuple[int, int, int], path: Path) -> Non
     """
     from matplotlib.figure import Figure
 
-    rows = _rows(summary.structure(model, image_shape))
+    rows = list_rows(summary.structure(model, image_shape))
     widest = max(len(boxes) for _, boxes, _ in rows)
     figure = Figure(figsize=(3.2 + 1.25 * widest, 1.3 * len(rows) + 0.1))
     axes = figure.add_axes((0, 0, 1, 1))
@@ -42,7 +42,7 @@ def draw(model: nn.Module, image_shape: tuple[int, int, int], path: Path) -> Non
     figure.savefig(path, dpi=120)
 
 
-def _rows(found: Structure) -> list[tuple[str, list[tuple[str, str]], str | None]]:
+def list_rows(found: Structure) -> list[tuple[str, list[tuple[str, str]], str | None]]:
     """(title, boxes as (text, kind), shortcut or None) of each row."""
     inside = {b.name: [] for b in found.blocks}
     before: list[Layer] = []
@@ -66,13 +66,13 @@ def _rows(found: Structure) -> list[tuple[str, list[tuple[str, str]], str | None
         stages.items(), [*firsts[1:], None], strict=True
     ):
         layers = [layer for block in blocks for layer in inside[block.name]]
-        kinds = {(b.shortcut, b.input == b.output): b for b in reversed(blocks)}
+        kinds = {_kind(b): b for b in reversed(blocks)}
         pooled = ""
         if follows and follows.input[:2] != blocks[-1].output[:2]:
             pooled = f"\nthen pooled to {summary.shape(follows.input[:2])}"
         for number, block in enumerate(reversed(kinds.values())):
             main = [x for x in inside[block.name] if ".downsample" not in x.name]
-            same = [b for b in blocks if b.shortcut == block.shortcut]
+            same = [b for b in blocks if _kind(b) == _kind(block)]
             title = f"{len(same)} x {block.kind}\n{_sizes(block)}"
             if not number:
                 title = f"{_title(stage, layers)}\n{title}"
@@ -80,6 +80,10 @@ def _rows(found: Structure) -> list[tuple[str, list[tuple[str, str]], str | None
             rows.append((title, _boxes(main), block.shortcut))
     rows.append((_title("head", behind), _boxes(behind, last=True), None))
     return rows
+
+
+def _kind(block: Block) -> tuple[str, bool]:
+    return block.shortcut, block.input == block.output
 
 
 def _sizes(block: Block) -> str:

@@ -61,7 +61,7 @@ def plot_curves(runs: Mapping[str, Records], path: Path) -> None:
 
 def plot_history(records: Records, path: Path) -> None:
     """A run's loss and accuracy by epoch for each part of the data, lr beneath."""
-    figure = _new(10, 5.5)
+    figure = _new(8, 5)
     (loss, accuracy), lower = figure.subplots(2, 2, height_ratios=(3, 1), sharex=True)
     epochs = [record["epoch"] for record in records]
     for index, (part, label) in enumerate(_PARTS.items()):
@@ -96,13 +96,13 @@ def plot_confusion(
     """The confusion matrix twice: counts, and per cent of each true class."""
     counts = np.asarray(confusion)
     percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    size = min(4.5 + 0.28 * len(counts), 14)
-    figure = _new(2 * size, size)
+    size = min(3.5 + 0.35 * len(counts), 14)
+    figure = _new(size, 2 * size)
     names = [
         _plain(name if len(name) < 16 else f"{name[:14]}..") for name in class_names
     ]
     parts = (counts, "counts"), (percent, "% of the true class")
-    for axes, (values, title) in zip(figure.subplots(1, 2), parts, strict=True):
+    for axes, (values, title) in zip(figure.subplots(2, 1), parts, strict=True):
         axes.imshow(values, cmap="Blues", vmin=0)
         axes.set(title=title, xlabel="predicted", ylabel="true")
         if len(names) > 30:
@@ -148,10 +148,10 @@ def plot_predictions(
     figure = _new(1.75 * columns, 2.15 * rows)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
-        axes.axis("off")
+        axes.set(xticks=[], yticks=[], frame_on=False)
     for axes, image, caption in zip(grid, images, captions, strict=False):
         axes.imshow(image)
-        axes.set_title(_plain(caption), fontsize=8, y=-0.02, va="top")
+        axes.set_xlabel(_plain(caption), fontsize=9)
     _save(figure, path)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from resnet_jax import data, figures, files, folder, saliency, scores, training
@@ -56,7 +57,7 @@ def predict_files(
             print(f"  {100 * probabilities[label]:6.2f} %  {class_names[label]}")
         if saliency_dir is not None:
             label = int(probabilities.argmax())
-            inputs, _ = prepare(None, one.images, one.labels)
+            inputs, _ = prepare(jax.random.key(0), one.images, one.labels)
             heat = saliency.grad_cam(
                 subject.model, subject.state.variables, inputs, np.array([label])
             )

@@ -1,6 +1,7 @@
 """Strict JAX, no network, and small data that look like CIFAR-10."""
 
 import hashlib
+import itertools
 import os
 import shutil
 import tempfile
@@ -95,3 +96,33 @@ def prepared_dir(fake_arrays, tmp_path_factory):
     data_dir = tmp_path_factory.mktemp("tfds")
     prepared.write_cifar10(fake_arrays, data_dir)
     return data_dir
+
+
+@pytest.fixture
+def digits_run(tiny, tmp_path, monkeypatch):
+    """Trains `tiny` on 120 digits: (cfg, run directory) of fields of Config."""
+    import train
+    from resnet_jax import data
+    from resnet_jax.config import Config
+
+    loaded = data.load_dataset("digits")
+    few = tuple(p.take(slice(n)) for p, n in zip(loaded, (120, 40), strict=True))
+    monkeypatch.setattr(data, "load_dataset", lambda *args, **options: few)
+    numbers = itertools.count()
+
+    def run(**fields):
+        cfg = Config(
+            model=tiny,
+            dataset="digits",
+            normalize="half",
+            batch_size=32,
+            eval_batch_size=40,
+            optimizer="sgd",
+            lr=0.05,
+            workdir=str(tmp_path / f"run{next(numbers)}"),
+            **fields,
+        )
+        train.main(cfg)
+        return cfg, Path(cfg.workdir)
+
+    return run

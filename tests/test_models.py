@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import resnet_jax
+from resnet_jax import names, training
 from resnet_jax.errors import ConfigError
 from resnet_jax.models import MODELS, BasicBlock, Bottleneck, ResNet
 
@@ -296,3 +297,68 @@ def test_stems_that_do_not_exist_are_refused():
         )
     with pytest.raises(ConfigError, match="hresnet has no stem"):
         resnet_jax.create_model("hresnet", num_classes=10, stem="cifar")
+
+
+def leaf_names(model, side=32):
+    variables = training.variable_shapes(model, (side, side, 3))
+    return names.list_names(variables["params"]), variables["batch_stats"]
+
+
+@pytest.mark.parametrize("name", ["hresnet", "resnet18", "resnet20"])
+def test_a_plain_network_has_the_same_layers_but_the_shortcuts(name):
+    residual, _ = leaf_names(resnet_jax.create_model(name, num_classes=10))
+    plain, _ = leaf_names(resnet_jax.create_model(name, num_classes=10, skip=False))
+    assert plain == [n for n in residual if ".downsample" not in n]
+
+
+def test_a_plain_block_is_its_residual_alone(key):
+    x = jax.random.normal(key, (2, 4, 4, 8))
+    plain, residual = (BasicBlock(8, shortcut=s) for s in ("none", "identity"))
+    variables = plain.init(key, x, train=False)
+    found = plain.apply(variables, x, train=False)
+    both = residual.apply(variables, x, train=False)
+    sure = (found > 0) & (both > 0)  # there no ReLU hides the sum
+    assert sure.mean() > 0.2
+    np.testing.assert_allclose(both[sure], (found + x)[sure], rtol=1e-5)
+    assert found.min() == 0
+
+
+@pytest.mark.parametrize("name", ["hresnet", "resnet18", "resnet20", "resnet50"])
+def test_without_batch_norm_every_convolution_has_a_bias(name):
+    found, batch_stats = leaf_names(
+        resnet_jax.create_model(name, num_classes=10, norm="none")
+    )
+    assert not batch_stats and not any(".bn" in n or n.startswith("bn") for n in found)
+    layers = {n.rpartition(".")[0] for n in found}
+    assert set(found) == {
+        f"{layer}.{leaf}" for layer in layers for leaf in ("weight", "bias")
+    }
+
+
+def test_dropout_is_of_training_alone_and_keeps_the_mean(key):
+    options = {"block": BasicBlock, "stage_sizes": (1,), "widths": (64,)}
+    model = ResNet(num_classes=0, stem="cifar", dropout=0.25, **options)
+    x = jax.random.normal(key, (64, 8, 8, 3))
+    variables = model.init(key, x, train=False)
+    kept = model.apply(variables, x, train=False)
+    rngs = {"dropout": key}
+    dropped, _ = model.apply(variables, x, train=True, mutable=True, rngs=rngs)
+    bare, _ = model.clone(dropout=0.0).apply(variables, x, train=True, mutable=True)
+    share = float((dropped == 0).mean())
+    assert 0.23 < share < 0.27 and (kept != 0).all()
+    np.testing.assert_allclose(dropped[dropped != 0], bare[dropped != 0] / 0.75, 1e-5)
+
+
+def test_init_overrides_the_models_own(key):
+    for init, gain in (("kaiming", 2.0), ("torch", 1 / 3)):
+        model = resnet_jax.create_model("resnet8", num_classes=10, init=init)
+        params = training.init_variables(model, (32, 32, 3), key=key)["params"]
+        kernel = params["layer3.0"]["conv2"]["kernel"]  # fan in and out are the same
+        spread = float(kernel.std()) * (9 * 64) ** 0.5
+        assert spread == pytest.approx(gain**0.5, rel=0.03)
+
+
+def test_a_norm_that_does_not_exist_is_refused(key):
+    model = resnet_jax.create_model("resnet8", num_classes=10, norm="layer")
+    with pytest.raises(ConfigError, match="no norm 'layer': one of batch, none"):
+        model.init(key, jnp.zeros((1, 32, 32, 3)), train=False)

@@ -1,6 +1,12 @@
+import re
+
+import numpy as np
 import pytest
+from PIL import Image
 
 import resnet_jax
+import resnet_jax.summary
+from resnet_jax import diagram
 
 
 # torchvision's published counts of multiply-adds (GFLOPS of its weights' tables).
@@ -30,3 +36,35 @@ def test_rows_name_layers_shapes_and_counts():
     assert by_name["b1.bn1"] == ["BatchNorm", "32x32x64", "128", "0"]
     assert by_name["fc3"] == ["Linear", "10", "5,130", "5,120"]
     assert len({len(row) for row in rows[2:-3]}) == 1
+
+
+def test_blocks_say_how_they_are_joined():
+    model = resnet_jax.create_model("resnet18", num_classes=10, stem="cifar")
+    blocks = resnet_jax.summary.structure(model, (32, 32, 3)).blocks
+    assert [b.name for b in blocks][:3] == ["layer1.0", "layer1.1", "layer2.0"]
+    assert [b.shortcut for b in blocks][:3] == ["identity", "identity", "conv_bn"]
+    assert blocks[2].input == (32, 32, 64) and blocks[2].output == (16, 16, 128)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("resnet20", {}, {"identity", "pad"}),
+        ("resnet20", {"skip": False}, {"none"}),
+        ("resnet18", {"norm": "none"}, {"identity", "conv"}),
+        ("hresnet", {}, {"conv"}),
+    ],
+)
+def test_the_diagram_has_a_row_for_each_kind_of_block(
+    name, options, expected, tmp_path
+):
+    model = resnet_jax.create_model(name, num_classes=10, **options)
+    found = resnet_jax.summary.structure(model, (32, 32, 3))
+    assert {b.shortcut for b in found.blocks} == expected
+    rows = diagram.list_rows(found)
+    assert {shortcut for _, _, shortcut in rows if shortcut} == expected
+    shown = "\n".join(title for title, _, _ in rows)
+    counts = [int(n) for n in re.findall(r"(\d+) x BasicBlock", shown)]
+    assert sum(counts) == len(found.blocks)
+    diagram.draw(model, (32, 32, 3), tmp_path / "structure.png")
+    assert np.asarray(Image.open(tmp_path / "structure.png")).std() > 10

@@ -1,0 +1,139 @@
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import evaluate
+from resnet_jax.errors import CheckpointError, ConfigError, DataError
+from resnet_jax.options import EvaluateConfig
+
+PICTURES = {
+    "curves", "confusion", "mistakes", "reliability", "filters", "features",
+    "batchnorm", "structure",
+}  # fmt: skip
+
+
+@pytest.fixture
+def run_dir(digits_run):
+    return digits_run(epochs=2, validation_split=0.2)[1]
+
+
+def test_a_report_shows_the_run_and_a_browser_opens_it(run_dir, tmp_path, capsys):
+    output = tmp_path / "figures.json"
+    evaluate.main(EvaluateConfig(run=str(run_dir), report=True, output=str(output)))
+    folder = run_dir / "report"
+    assert f"report: {folder / 'index.html'}" in capsys.readouterr().out
+    assert {p.stem for p in folder.glob("*.png")} - {"right"} == PICTURES
+    text = (folder / "index.html").read_text(encoding="utf-8")
+    assert text.count("data:image/png;base64,") == len(list(folder.glob("*.png")))
+    assert "<td>validation_split</td><td>0.2</td>" in text
+    figures = json.loads(output.read_text())
+    report = json.loads((folder / "report.json").read_text())
+    assert report["accuracy"] == figures["accuracy"] and report["count"] == 40
+    assert report["nll"] == pytest.approx(figures["loss"], rel=1e-5)
+    assert f"<td>{100 * report['accuracy']:.2f} %</td>" in text
+    recalls = {row["name"]: row["recall"] for row in report["classes"]}
+    for name, accuracy in figures["class_accuracy"].items():
+        assert recalls[name] == pytest.approx(accuracy or 0.0)
+
+    # No console error and nothing asked of the network.
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("the page is right; no Chromium here to open it in")
+    log = tmp_path / "netlog.json"
+    done = subprocess.run(
+        [
+            *(browser, "--headless", "--no-sandbox", "--disable-gpu"),
+            *("--enable-logging=stderr", f"--log-net-log={log}"),
+            *(f"--user-data-dir={tmp_path / 'profile'}", "--window-size=390,800"),
+            *("--virtual-time-budget=2000", "--dump-dom"),
+            *("--disable-background-networking", "--disable-component-update"),
+            (folder / "index.html").as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("<img ") == text.count("<img ")
+    assert "CONSOLE" not in done.stderr
+    asked = set(re.findall(r'"url":"(https?://[^"]*)"', log.read_text()))
+    errands = ("google", "gvt1.com")  # the browser's own
+    assert not [url for url in asked if not any(name in url for name in errands)]
+
+
+def test_files_are_classified_and_explained(run_dir, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (50, 80, 3), np.uint8)).save(
+        tmp_path / "a.png"
+    )
+    (tmp_path / "bad.jpg").write_text("<html>")
+    paths = tuple(str(tmp_path / n) for n in ("bad.jpg", "a.png", "none.png"))
+    with pytest.raises(DataError, match=r"2 of 3 cannot be read: .*bad.jpg.*none.png"):
+        evaluate.main(EvaluateConfig(run=str(run_dir), images=paths, saliency=True))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-7] == paths[1]
+    found = [line.split() for line in lines[-6:-1]]
+    shares = [float(row[0]) for row in found]
+    assert shares == sorted(shares, reverse=True) and 30 < sum(shares) <= 100.02
+    assert all(row[1] == "%" and row[2] in "0123456789" for row in found)
+    saved = run_dir / "saliency" / "0-a.png"
+    assert lines[-1].strip() == str(saved)
+    assert np.asarray(Image.open(saved)).std() > 10
+
+
+def test_runs_are_compared(digits_run, run_dir, tmp_path, capsys):
+    _, other = digits_run(epochs=1, dropout=0.25)
+    foreign = tmp_path / "torch"
+    foreign.mkdir()
+    shutil.copy(other / "metrics.jsonl", foreign)
+    capsys.readouterr()
+    names = tuple(map(str, (run_dir, other, foreign)))
+    page = tmp_path / "page.html"
+    evaluate.main(EvaluateConfig(compare=names, page=str(page)))
+    rows = {
+        row[0]: row[1:]
+        for row in (
+            re.split(r"\s{2,}", line) for line in capsys.readouterr().out.splitlines()
+        )
+    }
+    assert rows["dropout"] == ["0.0", "0.25", "-"]
+    assert rows["epochs done"] == ["2", "1", "1"]
+    last = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert rows["test %, last"][0] == f"{100 * last['test_accuracy']:.2f}"
+    assert rows["test %, last"][1] == rows["test %, last"][2]
+    assert "lr" not in rows and "workdir" not in rows
+    text = page.read_text(encoding="utf-8")
+    assert "<td>dropout</td><td>0.0</td><td>0.25</td>" in text and "data:image" in text
+    with pytest.raises(ConfigError, match=r"has no epoch in a metrics\.jsonl"):
+        evaluate.main(EvaluateConfig(compare=(str(tmp_path),), page=str(page)))
+
+
+def test_class_names_come_with_the_run(run_dir):
+    path = run_dir / "classes.json"
+    assert json.loads(path.read_text()) == list("0123456789")
+    path.write_text('["a", "b"]')
+    with pytest.raises(
+        CheckpointError, match="arrays differ, the first params.fc.bias"
+    ):
+        evaluate.main(EvaluateConfig(run=str(run_dir)))
+    path.write_text('{"a": 1}')
+    with pytest.raises(ConfigError, match="not a list of names"):
+        evaluate.main(EvaluateConfig(run=str(run_dir)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"compare": ("a",), "run": "b"}, "--compare takes run directories"),
+        ({"weights": "w", "model": "resnet8", "report": True}, "--report is a run's"),
+        ({"run": "a", "saliency": True}, "--saliency goes with --images"),
+    ],
+)
+def test_options_that_do_not_go_together(options, message):
+    with pytest.raises(ConfigError, match=message):
+        EvaluateConfig(**options)
