@@ -1,9 +1,21 @@
 """Vanishing gradients: depth, shortcuts, BatchNorm and initialisation."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from experiments.variants import Outcome, table
+from resnet_jax import figures, page
 from resnet_jax.config import Config
+
+_LABELS = {
+    ("skip", "batch"): "shortcuts, BatchNorm",
+    ("plain", "batch"): "plain, BatchNorm",
+    ("skip", "none"): "shortcuts alone",
+    ("plain", "none"): "plain, no BatchNorm",
+}
+_KEYS = ("gradient", "gradient norm"), ("update_ratio", "update / weight")
 
 
 @dataclass(frozen=True)
@@ -61,3 +73,104 @@ class Gradients:
         ):
             found[name] = config(self.pair_depth, epochs=self.pair_epochs, **fields)
         return found
+
+    def write_page(self, outcomes: Mapping[str, Outcome]) -> None:
+        """The page index.html in workdir, from what the runs logged."""
+        sections: dict[str, list[page.Content]] = {"What is seen": self._seen(outcomes)}
+        for when, place in (("before training", 0), ("after training", -1)):
+            path = self.workdir / f"gradients-{when.split()[0]}.png"
+            figures.plot_lines(
+                self._panels(outcomes, place),
+                path,
+                xlabel="convolution, from the first to the last",
+                ylabel="gradient norm",
+                log=True,
+            )
+            alt = f"Norm of the loss gradient of each convolution {when}, by depth"
+            steps = f", {self.steps} steps" if place else ""
+            sections[f"{when.capitalize()}{steps}"] = [page.Picture(path, alt)]
+        path = self.workdir / "pair.png"
+        pair = {name: outcomes[name] for name in ("converged", "vanished")}
+        figures.plot_lines(
+            {
+                label: {
+                    name: convolutions(outcome.layers[-1], key)
+                    for name, outcome in pair.items()
+                    if outcome.layers
+                }
+                for key, label in _KEYS
+            },
+            path,
+            xlabel="convolution, from the first to the last",
+            ylabel="",
+            log=True,
+        )
+        alt = (
+            "Gradient norm and update-to-weight ratio of a converged and a vanished run"
+        )
+        sections["Converged or vanished?"] = [
+            *self._pair(pair),
+            page.Picture(path, alt),
+        ]
+        sections["All runs"] = [table(outcomes, {"first / last gradient": _reach})]
+        page.write(self.workdir / "index.html", "Vanishing gradients", sections)
+
+    def _panels(
+        self, outcomes: Mapping[str, Outcome], place: int
+    ) -> dict[str, dict[str, Any]]:
+        panels: dict[str, dict[str, Any]] = {}
+        for name, outcome in outcomes.items():
+            if name in ("converged", "vanished") or not outcome.layers:
+                continue
+            depth, skip, norm, init = name.split("-")
+            lines = panels.setdefault(f"{depth} layers, {init} init", {})
+            lines[_LABELS[skip, norm]] = convolutions(outcome.layers[place], "gradient")
+        return panels
+
+    def _seen(self, outcomes: Mapping[str, Outcome]) -> list[page.Content]:
+        deepest = max(self.depths)
+        sentences = [
+            "The gradient that the first convolution has, as a multiple of the last "
+            f"one's, before training, in {deepest} layers:"
+        ]
+        rows = []
+        for init in ("kaiming", "torch"):
+            for (skip, norm), label in _LABELS.items():
+                outcome = outcomes[f"{deepest}-{skip}-{norm}-{init}"]
+                if outcome.layers:
+                    rows.append((label, init, _reach(outcome)))
+        header = ("network", "initialisation", "first / last gradient")
+        return [*sentences, page.Table(header, rows)]
+
+    def _pair(self, pair: Mapping[str, Outcome]) -> list[page.Content]:
+        found: list[page.Content] = []
+        for name, outcome in pair.items():
+            if not outcome.records or not outcome.layers:
+                found.append(f"The {name} run left no figures: {outcome.diverged}.")
+                continue
+            losses = [f"{record['train_loss']:.3f}" for record in outcome.records]
+            _, ratios = convolutions(outcome.layers[-1], "update_ratio")
+            found.append(
+                f"{name.capitalize()}: training loss by epoch {', '.join(losses)}; at "
+                "the end an update changes the weights of the first convolution by "
+                f"{ratios[0]:.1e} of their norm and those of the last by "
+                f"{ratios[-1]:.1e}."
+            )
+        return found
+
+
+def convolutions(record: Mapping[str, Any], key: str) -> tuple[list[int], list[float]]:
+    """(places, values) of `key` for the 3x3 convolutions of a line of layers.jsonl."""
+    values = [
+        values[key]
+        for name, values in record["layers"].items()
+        if "conv" in name.rsplit(".", 1)[-1]
+    ]
+    return list(range(1, len(values) + 1)), values
+
+
+def _reach(outcome: Outcome) -> str:
+    if not outcome.layers:
+        return "-"
+    _, values = convolutions(outcome.layers[0], "gradient")
+    return f"{values[0] / values[-1]:.2g}" if values[-1] else "-"

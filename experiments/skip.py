@@ -1,8 +1,11 @@
 """Deeper is worse without shortcuts, and better with them (He et al., figures 1, 6)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from experiments.variants import Outcome, table
+from resnet_jax import figures, page
 from resnet_jax.config import Config
 
 
@@ -40,3 +43,41 @@ class Skip:
             for depth in self.depths
             for skip in (False, True)
         }
+
+    def write_page(self, outcomes: Mapping[str, Outcome]) -> None:
+        """The page index.html in workdir, from what the runs logged."""
+        panels = {}
+        for key, title in (
+            ("train_accuracy", "training error"),
+            ("test_accuracy", "test error"),
+        ):
+            panels[title] = {
+                name: (
+                    [record["epoch"] for record in outcome.records],
+                    [100 * (1 - record[key]) for record in outcome.records],
+                )
+                for name, outcome in outcomes.items()
+            }
+        path = self.workdir / "curves.png"
+        figures.plot_lines(panels, path, xlabel="epoch", ylabel="error, %")
+        alt = "Training and test error by epoch, plain and residual"
+        shallow, deep = min(self.depths), max(self.depths)
+        seen = []
+        for kind in ("plain", "residual"):
+            errors = []
+            for depth in (shallow, deep):
+                records = outcomes[f"{kind}-{depth}"].records
+                if records:
+                    errors.append(100 * (1 - records[-1]["train_accuracy"]))
+            if len(errors) == 2:
+                more = errors[1] - errors[0]
+                seen.append(
+                    f"{kind.capitalize()}: with {deep} layers the training error ends "
+                    f"{abs(more):.2f} points {'higher' if more > 0 else 'lower'} than "
+                    f"with {shallow} ({errors[1]:.2f} against {errors[0]:.2f} %)."
+                )
+        sections: dict[str, list[page.Content]] = {
+            "What is seen": [*seen, page.Picture(path, alt)],
+            "All runs": [table(outcomes)],
+        }
+        page.write(self.workdir / "index.html", "Plain and residual", sections)

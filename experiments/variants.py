@@ -1,12 +1,14 @@
 """Several training runs that differ in a few fields, run one after the other."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from resnet_jax import files
+from resnet_jax import files, page
 from resnet_jax.config import Config
 from resnet_jax.errors import NonFiniteLossError
 from resnet_jax.logs import LAYERS, METRICS
@@ -22,11 +24,6 @@ class Outcome(NamedTuple):
     layers: list[dict[str, Any]]  # of layers.jsonl
     diverged: str | None  # the message of a loss that was not finite
 
-    @property
-    def last(self) -> dict[str, Any]:
-        """The last epoch's record."""
-        return self.records[-1]
-
 
 def run(variants: Mapping[str, Config], root: Path) -> dict[str, Outcome]:
     """Trains each of `variants` in root/NAME, or reads what an earlier call left there.
@@ -41,7 +38,7 @@ def run(variants: Mapping[str, Config], root: Path) -> dict[str, Outcome]:
     for name, cfg in bar:
         bar.set_description(name)
         run_dir = root / name
-        cfg = _in(cfg, run_dir)
+        cfg = replace(cfg, workdir=str(run_dir), keep=1)
         if not (run_dir / _DIVERGED).exists():
             print(f"-- {name}", flush=True)
             try:
@@ -53,17 +50,33 @@ def run(variants: Mapping[str, Config], root: Path) -> dict[str, Outcome]:
     return outcomes
 
 
-def _in(cfg: Config, run_dir: Path) -> Config:
-    from dataclasses import replace
-
-    return replace(cfg, workdir=str(run_dir), keep=1)
-
-
 def _read(cfg: Config, run_dir: Path) -> Outcome:
-    import json
-
     diverged = None
     if (run_dir / _DIVERGED).exists():
         diverged = json.loads((run_dir / _DIVERGED).read_text("utf-8"))["message"]
     records, layers = (files.read_jsonl(run_dir / name) for name in (METRICS, LAYERS))
     return Outcome(cfg, records, layers, diverged)
+
+
+def table(
+    outcomes: Mapping[str, Outcome],
+    columns: Mapping[str, Callable[[Outcome], str]] | None = None,
+) -> page.Table:
+    """Last figures of each variant, and further columns; a diverged one is named so."""
+    columns = columns or {}
+    rows = []
+    for name, outcome in outcomes.items():
+        more = [show(outcome) for show in columns.values()]
+        if not outcome.records:
+            figures = ["diverged" if outcome.diverged else "-", "", "", ""]
+        else:
+            last = outcome.records[-1]
+            figures = [
+                str(last["step"]) + (", then diverged" if outcome.diverged else ""),
+                f"{last['train_loss']:.4f}",
+                f"{100 * last['train_accuracy']:.2f}",
+                f"{100 * last['test_accuracy']:.2f}",
+            ]
+        rows.append([name, *figures, *more])
+    header = ["run", "steps", "train loss", "train %", "test %", *columns]
+    return page.Table(header, rows)

@@ -214,4 +214,4 @@ def test_twenty_losses_in_float32(name, stem, optimizer):
 def test_five_steps_of_the_imagenet_family_in_float64(depth, optimizer):
     # With OPTIMIZERS' rates PyTorch itself, its weights off by their last bit, parts
     # from itself by up to 2e-2 in five steps of resnet101.
-    check_float64(f"resnet{depth}", "imagenet", optimizer, (6, 6, 4, 6, 6), lr=1e-6)
+    check_float64(f"resnet{depth}", "imagenet", optimizer, (6, 6, 4, 6, 6), lr=1e-8)
