@@ -9,7 +9,10 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Many tests compile the same small programs, some of them in processes of their own.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="resnet_jax-tests-")
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ  # it has the environment of the others
+if not IS_WORKER:
+    cache_dir = tempfile.mkdtemp(prefix="resnet_jax-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache_dir
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
@@ -25,7 +28,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_unconfigure() -> None:
-    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+    if not IS_WORKER:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture
