@@ -9,10 +9,12 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Many tests compile the same small programs, some of them in processes of their own.
-IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ  # it has the environment of the others
-if not IS_WORKER:
-    cache_dir = tempfile.mkdtemp(prefix="resnet_jax-tests-")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache_dir
+# pytest-xdist's workers have the environment of the process that began them.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = (
+    os.environ["JAX_COMPILATION_CACHE_DIR"]
+    if "PYTEST_XDIST_WORKER" in os.environ
+    else tempfile.mkdtemp(prefix="resnet_jax-tests-")
+)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
@@ -28,7 +30,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_unconfigure() -> None:
-    if not IS_WORKER:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
