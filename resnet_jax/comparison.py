@@ -11,7 +11,7 @@ from resnet_jax.config import TRANSIENT
 from resnet_jax.errors import ConfigError
 from resnet_jax.logs import METRICS
 from resnet_jax.page import Picture, Table, write
-from resnet_jax.run import CONFIG, read_run
+from resnet_jax.rundir import CONFIG, read_run
 
 
 def compare(run_dirs: Sequence[str], page: Path) -> str:

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -19,9 +18,7 @@ from resnet_jax.checkpoint import CHECKPOINTS
 from resnet_jax.errors import ConfigError, NonFiniteLossError, StoppedError
 from resnet_jax.logs import LAYERS, METRICS, JsonLines, MetricsLog
 from resnet_jax.profiling import Trace
-
-CONFIG = "config.json"
-_CLASSES = "classes.json"
+from resnet_jax.rundir import CLASSES, CONFIG
 
 
 class Run:
@@ -83,13 +80,13 @@ class Run:
             sums = restored["progress"]["train_sums"]
             self._sums = sums and {name: np.float64(sums[name]) for name in sums}
             self._step = saved
-        self._written = [self.dir / CONFIG, self.dir / _CLASSES, self.dir / METRICS]
+        self._written = [self.dir / CONFIG, self.dir / CLASSES, self.dir / METRICS]
         self._log = MetricsLog(
             self.dir, step=self._step, tensorboard=self._cfg.tensorboard
         )
         self._stack.callback(self._log.close)
         files.write_text(self.dir / CONFIG, config_json.to_json(self._cfg))
-        files.write_json(self.dir / _CLASSES, list(self.class_names))
+        files.write_json(self.dir / CLASSES, list(self.class_names))
         return state
 
     def log_layers(self, state: Any, measure: Callable[[Any], dict[str, Any]]) -> None:
@@ -271,36 +268,3 @@ def open_run(cfg: config.Config) -> Run:
             print(f"{run_dir}: configuration overridden: {shown}")
     files.check_writable(run_dir, "run directory", "--workdir")
     return Run(cfg, run_dir)
-
-
-def read_run(run_dir: Path) -> config.Config:
-    """The configuration of the run in `run_dir`.
-
-    Raises:
-      ConfigError: there is no run, or only half of one.
-    """
-    if not run_dir.is_dir():
-        raise ConfigError(f"no run at {run_dir}: there is no such directory")
-    if not (run_dir / CONFIG).is_file():
-        raise ConfigError(f"{run_dir} is no run: it has no {CONFIG}")
-    return config_json.read_config(run_dir / CONFIG)
-
-
-def read_classes(run_dir: Path) -> tuple[str, ...] | None:
-    """The names of the classes of the run in `run_dir`, where it has them.
-
-    Raises:
-      ConfigError: the file is there and is not a list of names.
-    """
-    path = run_dir / _CLASSES
-    if not path.exists():
-        return None
-    try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(names, list) or not all(isinstance(x, str) for x in names):
-            raise ValueError("not a list of names")
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{path} cannot be read as the names of classes ({error}): remove it"
-        ) from None
-    return tuple(names)

@@ -12,7 +12,7 @@ from resnet_jax.augment import parse_normalization
 from resnet_jax.config import Config
 from resnet_jax.errors import DataError
 from resnet_jax.options import EvaluateConfig
-from resnet_jax.run import read_classes, read_run
+from resnet_jax.rundir import read_classes, read_run
 
 
 class Subject(NamedTuple):

@@ -17,7 +17,8 @@ from resnet_jax.errors import (
     NonFiniteLossError,
     StoppedError,
 )
-from resnet_jax.run import open_run, read_run
+from resnet_jax.run import open_run
+from resnet_jax.rundir import read_run
 
 TIMES = {"seconds", "images_per_second", "compile_seconds"}
 
