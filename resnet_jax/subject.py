@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +38,8 @@ def load(options: EvaluateConfig) -> Subject:
     if source is None and hub.is_exported(run_dir):
         source = str(run_dir)
     cfg = _config(options)
+    make_model = partial(models.create_model, cfg.model, **cfg.architecture)
+    make_model(num_classes=0)  # a misspelt name is said before a file is read
     weights = None if source is None else hub.read_weights(source, cfg.model)
     if options.weights is None and source is not None:
         class_names = tuple(hub.read_info(source)["class_names"])
@@ -51,7 +54,7 @@ def load(options: EvaluateConfig) -> Subject:
         num_classes = data.describe(cfg.dataset, cfg.data_dir).num_classes
     else:
         num_classes = len(class_names)
-    model = models.create_model(cfg.model, num_classes=num_classes, **cfg.architecture)
+    model = make_model(num_classes=num_classes)
     template = training.variable_shapes(
         model, data.image_shape(cfg.dataset, cfg.image_size)
     )
