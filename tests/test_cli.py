@@ -50,7 +50,8 @@ def test_training_prints_a_line_an_epoch(trained):
         ["epoch", "2", "step", "30"],
     ]
     assert done.stderr == ""  # no terminal, no bar
-    assert {"config.json", "metrics.jsonl", "checkpoints"} == set(os.listdir(run_dir))
+    left = {"config.json", "classes.json", "metrics.jsonl", "checkpoints"}
+    assert set(os.listdir(run_dir)) == left
 
 
 def test_evaluation_gives_what_training_recorded(trained, tmp_path):
