@@ -116,10 +116,11 @@ def _result(found: Mapping[str, Any]) -> Table:
 
 
 def _last(records: figures.Records) -> Table:
-    """The first, the best and the last epoch."""
-    best = max(records, key=lambda r: r.get("val_accuracy", r["test_accuracy"]))
+    """The best epoch, by validation where there is one, the last, and the time."""
+    part = "val" if "val_accuracy" in records[0] else "test"
+    best = max(records, key=lambda record: record[f"{part}_accuracy"])
     rows = []
-    for label, record in (("best", best), ("last", records[-1])):
+    for label, record in ((f"best by {part}", best), ("last", records[-1])):
         parts = [
             f"{record[f'{part}_loss']:.4f}, {100 * record[f'{part}_accuracy']:.2f} %"
             if f"{part}_loss" in record

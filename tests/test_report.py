@@ -35,6 +35,7 @@ def test_a_report_shows_the_run_and_a_browser_opens_it(run_dir, tmp_path, capsys
     report = json.loads((folder / "report.json").read_text())
     assert report["accuracy"] == figures["accuracy"] and report["count"] == 40
     assert report["nll"] == pytest.approx(figures["loss"], rel=1e-5)
+    assert "<td>best by val</td>" in text
     assert f"<td>{100 * report['accuracy']:.2f} %</td>" in text
     recalls = {row["name"]: row["recall"] for row in report["classes"]}
     for name, accuracy in figures["class_accuracy"].items():
