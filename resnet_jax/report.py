@@ -65,7 +65,9 @@ def write_report(
     sections["Classes"] = [confusion, _classes(found)]
     sections["Predictions"] = [
         picture(name, alt, figures.plot_predictions, images[chosen], captions)
-        for name, alt, chosen, captions in _shown(probabilities, labels, class_names)
+        for name, alt, chosen, captions in chosen_predictions(
+            probabilities, labels, class_names
+        )
         if len(chosen)
     ]
     sections["Calibration"] = [
@@ -145,7 +147,7 @@ def _classes(found: Mapping[str, Any]) -> Table:
     return Table(("class", "precision", "recall", "F1", "pictures"), rows)
 
 
-def _shown(
+def chosen_predictions(
     probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
 ) -> list[tuple[str, str, np.ndarray, list[str]]]:
     """(name, alt, indices, captions): the surest mistakes, then what is right."""

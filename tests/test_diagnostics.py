@@ -62,6 +62,22 @@ def test_the_figures_are_those_of_the_step(parts, key):
     assert found["bn1"]["activation"] == pytest.approx(1.0, rel=1e-3)
 
 
+def test_augmentation_is_that_of_step_0_at_every_step(parts, key):
+    model, tx, _, state, batch = parts
+    prepare = augment.make_augment(
+        num_classes=3, normalization="half", crop_padding=4, flip=True
+    )
+    measure = diagnostics.make_layer_statistics(
+        model, tx, prepare, batch=batch, key=key
+    )
+    assert measure(state) == measure(state.replace(step=state.step + 7))
+    moved, _ = training.train_step(model, tx, prepare, state, batch, key)
+    change = moved.params["fc"]["bias"] - state.params["fc"]["bias"]
+    weights = moved.params["fc"]["kernel"] - state.params["fc"]["kernel"]
+    norm = float(jnp.sqrt(jnp.square(change).sum() + jnp.square(weights).sum()))
+    assert measure(state)["fc"]["gradient"] == pytest.approx(norm / 0.1, rel=1e-4)
+
+
 def test_nothing_moves_and_what_is_frozen_has_no_update(parts, key):
     model, _, prepare, state, batch = parts
 

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import evaluate
+from resnet_jax import report
 from resnet_jax.errors import CheckpointError, ConfigError, DataError
 from resnet_jax.options import EvaluateConfig
 
@@ -32,12 +33,12 @@ def test_a_report_shows_the_run_and_a_browser_opens_it(run_dir, tmp_path, capsys
     assert text.count("data:image/png;base64,") == len(list(folder.glob("*.png")))
     assert "<td>validation_split</td><td>0.2</td>" in text
     figures = json.loads(output.read_text())
-    report = json.loads((folder / "report.json").read_text())
-    assert report["accuracy"] == figures["accuracy"] and report["count"] == 40
-    assert report["nll"] == pytest.approx(figures["loss"], rel=1e-5)
+    saved = json.loads((folder / "report.json").read_text())
+    assert saved["accuracy"] == figures["accuracy"] and saved["count"] == 40
+    assert saved["nll"] == pytest.approx(figures["loss"], rel=1e-5)
     assert "<td>best by val</td>" in text
-    assert f"<td>{100 * report['accuracy']:.2f} %</td>" in text
-    recalls = {row["name"]: row["recall"] for row in report["classes"]}
+    assert f"<td>{100 * saved['accuracy']:.2f} %</td>" in text
+    recalls = {row["name"]: row["recall"] for row in saved["classes"]}
     for name, accuracy in figures["class_accuracy"].items():
         assert recalls[name] == pytest.approx(accuracy or 0.0)
 
@@ -138,3 +139,12 @@ def test_class_names_come_with_the_run(run_dir):
 def test_options_that_do_not_go_together(options, message):
     with pytest.raises(ConfigError, match=message):
         EvaluateConfig(**options)
+
+
+def test_the_surest_mistakes_come_first_and_say_what_is_true():
+    probabilities = np.array([[0.6, 0.4], [0.1, 0.9], [0.8, 0.2], [0.3, 0.7]])
+    labels = np.array([1, 1, 1, 0])
+    wrong, right = report.chosen_predictions(probabilities, labels, ["a", "b"])
+    assert list(wrong[2]) == [2, 3, 0]
+    assert wrong[3] == ["a 80.0 %\ntrue: b", "b 70.0 %\ntrue: a", "a 60.0 %\ntrue: b"]
+    assert list(right[2]) == [1] and right[3] == ["b 90.0 %"]

@@ -61,3 +61,9 @@ def test_a_sure_and_right_network_is_calibrated():
     ece, bins = scores.calibration(np.ones(3), np.ones(3, bool))
     assert ece == 0.0
     assert [b["high"] for b in bins] == [1.0]
+
+
+def test_a_confidence_on_an_edge_belongs_to_the_lower_bin():
+    edge = float(np.linspace(0, 1, 16)[3])
+    _, bins = scores.calibration(np.array([edge]), np.array([True]))
+    assert bins[0]["high"] == edge
