@@ -93,7 +93,7 @@ def _sizes(block: Block) -> str:
 def _title(name: str, layers: Sequence[Layer]) -> str:
     num_params = sum(layer.num_params for layer in layers)
     num_macs = sum(layer.num_macs for layer in layers)
-    return f"{name}: {num_params:,} parameters\n{num_macs / 1e6:,.1f} M multiply-adds"
+    return f"{name}: {num_params:,} parameters\n{num_macs:,} multiply-adds"
 
 
 def _boxes(layers: Sequence[Layer], *, last: bool = False) -> list[tuple[str, str]]:
