@@ -1,7 +1,7 @@
 """What BatchNorm does: speed, learning rates, initialisation, gap, drift."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class BatchNorm:
     """Of all runs."""
     data_dir: str | None = None
     """As train.py has it."""
-    workdir: Path = field(default=Path("runs/experiments/batchnorm"))
+    workdir: Path = Path("runs/experiments/batchnorm")
     """Where the runs and the page are kept."""
 
     def variants(self) -> dict[str, Config]:
@@ -64,19 +64,18 @@ class BatchNorm:
             if outcome.layers:
                 drift.setdefault(f"{init} init, lr {lr}", {})[label] = _drift(outcome)
         pictures = []
-        for name, panels, ylabel, log, alt in (
-            ("accuracy", accuracy, "test %", False, "Test accuracy by epoch"),
+        for name, panels, ylabel, alt in (
+            ("accuracy", accuracy, "test %", "Test accuracy by epoch"),
             (
                 "drift",
                 drift,
                 "mean over spread at the start",
-                False,
                 "Mean of the input of the middle convolution by epoch, on one batch, "
                 "in spreads of its input before training",
             ),
         ):
             path = self.workdir / f"{name}.png"
-            figures.plot_lines(panels, path, xlabel="epoch", ylabel=ylabel, log=log)
+            figures.plot_lines(panels, path, xlabel="epoch", ylabel=ylabel)
             pictures.append(page.Picture(path, alt))
         sections: dict[str, list[page.Content]] = {
             "What is seen": self._seen(outcomes),

@@ -1,7 +1,7 @@
 """Vanishing gradients: depth, shortcuts, BatchNorm and initialisation."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class Gradients:
     """Of all runs."""
     data_dir: str | None = None
     """As train.py has it."""
-    workdir: Path = field(default=Path("runs/experiments/gradients"))
+    workdir: Path = Path("runs/experiments/gradients")
     """Where the runs and the page are kept."""
 
     def variants(self) -> dict[str, Config]:

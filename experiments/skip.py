@@ -1,7 +1,7 @@
 """Deeper is worse without shortcuts, and better with them (He et al., figures 1, 6)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.variants import Outcome, table
@@ -21,7 +21,7 @@ class Skip:
     """Of all runs."""
     data_dir: str | None = None
     """As train.py has it."""
-    workdir: Path = field(default=Path("runs/experiments/skip"))
+    workdir: Path = Path("runs/experiments/skip")
     """Where the runs and the page are kept."""
 
     def variants(self) -> dict[str, Config]:
