@@ -40,6 +40,8 @@ def main(cfg: Config) -> None:
         # Data: uint8 arrays; the order of an epoch is a function of (seed, epoch).
         train, test = data.load_dataset(cfg.dataset, cfg.data_dir, **cfg.folder_options)
         run.class_names = train.class_names
+        train = data.subset(train, cfg.max_train_samples, seed=cfg.seed)
+        test = data.subset(test, cfg.max_test_samples, seed=cfg.seed)
         train, held_out = data.hold_out(train, cfg.validation_split, seed=cfg.seed)
         sizes = data.batch_sizes(len(train), cfg.batch_size, drop_last=cfg.drop_last)
         total_steps = min(cfg.epochs * len(sizes), cfg.max_steps or sys.maxsize)

@@ -5,15 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.variants import Outcome, table
+from experiments.variants import Experiment, Outcome, table
 from resnet_jax import figures, page
 from resnet_jax.config import Config
 
 NORMS = {"BatchNorm": ("batch", 0.0), "none": ("none", 0.0), "dropout": ("none", 0.3)}
+_WORDS = {
+    "BatchNorm": "with BatchNorm",
+    "none": "without",
+    "dropout": "without but with dropout",
+}
 
 
 @dataclass(frozen=True)
-class BatchNorm:
+class BatchNorm(Experiment):
     """One network with BatchNorm, without, and without but with dropout, at several
     learning rates and from both initialisations."""
 
@@ -23,10 +28,8 @@ class BatchNorm:
     """Of SGD with momentum, constant."""
     epochs: int = 10
     """Of each run."""
-    seed: int = 0
-    """Of all runs."""
-    data_dir: str | None = None
-    """As train.py has it."""
+    batch_size: int = 128
+    """Pictures a step."""
     workdir: Path = Path("runs/experiments/batchnorm")
     """Where the runs and the page are kept."""
 
@@ -39,11 +42,10 @@ class BatchNorm:
                 dropout=dropout,
                 init=init,
                 epochs=self.epochs,
-                optimizer="sgd",
+                batch_size=self.batch_size,
                 lr=lr,
-                seed=self.seed,
-                data_dir=self.data_dir,
                 log_gradients=True,
+                **self.common,
             )
             for label, (norm, dropout) in NORMS.items()
             for lr in self.lrs
@@ -86,36 +88,76 @@ class BatchNorm:
         page.write(self.workdir / "index.html", "Batch normalisation", sections)
 
     def _seen(self, outcomes: Mapping[str, Outcome]) -> list[page.Content]:
-        rows = []
-        for label in NORMS:
-            mine = {n: o for n, o in outcomes.items() if n.startswith(f"{label}-")}
-            trains = [o.cfg.lr for o in mine.values() if is_training(o)]
-            scored = {
-                n: o.records[-1]["test_accuracy"] for n, o in mine.items() if o.records
-            }
-            first = [o.records[0]["test_accuracy"] for o in mine.values() if o.records]
-            best = max(scored, key=lambda n: scored[n]) if scored else None
-            rows.append(
-                (
-                    label,
-                    f"{max(trains):g}" if trains else "none",
-                    f"{len(trains)} of {len(mine)}",
-                    f"{100 * max(first):.2f}" if first else "-",
-                    "-" if best is None else f"{100 * scored[best]:.2f} ({best})",
-                )
+        best = {label: _best(outcomes, label) for label in NORMS}
+        largest = {
+            label: max(
+                (o.cfg.lr for n, o in _of(outcomes, label).items() if is_training(o)),
+                default=None,
             )
-        header = (
-            "network",
-            "largest lr that trains",
-            "runs that train",
-            "best test % after an epoch",
-            "best test % at the end",
-        )
+            for label in NORMS
+        }
+        apart = {label: self._sensitivity(outcomes, label) for label in NORMS}
+        first = {
+            label: max(_accuracy(o, 0) for o in _of(outcomes, label).values())
+            for label in NORMS
+        }
         return [
             "A run trains if its loss is finite and its last training accuracy exceeds "
             "15 % (chance is 10 %).",
-            page.Table(header, rows),
+            "Speed: after the first epoch the best run has so many of the test "
+            f"pictures right: {_each(first, '{:.2f} %')}.",
+            f"The largest learning rate that trains: {_each(largest, '{:g}')}.",
+            "Initialisation: the two end at most so many points of test accuracy "
+            f"apart at one learning rate: {_each(apart, '{:.2f}')}. (A diverged run "
+            "counts as chance.)",
+            "Training less test accuracy at the end of the best run, in points: "
+            f"{_each({k: _gap(o) for k, o in best.items()})}. (Training accuracy is "
+            "counted in each step, before its update, while dropout acts.)",
+            "Drift: from before training to the end, the mean of the middle "
+            "convolution's input moved in the best run by so many of its spreads "
+            f"before training: {_each({k: _moved(o) for k, o in best.items()})}.",
+            self.setting,
         ]
+
+    def _sensitivity(self, outcomes: Mapping[str, Outcome], label: str) -> float:
+        """The largest distance of the two initialisations at one learning rate."""
+        return max(
+            abs(
+                _accuracy(outcomes[f"{label}-kaiming-{lr:g}"])
+                - _accuracy(outcomes[f"{label}-torch-{lr:g}"])
+            )
+            for lr in self.lrs
+        )
+
+
+def _each(values: Mapping[str, Any], form: str = "{}") -> str:
+    """ "a with BatchNorm, b without, c without but with dropout"."""
+    return ", ".join(
+        f"{'none' if value is None else form.format(value)} {_WORDS[label]}"
+        for label, value in values.items()
+    )
+
+
+def _of(outcomes: Mapping[str, Outcome], label: str) -> dict[str, Outcome]:
+    return {n: o for n, o in outcomes.items() if n.startswith(f"{label}-")}
+
+
+def _accuracy(outcome: Outcome, epoch: int = -1) -> float:
+    """Test accuracy in percent; of a run that left none, or diverged, chance."""
+    if not outcome.records or (outcome.diverged and epoch == -1):
+        return 10.0
+    return 100 * outcome.records[epoch]["test_accuracy"]
+
+
+def _best(outcomes: Mapping[str, Outcome], label: str) -> Outcome:
+    return max(_of(outcomes, label).values(), key=_accuracy)
+
+
+def _moved(outcome: Outcome) -> str:
+    if len(outcome.layers) < 2:
+        return "-"
+    _, means = _drift(outcome)
+    return f"{abs(means[-1] - means[0]):.2f}"
 
 
 def is_training(outcome: Outcome) -> bool:

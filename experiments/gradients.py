@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.variants import Outcome, table
+from experiments.variants import Experiment, Outcome, table
 from resnet_jax import figures, page
 from resnet_jax.config import Config
 
@@ -19,7 +19,7 @@ _KEYS = ("gradient", "gradient norm"), ("update_ratio", "update / weight")
 
 
 @dataclass(frozen=True)
-class Gradients:
+class Gradients(Experiment):
     """How the gradient reaches the first layers: several depths, with and without
     shortcuts and BatchNorm, both initialisations, before training and after some steps
     of SGD; and a run that has converged beside one that has vanished."""
@@ -36,10 +36,6 @@ class Gradients:
     """Of the converged and of the vanished network."""
     pair_epochs: int = 5
     """Of those two."""
-    seed: int = 0
-    """Of all runs."""
-    data_dir: str | None = None
-    """As train.py has it."""
     workdir: Path = Path("runs/experiments/gradients")
     """Where the runs and the page are kept."""
 
@@ -49,12 +45,10 @@ class Gradients:
         def config(depth: int, **fields: object) -> Config:
             return Config(
                 model=f"resnet{depth}",
-                optimizer="sgd",
                 lr=self.lr,
                 batch_size=self.batch_size,
-                seed=self.seed,
-                data_dir=self.data_dir,
                 log_gradients=True,
+                **self.common,
                 **fields,
             )
 
@@ -138,9 +132,11 @@ class Gradients:
             for (skip, norm), label in _LABELS.items():
                 outcome = outcomes[f"{deepest}-{skip}-{norm}-{init}"]
                 if outcome.layers:
-                    rows.append((label, init, _reach(outcome)))
-        header = ("network", "initialisation", "first / last gradient")
-        return [*sentences, page.Table(header, rows)]
+                    losses = [f"{r['train_loss']:.2f}" for r in outcome.records] or "-"
+                    rows.append((label, init, _reach(outcome), losses[-1]))
+        loss = f"training loss of {self.steps} steps"
+        header = ("network", "initialisation", "first / last gradient", loss)
+        return [*sentences, page.Table(header, rows), self.setting]
 
     def _pair(self, pair: Mapping[str, Outcome]) -> list[page.Content]:
         found: list[page.Content] = []

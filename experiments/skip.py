@@ -4,23 +4,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.variants import Outcome, table
+from experiments.variants import Experiment, Outcome, table
 from resnet_jax import figures, page
 from resnet_jax.config import Config
 
 
 @dataclass(frozen=True)
-class Skip:
+class Skip(Experiment):
     """Plain and residual networks of two depths, trained alike."""
 
     depths: tuple[int, ...] = (20, 56)
     """Of He et al.'s networks for CIFAR-10."""
     epochs: int = 40
     """Of SGD with a cosine from lr .1."""
-    seed: int = 0
-    """Of all runs."""
-    data_dir: str | None = None
-    """As train.py has it."""
+    batch_size: int = 128
+    """Pictures a step."""
     workdir: Path = Path("runs/experiments/skip")
     """Where the runs and the page are kept."""
 
@@ -31,14 +29,13 @@ class Skip:
                 model=f"resnet{depth}",
                 skip=skip,
                 epochs=self.epochs,
-                optimizer="sgd",
+                batch_size=self.batch_size,
                 lr=0.1,
                 weight_decay=1e-4,
                 schedule="cosine",
                 crop_padding=4,
                 flip=True,
-                seed=self.seed,
-                data_dir=self.data_dir,
+                **self.common,
             )
             for depth in self.depths
             for skip in (False, True)
@@ -77,7 +74,7 @@ class Skip:
                     f"with {shallow} ({errors[1]:.2f} against {errors[0]:.2f} %)."
                 )
         sections: dict[str, list[page.Content]] = {
-            "What is seen": [*seen, page.Picture(path, alt)],
+            "What is seen": [*seen, self.setting, page.Picture(path, alt)],
             "All runs": [table(outcomes)],
         }
         page.write(self.workdir / "index.html", "Plain and residual", sections)

@@ -2,18 +2,58 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from resnet_jax import files, page
+from resnet_jax import cifar10, files, page
 from resnet_jax.config import Config
 from resnet_jax.errors import NonFiniteLossError
 from resnet_jax.logs import LAYERS, METRICS
 
 _DIVERGED = "diverged.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What all experiments have in common."""
+
+    max_train_samples: int | None = None
+    """Train on so many of the training pictures; None on all."""
+    max_test_samples: int | None = None
+    """Score so many of the test pictures each epoch; None all."""
+    seed: int = 0
+    """Of all runs."""
+    data_dir: str | None = None
+    """As train.py has it."""
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """The fields of Config that all runs share."""
+        return {
+            "optimizer": "sgd",
+            "max_train_samples": self.max_train_samples,
+            "max_test_samples": self.max_test_samples,
+            "seed": self.seed,
+            "data_dir": self.data_dir,
+        }
+
+    @property
+    def setting(self) -> str:
+        """A sentence that says on how many pictures the figures rest."""
+        train, test = (
+            f"{size:,} of {cifar10.NUM_EXAMPLES[part]:,}" if size else "all"
+            for part, size in (
+                ("train", self.max_train_samples),
+                ("test", self.max_test_samples),
+            )
+        )
+        return (
+            f"CIFAR-10, {train} training pictures and {test} test pictures; "
+            f"one run of each network, seed {self.seed}."
+        )
 
 
 class Outcome(NamedTuple):

@@ -35,6 +35,10 @@ class Config:
     """
     skip_bad_images: bool = False
     """Leave out, and count, pictures of a folder that cannot be read."""
+    max_train_samples: int | None = None
+    """Train on so many of the training pictures, chosen by the seed; None on all."""
+    max_test_samples: int | None = None
+    """Score so many of the test pictures each epoch; evaluate.py scores all."""
     validation_split: float = 0.0
     """Fraction of the training set held out and scored each epoch."""
     normalize: str | None = None
@@ -140,6 +144,8 @@ class Config:
         for name, least in (
             ("epochs", 1),
             ("max_steps", 1),
+            ("max_train_samples", 1),
+            ("max_test_samples", 1),
             ("batch_size", 1),
             ("eval_batch_size", 1),
             ("image_size", 1),

@@ -137,6 +137,15 @@ def _load_digits() -> tuple[Dataset, Dataset]:
     return whole.take(np.sort(train)), whole.take(np.sort(test))
 
 
+def subset(dataset: Dataset, size: int | None, *, seed: int) -> Dataset:
+    """`size` examples of `dataset`, drawn by the seed; all, where None or too many."""
+    if size is None or size >= len(dataset):
+        return dataset
+    # A second word of entropy, as below.
+    order = np.random.default_rng([seed, 2**32 - 2]).permutation(len(dataset))
+    return dataset.take(np.sort(order[:size]))
+
+
 def hold_out(train: Dataset, fraction: float, *, seed: int) -> tuple[Dataset, Dataset]:
     """(train, validation): the last part of a seeded permutation is held out.
 

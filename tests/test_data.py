@@ -143,6 +143,18 @@ def test_hold_out_parts_the_training_set_by_its_seed(dataset):
     assert not np.array_equal(held.images, other.images)
 
 
+def test_subset_is_drawn_by_the_seed(dataset):
+    few = data.subset(dataset, 7, seed=0)
+    seen = few.images[:, 0, 0, 0].tolist()
+    assert len(set(seen)) == 7 and seen == sorted(seen) and seen != list(range(7))
+    np.testing.assert_array_equal(few.labels, dataset.labels[seen])
+    again, other = (data.subset(dataset, 7, seed=seed) for seed in (0, 1))
+    np.testing.assert_array_equal(few.images, again.images)
+    assert not np.array_equal(few.images, other.images)
+    for size in (None, 23, 24):
+        assert data.subset(dataset, size, seed=0) is dataset
+
+
 def test_hold_out_of_nothing_is_the_whole(dataset):
     train, held = data.hold_out(dataset, 0.0, seed=0)
     np.testing.assert_array_equal(train.images, dataset.images)
