@@ -1,0 +1,72 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from docs import notebook
+
+ROOT = Path(notebook.__file__).parent.parent
+
+
+def test_python_becomes_cells_and_the_rest_stays():
+    text = (
+        "# T\n\nwords\n\n## A\n\n```sh\nrm -rf x\n```\n\n"
+        "```python\n# resnet_jax/blocks.py\ny = f(self)\n```\n\n```text\n1 2\n```\n\n"
+        "```python\n# a comment\nprint(1)\n```\n\nmore\n"
+    )
+    cells = notebook.make_notebook(text, "note").cells
+    assert [c.source for c in cells if c.cell_type == "code"][1:] == [
+        "# a comment\nprint(1)"
+    ]
+    assert [c.source for c in cells if c.cell_type == "markdown"] == [
+        "# T\n\nwords",
+        "note",
+        "## A\n\n```sh\nrm -rf x\n```\n\n"
+        "```python\n# resnet_jax/blocks.py\ny = f(self)\n```\n\n```text\n1 2\n```",
+        "more",
+    ]
+
+
+@pytest.mark.parametrize("name", notebook.TUTORIALS)
+def test_the_notebook_is_that_of_the_tutorial(name, tmp_path):
+    text = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    made = notebook.make_notebook(text, notebook.TUTORIALS[name])
+    nbformat.validate(made)
+    assert sum(cell.cell_type == "code" for cell in made.cells) == 7
+    nbformat.write(made, tmp_path / "made.ipynb")
+    kept = (ROOT / "docs" / f"{name}.ipynb").read_text(encoding="utf-8")
+    assert (tmp_path / "made.ipynb").read_text(encoding="utf-8") == kept, (
+        "the tutorial has changed: python docs/notebook.py"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", notebook.TUTORIALS)
+def test_the_notebook_runs(name, tmp_path, monkeypatch):
+    nbclient = pytest.importorskip("nbclient")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    # What the tutorial's commands have left where its cells need it.
+    for script, *arguments in (
+        ("train.py", "digits", "--epochs", "1"),
+        ("evaluate.py", "runs/digits", "--export", "digits-resnet8"),
+    ):
+        command = [sys.executable, str(ROOT / script), *arguments]
+        subprocess.run(command, cwd=tmp_path, check=True, env=os.environ)
+    (tmp_path / "docs").mkdir()
+    made = nbformat.read(ROOT / "docs" / f"{name}.ipynb", as_version=4)
+    client = nbclient.NotebookClient(
+        made, timeout=600, resources={"metadata": {"path": str(tmp_path / "docs")}}
+    )
+    client.execute()
+    printed = {
+        cell.id: "".join(output.get("text", "") for output in cell.outputs)
+        for cell in made.cells
+        if cell.cell_type == "code"
+    }
+    shown = "\n".join(printed.values())
+    assert "[[3. 3.]\n [3. 3.]]" in shown  # the convolution of section 2
+    assert "1180672\n70400\n" in shown
+    assert "False none torch" in shown and "10 " in shown
