@@ -79,6 +79,7 @@ class Gradients(Experiment):
                 xlabel="convolution, from the first to the last",
                 ylabel="gradient norm",
                 log=True,
+                columns=2,
             )
             alt = f"Norm of the loss gradient of each convolution {when}, by depth"
             steps = f", {self.steps} steps" if place else ""

@@ -243,22 +243,34 @@ def plot_lines(
     xlabel: str,
     ylabel: str,
     log: bool = False,
+    columns: int = 3,
 ) -> None:
-    """A panel for each title, in it a line for each label through its (x, y)."""
-    figure = _new(4.4 * min(len(panels), 3), 3.6 * -(-len(panels) // 3))
-    columns = min(len(panels), 3)
-    grid = figure.subplots(
-        -(-len(panels) // columns), columns, squeeze=False, sharey=log
-    )
+    """A panel for each title, in it a line for each label through its (x, y).
+
+    A label has one style in all panels, and one place in the legend above them.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    columns = min(len(panels), columns) or 1
+    rows = -(-len(panels) // columns) or 1
+    figure = _new(max(4.4 * columns, 6), 3 * rows + 0.8)
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=log)
     for axes in grid.ravel()[len(panels) :]:
         axes.axis("off")
+    labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
+    shown: dict[str, Any] = {}
     for axes, (title, lines) in zip(grid.ravel(), panels.items(), strict=False):
-        for index, (label, (x, y)) in enumerate(lines.items()):
-            style = _style(index) | {"markersize": 3}
-            axes.plot(x, y, label=_plain(label), **style)
-        axes.set(title=_plain(title), xlabel=xlabel, ylabel=ylabel)
+        for label, (x, y) in lines.items():
+            style = _style(labels.index(label)) | {"markersize": 3}
+            (shown[label],) = axes.plot(x, y, label=_plain(label), **style)
+        axes.set(title=_plain(title), xlabel=xlabel)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if log:
             axes.set_yscale("log")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+    for axes in grid[:, 0]:
+        axes.set_ylabel(ylabel)
+    if shown:
+        handles = [shown[label] for label in labels]
+        figure.legend(handles=handles, loc="outside upper center", ncols=4)
     _save(figure, path)
