@@ -124,17 +124,33 @@ class Gradients(Experiment):
 
     def _seen(self, outcomes: Mapping[str, Outcome]) -> list[page.Content]:
         deepest = max(self.depths)
-        sentences = [
-            "The gradient that the first convolution has, as a multiple of the last "
-            f"one's, before training, in {deepest} layers:"
-        ]
         rows = []
+        found: dict[str, list[str]] = {"level": [], "vanished": [], "exploded": []}
         for init in ("kaiming", "torch"):
             for (skip, norm), label in _LABELS.items():
                 outcome = outcomes[f"{deepest}-{skip}-{norm}-{init}"]
-                if outcome.layers:
-                    losses = [f"{r['train_loss']:.2f}" for r in outcome.records] or "-"
-                    rows.append((label, init, _reach(outcome), losses[-1]))
+                if not outcome.layers:
+                    continue
+                losses = [f"{r['train_loss']:.4g}" for r in outcome.records] or "-"
+                rows.append((label, init, _reach(outcome), losses[-1]))
+                _, values = convolutions(outcome.layers[0], "gradient")
+                kind = "level"
+                if values[0] < 0.01 * values[-1]:
+                    kind = "vanished"
+                elif values[0] > 100 * values[-1]:
+                    kind = "exploded"
+                found[kind].append(f"{label} ({init})")
+        sentences = [
+            f"Before training, in {deepest} layers, the gradient has {kind} on its way "
+            f"from the last convolution to the first: {'; '.join(names)}."
+            for kind, names in found.items()
+            if names and kind != "level"
+        ]
+        sentences.append(
+            "Within a factor of 100 of each other are the two ends of these: "
+            f"{'; '.join(found['level']) or 'none'}. Whether the whole is of a size "
+            "that can be trained with is another matter, which the loss tells:"
+        )
         loss = f"training loss of {self.steps} steps"
         header = ("network", "initialisation", "first / last gradient", loss)
         return [*sentences, page.Table(header, rows), self.setting]
