@@ -186,6 +186,20 @@ def test_max_steps_ends_in_the_middle_of_an_epoch(cfg):
     assert [(line["epoch"], line["step"]) for line in lines] == [(1, 5), (2, 7)]
 
 
+def test_a_part_of_the_pictures(cfg, monkeypatch):
+    scored = []
+    evaluate = training.evaluate
+
+    def count(eval_step, make_batches, state, dataset):
+        scored.append(len(dataset))
+        return evaluate(eval_step, make_batches, state, dataset)
+
+    monkeypatch.setattr(training, "evaluate", count)
+    train.main(change(cfg, max_train_samples=16, max_test_samples=6))
+    assert [line["step"] for line in records(cfg)] == [2, 4, 6]  # batches of 8
+    assert scored == [6, 6, 6]
+
+
 def test_validation_joins_the_metrics_and_chooses_the_best(cfg):
     cfg = change(cfg, validation_split=0.25, keep=1, epochs=4, lr=0.3)
     train.main(cfg)
