@@ -93,3 +93,78 @@ def test_batchnorm_and_a_variant_that_diverges(tmp_path, capsys):
     assert "is finished" in shown and "-- none-kaiming-1e+20" not in shown
     lrs = {o.cfg.lr for o in outcomes.values() if o.diverged is None}
     assert 0.1 in lrs
+
+
+def outcome_of(cfg, first, train, test, mean, diverged=None):
+    scores = {"train_loss": 1.0, "train_accuracy": train}
+    records = [
+        {"epoch": 1, "step": 1, **scores, "test_accuracy": first},
+        {"epoch": 2, "step": 2, **scores, "test_accuracy": test},
+    ]
+    names = ("conv1", "layer1.0.conv1", "layer2.0.conv1")
+    layers = [
+        {
+            "epoch": epoch,
+            "layers": {n: {"input_mean": m, "input_std": 0.5} for n in names},
+        }
+        for epoch, m in ((0, 0.25), (2, mean))
+    ]
+    return variants.Outcome(cfg, [] if diverged else records, layers, diverged)
+
+
+def test_the_sentences_of_batchnorm_are_those_of_known_figures(tmp_path):
+    experiment = BatchNorm(
+        lrs=(0.1, 1.0), max_train_samples=10_000, seed=3, workdir=tmp_path
+    )
+    known = {
+        "BatchNorm-kaiming-0.1": (0.30, 0.60, 0.50, 0.5),
+        "BatchNorm-torch-0.1": (0.35, 0.50, 0.45, 0.5),
+        "BatchNorm-kaiming-1": (0.10, 0.30, 0.20, 0.5),
+        "BatchNorm-torch-1": (0.10, 0.40, 0.40, 0.5),
+        "none-kaiming-0.1": (0.20, 0.40, 0.42, 1.5),
+        "none-torch-0.1": (0.15, 0.20, 0.25, 1.5),
+        "none-kaiming-1": (0.1, 0.1, 0.1, 1.0, "nan"),
+        "none-torch-1": (0.10, 0.15, 0.12, 1.0),
+        "dropout-kaiming-0.1": (0.1, 0.1, 0.11, 0.25),
+        "dropout-torch-0.1": (0.1, 0.1, 0.10, 0.25),
+        "dropout-kaiming-1": (0.1, 0.1, 0.10, 0.25),
+        "dropout-torch-1": (0.1, 0.1, 0.10, 0.25),
+    }
+    cfgs = experiment.variants()
+    assert cfgs.keys() == known.keys()
+    experiment.write_page({n: outcome_of(cfgs[n], *v) for n, v in known.items()})
+    text = page_of(experiment)
+    for sentence in (
+        "right: 35.00 % with BatchNorm, 20.00 % without, 10.00 % without but with drop",
+        "that trains: 1 with BatchNorm, 0.1 without, none without but with dropout.",
+        "learning rate: 20.00 with BatchNorm, 17.00 without, 1.00 without but",
+        "in points: +10.00 with BatchNorm, -2.00 without, -1.00 without but",
+        "before training: 0.50 with BatchNorm, 2.50 without, 0.00 without but",
+        "CIFAR-10, 10,000 of 50,000 training pictures and all test pictures; one run "
+        "of each network, seed 3.",
+    ):
+        assert sentence in text, sentence
+
+
+def test_the_sentences_of_gradients_are_those_of_known_figures(tmp_path):
+    experiment = Gradients(depths=(8,), workdir=tmp_path)
+    ends = {"plain-none": (1e-5, 1.0), "plain-batch": (500.0, 2.0)}
+
+    def outcome(name, cfg):
+        first, last = ends.get("-".join(name.split("-")[1:3]), (3.0, 1.0))
+        values = {"gradient": first, "update_ratio": 1e-3}
+        layers = {"conv1": values, "conv2": {**values, "gradient": last}}
+        return variants.Outcome(cfg, [record_of(0.1)], [{"layers": layers}], None)
+
+    cfgs = experiment.variants()
+    experiment.write_page({name: outcome(name, cfg) for name, cfg in cfgs.items()})
+    text = page_of(experiment)
+    assert (
+        "in 8 layers, the gradient has vanished on its way from the last convolution "
+        "to the first: plain, no BatchNorm (kaiming); plain, no BatchNorm (torch)."
+    ) in text
+    assert "has exploded on its way" in text
+    assert "the first: plain, BatchNorm (kaiming); plain, BatchNorm (torch)." in text
+    assert (
+        "of these: shortcuts, BatchNorm (kaiming); shortcuts alone (kaiming);" in text
+    )
