@@ -42,7 +42,7 @@ def main(options: EvaluateConfig) -> None:
         return
 
     # Data.
-    _, test = data.load_dataset(cfg.dataset, cfg.data_dir, **cfg.folder_options)
+    _, test = data.load_dataset(cfg.dataset, cfg.data_dir, **cfg.loading)
     subject.check_classes(scored, test)
     prepare = augment.make_augment(
         num_classes=len(test.class_names), **cfg.preprocessing

@@ -38,10 +38,11 @@ def main(cfg: Config) -> None:
 
     with open_run(cfg) as run:
         # Data: uint8 arrays; the order of an epoch is a function of (seed, epoch).
-        train, test = data.load_dataset(cfg.dataset, cfg.data_dir, **cfg.folder_options)
-        run.class_names = train.class_names
+        options = {"rebuild": cfg.rebuild_data, **cfg.loading}
+        train, test = data.load_dataset(cfg.dataset, cfg.data_dir, **options)
         train = data.subset(train, cfg.max_train_samples, seed=cfg.seed)
         test = data.subset(test, cfg.max_test_samples, seed=cfg.seed)
+        run.note_data(train, test)
         train, held_out = data.hold_out(train, cfg.validation_split, seed=cfg.seed)
         sizes = data.batch_sizes(len(train), cfg.batch_size, drop_last=cfg.drop_last)
         total_steps = min(cfg.epochs * len(sizes), cfg.max_steps or sys.maxsize)
@@ -61,7 +62,7 @@ def main(cfg: Config) -> None:
         state = run.restore(state)
         if cfg.pretrained is not None and not run.resumed:
             state = state.replace(**adopt(state.variables, model, **cfg.adoption))
-        if run.is_finished(total_steps):
+        if run.is_finished(len(sizes), total_steps):
             return
         if cfg.cache_features:
             stand_in = features.cache(
@@ -85,6 +86,7 @@ def main(cfg: Config) -> None:
         )
         eval_batches = partial(data.eval_batches, batch_size=cfg.eval_batch_size)
         evaluate = training.make_evaluate(model, prepare_test, eval_batches)
+        parts = {"val": held_out, "test": test} if len(held_out) else {"test": test}
 
         if cfg.log_gradients:
             first = next(data.train_batches(train, sizes, seed=cfg.seed, epoch=0))
@@ -93,7 +95,7 @@ def main(cfg: Config) -> None:
             )
             run.log_layers(state, measure)
 
-        for epoch, start in run.epochs(len(sizes), total_steps, compile_seconds):
+        for epoch, start in run.epochs(compile_seconds, schedule):
             batches = data.train_batches(
                 train, sizes, seed=cfg.seed, epoch=epoch, start=start
             )
@@ -102,9 +104,7 @@ def main(cfg: Config) -> None:
                 run.step(state, sums)
             run.end_epoch(
                 state,
-                schedule=schedule,
-                validation=evaluate(state, held_out) if len(held_out) else None,
-                test=evaluate(state, test),
+                lambda state: {name: evaluate(state, v) for name, v in parts.items()},
             )
 
 

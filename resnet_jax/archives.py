@@ -26,6 +26,7 @@ CLASS_NAMES = (
     "ship",
     "truck",
 )
+_MAX_MEMBER = 2**26  # bytes; the largest has 31 million
 _FILES = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
 
 
@@ -38,7 +39,10 @@ def read(
         file = archive.extractfile(name)  # into memory: nothing is unpacked
         if file is None:
             raise KeyError(name)
-        return file.read()
+        content = file.read(_MAX_MEMBER + 1)
+        if len(content) > _MAX_MEMBER:
+            raise ValueError(f"{name} unpacks to more than CIFAR-10 has")
+        return content
 
     try:
         with tarfile.open(path) as archive:

@@ -1,53 +1,131 @@
 """A run's checkpoints: orbax's store, and what is kept of it and read from it."""
 
 import contextlib
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from resnet_jax.errors import CheckpointError, ConfigError
+from resnet_jax.logs import Record, read_metrics
+from resnet_jax.rundir import CHECKPOINTS
 
-CHECKPOINTS = "checkpoints"  # the folder in the run directory
+log = logging.getLogger(__name__)
+
+Best = Callable[[Iterable[int]], int | None]  # of some steps, the best
+Manifest = dict[str, Any]  # what lies beside the arrays, see store.py
 
 
-def _best(scores: dict[str, float]) -> float:
-    return scores["val_accuracy"]
+class _Keep(policies.PreservationPolicy):
+    """The last ones, and the best."""
+
+    def __init__(self, last: int, best: Best) -> None:
+        self._last, self._best = last, best
+
+    def should_preserve(
+        self, checkpoints: Sequence[Any], *, context: Any
+    ) -> Sequence[bool]:
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = {*sorted(steps)[-self._last :], self._best(steps)}
+        return [step in kept for step in steps]
 
 
-def make_manager(run_dir: Path, keep: int | None = None) -> ocp.CheckpointManager:
+def make_manager(
+    run_dir: Path, keep: int | None = None, best: Best | None = None
+) -> ocp.CheckpointManager:
     """orbax's manager, to read; or to write, keeping the last `keep` and the best."""
-    kept = policies.AnyPreservationPolicy(
-        [
-            policies.LatestN(n=keep),
-            policies.BestN(
-                get_metric_fn=_best, n=1, keep_checkpoints_without_metrics=False
-            ),
-        ]
-    )
     options = ocp.CheckpointManagerOptions(
-        best_fn=_best,
         read_only=keep is None,
         cleanup_tmp_directories=keep is not None,
-        preservation_policy=kept,
+        preservation_policy=_Keep(keep, best) if keep and best else policies.LatestN(),
     )
     return ocp.CheckpointManager((run_dir / CHECKPOINTS).absolute(), options=options)
 
 
+def best_step(
+    records: Iterable[Record], among: Iterable[int] | None = None
+) -> int | None:
+    """The step of the best validation accuracy, `among` these; None without any."""
+    scores = {r["step"]: r["val_accuracy"] for r in records if "val_accuracy" in r}
+    steps = scores.keys() if among is None else scores.keys() & set(among)
+    return max(sorted(steps), key=lambda step: scores[step], default=None)
+
+
+def digests(tree: Any) -> dict[str, str]:
+    """The sha256 of each array of `tree`, its type and shape included, by its path."""
+
+    def digest(leaf: Any) -> str:
+        array = np.asarray(leaf)
+        found = hashlib.sha256(f"{array.dtype} {array.shape} ".encode())
+        found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        return found.hexdigest()
+
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): digest(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
+    }
+
+
+def seal(manifest: Manifest) -> Manifest:
+    """`manifest` with a sha256 of its own."""
+    return {**manifest, "sha256": _sha256(manifest)}
+
+
+def _sha256(manifest: Manifest) -> str:
+    text = json.dumps({k: v for k, v in manifest.items() if k != "sha256"})
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def restore(
-    manager: ocp.CheckpointManager, run_dir: Path, step: int, **items: Any
-) -> Any:
-    """`items`, orbax's restore arguments by name, of checkpoint `step`.
+    manager: ocp.CheckpointManager, run_dir: Path, step: int, state: Any
+) -> tuple[Any, Manifest]:
+    """What orbax's restore arguments `state` say of checkpoint `step`; its manifest.
 
     Raises:
-      CheckpointError: it is damaged, or does not fit them.
+      CheckpointError: it is damaged, by a bit even, or does not fit them.
     """
     try:
-        return manager.restore(step, args=ocp.args.Composite(**items))
+        items = ocp.args.Composite(state=state, manifest=ocp.args.JsonRestore())
+        restored = manager.restore(step, args=items)
+        manifest = restored["manifest"]
+        if manifest["sha256"] != _sha256(manifest) or manifest["step"] != step:
+            raise ValueError("its manifest is not what was written")
+        for name, digest in digests(restored["state"]).items():
+            if manifest["digests"].get(name) != digest:
+                raise ValueError(f"{name} is not what was written, by its sha256")
     except Exception as error:  # orbax raises of every kind
         raise _unfit(run_dir, step, error) from error
+    return restored["state"], manifest
+
+
+def newest(
+    run_dir: Path, steps: Iterable[int], read: Callable[[int], Any]
+) -> tuple[Any, list[int]]:
+    """read(step) of the last of `steps` that is sound, and the damaged ones after it.
+
+    Raises:
+      CheckpointError: none is sound; it tells of the last.
+    """
+    damaged: list[int] = []
+    first: CheckpointError | None = None
+    for step in sorted(steps, reverse=True):
+        try:
+            found = read(step)
+        except CheckpointError as error:
+            first = first or error
+            damaged.append(step)
+            continue
+        if first is not None:
+            log.warning("%s: skipped, step %d is used", first, step)
+        return found, damaged
+    raise first or CheckpointError(f"{run_dir} has no checkpoint yet: train it first")
 
 
 def _unfit(run_dir: Path, step: int, reason: Any) -> CheckpointError:
@@ -102,6 +180,8 @@ def load_variables(
 ) -> tuple[dict[str, Any], int]:
     """(variables, step) of a checkpoint: "last", "best" or a step.
 
+    Of "last", a damaged one is named and the one before it is taken.
+
     Args:
       variables: what the model's init gives, or its shapes (jax.eval_shape).
 
@@ -112,19 +192,27 @@ def load_variables(
     if not (run_dir / CHECKPOINTS).is_dir():
         raise CheckpointError(f"{run_dir} has no checkpoint yet: train it first")
     with contextlib.closing(make_manager(run_dir)) as manager:
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        target = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), variables
+        )
+        placed = ocp.checkpoint_utils.construct_restore_args(target)
+        part = ocp.args.PyTreeRestore(target, placed, partial_restore=True)
+
+        def read(step: int) -> tuple[dict[str, Any], int]:
+            _check_fits(run_dir, step, variables)
+            return restore(manager, run_dir, step, part)[0], step
+
         steps = sorted(manager.all_steps())
-        if not steps:
-            raise CheckpointError(f"{run_dir} has no checkpoint yet: train it first")
-        if checkpoint == "last":
-            step = steps[-1]
-        elif checkpoint == "best":
-            scored = [s for s in steps if manager.metrics(s)]
-            if not scored:
+        if not steps or checkpoint == "last":
+            return newest(run_dir, steps, read)[0]
+        if checkpoint == "best":
+            step = best_step(read_metrics(run_dir), steps)
+            if step is None:
                 raise CheckpointError(
                     f"{run_dir} has no best checkpoint: best is by validation "
                     "accuracy, so train with --validation-split"
                 )
-            step = max(scored, key=lambda s: _best(manager.metrics(s)))
         elif checkpoint.isdecimal():
             step = int(checkpoint)
         else:
@@ -134,16 +222,4 @@ def load_variables(
                 f"{run_dir} has no checkpoint of step {step}: "
                 f"it has {', '.join(map(str, steps))}"
             )
-        _check_fits(run_dir, step, variables)
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        target = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), variables
-        )
-        placed = ocp.checkpoint_utils.construct_restore_args(target)
-        restored = restore(
-            manager,
-            run_dir,
-            step,
-            state=ocp.args.PyTreeRestore(target, placed, partial_restore=True),
-        )
-        return restored["state"], step
+        return read(step)

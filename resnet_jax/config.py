@@ -1,6 +1,5 @@
 """The configuration of a run, and the recipes."""
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -33,6 +32,8 @@ class Config:
     data_dir: str | None = None
     """The folder, or tensorflow-datasets': else $TFDS_DATA_DIR, ~/tensorflow_datasets.
     """
+    rebuild_data: bool = False
+    """Fetch and prepare CIFAR-10 afresh, in the place of a damaged one."""
     skip_bad_images: bool = False
     """Leave out, and count, pictures of a folder that cannot be read."""
     max_train_samples: int | None = None
@@ -103,11 +104,19 @@ class Config:
     """Steps at which the step schedule multiplies the learning rate."""
     lr_gamma: float = 0.1
     """Factor of the step schedule."""
+    deterministic: bool = False
+    """On a GPU, only algorithms that give the same bits each time."""
+    debug_nans: bool = False
+    """Stop at the operation that makes the first NaN, and name it; slow."""
     seed: int = 0
     """Of initialisation, order of data and augmentation."""
 
     workdir: str = "runs/hresnet"
     """The run directory."""
+    save_every_steps: int | None = None
+    """Save in the middle of epochs, too."""
+    save_every_minutes: float | None = None
+    """The same by the clock."""
     keep: int = 3
     """Checkpoints kept: the last ones; the best by validation accuracy besides."""
     override: bool = False
@@ -152,11 +161,15 @@ class Config:
             ("crop_padding", 0),
             ("log_every_steps", 1),
             ("keep", 1),
+            ("save_every_steps", 1),
+            ("save_every_minutes", 0.0),
             ("seed", 0),
         ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{name} {value} is too small: at least {least}")
+        if self.image_size is not None and self.image_size > 4096:
+            raise ConfigError(f"image_size {self.image_size} is too large: up to 4096")
         if self.seed >= 2**32:
             raise ConfigError(f"seed {self.seed} is too large: below 2**32")
         if not 0.0 < self.crop_pct <= 1.0:
@@ -224,8 +237,13 @@ class Config:
         return {"normalization": self.normalize, "image_size": self.image_size}
 
     @property
-    def folder_options(self) -> dict[str, Any]:
-        """What data.load_dataset takes of these fields for a folder."""
+    def numerics(self) -> dict[str, Any]:
+        """What numerics.configured takes of these fields."""
+        return {"deterministic": self.deterministic, "debug_nans": self.debug_nans}
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """What data.load_dataset takes of these fields, beside name and folder."""
         return {
             "image_size": self.image_size,
             "crop_pct": self.crop_pct,
@@ -249,30 +267,3 @@ class Config:
             "flip": self.flip,
             "label_smoothing": self.label_smoothing,
         }
-
-
-# Fields of one invocation, not of the run: a resume may have them different.
-TRANSIENT = frozenset({"data_dir", "workdir", "override", "profile", "summary"})
-# Fields that --override lets through: how far a run goes (a cosine stretches with it)
-# and what it shows and keeps.
-OVERRIDABLE = frozenset(
-    {
-        "epochs",
-        "max_steps",
-        "keep",
-        "log_every_steps",
-        "log_gradients",
-        "tensorboard",
-        "eval_batch_size",
-    }
-)
-
-
-def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """{field: (old, new)} of the fields that belong to the run and differ."""
-    pairs = {
-        field.name: (getattr(old, field.name), getattr(new, field.name))
-        for field in dataclasses.fields(Config)
-        if field.name not in TRANSIENT
-    }
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

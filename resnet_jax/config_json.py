@@ -7,6 +7,7 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
+from resnet_jax import files
 from resnet_jax.config import Config
 from resnet_jax.errors import ConfigError
 
@@ -23,8 +24,8 @@ def read_config(path: Path) -> Config:
       ConfigError: the file is missing, is not JSON, or has unknown or ill-typed fields.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        values = files.read_json(path)
+    except ValueError as error:
         raise ConfigError(f"{path} cannot be read as a run's config: {error}") from None
     hints = typing.get_type_hints(Config)
     if not isinstance(values, dict) or set(values) - set(hints):

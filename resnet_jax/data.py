@@ -1,5 +1,6 @@
 """Named data sets as arrays, and the order and batches in which they are seen."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from resnet_jax.errors import ConfigError
 
 FOLDER_SIZE = 224  # of a folder's pictures, if nothing else is said
 SIZE = 32  # of all others'
-NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}
+NUM_CLASSES = {**cifar10.NUM_CLASSES, "digits": 10}
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def load_dataset(
     image_size: int | None = None,
     crop_pct: float = 0.875,
     skip_bad_images: bool = False,
+    rebuild: bool = False,
 ) -> tuple[Dataset, Dataset]:
     """(train, test) of `name`: cifar10, cifar100, digits or folder.
 
@@ -78,11 +80,14 @@ def load_dataset(
         ~/tensorflow_datasets. CIFAR-10 is fetched and prepared there if it is missing.
       image_size, crop_pct, skip_bad_images: of folder, see folder.load; the pictures of
         the others have one size, and are resized on the device.
+      rebuild: fetch CIFAR-10 and prepare it afresh, in the place of what is there.
 
     Raises:
       ConfigError: an unknown name, or a folder without data_dir.
       DataError: the data cannot be had, or are not what they should be.
     """
+    if rebuild and name != "cifar10":
+        raise ConfigError(f"rebuild_data is for cifar10: {name} is not prepared here")
     if name == "folder":
         root = _folder(data_dir)
         names = folder.class_names(root)
@@ -100,7 +105,7 @@ def load_dataset(
     if name == "digits":
         return _load_digits()
     if name in NUM_CLASSES:
-        splits = cifar10.load_arrays(name, data_dir)
+        splits = cifar10.load_arrays(name, data_dir, rebuild=rebuild)
         train, test = (
             Dataset(images, labels, splits.class_names)
             for images, labels in (splits.train, splits.test)
@@ -135,6 +140,15 @@ def _load_digits() -> tuple[Dataset, Dataset]:
     )
     whole = Dataset(images, labels, tuple(map(str, digits.target_names)))
     return whole.take(np.sort(train)), whole.take(np.sort(test))
+
+
+def digest(dataset: Dataset) -> str:
+    """The sha256 of its pictures and labels, in their order."""
+    found = hashlib.sha256()
+    for array in (dataset.images, dataset.labels):
+        found.update(f"{array.dtype} {array.shape} ".encode())
+        found.update(np.ascontiguousarray(array).data.cast("B"))
+    return found.hexdigest()
 
 
 def subset(dataset: Dataset, size: int | None, *, seed: int) -> Dataset:

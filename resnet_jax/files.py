@@ -1,12 +1,19 @@
 """Files of a run: read as they are, written whole or not at all."""
 
+import contextlib
 import json
 import os
+import shutil
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from resnet_jax.errors import ConfigError
+
+_SCRATCH = ".resnet_jax-"
+_MAX_JSON = 2**26  # bytes; what we write takes a thousandth
 
 
 def check_writable(directory: Path, what: str, option: str) -> None:
@@ -26,12 +33,79 @@ def check_writable(directory: Path, what: str, option: str) -> None:
         ) from None
 
 
+@contextlib.contextmanager
+def scratch(directory: Path) -> Iterator[str]:
+    """A folder in `directory` for what is not whole yet; it goes with the context.
+
+    So do those of processes that were killed, an hour ago or longer.
+    """
+    remove_scratch(directory, age=3600)
+    with tempfile.TemporaryDirectory(dir=directory, prefix=_SCRATCH) as path:
+        yield path
+
+
+def remove_scratch(directory: Path, *, age: float = 0) -> None:
+    """Removes what a process that was killed left there half written.
+
+    Args:
+      age: seconds since it was touched; less may be of a process that lives.
+    """
+    for path in directory.glob(f"{_SCRATCH}*"):
+        with contextlib.suppress(OSError):  # another was faster
+            if time.time() - path.stat().st_mtime >= age:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+      ValueError: it is missing, of more than 64 MB, or not JSON.
+    """
+    return _parse(_read(path))
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The records of a file of JSON lines; an unfinished last line is left out."""
+    """The records of a file of JSON lines; an unfinished last line is left out.
+
+    Raises:
+      ConfigError: a line is none; it is named.
+    """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    records = []
+    try:
+        lines = _read(path).split("\n")[:-1]
+    except ValueError as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = _parse(line)
+            if not isinstance(record, dict):
+                raise ValueError("not an object")
+        except ValueError as error:
+            raise ConfigError(
+                f"{path}, line {number}, is no record ({error}): remove the line"
+            ) from None
+        records.append(record)
+    return records
+
+
+def _read(path: Path) -> str:
+    try:
+        size = path.stat().st_size
+        if size > _MAX_JSON or not path.is_file():
+            raise ValueError(f"{path} has {size} bytes, or is no file")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(str(error)) from None
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -41,9 +115,10 @@ def write_text(path: Path, text: str) -> None:
       ConfigError: it cannot be written there.
     """
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as scratch:
-            whole = Path(scratch, path.name)
-            with whole.open("w", encoding="utf-8") as file:
+        with scratch(path.parent) as folder:
+            whole = Path(folder, path.name)
+            # Names of files need not be text: those that are not are shown escaped.
+            with whole.open("w", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())

@@ -2,7 +2,7 @@
 
 import logging
 import os
-import warnings
+import sys
 from collections.abc import Iterator
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -13,6 +13,7 @@ from resnet_jax.errors import DataError
 
 log = logging.getLogger(__name__)
 
+_MAX_PIXELS = 2**26  # of a resized picture; a crop of 4096 with .5 beside it has these
 # torchvision.datasets.folder's.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
@@ -115,11 +116,11 @@ def read_picture(path: Path, *, size: int, crop_pct: float) -> np.ndarray:
     """One picture as [size, size, 3] uint8, see load; a huge one raises."""
     from PIL import Image, ImageOps
 
-    with warnings.catch_warnings():
-        # Pillow warns of a picture that is likely made to fill the memory.
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file).convert("RGB")
+    with Image.open(path) as file:
+        # Pillow only warns of these, and warnings are of all threads alike.
+        if file.width * file.height > (Image.MAX_IMAGE_PIXELS or sys.maxsize):
+            raise ValueError(f"{file.width}x{file.height}: a decompression bomb?")
+        picture = ImageOps.exif_transpose(file).convert("RGB")
     side = round(size / crop_pct)
     width, height = picture.size
     # torchvision's Resize(int): the longer side is cut to an integer.
@@ -127,6 +128,9 @@ def read_picture(path: Path, *, size: int, crop_pct: float) -> np.ndarray:
         shape = (side, int(side * height / width))
     else:
         shape = (int(side * width / height), side)
+    # A strip of one pixel's width is small until its width is a picture's.
+    if shape[0] * shape[1] > _MAX_PIXELS:
+        raise ValueError(f"{width}x{height} would become {shape[0]}x{shape[1]} pixels")
     picture = picture.resize(shape, Image.Resampling.BILINEAR)
     left, top = (round((length - size) / 2) for length in shape)
     return np.asarray(picture.crop((left, top, left + size, top + size)))

@@ -1,8 +1,8 @@
 """Weights by name, by file, or by exported folder: what to begin from."""
 
-import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
-from resnet_jax import download, models, pretrained, training
+from resnet_jax import download, files, models, pretrained, training
 from resnet_jax.augment import parse_normalization
 from resnet_jax.errors import ConfigError, DataError
 
@@ -27,6 +27,7 @@ IMAGENET = {
     "resnet152": "resnet152-394f9c45.pth",
 }
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+_SIDES = range(1, 4097)  # of pictures, in pixels
 
 
 class Preprocessing(NamedTuple):
@@ -60,7 +61,7 @@ def read_info(directory: str | Path) -> dict[str, Any]:
     """
     path = Path(directory) / CONFIG
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
+        info = files.read_json(path)
         architecture, preprocessing = info["architecture"], info["preprocessing"]
         known = isinstance(info["class_names"], list) and all(
             isinstance(architecture[name], kind)
@@ -69,13 +70,19 @@ def read_info(directory: str | Path) -> dict[str, Any]:
                 ("num_classes", int),
                 ("skip", bool),
                 ("norm", str),
-                ("dtype", str),
+                ("stem", str | None),
             )
         )
+        known = known and architecture["dtype"] in ("float32", "bfloat16")
         known = known and isinstance(preprocessing["normalize"], str)
-        if not known or not isinstance(preprocessing["image_size"], int):
+        known = known and isinstance(info["dataset"], str)
+        known = known and re.fullmatch("[0-9a-f]{64}", info["sha256"]) is not None
+        sizes = [preprocessing["size"], preprocessing["image_size"]]
+        known = known and all(type(side) is int and side in _SIDES for side in sizes)
+        known = known and len(info["class_names"]) == architecture["num_classes"]
+        if not known or not all(isinstance(x, str) for x in info["class_names"]):
             raise ValueError("it is not what --export writes")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path} is not an exported network's ({error!r}): export it again"
         ) from None
@@ -105,7 +112,7 @@ def read_weights(source: str, model: str) -> pretrained.StateDict:
         return pretrained.read_state_dict(_imagenet_file(model))
     if is_exported(source):
         info, path = read_info(source), Path(source, WEIGHTS)
-        download.check_sha256(path, info.get("sha256", ""))
+        download.check_sha256(path, info["sha256"])
         return pretrained.read_state_dict(path)
     if Path(source).is_dir():
         raise DataError(

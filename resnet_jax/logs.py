@@ -1,71 +1,235 @@
 """What a run records of its epochs: JSON lines, a printed line, TensorBoard."""
 
+import contextlib
+import errno
+import logging
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from resnet_jax import files, metrics
 from resnet_jax.errors import ConfigError
 
+log = logging.getLogger(__name__)
+
 METRICS = "metrics.jsonl"
 LAYERS = "layers.jsonl"
+Record = dict[str, Any]
+_FORM = (
+    *("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy"),
+    *("seconds", "images_per_second"),
+)
+_VALIDATION = ("val_loss", "val_accuracy")
+_LARGEST = 1e30  # no number of ours is larger, and none is NaN
+Layers = dict[str, dict[str, Any]]  # as diagnostics.layer_statistics has them
+_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+
+
+def read_metrics(run_dir: Path, *, of_ours: bool = True) -> list[Record]:
+    """The lines of metrics.jsonl in `run_dir`; none where there is no such file.
+
+    Args:
+      of_ours: they have step and lr, too; other programs' need not.
+
+    Raises:
+      ConfigError: a line has not the form of README; it is named.
+    """
+    records = files.read_jsonl(run_dir / METRICS)
+    names = [*_FORM, *(["step", "lr"] if of_ours else [])]
+    names += [name for name in _VALIDATION if records and name in records[0]]
+    for number, record in enumerate(records, start=1):
+        for name in names:
+            value = record.get(name)
+            is_count = name in ("epoch", "step")
+            fits = type(value) is int if is_count else type(value) in (int, float)
+            if not fits or not -_LARGEST < value < _LARGEST:
+                raise ConfigError(
+                    f"{run_dir / METRICS}, line {number}: {name} is "
+                    f"{str(value)[:40]}: put it right, or remove the line"
+                )
+    return records
 
 
 class JsonLines:
-    """A file of JSON lines, each with its "step", continued after `step`.
-
-    Lines of later steps, whose checkpoint a killed run never saw, are taken out: they
-    will be written again.
+    """A file of JSON lines, begun afresh with `records`.
 
     Raises:
       ConfigError: the file cannot be written.
     """
 
-    def __init__(self, path: Path, *, step: int) -> None:
-        self._path = path
-        kept = [r for r in files.read_jsonl(path) if r["step"] <= step]
-        files.write_text(path, "".join(f"{metrics.json_line(r)}\n" for r in kept))
+    def __init__(self, path: Path, records: list[Record]) -> None:
+        text = "".join(f"{metrics.json_line(r)}\n" for r in records)
+        files.write_text(path, text)
+        self._path, self._size = path, len(text.encode())
+        self._unwritten = b""
 
-    def write(self, record: dict[str, Any]) -> None:
-        """Appends `record`; it is on the disk on return."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(metrics.json_line(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+    def write(self, record: Record) -> None:
+        """Appends `record`; it is on the disk on return, unless that is full.
+
+        Raises:
+          ConfigError: the file cannot be written, for a reason that will not pass.
+        """
+        self._unwritten += metrics.json_line(record).encode() + b"\n"
+        self.flush()
+
+    def flush(self) -> str | None:
+        """Writes what a full disk refused; the reason where it refuses still."""
+        if not self._unwritten:
+            return None
+        try:
+            # "r+": a file that has vanished is not to come back as an empty one.
+            with self._path.open("r+b", buffering=0) as file:
+                file.truncate(self._size)  # what a full disk took of the last try
+                file.seek(self._size)
+                left = self._unwritten
+                while left:
+                    left = left[file.write(left) :]
+                os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno not in _PASSING:
+                raise ConfigError(
+                    f"{self._path} cannot be written ({error.strerror}): the run ends "
+                    "here; put it right, or choose another --workdir"
+                ) from None
+            log.warning("%s: %s; the line is kept back", self._path, error.strerror)
+            return str(error.strerror)
+        self._size += len(self._unwritten)
+        self._unwritten = b""
+        return None
 
 
-class MetricsLog:
-    """The metrics of the run in `run_dir`, continued after `step` as JsonLines are.
+class Logs:
+    """What the run in `run_dir` records of its epochs, continued after `step`.
+
+    Lines of later steps, whose checkpoint a killed run never saw, are taken out: they
+    will be written again.
+
+    Args:
+      records: the lines so far, as the checkpoint has them.
 
     Raises:
       ConfigError: the file cannot be written, or `tensorboard` lacks its package.
     """
 
-    def __init__(self, run_dir: Path, *, step: int, tensorboard: bool) -> None:
-        self._writer: Any = None
-        if tensorboard:
-            self._writer = _make_writer(run_dir / "tensorboard", step + 1)
-        self._lines = JsonLines(run_dir / METRICS, step=step)
+    def __init__(
+        self, run_dir: Path, records: list[Record], *, step: int, tensorboard: bool
+    ) -> None:
+        self._events = _Events(run_dir / "tensorboard", step) if tensorboard else None
+        self._dir, self._step = run_dir, step
+        self.records = [*records, *self._last_line(records)]
+        self._lines = JsonLines(run_dir / METRICS, self.records)
+        self._layers: JsonLines | None = None
 
-    def write(self, record: dict[str, Any]) -> None:
+    def _last_line(self, records: list[Record]) -> list[Record]:
+        """The line of the checkpoint's own step, where it was written after that."""
+        try:
+            lines = read_metrics(self._dir)
+        except ConfigError as error:
+            log.warning("%s; the file is written anew from the checkpoint", error)
+            return []
+        known = {record["step"] for record in records}
+        return [r for r in lines if r["step"] == self._step and r["step"] not in known]
+
+    def write(self, record: Record) -> None:
         """Appends `record`, of an epoch, and prints it."""
+        self.records.append(record)
         self._lines.write(record)
         print(metrics.epoch_line(record), flush=True)
-        if self._writer is not None:
-            for name in record.keys() - {"epoch", "step"}:
-                self._writer.add_scalar(name, record[name], record["step"])
+        if self._events is not None:
+            self._events.write(record)
+
+    @property
+    def last_step(self) -> int | None:
+        """The step of the last line."""
+        return self.records[-1]["step"] if self.records else None
+
+    def flush(self) -> str | None:
+        """As JsonLines.flush, of every file."""
+        logs = [self._lines] if self._layers is None else [self._layers, self._lines]
+        failures = [failure for each in logs if (failure := each.flush())]
+        return failures[0] if failures else None
+
+    def add_layers(self, measure: Callable[[Any], Layers]) -> None:
+        """Opens layers.jsonl for what measure(state) gives."""
+        self._measure = measure
+        path = self._dir / LAYERS
+        kept: list[Record] = []
+        for record in files.read_jsonl(path) if self._step else []:
+            if type(record.get("step")) is not int:
+                raise ConfigError(f"{path} has a line without its step: remove it")
+            # The line of metrics comes after: where it is missing, both are written.
+            if record["step"] <= (self.last_step or 0):
+                kept.append(record)
+        self._layers = JsonLines(path, kept)
+
+    def measure(self, state: Any) -> Layers | None:
+        """What layers.jsonl is to have of `state`; None without add_layers."""
+        return None if self._layers is None else self._measure(state)
+
+    def write_layers(self, place: dict[str, int], layers: Layers | None) -> None:
+        """Appends the line of `layers`, if there are any, at epoch and step `place`."""
+        if self._layers is not None:
+            self._layers.write({**place, "layers": layers})
 
     def close(self) -> None:
-        """Flushes what TensorBoard's writer holds."""
+        """Closes what TensorBoard reads."""
+        if self._events is not None:
+            self._events.close()
+
+
+class _Events:
+    """TensorBoard's copy of the metrics; lines that a full disk refuses are left out.
+
+    Written here, one at a time: the thread of tensorboardX's own SummaryWriter dies of
+    a full disk, and the training then waits for it.
+
+    Raises:
+      ConfigError: tensorboardX is not there.
+    """
+
+    def __init__(self, directory: Path, step: int) -> None:
+        try:
+            import tensorboardX  # noqa: F401
+        except ImportError:
+            raise ConfigError(
+                "--tensorboard needs tensorboardX: pip install tensorboardX"
+            ) from None
+        self._directory, self._step = directory, step
+        self._writer: Any = None
+
+    def write(self, record: Record) -> None:
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
+
+        try:
+            if self._writer is None:
+                self._writer = self._make_writer()
+                start = SessionLog(status=SessionLog.SessionStatus.Value("START"))
+                # What a killed run wrote of later steps is not to be shown.
+                event = Event(step=self._step + 1, session_log=start)
+                self._writer.write_event(event)
+            for name in sorted(record.keys() - {"epoch", "step"}):
+                summary = scalar(name, record[name])
+                event = Event(
+                    wall_time=time.time(), step=record["step"], summary=summary
+                )
+                self._writer.write_event(event)
+            self._writer.flush()
+        except OSError as error:
+            log.warning("%s: %s; a line is left out", self._directory, error.strerror)
+            self.close()
+            self._step = record["step"]
+
+    def close(self) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with contextlib.suppress(OSError):
+                self._writer.close()
+        self._writer = None
 
+    def _make_writer(self) -> Any:
+        from tensorboardX.event_file_writer import EventsWriter
 
-def _make_writer(directory: Path, purge_step: int) -> Any:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        raise ConfigError(
-            "--tensorboard needs tensorboardX: pip install tensorboardX"
-        ) from None
-    return SummaryWriter(str(directory), purge_step=purge_step)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        return EventsWriter(str(self._directory / "events"), f".{self._step}")

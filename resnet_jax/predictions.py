@@ -30,7 +30,7 @@ def predict_files(
     """
     cfg, class_names = subject.cfg, subject.class_names
     if class_names is None:  # weights that do not say: the data set does
-        loaded = data.load_dataset(cfg.dataset, cfg.data_dir, **cfg.folder_options)
+        loaded = data.load_dataset(cfg.dataset, cfg.data_dir, **cfg.loading)
         class_names = loaded[1].class_names
     is_folder = cfg.dataset == "folder"
     size = data.image_shape(cfg.dataset, cfg.image_size if is_folder else None)[0]

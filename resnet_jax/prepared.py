@@ -7,14 +7,13 @@ import logging
 import os
 import struct
 import sys
-import tempfile
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from resnet_jax import files
 from resnet_jax.download import cache_dir
 from resnet_jax.errors import DataError
 
@@ -72,7 +71,7 @@ def read(directory: Path) -> Arrays:
 def damaged(directory: Path, reason: str) -> DataError:
     """The error that says so of a prepared folder, and what to do."""
     return DataError(
-        f"{directory} is damaged ({reason}): remove it, "
+        f"{directory} is damaged ({reason}): prepare it afresh with --rebuild-data, "
         "or name another directory with --data-dir"
     )
 
@@ -108,10 +107,11 @@ def _tfrecords(path: Path) -> Iterator[bytes]:
             yield record
 
 
-def write_cifar10(arrays: Arrays, data_dir: Path) -> Path:
+def write_cifar10(arrays: Arrays, data_dir: Path, old: Path | None = None) -> Path:
     """Writes data_dir/cifar10/3.0.2 as tensorflow-datasets itself would; its path.
 
-    It appears whole; where another process was first, that one's stands.
+    It appears whole, in the place of `old`; where another process was first, that
+    one's stands.
 
     Raises:
       OSError: data_dir cannot be written.
@@ -142,7 +142,7 @@ def write_cifar10(arrays: Arrays, data_dir: Path) -> Path:
                     yield key, {"id": key, "image": image, "label": int(label)}
 
     data_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=data_dir, prefix=".cifar10-") as scratch:
+    with files.scratch(data_dir) as scratch:
         builder = Cifar10(data_dir=scratch, file_format="array_record")
         if not sys.stderr.isatty():
             tfds.disable_progress_bar()
@@ -153,6 +153,10 @@ def write_cifar10(arrays: Arrays, data_dir: Path) -> Path:
         written = Path(builder.data_dir)
         directory = data_dir / written.relative_to(scratch)
         directory.parent.mkdir(exist_ok=True)
+        if old is None and find("cifar10", data_dir) != directory:
+            old = directory  # half of one
+        if old is not None and old.exists():
+            old.rename(Path(scratch, "old"))
         try:
             written.rename(directory)
         except OSError:
@@ -163,9 +167,9 @@ def write_cifar10(arrays: Arrays, data_dir: Path) -> Path:
 
 def _fingerprint(directory: Path) -> str:
     """Changes whenever a file of `directory` does."""
-    files = sorted(path for path in directory.iterdir() if path.is_file())
+    paths = sorted(path for path in directory.iterdir() if path.is_file())
     stats = [
-        (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files
+        (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths
     ]
     return json.dumps([str(directory.resolve()), stats])
 
@@ -185,8 +189,8 @@ def load_cache(name: str, directory: Path) -> Arrays | None:
             )
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        log.warning("the cache %s is damaged (%s) and made afresh", path, error)
+    except Exception as error:  # NumPy and zipfile raise of every kind
+        log.warning("the cache %s is damaged (%r) and made afresh", path, error)
         return None
 
 
@@ -203,7 +207,7 @@ def save_cache(name: str, directory: Path, arrays: Arrays) -> None:
     path = cache_dir() / f"{name}.npz"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        with files.scratch(path.parent) as scratch:
             whole = Path(scratch, path.name)
             np.savez(whole, **content)
             whole.replace(path)

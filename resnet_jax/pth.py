@@ -1,13 +1,15 @@
 """What torch.save wrote, zip or legacy, read without torch and without running code."""
 
 import io
+import mmap
 import pickle
+import pickletools
 import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -29,6 +31,8 @@ _DTYPES: dict[str, Any] = {
     "BoolStorage": np.bool_,
 }
 _MAX_PICKLE = 2**26  # bytes; names and shapes of a large network take a thousandth
+_MAX_OPCODES = 2**20  # a network of a thousand tensors has 50,000
+_MAX_SIZE = 2**24  # objects, those counted again that stand in several places
 
 
 class RefusedError(pickle.UnpicklingError):
@@ -66,7 +70,7 @@ def read_zip(path: Path) -> Any:
 
         if entries[pickles[0]].file_size > _MAX_PICKLE:
             raise ValueError("its pickle is too large for a network's weights")
-        return _Unpickler(io.BytesIO(archive.read(pickles[0])), load).load()
+        return _load(io.BytesIO(archive.read(pickles[0])), load)
 
 
 def read_legacy(path: Path) -> Any:
@@ -81,10 +85,14 @@ def read_legacy(path: Path) -> Any:
             storages[key] = np.zeros(count, dtype)
         return storages[key]
 
-    def plain(file: BinaryIO) -> Any:
-        return _Unpickler(file, allocate).load()
+    def plain(file: mmap.mmap) -> Any:
+        return _load(file, allocate)
 
-    with path.open("rb") as file:
+    # Mapped, for a length in a damaged file would have read() ask for as much memory.
+    with (
+        path.open("rb") as opened,
+        mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as file,
+    ):
         plain(file)  # the magic number
         if plain(file) != 1001:
             raise ValueError("its protocol is none that is known")
@@ -96,9 +104,83 @@ def read_legacy(path: Path) -> Any:
             count = int.from_bytes(file.read(8), "little")
             if count != len(storage):
                 raise ValueError(f"storage {key} has {count} elements")
-            if file.readinto(memoryview(storage.view(np.uint8))) != storage.nbytes:
+            content_bytes = file.read(storage.nbytes)
+            if len(content_bytes) != storage.nbytes:
                 raise EOFError("it ends in the middle of a storage")
+            storage.view(np.uint8)[:] = np.frombuffer(content_bytes, np.uint8)
         return content
+
+
+# What torch.save writes, by any protocol of pickle; what GLOBAL may name, find_class
+# says. Not among them: EXT's registry, and BYTEARRAY8, which takes its memory first.
+_OPCODES = frozenset(
+    {
+        *("PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "NONE"),
+        *("NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2"),
+        *("LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+        *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE"),
+        *("SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES"),
+        *("EMPTY_LIST", "APPEND", "APPENDS", "LIST", "EMPTY_DICT", "DICT"),
+        *("SETITEM", "SETITEMS", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
+        *("GET", "BINGET", "LONG_BINGET", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"),
+        *("GLOBAL", "STACK_GLOBAL", "REDUCE", "NEWOBJ", "BUILD", "BINPERSID"),
+    }
+)
+
+
+def _load(file: io.BytesIO | mmap.mmap, load: Callable[[str, Any, int], Any]) -> Any:
+    """The object of the pickle that begins here; its opcodes are looked at first."""
+    start = file.tell()
+    _check_opcodes(file)
+    file.seek(start)
+    return _Unpickler(file, load).load()  # type: ignore[arg-type]
+
+
+def _check_opcodes(file: io.BytesIO | mmap.mmap) -> None:
+    """Raises where a pickle asks for more than a network's weights do.
+
+    Python's own reader makes a table as long as the largest number that a PUT has; and
+    a hundred bytes are enough for a tuple of two that are one tuple of two, and so on:
+    to hash it, as the key of a dictionary, would take for ever. So the stack is
+    followed here with each object's size alone.
+    """
+    stack: list[int | None] = []  # None is a mark
+    memo: dict[int, int] = {}
+    num_opcodes = 0
+
+    def pop_to_mark() -> int:
+        size = 0
+        while (top := stack.pop()) is not None:
+            size += top
+        return size
+
+    for opcode, argument, _ in pickletools.genops(file):  # type: ignore[arg-type]
+        num_opcodes += 1
+        if opcode.name not in _OPCODES:
+            raise RefusedError(f"it has the opcode {opcode.name}")
+        if num_opcodes > _MAX_OPCODES:
+            raise ValueError("its pickle is too long for a network's weights")
+        before = [kind.name for kind in opcode.stack_before]
+        if opcode.name == "MARK":
+            stack.append(None)
+        elif opcode.name.endswith("PUT") or opcode.name == "MEMOIZE":
+            number = len(memo) if argument is None else int(argument)
+            if number > num_opcodes:
+                raise ValueError(f"it numbers an object {number}")
+            memo[number] = stack[-1] or 0
+        elif opcode.name.endswith("GET"):
+            stack.append(memo[int(argument)])
+        else:
+            size = 1
+            if "mark" in before:
+                size += pop_to_mark()
+                before = before[: before.index("mark")]
+            for _ in before:
+                size += stack.pop() or 0
+            if size > _MAX_SIZE:
+                raise ValueError("its objects hold one another too often")
+            if opcode.stack_after:
+                stack.append(size)
 
 
 def _check_order(little: bool) -> None:
@@ -110,7 +192,7 @@ class _Unpickler(pickle.Unpickler):
     """Admits tensors of storages, numbers, strings and containers; nothing else."""
 
     def __init__(
-        self, file: BinaryIO, load: Callable[[str, Any, int], np.ndarray]
+        self, file: io.BytesIO, load: Callable[[str, Any, int], np.ndarray]
     ) -> None:
         super().__init__(file, encoding="utf-8")
         self._load = load
@@ -123,21 +205,25 @@ class _Unpickler(pickle.Unpickler):
         if module == "torch._utils" and name in _REBUILD:
             return _REBUILD[name]
         if module in ("torch", "torch.cuda") and name in _DTYPES:
-            return _DTYPES[name]
+            return name  # of a type, which could be called, the name alone
         raise RefusedError(f"it names {module}.{name}")
 
     def persistent_load(self, saved_id: Any) -> np.ndarray:
         kind, dtype, key, _, count, *view = saved_id
-        if kind != "storage" or dtype not in _DTYPES.values() or any(view):
-            raise ValueError(f"it refers to {saved_id!r}"[:100])
-        return self._load(str(key), dtype, int(count))
+        known = kind == "storage" and type(dtype) is str and dtype in _DTYPES
+        if not known or type(key) is not str or type(count) is not int or any(view):
+            raise ValueError("it refers to something that is no storage")
+        return self._load(key, _DTYPES[dtype], count)
 
 
 def _rebuild_tensor(
     storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...]
 ) -> np.ndarray:
     """A view [size] of the one-dimensional storage; no element lies outside of it."""
-    if len(size) != len(stride) or min((offset, *size, *stride)) < 0:
+    numbers = (offset, *size, *stride)
+    if type(storage) is not np.ndarray or {type(n) for n in numbers} != {int}:
+        raise ValueError("a tensor is none of a storage, an offset, sizes and strides")
+    if len(size) != len(stride) or min(numbers) < 0:
         raise ValueError(f"a tensor has size {size}, stride {stride}")
     empty = 0 in size
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))

@@ -13,7 +13,7 @@ import numpy as np
 from resnet_jax import diagram, export, figures, files, scores, summary
 from resnet_jax.augment import Augment
 from resnet_jax.data import Dataset
-from resnet_jax.logs import METRICS
+from resnet_jax.logs import read_metrics
 from resnet_jax.page import Content, Picture, Table, write
 from resnet_jax.subject import Subject
 
@@ -38,7 +38,7 @@ def write_report(
     cfg, model, variables = subject.cfg, subject.model, subject.state.variables
     class_names, images, labels = test.class_names, test.images, test.labels
     inputs = np.asarray(prepare(jax.random.key(0), images[:1], labels[:1])[0])
-    records = files.read_jsonl(run_dir / METRICS)
+    records = read_metrics(run_dir)
     probabilities = scores.softmax(logits)
     found = scores.score(probabilities, labels, class_names)
     files.write_json(directory / "report.json", found)

@@ -1,39 +1,83 @@
-"""SIGINT and SIGTERM, remembered until it is safe to stop."""
+"""SIGINT and SIGTERM: at once where nothing is lost by it, else when it is safe."""
 
 import contextlib
+import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from types import FrameType
-
-
-@contextlib.contextmanager
-def noted() -> Iterator[list[signal.Signals]]:
-    """A list that receives the first SIGINT or SIGTERM; a second one acts at once.
-
-    Outside the main thread, where Python delivers no signals, the list stays empty.
-    """
-    received: list[signal.Signals] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(signal.Signals(number))
-        restore()
-
-    before = {number: signal.getsignal(number) for number in _NUMBERS}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    for number in _NUMBERS:
-        signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        restore()
-
+from typing import Self
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(BaseException):
+    """A signal that came where nothing has to be finished first.
+
+    Not an Exception, so that no library takes it for a failure of its own.
+    """
+
+
+class Signals:
+    """A context in which the first signal is noted and a second one ends the process.
+
+    Outside the main thread, where Python delivers no signals, nothing is noted.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._at_once = False
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in _NUMBERS:
+                before = signal.signal(number, self._note)
+                self._stack.callback(signal.signal, number, before)
+            self._watch()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = self.received or signal.Signals(number)
+        if self._at_once:
+            raise Interrupted
+
+    def _watch(self) -> None:
+        """Ends the process at the second signal, also while the main thread compiles.
+
+        Python runs a handler between two of its own instructions, which a compilation
+        of a minute is one of. The number itself is written to a socket at once.
+        """
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+
+        def count() -> None:
+            seen = 0
+            with reader:
+                while number := reader.recv(1):
+                    seen += number[0] in _NUMBERS
+                    if seen == 2:
+                        os._exit(130)
+
+        def close() -> None:
+            signal.set_wakeup_fd(before)
+            writer.close()
+
+        self._stack.callback(close)
+        threading.Thread(target=count, daemon=True).start()
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Here a signal raises Interrupted, and so does one that came before."""
+        if self.received:
+            raise Interrupted
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False

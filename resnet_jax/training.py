@@ -187,6 +187,8 @@ def compile_step(
       ConfigError: the model cannot train on one of the shapes.
     """
     begun = time.monotonic()
+    if jax.config.jax_debug_nans:  # JAX runs it again, op by op, on the same arguments
+        return jax.jit(step), 0.0
     jitted = jax.jit(step, donate_argnums=0)
     compiled: dict[int, Any] = {}
     for batch in batches:

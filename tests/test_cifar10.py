@@ -218,7 +218,7 @@ def test_out_of_reach_the_message_says_what_to_do(offline, tmp_path):
 def test_a_data_directory_that_cannot_be_written_only_warns(
     small_cifar, offline, monkeypatch, tmp_path, caplog
 ):
-    def write(arrays, data_dir):
+    def write(arrays, data_dir, old=None):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(prepared, "write_cifar10", write)
@@ -286,3 +286,60 @@ def test_cifar100_is_read_where_it_is_prepared(monkeypatch, tmp_path):
     np.testing.assert_array_equal(arrays.train[0], images[:4])
     np.testing.assert_array_equal(arrays.train[1], [90, 91, 92, 93])
     assert len(arrays.class_names) == 100
+
+
+def test_a_damaged_one_is_prepared_afresh_when_asked(
+    small_cifar, offline, monkeypatch, tmp_path
+):
+    lay(monkeypatch, tmp_path, BINARY, binary_files(small_cifar))
+    directory = prepared.write_cifar10(small_cifar, tmp_path)
+    (path,) = directory.glob("*train.array_record*")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(DataError, match="is damaged .*--rebuild-data"):
+        cifar10.load_arrays("cifar10", tmp_path)
+    found = cifar10.load_arrays("cifar10", tmp_path, rebuild=True)
+    np.testing.assert_array_equal(found.train[0], small_cifar.train[0])
+    again = cifar10.load_arrays("cifar10", tmp_path)
+    np.testing.assert_array_equal(again.test[0], small_cifar.test[0])
+    left = {entry.name for entry in tmp_path.iterdir()} - {"cache"}
+    assert left == {BINARY, "cifar10"} and len(list(directory.parent.iterdir())) == 1
+
+
+def test_without_a_source_the_damaged_one_stays(small_cifar, offline, tmp_path):
+    directory = prepared.write_cifar10(small_cifar, tmp_path)
+    with pytest.raises(DataError, match="cannot be fetched"):
+        cifar10.load_arrays("cifar10", tmp_path, rebuild=True)
+    assert directory.is_dir()
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused(
+    small_cifar, offline, monkeypatch, tmp_path
+):
+    files = binary_files(small_cifar)
+    files["cifar-10-batches-bin/data_batch_3.bin"] = bytes(2**26 + 1)
+    lay(monkeypatch, tmp_path, BINARY, files)
+    with pytest.raises(DataError, match="data_batch_3.bin unpacks to more than CIFAR"):
+        cifar10.load_arrays("cifar10", tmp_path)
+
+
+def test_names_in_an_archive_lead_nowhere(small_cifar, offline, monkeypatch, tmp_path):
+    """Nothing is unpacked: a member with a path of its own is passed over."""
+    files = {"../escaped": b"x", "/tmp/resnet_jax-escaped": b"x"}
+    lay(monkeypatch, tmp_path / "data", BINARY, files | binary_files(small_cifar))
+    cifar10.load_arrays("cifar10", tmp_path / "data")
+    assert not (tmp_path / "escaped").exists()
+    assert not os.path.exists("/tmp/resnet_jax-escaped")
+
+
+def test_half_of_a_prepared_one_is_replaced(
+    small_cifar, offline, monkeypatch, tmp_path, caplog
+):
+    lay(monkeypatch, tmp_path, BINARY, binary_files(small_cifar))
+    directory = prepared.write_cifar10(small_cifar, tmp_path)
+    (directory / "dataset_info.json").unlink()
+    (tmp_path / ".resnet_jax-killed").mkdir()
+    os.utime(tmp_path / ".resnet_jax-killed", (0, 0))
+    cifar10.load_arrays("cifar10", tmp_path)
+    assert "cannot be kept" not in caplog.text
+    assert prepared.find("cifar10", tmp_path) == directory
+    assert not (tmp_path / ".resnet_jax-killed").exists()

@@ -1,10 +1,13 @@
 import dataclasses
 import json
+import typing
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from resnet_jax import config, config_json, options
+from resnet_jax import config, config_json, options, rundir
 from resnet_jax.config import Config
 from resnet_jax.errors import ConfigError
 from resnet_jax.recipes import RECIPES
@@ -95,15 +98,92 @@ def test_whole_numbers_serve_as_floats(tmp_path):
     assert cfg.lr == 1.0 and isinstance(cfg.lr, float) and cfg.max_steps is None
 
 
-def test_differences_leave_out_what_belongs_to_one_invocation():
-    old = Config()
-    new = dataclasses.replace(
-        old, lr=0.5, epochs=3, workdir="elsewhere", profile=True, data_dir="x"
+def fields():
+    """Values of each field's type, sound and not."""
+    hints = typing.get_type_hints(Config)
+    kinds = {
+        int: st.integers(-2, 10**6),
+        float: st.floats(allow_nan=True, width=64) | st.floats(0, 0.5),
+        bool: st.booleans(),
+        str: st.text(max_size=4),
+    }
+
+    def values(hint):
+        options = typing.get_args(hint)
+        origin = typing.get_origin(hint)
+        if origin is typing.Literal:
+            return st.sampled_from(options)
+        if origin is tuple:
+            return st.lists(st.integers(1, 99), max_size=3).map(tuple)
+        if options:  # X | None
+            return st.none() | values(options[0])
+        return kinds[hint]
+
+    optional = {name: values(hint) for name, hint in hints.items()}
+    return st.fixed_dictionaries({}, optional=optional)
+
+
+def test_nothing_is_rebuilt_by_reading_a_run():
+    """evaluate.py loads data as the run's configuration says, but for that."""
+    assert "rebuild" not in Config(rebuild_data=True).loading
+
+
+@given(values=fields())
+def test_any_config_is_refused_in_a_line_or_comes_back_the_same(
+    tmp_path_factory, values
+):
+    path = tmp_path_factory.mktemp("config") / "config.json"
+    try:
+        cfg = Config(**values)
+    except ConfigError as error:
+        assert any(name in str(error) for name in values)
+        return
+    path.write_text(config_json.to_json(cfg), encoding="utf-8")
+    assert config_json.read_config(path) == cfg
+    assert rundir.differences(cfg, cfg) == {}
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner)
+    ),
+    max_leaves=5,
+)
+
+
+@given(
+    values=st.dictionaries(
+        st.sampled_from([field.name for field in dataclasses.fields(Config)]), anything
     )
-    assert config.differences(old, new) == {"lr": (1e-4, 0.5), "epochs": (30, 3)}
+)
+def test_a_config_with_other_types_is_refused_in_a_line(tmp_path_factory, values):
+    path = tmp_path_factory.mktemp("config") / "config.json"
+    path.write_text(json.dumps(values), encoding="utf-8")
+    try:
+        cfg = config_json.read_config(path)
+    except ConfigError as error:
+        assert len(str(error).splitlines()) <= 1
+    else:
+        for name, value in values.items():
+            found = getattr(cfg, name)
+            assert found == (tuple(value) if isinstance(value, list) else value)
 
 
-def test_the_sets_name_fields():
-    names = {field.name for field in dataclasses.fields(Config)}
-    assert names >= config.TRANSIENT | config.OVERRIDABLE
-    assert not config.TRANSIENT & config.OVERRIDABLE
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, '{"lr": ' + "9" * 5000 + "}", "null", "[]", '{"x": 1}', "\xff"],
+)
+def test_files_that_are_no_config(text, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(ConfigError, match="config.json"):
+        config_json.read_config(path)
+
+
+def test_a_file_of_more_than_a_config_is_not_read(tmp_path):
+    path = tmp_path / "config.json"
+    with path.open("wb") as file:
+        file.truncate(10**10)  # takes no room
+    with pytest.raises(ConfigError, match="has 10000000000 bytes"):
+        config_json.read_config(path)

@@ -1,4 +1,6 @@
 import logging
+import subprocess
+import sys
 
 import pytest
 
@@ -12,7 +14,6 @@ from resnet_jax import errors
         (errors.DataError, 3),
         (errors.CheckpointError, 4),
         (errors.NonFiniteLossError, 5),
-        (errors.StoppedError, 75),
     ],
 )
 def test_an_error_becomes_one_line_and_its_code(error, code, capsys):
@@ -20,6 +21,45 @@ def test_an_error_becomes_one_line_and_its_code(error, code, capsys):
         raise error("what, where,\n  what to do")
     assert caught.value.code == code
     assert capsys.readouterr().err == "train.py: what, where, what to do\n"
+
+
+def test_a_stop_ends_the_process_without_pythons_end(capsys, monkeypatch):
+    def end(code):
+        raise SystemExit(code)
+
+    monkeypatch.setattr(errors.os, "_exit", end)
+    with pytest.raises(SystemExit) as caught, errors.command_line("train.py"):
+        raise errors.StoppedError("what, where")
+    assert caught.value.code == 75
+    assert capsys.readouterr().err == "train.py: what, where\n"
+
+
+@pytest.mark.parametrize(("ending", "code"), [("pass", 0), ("raise DataError('x')", 3)])
+def test_threads_that_never_end_do_not_keep_the_process(ending, code):
+    program = (
+        "import threading, time\n"
+        "from resnet_jax import errors\n"
+        "from resnet_jax.errors import DataError\n"
+        "errors.time.sleep = lambda seconds: None\n"
+        "threading.Thread(target=threading.Event().wait).start()\n"
+        "with errors.command_line('train.py'):\n"
+        f"    {ending}\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], timeout=60)
+    assert done.returncode == code
+
+
+def test_names_that_are_not_text_are_shown_escaped():
+    program = (
+        "from resnet_jax import errors\n"
+        "with errors.command_line('train.py'):\n"
+        "    print('a\\udcff')\n"
+        "    raise errors.DataError('b\\udcff')\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (3, "a\\udcff\n")
+    assert done.stderr == "train.py: b\\udcff\n"
 
 
 def test_a_bug_stays_a_traceback():
@@ -38,6 +78,9 @@ def test_ctrl_c_before_the_first_step(capsys):
 def _restore_logging():
     log = logging.getLogger("resnet_jax")
     before = log.handlers[:], log.level, log.propagate
+    hook = sys.unraisablehook
     yield
+    sys.unraisablehook = hook
     log.handlers[:], log.level, log.propagate = before
-    logging.getLogger("absl").setLevel(logging.NOTSET)
+    for narrator in ("absl", "asyncio"):
+        logging.getLogger(narrator).setLevel(logging.NOTSET)

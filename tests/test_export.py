@@ -180,3 +180,30 @@ def test_a_folder_that_cannot_be_written(run, tmp_path):
 def test_options_that_do_not_go_together(options, part):
     with pytest.raises(ConfigError, match=part):
         EvaluateConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("sha256",), 5),
+        (("sha256",), None),
+        (("dataset",), None),
+        (("class_names",), ["a"]),
+        (("class_names",), [1] * 10),
+        (("architecture", "num_classes"), 10**12),
+        (("architecture", "stem"), 3),
+        (("architecture", "dtype"), "x"),
+        (("preprocessing", "image_size"), 10**9),
+        (("preprocessing", "size"), True),
+    ],
+)
+def test_other_values_in_a_config_are_refused(run, path, value):
+    _, folder = run
+    info = json.loads((folder / "config.json").read_text())
+    inner = info
+    for name in path[:-1]:
+        inner = inner[name]
+    inner[path[-1]] = value
+    (folder / "config.json").write_text(json.dumps(info))
+    with pytest.raises(DataError, match="config.json is not an exported network's"):
+        resnet_jax.load_pretrained(folder)

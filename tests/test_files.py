@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -17,10 +18,12 @@ def test_write_text_is_whole_or_not_at_all(tmp_path):
     path = tmp_path / "a.json"
     files.write_json(path, {"a": 1})
     assert json.loads(path.read_text()) == {"a": 1}
-    with pytest.raises(UnicodeEncodeError):
-        files.write_text(path, "\ud800")
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert list(tmp_path.iterdir()) == [path]
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigError, match="folder cannot be written"):
+        files.write_text(tmp_path / "folder", "b")
+    assert set(tmp_path.iterdir()) == {path, tmp_path / "folder"}
+    files.write_text(path, "caf\udcff\u00e9")  # a name in another encoding
+    assert path.read_text(encoding="utf-8") == "caf\\udcff\u00e9"
 
 
 def test_write_text_where_nothing_can_be_written(tmp_path):
@@ -34,3 +37,17 @@ def test_a_directory_is_made_and_tried_before_it_is_needed(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="folder .* cannot be written .*--output"):
         files.check_writable(tmp_path / "file" / "x", "folder", "--output")
+
+
+def test_what_a_killed_process_left_goes_after_an_hour(tmp_path):
+    old, new = tmp_path / ".resnet_jax-old", tmp_path / ".resnet_jax-new"
+    for path in (old, new):
+        path.mkdir()
+        (path / "half").touch()
+    os.utime(old, (0, 0))
+    with files.scratch(tmp_path) as folder:
+        assert os.path.dirname(folder) == str(tmp_path)
+        assert not old.exists() and new.exists()
+    assert not os.path.exists(folder)
+    files.remove_scratch(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -1,3 +1,6 @@
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -136,3 +139,35 @@ def test_no_folder_at_all(tmp_path):
     (tmp_path / "train").mkdir()
     with pytest.raises(DataError, match="train has no class"):
         data.describe("folder", tmp_path)
+
+
+def png(width, height):
+    """A picture of so many zeros, in a few bytes."""
+
+    def chunk(kind, content):
+        parts = struct.pack(">I", len(content)), kind, content
+        return b"".join((*parts, struct.pack(">I", zlib.crc32(kind + content))))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    rows = zlib.compress(bytes((width + 1) * min(height, 1000)), 9)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        (chunk(b"IHDR", header), chunk(b"IDAT", rows), chunk(b"IEND", b""))
+    )
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "message"),
+    [
+        (50_000, 50_000, "could be decompression bomb"),  # 2.5 gigapixels
+        (1, 60_000, "1x60000 would become 224x13440000 pixels"),
+        (60_000, 1, "60000x1 would become 13440000x224 pixels"),
+    ],
+)
+def test_a_bomb_is_refused(root, width, height, message):
+    path = root / "train" / "cat" / "bomb.png"
+    if width * height < 10**6:
+        Image.new("L", (width, height)).save(path)
+    else:
+        path.write_bytes(png(width, height))
+    with pytest.raises(DataError, match=f"bomb.png cannot be read .*{message}"):
+        load(root, size=224)

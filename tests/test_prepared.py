@@ -109,7 +109,7 @@ def test_a_damaged_directory_is_refused_by_name(directory, fault):
         path.write_bytes(path.read_bytes()[:1000])
     else:
         (directory / "dataset_info.json").write_text("{")
-    with pytest.raises(DataError, match=f"{directory} is damaged .*: remove it, or"):
+    with pytest.raises(DataError, match=f"{directory} is damaged .*--rebuild-data"):
         prepared.read(directory)
 
 

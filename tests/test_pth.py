@@ -8,8 +8,11 @@ from collections import OrderedDict
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from resnet_jax import pth
+from resnet_jax import pretrained, pth
+from resnet_jax.errors import DataError
 
 
 class Global:
@@ -206,3 +209,142 @@ def test_a_truncated_stream_is_refused_wherever_it_ends(tmp_path):
         path.write_bytes(whole[:length])
         with pytest.raises((EOFError, pickle.UnpicklingError, ValueError)):
             pth.read_legacy(path)
+
+
+def put(number, width):
+    """An empty dictionary, numbered so."""
+    code = {1: b"q", 4: b"r"}[width] + number.to_bytes(width, "little")
+    return b"\x80\x02}" + code + b"."
+
+
+def test_a_large_number_of_an_object_takes_no_memory(tmp_path):
+    path = write_zip(tmp_path / "a.pth", put(0, 1))
+    assert pth.read_zip(path) == {}
+    write_zip(path, put(2**31 - 1, 4))  # Python's reader: a table of 2**32 pointers
+    with pytest.raises(ValueError, match="numbers an object 2147483647"):
+        pth.read_zip(path)
+    path.write_bytes(legacy(put(2**31 - 1, 4), {}))
+    with pytest.raises(ValueError, match="numbers an object 2147483647"):
+        pth.read_legacy(path)
+
+
+def test_opcodes_that_torch_does_not_write_are_refused(tmp_path):
+    array = b"\x80\x05\x96" + (1).to_bytes(8, "little") + b"x."  # BYTEARRAY8
+    for content in (array, b"\x80\x02\x82\x01."):  # EXT1
+        path = write_zip(tmp_path / "a.pth", content)
+        with pytest.raises(pth.RefusedError, match="it has the opcode"):
+            pth.read_zip(path)
+
+
+def test_a_length_beyond_the_end_of_a_stream_takes_no_memory(tmp_path):
+    path = tmp_path / "a.pth"
+    text = b"\x80\x04\x8d" + (2**40).to_bytes(8, "little") + b"x."  # BINUNICODE8
+    path.write_bytes(legacy(text, {}))
+    with pytest.raises((ValueError, pickle.UnpicklingError)):
+        pth.read_legacy(path)
+
+
+@given(
+    shape=st.lists(st.integers(0, 5), max_size=4),
+    offset=st.integers(0, 6),
+    legacy_file=st.booleans(),
+    dtype=st.sampled_from([("FloatStorage", "<f4"), ("LongStorage", "<i8")]),
+    transposed=st.booleans(),
+)
+def test_any_tensor_is_read_as_it_was(
+    tmp_path_factory, shape, offset, legacy_file, dtype, transposed
+):
+    path = tmp_path_factory.mktemp("pth") / "a.pth"
+    count = int(np.prod(shape))
+    values = np.arange(count + offset, dtype=dtype[1])
+    expected = values[offset:].reshape(shape)
+    expected = expected.T if transposed else expected
+    stride = tuple(step // values.itemsize for step in expected.strides)
+    storage = Storage("0", len(values), dtype[0], legacy=legacy_file)
+    content = dumps({"w": Tensor(storage, offset, expected.shape, stride)})
+    if legacy_file:
+        path.write_bytes(legacy(content, {"0": values}))
+        found = pth.read_legacy(path)["w"]
+    else:
+        found = pth.read_zip(write_zip(path, content, {"0": values}))["w"]
+    assert found.dtype == expected.dtype
+    np.testing.assert_array_equal(found, expected)
+
+
+@given(
+    size=st.lists(st.integers(-3, 2**40), max_size=3),
+    stride=st.lists(st.integers(-3, 2**40), max_size=3),
+    offset=st.integers(-3, 2**40),
+)
+def test_a_view_is_inside_of_its_storage_or_refused(
+    tmp_path_factory, size, stride, offset
+):
+    path = tmp_path_factory.mktemp("pth") / "a.pth"
+    view = Tensor(Storage("0", 6), offset, tuple(size), tuple(stride))
+    write_zip(path, dumps({"w": view}))
+    try:
+        found = pth.read_zip(path)["w"]
+    except ValueError:
+        return
+    assert found.shape == tuple(size)
+    assert set(found.flat) <= set(VALUES)
+
+
+@given(content=st.binary(max_size=200), legacy_file=st.booleans())
+def test_any_bytes_in_the_place_of_a_pickle_end_in_a_known_error(
+    tmp_path_factory, content, legacy_file
+):
+    path = tmp_path_factory.mktemp("pth") / "a.pth"
+    if legacy_file:
+        path.write_bytes(legacy(content, {}))
+    else:
+        write_zip(path, content)
+    try:
+        pretrained.read_state_dict(path)
+    except DataError as error:
+        assert "\n" not in str(error)
+
+
+def laughs(depth, end):
+    """A tuple of two that are one tuple of two, and so on; then `end`."""
+    code = b"\x80\x02)q\x00"
+    for number in range(depth):
+        code += b"h" + bytes([number]) + b"h" + bytes([number]) + b"\x86q"
+        code += bytes([number + 1])
+    return code + end + b"."
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        b"Q",  # as a persistent id
+        b"}h" + bytes([40]) + b"K\x01s",  # as a key
+        b"ctorch\nFloatStorage\nh" + bytes([40]) + b"\x85R",  # as an argument
+        b"",
+    ],
+)
+def test_objects_that_hold_one_another_take_no_time(tmp_path, end):
+    path = write_zip(tmp_path / "a.pth", laughs(40, end))
+    with pytest.raises(ValueError, match="hold one another too often"):
+        pth.read_zip(path)
+    assert pth.read_zip(write_zip(path, laughs(3, b""))) == ((((), ()),) * 2,) * 2
+
+
+def test_a_pickle_that_is_too_long_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(pth, "_MAX_OPCODES", 100)
+    path = write_zip(tmp_path / "a.pth", b"\x80\x02" + b"]" * 200 + b".")
+    with pytest.raises(ValueError, match="too long"):
+        pth.read_zip(path)
+
+
+def test_types_of_storages_cannot_be_called(tmp_path):
+    path = write_zip(tmp_path / "a.pth", b"\x80\x02ctorch\nFloatStorage\nK\x05\x85R.")
+    with pytest.raises(TypeError, match="not callable"):
+        pth.read_zip(path)
+
+
+@pytest.mark.parametrize("size", [("2", 3), (2.0, 3), (True, 3), ((2,), 3)])
+def test_sizes_that_are_no_numbers_are_refused(tmp_path, size):
+    path = write_zip(tmp_path / "a.pth", dumps({"w": tensor(size=size)}))
+    with pytest.raises(ValueError, match="none of a storage"):
+        pth.read_zip(path)

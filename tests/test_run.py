@@ -7,16 +7,28 @@ import signal
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import train
-from resnet_jax import checkpoint, data, models, training
+from resnet_jax import (
+    checkpoint,
+    data,
+    metrics,
+    models,
+    pretrained,
+    run,
+    store,
+    training,
+)
 from resnet_jax.config import Config
 from resnet_jax.errors import (
     CheckpointError,
     ConfigError,
+    DataError,
     NonFiniteLossError,
     StoppedError,
 )
+from resnet_jax.recipes import RECIPES
 from resnet_jax.run import open_run
 from resnet_jax.rundir import read_run
 
@@ -287,7 +299,9 @@ def test_what_lay_in_the_directory_stays_where_a_run_fails(cfg, monkeypatch):
         assert file.read() == "mine"
 
 
-def test_a_signal_at_the_very_last_step_still_ends_the_run(cfg, monkeypatch):
+def test_a_signal_at_the_very_last_step_leaves_the_evaluation_to_the_next_call(
+    cfg, monkeypatch
+):
     batches = data.train_batches
 
     def signalling(*args, **options):
@@ -297,8 +311,15 @@ def test_a_signal_at_the_very_last_step_still_ends_the_run(cfg, monkeypatch):
             yield batch
 
     monkeypatch.setattr(data, "train_batches", signalling)
+    alone = change(cfg, max_steps=7, workdir=cfg.workdir + "-alone")
+    with pytest.raises(StoppedError, match="saved at step 7 of 7"):
+        train.main(change(cfg, max_steps=7))
+    assert [line["step"] for line in records(cfg)] == [5]
+    monkeypatch.setattr(data, "train_batches", batches)
+    train.main(alone)
     train.main(change(cfg, max_steps=7))
     assert [line["step"] for line in records(cfg)] == [5, 7]
+    assert_same_end(change(cfg, max_steps=7), alone)
 
 
 def test_an_evaluation_that_is_not_finite_is_not_saved(cfg, monkeypatch):
@@ -341,8 +362,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(cfg, monkeypatch, bad_step):
 
     monkeypatch.setattr(data, "train_batches", poisoned)
     monkeypatch.setattr(training, "train_step", spoil)
+    lr = {1: 0.05, 8: 0.0276132}[bad_step]  # the cosine's, there
     with pytest.raises(
-        NonFiniteLossError, match=f"is nan at step {bad_step}, lr 0.05: try"
+        NonFiniteLossError, match=f"is nan at step {bad_step}, lr {lr}: try"
     ):
         train.main(cfg)
     assert len(seen) == bad_step  # not a step further
@@ -457,3 +479,152 @@ def test_open_run_probes_without_a_trace(cfg):
     with open_run(cfg):
         assert os.path.isdir(cfg.workdir)
     assert not os.path.exists(cfg.workdir)
+
+
+@pytest.mark.parametrize("name", ["check_resumable", "Saver"])
+def test_a_signal_while_a_run_is_being_opened(name, cfg, monkeypatch):
+    before = getattr(run, name)
+
+    def signalling(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return before(*args)
+
+    monkeypatch.setattr(run, name, signalling)
+    with pytest.raises(StoppedError, match="by SIGTERM before its first step"):
+        train.main(cfg)
+    assert not os.path.exists(cfg.workdir)
+
+
+def test_other_classes_are_refused(cfg, monkeypatch):
+    train.main(change(cfg, max_steps=2))
+    loaded = data.load_dataset()
+    renamed = [data.Dataset(p.images, p.labels, ("a", "b", "d")) for p in loaded]
+    monkeypatch.setattr(data, "load_dataset", lambda *args, **options: renamed)
+    with pytest.raises(ConfigError, match="begun on other classes"):
+        train.main(change(cfg, max_steps=4, override=True))
+
+
+@pytest.fixture
+def weights(cfg, tmp_path):
+    """A file of random weights of the tiny network, with other classes."""
+    model = models.create_model(cfg.model, num_classes=7)
+    variables = training.init_variables(model, (8, 8, 3), key=jax.random.key(9))
+    path = tmp_path / "weights.safetensors"
+    save_file(pretrained.to_torch(variables), path)
+    return str(path)
+
+
+def test_a_command_that_failed_does_not_spoil_what_a_killed_one_left(cfg, monkeypatch):
+    """Killed between the line of an epoch and its checkpoint; then data are missing."""
+    save = run.Saver.save
+
+    def die(*args, **options):
+        raise Killed
+
+    monkeypatch.setattr(run.Saver, "save", die)
+    with pytest.raises(Killed):
+        train.main(cfg)
+    monkeypatch.setattr(run.Saver, "save", save)
+    os.makedirs(f"{cfg.workdir}/checkpoints")  # a process that is killed leaves it
+    with open(f"{cfg.workdir}/metrics.jsonl", "w", encoding="utf-8") as file:
+        file.write('{"epoch": 1, "step": 5}\n')
+    loaded = data.load_dataset
+
+    def missing(*args, **options):
+        raise DataError("no data")
+
+    monkeypatch.setattr(data, "load_dataset", missing)
+    with pytest.raises(DataError):
+        train.main(cfg)
+    monkeypatch.setattr(data, "load_dataset", loaded)
+    train.main(cfg)
+    assert [line["step"] for line in records(cfg)] == [5, 10, 15]
+
+
+def test_the_best_stays_although_a_better_one_could_not_be_saved(cfg, monkeypatch):
+    cfg = change(cfg, validation_split=0.25, keep=1, epochs=4)  # of 4 steps each
+    accuracies = iter([0.8, 0.9, 0.1, 0.1])
+    means, save = metrics.means, store.Store.save
+
+    def given(sums, part):
+        found = means(sums, part)
+        if part == "val":
+            found["val_accuracy"] = next(accuracies)
+        return found
+
+    def full(self, step, *args):
+        if step != 8:  # the save of the better one fails
+            save(self, step, *args)
+
+    monkeypatch.setattr(metrics, "means", given)
+    monkeypatch.setattr(store.Store, "save", full)
+    train.main(cfg)
+    assert sorted(map(int, os.listdir(f"{cfg.workdir}/checkpoints"))) == [4, 16]
+    assert variables(cfg, "best")[1] == 4
+
+
+def test_fewer_epochs_than_are_done(cfg, monkeypatch):
+    """Stopped in the evaluation of the second of three, and then told to do one."""
+    evaluate = training.evaluate
+
+    def signalling(eval_step, make_batches, state, dataset):
+        if int(state.step) == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(eval_step, make_batches, state, dataset)
+
+    monkeypatch.setattr(training, "evaluate", signalling)
+    with pytest.raises(StoppedError, match="saved at step 10 of 15"):
+        train.main(cfg)
+    monkeypatch.setattr(training, "evaluate", evaluate)
+    train.main(change(cfg, epochs=1, override=True))
+    assert [line["step"] for line in records(cfg)] == [5]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_resume_is_exact_for_every_recipe(name, cfg, weights, monkeypatch):
+    """Parameters, statistics, optimizer, order, augmentation, sums: to the bit."""
+    recipe = RECIPES[name][1]
+    recipe = change(
+        recipe,
+        **{"model": cfg.model, "dataset": "digits", "epochs": 2, "max_steps": None},
+        **{"batch_size": 8, "eval_batch_size": 4, "normalize": "half"},
+        pretrained=recipe.pretrained and weights,
+        crop_padding=min(recipe.crop_padding, 1),
+        lr_milestones=(3, 7) if recipe.lr_milestones else (),
+        log_gradients=name == "resnet20",
+        validation_split=0.1 if name == "resnet18" else 0.0,
+        workdir=cfg.workdir,
+    )
+    recipe = change(recipe, stem=None)  # tiny's own
+    alone = change(recipe, workdir=cfg.workdir + "-alone")
+    train.main(alone)
+    batches, seen = data.train_batches, []
+
+    def signalling(*args, **options):
+        for batch in batches(*args, **options):
+            if "start" in options:  # else it is to be measured
+                seen.append(batch)
+                if len(seen) in stops:
+                    os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    stops = (1, 5, 8)  # of ten; the fifth is an epoch's last
+    monkeypatch.setattr(data, "train_batches", signalling)
+    for step in stops:
+        with pytest.raises(StoppedError, match=f"saved at step {step} of"):
+            train.main(recipe)
+    train.main(recipe)
+    assert len(seen) == 10
+    assert records(recipe) == records(alone)
+    for key in ("step", "digests", "train_sums"):
+        assert manifest(recipe)[key] == manifest(alone)[key]
+    if recipe.log_gradients:
+        one, two = (read_run_dir(c) / "layers.jsonl" for c in (recipe, alone))
+        assert one.read_text() == two.read_text() != ""
+
+
+def manifest(cfg):
+    """Of the newest checkpoint."""
+    steps = (read_run_dir(cfg) / "checkpoints").iterdir()
+    newest = max(steps, key=lambda path: int(path.name))
+    return json.loads((newest / "manifest" / "metadata").read_text())

@@ -6,41 +6,62 @@ import threading
 
 import pytest
 
-from resnet_jax import signals
+from resnet_jax.signals import Interrupted, Signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_is_noted_and_the_handlers_come_back(number):
     before = signal.getsignal(number)
-    with signals.noted() as received:
+    with Signals() as signals:
+        assert signals.received is None
         os.kill(os.getpid(), number)
-        assert received == [number]
+        assert signals.received == number
     assert signal.getsignal(number) is before
 
 
-def test_the_second_signal_acts_at_once():
+def test_at_once_a_signal_raises_and_so_does_one_that_came_before():
+    with Signals() as signals:
+        with pytest.raises(Interrupted), signals.at_once():
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise AssertionError("it went on")
+        with pytest.raises(Interrupted), signals.at_once():
+            raise AssertionError("it went on")
+    assert not issubclass(Interrupted, Exception)
+
+
+def test_after_at_once_a_signal_is_noted_again():
+    with Signals() as signals:
+        with signals.at_once():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.received == signal.SIGTERM
+
+
+@pytest.mark.parametrize("first", ["SIGINT", "SIGTERM"])
+def test_the_second_signal_ends_the_process_at_once(first):
     code = (
-        "import os, signal\n"
-        "from resnet_jax import signals\n"
-        "with signals.noted():\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "import os, signal, time\n"
+        "from resnet_jax.signals import Signals\n"
+        "with Signals():\n"
+        f"    os.kill(os.getpid(), signal.{first})\n"
         "    print('first', flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    print('never')\n"
+        "    time.sleep(60)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == -signal.SIGTERM
-    assert done.stdout == "first\n"
+    assert done.returncode == 130
+    assert done.stdout == "first\n" and done.stderr == ""
 
 
 def test_outside_the_main_thread_nothing_is_noted():
-    results = []
+    before = signal.getsignal(signal.SIGTERM)
+    found = []
 
     def work():
-        with signals.noted() as received:
-            results.append(received)
+        with Signals() as signals:
+            found.append((signals.received, signal.getsignal(signal.SIGTERM)))
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert results == [[]]
+    assert found == [(None, before)]

@@ -1,0 +1,159 @@
+"""A run's checkpoints as they are written: none half, and none that is not finite."""
+
+import contextlib
+import importlib.metadata
+import logging
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from resnet_jax import checkpoint
+from resnet_jax.checkpoint import Manifest
+from resnet_jax.errors import ConfigError
+from resnet_jax.logs import Record
+from resnet_jax.rundir import CHECKPOINTS
+
+log = logging.getLogger(__name__)
+
+DAMAGED = "damaged"  # the folder in the run directory for checkpoints that are
+_DECIDE_BITS = ("jax", "jaxlib", "flax", "optax", "numpy")
+
+
+class Store:
+    """The checkpoints of the run in `run_dir`: the last `keep`, and the best.
+
+    A save that fails is a warning, and leaves what was there before.
+    """
+
+    def __init__(self, run_dir: Path, keep: int) -> None:
+        self._dir, self._keep = run_dir, keep
+        self._records: list[Record] = []  # of the epochs, for the best of them
+        self._manager = self._make_manager()
+
+    def _make_manager(self) -> ocp.CheckpointManager:
+        def best(steps: Iterable[int]) -> int | None:
+            return checkpoint.best_step(self._records, steps)
+
+        return checkpoint.make_manager(self._dir, self._keep, best)
+
+    @property
+    def latest(self) -> int | None:
+        """The step of the newest checkpoint."""
+        return self._manager.latest_step()
+
+    def restore(self, state: Any) -> tuple[Any, Manifest] | None:
+        """The newest sound checkpoint, in the form of `state`; None if there is none.
+
+        Damaged ones after it are moved out of the way, and kept.
+
+        Raises:
+          CheckpointError: there are checkpoints, and all are damaged.
+        """
+        steps = self._manager.all_steps()
+        if not steps:
+            return None
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+        restored, damaged = checkpoint.newest(
+            self._dir,
+            steps,
+            lambda step: checkpoint.restore(
+                self._manager, self._dir, step, ocp.args.StandardRestore(target)
+            ),
+        )
+        for step in damaged:
+            aside = self._dir / DAMAGED / str(step)
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.parent.mkdir(exist_ok=True)
+            (self._dir / CHECKPOINTS / str(step)).rename(aside)
+        if damaged:
+            self._manager.reload()
+        self._records = restored[1]["metrics"]
+        notice = _changed_versions(restored[1]["versions"])
+        if notice:
+            log.warning("%s: %s, so bits may differ from here on", self._dir, notice)
+        return restored
+
+    def save(self, step: int, state: Any, manifest: Manifest) -> None:
+        """Begins to save `state`, which may be written over on return.
+
+        Raises:
+          ConfigError: the run directory has vanished.
+        """
+        self._check_there()
+        self.wait()
+        self._records = list(manifest["metrics"])
+        manifest = checkpoint.seal(
+            {
+                "step": step,
+                "versions": _versions(),
+                **manifest,
+                "digests": checkpoint.digests(state),
+            }
+        )
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), manifest=ocp.args.JsonSave(manifest)
+        )
+        try:
+            self._manager.save(step, args=items, force=True)
+        except Exception as error:  # orbax raises of every kind
+            self._give_up(error)
+
+    def wait(self) -> str | None:
+        """Waits for the save in progress; the reason where it failed."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:  # orbax raises of every kind
+            return self._give_up(error)
+        return None
+
+    def _give_up(self, error: Exception) -> str:
+        """Warns, and makes ready for another try."""
+        self._check_there()
+        reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
+        log.warning("%s: a checkpoint could not be saved: %s", self._dir, reason)
+        with contextlib.suppress(Exception):  # the same error once more
+            self._manager.close()
+        self._manager = self._make_manager()
+        return reason
+
+    def _check_there(self) -> None:
+        """Raises ConfigError before orbax makes a directory that vanished anew."""
+        if not (self._dir / CHECKPOINTS).is_dir():
+            raise ConfigError(
+                f"{self._dir} is not there any more: the run ends here; put it back, "
+                "or choose another --workdir"
+            )
+
+    def close(self) -> None:
+        """Waits for the save in progress."""
+        self.wait()
+        self._manager.close()
+
+
+def is_finite(state: Any) -> bool:
+    """Whether all numbers of `state` are."""
+    floats = (
+        np.asarray(leaf)
+        for leaf in jax.tree.leaves(jax.device_get(state))
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+    )
+    return all(bool(np.isfinite(leaf).all()) for leaf in floats)
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in _DECIDE_BITS}
+
+
+def _changed_versions(then: dict[str, str]) -> str:
+    """ "jax 0.10.2 -> 0.12.0", of all that changed."""
+    return ", ".join(
+        f"{name} {then.get(name)} -> {version}"
+        for name, version in _versions().items()
+        if then.get(name) != version
+    )

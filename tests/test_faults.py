@@ -1,0 +1,560 @@
+"""What a run survives: real processes, really killed, on real files."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from array_record.python.array_record_module import (
+    ArrayRecordReader,
+    ArrayRecordWriter,
+)
+
+from resnet_jax import cifar10, prepared
+
+ROOT = Path(__file__).parent.parent
+# Two epochs of five steps, a save at every second.
+ARGUMENTS = (
+    *("digits", "--model", "resnet8", "--epochs", "2", "--batch-size", "32"),
+    *("--max-train-samples", "150", "--max-test-samples", "40"),
+    *("--crop-padding", "1", "--save-every-steps", "2", "--keep", "2"),
+)
+TIMES = {"seconds", "images_per_second", "compile_seconds"}
+
+
+def start(run_dir, *arguments, patch=""):
+    """A process that trains in `run_dir`, after the Python of `patch`."""
+    # As train.py's last lines; the patch is where a fault is to happen.
+    code = (
+        "import os, signal, sys, time, tyro\n"
+        f"{patch}\n"
+        "import train\n"
+        "from resnet_jax.errors import command_line\n"
+        "from resnet_jax.recipes import RECIPES\n"
+        "with command_line('train.py'):\n"
+        "    train.main(tyro.extras.overridable_config_cli(RECIPES))\n"
+    )
+    command = [sys.executable, "-c", code, *ARGUMENTS, "--workdir", str(run_dir)]
+    return subprocess.Popen(
+        [*command, *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(run_dir, *arguments, patch=""):
+    process = start(run_dir, *arguments, patch=patch)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def lines(run_dir):
+    with open(run_dir / "metrics.jsonl", encoding="utf-8") as file:
+        found = [json.loads(line) for line in file]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in found]
+
+
+def steps(run_dir):
+    names = [path.name for path in (run_dir / "checkpoints").iterdir()]
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def manifest_of(run_dir, step):
+    path = run_dir / "checkpoints" / str(step) / "manifest" / "metadata"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def digests(run_dir):
+    """What the newest checkpoint says of itself."""
+    manifest = manifest_of(run_dir, steps(run_dir)[-1])
+    return manifest["step"], manifest["digests"], manifest["train_sums"]
+
+
+def assert_same_end(run_dir, alone):
+    assert lines(run_dir) == lines(alone)
+    assert digests(run_dir) == digests(alone)
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory):
+    """A run that nothing happened to."""
+    run_dir = tmp_path_factory.mktemp("faults") / "alone"
+    done = run(run_dir)
+    assert done.returncode == 0, done.stderr
+    assert steps(run_dir) == [8, 10]
+    return run_dir
+
+
+def at_step(number, action):
+    """A patch that does `action` when step `number` is done."""
+    return (
+        "from resnet_jax import run as module\n"
+        "before = module.Run.step\n"
+        "def step(self, state, sums):\n"
+        f"    if self._progress.step + 1 == {number}:\n"
+        f"        {action}\n"
+        "    before(self, state, sums)\n"
+        "module.Run.step = step\n"
+    )
+
+
+KILL = "os.kill(os.getpid(), signal.SIGKILL)"
+TERM = "os.kill(os.getpid(), signal.SIGTERM)"
+
+
+@pytest.mark.parametrize("number", [1, 5, 7])
+def test_kill_9_between_two_steps(number, alone, tmp_path):
+    run_dir = tmp_path / "run"
+    assert run(run_dir, patch=at_step(number, KILL)).returncode == -signal.SIGKILL
+    saved = steps(run_dir)
+    assert (saved[-1] if saved else 0) >= number - 3  # the interval is 2
+    again = run(run_dir)
+    assert again.returncode == 0, again.stderr
+    assert_same_end(run_dir, alone)
+
+
+def test_kill_9_inside_a_save(alone, tmp_path):
+    run_dir = tmp_path / "run"
+    patch = (
+        "import orbax.checkpoint as ocp\n"
+        "save = ocp.CheckpointManager.save\n"
+        "def half(self, step, **options):\n"
+        "    save(self, step, **options)\n"
+        f"    if step == 6: {KILL}\n"
+        "ocp.CheckpointManager.save = half\n"
+    )
+    assert run(run_dir, patch=patch).returncode == -signal.SIGKILL
+    (left,) = (run_dir / "checkpoints").glob("6*tmp*")  # it was in the middle of it
+    shutil.copytree(left, left.with_name(left.name.replace("6", "4")))
+    assert 5 in steps(run_dir)
+    (run_dir / ".resnet_jax-left").mkdir()
+    again = run(run_dir)
+    assert again.returncode == 0, again.stderr
+    assert_same_end(run_dir, alone)
+    names = {path.name for path in run_dir.iterdir()}
+    assert names == {path.name for path in alone.iterdir()}
+    assert steps(run_dir) == steps(alone)
+    assert not list((run_dir / "checkpoints").glob("*tmp*"))
+
+
+@pytest.mark.parametrize(
+    "place", ["data.load_dataset", "training.compile_step", "training.evaluate"]
+)
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+def test_a_signal_outside_of_steps(place, number, alone, tmp_path):
+    run_dir = tmp_path / "run"
+    module, name = place.split(".")
+    patch = (
+        f"from resnet_jax import {module}\n"
+        f"before = {place}\n"
+        "def signalling(*args, **options):\n"
+        f"    os.kill(os.getpid(), signal.{number})\n"
+        "    time.sleep(60)\n"
+        f"{place} = signalling\n"
+    )
+    done = run(run_dir, patch=patch)
+    assert done.returncode == 75, done.stderr
+    saved = "saved at step 5 of 10" if name == "evaluate" else "before its first step"
+    assert f"stopped by {number}" in done.stderr and saved in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert run_dir.exists() == (name == "evaluate")
+    again = run(run_dir)
+    assert again.returncode == 0, again.stderr
+    assert_same_end(run_dir, alone)
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path):
+    # While a function of C, as a compilation is one, does not come back: usleep would
+    # come back at a signal, so the mask leaves that to the other threads.
+    patch = (
+        "import ctypes\n"
+        "from resnet_jax import training\n"
+        "def stuck(*args, **options):\n"
+        "    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
+        "    print('stuck', flush=True)\n"
+        "    ctypes.CDLL(None).usleep(60_000_000)\n"
+        "training.compile_step = stuck\n"
+    )
+    process = start(tmp_path / "run", patch=patch)
+    assert process.stdout.readline() == "stuck\n"
+    begun = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 130
+    assert time.monotonic() - begun < 30
+    process.communicate()
+
+
+def test_three_signals_in_the_middle_of_epochs(alone, tmp_path):
+    run_dir = tmp_path / "run"
+    for number in (1, 3, 8):
+        done = run(run_dir, patch=at_step(number, TERM))
+        assert done.returncode == 75
+        assert f"saved at step {number} of 10" in done.stderr
+        assert steps(run_dir)[-1] == number
+    assert run(run_dir).returncode == 0
+    assert_same_end(run_dir, alone)
+
+
+@pytest.fixture(scope="session")
+def stopped(tmp_path_factory):
+    """A run that stopped after step 8, with the checkpoints 6 and 8."""
+    run_dir = tmp_path_factory.mktemp("faults") / "stopped"
+    assert run(run_dir, patch=at_step(8, TERM)).returncode == 75
+    assert steps(run_dir) == [6, 8]
+    return run_dir
+
+
+def files_of(checkpoint_dir):
+    return sorted(path for path in checkpoint_dir.rglob("*") if path.is_file())
+
+
+def damage(path, how):
+    content = path.read_bytes()
+    if how == "missing":
+        path.unlink()
+    elif how == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        middle = len(content) // 2
+        flipped = bytes([content[middle] ^ 1])
+        path.write_bytes(content[:middle] + flipped + content[middle + 1 :])
+
+
+@pytest.mark.parametrize("how", ["missing", "truncated", "flipped"])
+def test_a_damaged_checkpoint_is_named_and_skipped(how, stopped, alone, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(stopped, run_dir)
+    largest = max(
+        files_of(run_dir / "checkpoints" / "8"), key=lambda p: p.stat().st_size
+    )
+    damage(largest, how)
+    again = run(run_dir)
+    assert again.returncode == 0, again.stderr
+    assert re.search(
+        "checkpoint 8 of .* is damaged.*: skipped, step 6 is", again.stderr
+    )
+    assert "goes on after step 6 of 10" in again.stdout
+    assert (run_dir / "damaged" / "8").is_dir()
+    assert_same_end(run_dir, alone)
+
+
+# In a process of its own, for what orbax had begun to read complains when collected.
+READ_EACH = """
+import json, sys
+from pathlib import Path
+from resnet_jax import checkpoint, models, training
+model = models.create_model("resnet8", num_classes=10)
+template = training.variable_shapes(model, (32, 32, 3))
+for name in sys.argv[1:]:
+    variables, step = checkpoint.load_variables(Path(name), "last", template)
+    print(json.dumps([step, checkpoint.digests(variables)]))
+"""
+
+
+def test_no_file_of_a_checkpoint_can_be_damaged_unnoticed(stopped, tmp_path):
+    # Noticed, or without any effect: the arrays are those that were saved.
+    damaged = []
+    for number, path in enumerate(files_of(stopped / "checkpoints" / "8")):
+        for how in ("missing", "truncated", "flipped"):
+            damaged.append(tmp_path / f"{number}-{how}")
+            shutil.copytree(stopped, damaged[-1])
+            damage(damaged[-1] / path.relative_to(stopped), how)
+    command = [sys.executable, "-c", READ_EACH, *map(str, damaged)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(found) == len(damaged)
+    for step, digests_found in found:
+        saved = manifest_of(stopped, step)["digests"]
+        assert digests_found.items() <= saved.items()
+    assert {step for step, _ in found} <= {6, 8}
+    assert [step for step, _ in found].count(6) >= 6
+
+
+def test_all_checkpoints_damaged_is_exit_4_and_nothing_is_moved(stopped, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(stopped, run_dir)
+    for step in (6, 8):
+        shutil.rmtree(run_dir / "checkpoints" / str(step) / "state")
+    done = run(run_dir)
+    assert done.returncode == 4
+    assert re.fullmatch("train.py: checkpoint 8 of .* is damaged.*\n", done.stderr)
+    assert steps(run_dir) == [6, 8]
+
+
+def test_a_damaged_checkpoint_that_was_asked_for_is_exit_4(stopped, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(stopped, run_dir)
+    damage(run_dir / "checkpoints" / "8" / "manifest" / "metadata", "flipped")
+    evaluate = [sys.executable, "evaluate.py", str(run_dir)]
+    options = {"cwd": ROOT, "capture_output": True, "text": True}
+    asked = subprocess.run([*evaluate, "--checkpoint", "8"], **options)
+    assert asked.returncode == 4
+    assert re.fullmatch("evaluate.py: checkpoint 8 of .* damaged.*\n", asked.stderr)
+    last = subprocess.run(evaluate, **options)
+    assert last.returncode == 0 and "skipped, step 6 is used" in last.stderr
+
+
+# The largest file that the process may write: a disk that is full, without a disk.
+FULL = "__import__('resource').setrlimit(__import__('resource').RLIMIT_FSIZE, ({}, -1))"
+
+
+def test_a_full_disk_while_saving(alone, tmp_path):
+    run_dir = tmp_path / "run"
+    patch = at_step(3, FULL.format(20_000)).replace(
+        "    before(",
+        f"    if self._progress.step + 1 == 7: {FULL.format(-1)}\n    before(",
+    )
+    done = run(run_dir, patch=patch)
+    assert done.returncode == 0, done.stderr
+    assert "a checkpoint could not be saved" in done.stderr
+    assert_same_end(run_dir, alone)
+    assert steps(run_dir) == [8, 10]
+    assert not list((run_dir / "checkpoints").glob("*tmp*"))
+
+
+def test_a_disk_that_stays_full_is_exit_4_and_the_old_checkpoints_are_sound(
+    alone, tmp_path
+):
+    run_dir = tmp_path / "run"
+    full = f"self._saver._store.wait(); {FULL.format(20_000)}"
+    done = run(run_dir, patch=at_step(5, full))
+    assert done.returncode == 4, done.stderr
+    assert "the checkpoint of step 10 could not be saved" in done.stderr
+    assert steps(run_dir) == [2, 4]
+    again = run(run_dir)
+    assert again.returncode == 0, again.stderr
+    assert "goes on after step 4 of 10" in again.stdout
+    assert_same_end(run_dir, alone)
+
+
+def test_a_full_disk_at_the_metrics(alone, tmp_path):
+    run_dir = tmp_path / "run"
+    patch = at_step(5, FULL.format(10)).replace(
+        "    before(",
+        f"    if self._progress.step + 1 == 7: {FULL.format(-1)}\n    before(",
+    )
+    done = run(run_dir, patch=patch)
+    assert done.returncode == 0, done.stderr
+    assert "the line is kept back" in done.stderr
+    assert_same_end(run_dir, alone)
+
+
+def test_a_loss_that_explodes_keeps_the_last_good_checkpoint(tmp_path):
+    run_dir = tmp_path / "run"
+    patch = at_step(7, "sums = {**sums, 'loss': sums['loss'] * float('nan')}")
+    done = run(run_dir, "--log-every-steps", "1", patch=patch)
+    assert done.returncode == 5, done.stderr
+    assert "the training loss is nan at step 7, lr 0.0206107: try" in done.stderr
+    assert "--debug-nans to see where (last good checkpoint here: 6)" in done.stderr
+    assert steps(run_dir) == [5, 6]
+    for step in (5, 6):
+        assert np.isfinite(manifest_of(run_dir, step)["train_sums"]["loss"])
+
+
+def test_debug_nans_names_the_operation(tmp_path):
+    done = run(tmp_path / "run", "--lr", "1e30", "--debug-nans")
+    assert done.returncode == 5
+    assert re.search(r"nan.*(encountered|in) .*\w+.*\(\w+\.py, line \d+\)", done.stderr)
+
+
+def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
+    run_dir = tmp_path / "run"
+    patch = "import jax\n" + at_step(
+        4,
+        "state = state.replace(params=jax.tree.map(lambda x: x * float('nan'), "
+        "state.params))",
+    )
+    done = run(run_dir, "--keep", "1", patch=patch)
+    assert done.returncode == 5
+    assert "a parameter is not finite at step 4" in done.stderr
+    assert steps(run_dir) == [2]
+
+
+def test_other_data_are_refused(stopped, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(stopped, run_dir)
+    patch = (
+        "from resnet_jax import data\n"
+        "before = data.load_dataset\n"
+        "def other(*args, **options):\n"
+        "    train, test = before(*args, **options)\n"
+        "    train.images[3, 4, 5] ^= 1\n"
+        "    return train, test\n"
+        "data.load_dataset = other\n"
+    )
+    # All of the digits, so that the one is among them.
+    whole = ("--max-train-samples", "1437")
+    assert run(tmp_path / "a", *whole, patch=at_step(2, TERM)).returncode == 75
+    done = run(tmp_path / "a", *whole, patch=patch)
+    assert done.returncode == 2
+    assert "was begun on other training data: bring" in done.stderr
+
+
+def test_another_version_is_said(stopped, alone, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(stopped, run_dir)
+    patch = (
+        "from resnet_jax import store\n"
+        "before = store._versions\n"
+        "store._versions = lambda: before() | {'jax': '99'}\n"
+    )
+    done = run(run_dir, patch=patch)
+    assert done.returncode == 0, done.stderr
+    notice = f"{run_dir}: jax {jax.__version__} -> 99, so bits may differ"
+    assert notice in done.stderr and done.stderr.count("\n") == 1
+    assert lines(run_dir) == lines(alone)
+
+
+def test_a_second_process_is_told_who_holds_the_run(tmp_path):
+    run_dir = tmp_path / "run"
+    patch = at_step(3, "print('here', flush=True); time.sleep(600)")
+    first = start(run_dir, patch=patch)
+    assert first.stdout.readline() == "here\n"
+    second = run(run_dir)
+    assert second.returncode == 2
+    assert re.search(
+        rf"is in use by process {first.pid} on \S+ since \d{{4}}-\d\d-\d\dT",
+        second.stderr,
+    )
+    assert second.stderr.count("\n") == 1
+    first.kill()
+    first.communicate()
+    third = run(run_dir)
+    assert third.returncode == 0, third.stderr
+    assert f"taken over from process {first.pid}" in third.stderr
+
+
+def test_a_run_directory_that_vanishes(tmp_path):
+    run_dir = tmp_path / "run"
+    # Not under a save in progress, whose library would make the folder anew.
+    rmtree = f"__import__('shutil').rmtree({str(run_dir)!r})"
+    action = f"self._saver._store.wait(); {rmtree}"
+    for number in (3, 5):  # before a save in the middle, before the line of an epoch
+        done = run(run_dir, patch=at_step(number, action))
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.splitlines()[-1].startswith(f"train.py: {run_dir}")
+        assert "Traceback" not in done.stderr
+        assert not run_dir.exists()
+
+
+def test_order_is_by_step_and_not_by_the_clock(stopped, alone, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(stopped, run_dir)
+    for path in (run_dir / "checkpoints" / "8").rglob("*"):
+        os.utime(path, (1, 1))
+    os.utime(run_dir / "checkpoints" / "8", (1, 1))
+    # And the clock goes back ten days.
+    patch = "clock = time.time\ntime.time = lambda: clock() - 864_000\n"
+    again = run(run_dir, patch=patch)
+    assert again.returncode == 0, again.stderr
+    assert "goes on after step 8 of 10" in again.stdout
+    assert_same_end(run_dir, alone)
+
+
+def test_save_every_minutes(tmp_path):
+    run_dir = tmp_path / "run"
+    patch = at_step(7, KILL)
+    arguments = ("--save-every-minutes", "0", "--save-every-steps", "100")
+    assert run(run_dir, *arguments, patch=patch).returncode == -signal.SIGKILL
+    assert steps(run_dir)[-1] >= 5
+
+
+def test_the_manifest_says_what_a_checkpoint_is(alone):
+    manifest = manifest_of(alone, 10)
+    with open(alone / "config.json", encoding="utf-8") as file:
+        assert manifest["config"] == json.load(file)
+    assert manifest["step"] == 10 and manifest["versions"]["jax"] == jax.__version__
+    assert manifest["train_sums"]["count"] == 150
+    assert set(manifest["data"]) == {"classes", "training data", "test data"}
+    assert len(manifest["metrics"]) == 2
+    assert all(re.fullmatch("[0-9a-f]{64}", d) for d in manifest["digests"].values())
+
+
+@pytest.fixture
+def published_here(small_cifar, prepared_dir, tmp_path):
+    """(a patch that makes conftest's pictures the published CIFAR-10, their folder)."""
+    shutil.copytree(prepared_dir, tmp_path / "data")
+    patch = (
+        "from resnet_jax import cifar10\n"
+        f"cifar10.NUM_EXAMPLES.update({cifar10.NUM_EXAMPLES})\n"
+        f"cifar10.SHA256.update({cifar10.SHA256})\n"
+        "cifar10.download.fetch = None  # what comes next is not to be fetched\n"
+    )
+    return patch, tmp_path / "data"
+
+
+def spoil(directory, arrays, fault):
+    """Damages a prepared folder, or writes one of other pictures."""
+    (path,) = directory.glob("cifar10/*/*train.array_record*")
+    images, labels = arrays.train
+    if fault == "flipped byte":
+        damage(path, "flipped")
+    elif fault == "missing file":
+        path.unlink()
+    elif fault == "label out of range":
+        reader = ArrayRecordReader(str(path))
+        records = reader.read_all()
+        reader.close()
+        label = b"label\x12\x05\x1a\x03\n\x01"  # in a tf.train.Example; a byte follows
+        (head, tail) = records[7].split(label)
+        records[7] = head + label + bytes([10]) + tail[1:]
+        writer = ArrayRecordWriter(str(path), "group_size:1")
+        for record in records:
+            writer.write(record)
+        writer.close()
+    else:
+        shutil.rmtree(directory / "cifar10")
+        if fault == "wrong count":
+            train = images[1:], labels[1:]
+        else:
+            train = images, np.where(np.arange(50) == 7, (labels + 1) % 10, labels)
+        prepared.write_cifar10(arrays._replace(train=train), directory)
+
+
+@pytest.mark.parametrize(
+    ("fault", "what"),
+    [
+        ("flipped byte", "is damaged"),
+        ("missing file", "is damaged"),
+        ("wrong count", r"train images are uint8 .49, 32, 32, 3."),
+        ("other label", "the train labels are not the published ones"),
+        ("label out of range", "train labels run from 0 to 10"),
+    ],
+)
+def test_spoilt_data_are_refused_before_the_first_step(
+    fault, what, published_here, small_cifar, tmp_path
+):
+    patch, directory = published_here
+    spoil(directory, small_cifar, fault)
+    arguments = ("--dataset", "cifar10", "--data-dir", str(directory))
+    done = run(tmp_path / "run", *arguments, patch=patch)
+    assert done.returncode == 3, done.stderr
+    error = done.stderr.splitlines()[-1]
+    assert re.match(f"train.py: {directory}/cifar10/3.0.2 is damaged", error)
+    assert re.search(what, error) and "--rebuild-data" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_directory_that_cannot_be_written():
+    run_dir = Path("/proc/run")  # where root cannot write, either
+    done = run(run_dir)
+    assert done.returncode == 2
+    assert re.fullmatch(
+        "train.py: run directory /proc/run cannot be written .*: "
+        "choose another --workdir\n",
+        done.stderr,
+    )

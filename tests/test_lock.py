@@ -1,0 +1,94 @@
+import errno
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from resnet_jax import lock
+from resnet_jax.errors import ConfigError
+
+
+def hold_elsewhere(run_dir):
+    """A process that holds `run_dir` until its stdin ends."""
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from resnet_jax import lock\n"
+        "with lock.claim(Path(sys.argv[1])):\n"
+        "    print('held', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(run_dir)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_the_holder_says_who_it_is(tmp_path):
+    with lock.claim(tmp_path / "run"):
+        holder = json.loads((tmp_path / "run" / lock.HOLDER).read_text())
+    assert holder["pid"] == os.getpid() and holder["host"] == socket.gethostname()
+    assert not (tmp_path / "run").exists()  # for nothing was put there
+
+
+def test_what_was_put_there_stays(tmp_path):
+    with lock.claim(tmp_path / "run"):
+        (tmp_path / "run" / "file").touch()
+    assert (tmp_path / "run" / "file").exists()
+    assert not (tmp_path / "run" / lock.HOLDER).exists()
+
+
+def test_another_process_is_refused_until_it_ends(tmp_path):
+    process = hold_elsewhere(tmp_path)
+    with pytest.raises(ConfigError, match=f"in use by process {process.pid} on"):
+        with lock.claim(tmp_path):
+            raise AssertionError("two hold it")
+    process.communicate()
+    with lock.claim(tmp_path):
+        pass
+
+
+def test_a_lock_of_a_dead_process_is_taken_over(tmp_path, caplog):
+    process = hold_elsewhere(tmp_path)
+    process.kill()
+    process.communicate()
+    assert (tmp_path / lock.HOLDER).exists()
+    with lock.claim(tmp_path):
+        assert f"taken over from process {process.pid}" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "[" * 100_000, '{"pid": {"a": 1}}'])
+def test_what_a_holder_left_may_be_anything(text, tmp_path):
+    (tmp_path / lock.HOLDER).write_text(text)
+    with lock.claim(tmp_path):
+        pass
+
+
+def test_scratch_of_a_dead_process_goes(tmp_path):
+    (tmp_path / ".resnet_jax-x").mkdir()
+    (tmp_path / ".resnet_jax-x" / "half").touch()
+    (tmp_path / "mine").touch()
+    with lock.claim(tmp_path):
+        assert not (tmp_path / ".resnet_jax-x").exists()
+    assert (tmp_path / "mine").exists()
+
+
+def test_a_directory_that_became_read_only_does_not_hide_the_error(
+    tmp_path, monkeypatch
+):
+    def refuse(path, missing_ok=False):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with pytest.raises(ConfigError, match="mine"), lock.claim(tmp_path):
+        monkeypatch.setattr(lock.Path, "unlink", refuse)
+        raise ConfigError("mine")
+    monkeypatch.undo()
+    with lock.claim(tmp_path):  # it was released
+        pass

@@ -1,0 +1,54 @@
+import jax.numpy as jnp
+import pytest
+
+from resnet_jax.progress import Progress
+
+
+class Failed(Exception):
+    pass
+
+
+def fail(what, step):
+    raise Failed(f"{what} at step {step}")
+
+
+def sums(loss, count=2):
+    return {"loss": jnp.asarray(loss), "count": jnp.asarray(count)}
+
+
+def make(step=0, steps_per_epoch=4, total_steps=10):
+    progress = Progress(fail)
+    progress.step = step
+    progress.steps_per_epoch, progress.total_steps = steps_per_epoch, total_steps
+    return progress
+
+
+@pytest.mark.parametrize(
+    ("step", "epoch", "count"), [(0, 0, 4), (5, 1, 3), (8, 2, 2), (9, 2, 1), (10, 2, 0)]
+)
+def test_an_epoch_ends_where_the_run_does(step, epoch, count):
+    progress = make(step)
+    offered = iter(range(100))
+    given = []
+    for batch in progress.batches(offered, epoch):
+        given.append(batch)
+        progress.add(sums(1.0))
+    assert given == list(range(count))
+    assert progress.at_epoch_end and progress.epochs_begun == epoch + 1
+
+
+def test_sums_are_added_from_where_they_were():
+    progress = make(step=1)
+    progress.sums = {"loss": 0.5, "count": 3.0}
+    for _ in progress.batches(iter(range(3)), 0):
+        progress.add(sums(0.25))
+        progress.collect()
+    assert progress.sums == {"loss": 1.25, "count": 9.0}
+    assert progress.times["images_per_second"] > 0
+
+
+def test_a_loss_that_is_not_finite_is_told_with_its_step():
+    progress = make()
+    with pytest.raises(Failed, match="the training loss is nan at step 2"):
+        for number, _ in enumerate(progress.batches(iter(range(4)), 0)):
+            progress.add(sums(float("nan") if number else 1.0))
