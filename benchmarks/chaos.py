@@ -1,0 +1,290 @@
+"""Small trainings, disturbed until they end, and compared with ones left alone.
+
+    python -m benchmarks.chaos                        # 200 faults, about half an hour
+    python -m benchmarks.chaos --faults 20 --seed 1
+
+Faults: SIGKILL, SIGTERM, SIGINT and two signals at a random moment, half of them while
+steps and saves go on; a full disk (a small tmpfs, which mounting needs root for), that
+is emptied after a while or only after the run has given up; and, between two processes,
+a file of the newest checkpoint cut short, with one bit turned over, or removed. After
+each the same command goes on. At its end a run must have the metrics and the arrays,
+to the bit, of one that nothing happened to; else it is lost, and so it is if a process
+ends with an exit code that README does not give for what happened to it.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+ROOT = Path(__file__).resolve().parent.parent
+DISK = 24  # MB; a run needs a tenth of it
+TIMES = {"seconds", "images_per_second", "compile_seconds"}
+# Each is 2 epochs of 12 steps with a save at every second, with something of its own.
+COMMON = (
+    *("digits", "--model", "resnet8", "--epochs", "2", "--batch-size", "32"),
+    *("--max-train-samples", "380", "--max-test-samples", "60"),
+    *("--save-every-steps", "2", "--keep", "2"),
+)
+VARIANTS = (
+    ("--crop-padding", "1", "--flip"),
+    ("--optimizer", "adam", "--lr", "0.001", "--validation-split", "0.1"),
+    ("--dropout", "0.2", "--label-smoothing", "0.1", "--log-gradients"),
+)
+SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT", "two signals")
+DAMAGES = ("truncated", "bit flipped", "removed")
+DISKS = ("disk full for a while", "disk full to the end")
+
+
+@dataclass(frozen=True)
+class Chaos:
+    """How much of it, and where."""
+
+    faults: int = 200
+    """So many, over all kinds."""
+    seed: int = 0
+    """Of what happens when; the moments themselves differ with the machine's speed."""
+    out: Path = Path("runs/chaos")
+    """The folder of the runs; it is emptied first."""
+
+
+@dataclass
+class Life:
+    """A run from its beginning to its end, whatever happens to it."""
+
+    run_dir: Path
+    variant: int
+    faults: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def main(cfg: Chaos) -> None:
+    rng = random.Random(cfg.seed)
+    shutil.rmtree(cfg.out, ignore_errors=True)
+    cfg.out.mkdir(parents=True)
+    alone, seconds = [], []
+    for variant in range(len(VARIANTS)):
+        run_dir = cfg.out / f"alone{variant}"
+        for _ in range(2):  # the second has the first one's compilations
+            shutil.rmtree(run_dir, ignore_errors=True)
+            begun = time.monotonic()
+            code, errors = finish(start(cfg, run_dir, variant))
+            if code:
+                raise SystemExit(f"a run left alone ended with {code}: {errors}")
+        seconds.append(time.monotonic() - begun)
+        alone.append(outcome(run_dir))
+    counts: Counter[str] = Counter()
+    lost = survived = 0
+    with small_disk(cfg.out / "disk") as disk:
+        kinds = [*SIGNALS, *DAMAGES, *(DISKS if disk else ())]
+        if not disk:
+            print("no tmpfs can be mounted here: without full disks")
+        while sum(counts.values()) < cfg.faults:
+            variant = rng.randrange(len(VARIANTS))
+            number = lost + survived
+            home = disk if disk and rng.random() < 0.5 else cfg.out
+            life = Life(home / f"run{number}", variant)
+            own = kinds if home == disk else [k for k in kinds if k not in DISKS]
+            live(cfg, life, own, rng, seconds[variant])
+            if not life.problems and outcome(life.run_dir) != alone[variant]:
+                life.problems.append("it ended otherwise than the one left alone")
+            counts.update(life.faults)
+            lost, survived = lost + bool(life.problems), survived + (not life.problems)
+            end = f"LOST, {'; '.join(life.problems)}" if life.problems else "survived"
+            faults = ", ".join(life.faults) or "nothing"
+            print(f"{life.run_dir.name}: {faults}: {end}", flush=True)
+            if life.problems:
+                shutil.copytree(life.run_dir, cfg.out / f"lost{number}")
+            shutil.rmtree(life.run_dir)
+    for kind, count in sorted(counts.items()):
+        print(f"{count:4d}  {kind}")
+    print(
+        f"{sum(counts.values())} faults (seed {cfg.seed}) in {lost + survived} runs: "
+        f"{survived} survived to the bit, {lost} lost"
+    )
+    if lost:
+        raise SystemExit(1)
+
+
+def start(cfg: Chaos, run_dir: Path, variant: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "train.py", *COMMON, *VARIANTS[variant]]
+    caching = {
+        "JAX_COMPILATION_CACHE_DIR": str((cfg.out / "compiled").absolute()),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    return subprocess.Popen(
+        [*command, "--workdir", str(run_dir.absolute())],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **caching},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Its exit code, and what it said on stderr."""
+    try:
+        _, errors = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        _, errors = process.communicate()
+        return 1, f"it hung: {errors}"
+    return process.returncode, errors
+
+
+def live(
+    cfg: Chaos, life: Life, kinds: list[str], rng: random.Random, seconds: float
+) -> None:
+    """Disturbs a run of about `seconds` one to five times, then lets it end."""
+    left = rng.randint(1, 5)
+    during = [kind for kind in kinds if kind not in DAMAGES]
+    while not life.problems:
+        damage = rng.choice(DAMAGES)
+        if left and rng.random() < 0.4 and damage_newest(life.run_dir, damage, rng):
+            life.faults.append(damage)
+            left -= 1
+        process = start(cfg, life.run_dir, life.variant)
+        allowed, filler = {0}, None
+        kind = rng.choice(during)
+        if left and wait(process, life.run_dir, rng, seconds):
+            left -= 1
+            life.faults.append(kind)
+            if kind in DISKS:
+                filler = fill(life.run_dir.parent)
+                if kind == DISKS[0]:
+                    time.sleep(rng.uniform(0.1, 1))
+                    filler.unlink()
+                # Full at the last save, or so early that there is no run directory.
+                allowed |= {2, 4}
+            elif kind == "two signals":
+                first, second = (rng.choice(SIGNALS[1:3]) for _ in range(2))
+                process.send_signal(signal.Signals[first])
+                time.sleep(rng.uniform(0, 0.2))
+                process.send_signal(signal.Signals[second])
+                # Before anything listens, and after all was done, they act as usual.
+                allowed |= {75, 130, -signal.SIGTERM, -signal.SIGINT}
+            else:
+                process.send_signal(signal.Signals[kind])
+                allowed |= {-signal.Signals[kind]}
+                allowed |= set() if kind == "SIGKILL" else {75, 130}
+        code, errors = finish(process)
+        if filler is not None:
+            filler.unlink(missing_ok=True)
+        if code not in allowed or ("Traceback" in errors and code not in (130, -2)):
+            life.problems.append(f"exit {code}: {errors[-2000:]}")
+        if code == 0 and not left:
+            return
+        if code == 0:  # it ended before all could happen to it
+            left = 0
+
+
+def wait(
+    process: subprocess.Popen[str], run_dir: Path, rng: random.Random, seconds: float
+) -> bool:
+    """Waits for a random moment: at any time, or in the time of steps and saves."""
+    if rng.random() < 0.5:
+        pause = rng.uniform(0, seconds)
+    else:
+        known = steps(run_dir)
+        while process.poll() is None and steps(run_dir) == known:
+            time.sleep(0.01)
+        pause = rng.uniform(0, seconds / 3)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=pause)
+    return process.poll() is None
+
+
+def steps(run_dir: Path) -> list[int]:
+    """The steps of the checkpoints that are whole."""
+    names = [path.name for path in run_dir.glob("checkpoints/*")]
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def damage_newest(run_dir: Path, how: str, rng: random.Random) -> bool:
+    """Damages a file of the newest checkpoint, if there is another one besides."""
+    if len(steps(run_dir)) < 2:
+        return False
+    newest = run_dir / "checkpoints" / str(steps(run_dir)[-1])
+    path = rng.choice(sorted(path for path in newest.rglob("*") if path.is_file()))
+    content = bytearray(path.read_bytes())
+    if how == "removed" or not content:
+        path.unlink()
+    elif how == "truncated":
+        path.write_bytes(content[: rng.randrange(len(content))])
+    else:
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        path.write_bytes(content)
+    return True
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[Path | None]:
+    """A tmpfs of DISK megabytes; None where it cannot be mounted."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}m", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(mount, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    try:
+        yield folder if mounted else None
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """A file that leaves no room."""
+    path = disk / "filler"
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        for size in (2**20, 2**12):
+            with contextlib.suppress(OSError):
+                while file.write(bytes(size)):
+                    pass
+    return path
+
+
+def outcome(run_dir: Path) -> dict[str, Any]:
+    """What must not differ: the lines of the logs without times, and the arrays."""
+    from resnet_jax import checkpoint, models, training
+
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    last = steps(run_dir)[-1]
+    path = run_dir / "checkpoints" / str(last) / "manifest" / "metadata"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    model = models.create_model("resnet8", num_classes=10)
+    shapes = training.variable_shapes(model, (32, 32, 3))
+    checkpoint.load_variables(run_dir, str(last), shapes)  # or raises
+    logs = {}
+    for name in ("metrics.jsonl", "layers.jsonl"):
+        if (run_dir / name).exists():
+            text = (run_dir / name).read_text(encoding="utf-8")
+            lines = [json.loads(line) for line in text.splitlines()]
+            logs[name] = [
+                {k: v for k, v in line.items() if k not in TIMES} for line in lines
+            ]
+    return {
+        "step": last,
+        "digests": manifest["digests"],
+        "sums": manifest["train_sums"],
+        "logs": logs,
+    }
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Chaos, description=__doc__))
