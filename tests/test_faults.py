@@ -358,7 +358,7 @@ def test_a_loss_that_explodes_keeps_the_last_good_checkpoint(tmp_path):
     patch = at_step(7, "sums = {**sums, 'loss': sums['loss'] * float('nan')}")
     done = run(run_dir, "--log-every-steps", "1", patch=patch)
     assert done.returncode == 5, done.stderr
-    assert "the training loss is nan at step 7, lr 0.0206107: try" in done.stderr
+    assert "the training loss is nan at step 7, lr 0.0345491: try" in done.stderr
     assert "--debug-nans to see where (last good checkpoint here: 6)" in done.stderr
     assert steps(run_dir) == [5, 6]
     for step in (5, 6):
