@@ -178,6 +178,7 @@ class Run:
             self._save(state)
 
     def _raise_non_finite(self, what: str, step: int) -> NoReturn:
+        self._saver.wait()  # for the last good one may be on its way
         lr = float(self._schedule(step - 1))
         raise NonFiniteLossError(
             f"{self.dir}: {what} at step {step}, lr {lr:g}: try a smaller "

@@ -111,6 +111,10 @@ class Saver:
                 f"{self._store.latest or 0}"
             )
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits for the save in progress."""
+        self._store.wait()
+
+    def close(self) -> None:
+        """Waits for the save in progress, and frees what it needs."""
         self._store.close()
