@@ -24,13 +24,16 @@ def test_an_error_becomes_one_line_and_its_code(error, code, capsys):
 
 
 def test_a_stop_ends_the_process_without_pythons_end(capsys, monkeypatch):
+    ended = []
+
     def end(code):
+        ended.append(code)
         raise SystemExit(code)
 
     monkeypatch.setattr(errors.os, "_exit", end)
     with pytest.raises(SystemExit) as caught, errors.command_line("train.py"):
         raise errors.StoppedError("what, where")
-    assert caught.value.code == 75
+    assert caught.value.code == 75 and ended == [75]
     assert capsys.readouterr().err == "train.py: what, where\n"
 
 
