@@ -10,6 +10,8 @@ import time
 import warnings
 from collections.abc import Iterator
 
+from resnet_jax.hugepages import start_with_huge_pages
+
 
 class UserError(Exception):
     """An error whose message is one line: what, where, what to do."""
@@ -54,6 +56,7 @@ def command_line(program: str) -> Iterator[None]:
 
     Exits with the error's code, or with 130 after a Ctrl-C that nothing waited for.
     """
+    start_with_huge_pages()
     log = logging.getLogger("resnet_jax")
     log.addHandler(logging.StreamHandler())
     log.setLevel(logging.INFO)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from resnet_jax.blocks import BasicBlock, Bottleneck, ModuleDef, Shortcut, no_norm
 from resnet_jax.errors import ConfigError
-from resnet_jax.layers import BatchNorm, Conv, Init, Linear
+from resnet_jax.layers import BatchNorm, Conv, Init, Linear, avg_pool
 
 Stem = Literal["imagenet", "cifar"]
 Norm = Literal["batch", "none"]
@@ -38,6 +38,8 @@ class ResNet(nn.Module):
         needs the random stream "dropout".
       weight_init: of the convolutions: "kaiming" (normal, fan out, as torchvision's
         ResNet) or "torch" (nn.Conv2d's default).
+      remat: keep of a block only its input for the backward pass, and compute the rest
+        again: the same gradients with less memory and a third more arithmetic.
     """
 
     block: ModuleDef
@@ -50,6 +52,7 @@ class ResNet(nn.Module):
     norm: Norm = "batch"
     dropout: float = 0.0
     weight_init: Init = "kaiming"
+    remat: bool = False
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype | None = None
 
@@ -77,14 +80,15 @@ class ResNet(nn.Module):
         stages = enumerate(zip(self.stage_sizes, self.widths, strict=True), start=1)
         for stage, (size, width) in stages:
             for index in range(size):
-                x = self.block(
+                block = self.block(
                     width,
                     stride=2 if stage > 1 and index == 0 else 1,
                     shortcut=self.shortcut,
                     conv=conv,
                     norm=norm,
                     name=f"layer{stage}.{index}",
-                )(x, train=train)
+                )
+                x = _apply(block, x, train, self.remat)
             self.sow("intermediates", f"layer{stage}", x)
         x = _dropout(x.mean((1, 2)), self.dropout, train)
         return _classify(x, self.num_classes, self.head, types)
@@ -114,7 +118,7 @@ class HResNet(nn.Module):
     `num_classes=0` to the features [B, 512] before the last layer. Convolutions have
     biases, each shortcut is a 1x1 convolution without BatchNorm, the features are
     flattened in PyTorch's order C, H, W, and every layer has PyTorch's default init.
-    shortcut, norm, dropout (after fc1 and fc2) and weight_init are as in ResNet.
+    shortcut, norm, dropout (after fc1 and fc2), weight_init and remat are as in ResNet.
     """
 
     num_classes: int
@@ -122,6 +126,7 @@ class HResNet(nn.Module):
     norm: Norm = "batch"
     dropout: float = 0.0
     weight_init: Init = "torch"
+    remat: bool = False
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype | None = None
 
@@ -138,8 +143,8 @@ class HResNet(nn.Module):
         conv, norm = _layers(self, True, types)
         block = partial(BasicBlock, shortcut=self.shortcut, conv=conv, norm=norm)
         for index, features in enumerate((64, 128, 256), start=1):
-            x = block(features, name=f"b{index}")(x, train=train)
-            x = nn.avg_pool(x, (2, 2), strides=(2, 2))
+            x = _apply(block(features, name=f"b{index}"), x, train, self.remat)
+            x = avg_pool(x)
             self.sow("intermediates", f"b{index}.pool", x)
         x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
         for name, features in (("fc1", 2048), ("fc2", 512)):
@@ -163,6 +168,12 @@ def _layers(
     )
     norm = partial(BatchNorm, momentum=0.1, epsilon=1e-5, **types)
     return conv, norm if is_batch else no_norm
+
+
+def _apply(block: nn.Module, x: jax.Array, train: bool, remat: bool) -> jax.Array:
+    if not remat:
+        return block(x, train=train)
+    return nn.remat(lambda block, x: block(x, train=train))(block, x)
 
 
 def _dropout(x: jax.Array, rate: float, train: bool) -> jax.Array:
@@ -222,6 +233,7 @@ def create_model(
     norm: Norm = "batch",
     dropout: float = 0.0,
     init: Init | None = None,
+    remat: bool = False,
     dtype: Any = jnp.float32,
     param_dtype: Any = None,
 ) -> nn.Module:
@@ -235,6 +247,7 @@ def create_model(
       norm: "none" leaves BatchNorm out, and gives every convolution a bias.
       dropout: see ResNet.
       init: of the convolutions, "kaiming" or "torch", instead of the model's own.
+      remat: see ResNet.
       dtype: of the arithmetic. Parameters and statistics have
         promote_types(dtype, float32), parameters `param_dtype` where given.
 
@@ -249,6 +262,7 @@ def create_model(
         "num_classes": num_classes,
         "norm": norm,
         "dropout": dropout,
+        "remat": remat,
         "dtype": jnp.dtype(dtype),
     }
     if not skip:
