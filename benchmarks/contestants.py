@@ -1,0 +1,446 @@
+"""The programs that benchmarks.throughput times, each in a process of its own.
+
+Started with a Task as JSON, it computes the first step, says so on stdout, and then
+answers the lines of stdin, each with a line of JSON: `block SECONDS`, `matmul`,
+`memory`, `macs`.
+"""
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from resnet_jax.config import Config
+from resnet_jax.recipes import RECIPES
+
+OURS = "ours"
+AT_224 = ("resnet34", "resnet50", "resnet101", "resnet152")  # the others see 32 pixels
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # PyTorch's, of all
+
+Run = Callable[[int], int]  # so many steps (epochs), to their end; pictures seen
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one process does."""
+
+    program: str  # OURS, or how PyTorch runs: eager, channels_last, compile, ...
+    kind: str  # train | infer: steps on one batch; epoch; describe: the machine alone
+    model: str = ""
+    batch_size: int = 0
+    dtype: str = "float32"
+    gpu: bool = False
+    data: str | None = None  # of epoch: an .npz file with images and labels
+
+    @property
+    def matmul_size(self) -> int:
+        """The side of the product that stands for the machine's peak."""
+        return 8192 if self.gpu else 2048
+
+
+class Program(NamedTuple):
+    """A task, ready for its first step."""
+
+    run: Run
+    make_multiply: Callable[[], Callable[[], Any]]  # a square product, to its end
+    peak_bytes: Callable[[], int | None]  # the most that the device's memory held
+    num_macs: Callable[[], int | None]  # multiply-adds of a picture, forward
+
+
+def recipe(model: str) -> Config:
+    """The configuration that trains `model`: its recipe, else resnet20's."""
+    found = RECIPES.get(model, RECIPES["resnet20"])[1]
+    if model in AT_224:
+        found = replace(found, stem="imagenet", image_size=224)
+    return replace(found, model=model, normalize=found.normalize or "cifar10")
+
+
+def num_classes(cfg: Config) -> int:
+    return 1000 if cfg.image_size else 10
+
+
+def image_shape(cfg: Config) -> tuple[int, int, int]:
+    side = cfg.image_size or 32
+    return side, side, 3
+
+
+def random_batch(cfg: Config, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """(images, labels) of noise: uint8 [size, H, W, 3], int32 [size]."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (size, *image_shape(cfg)), np.uint8)
+    return images, rng.integers(0, num_classes(cfg), size, np.int32)
+
+
+def random_matrix(task: Task) -> np.ndarray:
+    size = (task.matmul_size, task.matmul_size)
+    return np.random.default_rng(0).standard_normal(size, np.float32)
+
+
+def load(task: Task) -> tuple[np.ndarray, np.ndarray]:
+    with np.load(task.data or "") as arrays:
+        return arrays["images"], arrays["labels"]
+
+
+def num_threads() -> int:
+    """The cores that this process may use; JAX takes as many."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def peak_resident_bytes() -> int | None:
+    """The most memory that this process held; Linux says it."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    peaks = [1024 * int(x.split()[1]) for x in lines if x.startswith("VmHWM")]
+    return peaks[0] if peaks else None
+
+
+def our_program(task: Task) -> Program:
+    import jax
+    import jax.numpy as jnp
+
+    from resnet_jax import models, summary
+
+    cfg = recipe(task.model)
+    model = models.create_model(
+        cfg.model, num_classes=num_classes(cfg), stem=cfg.stem, dtype=task.dtype
+    )
+    runs = {"epoch": our_epochs, "train": our_training, "infer": our_inference}
+    square = jax.jit(jnp.dot)
+
+    def make_multiply() -> Callable[[], Any]:
+        a = jnp.asarray(random_matrix(task), task.dtype)
+        return lambda: square(a, a).block_until_ready()
+
+    def peak_bytes() -> int | None:
+        stats = jax.local_devices()[0].memory_stats() or {}
+        return stats.get("peak_bytes_in_use") if task.gpu else peak_resident_bytes()
+
+    def num_macs() -> int:
+        layers = summary.structure(model, image_shape(cfg)).layers
+        return sum(layer.num_macs for layer in layers)
+
+    return Program(
+        runs[task.kind](task, cfg, model), make_multiply, peak_bytes, num_macs
+    )
+
+
+def compiled(
+    cfg: Config,
+    model: Any,
+    train: Any,
+    sizes: list[int],
+    steps_per_call: int | None = 1,
+    **augmentation: Any,
+) -> tuple[Callable[..., Any], Any, Any]:
+    """(step, state, feed) of cfg's training on `train`, on one device, compiled."""
+    from resnet_jax import augment, compiling, feed, optim, parallel, training
+
+    schedule = optim.make_schedule(total_steps=100_000, **cfg.scheduling)
+    tx = optim.make_optimizer(schedule=schedule, **cfg.optimization)
+    prepare = augment.make_augment(
+        num_classes=num_classes(cfg), normalization=cfg.normalize, **augmentation
+    )
+    keys = training.make_keys(cfg.seed)
+    state = training.init_state(model, tx, image_shape(cfg), key=keys.init)
+    mesh = parallel.make_mesh(1)
+    state, key = parallel.replicate(mesh, (state, keys.augment))
+    fed = feed.make_feed(mesh, train, steps_per_call=steps_per_call, workers=0)
+    step, _ = compiling.compile_step(
+        training.make_train_step(model, tx, prepare),
+        *(state, fed.examples(train, sizes), fed.source(train), key),
+    )
+    return step, state, fed
+
+
+def our_training(task: Task, cfg: Config, model: Any) -> Run:
+    import jax
+
+    from resnet_jax import data
+
+    train = data.Dataset(*random_batch(cfg, task.batch_size), ())
+    sizes = [task.batch_size]
+    step, state, fed = compiled(cfg, model, train, sizes)
+    batch = next(fed.examples(train, sizes))
+
+    def run(steps: int) -> int:
+        nonlocal state
+        for _ in range(steps):
+            state, _ = step(state, batch)
+        jax.block_until_ready(state)
+        return steps * task.batch_size
+
+    return run
+
+
+def our_inference(task: Task, cfg: Config, model: Any) -> Run:
+    import jax
+
+    from resnet_jax import augment, training
+
+    images, _ = jax.device_put(random_batch(cfg, task.batch_size))
+    mean, std = augment.parse_normalization(cfg.normalize or "cifar10")
+    init = partial(training.init_variables, model, image_shape(cfg))
+    variables = jax.jit(init)(key=jax.random.key(0))
+
+    @jax.jit
+    def forward(variables: Any, images: jax.Array) -> jax.Array:
+        x = augment.normalize(images, mean=mean, std=std)
+        return model.apply(variables, x, train=False)
+
+    def run(steps: int) -> int:
+        for _ in range(steps):
+            logits = forward(variables, images)
+        logits.block_until_ready()
+        return steps * task.batch_size
+
+    return run
+
+
+def our_epochs(task: Task, cfg: Config, model: Any) -> Run:
+    """Epochs as train.py goes through them: order, batches, augmentation, sums."""
+    import jax
+
+    from resnet_jax import data
+
+    train = data.Dataset(*load(task), tuple("0123456789"))
+    sizes = data.batch_sizes(len(train), task.batch_size)
+    step, state, fed = compiled(cfg, model, train, sizes, None, **cfg.augmentation)
+    epoch = 0
+
+    def run(epochs: int) -> int:
+        nonlocal state, epoch
+        for _ in range(epochs):
+            pending, steps = [], range(len(sizes))
+            batches = fed.train(train, sizes, seed=cfg.seed, epoch=epoch, steps=steps)
+            for batch in batches:
+                state, sums = step(state, batch)
+                pending.append(sums)
+                if sum(s["loss"].size for s in pending) >= cfg.log_every_steps:
+                    jax.device_get(pending)
+                    pending.clear()
+            jax.device_get(pending)
+            epoch += 1
+        return epochs * len(train)
+
+    return run
+
+
+def torch_program(task: Task) -> Program:
+    import torch
+    from torch.nn import functional as F
+
+    from benchmarks.torch_models import create_twin
+
+    torch.set_num_threads(num_threads())
+    device = torch.device("cuda" if task.gpu else "cpu")
+    if task.gpu:  # as XLA: it tries the algorithms, and float32 products are TF32
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
+    is_eager = task.program == "eager"
+    layout = torch.contiguous_format if is_eager else torch.channels_last
+    place = {"device": device, "memory_format": layout}
+    cfg = recipe(task.model)
+    model = create_twin(task.model, cfg.stem, num_classes(cfg)).to(**place)
+    model.train(task.kind != "infer")
+    is_mixed = task.dtype == "bfloat16"
+    mean, std = (torch.tensor(x, device=device).view(1, 3, 1, 1) for x in (MEAN, STD))
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        if images.dtype == torch.uint8:
+            images = (images.float() / 255 - mean) / std
+        with torch.autocast(device.type, torch.bfloat16, enabled=is_mixed):
+            return model(images).float()
+
+    if task.program not in ("eager", "channels_last"):
+        mode = None if task.program == "compile" else task.program
+        forward = torch.compile(forward, mode=mode)
+
+    if task.kind != "infer":
+        optimizer = torch_optimizer(cfg, model)
+
+    def step(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(forward(images), labels)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    def finish() -> None:
+        if task.gpu:
+            torch.cuda.synchronize()
+
+    def run(steps: int) -> int:
+        with torch.set_grad_enabled(task.kind == "train"):
+            for _ in range(steps):
+                if task.kind == "train":
+                    step(images, labels)
+                else:
+                    forward(images)
+        finish()
+        return steps * task.batch_size
+
+    if task.kind == "epoch":
+        run = torch_epochs(task, cfg, step, **place)
+    else:
+        images, labels = map(torch.from_numpy, random_batch(cfg, task.batch_size))
+        images, labels = (
+            images.permute(0, 3, 1, 2).to(**place),
+            labels.long().to(device),
+        )
+
+    def make_multiply() -> Callable[[], Any]:
+        a = torch.from_numpy(random_matrix(task)).to(device, getattr(torch, task.dtype))
+        return lambda: (a @ a, finish())
+
+    def peak_bytes() -> int | None:
+        return torch.cuda.max_memory_allocated() if task.gpu else peak_resident_bytes()
+
+    return Program(run, make_multiply, peak_bytes, lambda: None)
+
+
+def torch_optimizer(cfg: Config, model: Any) -> Any:
+    import torch
+
+    options = {"lr": cfg.lr, "weight_decay": cfg.weight_decay, "fused": True}
+    if cfg.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), **options)
+    return torch.optim.SGD(model.parameters(), momentum=cfg.momentum, **options)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What a DataLoader takes, as torchvision.datasets.CIFAR10 has it."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    transform: Callable[[Any], Any]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        from PIL import Image
+
+        picture = Image.fromarray(self.images[index])
+        return self.transform(picture), int(self.labels[index])
+
+
+def torch_epochs(
+    task: Task, cfg: Config, step: Callable[..., Any], **place: Any
+) -> Run:
+    """Epochs as PyTorch's tutorials go through them: transforms and a DataLoader."""
+    import torch
+    from torchvision import transforms as T
+
+    crop = [T.RandomCrop(32, padding=cfg.crop_padding)] if cfg.crop_padding else []
+    flip = [T.RandomHorizontalFlip()] if cfg.flip else []
+    transform = T.Compose([*crop, *flip, T.ToTensor(), T.Normalize(MEAN, STD)])
+    images, labels = load(task)
+    device = place["device"]
+
+    loader = torch.utils.data.DataLoader(
+        Pictures(images, labels, transform),
+        batch_size=task.batch_size,
+        shuffle=True,
+        num_workers=os.cpu_count() or 1,
+        persistent_workers=True,
+        pin_memory=task.gpu,
+    )
+    sizes = {min(task.batch_size, len(labels)), len(labels) % task.batch_size} - {0}
+    for size in sizes:  # compiles, as compile_step does of ours
+        noise, targets = torch.rand(size, 3, 32, 32), torch.zeros(size).long()
+        step(noise.to(**place), targets.to(device))
+
+    def run(epochs: int) -> int:
+        for _ in range(epochs):
+            total = torch.zeros((), device=device)
+            for batch, targets in loader:
+                batch = batch.to(**place, non_blocking=True)
+                targets = targets.to(device, non_blocking=True)
+                total += step(batch, targets) * len(targets)
+            total.item()
+        return epochs * len(labels)
+
+    return run
+
+
+def describe(task: Task) -> dict[str, Any]:
+    """Versions and device, as this framework sees them."""
+    if task.program == OURS:
+        import flax
+        import jax
+
+        device = jax.local_devices()[0]
+        gpu = device.device_kind if device.platform == "gpu" else None
+        versions = {"jax": jax.__version__, "flax": flax.__version__}
+    else:
+        import torch
+
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+        versions = {"torch": torch.__version__}
+    versions = {"Python": platform.python_version(), **versions}
+    return {"versions": versions, "gpu": gpu, "threads": num_threads()}
+
+
+def gflops(task: Task, multiply: Callable[[], Any]) -> float:
+    """Of the best of five products; a first one compiles."""
+    seconds = []
+    for _ in range(6):
+        begun = time.perf_counter()
+        multiply()
+        seconds.append(time.perf_counter() - begun)
+    return 2 * task.matmul_size**3 / min(seconds[1:]) / 1e9
+
+
+def serve(task: Task, answer: Callable[[dict[str, Any]], None]) -> None:
+    if task.kind == "describe":
+        answer(describe(task))
+        return
+    program = (our_program if task.program == OURS else torch_program)(task)
+    if task.kind != "epoch":
+        program.run(1)
+    answer({})
+    steps = 1
+    for line in sys.stdin:
+        command, *arguments = line.split()
+        if command == "block":
+            begun = time.perf_counter()
+            images = program.run(steps)
+            seconds = time.perf_counter() - begun
+            answer({"images": images, "seconds": seconds})
+            steps = max(1, round(steps * float(arguments[0]) / seconds))
+        elif command == "matmul":
+            answer({"gflops": gflops(task, program.make_multiply())})
+        elif command == "memory":
+            answer({"bytes": program.peak_bytes()})
+        elif command == "macs":
+            answer({"macs": program.num_macs()})
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # compilers print
+
+    def answer(record: dict[str, Any]) -> None:
+        print(json.dumps(record), file=answers, flush=True)
+
+    try:
+        serve(Task(**json.loads(sys.argv[1])), answer)
+    except Exception as error:  # whatever a framework raises; the parent goes on
+        reason = (str(error).strip() or "no reason given").splitlines()[0]
+        answer({"error": f"{type(error).__name__}: {reason[:200]}"})
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

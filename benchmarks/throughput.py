@@ -1,0 +1,478 @@
+"""How fast ours and PyTorch's program train and infer, on the same machine.
+
+    python -m benchmarks.throughput --models hresnet resnet20     # steps on one batch
+    python -m benchmarks.throughput --epoch --max-train-samples 12800
+    python -m benchmarks.throughput --scaling resnet20 --plot scaling.png
+
+Each program is a process of its own, and they compute in turn, a block of steps each,
+the order turned around every round: what else the machine does hits both alike. The
+ratio is of the blocks of one round, ours to PyTorch's best mode by the median of its
+rates: eager (NCHW), channels_last, compile (torch.compile and channels_last), and, if
+asked for, reduce-overhead (the same with CUDA graphs); all with the fused optimizer.
+Both take uint8 pictures that lie on the device, normalise them, and compute on as many
+threads; bfloat16 is torch.autocast there. The first step is counted from the start of
+the process, imports included: cold with an empty cache of compiled programs, warm with
+a filled one. The peak of memory is that of the cold process with its imports and
+compilers, on a GPU that of its arrays.
+
+--epoch measures whole epochs of CIFAR-10, with each side's own data loading and the
+recipe's augmentation; --scaling how a training step of ours grows with the batch, and
+with the depth of the CIFAR networks.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tyro
+
+from benchmarks.contestants import AT_224, OURS, Task, recipe
+from resnet_jax import hugepages
+from resnet_jax.errors import ConfigError, DataError
+
+ROOT = Path(__file__).resolve().parent.parent
+BATCH_SIZES = {  # on a CPU, on a GPU
+    "hresnet": (128, 512),
+    "resnet20": (128, 1024),
+    "resnet18": (128, 512),
+    "resnet50": (16, 128),
+}
+OTHER_BATCH_SIZES = (128, 512)
+CLIFF = 1.5  # times the cost of the smaller neighbour
+
+Ask = Callable[..., dict[str, Any]]  # a command and its arguments; what was answered
+Row = dict[str, Any]
+TorchMode = Literal["eager", "channels_last", "compile", "reduce-overhead"]
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """What is measured, and for how long."""
+
+    models: tuple[str, ...] = tuple(BATCH_SIZES)
+    """Of resnet_jax.list_models(); those of ImageNet, but resnet18, at 224 pixels."""
+    modes: tuple[Literal["train", "infer"], ...] = ("train", "infer")
+    """Training steps, and forward passes in inference mode."""
+    torch_modes: tuple[TorchMode, ...] = ("eager", "channels_last", "compile")
+    """How PyTorch may run; the best counts."""
+    batch_size: int | None = None
+    """Pictures a step, instead of each model's default."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the arithmetic."""
+    rounds: int = 5
+    """Blocks (epochs) of each program; one block more goes before to warm up."""
+    seconds: float = 5.0
+    """Length of a block, about."""
+    epoch: bool = False
+    """Measure epochs of CIFAR-10 instead, from pictures in memory."""
+    max_train_samples: int | None = None
+    """Of --epoch: the first so many pictures only."""
+    scaling: str | None = None
+    """Measure instead how training grows with the batch of this model, and by depth."""
+    batch_sizes: tuple[int, ...] = (32, 64, 128, 256, 512, 1024)
+    """Of --scaling."""
+    depths: tuple[int, ...] = (20, 32, 44, 56, 110)
+    """Of --scaling, at a batch of 128: resnet20 and so on; none leaves them out."""
+    plot: Path | None = None
+    """Of --scaling: a PNG file to write."""
+    json: Path | None = None
+    """A file to write everything to."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "rounds", "max_train_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} {value} is too small: at least 1")
+        if not self.batch_sizes or min(self.batch_sizes) < 1:
+            raise ConfigError(f"batch_sizes {self.batch_sizes} are not all at least 1")
+        if not self.seconds > 0:
+            raise ConfigError(f"seconds {self.seconds} is too small: above 0")
+
+
+class ProgramError(Exception):
+    """A program that could not run, and why."""
+
+
+def main(cfg: Throughput) -> None:
+    from resnet_jax.models import list_models
+
+    depths = [f"resnet{depth}" for depth in cfg.depths]
+    for name in [cfg.scaling, *depths] if cfg.scaling else cfg.models:
+        if name not in list_models():
+            raise ConfigError(f"no model {name!r}: one of {', '.join(list_models())}")
+    for package in () if cfg.scaling else ("torch", "torchvision"):
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(f"needs {package}: pip install -e '.[torch]'")
+    for path in (cfg.json, cfg.plot):
+        if path is not None:  # better known now than after the measurements
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+            except OSError as error:
+                reason = f"{path} cannot be written ({error.strerror})"
+                raise ConfigError(reason) from None
+    machine = describe([OURS] if cfg.scaling else [OURS, "eager"])
+    note(machine["text"])
+    record: Row = {"machine": machine, "settings": asdict(cfg)}
+    if cfg.scaling:
+        record["scaling"] = scaling(cfg, cfg.scaling, bool(machine["gpu"]))
+        text = scaling_table(record["scaling"])
+        if cfg.plot is not None:
+            plot(record["scaling"], cfg.plot)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            source, file = "noise, on the device", Path(folder, "train.npz")
+            if cfg.epoch:
+                source = write_pictures(file, cfg.max_train_samples)
+            tasks = make_tasks(cfg, gpu=bool(machine["gpu"]), data=str(file))
+            record |= {"data": source, "rows": [measure(cfg, task) for task in tasks]}
+        text = f"{table(record['rows'])}\n- Pictures: {source}."
+        for model in set(cfg.models) & set(AT_224) if cfg.epoch else ():
+            text += f"\n- {model} epoch: not measured, CIFAR-10 has no such pictures."
+    if cfg.json is not None:
+        cfg.json.write_text(json.dumps(record, indent=1, default=str), encoding="utf-8")
+    print(f"{machine['text']}\n\n{text}")
+
+
+def note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def started(task: Task, cache: Path | None = None) -> Iterator[tuple[Ask, Row]]:
+    """A process of `task`, to ask, and what it said of itself first, with `seconds`.
+
+    Args:
+      cache: the folder of compiled programs; None leaves it to the user's environment.
+
+    Raises:
+      ProgramError: it cannot run; from `ask` too, where it ended later.
+    """
+    # They share a GPU, so that none may take most of its memory at once.
+    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    if task.program == OURS:  # as train.py begins; PyTorch has them where all have
+        environment = hugepages.with_huge_pages(environment)
+    if not task.gpu and task.kind != "describe":
+        environment["JAX_PLATFORMS"] = "cpu"
+    if cache is not None:
+        environment |= {
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+            "TORCHINDUCTOR_CACHE_DIR": str(cache),
+        }
+    command = [sys.executable, "-m", "benchmarks.contestants", json.dumps(asdict(task))]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with tempfile.TemporaryFile("w+") as log:
+        begun = time.perf_counter()
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stderr=log, **pipes
+        )
+
+        def answer() -> Row:
+            line = process.stdout.readline()
+            if not line:
+                log.seek(0)
+                last = (log.read().strip() or "it said nothing").splitlines()[-1]
+                raise ProgramError(f"exit code {process.wait()}: {last[:200]}")
+            found = json.loads(line)
+            if "error" in found:
+                raise ProgramError(found["error"])
+            return found
+
+        def ask(*command: object) -> Row:
+            with contextlib.suppress(BrokenPipeError):  # then answer says why
+                print(*command, file=process.stdin, flush=True)
+            return answer()
+
+        try:
+            first = answer()
+            yield ask, {**first, "seconds": time.perf_counter() - begun}
+        finally:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            process.stdout.close()
+
+
+def describe(programs: Sequence[str]) -> Row:
+    """Processor, versions, threads, and the GPU if all of `programs` can use it.
+
+    Raises:
+      ConfigError: one of them cannot be imported.
+    """
+    said = []
+    for program in programs:
+        try:
+            with started(Task(program, "describe")) as (_, first):
+                said.append(first)
+        except ProgramError as error:
+            raise ConfigError(f"{program} cannot run: {error}") from None
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [x.split(":")[1].strip() for x in lines if x.startswith("model name")]
+    machine = {
+        "cpu": names[0] if names else platform.machine(),
+        "threads": said[0]["threads"],
+        "gpu": said[0]["gpu"] if all(x["gpu"] for x in said) else None,
+        "versions": {k: v for x in said for k, v in x["versions"].items()},
+    }
+    versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
+    text = "{cpu}, threads: {threads}, GPU: {gpu}; ".format_map(machine) + versions
+    return {**machine, "text": text}
+
+
+def write_pictures(path: Path, count: int | None) -> str:
+    """Writes CIFAR-10's training pictures, or noise like them; says which."""
+    from resnet_jax import data, prepared
+
+    try:
+        if prepared.find("cifar10", prepared.default_data_dir()) is None:
+            raise DataError("CIFAR-10 is not prepared here")
+        train, _ = data.load_dataset("cifar10")
+        source, images, labels = "CIFAR-10's", train.images, train.labels
+    except (DataError, ImportError) as error:
+        rng = np.random.default_rng(0)
+        source = f"noise, for {error}"
+        images = rng.integers(0, 256, (50_000, 32, 32, 3), np.uint8)
+        labels = rng.integers(0, 10, 50_000, np.int32)
+    images, labels = images[:count], labels[:count]
+    np.savez(path, images=images, labels=labels)
+    return f"{source} ({len(labels):,})"
+
+
+def make_tasks(cfg: Throughput, *, gpu: bool, data: str) -> list[Task]:
+    """Ours of each row of the table."""
+    tasks = []
+    for model in cfg.models:
+        options: Row = {"model": model, "dtype": cfg.dtype, "gpu": gpu}
+        if not cfg.epoch:
+            size = cfg.batch_size or BATCH_SIZES.get(model, OTHER_BATCH_SIZES)[gpu]
+            options["batch_size"] = size
+            tasks += [Task(OURS, kind, **options) for kind in cfg.modes]
+        elif model not in AT_224:
+            options["batch_size"] = cfg.batch_size or recipe(model).batch_size
+            tasks.append(Task(OURS, "epoch", data=data, **options))
+    return tasks
+
+
+def measure(cfg: Throughput, ours: Task) -> Row:
+    """What ours and each mode of PyTorch give, block by block in turn."""
+    in_steps = ours.kind != "epoch"
+    programs: dict[str, Row] = {}
+    asks: dict[str, Ask] = {}
+    row: Row = {**asdict(ours), "macs": None, "programs": programs}
+    del row["program"], row["data"]
+    with tempfile.TemporaryDirectory() as caches, contextlib.ExitStack() as stack:
+        for name in (OURS, *cfg.torch_modes):
+            task, cache = replace(ours, program=name), Path(caches, name)
+            programs[name] = {"rates": [], "matmul": []}
+            with left_out_if_failing(name, programs, asks):
+                asks[name], cold = stack.enter_context(started(task, cache))
+                if in_steps:
+                    with started(task, cache) as (ask, warm):
+                        ask("block", cfg.seconds)  # a second step, of known shapes
+                        warm_bytes = ask("memory")["bytes"]
+                    times = {"cold": cold["seconds"], "warm": warm["seconds"]}
+                    programs[name] |= {**times, "warm_bytes": warm_bytes}
+        for number in range(0 if in_steps else 1, cfg.rounds + 1):
+            for name in list(asks)[:: -1 if number % 2 else 1]:
+                program, ask = programs[name], asks[name]
+                with left_out_if_failing(name, programs, asks):
+                    block = ask("block", cfg.seconds if in_steps else 0)
+                    if number == 0:  # memory before the matrices of the product
+                        program |= ask("memory")
+                    else:
+                        program["rates"].append(block["images"] / block["seconds"])
+                        program["matmul"].append(ask("matmul")["gflops"])
+            last = {name: programs[name]["rates"][-1:] for name in asks}
+            note(f"{ours.model} {ours.kind}, round {number}: {last}")
+        if OURS in asks:
+            row |= asks[OURS]("macs")
+    work = 2 * (row["macs"] or 0) / 1e9 * (1 if ours.kind == "infer" else 3)
+    for name in asks:
+        program = programs[name]
+        program["rate"] = statistics.median(program["rates"])
+        if work:
+            program["gflops"] = program["rate"] * work
+            pairs = zip(program["rates"], program["matmul"], strict=True)
+            program["share"] = statistics.median(rate * work / x for rate, x in pairs)
+    rates = {name: programs[name]["rate"] for name in asks if name != OURS}
+    row["best"] = max(rates, key=lambda name: rates[name], default=None)
+    if OURS in asks and row["best"]:
+        row["ratio"] = spread(programs[OURS]["rates"], programs[row["best"]]["rates"])
+    return row
+
+
+@contextlib.contextmanager
+def left_out_if_failing(
+    name: str, programs: dict[str, Row], asks: dict[str, Ask]
+) -> Iterator[None]:
+    """Where program `name` fails in here, its reason stands in for its figures."""
+    try:
+        yield
+    except ProgramError as error:
+        programs[name] = {"error": str(error)}
+        asks.pop(name, None)
+        note(f"{name} is left out: {error}")
+
+
+def spread(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    """Median, least and greatest of the ratios round by round."""
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    median = statistics.median(ratios)
+    return {"median": median, "min": min(ratios), "max": max(ratios)}
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as Markdown, and below it the peaks and what could not run."""
+    header = (
+        *("model", "what", "batch", "dtype", "pictures/s ours / PyTorch"),
+        *("PyTorch's best", "ratio (of rounds)", "GFLOP/s", "of the matmul peak"),
+        *("peak memory, MB", "first step cold, s", "warm, s"),
+    )
+    lines, notes = [header, ("---",) * len(header)], []
+    for row in rows:
+        programs = row["programs"]
+        pair = (programs[OURS], programs.get(row["best"], {}))
+        ratio = "{median:.2f} ({min:.2f} to {max:.2f})"
+        cells = (
+            *(row["model"], row["kind"], str(row["batch_size"]), row["dtype"]),
+            *(both(pair, "rate", ",.0f"), row["best"] or "not measured"),
+            ratio.format_map(row["ratio"]) if "ratio" in row else "not measured",
+            *(both(pair, "gflops", ",.1f"), both(pair, "share", ".0%")),
+            both(pair, "bytes", ",.0f", scale=1e-6),
+            *(both(pair, "cold", ".1f"), both(pair, "warm", ".1f")),
+        )
+        lines.append(cells)
+        where = f"{row['model']} {row['kind']}"
+        size = Task(OURS, row["kind"], gpu=row["gpu"]).matmul_size
+        best = [{"peak": max(p["matmul"])} if p.get("matmul") else {} for p in pair]
+        peaks = both(best, "peak", ",.0f")
+        notes.append(
+            f"- {where}: the product of {size}x{size} reached {peaks} GFLOP/s."
+        )
+        notes += [
+            f"- {where}: {name} not measured: {program['error']}."
+            for name, program in programs.items()
+            if "error" in program
+        ]
+    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), "", *notes])
+
+
+def both(pair: Sequence[Row], key: str, form: str, *, scale: float = 1) -> str:
+    """Ours / PyTorch's, where they were measured."""
+    values = [program.get(key) for program in pair]
+    if all(value is None for value in values):
+        return "not measured"
+    texts = ("not measured" if x is None else format(x * scale, form) for x in values)
+    return " / ".join(texts)
+
+
+def scaling(cfg: Throughput, model: str, gpu: bool) -> dict[str, list[Row]]:
+    """Our training step by batch and by depth, a process each: points, and cliffs.
+
+    The cost of a point is seconds a picture, by depth those of a multiply-add.
+    """
+    curves = {"batch": [(size, model, size) for size in sorted(cfg.batch_sizes)]}
+    if cfg.depths:
+        depths = sorted(cfg.depths)
+        curves["depth"] = [(depth, f"resnet{depth}", 128) for depth in depths]
+    found: dict[str, list[Row]] = {curve: [] for curve in curves}
+    for curve, points in curves.items():
+        for size, name, batch_size in points:
+            point: Row = {"size": size, "model": name, "batch_size": batch_size}
+            task = Task(OURS, "train", name, batch_size, cfg.dtype, gpu)
+            try:
+                with started(task) as (ask, _):
+                    ask("block", cfg.seconds)  # to warm up
+                    blocks = [ask("block", cfg.seconds) for _ in range(cfg.rounds)]
+                    point |= {**ask("memory"), **ask("macs")}
+                times = [block["seconds"] / block["images"] for block in blocks]
+                work = point["macs"] if curve == "depth" else 1
+                point |= {"times": times, "cost": statistics.median(times) / work}
+            except ProgramError as error:
+                point["error"] = str(error)
+            note(f"{curve}: {point}")
+            found[curve].append(point)
+        measured = [point for point in found[curve] if "error" not in point]
+        steep = cliffs([point["cost"] for point in measured])
+        for point, is_cliff in zip(measured, steep, strict=True):
+            point["cliff"] = is_cliff
+    return found
+
+
+def cliffs(costs: Sequence[float]) -> list[bool]:
+    """Of each cost, whether it is over CLIFF times the one before."""
+    before = [float("inf"), *costs]
+    return [b > CLIFF * a for a, b in zip(before, costs, strict=False)]
+
+
+def scaling_table(curves: Mapping[str, Sequence[Row]]) -> str:
+    lines = [
+        "| model | batch | ms a step | pictures/s (rounds) | peak memory, MB | cliff |",
+        "|---|---|---|---|---|---|",
+    ]
+    for point in (point for points in curves.values() for point in points):
+        cells = ["not measured"] * 4
+        if "error" not in point:
+            times, memory = point["times"], both([point], "bytes", ",.0f", scale=1e-6)
+            low, rate, high = (
+                f"{1 / f(times):,.0f}" for f in (max, statistics.median, min)
+            )
+            step = 1e3 * statistics.median(times) * point["batch_size"]
+            cliff = "YES" if point["cliff"] else "no"
+            cells = [f"{step:,.1f}", f"{rate} ({low} to {high})", memory, cliff]
+        cells = [point["model"], str(point["batch_size"]), *cells]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plot(curves: Mapping[str, Sequence[Row]], path: Path) -> None:
+    """Time of a step and peak memory by batch and by depth, as a PNG at `path`."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    grid = figure.subplots(2, len(curves), squeeze=False)
+    for (curve, points), column in zip(curves.items(), grid.T, strict=True):
+        first = points[0]
+        fixed = f"batch {first['batch_size']}" if curve == "depth" else first["model"]
+        points = [point for point in points if "error" not in point]
+        sizes = [point["size"] for point in points]
+        times = [1e3 * statistics.median(p["times"]) * p["batch_size"] for p in points]
+        memory = [(point["bytes"] or float("nan")) / 1e6 for point in points]
+        column[0].set(ylabel="training step, ms")
+        column[1].set(ylabel="peak memory, MB")
+        for axes, values in zip(column, (times, memory), strict=True):
+            axes.loglog(sizes, values, marker="o", color="#0072B2")
+            axes.set(title=fixed, xlabel=curve)
+            axes.set_xticks(sizes, map(str, sizes))
+            axes.set_xticks([], minor=True)
+            axes.grid(which="both", alpha=0.3)
+        for size, step, point in zip(sizes, times, points, strict=True):
+            if point["cliff"]:
+                column[0].annotate("cliff", (size, step), color="#D55E00")
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    from resnet_jax.errors import command_line
+
+    with command_line("throughput"):
+        main(tyro.cli(Throughput, description=__doc__))
