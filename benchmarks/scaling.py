@@ -1,0 +1,212 @@
+"""What a training step on many devices should take: a model, not a measurement.
+
+    python -m benchmarks.scaling
+    python -m benchmarks.scaling --model resnet18 --batch-per-device 256 --held
+    python -m benchmarks.scaling --flops 150e12 --bandwidth 50e9      # another chip
+
+Three times are added up: the arithmetic of a device's pictures, the sums over all
+devices, and the pictures' way to a device. The bytes of the sums are exact: they follow
+from the shapes of the network's variables, and tests/test_scaling.py finds as many in
+the program that XLA compiles. All else is the assumptions below.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """The network, and what is assumed of the machine: an A100-class GPU."""
+
+    model: str = "resnet50"
+    """Name of the network; resnet_jax.list_models() has them all."""
+    image_size: int = 224
+    """Side of the pictures."""
+    num_classes: int = 1000
+    """Outputs of the network."""
+    batch_per_device: int = 128
+    """Pictures per step on each device, however many there are (weak scaling)."""
+    devices: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512, 1024)
+    """Numbers of devices, a row each."""
+    bn_scope: Literal["global", "local"] = "global"
+    """As train.py's: with local, BatchNorm waits for no other device."""
+
+    flops: float = 62e12
+    """Assumed: FLOP/s that a device sustains in a whole training step: a fifth of the
+    A100's 312e12 in bfloat16, as networks of this kind wait for memory much of it."""
+    bandwidth: float = 25e9
+    """Assumed: bytes/s that a device sends, and as many that it receives, on the
+    slowest link of the ring: a 200 Gbit/s network card for each."""
+    latency: float = 5e-6
+    """Assumed: seconds of a collective, whatever its size, each time that the number of
+    devices doubles."""
+    host_bandwidth: float = 10e9
+    """Assumed: bytes/s of decoded pictures from its host to a device."""
+    held: bool = False
+    """The data lie on the device, so that no pictures come in a step."""
+
+
+class Reduced(NamedTuple):
+    """Bytes that a device brings to the sums over all devices in a training step."""
+
+    gradients: int  # of convolutions and linear layers, float32
+    batch_norm: int  # sums for mean, variance, and in the backward pass bias and scale
+    metrics: int  # the loss and the number of correct answers
+
+
+class Prediction(NamedTuple):
+    """Seconds of a step; each pair is (nothing overlaps, all that can overlaps)."""
+
+    compute: float
+    input: float
+    gradients: float  # their sums over the devices, from the start to the end
+    batch_norm: float
+    step: tuple[float, float]
+    efficiency: tuple[float, float]  # the step on one device over this one
+
+
+def reduced(variables: Mapping[str, Any]) -> Reduced:
+    """What is summed over the devices, from the shapes in {"params", "batch_stats"}.
+
+    Every gradient is summed once, in float32. A BatchNorm layer of C channels has four
+    sums of C values: the mean, the variance, and in the backward pass the gradients of
+    bias and scale, which its input's gradient needs first. With bn_scope local as much
+    is summed: the moved running mean and variance in place of the batch's. (There XLA
+    sums once what two layers have the same, the gradient by bias of a block's last
+    BatchNorm and of its shortcut's.) Counted is a step without micro-batches.
+    """
+    import jax
+
+    def size(tree: Any) -> int:
+        return sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+    statistics = size(variables.get("batch_stats", {}))
+    # As many values as mean and variance have scale and bias, which are parameters.
+    gradients = size(variables["params"]) - statistics
+    return Reduced(gradients, 2 * statistics, 2 * 4)
+
+
+def all_reduce_bytes(variables: Mapping[str, Any]) -> int:
+    """The bytes of all of `reduced`."""
+    return sum(reduced(variables))
+
+
+def num_batch_norms(variables: Mapping[str, Any]) -> int:
+    """BatchNorm layers of a network: each has one "mean"."""
+    import jax
+
+    paths = jax.tree_util.tree_leaves_with_path(variables.get("batch_stats", {}))
+    return sum(path[-1].key == "mean" for path, _ in paths)
+
+
+def collective_seconds(
+    num_bytes: float,
+    num_devices: int,
+    *,
+    bandwidth: float,
+    latency: float,
+    count: int = 1,
+) -> float:
+    """Seconds to sum `num_bytes`, in `count` parts, over a ring of devices.
+
+    Each device sends 2 (n - 1) / n of the bytes: around once to add up, once to tell.
+    A part waits besides for `latency` each time that n doubles.
+    """
+    if num_devices == 1:
+        return 0.0
+    sent = 2 * (num_devices - 1) / num_devices * num_bytes
+    return count * latency * math.ceil(math.log2(num_devices)) + sent / bandwidth
+
+
+def training_flops(num_macs: int) -> int:
+    """FLOPs of a training step for one picture, of its forward pass's multiply-adds.
+
+    A multiply-add is two; the backward pass computes two products for each.
+    """
+    return 2 * 3 * num_macs
+
+
+def predict(
+    cfg: Scaling, *, num_macs: int, parts: Reduced, batch_norms: int, num_devices: int
+) -> Prediction:
+    """The modelled step on `num_devices` devices.
+
+    Args:
+      num_macs: multiply-adds of the forward pass, for one picture.
+      batch_norms: layers; each waits for three sums, one after the other: mean,
+        variance, and those of the backward pass, which go together.
+    """
+    link = {"bandwidth": cfg.bandwidth, "latency": cfg.latency}
+    compute = training_flops(num_macs) * cfg.batch_per_device / cfg.flops
+    picture = 0 if cfg.held else 3 * cfg.image_size**2
+    brought = picture * cfg.batch_per_device / cfg.host_bandwidth
+    late, waited = parts.gradients + parts.metrics, parts.batch_norm
+    count = 3 * batch_norms
+    if cfg.bn_scope == "local":  # nobody waits for these: they go with the gradients
+        late, waited, count = late + waited, 0, 0
+    gradients = collective_seconds(late, num_devices, **link)
+    batch_norm = collective_seconds(waited, num_devices, count=count, **link)
+    alone = (compute + brought, max(compute, brought))
+    # Layers wait for BatchNorm's sums. Gradients can be summed while the backward pass,
+    # two thirds of the arithmetic, goes on, and pictures come in the step before.
+    hidden = compute + batch_norm + max(0.0, gradients - compute * 2 / 3)
+    step = (alone[0] + gradients + batch_norm, max(hidden, brought))
+    efficiency = (alone[0] / step[0], alone[1] / step[1])
+    return Prediction(compute, brought, gradients, batch_norm, step, efficiency)
+
+
+def table(cfg: Scaling) -> str:
+    """The modelled steps of `cfg` on all its numbers of devices, in markdown."""
+    from resnet_jax.models import create_model
+    from resnet_jax.summary import structure
+    from resnet_jax.training import variable_shapes
+
+    model = create_model(cfg.model, num_classes=cfg.num_classes)
+    image_shape = (cfg.image_size, cfg.image_size, 3)
+    num_macs = sum(layer.num_macs for layer in structure(model, image_shape).layers)
+    variables = variable_shapes(model, image_shape)
+    parts, batch_norms = reduced(variables), num_batch_norms(variables)
+    rows = []
+    for n in cfg.devices:
+        found = predict(
+            cfg,
+            num_macs=num_macs,
+            parts=parts,
+            batch_norms=batch_norms,
+            num_devices=n,
+        )
+        batch = n * cfg.batch_per_device
+        sums = f"{1e3 * found.gradients:.1f} + {1e3 * found.batch_norm:.1f}"
+        step = " to ".join(f"{1e3 * t:.1f}" for t in reversed(found.step))
+        rate = " to ".join(f"{batch / t:,.0f}" for t in found.step)
+        efficiency = " to ".join(f"{100 * e:.0f}" for e in found.efficiency)
+        rows.append(f"| {n:,} | {batch:,} | {sums} | {step} | {rate} | {efficiency} |")
+    alone = 1e3 * found.compute, 1e3 * found.input
+    return "\n".join(
+        [
+            f"{cfg.model}, {cfg.image_size} pixels, {cfg.batch_per_device} pictures a "
+            f"device, BatchNorm {cfg.bn_scope}: modelled, not measured.",
+            "",
+            f"- a device's arithmetic: {num_macs / 1e9:.3f} G multiply-adds x 2 x 3 x "
+            f"{cfg.batch_per_device} at {cfg.flops:.3g} FLOP/s: {alone[0]:.1f} ms",
+            f"- its pictures: {alone[1]:.1f} ms"
+            + (" (held)" if cfg.held else f" at {cfg.host_bandwidth:.3g} bytes/s"),
+            f"- summed over the devices: {sum(parts):,} bytes (gradients "
+            f"{parts.gradients:,}, {batch_norms} BatchNorm layers "
+            f"{parts.batch_norm:,}, metrics {parts.metrics}) at {cfg.bandwidth:.3g} "
+            f"bytes/s, and {1e6 * cfg.latency:g} us per collective and doubling",
+            "",
+            "| devices | batch | modelled sums, ms: gradients + BatchNorm | modelled "
+            "step, ms | modelled pictures/s | modelled efficiency, % |",
+            "|---|---|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+if __name__ == "__main__":
+    print(table(tyro.cli(Scaling, description=__doc__)))
