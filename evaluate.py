@@ -20,14 +20,26 @@ from resnet_jax.options import EvaluateConfig
 def main(options: EvaluateConfig) -> None:
     from pathlib import Path
 
-    from resnet_jax import augment, data, export, files, metrics, subject, training
+    from resnet_jax import (
+        augment,
+        data,
+        evaluation,
+        export,
+        files,
+        metrics,
+        numerics,
+        subject,
+    )
     from resnet_jax.comparison import compare
+    from resnet_jax.feed import make_feed
+    from resnet_jax.parallel import make_mesh, replicate
     from resnet_jax.predictions import predict_files
     from resnet_jax.report import write_report
 
     if options.compare:
         print(compare(options.compare, Path(options.page)))
         return
+    numerics.prepare(options.platform, options.devices)
     for path, option in ((options.output, "--output"), (options.export, "--export")):
         if path is not None:
             files.check_writable(Path(path).parent, "folder", option)
@@ -49,8 +61,11 @@ def main(options: EvaluateConfig) -> None:
     )
 
     # Scores, by the functions that training used.
-    eval_batches = partial(data.eval_batches, batch_size=cfg.eval_batch_size)
-    evaluate = training.make_evaluate(scored.model, prepare, eval_batches)
+    mesh = make_mesh(options.devices, options.platform)
+    feed = make_feed(mesh, test, **cfg.feeding)
+    batch_size = cfg.eval_batch_size
+    evaluate = evaluation.make_evaluate(scored.model, prepare, feed, batch_size)
+    state = replicate(mesh, state)
     sums = evaluate(state, test)
     one_batch = evaluate(state, test.take(slice(cfg.batch_size)))
 
@@ -63,15 +78,16 @@ def main(options: EvaluateConfig) -> None:
         found = {"scored": scored.title, "step": int(state.step), **figures}
         files.write_json(Path(options.output), {**found, "one_batch": one})
     if options.report:
-        logits = training.predict(
-            scored.model, prepare, state.variables, eval_batches, test
+        eval_batches = partial(data.eval_batches, batch_size=batch_size)
+        logits = evaluation.predict(
+            scored.model, prepare, scored.state.variables, eval_batches, test
         )
         page = write_report(Path(options.run), scored, prepare, test, logits)
         print(f"report: {page}")
     if options.export is not None:
         info = subject.info(scored, test.class_names)
         info["metrics"] = {"step": int(state.step), **figures}
-        export.write(Path(options.export), state.variables, info)
+        export.write(Path(options.export), scored.state.variables, info)
     print(metrics.summary_line(sums))
 
 

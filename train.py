@@ -18,9 +18,12 @@ from resnet_jax.config import Config
 
 def main(cfg: Config) -> None:
     from resnet_jax import augment, data, features, freezing, models, optim, training
+    from resnet_jax.compiling import compile_step
     from resnet_jax.diagnostics import make_layer_statistics
+    from resnet_jax.evaluation import make_evaluate
     from resnet_jax.hub import adopt, normalization
-    from resnet_jax.run import open_run
+    from resnet_jax.parallel import replicate
+    from resnet_jax.session import open_run
     from resnet_jax.summary import summarize
 
     # Model and what it sees: descriptions, no arrays.
@@ -66,28 +69,14 @@ def main(cfg: Config) -> None:
             return
         if cfg.cache_features:
             stand_in = features.cache(
-                model,
-                prepare_test,
-                state.variables,
-                (train, held_out, test),
+                *(model, prepare_test, state.variables, (train, held_out, test)),
                 batch_size=cfg.eval_batch_size,
                 label_smoothing=cfg.label_smoothing,
             )
             model, prepare_train, prepare_test, (train, held_out, test) = stand_in
 
-        # Pure functions, compiled once; a step writes over the state it was given.
         arithmetic = (model, tx, prepare_train)
         frozen = {"trainable": trainable, "backbone_bn": cfg.backbone_bn}
-        train_step, compile_seconds = training.compile_step(
-            training.make_train_step(*arithmetic, **frozen),
-            state,
-            data.example_batches(train, sizes[:total_steps]),
-            keys.augment,
-        )
-        eval_batches = partial(data.eval_batches, batch_size=cfg.eval_batch_size)
-        evaluate = training.make_evaluate(model, prepare_test, eval_batches)
-        parts = {"val": held_out, "test": test} if len(held_out) else {"test": test}
-
         if cfg.log_gradients:
             first = next(data.train_batches(train, sizes, seed=cfg.seed, epoch=0))
             measure = make_layer_statistics(
@@ -95,12 +84,26 @@ def main(cfg: Config) -> None:
             )
             run.log_layers(state, measure)
 
-        for epoch, start in run.epochs(compile_seconds, schedule):
-            batches = data.train_batches(
-                train, sizes, seed=cfg.seed, epoch=epoch, start=start
-            )
+        # Devices: the state is on all, and each has its rows of a batch.
+        state, augment_key = replicate(run.mesh, (state, keys.augment))
+        feed = run.make_feed(train, test)
+
+        # Pure functions, compiled once; a step writes over the state it was given.
+        scopes = {"accumulate": cfg.accumulate, "local_bn": run.local_bn}
+        train_step, compile_seconds = compile_step(
+            training.make_train_step(*arithmetic, **frozen, **scopes),
+            state,
+            feed.examples(train, sizes[:total_steps]),
+            feed.source(train),
+            augment_key,
+        )
+        evaluate = make_evaluate(model, prepare_test, feed, cfg.eval_batch_size)
+        parts = {"val": held_out, "test": test} if len(held_out) else {"test": test}
+
+        for epoch, steps in run.epochs(compile_seconds, schedule):
+            batches = feed.train(train, sizes, seed=cfg.seed, epoch=epoch, steps=steps)
             for batch in run.batches(batches):
-                state, sums = train_step(state, batch, keys.augment)
+                state, sums = train_step(state, batch)
                 run.step(state, sums)
             run.end_epoch(
                 state,

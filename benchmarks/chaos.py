@@ -32,7 +32,7 @@ import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
 DISK = 24  # MB; a run needs a tenth of it
-TIMES = {"seconds", "images_per_second", "compile_seconds"}
+TIMES = {"seconds", "images_per_second", "compile_seconds", "startup_seconds"}
 # Each is 2 epochs of 12 steps with a save at every second, with something of its own.
 COMMON = (
     *("digits", "--model", "resnet8", "--epochs", "2", "--batch-size", "32"),

@@ -30,6 +30,9 @@ class Saving:
 
 def main(cfg: Saving) -> None:
     from resnet_jax import augment, data, models, optim, training
+    from resnet_jax.compiling import compile_step
+    from resnet_jax.feed import Feed
+    from resnet_jax.parallel import make_mesh, replicate
     from resnet_jax.recipes import RECIPES
     from resnet_jax.store import Store, is_finite
 
@@ -42,14 +45,15 @@ def main(cfg: Saving) -> None:
     prepare = augment.make_augment(num_classes=10, **recipe.preprocessing)
     keys = training.make_keys(0)
     state = training.init_state(model, tx, (32, 32, 3), key=keys.init)
-    batches = data.train_batches(train, sizes, seed=0, epoch=0)
-    batch = next(batches)
-    step, _ = training.compile_step(
-        training.make_train_step(model, tx, prepare), state, [batch], keys.augment
-    )
+    mesh = make_mesh(1)
+    state, key = replicate(mesh, (state, keys.augment))
+    feed = Feed(mesh, held=True)
+    batch = next(feed.examples(train, sizes[:1]))
+    train_step = training.make_train_step(model, tx, prepare)
+    step, _ = compile_step(train_step, state, [batch], feed.source(train), key)
     blocked, seconds = [], {True: [], False: []}
     with tempfile.TemporaryDirectory() as folder:
-        store = Store(Path(folder), recipe.keep)
+        store = Store(Path(folder), recipe.keep, {})
         for pair in range(-1, cfg.pairs):  # one to warm up
             for saves in (True, False) if pair % 2 else (False, True):
                 begun = time.monotonic()
@@ -59,7 +63,7 @@ def main(cfg: Saving) -> None:
                     store.save(int(state.step), state, manifest)
                     blocked.append(time.monotonic() - begun)
                 for _ in range(cfg.steps):
-                    state, sums = step(state, batch, keys.augment)
+                    state, sums = step(state, batch)
                 sums["loss"].block_until_ready()
                 seconds[saves].append(time.monotonic() - begun)
                 store.wait()

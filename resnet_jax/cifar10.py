@@ -53,22 +53,10 @@ def load_arrays(
     Raises:
       DataError: no source can be reached, or the prepared one is damaged.
     """
-    data_dir = Path(data_dir) if data_dir is not None else prepared.default_data_dir()
-    data_dir = data_dir.expanduser()
-    directory = prepared.find(name, data_dir)
-    if directory is None or rebuild:
-        if name != "cifar10":
-            raise DataError(
-                f"{name} is not prepared in {data_dir}: prepare it with "
-                f"tensorflow-datasets there, or name its directory with --data-dir"
-            )
-        arrays = _fetch(data_dir)
-        try:
-            log.info("cifar10: writing %s, once", data_dir / "cifar10")
-            directory = prepared.write_cifar10(arrays, data_dir, old=directory)
-        except OSError as error:
-            log.warning("cifar10 cannot be kept in %s (%s)", data_dir, error.strerror)
-            return arrays
+    found = _prepare(name, data_dir, rebuild)
+    if isinstance(found, Arrays):
+        return found
+    directory = found
     arrays = prepared.load_cache(name, directory)
     if arrays is not None and find_fault(name, arrays) is None:
         log.info("%s: from %s, by way of its cache", name, directory)
@@ -80,6 +68,41 @@ def load_arrays(
         raise prepared.damaged(directory, fault)
     prepared.save_cache(name, directory, arrays)
     return arrays
+
+
+def prepare(name: str, data_dir: str | Path | None = None, *, rebuild: bool) -> Path:
+    """The prepared directory that load_arrays reads.
+
+    Raises:
+      DataError: as load_arrays, and where what was fetched cannot be written.
+    """
+    found = _prepare(name, data_dir, rebuild)
+    if isinstance(found, Arrays):
+        raise DataError(
+            f"{name} cannot be streamed: it could not be written; --data-dir"
+        )
+    return found
+
+
+def _prepare(name: str, data_dir: str | Path | None, rebuild: bool) -> Path | Arrays:
+    """The prepared directory, or what was fetched and could not be written."""
+    data_dir = Path(data_dir) if data_dir is not None else prepared.default_data_dir()
+    data_dir = data_dir.expanduser()
+    directory = prepared.find(name, data_dir)
+    if directory is not None and not rebuild:
+        return directory
+    if name != "cifar10":
+        raise DataError(
+            f"{name} is not prepared in {data_dir}: prepare it with "
+            f"tensorflow-datasets there, or name its directory with --data-dir"
+        )
+    arrays = _fetch(data_dir)
+    try:
+        log.info("cifar10: writing %s, once", data_dir / "cifar10")
+        return prepared.write_cifar10(arrays, data_dir, old=directory)
+    except OSError as error:
+        log.warning("cifar10 cannot be kept in %s (%s)", data_dir, error.strerror)
+        return arrays
 
 
 def find_fault(name: str, arrays: Arrays) -> str | None:

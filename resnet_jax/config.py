@@ -1,10 +1,9 @@
 """The configuration of a run, and the recipes."""
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from resnet_jax.errors import ConfigError
+from resnet_jax import limits
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,9 @@ class Config:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the arithmetic; parameters, statistics, logits and loss stay float32."""
 
+    remat: bool = False
+    """Compute each block's activations again in the backward pass: less memory."""
+
     dataset: str = "cifar10"
     """cifar10, cifar100, digits, or folder: your own, DATA_DIR/train/CLASS/*."""
     data_dir: str | None = None
@@ -36,6 +38,11 @@ class Config:
     """Fetch and prepare CIFAR-10 afresh, in the place of a damaged one."""
     skip_bad_images: bool = False
     """Leave out, and count, pictures of a folder that cannot be read."""
+    stream: bool = False
+    """Read images while training, not before, as is done where they do not fit in
+    memory; of folder and cifar10 (needs the stream extra)."""
+    workers: int = 4
+    """Processes that read images with stream."""
     max_train_samples: int | None = None
     """Train on so many of the training pictures, chosen by the seed; None on all."""
     max_test_samples: int | None = None
@@ -76,7 +83,11 @@ class Config:
     max_steps: int | None = None
     """End after this many steps, if the epochs do not end before."""
     batch_size: int = 128
-    """Pictures per training step."""
+    """Pictures per training step, on all devices together."""
+    accumulate: int = 1
+    """Micro-batches that a training step computes one after the other."""
+    bn_scope: Literal["global", "local"] = "global"
+    """BatchNorm has the statistics of the whole batch, or each device's own."""
     eval_batch_size: int = 500
     """Pictures per evaluation step."""
     drop_last: bool = False
@@ -104,6 +115,20 @@ class Config:
     """Steps at which the step schedule multiplies the learning rate."""
     lr_gamma: float = 0.1
     """Factor of the step schedule."""
+    devices: int | None = None
+    """Devices of each process to use; None is all. CPUs are divided into so many."""
+    platform: str | None = None
+    """cpu, cuda, tpu, ...; None is JAX's choice."""
+    distributed: bool = False
+    """Join the other processes, as under Slurm, Open MPI, Kubernetes or Cloud TPU."""
+    coordinator: str | None = None
+    """HOST:PORT of the first process, to join by hand."""
+    num_processes: int | None = None
+    """Of the whole program, to join by hand; 1 does not join."""
+    process_id: int | None = None
+    """Of this process, from 0, to join by hand."""
+    steps_per_call: int | None = None
+    """Training steps that the device does for each call; None is 1 on CPUs, else 20."""
     deterministic: bool = False
     """On a GPU, only algorithms that give the same bits each time."""
     debug_nans: bool = False
@@ -134,67 +159,7 @@ class Config:
     """Print layers, shapes, parameters and multiply-adds, and train nothing."""
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("lr", 0.0, math.inf),
-            ("momentum", 0.0, 1.0),
-            ("dropout", 0.0, 1.0),
-            ("weight_decay", 0.0, math.inf),
-            ("label_smoothing", 0.0, 1.0),
-            ("validation_split", 0.0, 1.0),
-            ("lr_gamma", 0.0, math.inf),
-            ("pct_start", 0.0, 1.0),
-            ("norm_weight_decay", 0.0, math.inf),
-            ("bias_weight_decay", 0.0, math.inf),
-            ("backbone_lr_scale", 0.0, math.inf),
-        ):
-            value = getattr(self, name)
-            if value is not None and not low <= value < high:
-                raise ConfigError(f"{name} {value} is not in [{low:g}, {high:g})")
-        for name, least in (
-            ("epochs", 1),
-            ("max_steps", 1),
-            ("max_train_samples", 1),
-            ("max_test_samples", 1),
-            ("batch_size", 1),
-            ("eval_batch_size", 1),
-            ("image_size", 1),
-            ("crop_padding", 0),
-            ("log_every_steps", 1),
-            ("keep", 1),
-            ("save_every_steps", 1),
-            ("save_every_minutes", 0.0),
-            ("seed", 0),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"{name} {value} is too small: at least {least}")
-        if self.image_size is not None and self.image_size > 4096:
-            raise ConfigError(f"image_size {self.image_size} is too large: up to 4096")
-        if self.seed >= 2**32:
-            raise ConfigError(f"seed {self.seed} is too large: below 2**32")
-        if not 0.0 < self.crop_pct <= 1.0:
-            raise ConfigError(f"crop_pct {self.crop_pct} is not in (0, 1]")
-        steps = self.lr_milestones
-        if any(step < 1 for step in steps) or list(steps) != sorted(set(steps)):
-            raise ConfigError(f"lr_milestones {steps} are not steps in rising order")
-        if self.schedule == "step" and not steps:
-            raise ConfigError("schedule step needs lr_milestones")
-        if self.backbone_bn == "frozen" and self.freeze == "none":
-            raise ConfigError("backbone_bn frozen needs --freeze, to say which")
-        if self.fresh_head and self.pretrained is None:
-            raise ConfigError("fresh_head needs --pretrained: without, all is fresh")
-        if self.cache_features:
-            frozen = self.freeze == "backbone" and self.backbone_bn == "frozen"
-            if not frozen or self.crop_padding or self.flip or self.dropout:
-                raise ConfigError(
-                    "cache_features needs features that do not change: --freeze "
-                    "backbone --backbone-bn frozen, without --crop-padding, --flip and "
-                    "--dropout"
-                )
-            if self.log_gradients:
-                raise ConfigError(
-                    "log_gradients has no layers where features are cached"
-                )
+        limits.check(self)
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -206,6 +171,7 @@ class Config:
             "dropout": self.dropout,
             "init": self.init,
             "dtype": self.dtype,
+            "remat": self.remat,
         }
 
     @property
@@ -239,7 +205,22 @@ class Config:
     @property
     def numerics(self) -> dict[str, Any]:
         """What numerics.configured takes of these fields."""
-        return {"deterministic": self.deterministic, "debug_nans": self.debug_nans}
+        return {
+            "deterministic": self.deterministic,
+            "debug_nans": self.debug_nans,
+            "platform": self.platform,
+            "num_devices": self.devices,
+        }
+
+    @property
+    def processes(self) -> dict[str, Any]:
+        """What distributed.joined takes of these fields."""
+        return {
+            "distributed": self.distributed,
+            "coordinator": self.coordinator,
+            "num_processes": self.num_processes,
+            "process_id": self.process_id,
+        }
 
     @property
     def loading(self) -> dict[str, Any]:
@@ -248,7 +229,13 @@ class Config:
             "image_size": self.image_size,
             "crop_pct": self.crop_pct,
             "skip_bad_images": self.skip_bad_images,
+            "streamed": self.stream,
         }
+
+    @property
+    def feeding(self) -> dict[str, Any]:
+        """What feed.make_feed takes of these fields."""
+        return {"steps_per_call": self.steps_per_call, "workers": self.workers}
 
     @property
     def adoption(self) -> dict[str, Any]:

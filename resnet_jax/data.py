@@ -4,23 +4,24 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from resnet_jax import cifar10, folder
+from resnet_jax import cifar10, folder, prepared, stream
 from resnet_jax.errors import ConfigError
 
 FOLDER_SIZE = 224  # of a folder's pictures, if nothing else is said
 SIZE = 32  # of all others'
+UNREAD = "unread: "  # begins the digest of images that are not in memory
 NUM_CLASSES = {**cifar10.NUM_CLASSES, "digits": 10}
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """One part of a data set, whole and in memory."""
+    """One part of a data set, in memory, or with images that are read when needed."""
 
-    images: np.ndarray  # [N, H, W, 3] uint8, or features [N, F] float32
+    images: np.ndarray | stream.Pictures  # [N, H, W, 3] uint8; or features [N, F]
     labels: np.ndarray  # [N] int32
     class_names: tuple[str, ...]
 
@@ -71,6 +72,7 @@ def load_dataset(
     crop_pct: float = 0.875,
     skip_bad_images: bool = False,
     rebuild: bool = False,
+    streamed: bool = False,
 ) -> tuple[Dataset, Dataset]:
     """(train, test) of `name`: cifar10, cifar100, digits or folder.
 
@@ -81,6 +83,8 @@ def load_dataset(
       image_size, crop_pct, skip_bad_images: of folder, see folder.load; the pictures of
         the others have one size, and are resized on the device.
       rebuild: fetch CIFAR-10 and prepare it afresh, in the place of what is there.
+      streamed: leave the images in their files until they are needed, as is done
+        where they would take over half of the machine's memory.
 
     Raises:
       ConfigError: an unknown name, or a folder without data_dir.
@@ -90,21 +94,21 @@ def load_dataset(
         raise ConfigError(f"rebuild_data is for cifar10: {name} is not prepared here")
     if name == "folder":
         root = _folder(data_dir)
-        names = folder.class_names(root)
-        train, test = (
-            folder.load(
-                root,
-                split,
-                size=image_size or FOLDER_SIZE,
-                crop_pct=crop_pct,
-                skip_bad=skip_bad_images,
-            )
-            for split in ("train", "test")
-        )
-        return Dataset(*train, names), Dataset(*test, names)
+        sizes = {"size": image_size or FOLDER_SIZE, "crop_pct": crop_pct}
+        return _load_folder(root, sizes, streamed, skip_bad_images)
     if name == "digits":
+        if streamed:
+            raise ConfigError("stream is of folder, cifar10 and cifar100: digits fit")
         return _load_digits()
     if name in NUM_CLASSES:
+        if streamed:
+            directory = cifar10.prepare(name, data_dir, rebuild=rebuild)
+            names = prepared.class_names(directory)
+            train, test = (
+                Dataset(*stream.from_records(directory, split), names)
+                for split in ("train", "test")
+            )
+            return train, test
         splits = cifar10.load_arrays(name, data_dir, rebuild=rebuild)
         train, test = (
             Dataset(images, labels, splits.class_names)
@@ -125,6 +129,28 @@ def _folder(data_dir: str | Path | None) -> Path:
     return Path(data_dir).expanduser()
 
 
+def _load_folder(
+    root: Path, sizes: dict[str, Any], streamed: bool, skip_bad: bool
+) -> tuple[Dataset, Dataset]:
+    names = folder.class_names(root)
+    both = ("train", "test")
+    parts = [stream.from_folder(root, split, **sizes) for split in both]
+    total = sum(pictures.nbytes for pictures, _ in parts)
+    if streamed or stream.is_large(total):
+        if skip_bad:
+            raise ConfigError(
+                "skip_bad_images reads all pictures before training, which stream "
+                "does not: choose one"
+            )
+        train, test = (Dataset(*part, names) for part in parts)
+        return train, test
+    train, test = (
+        Dataset(*folder.load(root, split, skip_bad=skip_bad, **sizes), names)
+        for split in both
+    )
+    return train, test
+
+
 def _load_digits() -> tuple[Dataset, Dataset]:
     """scikit-learn's 1,797 digits, 8x8 scaled to 32x32x3; 1,437 train, 360 test."""
     from sklearn.datasets import load_digits
@@ -143,7 +169,13 @@ def _load_digits() -> tuple[Dataset, Dataset]:
 
 
 def digest(dataset: Dataset) -> str:
-    """The sha256 of its pictures and labels, in their order."""
+    """The sha256 of its pictures and labels, in their order.
+
+    Of images that are not in memory it takes only how many they are, and says so.
+    """
+    if not isinstance(dataset.images, np.ndarray):
+        labels = hashlib.sha256(dataset.labels.tobytes()).hexdigest()
+        return f"{UNREAD}{dataset.images.shape} {labels}"
     found = hashlib.sha256()
     for array in (dataset.images, dataset.labels):
         found.update(f"{array.dtype} {array.shape} ".encode())
@@ -203,28 +235,21 @@ def epoch_order(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_examples)
 
 
+def epoch_batches(
+    num_examples: int, sizes: Sequence[int], *, seed: int, epoch: int
+) -> list[np.ndarray]:
+    """The indices of the shuffled batches, of these sizes, of an epoch."""
+    order = epoch_order(num_examples, seed=seed, epoch=epoch)
+    return np.split(order[: sum(sizes)], np.cumsum(sizes)[:-1])
+
+
 def train_batches(
-    dataset: Dataset,
-    sizes: Sequence[int],
-    *,
-    seed: int,
-    epoch: int,
-    start: int = 0,
+    dataset: Dataset, sizes: Sequence[int], *, seed: int, epoch: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The shuffled batches, of these sizes, of an epoch from the start-th on."""
-    order = epoch_order(len(dataset), seed=seed, epoch=epoch)
-    ends = np.cumsum(sizes)
-    for size, end in zip(sizes[start:], ends[start:], strict=True):
-        chosen = order[end - size : end]
-        yield {"images": dataset.images[chosen], "labels": dataset.labels[chosen]}
-
-
-def example_batches(
-    dataset: Dataset, sizes: Sequence[int]
-) -> Iterator[dict[str, np.ndarray]]:
-    """A batch of each of the sizes, to compile for."""
-    for size in dict.fromkeys(sizes):
-        yield {"images": dataset.images[:size], "labels": dataset.labels[:size]}
+    """The batches of epoch_batches, with their images and labels, on the host."""
+    for chosen in epoch_batches(len(dataset), sizes, seed=seed, epoch=epoch):
+        batch = dataset.take(chosen)
+        yield {"images": np.asarray(batch.images), "labels": batch.labels}
 
 
 def eval_batches(dataset: Dataset, batch_size: int) -> Iterator[dict[str, np.ndarray]]:

@@ -11,6 +11,7 @@ import optax
 
 from resnet_jax import names, training
 from resnet_jax.freezing import Predicate, inference_batch_norm
+from resnet_jax.gradients import loss_fn
 from resnet_jax.layers import BatchNorm, Conv, Linear
 
 Layers = dict[
@@ -59,7 +60,7 @@ def layer_statistics(
             }
         return y
 
-    loss = partial(training.loss_fn, model)
+    loss = partial(loss_fn, model)
     args = (state.params, state.batch_stats, images, targets, key)
     with inference_batch_norm(trainable if backbone_bn == "frozen" else None):
         grads, _ = jax.grad(loss, has_aux=True)(*args)

@@ -6,7 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from resnet_jax import training
+from resnet_jax import evaluation
 from resnet_jax.augment import Augment, make_features_augment
 from resnet_jax.data import Dataset, eval_batches
 from resnet_jax.models import Head
@@ -65,5 +65,5 @@ def compute(
     """
     backbone = model.clone(num_classes=0)
     batches = partial(eval_batches, batch_size=batch_size)
-    found = training.predict(backbone, augment, variables, batches, dataset)
+    found = evaluation.predict(backbone, augment, variables, batches, dataset)
     return Dataset(found, dataset.labels, dataset.class_names)

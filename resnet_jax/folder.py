@@ -53,27 +53,7 @@ def load(
       DataError: a picture cannot be read, a class is empty or missing, or one is there
         that data_dir/train has not.
     """
-    names = class_names(data_dir)
-    root = data_dir / split
-    there = {e.name for e in root.iterdir() if e.is_dir()} if root.is_dir() else set()
-    strangers = sorted(there - set(names))
-    if strangers:
-        raise DataError(
-            f"{root / strangers[0]} is a class that {data_dir / 'train'} has not: "
-            "give both the same folders"
-        )
-    paths, labels = [], []
-    for label, name in enumerate(names):
-        if name not in there:
-            raise DataError(f"{root / name} is missing: every class needs its folder")
-        files = list(_pictures(root / name))
-        if not files:
-            raise DataError(
-                f"{root / name} has no picture ({', '.join(SUFFIXES)}): "
-                "fill it, or remove the class"
-            )
-        paths += files
-        labels += [label] * len(files)
+    paths, kept = listing(data_dir, split)
 
     def read(path: Path) -> np.ndarray | str:
         try:
@@ -98,11 +78,43 @@ def load(
         first = paths[int(np.argmin(good))]
         log.warning("%d pictures left out, the first %s", (~good).sum(), first)
         images = images[good]
-    kept = np.array(labels, np.int32)[good]
-    for label, name in enumerate(names):
+    kept = kept[good]
+    for label, name in enumerate(class_names(data_dir)):
         if label not in kept:
-            raise DataError(f"{root / name} has no picture that can be read")
+            raise DataError(
+                f"{data_dir / split / name} has no picture that can be read"
+            )
     return images, kept
+
+
+def listing(data_dir: Path, split: str) -> tuple[list[Path], np.ndarray]:
+    """(paths, labels [N] int32) of data_dir/split/CLASS/*, in ImageFolder's order.
+
+    Raises:
+      DataError: a class is empty or missing, or is there that data_dir/train has not.
+    """
+    names = class_names(data_dir)
+    root = data_dir / split
+    there = {e.name for e in root.iterdir() if e.is_dir()} if root.is_dir() else set()
+    strangers = sorted(there - set(names))
+    if strangers:
+        raise DataError(
+            f"{root / strangers[0]} is a class that {data_dir / 'train'} has not: "
+            "give both the same folders"
+        )
+    paths, labels = [], []
+    for label, name in enumerate(names):
+        if name not in there:
+            raise DataError(f"{root / name} is missing: every class needs its folder")
+        files = list(_pictures(root / name))
+        if not files:
+            raise DataError(
+                f"{root / name} has no picture ({', '.join(SUFFIXES)}): "
+                "fill it, or remove the class"
+            )
+        paths += files
+        labels += [label] * len(files)
+    return paths, np.array(labels, np.int32)
 
 
 def _pictures(directory: Path) -> Iterator[Path]:

@@ -100,6 +100,17 @@ class JsonLines:
         return None
 
 
+def last_line(run_dir: Path, records: list[Record], step: int) -> list[Record]:
+    """The line of the checkpoint's own step, where it was written after that."""
+    try:
+        lines = read_metrics(run_dir)
+    except ConfigError as error:
+        log.warning("%s; the file is written anew from the checkpoint", error)
+        return []
+    known = {record["step"] for record in records}
+    return [r for r in lines if r["step"] == step and r["step"] not in known]
+
+
 class Logs:
     """What the run in `run_dir` records of its epochs, continued after `step`.
 
@@ -107,7 +118,7 @@ class Logs:
     will be written again.
 
     Args:
-      records: the lines so far, as the checkpoint has them.
+      records: the lines so far, as the checkpoint and last_line have them.
 
     Raises:
       ConfigError: the file cannot be written, or `tensorboard` lacks its package.
@@ -118,19 +129,9 @@ class Logs:
     ) -> None:
         self._events = _Events(run_dir / "tensorboard", step) if tensorboard else None
         self._dir, self._step = run_dir, step
-        self.records = [*records, *self._last_line(records)]
+        self.records = list(records)
         self._lines = JsonLines(run_dir / METRICS, self.records)
         self._layers: JsonLines | None = None
-
-    def _last_line(self, records: list[Record]) -> list[Record]:
-        """The line of the checkpoint's own step, where it was written after that."""
-        try:
-            lines = read_metrics(self._dir)
-        except ConfigError as error:
-            log.warning("%s; the file is written anew from the checkpoint", error)
-            return []
-        known = {record["step"] for record in records}
-        return [r for r in lines if r["step"] == self._step and r["step"] not in known]
 
     def write(self, record: Record) -> None:
         """Appends `record`, of an epoch, and prints it."""

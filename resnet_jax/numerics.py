@@ -1,19 +1,33 @@
-"""How JAX is to compute: the same bits each time, or with a look-out for NaNs."""
+"""How and where JAX is to compute, and what it keeps of its compiling."""
 
 import contextlib
+import hashlib
+import logging
 import os
+import platform as platform_module
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 
+from resnet_jax.download import cache_dir
 from resnet_jax.errors import NonFiniteLossError
+
+log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def configured(*, deterministic: bool, debug_nans: bool) -> Iterator[None]:
-    """A context in which JAX computes so.
+def configured(
+    *,
+    deterministic: bool,
+    debug_nans: bool,
+    platform: str | None = None,
+    num_devices: int | None = None,
+) -> Iterator[None]:
+    """A context in which JAX computes so, and compiled programs are kept.
 
     Args:
+      platform, num_devices: see prepare.
       deterministic: a GPU takes algorithms that give the same bits each time, which
         others need not. Said to XLA, so it must come before JAX's first array.
       debug_nans: a NaN stops the program at the operation that made it; slow.
@@ -25,6 +39,7 @@ def configured(*, deterministic: bool, debug_nans: bool) -> Iterator[None]:
     if deterministic:
         flags = f"{before or ''} --xla_gpu_deterministic_ops=true"
         os.environ["XLA_FLAGS"] = flags.strip()
+    prepare(platform, num_devices)
     try:
         with jax.debug_nans(debug_nans):
             yield
@@ -39,6 +54,50 @@ def configured(*, deterministic: bool, debug_nans: bool) -> Iterator[None]:
             os.environ.pop("XLA_FLAGS")
             if before is not None:
                 os.environ["XLA_FLAGS"] = before
+
+
+def prepare(platform: str | None, num_devices: int | None) -> None:
+    """Asks JAX for a platform, so many devices where they are CPUs, and a cache.
+
+    Does nothing once JAX has begun to use its devices: parallel.make_mesh then tells.
+    """
+    with contextlib.suppress(RuntimeError):
+        if platform is not None:
+            jax.config.update("jax_platforms", platform)
+        if num_devices is not None:
+            jax.config.update("jax_num_cpu_devices", num_devices)
+    _keep_compiled()
+
+
+def _keep_compiled() -> None:
+    """Has JAX keep compiled programs in the user's cache, unless told where or not to.
+
+    Whoever can write there can have this user run any program: it is nobody else's.
+    """
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    # Programs for CPUs are for those of one kind, and homes are shared.
+    directory = cache_dir() / f"xla-{_cpu_kind()}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        status = directory.stat()
+    except OSError as error:
+        log.warning("%s cannot be made (%s)", directory, error.strerror)
+        return
+    if status.st_uid != os.getuid() or status.st_mode & 0o077:
+        log.warning("%s is not used: others could write there; chmod 700", directory)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+
+
+def _cpu_kind() -> str:
+    """A name for processors with the same instructions."""
+    found = platform_module.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        flags = [line for line in lines if line.startswith(("flags", "Features"))]
+        found += " ".join(sorted(set(flags)))
+    return hashlib.sha256(found.encode()).hexdigest()[:8]
 
 
 def _reason(error: FloatingPointError) -> str:

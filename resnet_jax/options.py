@@ -34,6 +34,10 @@ class EvaluateConfig:
     """Resize pictures to this side; None is the run's own."""
     batch_size: int | None = None
     """Pictures at a time; None is the run's eval_batch_size, else 500."""
+    devices: int | None = None
+    """Devices to use; None is all. CPUs are divided into so many."""
+    platform: str | None = None
+    """cpu, cuda, tpu, ...; None is JAX's choice."""
     report: bool = False
     """Write RUN/report: one page of curves, confusion, predictions, and the network."""
     images: tuple[str, ...] = ()
@@ -55,6 +59,8 @@ class EvaluateConfig:
             raise ConfigError(f"batch_size {self.batch_size} is too small: at least 1")
         if self.image_size is not None and self.image_size < 1:
             raise ConfigError(f"image_size {self.image_size} is too small: at least 1")
+        if self.devices is not None and self.devices < 1:
+            raise ConfigError(f"devices {self.devices} is too small: at least 1")
         if self.compare:
             if self.run is not None or self.weights is not None:
                 raise ConfigError("--compare takes run directories and nothing else")

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from resnet_jax import data, figures, files, folder, saliency, scores, training
+from resnet_jax import data, evaluation, figures, files, folder, saliency, scores
 from resnet_jax.augment import make_augment
 from resnet_jax.errors import DataError
 from resnet_jax.subject import Subject
@@ -48,7 +48,7 @@ def predict_files(
             bad.append(f"{path} ({reason})")
     for index, (path, picture) in enumerate(read):
         one = data.Dataset(picture[None], np.zeros(1, np.int32), tuple(class_names))
-        logits = training.predict(
+        logits = evaluation.predict(
             subject.model, prepare, subject.state.variables, _batches, one
         )
         probabilities = scores.softmax(logits)[0]

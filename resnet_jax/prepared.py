@@ -76,6 +76,50 @@ def damaged(directory: Path, reason: str) -> DataError:
     )
 
 
+def class_names(directory: Path) -> tuple[str, ...]:
+    """The names of a prepared directory's classes."""
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(directory)
+    return tuple(builder.info.features["label"].names)
+
+
+def open_records(directory: Path, split: str, *, images: bool = True) -> Any:
+    """The records of `split`, to be read by their position; perhaps without images.
+
+    Raises:
+      DataError: they are not array_record files, which alone can be read so.
+    """
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(directory)
+    if builder.info.file_format.value != "array_record":
+        raise DataError(
+            f"{directory} has {builder.info.file_format.value} files, which cannot be "
+            "streamed as array_record files can: train without --stream"
+        )
+    skip = None if images else {"image": tfds.decode.SkipDecoding()}
+    return builder.as_data_source(split, decoders=skip)
+
+
+def index(directory: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """(positions [N], labels [N] int32) of the records of `split`, by their ids.
+
+    Raises:
+      DataError: it cannot be read, or not by position.
+    """
+    try:
+        source = open_records(directory, split, images=False)
+        found = [(r["id"], int(r["label"])) for r in source]
+    except DataError:
+        raise
+    except Exception as error:  # tfds and its readers raise of every kind
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise damaged(directory, reason[:200]) from error
+    positions = np.array(sorted(range(len(found)), key=lambda i: found[i][0]))
+    return positions, np.array([found[i][1] for i in positions], np.int32)
+
+
 def _records(
     builder: Any, directory: Path, split: str
 ) -> Iterator[tuple[str, np.ndarray, int]]:

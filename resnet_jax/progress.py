@@ -1,6 +1,5 @@
 """How far a run of training is: its steps, their running sums, the progress bar."""
 
-import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
@@ -37,25 +36,43 @@ class Progress:
         """Whether the last step was an epoch's last, or the run's."""
         return self.step == self.total_steps or not self.step % self.steps_per_epoch
 
+    @property
+    def place(self) -> dict[str, Any]:
+        """Step and sums, for JSON."""
+        sums = self.sums or {}
+        return {"step": self.step, "train_sums": {k: float(v) for k, v in sums.items()}}
+
+    def go_to(self, place: dict[str, Any]) -> None:
+        """Takes over a `place`."""
+        self.step = place["step"]
+        sums = {name: np.float64(value) for name, value in place["train_sums"].items()}
+        self.sums = sums or None
+
+    def steps(self, epoch: int) -> range:
+        """The steps of the epoch, from 0, that are to do, up to the run's last."""
+        first = epoch * self.steps_per_epoch
+        last = min(self.steps_per_epoch, self.total_steps - first)
+        return range(self.step - first, last)
+
+    def passed(self, every: int, steps: int) -> bool:
+        """Whether a multiple of `every` is among the last `steps` steps."""
+        return self.step // every > (self.step - steps) // every
+
     def batches(
         self, batches: Iterable[dict[str, Any]], epoch: int
     ) -> Iterator[dict[str, Any]]:
-        """`batches` of the epoch, from 0, up to the run's last step.
-
-        Where stderr is a terminal they have a progress bar.
-        """
-        start = self.step - epoch * self.steps_per_epoch
-        left = min(self.steps_per_epoch - start, self.total_steps - self.step)
+        """`batches` of the epoch's steps, with a progress bar on a terminal."""
+        steps = self.steps(epoch)
         begun, self._num_images = time.monotonic(), 0
         with tqdm(
-            total=start + left,
-            initial=start,
+            total=steps.stop,
+            initial=steps.start,
             desc=f"epoch {epoch + 1}/{-(-self.total_steps // self.steps_per_epoch)}",
             unit="step",
             leave=False,
             disable=None,
         ) as self._bar:
-            yield from itertools.islice(batches, left)
+            yield from batches
             self.collect()
         seconds = time.monotonic() - begun
         self.times = {
@@ -63,17 +80,28 @@ class Progress:
             "images_per_second": self._num_images / seconds,
         }
 
-    def add(self, sums: metrics.Sums) -> None:
-        """Counts a step that gave `sums`; it may still be computing them."""
-        self.step += 1
+    def add(self, sums: metrics.Sums) -> int:
+        """Counts the steps that gave `sums`, [] or [steps] each, and says how many.
+
+        They may still be computing them.
+        """
+        steps = sums["loss"].size
+        self.step += steps
         self._pending.append(sums)
-        self._bar.update()
+        self._bar.update(steps)
+        return steps
 
     def collect(self) -> None:
         """Fetches all that was added, and adds it up."""
-        first = self.step - len(self._pending) + 1
+        fetched = jax.device_get(self._pending)
+        first = self.step - sum(sums["loss"].size for sums in fetched) + 1
+        each = [
+            {name: value.reshape(-1)[i] for name, value in sums.items()}
+            for sums in fetched
+            for i in range(sums["loss"].size)
+        ]
         sums: dict[str, Any] = {}
-        for step, sums in enumerate(jax.device_get(self._pending), start=first):
+        for step, sums in enumerate(each, start=first):
             if not np.isfinite(sums["loss"]):
                 self._fail(f"the training loss is {sums['loss']}", step)
             self.sums = metrics.add(self.sums, sums)

@@ -2,27 +2,25 @@
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
+import jax
 import numpy as np
 
-from resnet_jax import config_json, data, files, metrics, numerics
+from resnet_jax import config_json, data, distributed, feed, files, metrics
 from resnet_jax.config import Config
-from resnet_jax.errors import (
-    NonFiniteLossError,
-    StoppedError,
-)
-from resnet_jax.lock import claim
-from resnet_jax.logs import LAYERS, METRICS, Logs
+from resnet_jax.errors import NonFiniteLossError
+from resnet_jax.logs import LAYERS, METRICS, Logs, last_line
+from resnet_jax.parallel import make_mesh
 from resnet_jax.profiling import Trace
 from resnet_jax.progress import Progress
 from resnet_jax.rundir import (
     CHECKPOINTS,
     CLASSES,
     CONFIG,
-    check_resumable,
     newest_step,
 )
 from resnet_jax.saving import Saver
@@ -40,18 +38,28 @@ class Run:
 
     def __init__(self, cfg: Config, run_dir: Path, signals: Signals) -> None:
         self.dir = run_dir
+        self.mesh = make_mesh(cfg.devices, cfg.platform)
+        self.local_bn = self.mesh if cfg.bn_scope == "local" else None
         self._cfg = cfg
         self._signals = signals
         self._written: list[Path] = []
         self._progress = Progress(self._raise_non_finite)
+        self._training = False
+        self._begun = time.monotonic()
+        self._startup_seconds: float | None = None  # to the end of the first step
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             stack.callback(self._clean)
             self._preparing = stack.enter_context(contextlib.ExitStack())
             self._preparing.enter_context(self._signals.at_once())
+            layout = {
+                "platform": self.mesh.devices.flat[0].platform,
+                "devices": str(self.mesh.size),
+                "processes": str(jax.process_count()),
+            }
             self._saver = Saver(
-                self._cfg, self.dir, self._progress, self._raise_non_finite
+                self._cfg, self.dir, self._progress, self._raise_non_finite, layout
             )
             stack.callback(self._saver.close)
             self._stack = stack.pop_all()
@@ -79,11 +87,20 @@ class Run:
     def restore(self, state: Any) -> Any:
         """The state of the newest checkpoint, or `state` itself where there is none.
 
+        Of several processes the first reads it, and tells the others.
+
         Raises:
           CheckpointError: no checkpoint fits `state` and can be read.
           ConfigError: the run was begun on other data.
         """
+        distributed.agree()  # all have come so far
         state, records = self._saver.restore(state)
+        records += last_line(self.dir, records, self._progress.step)
+        distributed.agree()
+        state = distributed.from_first(state)
+        records = distributed.json_from_first(records)
+        place = distributed.json_from_first(self._progress.place)
+        self._progress.go_to(place)
         self._written = [self.dir / CONFIG, self.dir / CLASSES, self.dir / METRICS]
         self._log = Logs(
             self.dir,
@@ -92,9 +109,31 @@ class Run:
             tensorboard=self._cfg.tensorboard,
         )
         self._stack.callback(self._log.close)
+        if not distributed.is_alone():  # from here on all stop at one step
+            self._preparing.close()
+            self._training = True
         files.write_text(self.dir / CONFIG, config_json.to_json(self._cfg))
         files.write_json(self.dir / CLASSES, list(self._classes))
         return state
+
+    @property
+    def place(self) -> str:
+        """How far it has come and is saved, to be told: "5 of 10"; "" before that."""
+        step, total = newest_step(self.dir), self._progress.total_steps
+        if step is None:
+            return ""
+        return f"{step} of {total}" if total else f"{step}"
+
+    @property
+    def is_training(self) -> bool:
+        """Whether the other processes, if there are any, compute and do not listen."""
+        return self._training and self._progress.step != self._progress.total_steps
+
+    def make_feed(self, *datasets: data.Dataset) -> feed.Feed:
+        """A Feed of the run's devices, which ends with the run."""
+        made = feed.make_feed(self.mesh, *datasets, **self._cfg.feeding)
+        self._stack.callback(made.close)
+        return made
 
     def log_layers(self, state: Any, measure: Callable[[Any], dict[str, Any]]) -> None:
         """Writes measure(state) to layers.jsonl, at step 0 and after each epoch."""
@@ -137,10 +176,10 @@ class Run:
 
     def epochs(
         self, compile_seconds: float, schedule: Callable[[int], Any]
-    ) -> Iterator[tuple[int, int]]:
-        """(epoch, its first batch still to do), from 0, until all steps are done.
+    ) -> Iterator[tuple[int, range]]:
+        """(epoch, its steps still to do), from 0, until all steps are done.
 
-        An epoch that was stopped in its evaluation has no batch to do.
+        An epoch that was stopped in its evaluation has no step to do.
 
         Args:
           compile_seconds: what compiling took, for the first line of metrics.
@@ -152,30 +191,42 @@ class Run:
         self._trace = Trace(self.dir / "profile", progress.step)
         self._stack.callback(self._trace.close)
         self._preparing.close()
+        distributed.wait()
         self._saver.begin_clock()
         while progress.step < progress.total_steps or self._unscored:
             self._epoch = (progress.step - self._unscored) // progress.steps_per_epoch
-            yield self._epoch, progress.step - self._epoch * progress.steps_per_epoch
+            yield self._epoch, progress.steps(self._epoch)
 
     def batches(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """`batches` of one epoch, up to the run's last step, with a progress bar."""
         return self._progress.batches(batches, self._epoch)
 
     def step(self, state: Any, sums: metrics.Sums) -> None:
-        """Takes note of one training step and, where a signal came, saves and stops."""
-        self._progress.add(sums)
-        step = self._progress.step
+        """Takes note of the steps that gave `sums`; saves and stops on a signal.
+
+        Several processes ask each other for signals every log_every_steps.
+        """
+        progress = self._progress
+        steps = progress.add(sums)
+        if self._startup_seconds is None:
+            jax.block_until_ready(sums)
+            self._startup_seconds = time.monotonic() - self._begun
         if self._cfg.profile:
-            self._trace.step(step, state)
-        if step % self._cfg.log_every_steps == 0:
-            self._progress.collect()
-        if self._progress.at_epoch_end:
+            self._trace.step(progress.step, state)
+        is_time = progress.passed(self._cfg.log_every_steps, steps)
+        if is_time:
+            progress.collect()
+        if progress.at_epoch_end:
             return
-        if self._signals.received:
+        if (is_time or distributed.is_alone()) and self._is_signalled():
             self._save(state)
             raise Interrupted
-        if self._saver.is_due(step):
+        if self._saver.is_due(steps):
             self._save(state)
+
+    def _is_signalled(self) -> bool:
+        """Whether a signal came, to this process or another: all must ask."""
+        return distributed.any_process(self._signals.received is not None)
 
     def _raise_non_finite(self, what: str, step: int) -> NoReturn:
         self._saver.wait()  # for the last good one may be on its way
@@ -205,7 +256,7 @@ class Run:
         step = self._progress.step
         place = {"epoch": self._progress.epochs_begun, "step": step}
         try:
-            with self._signals.at_once():
+            with self._at_once():
                 sums = score(state)
                 layers = self._log.measure(state)
         except Interrupted:
@@ -224,52 +275,25 @@ class Run:
             **scored,
             **self._progress.times,
             "compile_seconds": self._compile_seconds,
+            "startup_seconds": self._startup_seconds or 0.0,
         }
-        self._compile_seconds = 0.0  # of the epochs to come
+        self._compile_seconds = self._startup_seconds = 0.0  # of the epochs to come
         self._log.write_layers(place, layers)
         self._log.write(record)
         last = step == self._progress.total_steps
         self._save(state, last=last)
         self._forget_whole_epoch()
-        if self._signals.received and not last:
+        if last:
+            distributed.agree()
+        elif self._is_signalled():
             raise Interrupted
+
+    def _at_once(self) -> contextlib.AbstractContextManager[None]:
+        """Where this process may stop without the others, signals.at_once."""
+        if distributed.is_alone():
+            return self._signals.at_once()
+        return contextlib.nullcontext()
 
     def _save(self, state: Any, *, last: bool = False) -> None:
         last = last or self._signals.received is not None
         self._saver.save(state, self._log, last=last)
-
-    @property
-    def whereabouts(self) -> str:
-        """What there is to go on from, for the message of a run that stops."""
-        step = newest_step(self.dir)
-        if step is None:
-            return " before its first step; the same command begins it"
-        total = self._progress.total_steps
-        saved = f"{step} of {total}" if total else f"{step}"
-        return f", saved at step {saved}; the same command goes on from there"
-
-
-@contextlib.contextmanager
-def open_run(cfg: Config) -> Iterator[Run]:
-    """The run in cfg.workdir, begun or to be resumed, computed as cfg.numerics says.
-
-    Raises:
-      ConfigError: the directory cannot be written, is in use, holds something else, or
-        holds a run of another configuration.
-    """
-    run_dir = Path(cfg.workdir)
-    with (
-        claim(run_dir),
-        numerics.configured(**cfg.numerics),
-        Signals() as signals,
-    ):
-        run = Run(cfg, run_dir, signals)
-        try:
-            check_resumable(cfg, run_dir)
-            with run:
-                yield run
-        except Interrupted:
-            name = signals.received.name if signals.received else "a signal"
-            raise StoppedError(
-                f"{run_dir}: stopped by {name}{run.whereabouts}"
-            ) from None

@@ -17,7 +17,8 @@ CHECKPOINTS = "checkpoints"  # the folder of them
 TRANSIENT = frozenset(
     {
         *("data_dir", "workdir", "override", "profile", "summary"),
-        *("rebuild_data", "debug_nans"),
+        *("rebuild_data", "debug_nans", "devices", "platform", "distributed"),
+        *("coordinator", "num_processes", "process_id", "remat", "stream", "workers"),
     }
 )
 # Fields that --override lets through: how far a run goes (a cosine stretches with it)
@@ -33,6 +34,7 @@ OVERRIDABLE = frozenset(
         "log_gradients",
         "tensorboard",
         "eval_batch_size",
+        "steps_per_call",
     }
 )
 

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
-
+from resnet_jax import distributed
 from resnet_jax.config import Config
-from resnet_jax.data import Dataset, digest
+from resnet_jax.data import UNREAD, Dataset, digest
 from resnet_jax.errors import CheckpointError, ConfigError
 from resnet_jax.logs import Logs, Record
 from resnet_jax.progress import Progress
@@ -21,6 +20,7 @@ class Saver:
 
     Args:
       fail: called with the reason and the step where a state is not finite.
+      layout: see Store.
     """
 
     def __init__(
@@ -29,9 +29,12 @@ class Saver:
         run_dir: Path,
         progress: Progress,
         fail: Callable[[str, int], NoReturn],
+        layout: dict[str, str],
     ) -> None:
         self._cfg, self._dir, self._progress, self._fail = cfg, run_dir, progress, fail
-        self._store = Store(run_dir, cfg.keep)
+        # Of several processes the first alone has checkpoints.
+        first = distributed.is_first()
+        self._store = Store(run_dir, cfg.keep, layout) if first else None
         self.begin_clock()
 
     def note_data(self, train: Dataset, test: Dataset) -> None:
@@ -45,33 +48,36 @@ class Saver:
     def restore(self, state: Any) -> tuple[Any, list[Record]]:
         """The state of the newest checkpoint and its records; `state` if there is none.
 
+
         Raises:
           CheckpointError: no checkpoint fits `state` and can be read.
           ConfigError: the run was begun on other data.
         """
-        found = self._store.restore(state)
+        found = self._store.restore(state) if self._store is not None else None
         if found is None:
             return state, []
         state, manifest = found
-        changed = [k for k, v in self._data.items() if manifest["data"][k] != v]
+        changed = [
+            name
+            for name, now in self._data.items()
+            if not _are_alike(manifest["data"][name], now)
+        ]
         if changed:
             raise ConfigError(
                 f"{self._dir} was begun on other {' and '.join(changed)}: "
                 "bring them back, or choose another --workdir for a new run"
             )
-        sums = manifest["train_sums"]
-        self._progress.sums = sums and {k: np.float64(sums[k]) for k in sums}
-        self._progress.step = manifest["step"]
+        self._progress.go_to(manifest)
         return state, manifest["metrics"]
 
     def begin_clock(self) -> None:
         """Now is when --save-every-minutes begins to count."""
         self._saved_at = time.monotonic()
 
-    def is_due(self, step: int) -> bool:
-        """Whether the options want a checkpoint in the middle of an epoch."""
-        steps, minutes = self._cfg.save_every_steps, self._cfg.save_every_minutes
-        if steps is not None and step % steps == 0:
+    def is_due(self, steps: int) -> bool:
+        """Whether the options want a checkpoint after the last `steps` steps."""
+        every, minutes = self._cfg.save_every_steps, self._cfg.save_every_minutes
+        if every is not None and self._progress.passed(every, steps):
             return True
         elapsed = time.monotonic() - self._saved_at
         return minutes is not None and elapsed >= 60 * minutes
@@ -83,8 +89,10 @@ class Saver:
           CheckpointError: the last one could not be saved.
         """
         self._progress.collect()
+        if self._store is None:
+            return
         self.begin_clock()
-        step, sums = self._progress.step, self._progress.sums or {}
+        step = self._progress.step
         is_saved = self._store.latest == step
         if not is_saved and not is_finite(state):
             self._fail("a parameter is not finite", step)
@@ -97,7 +105,7 @@ class Saver:
                     {
                         "config": dataclasses.asdict(self._cfg),
                         "data": self._data,
-                        "train_sums": {k: float(v) for k, v in sums.items()},
+                        **self._progress.place,
                         "metrics": log.records,
                     },
                 )
@@ -113,8 +121,17 @@ class Saver:
 
     def wait(self) -> None:
         """Waits for the save in progress."""
-        self._store.wait()
+        if self._store is not None:
+            self._store.wait()
 
     def close(self) -> None:
         """Waits for the save in progress, and frees what it needs."""
-        self._store.close()
+        if self._store is not None:
+            self._store.close()
+
+
+def _are_alike(then: Any, now: Any) -> bool:
+    """Whether two digests may be of the same data."""
+    if isinstance(now, str) and then.startswith(UNREAD) != now.startswith(UNREAD):
+        return True  # one is of pixels, the other is not
+    return then == now

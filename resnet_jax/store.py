@@ -22,17 +22,24 @@ from resnet_jax.rundir import CHECKPOINTS
 log = logging.getLogger(__name__)
 
 DAMAGED = "damaged"  # the folder in the run directory for checkpoints that are
-_DECIDE_BITS = ("jax", "jaxlib", "flax", "optax", "numpy")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 class Store:
     """The checkpoints of the run in `run_dir`: the last `keep`, and the best.
 
     A save that fails is a warning, and leaves what was there before.
+
+    Args:
+      layout: what else than versions decides a run's bits: its devices, by name.
     """
 
-    def __init__(self, run_dir: Path, keep: int) -> None:
+    def __init__(self, run_dir: Path, keep: int, layout: dict[str, str]) -> None:
         self._dir, self._keep = run_dir, keep
+        self._decide_bits = {
+            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+            **layout,
+        }
         self._records: list[Record] = []  # of the epochs, for the best of them
         self._manager = self._make_manager()
 
@@ -48,7 +55,7 @@ class Store:
         return self._manager.latest_step()
 
     def restore(self, state: Any) -> tuple[Any, Manifest] | None:
-        """The newest sound checkpoint, in the form of `state`; None if there is none.
+        """The newest sound checkpoint in the form of `state`, as NumPy arrays, or None.
 
         Damaged ones after it are moved out of the way, and kept.
 
@@ -58,7 +65,7 @@ class Store:
         steps = self._manager.all_steps()
         if not steps:
             return None
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+        target = jax.device_get(state)
         restored, damaged = checkpoint.newest(
             self._dir,
             steps,
@@ -74,10 +81,18 @@ class Store:
         if damaged:
             self._manager.reload()
         self._records = restored[1]["metrics"]
-        notice = _changed_versions(restored[1]["versions"])
+        notice = self._changes(restored[1]["versions"])
         if notice:
             log.warning("%s: %s, so bits may differ from here on", self._dir, notice)
         return restored
+
+    def _changes(self, then: dict[str, str]) -> str:
+        """ "jax 0.10.2 -> 0.12.0, devices 4 -> 1", of all that changed."""
+        return ", ".join(
+            f"{name} {then[name]} -> {now}"
+            for name, now in self._decide_bits.items()
+            if then.get(name, now) != now
+        )
 
     def save(self, step: int, state: Any, manifest: Manifest) -> None:
         """Begins to save `state`, which may be written over on return.
@@ -87,11 +102,12 @@ class Store:
         """
         self._check_there()
         self.wait()
+        state = jax.device_get(state)
         self._records = list(manifest["metrics"])
         manifest = checkpoint.seal(
             {
                 "step": step,
-                "versions": _versions(),
+                "versions": self._decide_bits,
                 **manifest,
                 "digests": checkpoint.digests(state),
             }
@@ -144,16 +160,3 @@ def is_finite(state: Any) -> bool:
         if jnp.issubdtype(leaf.dtype, jnp.floating)
     )
     return all(bool(np.isfinite(leaf).all()) for leaf in floats)
-
-
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in _DECIDE_BITS}
-
-
-def _changed_versions(then: dict[str, str]) -> str:
-    """ "jax 0.10.2 -> 0.12.0", of all that changed."""
-    return ", ".join(
-        f"{name} {then.get(name)} -> {version}"
-        for name, version in _versions().items()
-        if then.get(name) != version
-    )

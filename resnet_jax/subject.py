@@ -95,7 +95,7 @@ def _config(options: EvaluateConfig) -> Config:
             crop_pct=preprocessing["image_size"] / preprocessing["size"],
         )
     else:
-        cfg = read_run(Path(str(options.run)))
+        cfg = replace(read_run(Path(str(options.run))), stream=False)
     given = {
         "dataset": options.dataset,
         "data_dir": options.data_dir,

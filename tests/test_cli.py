@@ -15,7 +15,7 @@ import pytest
 import resnet_jax
 
 ROOT = Path(__file__).parents[1]
-TIMES = {"seconds", "images_per_second", "compile_seconds"}
+TIMES = {"seconds", "images_per_second", "compile_seconds", "startup_seconds"}
 SMALL = ("--epochs", "2", "--max-steps", "30", "--log-every-steps", "1")
 
 
@@ -321,3 +321,29 @@ def test_import_does_not_wake_jax_and_offers_its_names():
         assert name in dir(resnet_jax)
     with pytest.raises(AttributeError, match="no attribute 'ResNext'"):
         _ = resnet_jax.ResNext
+
+
+def test_a_platform_that_is_not_there_is_an_error_in_one_line(tmp_path):
+    arguments = ("--platform", "cuda", "--workdir", tmp_path / "run")
+    done = run("train.py", "digits", *arguments)
+    assert done.returncode == 2
+    assert "platform cuda cannot be used (" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_batch_that_does_not_divide_names_the_nearest_that_does(tmp_path):
+    done = run("train.py", "digits", "--devices", 3, "--workdir", tmp_path / "run")
+    assert done.returncode == 2
+    assert done.stderr.endswith("over 3 devices: the nearest that does is 63\n")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_scored_on_any_number_of_devices(trained):
+    run_dir, _ = trained
+    one, four = (
+        run("evaluate.py", run_dir, "--devices", n, "--batch-size", 50) for n in (1, 4)
+    )
+    last = [done.stdout.splitlines()[-1].split() for done in (one, four)]
+    assert last[0][:4] == last[1][:4] and last[1][-2:] == ["n", "360"]
+    assert abs(float(last[0][5]) - float(last[1][5])) < 1e-4

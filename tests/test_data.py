@@ -76,15 +76,6 @@ def test_the_partial_batch_can_be_dropped(dataset):
         data.batch_sizes(23, 24, drop_last=True)
 
 
-def test_an_epoch_can_be_entered_in_the_middle(dataset):
-    sizes = data.batch_sizes(23, 5)
-    whole = list(data.train_batches(dataset, sizes, seed=3, epoch=1))
-    rest = list(data.train_batches(dataset, sizes, seed=3, epoch=1, start=3))
-    assert len(rest) == 2
-    for a, b in zip(whole[3:], rest, strict=True):
-        np.testing.assert_array_equal(a["images"], b["images"])
-
-
 @given(count=st.integers(1, 60), batch_size=st.integers(1, 70))
 def test_evaluation_marks_every_example_once_in_one_shape(count, batch_size):
     images = np.arange(count, dtype=np.uint8).reshape(-1, 1, 1, 1)
@@ -98,28 +89,19 @@ def test_evaluation_marks_every_example_once_in_one_shape(count, batch_size):
 @given(
     count=st.integers(1, 60),
     batch_size=st.integers(1, 70),
-    start=st.integers(0, 9),
     epoch=st.integers(0, 2**31),
 )
-def test_training_sees_every_example_once_from_any_start(
-    count, batch_size, start, epoch
-):
+def test_training_sees_every_example_once(count, batch_size, epoch):
     images = np.arange(count, dtype=np.uint8).reshape(-1, 1, 1, 1)
     dataset = data.Dataset(images, np.zeros(count, np.int32), ("a",))
     sizes = data.batch_sizes(count, batch_size)
-    start = min(start, len(sizes) - 1)
-    batches = list(data.train_batches(dataset, sizes, seed=1, epoch=epoch, start=start))
-    assert [len(b["labels"]) for b in batches] == sizes[start:]
+    batches = list(data.train_batches(dataset, sizes, seed=1, epoch=epoch))
+    assert [len(b["labels"]) for b in batches] == sizes
     assert sum(sizes) == count
     seen = np.concatenate([b["images"].ravel() for b in batches])
     order = data.epoch_order(count, seed=1, epoch=epoch)
-    np.testing.assert_array_equal(seen, order[sum(sizes[:start]) :])
+    np.testing.assert_array_equal(seen, order)
     assert sorted(order) == list(range(count))
-
-
-def test_there_is_an_example_of_each_size(dataset):
-    batches = list(data.example_batches(dataset, data.batch_sizes(23, 5)))
-    assert [b["images"].shape for b in batches] == [(5, 2, 2, 3), (3, 2, 2, 3)]
 
 
 def test_a_description_is_that_of_the_data():

@@ -17,67 +17,20 @@ from array_record.python.array_record_module import (
     ArrayRecordReader,
     ArrayRecordWriter,
 )
+from processes import (
+    KILL,
+    ROOT,
+    TERM,
+    at_step,
+    digests,
+    lines,
+    manifest_of,
+    run,
+    start,
+    steps,
+)
 
 from resnet_jax import cifar10, prepared
-
-ROOT = Path(__file__).parent.parent
-# Two epochs of five steps, a save at every second.
-ARGUMENTS = (
-    *("digits", "--model", "resnet8", "--epochs", "2", "--batch-size", "32"),
-    *("--max-train-samples", "150", "--max-test-samples", "40"),
-    *("--crop-padding", "1", "--save-every-steps", "2", "--keep", "2"),
-)
-TIMES = {"seconds", "images_per_second", "compile_seconds"}
-
-
-def start(run_dir, *arguments, patch=""):
-    """A process that trains in `run_dir`, after the Python of `patch`."""
-    # As train.py's last lines; the patch is where a fault is to happen.
-    code = (
-        "import os, signal, sys, time, tyro\n"
-        f"{patch}\n"
-        "import train\n"
-        "from resnet_jax.errors import command_line\n"
-        "from resnet_jax.recipes import RECIPES\n"
-        "with command_line('train.py'):\n"
-        "    train.main(tyro.extras.overridable_config_cli(RECIPES))\n"
-    )
-    command = [sys.executable, "-c", code, *ARGUMENTS, "--workdir", str(run_dir)]
-    return subprocess.Popen(
-        [*command, *arguments],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def run(run_dir, *arguments, patch=""):
-    process = start(run_dir, *arguments, patch=patch)
-    out, err = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-
-def lines(run_dir):
-    with open(run_dir / "metrics.jsonl", encoding="utf-8") as file:
-        found = [json.loads(line) for line in file]
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in found]
-
-
-def steps(run_dir):
-    names = [path.name for path in (run_dir / "checkpoints").iterdir()]
-    return sorted(int(name) for name in names if name.isdecimal())
-
-
-def manifest_of(run_dir, step):
-    path = run_dir / "checkpoints" / str(step) / "manifest" / "metadata"
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def digests(run_dir):
-    """What the newest checkpoint says of itself."""
-    manifest = manifest_of(run_dir, steps(run_dir)[-1])
-    return manifest["step"], manifest["digests"], manifest["train_sums"]
 
 
 def assert_same_end(run_dir, alone):
@@ -93,23 +46,6 @@ def alone(tmp_path_factory):
     assert done.returncode == 0, done.stderr
     assert steps(run_dir) == [8, 10]
     return run_dir
-
-
-def at_step(number, action):
-    """A patch that does `action` when step `number` is done."""
-    return (
-        "from resnet_jax import run as module\n"
-        "before = module.Run.step\n"
-        "def step(self, state, sums):\n"
-        f"    if self._progress.step + 1 == {number}:\n"
-        f"        {action}\n"
-        "    before(self, state, sums)\n"
-        "module.Run.step = step\n"
-    )
-
-
-KILL = "os.kill(os.getpid(), signal.SIGKILL)"
-TERM = "os.kill(os.getpid(), signal.SIGTERM)"
 
 
 @pytest.mark.parametrize("number", [1, 7])
@@ -151,9 +87,9 @@ def test_kill_9_inside_a_save(alone, tmp_path):
     ("place", "number"),
     [
         ("data.load_dataset", "SIGTERM"),
-        ("training.compile_step", "SIGINT"),
-        ("training.evaluate", "SIGTERM"),
-        ("training.evaluate", "SIGINT"),
+        ("compiling.compile_step", "SIGINT"),
+        ("evaluation.evaluate", "SIGTERM"),
+        ("evaluation.evaluate", "SIGINT"),
     ],
 )
 def test_a_signal_outside_of_steps(place, number, alone, tmp_path):
@@ -188,7 +124,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path):
         "    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
         "    print('stuck', flush=True)\n"
         "    ctypes.CDLL(None).usleep(60_000_000)\n"
-        "training.compile_step = stuck\n"
+        "compiling.compile_step = stuck\n"
     )
     process = start(tmp_path / "run", patch=patch)
     assert process.stdout.readline() == "stuck\n"

@@ -30,3 +30,34 @@ def test_deterministic_is_said_to_xla(monkeypatch):
         "--xla_cpu_enable_fast_math=false",
         "--xla_gpu_deterministic_ops=true",
     ]
+
+
+@pytest.fixture
+def no_cache():
+    """JAX without a compilation cache, as a user's is."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_compiled_programs_are_kept_where_only_the_user_can_write(no_cache, tmp_path):
+    numerics.prepare(None, None)
+    directory = jax.config.jax_compilation_cache_dir
+    assert os.path.dirname(directory) == str(tmp_path / "cache")
+    assert os.stat(directory).st_mode & 0o777 == 0o700
+
+
+def test_a_cache_that_others_could_write_is_not_used(no_cache, tmp_path, caplog):
+    numerics.prepare(None, None)
+    os.chmod(jax.config.jax_compilation_cache_dir, 0o770)
+    jax.config.update("jax_compilation_cache_dir", None)
+    numerics.prepare(None, None)
+    assert jax.config.jax_compilation_cache_dir is None
+    assert "others could write there; chmod 700" in caplog.text
+
+
+def test_the_user_s_own_cache_stays():
+    before = jax.config.jax_compilation_cache_dir
+    numerics.prepare(None, None)
+    assert jax.config.jax_compilation_cache_dir == before is not None

@@ -13,10 +13,12 @@ import train
 from resnet_jax import (
     checkpoint,
     data,
+    evaluation,
     metrics,
     models,
     pretrained,
     run,
+    session,
     store,
     training,
 )
@@ -28,11 +30,12 @@ from resnet_jax.errors import (
     NonFiniteLossError,
     StoppedError,
 )
+from resnet_jax.feed import Feed
 from resnet_jax.recipes import RECIPES
-from resnet_jax.run import open_run
 from resnet_jax.rundir import read_run
+from resnet_jax.session import open_run
 
-TIMES = {"seconds", "images_per_second", "compile_seconds"}
+TIMES = {"seconds", "images_per_second", "compile_seconds", "startup_seconds"}
 
 
 @pytest.fixture
@@ -126,18 +129,18 @@ class Killed(BaseException):
 def test_killed_between_epochs_a_run_ends_as_one_left_alone(cfg, monkeypatch, tmp_path):
     alone = change(cfg, workdir=str(tmp_path / "alone"))
     train.main(alone)
-    evaluate = training.evaluate
+    evaluate = evaluation.evaluate
 
     def die(eval_step, make_batches, state, dataset):
         if int(state.step) == 10:
             raise Killed
         return evaluate(eval_step, make_batches, state, dataset)
 
-    monkeypatch.setattr(training, "evaluate", die)
+    monkeypatch.setattr(evaluation, "evaluate", die)
     with pytest.raises(Killed):
         train.main(cfg)
     assert [line["step"] for line in records(cfg)] == [5]
-    monkeypatch.setattr(training, "evaluate", evaluate)
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
     train.main(cfg)
     assert_same_end(cfg, alone)
 
@@ -161,7 +164,7 @@ def test_a_signal_in_the_middle_of_an_epoch_saves_and_the_run_ends_the_same(
 ):
     alone = change(cfg, workdir=str(tmp_path / "alone"))
     train.main(alone)
-    batches, seen = data.train_batches, []
+    batches, seen = Feed.train, []
 
     def signalling(*args, **options):
         for batch in batches(*args, **options):
@@ -170,7 +173,7 @@ def test_a_signal_in_the_middle_of_an_epoch_saves_and_the_run_ends_the_same(
                 os.kill(os.getpid(), number)
             yield batch
 
-    monkeypatch.setattr(data, "train_batches", signalling)
+    monkeypatch.setattr(Feed, "train", signalling)
     with pytest.raises(StoppedError, match=f"{number.name}, saved at step 8 of 15"):
         train.main(cfg)
     assert [line["step"] for line in records(cfg)] == [5]
@@ -180,13 +183,13 @@ def test_a_signal_in_the_middle_of_an_epoch_saves_and_the_run_ends_the_same(
 
 
 def test_a_signal_during_evaluation_stops_after_the_epoch(cfg, monkeypatch):
-    evaluate = training.evaluate
+    evaluate = evaluation.evaluate
 
     def signalling(*args):
         os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(*args)
 
-    monkeypatch.setattr(training, "evaluate", signalling)
+    monkeypatch.setattr(evaluation, "evaluate", signalling)
     with pytest.raises(StoppedError, match="saved at step 5 of 15"):
         train.main(cfg)
     assert variables(cfg)[1] == 5
@@ -200,13 +203,13 @@ def test_max_steps_ends_in_the_middle_of_an_epoch(cfg):
 
 def test_a_part_of_the_pictures(cfg, monkeypatch):
     scored = []
-    evaluate = training.evaluate
+    evaluate = evaluation.evaluate
 
     def count(eval_step, make_batches, state, dataset):
         scored.append(len(dataset))
         return evaluate(eval_step, make_batches, state, dataset)
 
-    monkeypatch.setattr(training, "evaluate", count)
+    monkeypatch.setattr(evaluation, "evaluate", count)
     train.main(change(cfg, max_train_samples=16, max_test_samples=6))
     assert [line["step"] for line in records(cfg)] == [2, 4, 6]  # batches of 8
     assert scored == [6, 6, 6]
@@ -302,7 +305,7 @@ def test_what_lay_in_the_directory_stays_where_a_run_fails(cfg, monkeypatch):
 def test_a_signal_at_the_very_last_step_leaves_the_evaluation_to_the_next_call(
     cfg, monkeypatch
 ):
-    batches = data.train_batches
+    batches = Feed.train
 
     def signalling(*args, **options):
         for number, batch in enumerate(batches(*args, **options)):
@@ -310,12 +313,12 @@ def test_a_signal_at_the_very_last_step_leaves_the_evaluation_to_the_next_call(
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
-    monkeypatch.setattr(data, "train_batches", signalling)
+    monkeypatch.setattr(Feed, "train", signalling)
     alone = change(cfg, max_steps=7, workdir=cfg.workdir + "-alone")
     with pytest.raises(StoppedError, match="saved at step 7 of 7"):
         train.main(change(cfg, max_steps=7))
     assert [line["step"] for line in records(cfg)] == [5]
-    monkeypatch.setattr(data, "train_batches", batches)
+    monkeypatch.setattr(Feed, "train", batches)
     train.main(alone)
     train.main(change(cfg, max_steps=7))
     assert [line["step"] for line in records(cfg)] == [5, 7]
@@ -323,13 +326,13 @@ def test_a_signal_at_the_very_last_step_leaves_the_evaluation_to_the_next_call(
 
 
 def test_an_evaluation_that_is_not_finite_is_not_saved(cfg, monkeypatch):
-    evaluate = training.evaluate
+    evaluate = evaluation.evaluate
 
     def spoil(eval_step, make_batches, state, dataset):
         sums = evaluate(eval_step, make_batches, state, dataset)
         return {**sums, "loss": np.float64("nan")} if int(state.step) == 10 else sums
 
-    monkeypatch.setattr(training, "evaluate", spoil)
+    monkeypatch.setattr(evaluation, "evaluate", spoil)
     with pytest.raises(NonFiniteLossError, match="test_loss is nan at step 10"):
         train.main(cfg)
     assert [line["step"] for line in records(cfg)] == [5]
@@ -346,7 +349,7 @@ def test_half_a_run_is_refused(cfg):
 @pytest.mark.parametrize("bad_step", [1, 8])
 def test_a_loss_that_is_not_finite_stops_the_run(cfg, monkeypatch, bad_step):
     cfg = change(cfg, log_every_steps=1)
-    batches, seen = data.train_batches, []
+    batches, seen = Feed.train, []
 
     def poisoned(*args, **options):
         for batch in batches(*args, **options):
@@ -360,7 +363,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(cfg, monkeypatch, bad_step):
         loss = jax.numpy.where(state.step == bad_step, jax.numpy.nan, sums["loss"])
         return state, {**sums, "loss": loss}
 
-    monkeypatch.setattr(data, "train_batches", poisoned)
+    monkeypatch.setattr(Feed, "train", poisoned)
     monkeypatch.setattr(training, "train_step", spoil)
     lr = {1: 0.05, 8: 0.0276132}[bad_step]  # the cosine's, there
     with pytest.raises(
@@ -481,15 +484,15 @@ def test_open_run_probes_without_a_trace(cfg):
     assert not os.path.exists(cfg.workdir)
 
 
-@pytest.mark.parametrize("name", ["check_resumable", "Saver"])
-def test_a_signal_while_a_run_is_being_opened(name, cfg, monkeypatch):
-    before = getattr(run, name)
+@pytest.mark.parametrize("module, name", [(session, "check_resumable"), (run, "Saver")])
+def test_a_signal_while_a_run_is_being_opened(module, name, cfg, monkeypatch):
+    before = getattr(module, name)
 
     def signalling(*args):
         os.kill(os.getpid(), signal.SIGTERM)
         return before(*args)
 
-    monkeypatch.setattr(run, name, signalling)
+    monkeypatch.setattr(module, name, signalling)
     with pytest.raises(StoppedError, match="by SIGTERM before its first step"):
         train.main(cfg)
     assert not os.path.exists(cfg.workdir)
@@ -565,17 +568,17 @@ def test_the_best_stays_although_a_better_one_could_not_be_saved(cfg, monkeypatc
 
 def test_fewer_epochs_than_are_done(cfg, monkeypatch):
     """Stopped in the evaluation of the second of three, and then told to do one."""
-    evaluate = training.evaluate
+    evaluate = evaluation.evaluate
 
     def signalling(eval_step, make_batches, state, dataset):
         if int(state.step) == 10:
             os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(eval_step, make_batches, state, dataset)
 
-    monkeypatch.setattr(training, "evaluate", signalling)
+    monkeypatch.setattr(evaluation, "evaluate", signalling)
     with pytest.raises(StoppedError, match="saved at step 10 of 15"):
         train.main(cfg)
-    monkeypatch.setattr(training, "evaluate", evaluate)
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
     train.main(change(cfg, epochs=1, override=True))
     assert [line["step"] for line in records(cfg)] == [5]
 
@@ -598,18 +601,17 @@ def test_a_resume_is_exact_for_every_recipe(name, cfg, weights, monkeypatch):
     recipe = change(recipe, stem=None)  # tiny's own
     alone = change(recipe, workdir=cfg.workdir + "-alone")
     train.main(alone)
-    batches, seen = data.train_batches, []
+    batches, seen = Feed.train, []
 
     def signalling(*args, **options):
         for batch in batches(*args, **options):
-            if "start" in options:  # else it is to be measured
-                seen.append(batch)
-                if len(seen) in stops:
-                    os.kill(os.getpid(), signal.SIGTERM)
+            seen.append(batch)
+            if len(seen) in stops:
+                os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
     stops = (1, 5, 8)  # of ten; the fifth is an epoch's last
-    monkeypatch.setattr(data, "train_batches", signalling)
+    monkeypatch.setattr(Feed, "train", signalling)
     for step in stops:
         with pytest.raises(StoppedError, match=f"saved at step {step} of"):
             train.main(recipe)

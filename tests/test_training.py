@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax import augment, data, models, optim, training
+from resnet_jax import augment, data, evaluation, models, optim, training
 
 GOLDEN = (
     "The golden {name} step gives other numbers. Either the arithmetic, the order of "
@@ -127,10 +127,10 @@ def test_a_small_set_can_be_learnt_by_heart(tiny, batch):
 def test_evaluation_leaves_the_state_and_counts_once(tiny, batch):
     model, state, _ = make(tiny)
     prepare = augment.make_augment(num_classes=4, normalization="half")
-    step = jax.jit(partial(training.eval_step, model, prepare))
+    step = jax.jit(partial(evaluation.eval_step, model, prepare))
     dataset = data.Dataset(batch["images"], batch["labels"], ("a", "b", "c", "d"))
     results = [
-        training.evaluate(
+        evaluation.evaluate(
             step, partial(data.eval_batches, batch_size=n), state, dataset
         )
         for n in (1, 3, 8, 20)
@@ -145,11 +145,11 @@ def test_evaluation_leaves_the_state_and_counts_once(tiny, batch):
 def test_evaluation_that_loses_an_example_raises(tiny, batch):
     model, state, _ = make(tiny)
     prepare = augment.make_augment(num_classes=4, normalization="half")
-    step = jax.jit(partial(training.eval_step, model, prepare))
+    step = jax.jit(partial(evaluation.eval_step, model, prepare))
     dataset = data.Dataset(batch["images"], batch["labels"], ("a", "b", "c", "d"))
 
     def lossy(dataset):
         return data.eval_batches(dataset.take(slice(7)), 4)
 
     with pytest.raises(RuntimeError, match="scored 7 examples of 8"):
-        training.evaluate(step, lossy, state, dataset)
+        evaluation.evaluate(step, lossy, state, dataset)

@@ -7,7 +7,7 @@ from resnet_jax import files
 pytest.importorskip("torch", reason="parity needs torch")
 from benchmarks import reference_run
 
-TIMES = ("seconds", "images_per_second", "compile_seconds")
+TIMES = ("seconds", "images_per_second", "compile_seconds", "startup_seconds")
 
 
 def figures_of(workdir, program):

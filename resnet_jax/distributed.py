@@ -1,0 +1,171 @@
+"""Several processes as one program: joining, agreeing, telling each other."""
+
+import contextlib
+import importlib.util
+import itertools
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from glob import glob
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
+
+from resnet_jax.errors import ConfigError, UserError
+
+_MESSAGE = 1024  # bytes that the processes tell each other of an error
+_PATIENCE = 3600  # seconds that one may prepare data while the others wait
+_barriers = itertools.count()  # each has a name of its own, the same in all processes
+
+
+def detect(environ: Mapping[str, str]) -> str | None:
+    """The launcher that started this process as one of several, by what it has set."""
+    slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
+    if all(name in environ for name in slurm):
+        if int(environ.get("SLURM_STEP_NUM_TASKS", environ.get("SLURM_NTASKS", 1))) > 1:
+            return "Slurm"
+    if int(environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
+        return "Open MPI"
+    if "," in environ.get("TPU_WORKER_HOSTNAMES", ""):
+        return "Cloud TPU"
+    if {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environ.keys():
+        return "Kubernetes"
+    # A TPU virtual machine says how many there are when it is asked, not before.
+    has_tpu = glob("/dev/accel*") or glob("/dev/vfio/*")
+    if has_tpu and importlib.util.find_spec("libtpu") is not None:
+        return "Cloud TPU"
+    return None
+
+
+@contextlib.contextmanager
+def joined(
+    *,
+    distributed: bool,
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+) -> Iterator[None]:
+    """A context in which this process is one of several, where it is to be.
+
+    It is to be where it is said, or a launcher is there (detect); num_processes 1 says
+    that it is not. Every process but the first keeps its standard output and its log to
+    itself. Must come before JAX uses its devices.
+
+    Raises:
+      ConfigError: the arguments, or the environment, do not suffice, or the others
+        cannot be reached.
+    """
+    by_hand = (coordinator, num_processes, process_id)
+    if num_processes == 1 or jax.distributed.is_initialized():
+        yield
+        return
+    if not distributed and by_hand == (None, None, None):
+        if detect(os.environ) is None:
+            yield
+            return
+    # Of its own it takes SIGTERM; here the run answers signals.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(*by_hand)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"this process cannot join others ({str(error).splitlines()[0][:150]}): "
+            "give --coordinator HOST:PORT --num-processes N --process-id I, or "
+            "--num-processes 1 to run alone"
+        ) from None
+    with contextlib.ExitStack() as stack:
+        if not is_first():
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            logging.getLogger("resnet_jax").setLevel(logging.ERROR)
+        try:
+            yield
+        except UserError as error:
+            if is_shared(error):
+                jax.distributed.shutdown()
+            raise
+        jax.distributed.shutdown()
+
+
+def is_first() -> bool:
+    """Whether this process writes what all have computed."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def is_alone() -> bool:
+    """Whether there is no other process."""
+    return not jax.distributed.is_initialized() or jax.process_count() == 1
+
+
+def wait() -> None:
+    """Returns when all processes have come here.
+
+    A collective of its own waits for half a minute at most when it is the first.
+    """
+    if not is_alone():
+        everyone = set(range(jax.process_count()))
+        name = f"resnet_jax-{next(_barriers)}"
+        multihost.sync_global_processes(name, timeout=_PATIENCE, processes=everyone)
+
+
+def any_process(value: bool) -> bool:
+    """Whether `value` is true in a process; all processes must ask."""
+    if is_alone():
+        return value
+    return bool(multihost_utils.process_allgather(np.array(value)).any())
+
+
+def agree(error: UserError | None = None) -> None:
+    """Returns where all processes have come here without an error.
+
+    Raises:
+      UserError: the error of a process, in every process.
+    """
+    if is_alone():
+        if error is not None:
+            raise error
+        return
+    wait()
+    found = json.dumps([error.exit_code, str(error)]) if error is not None else ""
+    text = found.encode("ascii")[: _MESSAGE - 1]
+    mine = np.zeros(_MESSAGE, np.uint8)
+    mine[: len(text)] = np.frombuffer(text, np.uint8)
+    for theirs in multihost_utils.process_allgather(mine).reshape(-1, _MESSAGE):
+        text = theirs.tobytes().rstrip(b"\0").decode()
+        if text:
+            raise _shared(text, error)
+
+
+def _shared(text: str, own: UserError | None) -> UserError:
+    try:
+        exit_code, message = json.loads(text)
+    except ValueError:  # cut
+        exit_code, message = 1, text
+    error = own or UserError(f"{message} (in another process)")
+    error.exit_code = exit_code if own is None else own.exit_code
+    error.__dict__["is_shared"] = True
+    return error
+
+
+def is_shared(error: UserError) -> bool:
+    """Whether the other processes raise `error` as well."""
+    return error.__dict__.get("is_shared", False)
+
+
+def from_first(tree: Any) -> Any:
+    """The first process's `tree` of arrays, of one form in all."""
+    return tree if is_alone() else multihost_utils.broadcast_one_to_all(tree)
+
+
+def json_from_first(value: Any) -> Any:
+    """The first process's `value`, of JSON."""
+    if is_alone():
+        return value
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    size = int(from_first(np.array(len(text))))
+    mine = text if is_first() else np.zeros(size, np.uint8)
+    return json.loads(np.asarray(from_first(mine)).tobytes().decode())

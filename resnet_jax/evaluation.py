@@ -1,0 +1,98 @@
+"""What a network says of pictures in inference mode, and how often it is right."""
+
+from collections.abc import Callable, Iterable, Sized
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from resnet_jax import metrics
+from resnet_jax.feed import Feed, Source, fetch
+from resnet_jax.training import Batch, TrainState
+
+
+def make_evaluate(
+    model: nn.Module,
+    augment: Callable[..., tuple[jax.Array, jax.Array]],
+    feed: Feed,
+    batch_size: int,
+) -> Callable[[TrainState, Any], metrics.Sums]:
+    """evaluate of (state, dataset) alone, compiled, its batches from `feed`."""
+
+    @jax.jit
+    def step(state: TrainState, batch: Batch, source: Source) -> metrics.Sums:
+        return eval_step(model, augment, state, fetch(source, batch))
+
+    def run(state: TrainState, dataset: Any) -> metrics.Sums:
+        # Of the state only these, so that its other arrays are not waited for.
+        state = state.replace(opt_state=())
+        source = feed.source(dataset)
+        make_batches = partial(feed.evaluation, batch_size=batch_size)
+        return evaluate(partial(step, source=source), make_batches, state, dataset)
+
+    return run
+
+
+def eval_step(
+    model: nn.Module,
+    augment: Callable[..., tuple[jax.Array, jax.Array]],
+    state: TrainState,
+    batch: Batch,
+) -> metrics.Sums:
+    """The sums of one batch in inference mode, over the examples its mask marks."""
+    images, _ = augment(jax.random.key(0), batch["images"], batch["labels"])
+    logits = model.apply(state.variables, images, train=False)
+    return metrics.eval_sums(logits, batch["labels"], batch["mask"])
+
+
+def predict(
+    model: nn.Module,
+    augment: Callable[..., tuple[jax.Array, jax.Array]],
+    variables: dict[str, Any],
+    make_batches: Callable[[Any], Iterable[Batch]],
+    dataset: Sized,
+) -> np.ndarray:
+    """What `model` says of the pictures of `dataset` in inference mode: [N, ...].
+
+    Logits [N, C], or features [N, F] of a model with num_classes=0. What a mask leaves
+    out is left out.
+    """
+
+    @jax.jit
+    def outputs(variables: dict[str, Any], batch: Batch) -> jax.Array:
+        images, _ = augment(jax.random.key(0), batch["images"], batch["labels"])
+        return model.apply(variables, images, train=False)
+
+    parts = []
+    with _bar(len(dataset)) as bar:
+        for batch in make_batches(dataset):
+            parts.append(np.asarray(outputs(variables, batch))[batch["mask"] == 1])
+            bar.update(len(batch["labels"]))
+    return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
+
+
+def _bar(count: int) -> tqdm:
+    """A progress bar over pictures, where stderr is a terminal."""
+    options = {"unit": "image", "leave": False, "disable": None}
+    return tqdm(total=count, desc="evaluation", **options)
+
+
+def evaluate(
+    eval_step: Callable[[TrainState, Batch], metrics.Sums],
+    make_batches: Callable[[Any], Iterable[Batch]],
+    state: TrainState,
+    dataset: Sized,
+) -> metrics.Sums:
+    """The sums over `dataset`; every example is counted exactly once, or it raises."""
+    total = None
+    with _bar(len(dataset)) as bar:
+        for batch in make_batches(dataset):
+            total = metrics.add(total, eval_step(state, batch))
+            bar.update(len(batch["mask"]))
+    counted = 0 if total is None else int(total["count"])
+    if total is None or counted != len(dataset):
+        raise RuntimeError(f"scored {counted} examples of {len(dataset)}")
+    return total

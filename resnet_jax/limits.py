@@ -1,0 +1,81 @@
+"""What values the fields of a Config may have, and which go together."""
+
+import math
+from typing import TYPE_CHECKING
+
+from resnet_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from resnet_jax.config import Config
+
+_RANGES = (  # half-open
+    ("lr", 0.0, math.inf),
+    ("momentum", 0.0, 1.0),
+    ("dropout", 0.0, 1.0),
+    ("weight_decay", 0.0, math.inf),
+    ("label_smoothing", 0.0, 1.0),
+    ("validation_split", 0.0, 1.0),
+    ("lr_gamma", 0.0, math.inf),
+    ("pct_start", 0.0, 1.0),
+    ("norm_weight_decay", 0.0, math.inf),
+    ("bias_weight_decay", 0.0, math.inf),
+    ("backbone_lr_scale", 0.0, math.inf),
+)
+_LEAST = (
+    ("epochs", 1),
+    ("max_steps", 1),
+    ("max_train_samples", 1),
+    ("max_test_samples", 1),
+    ("batch_size", 1),
+    ("eval_batch_size", 1),
+    ("image_size", 1),
+    ("crop_padding", 0),
+    ("log_every_steps", 1),
+    ("keep", 1),
+    ("save_every_steps", 1),
+    ("save_every_minutes", 0.0),
+    ("seed", 0),
+    ("accumulate", 1),
+    ("devices", 1),
+    ("num_processes", 1),
+    ("process_id", 0),
+    ("steps_per_call", 1),
+    ("workers", 0),
+)
+
+
+def check(cfg: "Config") -> None:
+    """Raises ConfigError where a field of `cfg` has no such value, or wants another."""
+    for name, low, high in _RANGES:
+        value = getattr(cfg, name)
+        if value is not None and not low <= value < high:
+            raise ConfigError(f"{name} {value} is not in [{low:g}, {high:g})")
+    for name, least in _LEAST:
+        value = getattr(cfg, name)
+        if value is not None and value < least:
+            raise ConfigError(f"{name} {value} is too small: at least {least}")
+    if cfg.image_size is not None and cfg.image_size > 4096:
+        raise ConfigError(f"image_size {cfg.image_size} is too large: up to 4096")
+    if cfg.seed >= 2**32:
+        raise ConfigError(f"seed {cfg.seed} is too large: below 2**32")
+    if not 0.0 < cfg.crop_pct <= 1.0:
+        raise ConfigError(f"crop_pct {cfg.crop_pct} is not in (0, 1]")
+    steps = cfg.lr_milestones
+    if any(step < 1 for step in steps) or list(steps) != sorted(set(steps)):
+        raise ConfigError(f"lr_milestones {steps} are not steps in rising order")
+    if cfg.schedule == "step" and not steps:
+        raise ConfigError("schedule step needs lr_milestones")
+    if cfg.backbone_bn == "frozen" and cfg.freeze == "none":
+        raise ConfigError("backbone_bn frozen needs --freeze, to say which")
+    if cfg.fresh_head and cfg.pretrained is None:
+        raise ConfigError("fresh_head needs --pretrained: without, all is fresh")
+    if cfg.cache_features:
+        frozen = cfg.freeze == "backbone" and cfg.backbone_bn == "frozen"
+        if not frozen or cfg.crop_padding or cfg.flip or cfg.dropout:
+            raise ConfigError(
+                "cache_features needs features that do not change: --freeze "
+                "backbone --backbone-bn frozen, without --crop-padding, --flip and "
+                "--dropout"
+            )
+        if cfg.log_gradients:
+            raise ConfigError("log_gradients has no layers where features are cached")

@@ -1,0 +1,152 @@
+"""The mesh of devices: which rows of a batch, and what of the state, lie where."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from resnet_jax.errors import ConfigError
+
+AXIS = "data"  # the mesh's one axis: rows of the batch
+
+
+def make_mesh(num_devices: int | None = None, platform: str | None = None) -> Mesh:
+    """A mesh of all devices, or of the first `num_devices` of each process.
+
+    Raises:
+      ConfigError: there are fewer, or the platform cannot be used.
+    """
+    try:
+        found = jax.devices(platform)
+    except (RuntimeError, AssertionError) as error:  # jax 0.10 asserts
+        reason = (str(error) or "it has no device here").splitlines()[0][:150]
+        raise ConfigError(
+            f"platform {platform or jax.config.jax_platforms} cannot be used "
+            f"({reason}): choose another --platform, or install jax's package for it"
+        ) from None
+    here = [d for d in found if d.process_index == jax.process_index()]
+    if num_devices is not None and num_devices > len(here):
+        raise ConfigError(
+            f"devices {num_devices} are not there: JAX has {len(here)} "
+            f"{here[0].platform} device(s) in this process"
+        )
+    chosen = [
+        device
+        for process in range(jax.process_count())
+        for device in [d for d in found if d.process_index == process][:num_devices]
+    ]
+    # Auto: the arithmetic is written for the whole batch, and XLA divides it.
+    return Mesh(np.array(chosen), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def check_batch_size(batch_size: int, num_devices: int, accumulate: int = 1) -> None:
+    """Raises ConfigError unless `batch_size` divides over devices and micro-batches."""
+    parts = num_devices * accumulate
+    if batch_size % parts:
+        below = batch_size // parts * parts
+        near = min(
+            (n for n in (below, below + parts) if n),
+            key=lambda n: (abs(n - batch_size), n),
+        )
+        times = f" times --accumulate {accumulate}" if accumulate > 1 else ""
+        raise ConfigError(
+            f"batch_size {batch_size} does not divide over {num_devices} devices"
+            f"{times}: the nearest that does is {near}"
+        )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def spread(mesh: Mesh, num_rows: int, *, axis: int = 0) -> NamedSharding:
+    """The rows along `axis` in equal parts; where they do not divide, all everywhere.
+
+    Every device then computes the whole of such a batch, an epoch's last one: the same
+    numbers as one device's, where padding would change BatchNorm's.
+    """
+    if num_rows % mesh.size:
+        return replicated(mesh)
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
+
+
+def local_rows(sharding: NamedSharding, num_rows: int) -> slice:
+    """The rows that lie on the devices of this process."""
+    rows = sharding.addressable_devices_indices_map((num_rows,)).values()
+    bounds = [part[0].indices(num_rows) for part in rows]
+    return slice(min(b[0] for b in bounds), max(b[1] for b in bounds))
+
+
+def replicate(mesh: Mesh, tree: Any) -> Any:
+    """`tree`, equal in all processes, on all devices of the mesh, in arrays of its own.
+
+    Keys for random numbers are among what it may hold.
+    """
+    everywhere = replicated(mesh)
+
+    def put(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(
+            leaf.dtype, jax.dtypes.prng_key
+        ):
+            return jax.random.wrap_key_data(put(jax.random.key_data(leaf)))
+        whole = np.array(leaf)
+        return jax.make_array_from_callback(whole.shape, everywhere, whole.__getitem__)
+
+    return jax.tree.map(put, tree)
+
+
+def local(tree: Any) -> Any:
+    """A replicated `tree` as arrays of this process's first device alone."""
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
+
+
+def local_statistics(
+    loss_fn: Callable[..., Any], mesh: Mesh
+) -> Callable[..., tuple[jax.Array, tuple[jax.Array, Any]]]:
+    """`loss_fn`, of gradients.py, with each device's part of the batch a batch to it.
+
+    BatchNorm then has the statistics of that part alone, as torch's BatchNorm2d has
+    under DistributedDataParallel. The loss is the mean over the devices, and so are the
+    moved running statistics (DDP has those of the first process).
+    """
+
+    def of_part(
+        params: Any, batch_stats: Any, images: Any, targets: Any, key: Any
+    ) -> Any:
+        # By hand, as a gradient of ours (jax.custom_vjp) is not summed otherwise.
+        params = jax.lax.pcast(params, AXIS, to="varying")
+        own_key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
+        loss, (logits, moved) = loss_fn(params, batch_stats, images, targets, own_key)
+        # Not of the gradients, which are sums over the devices already.
+        return jax.lax.pmean(loss, AXIS), (logits, jax.lax.pmean(moved, AXIS))
+
+    rows, whole = PartitionSpec(AXIS), PartitionSpec()
+    by_device = jax.shard_map(
+        of_part,
+        mesh=mesh,
+        in_specs=(whole, whole, rows, rows, whole),
+        out_specs=(whole, (rows, whole)),
+    )
+
+    def of_batch(params: Any, batch_stats: Any, images: Any, *args: Any) -> Any:
+        if len(images) % mesh.size:
+            raise ConfigError(
+                f"bn_scope local: a batch of {len(images)} does not divide over "
+                f"{mesh.size} devices: --drop-last, or --bn-scope global"
+            )
+        return by_device(params, batch_stats, images, *args)
+
+    return of_batch
+
+
+def fits(num_bytes: int, mesh: Mesh) -> bool:
+    """Whether each device has room for so many bytes beside a network's training."""
+    limits = [
+        (device.memory_stats() or {}).get("bytes_limit", math.inf)
+        for device in mesh.local_devices
+    ]
+    return num_bytes <= 0.4 * min(limits)

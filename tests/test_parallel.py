@@ -1,0 +1,138 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from resnet_jax import parallel
+from resnet_jax.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    "batch_size, devices, accumulate, nearest",
+    [(10, 4, 1, 8), (3, 4, 1, 4), (11, 2, 3, 12), (129, 8, 1, 128)],
+)
+def test_a_batch_that_does_not_divide(batch_size, devices, accumulate, nearest):
+    with pytest.raises(ConfigError, match=f"the nearest that does is {nearest}$"):
+        parallel.check_batch_size(batch_size, devices, accumulate)
+    parallel.check_batch_size(nearest, devices, accumulate)
+
+
+def test_devices_that_are_not_there():
+    with pytest.raises(ConfigError, match="devices 99 are not there: JAX has"):
+        parallel.make_mesh(99)
+    with pytest.raises(ConfigError, match="platform tpu cannot be used"):
+        parallel.make_mesh(platform="tpu")
+
+
+def test_replicated_copies_are_of_their_own_and_keys_stay_keys(key):
+    mesh = parallel.make_mesh(1)
+    host = np.arange(6.0, dtype=np.float32)
+    placed, moved_key = parallel.replicate(mesh, (host, key))
+    host[0] = 99.0
+    assert placed[0] == 0.0
+    assert jax.random.bits(moved_key) == jax.random.bits(key)
+    assert placed.sharding == parallel.replicated(mesh)
+
+
+# One process with eight devices trains on 1, 2, 4 and 8 of them.
+SCRIPT = """
+import json, sys
+import jax, numpy as np
+from resnet_jax import augment, data, evaluation, optim, parallel, training
+from resnet_jax.blocks import BasicBlock
+from resnet_jax.compiling import compile_step
+from resnet_jax.feed import Feed
+from resnet_jax.models import ResNet
+
+jax.config.update("jax_enable_x64", True)
+rng = np.random.default_rng(0)
+images = rng.integers(0, 256, (43, 8, 8, 3), np.uint8)
+labels = rng.integers(0, 3, 43).astype(np.int32)
+train = data.Dataset(images, labels, ("a", "b", "c"))
+model = ResNet(BasicBlock, (1, 1), num_classes=3, widths=(4, 8), stem="cifar",
+               dtype=np.float64)
+tx = optim.make_optimizer("sgd", optim.make_schedule("constant", lr=.1, total_steps=9))
+prepare = augment.make_augment(num_classes=3, normalization="half", crop_padding=1,
+                               flip=True)
+as_it_is = augment.make_augment(num_classes=3, normalization="half")
+keys = training.make_keys(0)
+sizes = data.batch_sizes(len(train), 16)  # 16, 16, 11
+found = {}
+
+
+def run(name, devices, held=True, scope="global", **options):
+    mesh = parallel.make_mesh(devices)
+    feed = Feed(mesh, held=held, **options.pop("feed", {}))
+    state = training.init_state(model, tx, (8, 8, 3), key=keys.init)
+    state, key = parallel.replicate(mesh, (state, keys.augment))
+    local = mesh if scope == "local" else None
+    step, _ = compile_step(
+        training.make_train_step(model, tx, prepare, local_bn=local, **options),
+        state, feed.examples(train, sizes[:2] if local else sizes), feed.source(train),
+        key,
+    )
+    losses = []
+    for epoch in range(2):
+        steps = range(2 if local else 3)
+        for batch in feed.train(train, sizes, seed=1, epoch=epoch, steps=steps):
+            state, sums = step(state, batch)
+            losses += np.asarray(sums["loss"]).reshape(-1).tolist()
+    evaluate = evaluation.make_evaluate(model, as_it_is, feed, 10)
+    sums = evaluate(state, train)
+    leaves = [np.asarray(x).ravel() for x in jax.tree.leaves(state)]
+    found[name] = {
+        "losses": losses, "count": float(sums["count"]), "loss": float(sums["loss"]),
+        "state": np.concatenate(leaves).tolist(),
+    }
+
+
+for devices in (1, 2, 4, 8):
+    run(f"{devices}", devices)
+run("fed", 4, held=False)
+run("calls", 2, feed={"steps_per_call": 2})
+run("fed calls", 2, held=False, feed={"steps_per_call": 2})
+run("local 1", 1, scope="local")
+run("local 4", 4, scope="local")
+json.dump(found, sys.stdout)
+"""
+
+
+@pytest.fixture(scope="module")
+def trained():
+    environ = {**os.environ, "JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environ
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", ["2", "4", "8", "fed", "calls", "fed calls"])
+def test_any_devices_give_the_same_run(trained, name):
+    one, other = trained["1"], trained[name]
+    assert len(one["losses"]) == 6
+    np.testing.assert_allclose(other["losses"], one["losses"], rtol=1e-12)
+    np.testing.assert_allclose(other["state"], one["state"], rtol=1e-10, atol=1e-12)
+    assert one["count"] == other["count"] == 43
+    np.testing.assert_allclose(other["loss"], one["loss"], rtol=1e-12)
+
+
+def test_feeding_batches_changes_no_bit(trained):
+    assert trained["fed"]["state"] == trained["4"]["state"]
+    assert trained["fed calls"]["state"] == trained["calls"]["state"]
+
+
+def test_local_statistics_are_those_of_a_part(trained):
+    """On one device a part is the whole; on four BatchNorm sees four pictures."""
+    one, four = trained["local 1"], trained["local 4"]
+    np.testing.assert_allclose(
+        one["losses"][:2], trained["1"]["losses"][:2], rtol=1e-12
+    )
+    assert abs(four["losses"][0] / one["losses"][0] - 1) > 1e-3

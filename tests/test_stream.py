@@ -1,0 +1,169 @@
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from processes import ROOT, digests, lines
+
+import train
+from resnet_jax import data, folder, prepared, stream
+from resnet_jax.config import Config
+from resnet_jax.errors import ConfigError, DataError
+
+pytest.importorskip("grain")
+
+
+@pytest.fixture
+def pictures(tmp_path, key):
+    """A folder of 26 + 10 pictures of two classes, of many sizes."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "pictures"
+    for split, count in (("train", 13), ("test", 5)):
+        for name in ("ant", "bee"):
+            home = root / split / name
+            home.mkdir(parents=True)
+            for number in range(count):
+                height, width = rng.integers(8, 20, 2)
+                pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+                Image.fromarray(pixels).save(home / f"{number:02d}.png")
+    return root
+
+
+def test_pictures_are_read_when_they_are_asked_for(pictures, monkeypatch):
+    sizes = {"size": 8, "crop_pct": 0.875}
+    images, labels = folder.load(pictures, "train", **sizes)
+    read = folder.read_picture
+    asked = []
+
+    def noted(path, **options):
+        asked.append(path)
+        return read(path, **options)
+
+    monkeypatch.setattr(folder, "read_picture", noted)
+    streamed, same_labels = stream.from_folder(pictures, "train", **sizes)
+    np.testing.assert_array_equal(labels, same_labels)
+    assert streamed.shape == images.shape and streamed.nbytes == images.nbytes
+    some = streamed[[3, 25, 4]][1:]
+    assert asked == []
+    np.testing.assert_array_equal(np.asarray(some), images[[25, 4]])
+    assert len(asked) == 2
+
+
+def test_records_are_read_in_the_order_of_their_ids(prepared_dir, fake_arrays):
+    directory = prepared.find("cifar10", prepared_dir)
+    for split in ("train", "test"):
+        images, labels = getattr(fake_arrays, split)
+        streamed, same_labels = stream.from_records(directory, split)
+        np.testing.assert_array_equal(same_labels, labels)
+        np.testing.assert_array_equal(np.asarray(streamed[::-1]), images[::-1])
+
+
+class Squares:
+    def __len__(self):
+        return 11
+
+    def __getitem__(self, number):
+        if number == 8:
+            raise DataError("eight cannot be read")
+        return {"images": np.full(3, number**2), "pid": os.getpid()}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_read_ahead_keeps_its_order_and_its_errors(workers):
+    seen = []
+    with pytest.raises(DataError, match="eight cannot be read"):
+        for item in stream.prefetched(Squares(), workers):
+            seen.append(item)
+    assert [item["images"].tolist() for item in seen] == [[n**2] * 3 for n in range(8)]
+    pids = {item["pid"] for item in seen}
+    assert len(pids) == max(workers, 1)
+    assert (os.getpid() in pids) == (workers == 0)
+
+
+def config(tiny, root, workdir, **fields):
+    return Config(
+        model=tiny,
+        dataset="folder",
+        data_dir=str(root),
+        image_size=8,
+        normalize="half",
+        epochs=2,
+        batch_size=8,
+        eval_batch_size=4,
+        optimizer="sgd",
+        lr=0.05,
+        flip=True,
+        workdir=str(workdir),
+        **fields,
+    )
+
+
+def test_a_streamed_run_is_one_in_memory_to_the_bit(tiny, pictures, tmp_path):
+    train.main(config(tiny, pictures, tmp_path / "memory"))
+    train.main(config(tiny, pictures, tmp_path / "stream", stream=True, workers=1))
+    assert digests(tmp_path / "stream") == digests(tmp_path / "memory")
+    assert lines(tmp_path / "stream") == lines(tmp_path / "memory")
+
+
+def test_a_streamed_run_goes_on_in_memory_and_back(
+    tiny, pictures, tmp_path, monkeypatch
+):
+    whole = config(tiny, pictures, tmp_path / "whole")
+    train.main(whole)
+    limits = {"override": True, "workdir": str(tmp_path / "parts")}
+    for max_steps, streamed in ((2, True), (5, False), (8, True)):
+        part = config(tiny, pictures, "", stream=streamed, workers=0)
+        part = Config(**{**vars(part), **limits, "max_steps": max_steps})
+        train.main(part)
+    assert digests(tmp_path / "parts")[:2] == digests(tmp_path / "whole")[:2]
+
+
+def test_a_folder_that_would_not_fit_is_streamed(pictures, monkeypatch):
+    monkeypatch.setattr(stream, "is_large", lambda num_bytes: num_bytes > 1000)
+    loaded, _ = data.load_dataset("folder", pictures, image_size=8)
+    assert isinstance(loaded.images, stream.Pictures)
+    with pytest.raises(ConfigError, match="which stream does not: choose one"):
+        data.load_dataset("folder", pictures, skip_bad_images=True)
+
+
+def test_digits_are_not_streamed():
+    with pytest.raises(ConfigError, match="digits fit"):
+        data.load_dataset("digits", streamed=True)
+
+
+def test_a_picture_that_cannot_be_read_ends_training_in_one_line(pictures, tmp_path):
+    bad = pictures / "train" / "bee" / "07.png"
+    bad.write_bytes(b"no picture")
+    command = [sys.executable, "train.py", "digits", "--model", "resnet8"]
+    command += ["--dataset", "folder", "--data-dir", str(pictures), "--stream"]
+    command += ["--image-size", "8", "--batch-size", "8", "--workers", "1"]
+    command += ["--workdir", str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert f"{bad} cannot be read" in done.stderr
+
+
+def test_a_signal_to_all_its_processes_stops_a_streamed_run(pictures, tmp_path):
+    """As Ctrl-C has it: workers are of the terminal's foreground too."""
+    command = [sys.executable, "train.py", "digits", "--model", "resnet8"]
+    command += ["--dataset", "folder", "--data-dir", str(pictures), "--stream"]
+    command += ["--image-size", "8", "--batch-size", "4", "--workers", "1"]
+    command += ["--epochs", "5000", "--workdir", str(tmp_path / "run")]
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout.readline().startswith("epoch   1")
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 75, errors
+    assert "stopped by SIGINT, saved at step" in errors
+    assert errors.count("\n") == 1
