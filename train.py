@@ -74,7 +74,6 @@ def main(cfg: Config) -> None:
                 label_smoothing=cfg.label_smoothing,
             )
             model, prepare_train, prepare_test, (train, held_out, test) = stand_in
-
         arithmetic = (model, tx, prepare_train)
         frozen = {"trainable": trainable, "backbone_bn": cfg.backbone_bn}
         if cfg.log_gradients:

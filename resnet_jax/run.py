@@ -14,7 +14,7 @@ from resnet_jax import config_json, data, distributed, feed, files, metrics
 from resnet_jax.config import Config
 from resnet_jax.errors import NonFiniteLossError
 from resnet_jax.logs import LAYERS, METRICS, Logs, last_line
-from resnet_jax.parallel import make_mesh
+from resnet_jax.parallel import local, make_mesh
 from resnet_jax.profiling import Trace
 from resnet_jax.progress import Progress
 from resnet_jax.rundir import (
@@ -258,7 +258,7 @@ class Run:
         try:
             with self._at_once():
                 sums = score(state)
-                layers = self._log.measure(state)
+                layers = self._log.measure(local(state))
         except Interrupted:
             self._save(state)
             raise

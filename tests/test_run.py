@@ -630,3 +630,26 @@ def manifest(cfg):
     steps = (read_run_dir(cfg) / "checkpoints").iterdir()
     newest = max(steps, key=lambda path: int(path.name))
     return json.loads((newest / "manifest" / "metadata").read_text())
+
+
+def test_calls_of_many_steps_stop_and_go_on_to_the_bit(cfg, monkeypatch, tmp_path):
+    """Five steps an epoch: two calls of two, and the partial batch."""
+    cfg = change(cfg, steps_per_call=2, accumulate=2, remat=True, save_every_steps=3)
+    alone = change(cfg, workdir=str(tmp_path / "alone"))
+    train.main(alone)
+    batches, seen = Feed.train, []
+
+    def signalling(*args, **options):
+        for batch in batches(*args, **options):
+            seen.append(batch["indices"].shape)
+            if len(seen) == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    monkeypatch.setattr(Feed, "train", signalling)
+    with pytest.raises(StoppedError, match="saved at step 9 of 15"):
+        train.main(cfg)
+    assert seen == [(2, 8), (2, 8), (4,), (2, 8), (2, 8)]
+    train.main(cfg)
+    assert len(seen) == 9
+    assert_same_end(cfg, alone)
