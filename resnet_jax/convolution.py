@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 _FEW = 32  # taps times channels
-_LITTLE = 2**26  # multiply-adds that are not worth the time to compile a loop for them
+_LITTLE = 2**28  # multiply-adds that are not worth the time to compile a loop for them
 _PIXELS = 512  # of the pictures whose columns stay in a core's cache
 
 

@@ -119,7 +119,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path):
     # come back at a signal, so the mask leaves that to the other threads.
     patch = (
         "import ctypes\n"
-        "from resnet_jax import training\n"
+        "from resnet_jax import compiling\n"
         "def stuck(*args, **options):\n"
         "    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
         "    print('stuck', flush=True)\n"
@@ -350,8 +350,11 @@ def test_another_version_is_said(stopped, alone, tmp_path):
     shutil.copytree(stopped, run_dir)
     patch = (
         "from resnet_jax import store\n"
-        "before = store._versions\n"
-        "store._versions = lambda: before() | {'jax': '99'}\n"
+        "begin = store.Store.__init__\n"
+        "def of_another(self, *args):\n"
+        "    begin(self, *args)\n"
+        "    self._decide_bits['jax'] = '99'\n"
+        "store.Store.__init__ = of_another\n"
     )
     done = run(run_dir, patch=patch)
     assert done.returncode == 0, done.stderr

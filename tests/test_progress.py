@@ -28,13 +28,20 @@ def make(step=0, steps_per_epoch=4, total_steps=10):
 )
 def test_an_epoch_ends_where_the_run_does(step, epoch, count):
     progress = make(step)
-    offered = iter(range(100))
-    given = []
-    for batch in progress.batches(offered, epoch):
-        given.append(batch)
-        progress.add(sums(1.0))
-    assert given == list(range(count))
+    first = step - 4 * epoch
+    assert progress.steps(epoch) == range(first, first + count)
+    for _ in progress.batches(iter(progress.steps(epoch)), epoch):
+        assert progress.add(sums(1.0)) == 1
     assert progress.at_epoch_end and progress.epochs_begun == epoch + 1
+
+
+def test_a_call_of_many_steps_is_as_many():
+    progress = make(step=2)
+    for _ in progress.batches(iter(range(1)), 0):
+        pair = {"loss": jnp.array([0.5, 1.0]), "count": jnp.array([2, 3])}
+        assert progress.add(pair) == 2
+    assert progress.step == 4 and progress.sums == {"loss": 1.5, "count": 5.0}
+    assert progress.passed(3, 2) and progress.passed(4, 2) and not progress.passed(5, 2)
 
 
 def test_sums_are_added_from_where_they_were():

@@ -172,7 +172,9 @@ def all_pairs(*, slow):
             yield pytest.param(name, stem, optimizer, marks=marks)
 
 
-@pytest.mark.parametrize(("name", "stem", "optimizer"), all_pairs(slow=["nesterov"]))
+@pytest.mark.parametrize(
+    ("name", "stem", "optimizer"), all_pairs(slow=["nesterov", "weights-only"])
+)
 def test_twenty_steps_in_float64(name, stem, optimizer):
     check_float64(name, stem, optimizer, SIZES)
 
