@@ -179,9 +179,7 @@ def test_twenty_steps_in_float64(name, stem, optimizer):
     check_float64(name, stem, optimizer, SIZES)
 
 
-@pytest.mark.parametrize(
-    ("name", "stem", "optimizer"), all_pairs(slow=["nesterov", "weights-only"])
-)
+@pytest.mark.parametrize(("name", "stem", "optimizer"), all_pairs(slow=OPTIMIZERS))
 def test_twenty_losses_in_float32(name, stem, optimizer):
     """Within 1e-4; or, where PyTorch's own float32 strays from its float64 by more,
     within thrice that: Adam makes a full step of a gradient that is rounding alone.
