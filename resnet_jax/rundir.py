@@ -18,7 +18,7 @@ TRANSIENT = frozenset(
     {
         *("data_dir", "workdir", "override", "profile", "summary"),
         *("rebuild_data", "debug_nans", "devices", "platform", "distributed"),
-        *("coordinator", "num_processes", "process_id", "remat", "stream", "workers"),
+        *("coordinator", "num_processes", "process_id", "stream", "workers"),
     }
 )
 # Fields that --override lets through: how far a run goes (a cosine stretches with it)

@@ -8,9 +8,8 @@ import tempfile
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["GLIBC_TUNABLES"] = (
-    "glibc.malloc.hugetlb=1"  # else each process starts twice
-)
+# Said beforehand, so that no script begins itself anew.
+os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
 # Many tests compile the same small programs, some of them in processes of their own.
 # pytest-xdist's workers have the environment of the process that began them.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(

@@ -20,7 +20,7 @@ def test_the_sets_name_fields():
 
 def test_what_can_break_a_run_is_never_overridden():
     allowed = rundir.TRANSIENT | rundir.OVERRIDABLE
-    architecture = Config().architecture.keys() - {"name", "remat"}
+    architecture = Config().architecture.keys() - {"name"}
     learning = Config().optimization.keys() - {"name"} | {"optimizer"}
     assert not allowed & {"model", "dataset", "seed", "batch_size", "validation_split"}
     assert not allowed & {"max_train_samples", "max_test_samples", "lr", "schedule"}
