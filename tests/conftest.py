@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Said beforehand, so that no script begins itself anew.
@@ -43,8 +44,15 @@ def key() -> jax.Array:
 _REAL_DATA_DIR = os.environ.get("TFDS_DATA_DIR")
 
 
+@pytest.fixture(scope="session")
+def tfds() -> Any:
+    """tensorflow-datasets with its reader of files, which a GPU's machine may lack."""
+    pytest.importorskip("array_record")
+    return pytest.importorskip("tensorflow_datasets")
+
+
 @pytest.fixture
-def real_data_dir() -> Path:
+def real_data_dir(tfds) -> Path:
     """A tensorflow-datasets directory that holds the real CIFAR-10."""
     if not _REAL_DATA_DIR or prepared.find("cifar10", Path(_REAL_DATA_DIR)) is None:
         pytest.skip("no prepared CIFAR-10 in $TFDS_DATA_DIR")
@@ -83,7 +91,7 @@ def fake_arrays() -> prepared.Arrays:
 
 
 @pytest.fixture
-def small_cifar(fake_arrays, monkeypatch) -> prepared.Arrays:
+def small_cifar(fake_arrays, tfds, monkeypatch) -> prepared.Arrays:
     """Makes fake_arrays the published CIFAR-10, by count and by sha256."""
 
     def sha256(array: np.ndarray) -> str:
@@ -98,7 +106,7 @@ def small_cifar(fake_arrays, monkeypatch) -> prepared.Arrays:
 
 
 @pytest.fixture(scope="session")
-def prepared_dir(fake_arrays, tmp_path_factory):
+def prepared_dir(fake_arrays, tfds, tmp_path_factory):
     """A tensorflow-datasets directory that holds fake_arrays as cifar10."""
     data_dir = tmp_path_factory.mktemp("tfds")
     prepared.write_cifar10(fake_arrays, data_dir)

@@ -255,8 +255,7 @@ def test_the_real_cifar10_is_the_published_one(real_data_dir):
     assert cifar10.find_fault("cifar10", prepared.read(directory)) is None
 
 
-def test_cifar100_is_read_where_it_is_prepared(monkeypatch, tmp_path):
-    import tensorflow_datasets as tfds
+def test_cifar100_is_read_where_it_is_prepared(monkeypatch, tmp_path, tfds):
     from PIL import Image
 
     rng = np.random.default_rng(0)

@@ -13,10 +13,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from array_record.python.array_record_module import (
-    ArrayRecordReader,
-    ArrayRecordWriter,
-)
 from processes import (
     KILL,
     ROOT,
@@ -450,6 +446,11 @@ def spoil(directory, arrays, fault):
     elif fault == "missing file":
         path.unlink()
     elif fault == "label out of range":
+        from array_record.python.array_record_module import (
+            ArrayRecordReader,
+            ArrayRecordWriter,
+        )
+
         reader = ArrayRecordReader(str(path))
         records = reader.read_all()
         reader.close()

@@ -25,9 +25,7 @@ def directory(prepared_dir, tmp_path):
     return copy / "cifar10" / "3.0.2"
 
 
-def test_what_is_written_reads_the_same_by_tfds_itself(directory, fake_arrays):
-    import tensorflow_datasets as tfds
-
+def test_what_is_written_reads_the_same_by_tfds_itself(directory, fake_arrays, tfds):
     assert_same(prepared.read(directory), fake_arrays)
     source = tfds.data_source("cifar10", data_dir=directory.parents[1], split="test")
     by_id = {example["id"].decode(): example for example in source}
@@ -41,7 +39,7 @@ def test_writing_leaves_nothing_else(prepared_dir):
     assert os.listdir(prepared_dir / "cifar10") == ["3.0.2"]
 
 
-def test_two_may_prepare_at_once(fake_arrays, tmp_path):
+def test_two_may_prepare_at_once(fake_arrays, tfds, tmp_path):
     barrier, errors = threading.Barrier(2), []
 
     def write():
