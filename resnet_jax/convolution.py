@@ -7,8 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from resnet_jax import winograd
+from resnet_jax.chunks import split, sum_chunks
+
 _FEW = 32  # taps times channels
 _LITTLE = 2**28  # multiply-adds that are not worth the time to compile a loop for them
+_MUCH = 2**30  # and of those, the least that fewer products make up for
+_MANY = 32  # channels, the least likewise
 _PIXELS = 512  # of the pictures whose columns stay in a core's cache
 
 
@@ -17,7 +22,9 @@ def convolve(
 ) -> jax.Array:
     """The convolution of x [B, H, W, C] with kernel [K, K, C, F], padded with zeros.
 
-    It has derivatives in reverse mode alone (jax.grad, jax.vjp).
+    It has derivatives in reverse mode alone (jax.grad, jax.vjp). For them, inside
+    shard_map, a kernel that is the same on each device needs
+    `jax.lax.pcast(kernel, axis, to="varying")`.
     """
     return _convolve(stride, padding, x, kernel)
 
@@ -25,10 +32,13 @@ def convolve(
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _convolve(stride: int, padding: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
     by_xla = partial(_by_xla, stride, padding)
-    if not _suits_dot(x, kernel):
-        return by_xla(x, kernel)
-    by_dot = partial(_by_dot, stride, padding)
-    return lax.platform_dependent(x, kernel, cpu=by_dot, default=by_xla)
+    if _suits_dot(x, kernel):
+        by_dot = partial(_by_dot, stride, padding)
+        return lax.platform_dependent(x, kernel, cpu=by_dot, default=by_xla)
+    if _suits_winograd(stride, padding, x, kernel):
+        by_winograd = partial(winograd.convolve, padding=padding)
+        return lax.platform_dependent(x, kernel, cpu=by_winograd, default=by_xla)
+    return by_xla(x, kernel)
 
 
 def _suits_dot(x: jax.Array, kernel: jax.Array) -> bool:
@@ -39,6 +49,18 @@ def _suits_dot(x: jax.Array, kernel: jax.Array) -> bool:
     """
     few = math.prod(kernel.shape[:3]) <= _FEW
     return _is_small(x) or kernel.shape[0] == 1 or few
+
+
+def _suits_winograd(stride: int, padding: int, x: jax.Array, kernel: jax.Array) -> bool:
+    """Whether there is more to gain by fewer products than to lose by the sums."""
+    size, _, channels, features = kernel.shape
+    return (
+        (size, stride) == (3, 1)
+        and padding <= 2
+        and min(channels, features) >= _MANY
+        and x.size * features * size**2 >= _MUCH
+        and x.dtype.itemsize >= 4
+    )
 
 
 def _is_small(x: jax.Array) -> bool:
@@ -62,11 +84,18 @@ def _backward(
     ) -> tuple[jax.Array, ...]:
         if _is_small(x):
             return jax.vjp(partial(_by_dot, stride, padding), x, kernel)[1](dy)
+        if _suits_winograd(stride, padding, x, kernel):
+            turned = kernel[::-1, ::-1].swapaxes(2, 3)
+            dx = winograd.convolve(dy, turned, 2 - padding)
+            return dx, winograd.kernel_gradient(x, dy, padding)
         if dy.size // dy.shape[-1] * kernel.size < _LITTLE:
             return by_xla(x, kernel, dy)
+        dk = _kernel_gradient(stride, padding, x, kernel, dy)
+        if 1 < stride <= kernel.shape[0]:
+            return _by_phases(stride, padding, x, kernel, dy), dk
         by = _by_dot if _suits_dot(x, kernel) else _by_xla
         to_x = jax.linear_transpose(lambda x: by(stride, padding, x, kernel), x)
-        return *to_x(dy), _kernel_gradient(stride, padding, x, kernel, dy)
+        return *to_x(dy), dk
 
     return lax.platform_dependent(*inputs, dy, cpu=by_dots, default=by_xla)
 
@@ -124,57 +153,65 @@ def _kernel_gradient(
     side with itself moved along rows, and dy with itself moved along columns: the
     product of 3 by 3 such copies is the gradient of all 9 taps.
     """
-    size, (_, _, channels, features) = kernel.shape[0], kernel.shape
+    size, _, channels, features = kernel.shape
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    # Where several devices share the batch, each adds up its own pictures.
-    groups = math.gcd(len(x), jax.device_count()) if size > 1 else 1
-    x = x.reshape(groups, -1, *x.shape[1:])
-    dy = dy.reshape(groups, -1, *dy.shape[1:])
-    (count, *lengths), (height, width) = x.shape[1:4], dy.shape[2:4]
+    height, width = dy.shape[1:3]
 
     def product(x: jax.Array, dy: jax.Array) -> jax.Array:
-        x = _copies(x, 3, padding, range(size), stride, width)
+        rows = x.shape[-3]
+        x = _copies(x, -2, padding, range(size), stride, width)
         if stride == 1:
             taps = reversed(range(size))
-            dy = _copies(dy, 2, size - 1 - padding, taps, 1, lengths[0])
+            dy = _copies(dy, -3, size - 1 - padding, taps, 1, rows)
         else:
-            x = _copies(x, 2, padding, range(size), stride, height)
-        x = x.reshape(groups, -1, x.shape[-1])
-        dy = dy.reshape(groups, -1, dy.shape[-1])
+            x = _copies(x, -3, padding, range(size), stride, height)
+        x, dy = (v.reshape(len(v), -1, v.shape[-1]) for v in (x, dy))
         sides = (((1,), (1,)), ((0,), (0,)))
         return lax.dot_general(x, dy, sides, preferred_element_type=dtype)
 
     if size == 1:
-        total = product(x, dy)
+        total = product(x[None], dy[None])
     else:
-        chunk = max(
-            n
-            for n in range(1, count + 1)
-            if count % n == 0 and (n == 1 or n * height * width <= _PIXELS)
-        )
-
-        def of_chunk(step: jax.Array | int) -> jax.Array:
-            parts = (
-                lax.dynamic_slice_in_dim(v, step * chunk, chunk, 1) for v in (x, dy)
-            )
-            return product(*parts)
-
-        total = lax.fori_loop(
-            1,
-            count // chunk,
-            lambda step, total: total + of_chunk(step),
-            of_chunk(0),
-        )
+        total = sum_chunks(product, *split(x, dy, pixels=_PIXELS))
     total = total.sum(0).astype(kernel.dtype)
     if stride == 1:
         total = total.reshape(size, channels, size, features).transpose(2, 0, 1, 3)
     return total.reshape(kernel.shape)
 
 
+def _by_phases(
+    stride: int, padding: int, x: jax.Array, kernel: jax.Array, dy: jax.Array
+) -> jax.Array:
+    """The gradient by `x`, where that by its value is `dy`.
+
+    The pixels of x that are `stride` apart meet the same taps, and their gradient is a
+    convolution of dy with these. XLA's is with all taps, and zeros in dy.
+    """
+    counts = [-(-(length + padding) // stride) for length in x.shape[1:3]]
+
+    def of_phase(i: int, j: int) -> jax.Array:
+        taps = kernel[i::stride, j::stride][::-1, ::-1]
+        edges = [
+            (size - 1, count - length)
+            for size, count, length in zip(
+                taps.shape[:2], counts, dy.shape[1:3], strict=True
+            )
+        ]
+        numbers = ("NHWC", "HWOI", "NHWC")
+        return lax.conv_general_dilated(dy, taps, (1, 1), edges, None, None, numbers)
+
+    phases = [[of_phase(i, j) for j in range(stride)] for i in range(stride)]
+    dx = jnp.stack([jnp.stack(row, 3) for row in phases], 2)
+    height, width = (count * stride for count in counts)
+    dx = dx.reshape(len(x), height, width, x.shape[-1])
+    return dx[:, padding : padding + x.shape[1], padding : padding + x.shape[2]]
+
+
 def _copies(
     x: jax.Array, axis: int, padding: int, taps: range, stride: int, length: int
 ) -> jax.Array:
     """x, padded along `axis`, from each of `taps` on, side by side in the last axis."""
+    axis %= x.ndim
     x = lax.pad(
         x,
         jnp.zeros((), x.dtype),

@@ -228,31 +228,3 @@ normalize.defvjp(_normalize, _normalize_backward)
 def _expand(value: jax.Array, x: jax.Array) -> jax.Array:
     """`value` [C] in as many dimensions as `x`."""
     return value.reshape((1,) * (x.ndim - 1) + value.shape)
-
-
-def avg_pool(x: jax.Array) -> jax.Array:
-    """torch.nn.AvgPool2d(2, 2): x [B, H, W, C] to [B, H // 2, W // 2, C]."""
-    batch, height, width, channels = x.shape
-    x = x[:, : height // 2 * 2, : width // 2 * 2]
-    return _mean_of_four(x.reshape(batch, height // 2, 2, width // 2, 2, channels))
-
-
-@jax.custom_vjp
-def _mean_of_four(x: jax.Array) -> jax.Array:
-    # Sums that XLA joins to what comes before, as it does not join reductions.
-    top, bottom = x[:, :, 0], x[:, :, 1]
-    rows = top + bottom
-    return (rows[..., 0, :] + rows[..., 1, :]) / 4
-
-
-def _mean_of_four_forward(x: jax.Array) -> tuple[jax.Array, None]:
-    return _mean_of_four(x), None
-
-
-def _mean_of_four_backward(_: None, dy: jax.Array) -> tuple[jax.Array]:
-    batch, height, width, channels = dy.shape
-    shape = (batch, height, 2, width, 2, channels)
-    return (jnp.broadcast_to((dy / 4)[:, :, None, :, None], shape),)
-
-
-_mean_of_four.defvjp(_mean_of_four_forward, _mean_of_four_backward)

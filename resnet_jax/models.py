@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from resnet_jax.blocks import BasicBlock, Bottleneck, ModuleDef, Shortcut, no_norm
 from resnet_jax.errors import ConfigError
-from resnet_jax.layers import BatchNorm, Conv, Init, Linear, avg_pool
+from resnet_jax.layers import BatchNorm, Conv, Init, Linear
+from resnet_jax.pooling import avg_pool, max_pool
 
 Stem = Literal["imagenet", "cifar"]
 Norm = Literal["batch", "none"]
@@ -75,7 +76,7 @@ class ResNet(nn.Module):
             x = conv(self.widths[0], 3, padding=1, name="conv1")(x)
         x = nn.relu(norm(name="bn1")(x, train=train))
         if self.stem == "imagenet":
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            x = max_pool(x)
         self.sow("intermediates", "stem", x)
         stages = enumerate(zip(self.stage_sizes, self.widths, strict=True), start=1)
         for stage, (size, width) in stages:

@@ -1,12 +1,9 @@
-from functools import partial
-
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax import convolution, layers
+from resnet_jax import layers
 from resnet_jax.errors import ConfigError
 from resnet_jax.layers import BatchNorm, Conv, Linear
 
@@ -204,45 +201,6 @@ def test_kaiming_init_is_normal_by_fan_out(key):
     assert np.abs(kernel).max() > 3 * kernel.std()  # not truncated
 
 
-SHAPES = [  # batch, height, width, channels, features, kernel, stride, padding
-    (4, 8, 8, 5, 7, 3, 1, 1),
-    (3, 9, 7, 3, 4, 3, 2, 1),
-    (7, 6, 5, 4, 3, 1, 2, 0),
-    (5, 5, 5, 3, 8, 7, 2, 3),
-    (8, 32, 32, 3, 4, 3, 1, 1),
-    (2, 2, 2, 3, 4, 3, 2, 1),
-    (2, 1, 1, 3, 4, 3, 1, 1),
-    (6, 5, 6, 6, 2, 5, 1, 2),
-    (6, 7, 6, 3, 2, 2, 3, 1),
-    (4, 6, 6, 12, 2, 3, 1, 2),
-    (1, 6, 8, 2, 2, 1, 1, 0),
-]
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(
-    "dtype, rtol", [("float32", 3e-6), ("float64", 1e-13), ("bfloat16", 2e-2)]
-)
-def test_the_convolution_and_its_gradients_are_xla_s(shape, dtype, rtol, monkeypatch):
-    monkeypatch.setattr(convolution, "_LITTLE", 0)
-    batch, height, width, channels, features, size, stride, padding = shape
-    with jax.enable_x64(True):
-        keys = jax.random.split(jax.random.key(0), 3)
-        x = jax.random.normal(keys[0], (batch, height, width, channels), dtype)
-        kernel = jax.random.normal(keys[1], (size, size, channels, features), dtype)
-        ours = partial(convolution.convolve, stride=stride, padding=padding)
-        theirs = partial(convolution._by_xla, stride, padding)
-        y, pull = jax.vjp(ours, x, kernel)
-        expected, expected_pull = jax.vjp(theirs, x, kernel)
-        dy = jax.random.normal(keys[2], y.shape, dtype)
-        for one, other in zip(
-            (y, *pull(dy)), (expected, *expected_pull(dy)), strict=True
-        ):
-            assert one.dtype == other.dtype and one.shape == other.shape
-            one, other = (np.asarray(v, np.float64) for v in (one, other))
-            np.testing.assert_allclose(one, other, atol=rtol * np.abs(other).max())
-
-
 def test_normalize_has_the_gradient_that_jax_derives():
     with jax.enable_x64(True):
         keys = jax.random.split(jax.random.key(0), 4)
@@ -259,14 +217,3 @@ def test_normalize_has_the_gradient_that_jax_derives():
             (y, *pull(dy)), (expected, *expected_pull(dy)), strict=True
         ):
             np.testing.assert_allclose(one, other, rtol=1e-11, atol=1e-12)
-
-
-@pytest.mark.parametrize("height, width", [(6, 4), (5, 7), (2, 2)])
-def test_avg_pool_is_flax_s_with_its_gradient(height, width):
-    x = jax.random.normal(jax.random.key(0), (3, height, width, 2))
-    theirs = partial(nn.avg_pool, window_shape=(2, 2), strides=(2, 2))
-    y, pull = jax.vjp(layers.avg_pool, x)
-    expected, expected_pull = jax.vjp(theirs, x)
-    np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-7)
-    dy = jax.random.normal(jax.random.key(1), y.shape)
-    np.testing.assert_allclose(*pull(dy), *expected_pull(dy), rtol=1e-6)

@@ -1,0 +1,48 @@
+"""A batch of pictures taken a few at a time, so that work on them stays in cache."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def split(*arrays: jax.Array, pixels: int) -> tuple[jax.Array, ...]:
+    """Each [B, ...] as [steps, groups, pictures, ...], of at most `pixels` a step.
+
+    These are the last array's [B, H, W, C]. Where several devices share the batch each
+    has groups of its own, so that no step asks for another's pictures.
+    """
+    batch, height, width = arrays[-1].shape[:3]
+    groups = math.gcd(batch, jax.device_count())
+    count = batch // groups
+    most = max(1, pixels // (height * width))
+    size = max(n for n in range(1, min(most, count) + 1) if count % n == 0)
+    parts = (a.reshape(groups, -1, size, *a.shape[1:]) for a in arrays)
+    return tuple(jnp.moveaxis(part, 1, 0) for part in parts)
+
+
+def map_chunks(function: Callable[[jax.Array], jax.Array], parts: jax.Array) -> Any:
+    """`function` of each step of `parts`, together again as [B, ...]."""
+    values = lax.map(function, parts)
+    return jnp.moveaxis(values, 0, 1).reshape(-1, *values.shape[3:])
+
+
+def sum_chunks(function: Callable[..., Any], *parts: jax.Array) -> Any:
+    """The sum of the trees that `function` gives for each step."""
+
+    def add(step: jax.Array, total: Any) -> Any:
+        of_step = (
+            lax.dynamic_index_in_dim(part, step, keepdims=False) for part in parts
+        )
+        return jax.tree.map(jnp.add, total, function(*of_step))
+
+    shapes = jax.eval_shape(function, *(part[0] for part in parts))
+    # Nothing, which inside shard_map differs from device to device as the parts do.
+    nothing = sum(part.reshape(-1)[:0].sum() for part in parts)
+    zeros = jax.tree.map(
+        lambda a: jnp.full(a.shape, nothing.astype(a.dtype), a.dtype), shapes
+    )
+    return lax.fori_loop(0, len(parts[0]), add, zeros)

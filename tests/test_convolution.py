@@ -1,0 +1,159 @@
+"""The lowering for CPUs beside XLA's own convolution."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_jax import convolution, winograd
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def winograd_always(monkeypatch):
+    """Takes it for every 3x3 convolution of stride 1; a list of the calls."""
+    calls = []
+
+    def noted(function):
+        def call(*args, **options):
+            calls.append(function.__name__)
+            return function(*args, **options)
+
+        return call
+
+    for name in ("convolve", "kernel_gradient"):
+        monkeypatch.setattr(winograd, name, noted(getattr(winograd, name)))
+    monkeypatch.setattr(convolution, "_MUCH", 0)
+    monkeypatch.setattr(convolution, "_MANY", 1)
+    return calls
+
+
+SHAPES = [  # batch, height, width, channels, features, kernel, stride, padding
+    (4, 8, 8, 5, 7, 3, 1, 1),
+    (3, 9, 7, 3, 4, 3, 2, 1),
+    (7, 6, 5, 4, 3, 1, 2, 0),
+    (5, 5, 5, 3, 8, 7, 2, 3),
+    (8, 32, 32, 3, 4, 3, 1, 1),
+    (2, 2, 2, 3, 4, 3, 2, 1),
+    (2, 1, 1, 3, 4, 3, 1, 1),
+    (6, 5, 6, 6, 2, 5, 1, 2),
+    (6, 7, 6, 3, 2, 2, 3, 1),
+    (4, 6, 6, 12, 2, 3, 1, 2),
+    (1, 6, 8, 2, 2, 1, 1, 0),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "dtype, rtol", [("float32", 3e-6), ("float64", 1e-13), ("bfloat16", 2e-2)]
+)
+def test_the_convolution_and_its_gradients_are_xla_s(shape, dtype, rtol, monkeypatch):
+    monkeypatch.setattr(convolution, "_LITTLE", 0)
+    check(shape, dtype, rtol)
+
+
+WINOGRAD_SHAPES = [  # as above, 3x3 and stride 1
+    (4, 8, 8, 5, 7, 3, 1, 1),
+    (3, 5, 8, 6, 4, 3, 1, 1),  # odd height: a pixel over
+    (2, 6, 7, 4, 4, 3, 1, 0),
+    (3, 3, 4, 4, 6, 3, 1, 2),
+    (6, 32, 32, 4, 5, 3, 1, 1),  # two pictures a step
+    (4, 4, 4, 130, 4, 3, 1, 1),  # many channels: a product for each of the 16 sums
+]
+
+
+@pytest.mark.parametrize("shape", WINOGRAD_SHAPES)
+@pytest.mark.parametrize("dtype, rtol", [("float32", 5e-6), ("float64", 1e-13)])
+def test_so_are_those_of_fewer_products(shape, dtype, rtol, winograd_always):
+    check(shape, dtype, rtol)
+    assert len(winograd_always) == 3  # the value, and both gradients
+
+
+def check(shape, dtype, rtol):
+    batch, height, width, channels, features, size, stride, padding = shape
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.key(0), 3)
+        x = jax.random.normal(keys[0], (batch, height, width, channels), dtype)
+        kernel = jax.random.normal(keys[1], (size, size, channels, features), dtype)
+        ours = partial(convolution.convolve, stride=stride, padding=padding)
+        theirs = partial(convolution._by_xla, stride, padding)
+        y, pull = jax.vjp(ours, x, kernel)
+        expected, expected_pull = jax.vjp(theirs, x, kernel)
+        dy = jax.random.normal(keys[2], y.shape, dtype)
+        for one, other in zip(
+            (y, *pull(dy)), (expected, *expected_pull(dy)), strict=True
+        ):
+            assert one.dtype == other.dtype and one.shape == other.shape
+            one, other = (np.asarray(v, np.float64) for v in (one, other))
+            np.testing.assert_allclose(one, other, atol=rtol * np.abs(other).max())
+
+
+def test_little_work_is_left_to_xla(winograd_always, monkeypatch):
+    monkeypatch.setattr(convolution, "_MUCH", 8 * 8 * 9 * 4 * 4 + 1)
+    shape = (1, 8, 8, 4)
+    jax.eval_shape(
+        partial(convolution.convolve, stride=1, padding=1),
+        *(jnp.zeros(shape), jnp.zeros((3, 3, 4, 4))),
+    )
+    assert winograd_always == []
+
+
+# Four devices, each with its part of the batch: by jit, and by hand in shard_map.
+SCRIPT = """
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from resnet_jax import convolution
+from resnet_jax.parallel import AXIS, make_mesh
+
+convolution._LITTLE = convolution._MUCH = 0
+convolution._MANY = 1
+mesh = make_mesh()
+rows, whole = PartitionSpec(AXIS), PartitionSpec()
+placed = [NamedSharding(mesh, spec) for spec in (rows, whole)]
+
+
+def check(stride, size):
+    keys = jax.random.split(jax.random.key(0), 2)
+    x = jax.random.normal(keys[0], (8, 16, 16, 6))
+    kernel = jax.random.normal(keys[1], (size, size, 6, 5))
+
+    def loss(x, kernel):
+        y = convolution.convolve(x, kernel, stride=stride, padding=size // 2)
+        return (y**2).mean()
+
+    def local(x, kernel):
+        kernel = jax.lax.pcast(kernel, AXIS, to="varying")
+        return jax.lax.pmean(loss(x, kernel), AXIS)
+
+    by_hand = jax.shard_map(local, mesh=mesh, in_specs=(rows, whole), out_specs=whole)
+    expected = jax.jit(jax.grad(loss, (0, 1)))(x, kernel)
+    for function in (loss, by_hand):
+        step = jax.jit(jax.grad(function, (0, 1)), in_shardings=placed)
+        text = step.lower(x, kernel).compile().as_text()
+        assert "all-reduce" in text
+        for exchange in ("all-gather", "all-to-all", "collective-permute"):
+            assert exchange not in text, (stride, size, exchange)
+        found = step(*map(jax.device_put, (x, kernel), placed))
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, other, atol=5e-6 * np.abs(other).max())
+
+
+assert mesh.size == 4
+for stride, size in ((1, 3), (2, 3), (2, 7)):
+    check(stride, size)
+"""
+
+
+def test_devices_exchange_the_gradient_of_the_kernel_alone():
+    environ = {**os.environ, "JAX_NUM_CPU_DEVICES": "4", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environ
+    )
+    assert done.returncode == 0, done.stderr
