@@ -4,11 +4,12 @@
     python -m benchmarks.throughput --epoch --max-train-samples 12800
     python -m benchmarks.throughput --scaling resnet20 --plot scaling.png
 
-Each program is a process of its own, and they compute in turn, a block of steps each,
-the order turned around every round: what else the machine does hits both alike. The
-ratio is of the blocks of one round, ours to PyTorch's best mode by the median of its
-rates: eager (NCHW), channels_last, compile (torch.compile and channels_last), and, if
-asked for, reduce-overhead (the same with CUDA graphs); all with the fused optimizer.
+Each program is a process of its own, and they compute in turn, a block of steps each
+after one that is not timed, the order turned around every round: what else the machine
+does hits both alike. The ratio is of the blocks of one round, ours to PyTorch's best
+mode by the median of its rates: eager (NCHW), channels_last, compile (torch.compile and
+channels_last), and, if asked for, reduce-overhead (the same with CUDA graphs); all with
+the fused optimizer.
 Both take uint8 pictures that lie on the device, normalise them, and compute on as many
 threads; bfloat16 is torch.autocast there. The first step is counted from the start of
 the process, imports included: cold with an empty cache of compiled programs, warm with

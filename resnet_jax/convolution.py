@@ -11,10 +11,10 @@ from resnet_jax import winograd
 from resnet_jax.chunks import split, sum_chunks
 
 _FEW = 32  # taps times channels
-_LITTLE = 2**28  # multiply-adds that are not worth the time to compile a loop for them
+_LITTLE = 2**25  # multiply-adds that are not worth the time to compile a loop for them
 _MUCH = 2**30  # and of those, the least that fewer products make up for
 _MANY = 32  # channels, the least likewise
-_PIXELS = 512  # of the pictures whose columns stay in a core's cache
+_COLUMNS = 2**18  # values of the copies of a few pictures, which stay in cache
 
 
 def convolve(
@@ -88,7 +88,8 @@ def _backward(
             turned = kernel[::-1, ::-1].swapaxes(2, 3)
             dx = winograd.convolve(dy, turned, 2 - padding)
             return dx, winograd.kernel_gradient(x, dy, padding)
-        if dy.size // dy.shape[-1] * kernel.size < _LITTLE:
+        work = dy.size // dy.shape[-1] * kernel.size
+        if kernel.shape[0] > 1 and work < _LITTLE:
             return by_xla(x, kernel, dy)
         dk = _kernel_gradient(stride, padding, x, kernel, dy)
         if 1 < stride <= kernel.shape[0]:
@@ -151,16 +152,19 @@ def _kernel_gradient(
 
     A sum of products of few pictures' pixels at a time. At stride 1, x is laid side by
     side with itself moved along rows, and dy with itself moved along columns: the
-    product of 3 by 3 such copies is the gradient of all 9 taps.
+    product of 3 by 3 such copies is the gradient of all 9 taps. Otherwise, and where x
+    has few channels, it is x's copies of all taps that are laid so.
     """
     size, _, channels, features = kernel.shape
+    both = stride == 1 and size**2 * channels > _FEW
+    copied = size * (channels + features) if both else size**2 * channels + features
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     height, width = dy.shape[1:3]
 
     def product(x: jax.Array, dy: jax.Array) -> jax.Array:
         rows = x.shape[-3]
         x = _copies(x, -2, padding, range(size), stride, width)
-        if stride == 1:
+        if both:
             taps = reversed(range(size))
             dy = _copies(dy, -3, size - 1 - padding, taps, 1, rows)
         else:
@@ -172,9 +176,9 @@ def _kernel_gradient(
     if size == 1:
         total = product(x[None], dy[None])
     else:
-        total = sum_chunks(product, *split(x, dy, pixels=_PIXELS))
+        total = sum_chunks(product, *split(x, dy, pixels=_COLUMNS // copied))
     total = total.sum(0).astype(kernel.dtype)
-    if stride == 1:
+    if both:
         total = total.reshape(size, channels, size, features).transpose(2, 0, 1, 3)
     return total.reshape(kernel.shape)
 

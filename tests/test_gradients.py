@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,10 +26,10 @@ def network(tiny, **options):
 
 def compute(model, variables, images, targets, **options):
     """(loss, logits, moved statistics, gradient)."""
-    (loss, (logits, moved)), gradient = gradients.loss_and_gradient(
-        *(model, variables["params"], variables["batch_stats"], images, targets),
+    call = jax.jit(partial(gradients.loss_and_gradient, model, **options))
+    (loss, (logits, moved)), gradient = call(
+        *(variables["params"], variables["batch_stats"], images, targets),
         jax.random.key(2),
-        **options,
     )
     return loss, logits, moved, gradient
 
