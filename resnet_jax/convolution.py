@@ -145,6 +145,7 @@ def _by_dot(stride: int, padding: int, x: jax.Array, kernel: jax.Array) -> jax.A
     return jnp.concatenate(columns, axis=-1) @ weights
 
 
+@jax.named_scope("kernel_gradient")  # in profiles
 def _kernel_gradient(
     stride: int, padding: int, x: jax.Array, kernel: jax.Array, dy: jax.Array
 ) -> jax.Array:

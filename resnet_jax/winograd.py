@@ -33,6 +33,7 @@ def convolve(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
     return map_chunks(of_chunk, *split(x, pixels=_PIXELS))
 
 
+@jax.named_scope("kernel_gradient")  # in profiles
 def kernel_gradient(x: jax.Array, dy: jax.Array, padding: int) -> jax.Array:
     """The gradient by `kernel` of convolve, where that by its value is `dy`."""
 

@@ -1,0 +1,153 @@
+"""Where a training step of ours spends its time on a CPU, by kind of operation.
+
+    python -m benchmarks.ops --model resnet20
+
+Runs XLA's profiler over some steps and adds up its operations by the layer that they
+are of. They may overlap, so that their sum is not the step's time. A matrix product of
+the machine's best rate, measured in the same process, says how long the multiply-adds
+of each kind of layer would take at that rate: the bound.
+"""
+
+import collections
+import re
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Ops:
+    """What is profiled."""
+
+    model: str = "resnet20"
+    """Of resnet_jax.list_models(), as benchmarks.throughput trains it."""
+    batch_size: int = 128
+    """Pictures a step."""
+    steps: int = 5
+    """Under the profiler, after two more."""
+    most: int = 12
+    """Single operations to name."""
+
+
+def main(cfg: Ops) -> None:
+    import jax
+
+    from benchmarks import contestants
+    from resnet_jax import augment, models, optim, summary, training
+
+    task = contestants.Task(contestants.OURS, "train", cfg.model, cfg.batch_size)
+    recipe = contestants.recipe(cfg.model)
+    num_classes = contestants.num_classes(recipe)
+    model = models.create_model(cfg.model, num_classes=num_classes, stem=recipe.stem)
+    schedule = optim.make_schedule(total_steps=100_000, **recipe.scheduling)
+    tx = optim.make_optimizer(schedule=schedule, **recipe.optimization)
+    prepare = augment.make_augment(
+        num_classes=num_classes, normalization=recipe.normalize
+    )
+    shape = contestants.image_shape(recipe)
+    state = training.init_state(model, tx, shape, key=jax.random.key(0))
+    images, labels = jax.device_put(contestants.random_batch(recipe, cfg.batch_size))
+    batch, key = {"images": images, "labels": labels}, jax.random.key(1)
+    step = jax.jit(training.make_train_step(model, tx, prepare), donate_argnums=0)
+    compiled = step.lower(state, batch, key).compile()
+
+    def run(steps: int) -> float:
+        nonlocal state
+        begun = time.perf_counter()
+        for _ in range(steps):
+            state, _ = jax.block_until_ready(compiled(state, batch, key))
+        return (time.perf_counter() - begun) / steps
+
+    run(2)
+    seconds = run(cfg.steps)
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            run(cfg.steps)
+        spent = operations(Path(folder), compiled.as_text())
+    peak = contestants.gflops(task, contestants.our_program(task).make_multiply())
+    macs: dict[str, int] = collections.defaultdict(int)
+    for layer in summary.structure(model, shape).layers:
+        macs[layer.kind] += 3 * cfg.batch_size * layer.num_macs
+    print(
+        f"{cfg.model}, batch {cfg.batch_size}, jax {jax.__version__}: "
+        f"{1e3 * seconds:.0f} ms a step; a product reaches {peak:.0f} GFLOP/s\n"
+    )
+    print(table(spent, {k: 2e-9 * n / peak for k, n in macs.items()}, cfg))
+
+
+Spent = Mapping[tuple[str, str, str], float]  # (layer, part, operation): seconds
+
+
+def operations(folder: Path, program: str) -> Spent:
+    """The seconds of each operation of `program` in the trace that lies in `folder`."""
+    import jax
+
+    paths = dict(re.findall(r'%?([\w.\-]+) = .*?op_name="([^"]*)"', program))
+    (file,) = folder.rglob("*.xplane.pb")
+    spent: dict[tuple[str, str, str], float] = collections.defaultdict(float)
+    for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
+        for line in plane.lines:
+            for event in line.events:
+                if "hlo_op" not in dict(event.stats):
+                    continue
+                if re.match("while|call|conditional", event.name):
+                    continue  # what they hold has events of its own
+                path = paths.get(event.name, "")
+                name = re.sub(r"[.]\d+$", "", event.name)
+                spent[kind_of(path), part_of(path), name] += 1e-9 * event.duration_ns
+    return spent
+
+
+def kind_of(path: str) -> str:
+    """The kind of layer that the path of an operation is of."""
+    for kind, pattern in (
+        ("Conv", r"conv\d|downsample(\.0)?(/|$)"),
+        ("BatchNorm", r"bn\d|downsample\.1"),
+        ("Linear", r"fc\d?"),
+    ):
+        if re.search(rf"(^|[/.]){pattern}", path):
+            return kind
+    return "other" if path else "unnamed"  # XLA renames some, products in loops
+
+
+def part_of(path: str) -> str:
+    """What of a layer an operation computes."""
+    if "kernel_gradient" in path:
+        return "kernel gradient"
+    return "backward" if "transpose(" in path else "forward"
+
+
+def table(spent: Spent, bounds: Mapping[str, float], cfg: Ops) -> str:
+    """Both as Markdown: milliseconds a step."""
+    parts: dict[tuple[str, str], float] = collections.defaultdict(float)
+    names: dict[tuple[str, str], float] = collections.defaultdict(float)
+    for (kind, part, name), seconds in spent.items():
+        parts[kind, part] += 1e3 * seconds / cfg.steps
+        names[f"{kind}, {part}", name] += 1e3 * seconds / cfg.steps
+    lines = ["| layer | part | ms |", "|---|---|---|"]
+    lines += [f"| {kind} | {part} | {ms:.0f} |" for (kind, part), ms in ranked(parts)]
+    lines += [
+        f"| {kind} | all, at the product's rate | {1e3 * bound:.0f} |"
+        for kind, bound in bounds.items()
+        if bound
+    ]
+    lines += ["", "| operation | of | ms |", "|---|---|---|"]
+    for (of, name), ms in ranked(names)[: cfg.most]:
+        lines.append(f"| {name} | {of} | {ms:.0f} |")
+    return "\n".join(lines)
+
+
+def ranked(values: Mapping[Any, float]) -> list[tuple[Any, float]]:
+    return sorted(values.items(), key=lambda item: -item[1])
+
+
+if __name__ == "__main__":
+    from resnet_jax.errors import command_line
+
+    with command_line("benchmarks.ops"):
+        main(tyro.cli(Ops, description=__doc__))
