@@ -109,11 +109,11 @@ def test_little_work_is_left_to_xla(winograd_always, monkeypatch):
 SCRIPT = """
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from resnet_jax import convolution
+from resnet_jax import convolution, winograd
 from resnet_jax.parallel import AXIS, make_mesh
 
 convolution._LITTLE = convolution._MUCH = 0
-convolution._MANY = 1
+convolution._MANY = convolution._COLUMNS = winograd._PIXELS = 1  # a picture a step
 mesh = make_mesh()
 rows, whole = PartitionSpec(AXIS), PartitionSpec()
 placed = [NamedSharding(mesh, spec) for spec in (rows, whole)]
