@@ -48,25 +48,22 @@ def _max_pool(x: jax.Array) -> jax.Array:
     return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
 
-def _max_pool_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    y = _max_pool(x)
-    return y, (x, y)
+def _max_pool_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _max_pool(x), x
 
 
-def _max_pool_backward(
-    saved: tuple[jax.Array, jax.Array], dy: jax.Array
-) -> tuple[jax.Array]:
-    def by_xla(x: jax.Array, y: jax.Array, dy: jax.Array) -> jax.Array:
+def _max_pool_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
+    def by_xla(x: jax.Array, dy: jax.Array) -> jax.Array:
         return jax.vjp(_max_pool, x)[1](dy)[0]
 
-    def by_lines(x: jax.Array, y: jax.Array, dy: jax.Array) -> jax.Array:
+    def by_lines(x: jax.Array, dy: jax.Array) -> jax.Array:
         across = _windows(x, 2)
         rows = jnp.maximum(jnp.maximum(across[0], across[1]), across[2])
-        d_rows = _give(_windows(rows, 1), y, dy, 1)[:, : x.shape[1]]
-        return _give(across, rows, d_rows, 2)[:, :, : x.shape[2]]
+        d_rows = _give(_windows(rows, 1), dy, 1)[:, : x.shape[1]]
+        return _give(across, d_rows, 2)[:, :, : x.shape[2]]
 
     # XLA's own takes ten times as long on CPUs.
-    return (lax.platform_dependent(*saved, dy, cpu=by_lines, default=by_xla),)
+    return (lax.platform_dependent(x, dy, cpu=by_lines, default=by_xla),)
 
 
 max_pool.defvjp(_max_pool_forward, _max_pool_backward)
@@ -81,21 +78,22 @@ def _windows(x: jax.Array, axis: int) -> list[jax.Array]:
     return [lax.slice_in_dim(x, tap, tap + 2 * count - 1, 2, axis) for tap in range(3)]
 
 
-def _give(
-    windows: list[jax.Array], y: jax.Array, dy: jax.Array, axis: int
-) -> jax.Array:
-    """The gradient `dy` of the maxima `y` of the windows along `axis`, to the pixels.
+def _give(windows: list[jax.Array], dy: jax.Array, axis: int) -> jax.Array:
+    """The gradient `dy` of the maxima of the windows along `axis`, to the pixels.
 
     Pixel 2q is the second of window q; pixel 2q + 1 its third and the first of the
     next.
     """
-    first = windows[0] == y
-    second = ~first & (windows[1] == y)
+    # Not by looking for the maximum: where XLA computes a pixel twice, as part of two
+    # loops, the last bit may differ, and none would be found.
+    a, b, c = windows
+    first = (a >= b) & (a >= c)
+    second = ~first & (b >= c)
     zero = jnp.zeros((), dy.dtype)
-    edges = [(0, 1, 0) if i == axis else (0, 0, 0) for i in range(y.ndim)]
+    edges = [(0, 1, 0) if i == axis else (0, 0, 0) for i in range(dy.ndim)]
     of_next = lax.pad(jnp.where(first, dy, 0), zero, edges)
     odd = lax.slice_in_dim(of_next, 1, None, 1, axis)
     odd += jnp.where(first | second, 0, dy)
     even = jnp.where(second, dy, 0)
-    shape = (*y.shape[:axis], 2 * y.shape[axis], *y.shape[axis + 1 :])
+    shape = (*dy.shape[:axis], 2 * dy.shape[axis], *dy.shape[axis + 1 :])
     return jnp.stack([even, odd], axis + 1).reshape(shape)

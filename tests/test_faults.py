@@ -124,6 +124,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path):
     )
     process = start(tmp_path / "run", patch=patch)
     assert process.stdout.readline() == "stuck\n"
+    time.sleep(1)  # until it is in C
     begun = time.monotonic()
     process.send_signal(signal.SIGTERM)
     time.sleep(0.5)
