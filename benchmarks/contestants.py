@@ -106,20 +106,12 @@ def peak_resident_bytes() -> int | None:
 
 def our_program(task: Task) -> Program:
     import jax
-    import jax.numpy as jnp
 
-    from resnet_jax import models, summary
+    from resnet_jax import summary
 
     cfg = recipe(task.model)
-    model = models.create_model(
-        cfg.model, num_classes=num_classes(cfg), stem=cfg.stem, dtype=task.dtype
-    )
+    model = our_model(cfg, task.dtype)
     runs = {"epoch": our_epochs, "train": our_training, "infer": our_inference}
-    square = jax.jit(jnp.dot)
-
-    def make_multiply() -> Callable[[], Any]:
-        a = jnp.asarray(random_matrix(task), task.dtype)
-        return lambda: square(a, a).block_until_ready()
 
     def peak_bytes() -> int | None:
         stats = jax.local_devices()[0].memory_stats() or {}
@@ -129,9 +121,41 @@ def our_program(task: Task) -> Program:
         layers = summary.structure(model, image_shape(cfg)).layers
         return sum(layer.num_macs for layer in layers)
 
+    make_multiply = partial(our_multiply, task)
     return Program(
         runs[task.kind](task, cfg, model), make_multiply, peak_bytes, num_macs
     )
+
+
+def our_model(cfg: Config, dtype: str = "float32") -> Any:
+    from resnet_jax import models
+
+    return models.create_model(
+        cfg.model, num_classes=num_classes(cfg), stem=cfg.stem, dtype=dtype
+    )
+
+
+def our_multiply(task: Task) -> Callable[[], Any]:
+    import jax
+    import jax.numpy as jnp
+
+    a = jnp.asarray(random_matrix(task), task.dtype)
+    square = jax.jit(jnp.dot)
+    return lambda: square(a, a).block_until_ready()
+
+
+def our_step(cfg: Config, model: Any, **augmentation: Any) -> tuple[Any, Any, Any]:
+    """(train step, not compiled; state; key of the augmentation) of cfg's training."""
+    from resnet_jax import augment, optim, training
+
+    schedule = optim.make_schedule(total_steps=100_000, **cfg.scheduling)
+    tx = optim.make_optimizer(schedule=schedule, **cfg.optimization)
+    prepare = augment.make_augment(
+        num_classes=num_classes(cfg), normalization=cfg.normalize, **augmentation
+    )
+    keys = training.make_keys(cfg.seed)
+    state = training.init_state(model, tx, image_shape(cfg), key=keys.init)
+    return training.make_train_step(model, tx, prepare), state, keys.augment
 
 
 def compiled(
@@ -143,20 +167,14 @@ def compiled(
     **augmentation: Any,
 ) -> tuple[Callable[..., Any], Any, Any]:
     """(step, state, feed) of cfg's training on `train`, on one device, compiled."""
-    from resnet_jax import augment, compiling, feed, optim, parallel, training
+    from resnet_jax import compiling, feed, parallel
 
-    schedule = optim.make_schedule(total_steps=100_000, **cfg.scheduling)
-    tx = optim.make_optimizer(schedule=schedule, **cfg.optimization)
-    prepare = augment.make_augment(
-        num_classes=num_classes(cfg), normalization=cfg.normalize, **augmentation
-    )
-    keys = training.make_keys(cfg.seed)
-    state = training.init_state(model, tx, image_shape(cfg), key=keys.init)
+    train_step, state, key = our_step(cfg, model, **augmentation)
     mesh = parallel.make_mesh(1)
-    state, key = parallel.replicate(mesh, (state, keys.augment))
+    state, key = parallel.replicate(mesh, (state, key))
     fed = feed.make_feed(mesh, train, steps_per_call=steps_per_call, workers=0)
     step, _ = compiling.compile_step(
-        training.make_train_step(model, tx, prepare),
+        train_step,
         *(state, fed.examples(train, sizes), fed.source(train), key),
     )
     return step, state, fed

@@ -38,22 +38,15 @@ def main(cfg: Ops) -> None:
     import jax
 
     from benchmarks import contestants
-    from resnet_jax import augment, models, optim, summary, training
+    from resnet_jax import summary
 
     task = contestants.Task(contestants.OURS, "train", cfg.model, cfg.batch_size)
     recipe = contestants.recipe(cfg.model)
-    num_classes = contestants.num_classes(recipe)
-    model = models.create_model(cfg.model, num_classes=num_classes, stem=recipe.stem)
-    schedule = optim.make_schedule(total_steps=100_000, **recipe.scheduling)
-    tx = optim.make_optimizer(schedule=schedule, **recipe.optimization)
-    prepare = augment.make_augment(
-        num_classes=num_classes, normalization=recipe.normalize
-    )
-    shape = contestants.image_shape(recipe)
-    state = training.init_state(model, tx, shape, key=jax.random.key(0))
+    model = contestants.our_model(recipe)
+    train_step, state, key = contestants.our_step(recipe, model)
     images, labels = jax.device_put(contestants.random_batch(recipe, cfg.batch_size))
-    batch, key = {"images": images, "labels": labels}, jax.random.key(1)
-    step = jax.jit(training.make_train_step(model, tx, prepare), donate_argnums=0)
+    batch = {"images": images, "labels": labels}
+    step = jax.jit(train_step, donate_argnums=0)
     compiled = step.lower(state, batch, key).compile()
 
     def run(steps: int) -> float:
@@ -69,9 +62,9 @@ def main(cfg: Ops) -> None:
         with jax.profiler.trace(folder):
             run(cfg.steps)
         spent = operations(Path(folder), compiled.as_text())
-    peak = contestants.gflops(task, contestants.our_program(task).make_multiply())
+    peak = contestants.gflops(task, contestants.our_multiply(task))
     macs: dict[str, int] = collections.defaultdict(int)
-    for layer in summary.structure(model, shape).layers:
+    for layer in summary.structure(model, contestants.image_shape(recipe)).layers:
         macs[layer.kind] += 3 * cfg.batch_size * layer.num_macs
     print(
         f"{cfg.model}, batch {cfg.batch_size}, jax {jax.__version__}: "

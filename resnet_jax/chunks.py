@@ -24,7 +24,17 @@ def split(*arrays: jax.Array, pixels: int) -> tuple[jax.Array, ...]:
     return tuple(jnp.moveaxis(part, 1, 0) for part in parts)
 
 
-def map_chunks(function: Callable[[jax.Array], jax.Array], parts: jax.Array) -> Any:
+def contract(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x [groups, ..., C] and y [groups, ..., F] to [groups, C, F], at least float32."""
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    x, y = (v.reshape(len(v), -1, v.shape[-1]) for v in (x, y))
+    sides = (((1,), (1,)), ((0,), (0,)))
+    return lax.dot_general(x, y, sides, preferred_element_type=dtype)
+
+
+def map_chunks(
+    function: Callable[[jax.Array], jax.Array], parts: jax.Array
+) -> jax.Array:
     """`function` of each step of `parts`, together again as [B, ...]."""
     values = lax.map(function, parts)
     return jnp.moveaxis(values, 0, 1).reshape(-1, *values.shape[3:])

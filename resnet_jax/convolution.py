@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from resnet_jax import winograd
-from resnet_jax.chunks import split, sum_chunks
+from resnet_jax.chunks import contract, split, sum_chunks
 
 _FEW = 32  # taps times channels
 _LITTLE = 2**25  # multiply-adds that are not worth the time to compile a loop for them
@@ -159,7 +159,6 @@ def _kernel_gradient(
     size, _, channels, features = kernel.shape
     both = stride == 1 and size**2 * channels > _FEW
     copied = size * (channels + features) if both else size**2 * channels + features
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
     height, width = dy.shape[1:3]
 
     def product(x: jax.Array, dy: jax.Array) -> jax.Array:
@@ -170,9 +169,7 @@ def _kernel_gradient(
             dy = _copies(dy, -3, size - 1 - padding, taps, 1, rows)
         else:
             x = _copies(x, -3, padding, range(size), stride, height)
-        x, dy = (v.reshape(len(v), -1, v.shape[-1]) for v in (x, dy))
-        sides = (((1,), (1,)), ((0,), (0,)))
-        return lax.dot_general(x, dy, sides, preferred_element_type=dtype)
+        return contract(x, dy)
 
     if size == 1:
         total = product(x[None], dy[None])

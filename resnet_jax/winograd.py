@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from resnet_jax.chunks import map_chunks, split, sum_chunks
+from resnet_jax.chunks import contract, map_chunks, split, sum_chunks
 
 _PIXELS = 2048  # of a step
 _FEW = 128  # channels
@@ -44,7 +44,7 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, padding: int) -> jax.Array:
         phases = [[dy[..., i::2, j::2, :] for j in (0, 1)] for i in (0, 1)]
         values = _both_ways(_from_pixels, phases)
         return [
-            [_product(a, b) for a, b in zip(*rows, strict=True)]
+            [contract(a, b) for a, b in zip(*rows, strict=True)]
             for rows in zip(pixels, values, strict=True)
         ]
 
@@ -65,12 +65,6 @@ def _products(pixels: Grid, weights: Grid) -> Grid:
     sides = (((a.ndim - 1,), (1,)), ((0,), (0,)))
     products = lax.dot_general(a, b, sides)
     return [[products[4 * i + j] for j in range(4)] for i in range(4)]
-
-
-def _product(x: jax.Array, y: jax.Array) -> jax.Array:
-    """x [groups, ..., C] and y [groups, ..., F] to [groups, C, F]."""
-    x, y = (v.reshape(len(v), -1, v.shape[-1]) for v in (x, y))
-    return lax.dot_general(x, y, (((1,), (1,)), ((0,), (0,))))
 
 
 def _tiles(x: jax.Array, padding: int) -> Grid:

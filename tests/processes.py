@@ -1,6 +1,7 @@
 """train.py in a process of its own, on few digits, and what it left."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,17 @@ ARGUMENTS = (
     *("--crop-padding", "1", "--save-every-steps", "2", "--keep", "2"),
 )
 TIMES = {"seconds", "images_per_second", "compile_seconds", "startup_seconds"}
+
+
+def compute(code, num_devices):
+    """What `code` prints in a process with so many CPU devices."""
+    environ = {**os.environ, "JAX_NUM_CPU_DEVICES": str(num_devices)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def start(run_dir, *arguments, patch=""):

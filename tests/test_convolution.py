@@ -1,19 +1,14 @@
 """The lowering for CPUs beside XLA's own convolution."""
 
-import os
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from processes import compute
 
 from resnet_jax import convolution, winograd
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -152,8 +147,4 @@ for stride, size in ((1, 3), (2, 3), (2, 7)):
 
 
 def test_devices_exchange_the_gradient_of_the_kernel_alone():
-    environ = {**os.environ, "JAX_NUM_CPU_DEVICES": "4", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environ
-    )
-    assert done.returncode == 0, done.stderr
+    compute(SCRIPT, 4)

@@ -1,17 +1,12 @@
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from processes import compute
 
 from resnet_jax import parallel
 from resnet_jax.errors import ConfigError
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(
@@ -106,12 +101,7 @@ json.dump(found, sys.stdout)
 
 @pytest.fixture(scope="module")
 def trained():
-    environ = {**os.environ, "JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environ
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(compute(SCRIPT, 8))
 
 
 @pytest.mark.parametrize("name", ["2", "4", "8", "fed", "calls", "fed calls"])

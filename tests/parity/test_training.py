@@ -174,9 +174,7 @@ def all_pairs(*, slow):
 
 @pytest.mark.parametrize(("name", "stem", "optimizer"), all_pairs(slow=["nesterov"]))
 def test_twenty_steps_in_float64(name, stem, optimizer):
-    # Its maps are large enough for BatchNorm with half as many pictures.
-    sizes = tuple(n // 2 for n in SIZES) if name == "hresnet" else SIZES
-    check_float64(name, stem, optimizer, sizes)
+    check_float64(name, stem, optimizer, SIZES)
 
 
 @pytest.mark.parametrize(
