@@ -23,12 +23,13 @@ def main(cfg: Config) -> None:
     from resnet_jax.evaluation import make_evaluate
     from resnet_jax.hub import adopt, normalization
     from resnet_jax.parallel import replicate
-    from resnet_jax.session import open_run
+    from resnet_jax.session import open_run, shared_errors
     from resnet_jax.summary import summarize
 
     # Model and what it sees: descriptions, no arrays.
-    cfg = replace(cfg, normalize=cfg.normalize or normalization(cfg.pretrained))
-    shape = data.describe(cfg.dataset, cfg.data_dir, image_size=cfg.image_size)
+    with shared_errors(cfg):
+        cfg = replace(cfg, normalize=cfg.normalize or normalization(cfg.pretrained))
+        shape = data.describe(cfg.dataset, cfg.data_dir, image_size=cfg.image_size)
     model = models.create_model(
         cfg.model, num_classes=shape.num_classes, **cfg.architecture
     )
@@ -85,7 +86,7 @@ def main(cfg: Config) -> None:
 
         # Devices: the state is on all, and each has its rows of a batch.
         state, augment_key = replicate(run.mesh, (state, keys.augment))
-        feed = run.make_feed(train, test)
+        feed = run.make_feed(train, held_out, test)
 
         # Pure functions, compiled once; a step writes over the state it was given.
         scopes = {"accumulate": cfg.accumulate, "local_bn": run.local_bn}
@@ -105,8 +106,7 @@ def main(cfg: Config) -> None:
                 state, sums = train_step(state, batch)
                 run.step(state, sums)
             run.end_epoch(
-                state,
-                lambda state: {name: evaluate(state, v) for name, v in parts.items()},
+                state, lambda s: {name: evaluate(s, v) for name, v in parts.items()}
             )
 
 

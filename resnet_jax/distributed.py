@@ -130,21 +130,26 @@ def agree(error: UserError | None = None) -> None:
             raise error
         return
     wait()
-    found = json.dumps([error.exit_code, str(error)]) if error is not None else ""
-    text = found.encode("ascii")[: _MESSAGE - 1]
+    text = b"" if error is None else _to_bytes(error)
     mine = np.zeros(_MESSAGE, np.uint8)
     mine[: len(text)] = np.frombuffer(text, np.uint8)
     for theirs in multihost_utils.process_allgather(mine).reshape(-1, _MESSAGE):
-        text = theirs.tobytes().rstrip(b"\0").decode()
+        text = theirs.tobytes().rstrip(b"\0")
         if text:
             raise _shared(text, error)
 
 
-def _shared(text: str, own: UserError | None) -> UserError:
-    try:
-        exit_code, message = json.loads(text)
-    except ValueError:  # cut
-        exit_code, message = 1, text
+def _to_bytes(error: UserError) -> bytes:
+    """What _shared reads, shorter than _MESSAGE."""
+    message = str(error)[:_MESSAGE]
+    # An escape has up to six bytes, and half of one cannot be read.
+    while len(text := json.dumps([error.exit_code, message])) >= _MESSAGE:
+        message = message[:-1]
+    return text.encode("ascii")
+
+
+def _shared(text: bytes, own: UserError | None) -> UserError:
+    exit_code, message = json.loads(text)
     error = own or UserError(f"{message} (in another process)")
     error.exit_code = exit_code if own is None else own.exit_code
     error.__dict__["is_shared"] = True

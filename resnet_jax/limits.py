@@ -56,6 +56,13 @@ def check(cfg: "Config") -> None:
             raise ConfigError(f"{name} {value} is too small: at least {least}")
     if cfg.image_size is not None and cfg.image_size > 4096:
         raise ConfigError(f"image_size {cfg.image_size} is too large: up to 4096")
+    if cfg.coordinator is not None:
+        host, _, port = cfg.coordinator.rpartition(":")
+        is_port = port.isdecimal() and len(port) <= 5 and 0 < int(port) < 2**16
+        if not host or not is_port:
+            raise ConfigError(
+                f"coordinator {cfg.coordinator!r} is not HOST:PORT, as host0:1234 is"
+            )
     if cfg.seed >= 2**32:
         raise ConfigError(f"seed {cfg.seed} is too large: below 2**32")
     if not 0.0 < cfg.crop_pct <= 1.0:

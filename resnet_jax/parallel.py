@@ -1,6 +1,6 @@
 """The mesh of devices: which rows of a batch, and what of the state, lie where."""
 
-import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -144,9 +144,15 @@ def local_statistics(
 
 
 def fits(num_bytes: int, mesh: Mesh) -> bool:
-    """Whether each device has room for so many bytes beside a network's training."""
+    """Whether each device has room for so many bytes beside a network's training.
+
+    CPUs have the machine's memory in common, and half of it is left to the data
+    themselves: they lie there too, and are copied.
+    """
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    share = memory / 2 / len(mesh.local_devices)
     limits = [
-        (device.memory_stats() or {}).get("bytes_limit", math.inf)
+        (device.memory_stats() or {}).get("bytes_limit", share)
         for device in mesh.local_devices
     ]
     return num_bytes <= 0.4 * min(limits)

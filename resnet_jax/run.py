@@ -13,16 +13,11 @@ import numpy as np
 from resnet_jax import config_json, data, distributed, feed, files, metrics
 from resnet_jax.config import Config
 from resnet_jax.errors import NonFiniteLossError
-from resnet_jax.logs import LAYERS, METRICS, Logs, last_line
+from resnet_jax.logs import LAYERS, METRICS, Logs
 from resnet_jax.parallel import local, make_mesh
 from resnet_jax.profiling import Trace
 from resnet_jax.progress import Progress
-from resnet_jax.rundir import (
-    CHECKPOINTS,
-    CLASSES,
-    CONFIG,
-    newest_step,
-)
+from resnet_jax.rundir import CHECKPOINTS, CLASSES, CONFIG, newest_step
 from resnet_jax.saving import Saver
 from resnet_jax.signals import Interrupted, Signals
 
@@ -33,7 +28,8 @@ class Run:
     """A run in progress, from open_run; a context that finishes the last save.
 
     Until the first step, and in evaluations, a signal ends it at once (Interrupted);
-    elsewhere what is being done is finished and saved first.
+    elsewhere what is being done is finished and saved first. Several processes, once
+    they have met, stop together where all ask for signals.
     """
 
     def __init__(self, cfg: Config, run_dir: Path, signals: Signals) -> None:
@@ -44,7 +40,8 @@ class Run:
         self._signals = signals
         self._written: list[Path] = []
         self._progress = Progress(self._raise_non_finite)
-        self._training = False
+        # Whether the other processes, if there are any, compute and do not listen.
+        self.is_training = False
         self._begun = time.monotonic()
         self._startup_seconds: float | None = None  # to the end of the first step
 
@@ -53,13 +50,8 @@ class Run:
             stack.callback(self._clean)
             self._preparing = stack.enter_context(contextlib.ExitStack())
             self._preparing.enter_context(self._signals.at_once())
-            layout = {
-                "platform": self.mesh.devices.flat[0].platform,
-                "devices": str(self.mesh.size),
-                "processes": str(jax.process_count()),
-            }
             self._saver = Saver(
-                self._cfg, self.dir, self._progress, self._raise_non_finite, layout
+                self._cfg, self.dir, self._progress, self._raise_non_finite, self.mesh
             )
             stack.callback(self._saver.close)
             self._stack = stack.pop_all()
@@ -93,14 +85,10 @@ class Run:
           CheckpointError: no checkpoint fits `state` and can be read.
           ConfigError: the run was begun on other data.
         """
-        distributed.agree()  # all have come so far
+        self._meet()
         state, records = self._saver.restore(state)
-        records += last_line(self.dir, records, self._progress.step)
-        distributed.agree()
-        state = distributed.from_first(state)
-        records = distributed.json_from_first(records)
-        place = distributed.json_from_first(self._progress.place)
-        self._progress.go_to(place)
+        self._meet()
+        state, records = self._saver.share(state, records)
         self._written = [self.dir / CONFIG, self.dir / CLASSES, self.dir / METRICS]
         self._log = Logs(
             self.dir,
@@ -109,28 +97,33 @@ class Run:
             tensorboard=self._cfg.tensorboard,
         )
         self._stack.callback(self._log.close)
-        if not distributed.is_alone():  # from here on all stop at one step
-            self._preparing.close()
-            self._training = True
         files.write_text(self.dir / CONFIG, config_json.to_json(self._cfg))
         files.write_json(self.dir / CLASSES, list(self._classes))
         return state
+
+    def _meet(self) -> None:
+        """Waits for the other processes; all end if one has an error or a signal."""
+        if distributed.is_alone():
+            return
+        # To be interrupted while they ask each other would leave the others waiting.
+        self._preparing.close()
+        distributed.agree()
+        if self._is_signalled():
+            raise Interrupted
 
     @property
     def place(self) -> str:
         """How far it has come and is saved, to be told: "5 of 10"; "" before that."""
         step, total = newest_step(self.dir), self._progress.total_steps
-        if step is None:
+        if not distributed.is_first():  # they end when the first has saved
+            step = self._progress.step
+        if not step:
             return ""
         return f"{step} of {total}" if total else f"{step}"
 
-    @property
-    def is_training(self) -> bool:
-        """Whether the other processes, if there are any, compute and do not listen."""
-        return self._training and self._progress.step != self._progress.total_steps
-
     def make_feed(self, *datasets: data.Dataset) -> feed.Feed:
         """A Feed of the run's devices, which ends with the run."""
+        self._meet()
         made = feed.make_feed(self.mesh, *datasets, **self._cfg.feeding)
         self._stack.callback(made.close)
         return made
@@ -191,7 +184,8 @@ class Run:
         self._trace = Trace(self.dir / "profile", progress.step)
         self._stack.callback(self._trace.close)
         self._preparing.close()
-        distributed.wait()
+        self._meet()
+        self.is_training = True
         self._saver.begin_clock()
         while progress.step < progress.total_steps or self._unscored:
             self._epoch = (progress.step - self._unscored) // progress.steps_per_epoch
@@ -204,7 +198,7 @@ class Run:
     def step(self, state: Any, sums: metrics.Sums) -> None:
         """Takes note of the steps that gave `sums`; saves and stops on a signal.
 
-        Several processes ask each other for signals every log_every_steps.
+        Several processes ask each other for it, and the time, every log_every_steps.
         """
         progress = self._progress
         steps = progress.add(sums)
@@ -218,23 +212,26 @@ class Run:
             progress.collect()
         if progress.at_epoch_end:
             return
-        if (is_time or distributed.is_alone()) and self._is_signalled():
-            self._save(state)
+        asks = is_time or distributed.is_alone()
+        if asks and self._is_signalled():
+            self._save_last(state)
             raise Interrupted
-        if self._saver.is_due(steps):
-            self._save(state)
+        if self._saver.is_due(steps, asks=asks):
+            self._saver.save(state, self._log)
 
     def _is_signalled(self) -> bool:
         """Whether a signal came, to this process or another: all must ask."""
         return distributed.any_process(self._signals.received is not None)
 
     def _raise_non_finite(self, what: str, step: int) -> NoReturn:
+        self.is_training = False  # all have the same numbers, and come here
         self._saver.wait()  # for the last good one may be on its way
         lr = float(self._schedule(step - 1))
+        good = f" (last good checkpoint here: {newest_step(self.dir)})"
         raise NonFiniteLossError(
-            f"{self.dir}: {what} at step {step}, lr {lr:g}: try a smaller "
-            "--lr in another --workdir, or --debug-nans to see where "
-            f"(last good checkpoint here: {newest_step(self.dir)})"
+            f"{self._cfg.workdir}: {what} at step {step}, lr {lr:g}: try a smaller "
+            "--lr in another --workdir, or --debug-nans to see where"
+            f"{good if distributed.is_first() else ''}"
         )
 
     def end_epoch(
@@ -251,7 +248,7 @@ class Run:
           NonFiniteLossError: a score is not finite; nothing is written.
           Interrupted: a signal came. In the middle of an evaluation the state is
             saved, and the same command evaluates it.
-          CheckpointError: the run's last checkpoint could not be saved.
+          CheckpointError: the last checkpoint before it ends could not be saved.
         """
         step = self._progress.step
         place = {"epoch": self._progress.epochs_begun, "step": step}
@@ -260,7 +257,7 @@ class Run:
                 sums = score(state)
                 layers = self._log.measure(local(state))
         except Interrupted:
-            self._save(state)
+            self._save_last(state)
             raise
         scored = {}
         for part, found in sums.items():
@@ -280,13 +277,14 @@ class Run:
         self._compile_seconds = self._startup_seconds = 0.0  # of the epochs to come
         self._log.write_layers(place, layers)
         self._log.write(record)
-        last = step == self._progress.total_steps
-        self._save(state, last=last)
+        is_done = step == self._progress.total_steps
+        if self._is_signalled() or is_done:
+            self._save_last(state)
+            if not is_done:
+                raise Interrupted
+        else:
+            self._saver.save(state, self._log)
         self._forget_whole_epoch()
-        if last:
-            distributed.agree()
-        elif self._is_signalled():
-            raise Interrupted
 
     def _at_once(self) -> contextlib.AbstractContextManager[None]:
         """Where this process may stop without the others, signals.at_once."""
@@ -294,6 +292,8 @@ class Run:
             return self._signals.at_once()
         return contextlib.nullcontext()
 
-    def _save(self, state: Any, *, last: bool = False) -> None:
-        last = last or self._signals.received is not None
-        self._saver.save(state, self._log, last=last)
+    def _save_last(self, state: Any) -> None:
+        """Saves before the end: where the first process cannot, all have its error."""
+        self.is_training = False
+        self._saver.save(state, self._log, last=True)
+        distributed.agree()

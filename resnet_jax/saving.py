@@ -6,11 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import jax
+from jax.sharding import Mesh
+
 from resnet_jax import distributed
 from resnet_jax.config import Config
 from resnet_jax.data import UNREAD, Dataset, digest
 from resnet_jax.errors import CheckpointError, ConfigError
-from resnet_jax.logs import Logs, Record
+from resnet_jax.logs import Logs, Record, last_line
 from resnet_jax.progress import Progress
 from resnet_jax.store import Store, is_finite
 
@@ -20,7 +23,7 @@ class Saver:
 
     Args:
       fail: called with the reason and the step where a state is not finite.
-      layout: see Store.
+      mesh: what it is computed on, see Store.
     """
 
     def __init__(
@@ -29,12 +32,18 @@ class Saver:
         run_dir: Path,
         progress: Progress,
         fail: Callable[[str, int], NoReturn],
-        layout: dict[str, str],
+        mesh: Mesh,
     ) -> None:
         self._cfg, self._dir, self._progress, self._fail = cfg, run_dir, progress, fail
         # Of several processes the first alone has checkpoints.
-        first = distributed.is_first()
-        self._store = Store(run_dir, cfg.keep, layout) if first else None
+        self._store: Store | None = None
+        if distributed.is_first():
+            layout = {
+                "platform": mesh.devices.flat[0].platform,
+                "devices": str(mesh.size),
+                "processes": str(jax.process_count()),
+            }
+            self._store = Store(run_dir, cfg.keep, layout)
         self.begin_clock()
 
     def note_data(self, train: Dataset, test: Dataset) -> None:
@@ -46,56 +55,70 @@ class Saver:
         }
 
     def restore(self, state: Any) -> tuple[Any, list[Record]]:
-        """The state of the newest checkpoint and its records; `state` if there is none.
-
+        """The state of the newest checkpoint, else `state`; and the run's records.
 
         Raises:
           CheckpointError: no checkpoint fits `state` and can be read.
           ConfigError: the run was begun on other data.
         """
         found = self._store.restore(state) if self._store is not None else None
-        if found is None:
-            return state, []
-        state, manifest = found
-        changed = [
-            name
-            for name, now in self._data.items()
-            if not _are_alike(manifest["data"][name], now)
-        ]
-        if changed:
-            raise ConfigError(
-                f"{self._dir} was begun on other {' and '.join(changed)}: "
-                "bring them back, or choose another --workdir for a new run"
-            )
-        self._progress.go_to(manifest)
-        return state, manifest["metrics"]
+        records: list[Record] = []
+        if found is not None:
+            state, manifest = found
+            changed = [
+                name
+                for name, now in self._data.items()
+                if not _are_alike(manifest["data"][name], now)
+            ]
+            if changed:
+                raise ConfigError(
+                    f"{self._dir} was begun on other {' and '.join(changed)}: "
+                    "bring them back, or choose another --workdir for a new run"
+                )
+            self._progress.go_to(manifest)
+            records = manifest["metrics"]
+        records += last_line(self._dir, records, self._progress.step)
+        return state, records
+
+    def share(self, state: Any, records: list[Record]) -> tuple[Any, list[Record]]:
+        """What restore gave the first process; the others go on from there, too."""
+        self._progress.go_to(distributed.json_from_first(self._progress.place))
+        return distributed.from_first(state), distributed.json_from_first(records)
 
     def begin_clock(self) -> None:
         """Now is when --save-every-minutes begins to count."""
         self._saved_at = time.monotonic()
 
-    def is_due(self, steps: int) -> bool:
-        """Whether the options want a checkpoint after the last `steps` steps."""
+    def is_due(self, steps: int, *, asks: bool) -> bool:
+        """Whether the options want a checkpoint after the last `steps` steps.
+
+        Args:
+          asks: whether to look at the clocks: of all processes, which save together.
+        """
         every, minutes = self._cfg.save_every_steps, self._cfg.save_every_minutes
         if every is not None and self._progress.passed(every, steps):
             return True
+        if minutes is None or not asks:
+            return False
         elapsed = time.monotonic() - self._saved_at
-        return minutes is not None and elapsed >= 60 * minutes
+        return distributed.any_process(elapsed >= 60 * minutes)
 
     def save(self, state: Any, log: Logs, *, last: bool = False) -> None:
         """Begins a checkpoint, unless it is there; the process's last it waits for.
+
+        All processes call it at the same step, so that all find what is not finite.
 
         Raises:
           CheckpointError: the last one could not be saved.
         """
         self._progress.collect()
-        if self._store is None:
-            return
         self.begin_clock()
         step = self._progress.step
-        is_saved = self._store.latest == step
-        if not is_saved and not is_finite(state):
+        if not is_finite(state):
             self._fail("a parameter is not finite", step)
+        if self._store is None:
+            return
+        is_saved = self._store.latest == step
         for _ in range(2 if last else 1):
             failure = log.flush()  # no checkpoint without the lines before it
             if failure is None and not is_saved:

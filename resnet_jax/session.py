@@ -7,7 +7,7 @@ from pathlib import Path
 
 from resnet_jax import distributed, numerics
 from resnet_jax.config import Config
-from resnet_jax.errors import StoppedError, UserError
+from resnet_jax.errors import ConfigError, DataError, StoppedError, UserError
 from resnet_jax.lock import claim
 from resnet_jax.parallel import check_batch_size
 from resnet_jax.run import Run
@@ -28,7 +28,7 @@ def open_run(cfg: Config) -> Iterator[Run]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(numerics.configured(**cfg.numerics))
         stack.enter_context(distributed.joined(**cfg.processes))
-        run_dir = Path(cfg.workdir)
+        workdir = run_dir = Path(cfg.workdir)
         if not distributed.is_first():
             run_dir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         run: Run | None = None
@@ -48,11 +48,27 @@ def open_run(cfg: Config) -> Iterator[Run]:
                     if run.place
                     else " before its first step; the same command begins it"
                 )
-                raise StoppedError(f"{run_dir}: stopped by {name}{where}") from None
+                raise StoppedError(f"{workdir}: stopped by {name}{where}") from None
         except UserError as error:
-            # The others are where they ask, or stop at the same step.
             apart = run is not None and run.is_training
-            if not distributed.is_shared(error):
-                if not apart or isinstance(error, StoppedError):
-                    distributed.agree(error)
+            if not apart and not distributed.is_shared(error):
+                distributed.agree(error)
             raise
+
+
+@contextlib.contextmanager
+def shared_errors(cfg: Config) -> Iterator[None]:
+    """A context, before open_run, in which a DataError of one process is that of all.
+
+    What is wrong with the command each finds out for itself, without the others.
+    """
+    try:
+        yield
+    except DataError as error:
+        with contextlib.ExitStack() as stack:
+            if not cfg.summary:
+                stack.enter_context(contextlib.suppress(ConfigError))
+                stack.enter_context(numerics.configured(**cfg.numerics))
+                stack.enter_context(distributed.joined(**cfg.processes))
+                distributed.agree(error)
+        raise

@@ -49,6 +49,16 @@ def start(run_dir, *arguments, patch=""):
     )
 
 
+def finish(*started):
+    """(exit codes, standard errors) of processes, none of which is left."""
+    try:
+        errors = [process.communicate(timeout=300)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [process.returncode for process in started], errors
+
+
 def run(run_dir, *arguments, patch=""):
     process = start(run_dir, *arguments, patch=patch)
     out, err = process.communicate(timeout=300)

@@ -41,6 +41,16 @@ def test_values_out_of_range_are_named(field, value):
         Config(**{field: value})
 
 
+@pytest.mark.parametrize(
+    "address", ["host0", ":12", "host0:", "host0:x", "h:70000", ""]
+)
+def test_an_address_without_its_port(address):
+    with pytest.raises(ConfigError, match=f"coordinator '{address}' is not HOST:PORT"):
+        Config(coordinator=address)
+    for good in ("host0:1234", "10.0.0.1:5000", "[::1]:80"):
+        assert Config(coordinator=good).coordinator == good
+
+
 def test_a_step_schedule_needs_its_milestones():
     with pytest.raises(ConfigError, match="needs lr_milestones"):
         Config(schedule="step")

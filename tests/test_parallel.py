@@ -1,4 +1,5 @@
 import json
+import os
 
 import jax
 import numpy as np
@@ -36,11 +37,18 @@ def test_replicated_copies_are_of_their_own_and_keys_stay_keys(key):
     assert placed.sharding == parallel.replicated(mesh)
 
 
+def test_data_on_cpus_take_a_part_of_the_machine_s_memory(monkeypatch):
+    pages = {"SC_PAGE_SIZE": 10, "SC_PHYS_PAGES": 100}
+    monkeypatch.setattr(os, "sysconf", pages.__getitem__)
+    mesh = parallel.make_mesh(1)
+    assert parallel.fits(200, mesh) and not parallel.fits(201, mesh)
+
+
 # One process with eight devices trains on 1, 2, 4 and 8 of them.
 SCRIPT = """
 import json, sys
 import jax, numpy as np
-from resnet_jax import augment, data, evaluation, optim, parallel, training
+from resnet_jax import augment, data, evaluation, gradients, optim, parallel, training
 from resnet_jax.blocks import BasicBlock
 from resnet_jax.compiling import compile_step
 from resnet_jax.feed import Feed
@@ -95,6 +103,46 @@ run("calls", 2, feed={"steps_per_call": 2})
 run("fed calls", 2, held=False, feed={"steps_per_call": 2})
 run("local 1", 1, scope="local")
 run("local 4", 4, scope="local")
+
+
+def gradient(model, variables, rows, key, mesh=None):
+    x, targets = rows
+    found = gradients.loss_and_gradient(
+        model, variables["params"], variables["batch_stats"], x, targets, key,
+        local_bn=mesh,
+    )
+    return (found[0][0], found[1], found[0][1][1]), found[0][1][0]
+
+
+key = jax.random.key(7)
+model = model.clone(dropout=.5)
+variables = training.init_variables(model, (8, 8, 3), key=keys.init)
+rows = rng.normal(size=(16, 8, 8, 3)), np.eye(3)[labels[:16]]
+parts = [
+    jax.jit(gradient, static_argnums=0)(
+        model, variables, [x[i : i + 4] for x in rows], jax.random.fold_in(key, i // 4)
+    )
+    for i in range(0, 16, 4)
+]
+mesh = parallel.make_mesh(4)
+placed = [jax.device_put(x, parallel.spread(mesh, 16)) for x in rows]
+whole, logits = jax.jit(gradient, static_argnums=(0, 4))(
+    model, *parallel.replicate(mesh, (variables,)), placed, key, mesh
+)
+
+
+def flat(tree):
+    return np.concatenate([np.asarray(x).ravel() for x in jax.tree.leaves(tree)])
+
+
+means = jax.tree.map(lambda *each: sum(each) / 4, *[part for part, _ in parts])
+for name, mine, theirs in (
+    ("loss", whole[0], means[0]),
+    ("gradient", whole[1], means[1]),
+    ("statistics", whole[2], means[2]),
+    ("logits", logits, np.concatenate([of for _, of in parts])),
+):
+    found[f"local {name}"] = flat(mine).tolist(), flat(theirs).tolist()
 json.dump(found, sys.stdout)
 """
 
@@ -126,3 +174,11 @@ def test_local_statistics_are_those_of_a_part(trained):
         one["losses"][:2], trained["1"]["losses"][:2], rtol=1e-12
     )
     assert abs(four["losses"][0] / one["losses"][0] - 1) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["loss", "gradient", "statistics", "logits"])
+def test_local_is_the_mean_of_the_parts_by_hand(trained, name):
+    """Each on one device, with a key of its own; in float64, with dropout."""
+    ours, theirs = map(np.array, trained[f"local {name}"])
+    assert ours.shape == theirs.shape and np.abs(theirs).max() > 1e-3
+    np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
