@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from resnet_jax import data, parallel, stream
+from resnet_jax import data, distributed, parallel, stream
 from resnet_jax.data import Dataset
 
 Batch = dict[str, jax.Array]  # of rows, or [steps, rows]; fetch completes it
@@ -87,7 +87,8 @@ def make_feed(
         20 elsewhere, where it saves the time between steps; 1 if nothing is held.
     """
     in_memory = all(isinstance(d.images, np.ndarray) for d in datasets)
-    held = in_memory and parallel.fits(sum(d.images.nbytes for d in datasets), mesh)
+    fits = in_memory and parallel.fits(sum(d.images.nbytes for d in datasets), mesh)
+    held = not distributed.any_process(not fits)  # all feed alike
     if steps_per_call is None:
         on_cpu = mesh.devices.flat[0].platform == "cpu"
         steps_per_call = 1 if on_cpu or not held else 20
