@@ -6,29 +6,37 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-_STEPS = (5, 10)  # of this process, from and to: what is slow only once is over by then
+_BEFORE = 5  # steps of this process: what is slow only once is over by then
+_LEAST = 5  # steps that are traced; more where one call does more
 
 
 class Trace:
-    """The trace, left in `directory`, of the fifth to tenth step after `step`."""
+    """The trace, left in `directory`, of the sixth to tenth step after `step`.
+
+    It begins and ends between two calls, which may do many steps: with 20 for each it
+    is of the second one's.
+    """
 
     def __init__(self, directory: Path, step: int) -> None:
         self._directory = directory
-        self._begin, self._end = (step + offset for offset in _STEPS)
+        self._due = step + _BEFORE  # the step to begin after, and then to end after
+        self._begun: int | None = None  # the step after which it began
         self._running = False
 
     def step(self, step: int, state: Any) -> None:
         """Begins or ends after `step`, whose `state` it then waits for."""
-        if step == self._begin:
-            jax.block_until_ready(state)
+        is_over = self._begun is not None and not self._running
+        if is_over or step < self._due:
+            return
+        jax.block_until_ready(state)
+        if self._begun is None:
             jax.profiler.start_trace(str(self._directory))
             self._running = True
-        elif step == self._end:
-            jax.block_until_ready(state)
+            self._begun, self._due = step, step + _LEAST
+        else:
             self.close()
             tqdm.write(
-                f"profile of steps {self._begin + 1} to {self._end} in "
-                f"{self._directory}"
+                f"profile of steps {self._begun + 1} to {step} in {self._directory}"
             )
 
     def close(self) -> None:
