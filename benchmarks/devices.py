@@ -3,18 +3,21 @@
     python -m benchmarks.devices --model hresnet --steps 20
 
 Each layout is train.py in processes of its own, from one seed. Prints how far loss,
-parameters and BatchNorm statistics part from one device's: the largest difference over
-the largest value of the same kind.
+parameters and BatchNorm statistics part from the first layout's, the largest difference
+over the largest value of the same kind, and how many test pictures evaluate.py counts
+on as many devices. Ends with 1 if one parts by more than --tolerance.
 """
 
 import json
+import math
+import re
 import socket
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tyro
@@ -35,25 +38,60 @@ class Devices:
     batch_size: int = 128
     """Of all devices together."""
     num_test: int = 1003
-    """Test pictures, which need not divide."""
+    """Test pictures of the loss, which need not divide."""
     layouts: tuple[str, ...] = ("1", "2", "4", "8", "2x2")
     """Devices, or processes x devices of each; the first is compared with."""
+    tolerance: float = 1e-5
+    """The largest difference over the largest value that may be."""
+
+    def __post_init__(self) -> None:
+        for layout in self.layouts:
+            if not re.fullmatch(r"([1-9]\d*x)?[1-9]\d*", layout):
+                raise ConfigError(f"layout {layout!r}: devices, or processes x devices")
+
+
+class Outcome(NamedTuple):
+    """What a layout came to."""
+
+    values: dict[str, list[np.ndarray]]  # loss, parameters, statistics
+    count: int  # test pictures that evaluate.py scored
 
 
 def main(cfg: Devices) -> None:
     print("| layout | loss | parameters | statistics | test pictures |")
     print("|---|---|---|---|---|")
+    outcomes: list[Outcome] = []
+    apart = []
     with tempfile.TemporaryDirectory() as folder:
-        runs = []
         for layout in cfg.layouts:
-            runs.append(train(cfg, layout, Path(folder, layout)))
-            shown = [f"{part(runs[-1][k], runs[0][k]):.1e}" for k in runs[0]]
-            print(f"| {layout} | {' | '.join(shown)} | {cfg.num_test} |", flush=True)
+            run_dir = Path(folder, layout)
+            train(cfg, layout, run_dir)
+            outcomes.append(Outcome(read(run_dir), count(layout, run_dir)))
+            first, last = outcomes[0], outcomes[-1]
+            parts = {k: part(last.values[k], first.values[k]) for k in first.values}
+            shown = " | ".join(f"{value:.1e}" for value in parts.values())
+            print(f"| {layout} | {shown} | {last.count:,} |", flush=True)
+            # Not >, which is false of NaN.
+            apart += [
+                f"{layout}: {kind} by {value:.1e}"
+                for kind, value in parts.items()
+                if not value <= cfg.tolerance
+            ]
+            if last.count != first.count:
+                apart.append(f"{layout}: {last.count} test pictures, not {first.count}")
+    if apart:
+        sys.exit(f"benchmarks.devices: more than {cfg.tolerance:g}: {'; '.join(apart)}")
 
 
-def train(cfg: Devices, layout: str, run_dir: Path) -> dict[str, list[np.ndarray]]:
-    """Loss, parameters and statistics after cfg.steps on `layout`."""
+def sizes(layout: str) -> tuple[int, int]:
+    """(processes, devices of each) of a layout."""
     processes, devices = map(int, ("1x" + layout).split("x")[-2:])
+    return processes, devices
+
+
+def train(cfg: Devices, layout: str, run_dir: Path) -> None:
+    """Leaves the run of cfg.steps on `layout` in `run_dir`."""
+    processes, devices = sizes(layout)
     command = [sys.executable, "train.py", cfg.model, "--workdir", str(run_dir)]
     command += ["--max-steps", str(cfg.steps), "--batch-size", str(cfg.batch_size)]
     command += ["--max-test-samples", str(cfg.num_test), "--platform", "cpu"]
@@ -73,7 +111,17 @@ def train(cfg: Devices, layout: str, run_dir: Path) -> dict[str, list[np.ndarray
     said = [process.communicate()[0] for process in started]
     if any(process.returncode for process in started):
         raise ConfigError(f"layout {layout} failed: {said[0][-300:]} {said[-1][-300:]}")
-    return read(run_dir)
+
+
+def count(layout: str, run_dir: Path) -> int:
+    """Test pictures that evaluate.py scores on as many devices, in one process."""
+    figures = run_dir / "figures.json"
+    command = [sys.executable, "evaluate.py", str(run_dir), "--output", str(figures)]
+    command += ["--platform", "cpu", "--devices", str(math.prod(sizes(layout)))]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise ConfigError(f"layout {layout} is not scored: {done.stderr[-300:]}")
+    return json.loads(figures.read_text())["count"]
 
 
 def read(run_dir: Path) -> dict[str, list[np.ndarray]]:

@@ -1,0 +1,64 @@
+"""The comparison of layouts says what is apart, and fails then."""
+
+import numpy as np
+import pytest
+
+from benchmarks import devices
+from resnet_jax.errors import ConfigError
+
+
+def test_a_part_is_of_the_largest_value():
+    theirs = [np.array([1.0, -8.0]), np.array([2.0])]
+    ours = [np.array([1.0, -8.5]), np.array([1.8])]
+    assert devices.part(ours, theirs) == 0.5 / 8
+    assert devices.part(theirs, theirs) == 0.0
+
+
+@pytest.fixture
+def faked(monkeypatch):
+    """Runs that come to what is put in here, by layout."""
+    found = {}
+
+    def read(run_dir):
+        return {"loss": [np.array([found[run_dir.name][0]])]}
+
+    monkeypatch.setattr(devices, "train", lambda cfg, layout, run_dir: None)
+    monkeypatch.setattr(devices, "read", read)
+    monkeypatch.setattr(devices, "count", lambda layout, run_dir: found[layout][1])
+    return found
+
+
+CFG = devices.Devices(layouts=("1", "4", "2x2"))
+
+
+def test_layouts_that_agree_pass(faked, capsys):
+    faked |= {"1": (2.0, 1003), "4": (2.0, 1003), "2x2": (2.0 + 1e-5, 1003)}
+    devices.main(CFG)
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| 1 | 0.0e+00 | 1,003 |",
+        "| 4 | 0.0e+00 | 1,003 |",
+        "| 2x2 | 5.0e-06 | 1,003 |",
+    ]
+
+
+@pytest.mark.parametrize(
+    "last, message",
+    [
+        ((2.1, 1003), "more than 1e-05: 2x2: loss by 5.0e-02"),
+        ((np.nan, 1003), "2x2: loss by nan"),
+        ((2.0, 1004), "2x2: 1004 test pictures, not 1003"),
+    ],
+)
+def test_layouts_that_part_fail(faked, last, message):
+    faked |= {"1": (2.0, 1003), "4": (2.0, 1003), "2x2": last}
+    with pytest.raises(SystemExit) as raised:  # with a text: exit code 1
+        devices.main(CFG)
+    assert str(raised.value).startswith("benchmarks.devices: ")
+    assert message in str(raised.value)
+
+
+def test_layouts_are_numbers():
+    assert [devices.sizes(layout) for layout in CFG.layouts] == [(1, 1), (1, 4), (2, 2)]
+    for layout in ("0", "x2", "2x", "a"):
+        with pytest.raises(ConfigError, match="devices, or processes x devices"):
+            devices.Devices(layouts=(layout,))
