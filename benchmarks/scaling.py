@@ -17,6 +17,8 @@ from typing import Any, Literal, NamedTuple
 
 import tyro
 
+from resnet_jax.errors import ConfigError, command_line
+
 
 @dataclass(frozen=True)
 class Scaling:
@@ -48,6 +50,19 @@ class Scaling:
     """Assumed: bytes/s of decoded pictures from its host to a device."""
     held: bool = False
     """The data lie on the device, so that no pictures come in a step."""
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "num_classes", "batch_per_device", "devices"):
+            value = getattr(self, name)
+            least = min(value, default=0) if isinstance(value, tuple) else value
+            if least < 1:
+                raise ConfigError(f"{name} {value} is too small: at least 1")
+        for name in ("flops", "bandwidth", "host_bandwidth"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise ConfigError(f"{name} {value:g} is no speed: more than 0")
+        if not 0 <= self.latency < math.inf:
+            raise ConfigError(f"latency {self.latency:g} is no time: 0 or more")
 
 
 class Reduced(NamedTuple):
@@ -209,4 +224,5 @@ def table(cfg: Scaling) -> str:
 
 
 if __name__ == "__main__":
-    print(table(tyro.cli(Scaling, description=__doc__)))
+    with command_line("benchmarks.scaling"):
+        print(table(tyro.cli(Scaling, description=__doc__)))

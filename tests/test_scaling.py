@@ -1,22 +1,20 @@
 """The cost model's bytes are those of the compiled program; its times add up."""
 
 import json
-import os
 import re
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import pytest
+from processes import ROOT, compute
 
 from benchmarks import scaling
 from resnet_jax.blocks import BasicBlock, Bottleneck
-from resnet_jax.models import ResNet
+from resnet_jax.errors import ConfigError
+from resnet_jax.models import ResNet, create_model
 from resnet_jax.training import variable_shapes
-
-ROOT = Path(__file__).parents[1]
 
 # The program of train.py's step for 16 pictures on four devices, as XLA divided it.
 SCRIPT = """
@@ -27,7 +25,7 @@ import jax, numpy as np
 from resnet_jax import augment, compiling, data, optim, parallel, training
 from resnet_jax.blocks import BasicBlock, Bottleneck
 from resnet_jax.feed import Feed
-from resnet_jax.models import ResNet
+from resnet_jax.models import ResNet, create_model
 
 rng = np.random.default_rng(0)
 images = rng.integers(0, 256, (32, 8, 8, 3), np.uint8)
@@ -39,7 +37,6 @@ prepare = augment.make_augment(
 keys = training.make_keys(0)
 mesh = parallel.make_mesh()
 assert mesh.size == 4
-found = {}
 # The compiled program is what compile_step keeps for the form of a batch.
 lower = jax.stages.Lowered.compile
 
@@ -51,23 +48,35 @@ def compile(lowered, *args, **options):
 
 
 jax.stages.Lowered.compile = compile
-for name, block, held, rows, local_bn in (
-    ("basic", BasicBlock, True, 16, None),
-    ("bottleneck", Bottleneck, False, 16, None),
-    ("odd", BasicBlock, True, 18, None),
-    ("local", BasicBlock, True, 16, mesh),
-):
-    model = ResNet(block, (1, 1), num_classes=3, widths=(4, 8), stem="cifar")
+texts = []
+
+
+def program(model, held, rows, local_bn=None):
     feed = Feed(mesh, held=held)
     state = training.init_state(model, tx, (8, 8, 3), key=keys.init)
     state, key = parallel.replicate(mesh, (state, keys.augment))
-    texts = []
+    texts.clear()
     compiling.compile_step(
         training.make_train_step(model, tx, prepare, local_bn=local_bn),
         state, feed.examples(train, [rows]), feed.source(train), key,
     )
-    (found[name],) = texts
-json.dump(found, sys.stdout)
+    (text,) = texts
+    return text
+
+
+"""
+SMALL = """
+small = partial(ResNet, num_classes=3, widths=(4, 8), stem="cifar")
+json.dump({
+    "basic": program(small(BasicBlock, (1, 1)), True, 16),
+    "bottleneck": program(small(Bottleneck, (1, 1)), False, 16),
+    "odd": program(small(BasicBlock, (1, 1)), True, 18),
+    "local": program(small(BasicBlock, (1, 1)), True, 16, mesh),
+}, sys.stdout)
+"""
+LARGE = """
+prepare = augment.make_augment(num_classes=1000, normalization="half")
+json.dump(program(create_model("resnet50", num_classes=1000), True, 16), sys.stdout)
 """
 COLLECTIVES = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
 # A result is one array, or a tuple where XLA has combined several into one collective;
@@ -79,12 +88,7 @@ BYTES = {"f32": 4, "s32": 4, "u32": 4, "pred": 1}
 
 @pytest.fixture(scope="module")
 def programs():
-    environ = {**os.environ, "JAX_NUM_CPU_DEVICES": "4", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environ
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(compute(SCRIPT + SMALL, 4))
 
 
 def collectives(program):
@@ -136,6 +140,25 @@ def test_bytes_are_those_of_the_compiled_program(programs, name, block):
     assert 2 * batch_norms < len(found) <= 3 * batch_norms + 1
     parts = scaling.reduced(variables)
     assert found[-1][1] == parts.gradients + parts.metrics
+
+
+# torchvision's ResNet-50 has 25,557,032 parameters and 53 BatchNorm layers.
+RESNET50 = 102_440_616
+
+
+def test_bytes_of_the_table_s_network_are_those_that_are_documented():
+    model = create_model("resnet50", num_classes=1000)
+    found = scaling.all_reduce_bytes(variable_shapes(model, (224, 224, 3)))
+    assert found == RESNET50 == 4 * (25_557_032 + 53_120 + 2)
+    assert f"{RESNET50:,} bytes" in (ROOT / "docs" / "scaling.md").read_text()
+
+
+@pytest.mark.slow
+def test_so_are_those_of_its_compiled_program():
+    """Of pictures of 8 pixels, which changes no variable."""
+    found = collectives(json.loads(compute(SCRIPT + LARGE, 4)))
+    assert {operation for operation, _ in found} == {"all-reduce"}
+    assert sum(size for _, size in found) == RESNET50
 
 
 def test_a_batch_that_does_not_divide_needs_no_other_device(programs):
@@ -210,8 +233,34 @@ def test_the_table_says_that_it_is_modelled():
     assert header.count("modelled") == 4
     numbers = [int(row.split("|")[1].replace(",", "")) for row in rows]
     assert numbers == [8, 16, 32, 64, 128, 256, 512, 1024]
-    # torchvision's ResNet-50 has 25,557,032 parameters and 53 BatchNorm layers.
-    assert f"{4 * (25_557_032 + 53_120 + 2):,} bytes" in text
+    assert f"{RESNET50:,} bytes" in text
     assert "53 BatchNorm layers" in text
     page = (ROOT / "docs" / "scaling.md").read_text()
     assert text in page, "docs/scaling.md has the table of another model"
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"flops": 0.0}, "flops 0 is no speed: more than 0"),
+        ({"bandwidth": float("nan")}, "bandwidth nan is no speed"),
+        ({"host_bandwidth": float("inf")}, "host_bandwidth inf is no speed"),
+        ({"latency": -1e-6}, "latency -1e-06 is no time: 0 or more"),
+        ({"devices": (8, 0)}, r"devices \(8, 0\) is too small: at least 1"),
+        ({"devices": ()}, r"devices \(\) is too small"),
+        ({"image_size": 0}, "image_size 0 is too small"),
+        ({"num_classes": 0}, "num_classes 0 is too small"),
+        ({"batch_per_device": -1}, "batch_per_device -1 is too small"),
+    ],
+)
+def test_assumptions_that_cannot_be(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        scaling.Scaling(**fields)
+
+
+def test_an_unknown_network_is_one_line():
+    command = [sys.executable, "-m", "benchmarks.scaling", "--model", "resnet21"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("benchmarks.scaling: ") and "resnet21" in done.stderr
+    assert done.stderr.count("\n") == 1
