@@ -21,6 +21,16 @@ def cache_dir() -> Path:
     return Path(os.environ.get("RESNET_JAX_CACHE") or pooch.os_cache("resnet_jax"))
 
 
+def make_private(directory: Path) -> None:
+    """Makes `directory`, and what is missing above it, with mode 0700.
+
+    Compiled programs lie in the cache, so it is nobody else's, whatever the umask says.
+    """
+    missing = [parent for parent in directory.parents if not parent.exists()]
+    for folder in (*reversed(missing), directory):
+        folder.mkdir(mode=0o700, exist_ok=True)
+
+
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
     """The digest of the file at `path`, in hexadecimal."""
     with path.open("rb") as file:
@@ -109,7 +119,7 @@ def fetch(
     if not answers(probe, timeout):
         raise DataError(f"{host} cannot be reached")
     pooch.get_logger().setLevel("WARNING")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private(path.parent)
     try:
         with (
             tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as scratch,

@@ -5,12 +5,13 @@ import hashlib
 import logging
 import os
 import platform as platform_module
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 
-from resnet_jax.download import cache_dir
+from resnet_jax.download import cache_dir, make_private
 from resnet_jax.errors import NonFiniteLossError
 
 log = logging.getLogger(__name__)
@@ -79,15 +80,39 @@ def _keep_compiled() -> None:
     # Programs for CPUs are for those of one kind, and homes are shared.
     directory = cache_dir() / f"xla-{_cpu_kind()}"
     try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        status = directory.stat()
+        make_private(directory)
+        directory = directory.resolve()
+        status, exposed = directory.stat(), _exposed(directory)
     except OSError as error:
         log.warning("%s cannot be made (%s)", directory, error.strerror)
         return
     if status.st_uid != os.getuid() or status.st_mode & 0o077:
         log.warning("%s is not used: others could write there; chmod 700", directory)
         return
+    if exposed is not None:
+        log.warning(
+            "%s is not used: others could write in %s; chmod go-w, or set "
+            "RESNET_JAX_CACHE",
+            directory,
+            exposed,
+        )
+        return
     jax.config.update("jax_compilation_cache_dir", str(directory))
+    # JAX leaves out what compiles in less than a second, as most programs of a small
+    # network do, each time that a run begins.
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _exposed(directory: Path) -> Path | None:
+    """The folder above `directory` in which others could put one in its place."""
+    for folder in directory.parents:
+        status = folder.stat()
+        # In a sticky one, as /tmp is, nobody renames what is another's.
+        is_open = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
+        if is_open or status.st_uid not in (os.getuid(), 0):
+            return folder
+    return None
 
 
 def _cpu_kind() -> str:

@@ -35,10 +35,13 @@ def test_deterministic_is_said_to_xla(monkeypatch):
 @pytest.fixture
 def no_cache():
     """JAX without a compilation cache, as a user's is."""
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", None)
+    names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update(names[0], None)
+    jax.config.update(names[1], 1.0)
     yield
-    jax.config.update("jax_compilation_cache_dir", before)
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 def test_compiled_programs_are_kept_where_only_the_user_can_write(no_cache, tmp_path):
@@ -55,6 +58,66 @@ def test_a_cache_that_others_could_write_is_not_used(no_cache, tmp_path, caplog)
     numerics.prepare(None, None)
     assert jax.config.jax_compilation_cache_dir is None
     assert "others could write there; chmod 700" in caplog.text
+
+
+def test_the_folders_made_for_the_cache_are_the_user_s_alone(
+    no_cache, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("RESNET_JAX_CACHE", str(tmp_path / "a" / "b"))
+    umask = os.umask(0o002)
+    try:
+        numerics.prepare(None, None)
+    finally:
+        os.umask(umask)
+    assert jax.config.jax_compilation_cache_dir is not None
+    for folder in (tmp_path / "a", tmp_path / "a" / "b"):
+        assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(
+    "mode, is_used", [(0o770, False), (0o707, False), (0o1777, True), (0o755, True)]
+)
+def test_nor_is_one_that_others_could_replace(
+    no_cache, tmp_path, monkeypatch, caplog, mode, is_used
+):
+    parent = tmp_path / "shared"
+    parent.mkdir()
+    parent.chmod(mode)
+    monkeypatch.setenv("RESNET_JAX_CACHE", str(parent / "mine"))
+    numerics.prepare(None, None)
+    assert (jax.config.jax_compilation_cache_dir is not None) == is_used
+    told = f"is not used: others could write in {parent}; chmod go-w"
+    assert (told in caplog.text) != is_used
+
+
+def test_nor_is_one_in_the_folder_of_another(no_cache, tmp_path, monkeypatch, caplog):
+    parent = tmp_path / "theirs"
+    monkeypatch.setenv("RESNET_JAX_CACHE", str(parent / "mine"))
+    ask = numerics.Path.stat
+
+    def stat(path, **options):
+        found = ask(path, **options)
+        if path != parent:
+            return found
+        return os.stat_result([*found[:4], 12345, *found[5:]])
+
+    monkeypatch.setattr(numerics.Path, "stat", stat)
+    numerics.prepare(None, None)
+    monkeypatch.undo()
+    assert jax.config.jax_compilation_cache_dir is None
+    assert f"others could write in {parent}" in caplog.text
+
+
+def test_programs_that_compile_in_no_time_are_kept_too(no_cache, monkeypatch):
+    name = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+    monkeypatch.setenv(name, "1")
+    numerics.prepare(None, None)
+    assert jax.config.jax_compilation_cache_dir is not None
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == 1
+    jax.config.update("jax_compilation_cache_dir", None)
+    monkeypatch.delenv(name)
+    numerics.prepare(None, None)
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == 0
 
 
 def test_the_user_s_own_cache_stays():
