@@ -103,12 +103,7 @@ def load_dataset(
     if name in NUM_CLASSES:
         if streamed:
             directory = cifar10.prepare(name, data_dir, rebuild=rebuild)
-            names = prepared.class_names(directory)
-            train, test = (
-                Dataset(*stream.from_records(directory, split), names)
-                for split in ("train", "test")
-            )
-            return train, test
+            return _stream_cifar(name, directory)
         splits = cifar10.load_arrays(name, data_dir, rebuild=rebuild)
         train, test = (
             Dataset(images, labels, splits.class_names)
@@ -147,6 +142,23 @@ def _load_folder(
     train, test = (
         Dataset(*folder.load(root, split, skip_bad=skip_bad, **sizes), names)
         for split in both
+    )
+    return train, test
+
+
+def _stream_cifar(name: str, directory: Path) -> tuple[Dataset, Dataset]:
+    names = prepared.class_names(directory)
+    train, test = (
+        Dataset(
+            *stream.from_records(
+                directory,
+                split,
+                num_examples=cifar10.NUM_EXAMPLES[split],
+                num_classes=NUM_CLASSES[name],
+            ),
+            names,
+        )
+        for split in ("train", "test")
     )
     return train, test
 
@@ -256,7 +268,7 @@ def eval_batches(dataset: Dataset, batch_size: int) -> Iterator[dict[str, np.nda
     """Every example once, in order; the last batch is padded, as its mask [B] says."""
     batch_size = max(min(batch_size, len(dataset)), 1)
     for start in range(0, len(dataset), batch_size):
-        images = dataset.images[start : start + batch_size]
+        images = np.asarray(dataset.images[start : start + batch_size])
         labels = dataset.labels[start : start + batch_size]
         missing = batch_size - len(labels)
         yield {

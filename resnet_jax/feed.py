@@ -103,7 +103,7 @@ class Feed:
         alone; else its images come with it.
       steps_per_call: consecutive whole batches of an epoch that go as one, for a
         compiled step that scans over them. They begin at multiples of it, so that a
-        resumed epoch has the same.
+        resumed epoch has the same. Of images that are not in memory, always 1.
       workers: processes that read images that are not in memory.
     """
 
@@ -170,11 +170,11 @@ class Feed:
 
     def examples(self, dataset: Dataset, sizes: Sequence[int]) -> Iterator[Batch]:
         """A batch of each form that train gives, to compile for."""
-        calls = self._calls(sizes, range(len(sizes)))
         # A run that goes on, or ends, within a call takes its steps one by one.
-        forms = {(len(call), sizes[call[0]]) for call in calls} | {
-            (1, size) for size in sizes
-        }
+        forms = {(1, size) for size in sizes}
+        if isinstance(dataset.images, np.ndarray):  # else all come one by one
+            calls = self._calls(sizes, range(len(sizes)))
+            forms |= {(len(call), sizes[call[0]]) for call in calls}
         for steps, size in sorted(forms):
             rows = np.arange(size, dtype=np.int32)
             indices = rows if steps == 1 else np.tile(rows, (steps, 1))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from resnet_jax import files
-from resnet_jax.download import cache_dir
+from resnet_jax.download import cache_dir, make_private
 from resnet_jax.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def read(directory: Path) -> Arrays:
     """
     import tensorflow_datasets as tfds
 
-    try:
+    with reading(directory):
         builder = tfds.builder_from_directory(directory)
         parts = {}
         for split in ("train", "test"):
@@ -63,9 +63,6 @@ def read(directory: Path) -> Arrays:
             labels = np.array([label for _, _, label in records], np.int32)
             parts[split] = (images, labels)
         return Arrays(class_names=tuple(builder.info.features["label"].names), **parts)
-    except Exception as error:  # tfds and its readers raise of every kind
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise damaged(directory, reason[:200]) from error
 
 
 def damaged(directory: Path, reason: str) -> DataError:
@@ -76,12 +73,29 @@ def damaged(directory: Path, reason: str) -> DataError:
     )
 
 
+@contextlib.contextmanager
+def reading(directory: Path) -> Iterator[None]:
+    """A context in which whatever fails says that `directory` is damaged."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # tfds and its readers raise of every kind
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise damaged(directory, reason[:200]) from error
+
+
 def class_names(directory: Path) -> tuple[str, ...]:
-    """The names of a prepared directory's classes."""
+    """The names of a prepared directory's classes.
+
+    Raises:
+      DataError: they cannot be read.
+    """
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(directory)
-    return tuple(builder.info.features["label"].names)
+    with reading(directory):
+        builder = tfds.builder_from_directory(directory)
+        return tuple(builder.info.features["label"].names)
 
 
 def open_records(directory: Path, split: str, *, images: bool = True) -> Any:
@@ -102,22 +116,28 @@ def open_records(directory: Path, split: str, *, images: bool = True) -> Any:
     return builder.as_data_source(split, decoders=skip)
 
 
-def index(directory: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+def index(
+    directory: Path, split: str, *, num_examples: int, num_classes: int
+) -> tuple[np.ndarray, np.ndarray]:
     """(positions [N], labels [N] int32) of the records of `split`, by their ids.
 
     Raises:
-      DataError: it cannot be read, or not by position.
+      DataError: it cannot be read, or not by position, or has not so many examples or
+        classes.
     """
-    try:
+    with reading(directory):
         source = open_records(directory, split, images=False)
         found = [(r["id"], int(r["label"])) for r in source]
-    except DataError:
-        raise
-    except Exception as error:  # tfds and its readers raise of every kind
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise damaged(directory, reason[:200]) from error
+    if len(found) != num_examples:
+        raise damaged(
+            directory, f"{split} has {len(found)} records, not {num_examples}"
+        )
     positions = np.array(sorted(range(len(found)), key=lambda i: found[i][0]))
-    return positions, np.array([found[i][1] for i in positions], np.int32)
+    labels = np.array([found[i][1] for i in positions], np.int32)
+    if labels.min() < 0 or labels.max() >= num_classes:
+        reason = f"{split} labels run from {labels.min()} to {labels.max()}"
+        raise damaged(directory, reason)
+    return positions, labels
 
 
 def _records(
@@ -250,7 +270,7 @@ def save_cache(name: str, directory: Path, arrays: Arrays) -> None:
     }
     path = cache_dir() / f"{name}.npz"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(path.parent)
         with files.scratch(path.parent) as scratch:
             whole = Path(scratch, path.name)
             np.savez(whole, **content)

@@ -37,7 +37,8 @@ def write_report(
     files.check_writable(directory, "folder", "RUN")
     cfg, model, variables = subject.cfg, subject.model, subject.state.variables
     class_names, images, labels = test.class_names, test.images, test.labels
-    inputs = np.asarray(prepare(jax.random.key(0), images[:1], labels[:1])[0])
+    first = np.asarray(images[:1])
+    inputs = np.asarray(prepare(jax.random.key(0), first, labels[:1])[0])
     records = read_metrics(run_dir)
     probabilities = scores.softmax(logits)
     found = scores.score(probabilities, labels, class_names)
@@ -64,7 +65,9 @@ def write_report(
     )
     sections["Classes"] = [confusion, _classes(found)]
     sections["Predictions"] = [
-        picture(name, alt, figures.plot_predictions, images[chosen], captions)
+        picture(
+            name, alt, figures.plot_predictions, np.asarray(images[chosen]), captions
+        )
         for name, alt, chosen, captions in chosen_predictions(
             probabilities, labels, class_names
         )

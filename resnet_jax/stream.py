@@ -1,11 +1,15 @@
 """Images that are read while a network trains on them, by grain."""
 
+import contextlib
+import itertools
 import logging
+import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +19,7 @@ from resnet_jax import folder, prepared
 from resnet_jax.errors import ConfigError, DataError
 
 T = TypeVar("T")
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _opening = threading.Lock()
 
 
@@ -89,7 +94,7 @@ class _Records:
 
     def __call__(self, indices: np.ndarray) -> np.ndarray:
         directory, split = self._place
-        try:
+        with prepared.reading(directory):
             with _opening:  # threads that import tensorflow-datasets at once block
                 if self._source is None:
                     # In a process of its own nobody has said so yet.
@@ -98,9 +103,6 @@ class _Records:
             positions = self._positions[indices].tolist()
             records = self._source.__getitems__(positions)
             return np.stack([record["image"] for record in records])
-        except Exception as error:  # tfds and its readers raise of every kind
-            reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
-            raise prepared.damaged(directory, reason) from error
 
 
 def from_folder(
@@ -114,13 +116,18 @@ def from_folder(
     return pictures, labels
 
 
-def from_records(directory: Path, split: str) -> tuple[Pictures, np.ndarray]:
+def from_records(
+    directory: Path, split: str, *, num_examples: int, num_classes: int
+) -> tuple[Pictures, np.ndarray]:
     """(images, labels) of a prepared directory, in the order of their ids.
 
     Raises:
-      DataError: it cannot be read, or is not of array_record files.
+      DataError: it cannot be read, is not of array_record files, or has not so many
+        examples or classes.
     """
-    positions, labels = prepared.index(directory, split)
+    positions, labels = prepared.index(
+        directory, split, num_examples=num_examples, num_classes=num_classes
+    )
     return Pictures(
         _Records(directory, split, positions), np.arange(len(labels)), (32, 32, 3)
     ), labels
@@ -153,9 +160,37 @@ class _Parcels(Sequence[_Parcel]):
         return _Parcel(self.items[number])
 
 
-def _ignore_interrupts(index: int, count: int) -> None:
-    """Leaves a terminal's Ctrl-C, which reaches workers too, to the main process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _begin_worker(index: int, count: int) -> None:
+    """Leaves signals to the main process, and ends when that does.
+
+    A terminal's Ctrl-C and a scheduler's SIGTERM reach workers too, and the main
+    process needs them to finish its step.
+    """
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def _shielded() -> Iterator[None]:
+    """A context in which processes begin that signals do not reach, from the start.
+
+    They inherit what this thread blocks, and take seconds to come to _begin_worker.
+    What is sent to this process meanwhile reaches another of its threads, or waits.
+    """
+    resource_tracker.ensure_running()  # which unblocks them where it begins
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def prefetched(items: Sequence[T], workers: int) -> Generator[T]:
@@ -179,10 +214,12 @@ def prefetched(items: Sequence[T], workers: int) -> Generator[T]:
         processes = grain.MultiprocessingOptions(
             num_workers=workers, per_worker_buffer_size=2
         )
-        dataset = dataset.mp_prefetch(processes, worker_init_fn=_ignore_interrupts)
+        dataset = dataset.mp_prefetch(processes, worker_init_fn=_begin_worker)
     reader = iter(dataset)
     try:
-        for parcel in reader:
+        with _shielded() if workers else contextlib.nullcontext():
+            first = list(itertools.islice(reader, 1))  # with it all workers begin
+        for parcel in itertools.chain(first, reader):
             yield parcel.content
     finally:
         reader.close()

@@ -64,6 +64,10 @@ def test_training_on_cached_features_is_the_long_way(tiny, parts, tmp_path):
         train.main(cfg)
         path = tmp_path / str(cached) / "metrics.jsonl"
         runs.append([json.loads(line) for line in path.read_text().splitlines()])
+    for first, *others in runs:
+        assert first["startup_seconds"] > first["compile_seconds"] > 0
+        for line in others:  # nothing of it is theirs
+            assert line["startup_seconds"] == line["compile_seconds"] == 0
     for long, short in zip(*runs, strict=True):
         assert long["step"] == short["step"]
         for name in ("train", "val", "test"):

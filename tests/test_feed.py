@@ -1,10 +1,12 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnet_jax import data
-from resnet_jax.feed import Feed, fetch
+from resnet_jax import data, parallel, stream
+from resnet_jax.feed import Feed, fetch, make_feed
 from resnet_jax.parallel import make_mesh
 
 
@@ -53,6 +55,54 @@ def test_there_is_an_example_of_each_form(held):
     examples = feed.examples(numbered(23), data.batch_sizes(23, 5))
     name = "indices" if held else "labels"
     assert [batch[name].shape for batch in examples] == [(3,), (5,), (2, 5)]
+
+
+def test_streamed_images_come_and_are_compiled_for_one_step_at_a_time():
+    pytest.importorskip("grain")
+    dataset = numbered(23)
+    images = stream.Pictures(
+        lambda rows: dataset.images[rows], np.arange(23), (1, 1, 1)
+    )
+    streamed = data.Dataset(images, dataset.labels, dataset.class_names)
+    sizes = data.batch_sizes(23, 5)
+    feed = Feed(make_mesh(1), held=False, steps_per_call=2)
+    examples = feed.examples(streamed, sizes)
+    assert [batch["labels"].shape for batch in examples] == [(3,), (5,)]
+    batches = list(feed.train(streamed, sizes, seed=1, epoch=0, steps=range(5)))
+    feed.close()
+    assert [batch["labels"].shape for batch in batches] == [(5,)] * 4 + [(3,)]
+    found = np.concatenate(seen(feed, streamed, batches))
+    np.testing.assert_array_equal(found, data.epoch_order(23, seed=1, epoch=0))
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_what_does_not_fit_is_not_held(fits, monkeypatch):
+    asked = []
+    monkeypatch.setattr(parallel, "fits", lambda size, mesh: asked.append(size) or fits)
+    train, test = numbered(50), numbered(7)
+    feed = make_feed(make_mesh(1), train, test, steps_per_call=None, workers=0)
+    assert asked == [57]
+    assert set(feed.source(train)) == ({"images", "labels"} if fits else set())
+
+
+@pytest.mark.parametrize(
+    "platform, fits, given, expected",
+    [
+        ("gpu", True, None, 20),
+        ("tpu", True, None, 20),
+        ("tpu", False, None, 1),
+        ("cpu", True, None, 1),
+        ("cpu", True, 3, 3),
+        ("gpu", False, 3, 3),
+    ],
+)
+def test_accelerators_that_hold_the_data_do_twenty_steps_for_a_call(
+    platform, fits, given, expected, monkeypatch
+):
+    monkeypatch.setattr(parallel, "fits", lambda size, mesh: fits)
+    mesh = SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]))
+    feed = make_feed(mesh, numbered(50), steps_per_call=given, workers=0)
+    assert len(next(feed._calls([1] * 50, range(50)))) == expected
 
 
 @pytest.mark.parametrize("held", [True, False])

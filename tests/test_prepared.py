@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from resnet_jax import cifar10, download, prepared
+from resnet_jax import cifar10, data, download, prepared
 from resnet_jax.errors import DataError
 
 
@@ -107,8 +107,26 @@ def test_a_damaged_directory_is_refused_by_name(directory, fault):
         path.write_bytes(path.read_bytes()[:1000])
     else:
         (directory / "dataset_info.json").write_text("{")
-    with pytest.raises(DataError, match=f"{directory} is damaged .*--rebuild-data"):
+    message = f"{directory} is damaged .*--rebuild-data"
+    with pytest.raises(DataError, match=message):
         prepared.read(directory)
+    with pytest.raises(DataError, match=message):
+        data.load_dataset("cifar10", directory.parents[1], streamed=True)
+
+
+@pytest.mark.parametrize(
+    "num_examples, num_classes, message",
+    [
+        (51, 10, "train has 50 records, not 51"),
+        (50, 9, "train labels run from 0 to 9"),
+    ],
+)
+def test_an_index_of_other_data_is_refused(
+    directory, num_examples, num_classes, message
+):
+    numbers = {"num_examples": num_examples, "num_classes": num_classes}
+    with pytest.raises(DataError, match=f"is damaged .{message}.: prepare it afresh"):
+        prepared.index(directory, "train", **numbers)
 
 
 def test_the_cache_serves_until_the_directory_changes(directory, fake_arrays):

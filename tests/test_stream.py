@@ -2,16 +2,21 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from processes import ROOT, digests, lines
 
+import evaluate
 import train
-from resnet_jax import data, folder, prepared, stream
+from resnet_jax import data, folder, stream
 from resnet_jax.config import Config
 from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.options import EvaluateConfig
 
 pytest.importorskip("grain")
 
@@ -50,15 +55,23 @@ def test_pictures_are_read_when_they_are_asked_for(pictures, monkeypatch):
     assert asked == []
     np.testing.assert_array_equal(np.asarray(some), images[[25, 4]])
     assert len(asked) == 2
+    parts = (data.Dataset(x, labels, ("ant", "bee")) for x in (images, streamed))
+    both = (data.eval_batches(part, 8) for part in parts)
+    for batch, same in zip(*both, strict=True):
+        np.testing.assert_array_equal(same["images"], batch["images"])
 
 
-def test_records_are_read_in_the_order_of_their_ids(prepared_dir, fake_arrays):
-    directory = prepared.find("cifar10", prepared_dir)
-    for split in ("train", "test"):
-        images, labels = getattr(fake_arrays, split)
-        streamed, same_labels = stream.from_records(directory, split)
-        np.testing.assert_array_equal(same_labels, labels)
-        np.testing.assert_array_equal(np.asarray(streamed[::-1]), images[::-1])
+def test_records_are_read_in_the_order_of_their_ids(prepared_dir, small_cifar):
+    parts = data.load_dataset("cifar10", prepared_dir, streamed=True)
+    whole = (small_cifar.train, small_cifar.test)
+    for part, (images, labels) in zip(parts, whole, strict=True):
+        assert isinstance(part.images, stream.Pictures)
+        assert part.class_names == small_cifar.class_names
+        np.testing.assert_array_equal(part.labels, labels)
+        np.testing.assert_array_equal(np.asarray(part.images[::-1]), images[::-1])
+
+
+SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
 class Squares:
@@ -68,7 +81,12 @@ class Squares:
     def __getitem__(self, number):
         if number == 8:
             raise DataError("eight cannot be read")
-        return {"images": np.full(3, number**2), "pid": os.getpid()}
+        return {
+            "images": np.full(3, number**2),
+            "pid": os.getpid(),
+            "blocked": signal.pthread_sigmask(signal.SIG_BLOCK, ()) & SIGNALS,
+            "ignored": {n for n in SIGNALS if signal.getsignal(n) == signal.SIG_IGN},
+        }
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -81,6 +99,36 @@ def test_what_is_read_ahead_keeps_its_order_and_its_errors(workers):
     pids = {item["pid"] for item in seen}
     assert len(pids) == max(workers, 1)
     assert (os.getpid() in pids) == (workers == 0)
+    # Signals do not reach workers, from their start on, and this process as before.
+    for item in seen:
+        assert item["blocked"] == item["ignored"] == (SIGNALS if workers else set())
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & SIGNALS
+
+
+def test_workers_end_with_a_process_that_is_killed(tmp_path):
+    code = (
+        "import os, signal\n"
+        "from resnet_jax import stream\n"
+        "class Pids:\n"
+        "    def __len__(self):\n"
+        "        return 8\n"
+        "    def __getitem__(self, number):\n"
+        "        return os.getpid()\n"
+        "for pid in stream.prefetched(Pids(), 1):\n"
+        "    print(pid, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    path = tmp_path / "pid"
+    with path.open("w") as out:  # not a pipe, which the worker would hold open
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=out)
+    assert done.returncode == -signal.SIGKILL
+    worker = Path("/proc", path.read_text().strip(), "stat")
+    for _ in range(100):
+        if not worker.exists() or worker.read_text().rsplit(") ")[1][0] == "Z":
+            return
+        time.sleep(0.1)
+    os.kill(int(worker.parent.name), signal.SIGKILL)
+    raise AssertionError("the worker went on")
 
 
 def config(tiny, root, workdir, **fields):
@@ -121,6 +169,20 @@ def test_a_streamed_run_goes_on_in_memory_and_back(
     assert digests(tmp_path / "parts")[:2] == digests(tmp_path / "whole")[:2]
 
 
+def test_a_streamed_probe_is_trained_and_reported(
+    tiny, pictures, tmp_path, monkeypatch, capsys
+):
+    cfg = replace(config(tiny, pictures, tmp_path / "run"), epochs=1, flip=False)
+    frozen = {"freeze": "backbone", "backbone_bn": "frozen", "cache_features": True}
+    train.main(replace(cfg, stream=True, workers=1, **frozen))
+    # As where the test pictures do not fit in memory.
+    monkeypatch.setattr(stream, "is_large", lambda num_bytes: True)
+    evaluate.main(EvaluateConfig(run=cfg.workdir, report=True))
+    page = tmp_path / "run" / "report" / "index.html"
+    assert f"report: {page}" in capsys.readouterr().out
+    assert page.is_file()
+
+
 def test_a_folder_that_would_not_fit_is_streamed(pictures, monkeypatch):
     monkeypatch.setattr(stream, "is_large", lambda num_bytes: num_bytes > 1000)
     loaded, _ = data.load_dataset("folder", pictures, image_size=8)
@@ -147,8 +209,9 @@ def test_a_picture_that_cannot_be_read_ends_training_in_one_line(pictures, tmp_p
     assert f"{bad} cannot be read" in done.stderr
 
 
-def test_a_signal_to_all_its_processes_stops_a_streamed_run(pictures, tmp_path):
-    """As Ctrl-C has it: workers are of the terminal's foreground too."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_its_processes_stops_a_streamed_run(number, pictures, tmp_path):
+    """As a terminal has it at Ctrl-C, and a scheduler when time is over."""
     command = [sys.executable, "train.py", "digits", "--model", "resnet8"]
     command += ["--dataset", "folder", "--data-dir", str(pictures), "--stream"]
     command += ["--image-size", "8", "--batch-size", "4", "--workers", "1"]
@@ -162,8 +225,8 @@ def test_a_signal_to_all_its_processes_stops_a_streamed_run(pictures, tmp_path):
         start_new_session=True,
     ) as process:
         assert process.stdout.readline().startswith("epoch   1")
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, number)
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 75, errors
-    assert "stopped by SIGINT, saved at step" in errors
+    assert f"stopped by {number.name}, saved at step" in errors
     assert errors.count("\n") == 1
