@@ -95,6 +95,8 @@ def test_what_is_read_ahead_keeps_its_order_and_its_errors(workers):
     with pytest.raises(DataError, match="eight cannot be read"):
         for item in stream.prefetched(Squares(), workers):
             seen.append(item)
+            for number in SIGNALS if workers else ():
+                os.kill(item["pid"], number)
     assert [item["images"].tolist() for item in seen] == [[n**2] * 3 for n in range(8)]
     pids = {item["pid"] for item in seen}
     assert len(pids) == max(workers, 1)
@@ -211,7 +213,12 @@ def test_a_picture_that_cannot_be_read_ends_training_in_one_line(pictures, tmp_p
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_all_its_processes_stops_a_streamed_run(number, pictures, tmp_path):
-    """As a terminal has it at Ctrl-C, and a scheduler when time is over."""
+    """As a terminal has it at Ctrl-C, and a scheduler when time is over.
+
+    It comes while the main process waits for a worker, whose pictures are large.
+    """
+    for path in pictures.glob("train/*/*"):
+        Image.new("RGB", (1500, 1500)).save(path)
     command = [sys.executable, "train.py", "digits", "--model", "resnet8"]
     command += ["--dataset", "folder", "--data-dir", str(pictures), "--stream"]
     command += ["--image-size", "8", "--batch-size", "4", "--workers", "1"]
@@ -225,6 +232,7 @@ def test_a_signal_to_all_its_processes_stops_a_streamed_run(number, pictures, tm
         start_new_session=True,
     ) as process:
         assert process.stdout.readline().startswith("epoch   1")
+        time.sleep(0.3)
         os.killpg(process.pid, number)
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 75, errors
