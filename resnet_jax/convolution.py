@@ -12,8 +12,8 @@ from resnet_jax.chunks import contract, split, sum_chunks
 
 _FEW = 32  # taps times channels
 _LITTLE = 2**25  # multiply-adds that are not worth the time to compile a loop for them
-_MUCH = 2**30  # and of those, the least that fewer products make up for
-_MANY = 32  # channels, the least likewise
+_MUCH = 2**28  # and of those, the least that fewer products make up for
+_MANY = 32  # channels, the least likewise; half of them for the kernel's gradient
 _COLUMNS = 2**18  # values of the copies of a few pictures, which stay in cache
 
 
@@ -35,7 +35,7 @@ def _convolve(stride: int, padding: int, x: jax.Array, kernel: jax.Array) -> jax
     if _suits_dot(x, kernel):
         by_dot = partial(_by_dot, stride, padding)
         return lax.platform_dependent(x, kernel, cpu=by_dot, default=by_xla)
-    if _suits_winograd(stride, padding, x, kernel):
+    if _suits_winograd(stride, padding, x, kernel, _MANY):
         by_winograd = partial(winograd.convolve, padding=padding)
         return lax.platform_dependent(x, kernel, cpu=by_winograd, default=by_xla)
     return by_xla(x, kernel)
@@ -51,13 +51,15 @@ def _suits_dot(x: jax.Array, kernel: jax.Array) -> bool:
     return _is_small(x) or kernel.shape[0] == 1 or few
 
 
-def _suits_winograd(stride: int, padding: int, x: jax.Array, kernel: jax.Array) -> bool:
+def _suits_winograd(
+    stride: int, padding: int, x: jax.Array, kernel: jax.Array, many: int
+) -> bool:
     """Whether there is more to gain by fewer products than to lose by the sums."""
     size, _, channels, features = kernel.shape
     return (
         (size, stride) == (3, 1)
         and padding <= 2
-        and min(channels, features) >= _MANY
+        and min(channels, features) >= many
         and x.size * features * size**2 >= _MUCH
         and x.dtype.itemsize >= 4
     )
@@ -84,14 +86,17 @@ def _backward(
     ) -> tuple[jax.Array, ...]:
         if _is_small(x):
             return jax.vjp(partial(_by_dot, stride, padding), x, kernel)[1](dy)
-        if _suits_winograd(stride, padding, x, kernel):
-            turned = kernel[::-1, ::-1].swapaxes(2, 3)
-            dx = winograd.convolve(dy, turned, 2 - padding)
-            return dx, winograd.kernel_gradient(x, dy, padding)
+        suits = partial(_suits_winograd, stride, padding, x, kernel)
         work = dy.size // dy.shape[-1] * kernel.size
         if kernel.shape[0] > 1 and work < _LITTLE:
             return by_xla(x, kernel, dy)
-        dk = _kernel_gradient(stride, padding, x, kernel, dy)
+        if suits(_MANY // 2):
+            dk = winograd.kernel_gradient(x, dy, padding)
+        else:
+            dk = _kernel_gradient(stride, padding, x, kernel, dy)
+        if suits(_MANY):
+            turned = kernel[::-1, ::-1].swapaxes(2, 3)
+            return winograd.convolve(dy, turned, 2 - padding), dk
         if 1 < stride <= kernel.shape[0]:
             return _by_phases(stride, padding, x, kernel, dy), dk
         by = _by_dot if _suits_dot(x, kernel) else _by_xla
@@ -151,34 +156,22 @@ def _kernel_gradient(
 ) -> jax.Array:
     """The gradient by `kernel` of convolve(x, kernel), where that by its value is `dy`.
 
-    A sum of products of few pictures' pixels at a time. At stride 1, x is laid side by
-    side with itself moved along rows, and dy with itself moved along columns: the
-    product of 3 by 3 such copies is the gradient of all 9 taps. Otherwise, and where x
-    has few channels, it is x's copies of all taps that are laid so.
+    A sum of products of few pictures at a time: x's copies of all taps, side by side,
+    with dy.
     """
     size, _, channels, features = kernel.shape
-    both = stride == 1 and size**2 * channels > _FEW
-    copied = size * (channels + features) if both else size**2 * channels + features
     height, width = dy.shape[1:3]
 
     def product(x: jax.Array, dy: jax.Array) -> jax.Array:
-        rows = x.shape[-3]
-        x = _copies(x, -2, padding, range(size), stride, width)
-        if both:
-            taps = reversed(range(size))
-            dy = _copies(dy, -3, size - 1 - padding, taps, 1, rows)
-        else:
-            x = _copies(x, -3, padding, range(size), stride, height)
-        return contract(x, dy)
+        x = _copies(x, -2, padding, size, stride, width)
+        return contract(_copies(x, -3, padding, size, stride, height), dy)
 
     if size == 1:
         total = product(x[None], dy[None])
     else:
-        total = sum_chunks(product, *split(x, dy, pixels=_COLUMNS // copied))
-    total = total.sum(0).astype(kernel.dtype)
-    if both:
-        total = total.reshape(size, channels, size, features).transpose(2, 0, 1, 3)
-    return total.reshape(kernel.shape)
+        pixels = _COLUMNS // (size**2 * channels + features)
+        total = sum_chunks(product, *split(x, dy, pixels=pixels))
+    return total.sum(0).astype(kernel.dtype).reshape(kernel.shape)
 
 
 def _by_phases(
@@ -210,9 +203,9 @@ def _by_phases(
 
 
 def _copies(
-    x: jax.Array, axis: int, padding: int, taps: range, stride: int, length: int
+    x: jax.Array, axis: int, padding: int, taps: int, stride: int, length: int
 ) -> jax.Array:
-    """x, padded along `axis`, from each of `taps` on, side by side in the last axis."""
+    """x, padded along `axis`, from each of its taps on, side by side in the last."""
     axis %= x.ndim
     x = lax.pad(
         x,
@@ -221,6 +214,6 @@ def _copies(
     )
     copies = [
         lax.slice_in_dim(x, tap, tap + stride * (length - 1) + 1, stride, axis)
-        for tap in taps
+        for tap in range(taps)
     ]
     return jnp.concatenate(copies, -1)

@@ -1,7 +1,9 @@
-"""3x3 convolutions of stride 1 with fewer products: Lavin and Gray 2015, F(2x2, 3x3).
+"""3x3 convolutions of stride 1 with fewer products: Lavin and Gray 2015, F(4x4, 3x3).
 
-Four pixels of the result, 2x2, and one channel take 16 products in place of 36: those
-of 4x4 sums of pixels with 4x4 sums of taps. Each of the 16 is a product of matrices.
+Sixteen pixels of the result, 4x4, and one channel take 36 products in place of 144:
+those of 6x6 sums of pixels with 6x6 sums of taps. Each of the 36 is a product of
+matrices. The sums are those of polynomials at 0, +-3/4, +-3/2 and infinity, of which
+rounding makes less than of the usual 0, +-1, +-2 and infinity.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,11 +14,13 @@ from jax import lax
 
 from resnet_jax.chunks import contract, map_chunks, split, sum_chunks
 
-_PIXELS = 2048  # of a step
-_FEW = 128  # channels
+_PIXELS = 2**14  # of a step
+_P, _Q = 3 / 4, 3 / 2
+_P2, _Q2 = _P**2, _Q**2
+_OF_0, _OF_P, _OF_Q = _P2 * _Q2, 2 * _P2 * (_P2 - _Q2), 2 * _Q2 * (_Q2 - _P2)
 
 Line = Sequence[jax.Array]
-Grid = Sequence[Line]
+Transform = Callable[[Line], Line]
 
 
 def convolve(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
@@ -25,10 +29,16 @@ def convolve(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
     weights = _both_ways(_of_taps, kernel)
 
     def of_chunk(x: jax.Array) -> jax.Array:
-        pixels = _both_ways(_of_pixels, _tiles(x, padding))
-        tiles = _both_ways(_to_pixels, _products(pixels, weights))
-        y = jnp.stack([jnp.stack(row, -2) for row in tiles], -4)
-        return _merge(y)[..., :height, :width, :]
+        sides = (((x.ndim,), (1,)), ((0,), (0,)))
+        products = [
+            lax.dot_general(pixels, taps, sides)
+            for pixels, taps in zip(_pixels(x, padding), weights, strict=True)
+        ]
+        columns = [_to_pixels(line) for line in _at_once(_to_pixels, products)]
+        y = jnp.stack([jnp.stack(column, -3) for column in columns], -2)
+        *rest, high, _, wide, _, features = y.shape
+        y = y.reshape(*rest, 4 * high, 4 * wide, features)
+        return y[..., :height, :width, :]
 
     return map_chunks(of_chunk, *split(x, pixels=_PIXELS))
 
@@ -37,79 +47,95 @@ def convolve(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
 def kernel_gradient(x: jax.Array, dy: jax.Array, padding: int) -> jax.Array:
     """The gradient by `kernel` of convolve, where that by its value is `dy`."""
 
-    def of_chunk(x: jax.Array, dy: jax.Array) -> Grid:
-        pixels = _both_ways(_of_pixels, _tiles(x, padding))
-        even = [(0, length % 2) for length in dy.shape[-3:-1]]
-        dy = jnp.pad(dy, ((0, 0), (0, 0), *even, (0, 0)))
-        phases = [[dy[..., i::2, j::2, :] for j in (0, 1)] for i in (0, 1)]
-        values = _both_ways(_from_pixels, phases)
-        return [
-            [contract(a, b) for a, b in zip(*rows, strict=True)]
-            for rows in zip(pixels, values, strict=True)
-        ]
+    def of_chunk(x: jax.Array, dy: jax.Array) -> Line:
+        whole = [(0, -length % 4) for length in dy.shape[-3:-1]]
+        dy = jnp.pad(dy, ((0, 0), (0, 0), *whole, (0, 0)))
+        values = _tiles(_from_pixels, dy, 4)
+        lines = zip(_pixels(x, padding), values, strict=True)
+        return [jax.vmap(contract)(*line) for line in lines]
 
     sums = sum_chunks(of_chunk, *split(x, dy, pixels=_PIXELS))
-    taps = _both_ways(_to_taps, sums)
-    return jnp.stack([jnp.stack(row) for row in taps]).sum(2)
+    taps = _both_ways(_to_taps, jnp.stack(sums).sum(2))
+    return jnp.stack(taps)
 
 
-def _products(pixels: Grid, weights: Grid) -> Grid:
-    """[..., C] times [C, F], place by place."""
-    if len(weights[0][0]) > _FEW:
-        return [
-            [a @ b for a, b in zip(*rows, strict=True)]
-            for rows in zip(pixels, weights, strict=True)
-        ]
-    # Little products are quicker as one of a batch.
-    a, b = (jnp.stack([v for row in grid for v in row]) for grid in (pixels, weights))
-    sides = (((a.ndim - 1,), (1,)), ((0,), (0,)))
-    products = lax.dot_general(a, b, sides)
-    return [[products[4 * i + j] for j in range(4)] for i in range(4)]
-
-
-def _tiles(x: jax.Array, padding: int) -> Grid:
-    """The 4x4 arrays [..., h, w, C] of the pixels of x [..., H, W, C] below 2x2."""
-    counts = [(length + 2 * padding - 1) // 2 for length in x.shape[-3:-1]]
+def _pixels(x: jax.Array, padding: int) -> Line:
+    """The 6x6 sums of the pixels of x [groups, B, H, W, C] below 4x4, as _tiles."""
+    counts = [(length + 2 * padding + 1) // 4 for length in x.shape[-3:-1]]
     edges = [
-        (padding, 2 * count + 2 - length - padding)
+        (padding, 4 * count + 2 - length - padding)
         for count, length in zip(counts, x.shape[-3:-1], strict=True)
     ]
-    x = jnp.pad(x, ((0, 0), (0, 0), *edges, (0, 0)))
-    ends = [2 * count - 1 for count in counts]
-    return [
-        [x[..., i : i + ends[0] : 2, j : j + ends[1] : 2, :] for j in range(4)]
-        for i in range(4)
-    ]
+    return _tiles(_of_pixels, jnp.pad(x, ((0, 0), (0, 0), *edges, (0, 0))), 6)
 
 
-def _merge(y: jax.Array) -> jax.Array:
-    """[..., 2 h's and 2 w's apart] to pictures."""
-    *rest, height, _, width, _, features = y.shape
-    return y.reshape(*rest, 2 * height, 2 * width, features)
+def _tiles(transform: Transform, x: jax.Array, size: int) -> Line:
+    """`transform` of rows, then of columns, of `size` pixels each, that are 4 apart.
+
+    Of each column, from the left, those of all rows together: 6 of [6, ..., h, w, C].
+    """
+
+    def along(axis: int, x: jax.Array) -> Line:
+        end = x.shape[axis] - size + 1
+        lines = [lax.slice_in_dim(x, i, i + end, 4, axis) for i in range(size)]
+        return _at_once(transform, lines)
+
+    rows = jnp.stack(along(x.ndim - 3, x))
+    return along(rows.ndim - 2, rows)
 
 
-def _both_ways(transform: Callable[[Line], Line], grid: Grid) -> Grid:
-    """`transform` of each column of `grid`, then of each row."""
-    columns = [transform(column) for column in zip(*grid, strict=True)]
-    return [transform(row) for row in zip(*columns, strict=True)]
+def _at_once(transform: Transform, line: Line) -> Line:
+    """`transform`, for XLA would compute it anew for each sum that it is part of."""
+    return lax.optimization_barrier(transform(line))
+
+
+def _both_ways(transform: Transform, grid: jax.Array) -> Line:
+    """`transform` along the first axis of `grid`, then along the second, as _tiles."""
+    return transform(jnp.stack(transform(grid)).swapaxes(0, 1))
 
 
 def _of_pixels(d: Line) -> Line:
-    return [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]]
+    even_p, odd_p = d[4] - _Q2 * d[2], _P * (d[3] - _Q2 * d[1])
+    even_q, odd_q = d[4] - _P2 * d[2], _Q * (d[3] - _P2 * d[1])
+    first = _P2 * _Q2 * d[0] - (_P2 + _Q2) * d[2] + d[4]
+    last = _P2 * _Q2 * d[1] - (_P2 + _Q2) * d[3] + d[5]
+    return [first, even_p + odd_p, even_p - odd_p, even_q + odd_q, even_q - odd_q, last]
 
 
 def _of_taps(g: Line) -> Line:
-    return [g[0], (g[0] + g[1] + g[2]) / 2, (g[0] - g[1] + g[2]) / 2, g[2]]
+    even_p, odd_p = (g[0] + _P2 * g[2]) / _OF_P, _P / _OF_P * g[1]
+    even_q, odd_q = (g[0] + _Q2 * g[2]) / _OF_Q, _Q / _OF_Q * g[1]
+    return [
+        g[0] / _OF_0,
+        even_p + odd_p,
+        even_p - odd_p,
+        even_q + odd_q,
+        even_q - odd_q,
+        g[2],
+    ]
 
 
 def _to_pixels(m: Line) -> Line:
-    return [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]
+    even_p, odd_p, even_q, odd_q = m[1] + m[2], m[1] - m[2], m[3] + m[4], m[3] - m[4]
+    return [
+        m[0] + even_p + even_q,
+        _P * odd_p + _Q * odd_q,
+        _P2 * even_p + _Q2 * even_q,
+        _P * _P2 * odd_p + _Q * _Q2 * odd_q + m[5],
+    ]
 
 
 def _from_pixels(y: Line) -> Line:  # _to_pixels, transposed
-    return [y[0], y[0] + y[1], y[0] - y[1], -y[1]]
+    even_p, odd_p = y[0] + _P2 * y[2], _P * (y[1] + _P2 * y[3])
+    even_q, odd_q = y[0] + _Q2 * y[2], _Q * (y[1] + _Q2 * y[3])
+    return [y[0], even_p + odd_p, even_p - odd_p, even_q + odd_q, even_q - odd_q, y[3]]
 
 
 def _to_taps(u: Line) -> Line:  # _of_taps, transposed
-    half = (u[1] + u[2]) / 2
-    return [u[0] + half, (u[1] - u[2]) / 2, half + u[3]]
+    even_p, odd_p = (u[1] + u[2]) / _OF_P, (u[1] - u[2]) / _OF_P
+    even_q, odd_q = (u[3] + u[4]) / _OF_Q, (u[3] - u[4]) / _OF_Q
+    return [
+        u[0] / _OF_0 + even_p + even_q,
+        _P * odd_p + _Q * odd_q,
+        _P2 * even_p + _Q2 * even_q + u[5],
+    ]

@@ -18,6 +18,9 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
 ) or tempfile.mkdtemp("-resnet_jax-tests")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+# Compiling takes two thirds of the time. The arithmetic is tested as users have it, see
+# _optimized; so is all with JAX_DISABLE_MOST_OPTIMIZATIONS=0.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import numpy as np
@@ -64,6 +67,22 @@ def _isolated(tmp_path, monkeypatch):
     """No test reads or writes the user's cache or data."""
     monkeypatch.setenv("RESNET_JAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+
+
+ARITHMETIC = {"test_convolution", "test_layers", "test_pooling"}
+
+
+@pytest.fixture(autouse=True)
+def _optimized(request, monkeypatch):
+    """XLA does all that it can to layers, and to what is compared with PyTorch."""
+    if "parity" not in request.path.parts and request.path.stem not in ARITHMETIC:
+        yield
+        return
+    before = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture
