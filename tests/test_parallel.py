@@ -115,7 +115,8 @@ def gradient(model, variables, rows, key, mesh=None):
 
 
 key = jax.random.key(7)
-model = model.clone(dropout=.5)
+model = ResNet(BasicBlock, (1,), num_classes=3, widths=(4,), stem="cifar",
+               dtype=np.float64, dropout=.5)
 variables = training.init_variables(model, (8, 8, 3), key=keys.init)
 rows = rng.normal(size=(16, 8, 8, 3)), np.eye(3)[labels[:16]]
 parts = [
