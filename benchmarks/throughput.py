@@ -13,8 +13,8 @@ the fused optimizer.
 Both take uint8 pictures that lie on the device, normalise them, and compute on as many
 threads; bfloat16 is torch.autocast there. The first step is counted from the start of
 the process, imports included: cold with an empty cache of compiled programs, warm with
-a filled one. The peak of memory is that of the cold process with its imports and
-compilers, on a GPU that of its arrays.
+a filled one. The peak of memory is that of the process with its imports, cold with its
+compilers too; on a GPU that of its arrays.
 
 --epoch measures whole epochs of CIFAR-10, with each side's own data loading and the
 recipe's augmentation; --scaling how a training step of ours grows with the batch, and
@@ -98,6 +98,8 @@ class Throughput:
                 raise ConfigError(f"{name} {value} is too small: at least 1")
         if not self.batch_sizes or min(self.batch_sizes) < 1:
             raise ConfigError(f"batch_sizes {self.batch_sizes} are not all at least 1")
+        if self.plot is not None and self.scaling is None:
+            raise ConfigError(f"plot {self.plot} is of --scaling MODEL: name one")
         if not self.seconds > 0:
             raise ConfigError(f"seconds {self.seconds} is too small: above 0")
 
@@ -346,7 +348,7 @@ def table(rows: Sequence[Row]) -> str:
     header = (
         *("model", "what", "batch", "dtype", "pictures/s ours / PyTorch"),
         *("PyTorch's best", "ratio (of rounds)", "GFLOP/s", "of the matmul peak"),
-        *("peak memory, MB", "first step cold, s", "warm, s"),
+        *("peak memory cold, MB", "warm, MB", "first step cold, s", "warm, s"),
     )
     lines, notes = [header, ("---",) * len(header)], []
     for row in rows:
@@ -359,6 +361,7 @@ def table(rows: Sequence[Row]) -> str:
             ratio.format_map(row["ratio"]) if "ratio" in row else "not measured",
             *(both(pair, "gflops", ",.1f"), both(pair, "share", ".0%")),
             both(pair, "bytes", ",.0f", scale=1e-6),
+            both(pair, "warm_bytes", ",.0f", scale=1e-6),
             *(both(pair, "cold", ".1f"), both(pair, "warm", ".1f")),
         )
         lines.append(cells)

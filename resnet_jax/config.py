@@ -40,7 +40,7 @@ class Config:
     """Leave out, and count, pictures of a folder that cannot be read."""
     stream: bool = False
     """Read images while training, not before, as is done where they do not fit in
-    memory; of folder and cifar10 (needs the stream extra)."""
+    memory; of folder and CIFAR (needs the stream extra)."""
     workers: int = 4
     """Processes that read images with stream."""
     max_train_samples: int | None = None

@@ -46,9 +46,15 @@ SHAPES = [  # batch, height, width, channels, features, kernel, stride, padding
 ]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+def with_types(shapes, **tolerances):
+    """Each shape in float64; for rounding, the first and last in the other types."""
+    yield from ((shape, "float64", 1e-13) for shape in shapes)
+    for dtype, rtol in tolerances.items():
+        yield from ((shape, dtype, rtol) for shape in (shapes[0], shapes[-1]))
+
+
 @pytest.mark.parametrize(
-    "dtype, rtol", [("float32", 3e-6), ("float64", 1e-13), ("bfloat16", 2e-2)]
+    ("shape", "dtype", "rtol"), with_types(SHAPES, float32=3e-6, bfloat16=2e-2)
 )
 def test_the_convolution_and_its_gradients_are_xla_s(shape, dtype, rtol, monkeypatch):
     monkeypatch.setattr(convolution, "_LITTLE", 0)
@@ -65,8 +71,9 @@ WINOGRAD_SHAPES = [  # as above, 3x3 and stride 1
 ]
 
 
-@pytest.mark.parametrize("shape", WINOGRAD_SHAPES)
-@pytest.mark.parametrize("dtype, rtol", [("float32", 5e-6), ("float64", 1e-13)])
+@pytest.mark.parametrize(
+    ("shape", "dtype", "rtol"), with_types(WINOGRAD_SHAPES, float32=5e-6)
+)
 def test_so_are_those_of_fewer_products(shape, dtype, rtol, winograd_always):
     check(shape, dtype, rtol)
     assert len(winograd_always) == 3  # the value, and both gradients

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,14 +30,15 @@ def test_a_cliff_is_a_cost_over_one_and_a_half_times_the_one_before():
 
 def test_what_was_not_measured_says_so():
     failed = {"error": "InductorError: no C++ compiler"}
-    ours = {"rate": 100.0, "matmul": [5.0, 7.0], "bytes": 3e6, "cold": 2.0, "warm": 1.0}
+    ours = {"rate": 100.0, "matmul": [5.0, 7.0], "cold": 2.0, "warm": 1.0}
+    ours |= {"bytes": 3e6, "warm_bytes": 2e6}
     row = {
         **{"model": "resnet20", "kind": "train", "batch_size": 4, "dtype": "float32"},
         **{"gpu": False, "best": None, "programs": {OURS: ours, "compile": failed}},
     }
     text = throughput.table([row])
     assert "| 100 / not measured | not measured | not measured |" in text
-    assert "| 3 / not measured | 2.0 / not measured |" in text
+    assert "| 3 / not measured | 2 / not measured | 2.0 / not measured |" in text
     assert "resnet20 train: compile not measured: InductorError: no C++" in text
     assert "the product of 2048x2048 reached 7 / not measured GFLOP/s" in text
 
@@ -54,7 +56,8 @@ def test_defaults_follow_the_device_and_epochs_the_recipe():
 
 
 @pytest.mark.parametrize(
-    "options", [{"rounds": 0}, {"seconds": 0.0}, {"batch_sizes": (0, 1)}]
+    "options",
+    [{"rounds": 0}, {"seconds": 0.0}, {"batch_sizes": (0, 1)}, {"plot": Path("a.png")}],
 )
 def test_numbers_that_cannot_be_are_refused(options):
     with pytest.raises(ConfigError, match=next(iter(options))):
