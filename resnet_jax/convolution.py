@@ -36,8 +36,9 @@ def _convolve(stride: int, padding: int, x: jax.Array, kernel: jax.Array) -> jax
         by_dot = partial(_by_dot, stride, padding)
         return lax.platform_dependent(x, kernel, cpu=by_dot, default=by_xla)
     if _suits_winograd(stride, padding, x, kernel, _MANY):
-        by_winograd = partial(winograd.convolve, padding=padding)
-        return lax.platform_dependent(x, kernel, cpu=by_winograd, default=by_xla)
+        return lax.platform_dependent(
+            x, kernel, cpu=lambda x, k: winograd.convolve(x, k, padding), default=by_xla
+        )
     return by_xla(x, kernel)
 
 
@@ -54,10 +55,15 @@ def _suits_dot(x: jax.Array, kernel: jax.Array) -> bool:
 def _suits_winograd(
     stride: int, padding: int, x: jax.Array, kernel: jax.Array, many: int
 ) -> bool:
-    """Whether there is more to gain by fewer products than to lose by the sums."""
+    """Whether there is more to gain by fewer products than to lose by the sums.
+
+    They round thrice as much as plain products, which who asks JAX for the highest
+    precision does not want.
+    """
     size, _, channels, features = kernel.shape
     return (
-        (size, stride) == (3, 1)
+        jax.config.jax_default_matmul_precision not in ("highest", "float32")
+        and (size, stride) == (3, 1)
         and padding <= 2
         and min(channels, features) >= many
         and x.size * features * size**2 >= _MUCH

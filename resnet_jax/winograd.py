@@ -7,6 +7,7 @@ rounding makes less than of the usual 0, +-1, +-2 and infinity.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,8 @@ Line = Sequence[jax.Array]
 Transform = Callable[[Line], Line]
 
 
+# Traced once for each shape: networks repeat them.
+@partial(jax.jit, static_argnums=2)
 def convolve(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
     """The convolution of x [B, H, W, C] with kernel [3, 3, C, F]."""
     height, width = (length + 2 * padding - 2 for length in x.shape[1:3])
@@ -43,6 +46,7 @@ def convolve(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
     return map_chunks(of_chunk, *split(x, pixels=_PIXELS))
 
 
+@partial(jax.jit, static_argnums=2)
 @jax.named_scope("kernel_gradient")  # in profiles
 def kernel_gradient(x: jax.Array, dy: jax.Array, padding: int) -> jax.Array:
     """The gradient by `kernel` of convolve, where that by its value is `dy`."""

@@ -17,7 +17,8 @@ pytest.importorskip("torchvision", reason="parity needs torch and torchvision")
 import torch
 import twins
 
-SIZES = (8, 8, 8, 6) + (8,) * 16  # a partial batch among them
+SIZES = (8,) * 20
+PARTIAL = (8, 8, 8, 6) + (8,) * 16  # a form more, which is compiled for as long
 # The last maps are 2x2 or larger: with 1x1, eight values a channel are so few that the
 # steps themselves amplify a last bit a millionfold.
 SIDES = {"hresnet": 32, "resnet20": 16, "imagenet": 64, "cifar": 16}
@@ -167,16 +168,18 @@ def check_float64(name, stem, optimizer, sizes, tolerance=1e-8, **options):
 
 
 def all_pairs(*, slow):
-    """SMALL with OPTIMIZERS; the four of the two blocks leave those in `slow` out."""
+    """SMALL with OPTIMIZERS; all networks but resnet20 leave those in `slow` out."""
     for name, stem in SMALL:
         for optimizer in OPTIMIZERS:
-            marks = [pytest.mark.slow] if stem and optimizer in slow else []
+            dear = name != "resnet20" and optimizer in slow
+            marks = [pytest.mark.slow] if dear else []
             yield pytest.param(name, stem, optimizer, marks=marks)
 
 
 @pytest.mark.parametrize(("name", "stem", "optimizer"), all_pairs(slow=["nesterov"]))
 def test_twenty_steps_in_float64(name, stem, optimizer):
-    check_float64(name, stem, optimizer, SIZES)
+    sizes = PARTIAL if optimizer == "adam" and name != "hresnet" else SIZES
+    check_float64(name, stem, optimizer, sizes)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +189,8 @@ def test_twenty_losses_in_float32(name, stem, optimizer):
     """Within 1e-4; or, where PyTorch's own float32 strays from its float64 by more,
     within thrice that: Adam makes a full step of a gradient that is rounding alone.
     Now and then rounding flips a ReLU, in either program, and the losses part: in one
-    of four draws of pictures none does."""
+    of four draws of pictures none does. Convolutions with fewer products, which JAX's
+    highest precision leaves out, round by more."""
     twin, make = twins.make_pair(name, stem)
     model, side = make(jnp.float32), SIDES[stem or name]
     variables = twins.variables_of(twin, model, side)
@@ -198,7 +202,8 @@ def test_twenty_losses_in_float32(name, stem, optimizer):
 
     parted = {}
     for draw in range(4):
-        ours = losses(train_ours, variables, model, draw=draw)
+        with jax.default_matmul_precision("highest"):
+            ours = losses(train_ours, variables, model, draw=draw)
         theirs = losses(train_torch, copy.deepcopy(twin), draw=draw)
         exact = losses(train_torch, twins.double(twin), dtype=np.float64, draw=draw)
         own = np.abs(theirs / exact - 1).max()
