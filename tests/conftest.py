@@ -70,13 +70,12 @@ def _isolated(tmp_path, monkeypatch):
 
 
 ARITHMETIC = {"test_convolution", "test_layers", "test_pooling"}
-ARITHMETIC |= {"test_inference", "test_training", "test_optim"}  # beside PyTorch too
 
 
 @pytest.fixture(autouse=True)
 def _optimized(request, monkeypatch):
     """XLA does all that it can to layers, and to what is compared with PyTorch."""
-    if request.path.stem not in ARITHMETIC:
+    if "parity" not in request.path.parts and request.path.stem not in ARITHMETIC:
         yield
         return
     before = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"

@@ -47,10 +47,9 @@ SHAPES = [  # batch, height, width, channels, features, kernel, stride, padding
 
 
 def with_types(shapes, **tolerances):
-    """Each shape in float64; for rounding, the first and last in the other types."""
-    yield from ((shape, "float64", 1e-13) for shape in shapes)
-    for dtype, rtol in tolerances.items():
-        yield from ((shape, dtype, rtol) for shape in (shapes[0], shapes[-1]))
+    """Each shape in each type, with the tolerance of the type."""
+    for dtype, rtol in {"float64": 1e-13, **tolerances}.items():
+        yield from ((shape, dtype, rtol) for shape in shapes)
 
 
 @pytest.mark.parametrize(
