@@ -36,7 +36,14 @@ def map_chunks(
     function: Callable[[jax.Array], jax.Array], parts: jax.Array
 ) -> jax.Array:
     """`function` of each step of `parts`, together again as [B, ...]."""
-    values = lax.map(function, parts)
+
+    def put(step: jax.Array, values: jax.Array) -> jax.Array:
+        of_step = function(lax.dynamic_index_in_dim(parts, step, keepdims=False))
+        return lax.dynamic_update_index_in_dim(values, of_step, step, 0)
+
+    shape = jax.eval_shape(function, parts[0])
+    values = jnp.full((len(parts), *shape.shape), late_zero(parts, shape.dtype))
+    values = lax.fori_loop(0, len(parts), put, values)
     return jnp.moveaxis(values, 0, 1).reshape(-1, *values.shape[3:])
 
 
@@ -50,9 +57,20 @@ def sum_chunks(function: Callable[..., Any], *parts: jax.Array) -> Any:
         return jax.tree.map(jnp.add, total, function(*of_step))
 
     shapes = jax.eval_shape(function, *(part[0] for part in parts))
-    # Nothing, which inside shard_map differs from device to device as the parts do.
-    nothing = sum(part.reshape(-1)[:0].sum() for part in parts)
     zeros = jax.tree.map(
-        lambda a: jnp.full(a.shape, nothing.astype(a.dtype), a.dtype), shapes
+        lambda a: jnp.full(a.shape, sum(late_zero(part, a.dtype) for part in parts)),
+        shapes,
     )
     return lax.fori_loop(0, len(parts[0]), add, zeros)
+
+
+def late_zero(x: jax.Array, dtype: Any) -> jax.Array:
+    """0, which XLA for CPUs does not know before it has `x`.
+
+    What depends on it is not made, with that of all other layers, when a step begins,
+    and kept for it. Inside shard_map it differs from device to device as `x` does.
+    """
+    # Of several devices one alone has the first number.
+    first = x.reshape(-1)[: 1 if jax.device_count() == 1 else 0]
+    ones = lax.population_count(lax.bitcast_convert_type(first, jnp.uint8))
+    return (ones >> 4).sum(dtype=jnp.uint8).astype(dtype)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from resnet_jax.chunks import contract, map_chunks, split, sum_chunks
+from resnet_jax.chunks import contract, late_zero, map_chunks, split, sum_chunks
 
 _PIXELS = 2**14  # of a step
 _P, _Q = 3 / 4, 3 / 2
@@ -29,7 +29,7 @@ Transform = Callable[[Line], Line]
 def convolve(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
     """The convolution of x [B, H, W, C] with kernel [3, 3, C, F]."""
     height, width = (length + 2 * padding - 2 for length in x.shape[1:3])
-    weights = _both_ways(_of_taps, kernel)
+    weights = _both_ways(_of_taps, kernel + late_zero(x, kernel.dtype))
 
     def of_chunk(x: jax.Array) -> jax.Array:
         sides = (((x.ndim,), (1,)), ((0,), (0,)))
