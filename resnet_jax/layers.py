@@ -196,33 +196,37 @@ def _normalize(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
     mean = x.mean(range(x.ndim - 1))
-    centred = x - _expand(mean, x)
+    centred = _kept(x - _expand(mean, x))
     var = jnp.square(centred).mean(range(x.ndim - 1))
     inverse = lax.rsqrt(var + epsilon)
     gain = scale.astype(x.dtype) * inverse
     y = centred * _expand(gain, x) + _expand(bias.astype(x.dtype), x)
-    return (y, mean, var), (x, mean, inverse, scale, bias)
+    return (y, mean, var), (centred, inverse, scale, bias)
 
 
 def _normalize_backward(
     saved: tuple[jax.Array, ...], cotangents: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, jax.Array, jax.Array, None]:
-    x, mean, inverse, scale, bias = saved
-    dy, axes = cotangents[0], range(x.ndim - 1)
-    count = x.size // x.shape[-1]
-    centred = x - _expand(mean, x)
+    centred, inverse, scale, bias = saved
+    dy, axes = cotangents[0], range(centred.ndim - 1)
+    count = centred.size // centred.shape[-1]
     d_bias = dy.sum(axes)
     d_scale = (dy * centred).sum(axes) * inverse
-    gain = scale.astype(x.dtype) * inverse
-    dx = _expand(gain, x) * (
+    gain = scale.astype(dy.dtype) * inverse
+    dx = _expand(gain, dy) * (
         dy
-        - _expand(d_bias / count, x)
-        - centred * _expand(d_scale * inverse / count, x)
+        - _expand(d_bias / count, dy)
+        - centred * _expand(d_scale * inverse / count, dy)
     )
     return dx, d_scale.astype(scale.dtype), d_bias.astype(bias.dtype), None
 
 
 normalize.defvjp(_normalize, _normalize_backward)
+
+
+def _kept(x: jax.Array) -> jax.Array:
+    """x, which XLA for CPUs would compute anew for each that reads it."""
+    return lax.platform_dependent(x, cpu=lax.optimization_barrier, default=lambda x: x)
 
 
 def _expand(value: jax.Array, x: jax.Array) -> jax.Array:

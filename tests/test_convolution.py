@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from processes import compute
 
-from resnet_jax import convolution, winograd
+from resnet_jax import chunks, convolution, winograd
 
 
 @pytest.fixture
@@ -123,11 +123,37 @@ def test_nor_does_it_round_more_where_jax_is_to_be_exact(precision, winograd_alw
     assert winograd_always == []
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_a_late_zero_is_zero_whatever_it_waits_for(dtype):
+    with jax.enable_x64(True):
+        for first in (0.0, -0.0, -1.0, jnp.inf, -jnp.nan, jnp.finfo(dtype).max):
+            x = jnp.full((2, 3), first, dtype)
+            zero = jax.jit(chunks.late_zero, static_argnums=1)(x, jnp.float32)
+            assert zero == 0 and zero.dtype == jnp.float32
+
+
+def test_kernels_do_not_wait_transformed_for_their_turn(winograd_always):
+    x, kernel = jnp.zeros((2, 8, 8, 64)), jnp.zeros((3, 3, 64, 64))
+
+    def temporaries(count: int) -> int:
+        def total(kernels, x):
+            for kernel in kernels:
+                x = convolution.convolve(x, kernel, stride=1, padding=1)
+            return x.sum()
+
+        step = jax.jit(jax.grad(total)).lower([kernel] * count, x).compile()
+        return step.memory_analysis().temp_size_in_bytes
+
+    transformed = 36 / 9 * kernel.nbytes
+    # Each has three: for the value, for the gradient by x, and the sum for its own.
+    assert temporaries(6) - temporaries(2) < 2 * transformed
+
+
 # Four devices, each with its part of the batch: by jit, and by hand in shard_map.
 SCRIPT = """
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from resnet_jax import convolution, winograd
+from resnet_jax import chunks, convolution, winograd
 from resnet_jax.parallel import AXIS, make_mesh
 
 convolution._LITTLE = convolution._MUCH = 0
