@@ -122,7 +122,7 @@ class Saver:
         for _ in range(2 if last else 1):
             failure = log.flush()  # no checkpoint without the lines before it
             if failure is None and not is_saved:
-                self._store.save(
+                failure = self._store.save(
                     step,
                     state,
                     {
@@ -132,7 +132,8 @@ class Saver:
                         "metrics": log.records,
                     },
                 )
-                failure = self._store.wait() if last else None
+                if last and failure is None:
+                    failure = self._store.wait()
             if failure is None:
                 return
         if last:

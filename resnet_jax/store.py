@@ -94,8 +94,10 @@ class Store:
             if then.get(name, now) != now
         )
 
-    def save(self, step: int, state: Any, manifest: Manifest) -> None:
+    def save(self, step: int, state: Any, manifest: Manifest) -> str | None:
         """Begins to save `state`, which may be written over on return.
+
+        Returns: the reason where that failed already.
 
         Raises:
           ConfigError: the run directory has vanished.
@@ -118,7 +120,8 @@ class Store:
         try:
             self._manager.save(step, args=items, force=True)
         except Exception as error:  # orbax raises of every kind
-            self._give_up(error)
+            return self._give_up(error)
+        return None
 
     def wait(self) -> str | None:
         """Waits for the save in progress; the reason where it failed."""

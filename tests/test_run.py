@@ -6,6 +6,7 @@ import signal
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from safetensors.numpy import save_file
 
@@ -653,3 +654,20 @@ def test_calls_of_many_steps_stop_and_go_on_to_the_bit(cfg, monkeypatch, tmp_pat
     train.main(cfg)
     assert len(seen) == 9
     assert_same_end(cfg, alone)
+
+
+def test_a_last_save_that_is_refused_is_an_error(cfg, monkeypatch):
+    save = ocp.CheckpointManager.save
+
+    def full(self, step, *args, **options):
+        if step == 15:
+            raise OSError("no room")
+        return save(self, step, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, "save", full)
+        message = r"checkpoint of step 15 could not be saved \(no room\)"
+        with pytest.raises(CheckpointError, match=message):
+            train.main(cfg)
+    train.main(cfg)
+    assert sorted(map(int, os.listdir(f"{cfg.workdir}/checkpoints"))) == [5, 10, 15]
