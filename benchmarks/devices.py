@@ -6,15 +6,20 @@ Each layout is train.py in processes of its own, from one seed. Prints how far l
 parameters and BatchNorm statistics part from the first layout's, the largest difference
 over the largest value of the same kind, and how many test pictures evaluate.py counts
 on as many devices. Ends with 1 if one parts by more than --tolerance.
+
+--control adds a run of the first layout whose convolutions round otherwise: so far do
+runs of 32 bits part that differ in nothing else.
 """
 
 import json
 import math
+import os
 import re
 import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +30,7 @@ import tyro
 from resnet_jax.errors import ConfigError, command_line
 
 ROOT = Path(__file__).parents[1]
+EXACT = {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,8 @@ class Devices:
     """Devices, or processes x devices of each; the first is compared with."""
     tolerance: float = 1e-5
     """The largest difference over the largest value that may be."""
+    control: bool = False
+    """Run JAX_DEFAULT_MATMUL_PRECISION=highest as well, which fails nothing."""
 
     def __post_init__(self) -> None:
         for layout in self.layouts:
@@ -63,14 +71,20 @@ def main(cfg: Devices) -> None:
     outcomes: list[Outcome] = []
     apart = []
     with tempfile.TemporaryDirectory() as folder:
-        for layout in cfg.layouts:
-            run_dir = Path(folder, layout)
-            train(cfg, layout, run_dir)
+        runs = [(layout, layout, {}) for layout in cfg.layouts]
+        if cfg.control:
+            alike = cfg.layouts[0]
+            runs.append((f"{alike}, rounded otherwise", alike, EXACT))
+        for name, layout, environ in runs:
+            run_dir = Path(folder, name)
+            train(cfg, layout, run_dir, environ)
             outcomes.append(Outcome(read(run_dir), count(layout, run_dir)))
             first, last = outcomes[0], outcomes[-1]
             parts = {k: part(last.values[k], first.values[k]) for k in first.values}
             shown = " | ".join(f"{value:.1e}" for value in parts.values())
-            print(f"| {layout} | {shown} | {last.count:,} |", flush=True)
+            print(f"| {name} | {shown} | {last.count:,} |", flush=True)
+            if environ:
+                continue
             # Not >, which is false of NaN.
             apart += [
                 f"{layout}: {kind} by {value:.1e}"
@@ -89,7 +103,7 @@ def sizes(layout: str) -> tuple[int, int]:
     return processes, devices
 
 
-def train(cfg: Devices, layout: str, run_dir: Path) -> None:
+def train(cfg: Devices, layout: str, run_dir: Path, environ: Mapping[str, str]) -> None:
     """Leaves the run of cfg.steps on `layout` in `run_dir`."""
     processes, devices = sizes(layout)
     command = [sys.executable, "train.py", cfg.model, "--workdir", str(run_dir)]
@@ -105,6 +119,7 @@ def train(cfg: Devices, layout: str, run_dir: Path) -> None:
         ["--process-id", str(i)] if processes > 1 else [] for i in range(processes)
     ]
     log: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    log["env"] = {**os.environ, **environ}
     started = [
         subprocess.Popen(command + o, cwd=ROOT, text=True, **log) for o in options
     ]

@@ -1,5 +1,7 @@
 """The comparison of layouts says what is apart, and fails then."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -22,9 +24,15 @@ def faked(monkeypatch):
     def read(run_dir):
         return {"loss": [np.array([found[run_dir.name][0]])]}
 
-    monkeypatch.setattr(devices, "train", lambda cfg, layout, run_dir: None)
+    def train(cfg, layout, run_dir, environ):
+        highest = {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+        assert environ == (highest if "otherwise" in run_dir.name else {})
+
+    monkeypatch.setattr(devices, "train", train)
     monkeypatch.setattr(devices, "read", read)
-    monkeypatch.setattr(devices, "count", lambda layout, run_dir: found[layout][1])
+    monkeypatch.setattr(
+        devices, "count", lambda layout, run_dir: found[run_dir.name][1]
+    )
     return found
 
 
@@ -55,6 +63,14 @@ def test_layouts_that_part_fail(faked, last, message):
         devices.main(CFG)
     assert str(raised.value).startswith("benchmarks.devices: ")
     assert message in str(raised.value)
+
+
+def test_a_control_that_parts_fails_nothing(faked, capsys):
+    faked |= {name: (2.0, 1003) for name in CFG.layouts}
+    faked["1, rounded otherwise"] = (2.1, 1003)
+    devices.main(replace(CFG, control=True))
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "| 1, rounded otherwise | 5.0e-02 | 1,003 |"
 
 
 def test_layouts_are_numbers():
