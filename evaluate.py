@@ -73,6 +73,11 @@ def main(options: EvaluateConfig) -> None:
     print(metrics.class_table(sums, test.class_names))
     print(f"one batch: {metrics.summary_line(one_batch)}")
     figures = metrics.report(sums, test.class_names)
+    if options.tta:
+        make = partial(evaluation.make_evaluate, views=evaluation.flips_and_shifts)
+        augmented = make(scored.model, prepare, feed, batch_size)(state, test)
+        print(f"test-time augmentation: {metrics.summary_line(augmented)}")
+        figures["tta"] = metrics.report(augmented, test.class_names)
     if options.output is not None:
         one = metrics.report(one_batch, test.class_names)
         found = {"scored": scored.title, "step": int(state.step), **figures}

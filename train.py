@@ -17,7 +17,16 @@ from resnet_jax.config import Config
 
 
 def main(cfg: Config) -> None:
-    from resnet_jax import augment, data, features, freezing, models, optim, training
+    from resnet_jax import (
+        augment,
+        data,
+        features,
+        freezing,
+        models,
+        optim,
+        training,
+        whitening,
+    )
     from resnet_jax.compiling import compile_step
     from resnet_jax.diagnostics import make_layer_statistics
     from resnet_jax.evaluation import make_evaluate
@@ -34,7 +43,6 @@ def main(cfg: Config) -> None:
         cfg.model, num_classes=shape.num_classes, **cfg.architecture
     )
     prepare = partial(augment.make_augment, num_classes=shape.num_classes)
-    prepare_train = prepare(**cfg.preprocessing, **cfg.augmentation)
     prepare_test = prepare(**cfg.preprocessing)
     if cfg.summary:
         print(summarize(model, shape.image_shape))
@@ -50,6 +58,8 @@ def main(cfg: Config) -> None:
         train, held_out = data.hold_out(train, cfg.validation_split, seed=cfg.seed)
         sizes = data.batch_sizes(len(train), cfg.batch_size, drop_last=cfg.drop_last)
         total_steps = min(cfg.epochs * len(sizes), cfg.max_steps or sys.maxsize)
+        options = {**cfg.preprocessing, **cfg.augmentation}
+        prepare_train = prepare(steps_per_epoch=len(sizes), **options)
 
         # Randomness: one seed, one key per purpose.
         keys = training.make_keys(cfg.seed)
@@ -57,15 +67,23 @@ def main(cfg: Config) -> None:
         # Optimizer: what learns, and how fast.
         trainable = freezing.make_trainable(cfg.freeze, model, shape.image_shape)
         lr_scale = freezing.make_lr_scale(cfg.backbone_lr_scale, model)
-        schedule = optim.make_schedule(total_steps=total_steps, **cfg.scheduling)
+        warmup = round(cfg.warmup_epochs * len(sizes))
+        steps = {"total_steps": total_steps, "warmup_steps": warmup}
+        schedule = optim.make_schedule(**steps, **cfg.scheduling)
         rates = {"schedule": schedule, "lr_scale": lr_scale}
         tx = optim.make_optimizer(trainable=trainable, **rates, **cfg.optimization)
 
         # State: arrays alone; from the seed, from PyTorch, or from where a run stopped.
-        state = training.init_state(model, tx, shape.image_shape, key=keys.init)
+        options = {"key": keys.init, "has_ema": cfg.ema_decay > 0}
+        state = training.init_state(model, tx, shape.image_shape, **options)
         state = run.restore(state)
-        if cfg.pretrained is not None and not run.resumed:
-            state = state.replace(**adopt(state.variables, model, **cfg.adoption))
+        if not run.resumed:
+            variables = state.variables
+            if cfg.pretrained is not None:
+                variables = adopt(variables, model, **cfg.adoption)
+            if cfg.whiten:
+                variables = whitening.fit(variables, prepare_test, train)
+            state = state.with_variables(variables)
         if run.is_finished(len(sizes), total_steps):
             return
         if cfg.cache_features:
@@ -90,6 +108,7 @@ def main(cfg: Config) -> None:
 
         # Pure functions, compiled once; a step writes over the state it was given.
         scopes = {"accumulate": cfg.accumulate, "local_bn": run.local_bn}
+        scopes["ema_decay"] = cfg.ema_decay
         train_step, compile_seconds = compile_step(
             training.make_train_step(*arithmetic, **frozen, **scopes),
             state,

@@ -1,6 +1,7 @@
 """PyTorch twins of the networks that torchvision does not have."""
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 
 import torch
 import torchvision
@@ -88,6 +89,76 @@ class CifarResNet(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class PreActBlock(nn.Module):
+    """He et al. 2016's: BatchNorm and ReLU come before each convolution."""
+
+    def __init__(self, channels: int, features: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv1 = nn.Conv2d(channels, features, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(features)
+        self.conv2 = nn.Conv2d(features, features, 3, 1, 1, bias=False)
+        if stride != 1 or channels != features:
+            self.downsample = nn.Conv2d(channels, features, 1, stride, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.relu(self.bn1(x))
+        shortcut = self.downsample(y) if hasattr(self, "downsample") else x
+        return shortcut + self.conv2(F.relu(self.bn2(self.conv1(y))))
+
+
+class PreActResNet(nn.Module):
+    """Stages of PreActBlocks, then BatchNorm, ReLU and the mean of the picture."""
+
+    def __init__(
+        self, sizes: Sequence[int], widths: Sequence[int], stem: int, num_classes: int
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, stem, 3, padding=1, bias=False)
+        channels, self.num_stages = stem, len(sizes)
+        for stage, (size, width) in enumerate(zip(sizes, widths, strict=True), start=1):
+            blocks = []
+            for index in range(size):
+                stride = 2 if stage > 1 and index == 0 else 1
+                blocks.append(PreActBlock(channels, width, stride))
+                channels = width
+            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
+        self.bn = nn.BatchNorm2d(channels)
+        self.fc = nn.Linear(channels, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv1(x)
+        for stage in range(1, self.num_stages + 1):
+            x = getattr(self, f"layer{stage}")(x)
+        return self.fc(F.relu(self.bn(x)).mean((2, 3)))
+
+
+class ResNet9(nn.Module):
+    """DAWNBench's: a convolution before each pool, and two residual blocks."""
+
+    def __init__(self, width: int = 64, num_classes: int = 10) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        for stage, (before, after) in enumerate(((1, 2), (2, 4), (4, 8)), start=1):
+            before, after = before * width, after * width
+            layers = {
+                "conv": nn.Conv2d(before, after, 3, padding=1, bias=False),
+                "pool": nn.MaxPool2d(2, 2),
+                "bn": nn.BatchNorm2d(after),
+                "relu": nn.ReLU(),
+            }
+            if stage != 2:
+                layers["block"] = CifarBlock(after, after, 1)
+            setattr(self, f"layer{stage}", nn.Sequential(OrderedDict(layers)))
+        self.fc = nn.Linear(8 * width, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return 0.125 * self.fc(x.amax((2, 3)))
+
+
 def with_cifar_stem(model: nn.Module) -> nn.Module:
     """A torchvision ResNet with a 3x3 stem and no max-pool, in place."""
     width = model.conv1.out_channels
@@ -99,9 +170,17 @@ def with_cifar_stem(model: nn.Module) -> nn.Module:
 
 def create_twin(name: str, stem: str | None = None, num_classes: int = 10) -> nn.Module:
     """The PyTorch network that resnet_jax.create_model(name, stem=stem) is."""
-    depth = int(name.removeprefix("resnet")) if name != "hresnet" else 0
-    if not depth:
-        return HResNet(num_classes)
+    others: dict[str, Callable[[], nn.Module]] = {
+        "hresnet": lambda: HResNet(num_classes),
+        "resnet9": lambda: ResNet9(num_classes=num_classes),
+        "preact_resnet18": lambda: PreActResNet(
+            (2, 2, 2, 2), (64, 128, 256, 512), 64, num_classes
+        ),
+        "wrn28_10": lambda: PreActResNet((4, 4, 4), (160, 320, 640), 16, num_classes),
+    }
+    if name in others:
+        return others[name]()
+    depth = int(name.removeprefix("resnet"))
     make: Callable[..., nn.Module] | None = getattr(torchvision.models, name, None)
     if make is None:
         return CifarResNet((depth - 2) // 6, num_classes)

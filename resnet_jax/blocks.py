@@ -1,21 +1,22 @@
-"""The residual blocks, with torchvision's names and arithmetic."""
+"""The residual blocks, with torchvision's names and arithmetic, and what joins them."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from resnet_jax.errors import ConfigError
-from resnet_jax.layers import BatchNorm, Conv
+from resnet_jax.layers import BatchNorm, Conv, Linear
 
+Norm = Literal["batch", "none"]
 Shortcut = Literal["identity", "pad", "conv", "conv_bn", "none"]
 ModuleDef = Callable[..., nn.Module]
 
 
-def no_norm(*, name: str) -> Callable[..., jax.Array]:
+def no_norm(*, name: str, **options: Any) -> Callable[..., jax.Array]:
     """A ModuleDef in the place of BatchNorm's that leaves x as it is."""
     return lambda x, *, train: x
 
@@ -56,10 +57,32 @@ def _shortcut(
     )
 
 
+def _last_norm(block: nn.Module, name: str) -> Callable[..., jax.Array]:
+    options = {"scale_init": nn.initializers.zeros} if block.zero_init_last else {}
+    return block.norm(name=name, **options)
+
+
+def _drop_path(block: nn.Module, y: jax.Array, train: bool) -> jax.Array:
+    if not train or not block.drop_path:
+        return y
+    kept = 1.0 - block.drop_path
+    key = block.make_rng("dropout")
+    stays = jax.random.bernoulli(key, kept, (len(y), 1, 1, 1))
+    return jnp.where(stays, y / kept, 0)
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions with a shortcut: x [B, H, W, C] to [B, H', W', features].
 
     He et al. 2015, figure 5 left; torchvision.models.resnet.BasicBlock.
+
+    Attributes:
+      shortcut: see _shortcut.
+      drop_path: probability with which training leaves the residual of a picture out,
+        and divides the others by the rest (stochastic depth, Huang et al. 2016; timm's
+        DropPath); it needs the random stream "dropout".
+      zero_init_last: begin with a scale of 0 in the last BatchNorm, so that the block
+        begins as its shortcut (torchvision's zero_init_residual).
     """
 
     features: int
@@ -67,15 +90,19 @@ class BasicBlock(nn.Module):
     shortcut: Shortcut = "conv_bn"
     conv: ModuleDef = partial(Conv, use_bias=False, weight_init="kaiming")
     norm: ModuleDef = partial(BatchNorm, momentum=0.1, epsilon=1e-5)
+    drop_path: float = 0.0
+    zero_init_last: bool = False
 
     expansion = 1  # channels out per `features`
+    is_preact = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         y = self.conv(self.features, 3, stride=self.stride, padding=1, name="conv1")(x)
         y = nn.relu(self.norm(name="bn1")(y, train=train))
         y = self.conv(self.features, 3, padding=1, name="conv2")(y)
-        y = self.norm(name="bn2")(y, train=train)
+        y = _last_norm(self, "bn2")(y, train=train)
+        y = _drop_path(self, y, train)
         return nn.relu(y + _shortcut(self, x, self.features, train))
 
 
@@ -90,8 +117,11 @@ class Bottleneck(nn.Module):
     shortcut: Shortcut = "conv_bn"
     conv: ModuleDef = partial(Conv, use_bias=False, weight_init="kaiming")
     norm: ModuleDef = partial(BatchNorm, momentum=0.1, epsilon=1e-5)
+    drop_path: float = 0.0
+    zero_init_last: bool = False
 
     expansion = 4
+    is_preact = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -101,5 +131,76 @@ class Bottleneck(nn.Module):
         y = self.conv(self.features, 3, stride=self.stride, padding=1, name="conv2")(y)
         y = nn.relu(self.norm(name="bn2")(y, train=train))
         y = self.conv(features, 1, padding=0, name="conv3")(y)
-        y = self.norm(name="bn3")(y, train=train)
+        y = _last_norm(self, "bn3")(y, train=train)
+        y = _drop_path(self, y, train)
         return nn.relu(y + _shortcut(self, x, features, train))
+
+
+class PreActBlock(nn.Module):
+    """Two 3x3 convolutions, each after BatchNorm and ReLU: x [B, H, W, C] likewise.
+
+    He et al. 2016, figure 4 (e). Where the shape changes the shortcut is a 1x1
+    convolution of what the first convolution takes, else x itself; "none" leaves it
+    out. See BasicBlock for drop_path.
+    """
+
+    features: int
+    stride: int = 1
+    shortcut: Shortcut = "conv"
+    conv: ModuleDef = partial(Conv, use_bias=False, weight_init="kaiming")
+    norm: ModuleDef = partial(BatchNorm, momentum=0.1, epsilon=1e-5)
+    drop_path: float = 0.0
+
+    expansion = 1
+    is_preact = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        y = nn.relu(self.norm(name="bn1")(x, train=train))
+        if self.shortcut == "none":
+            x = 0.0
+        elif self.stride != 1 or x.shape[-1] != self.features:
+            project = partial(self.conv, self.features, 1, padding=0)
+            x = project(stride=self.stride, name="downsample")(y)
+        y = self.conv(self.features, 3, stride=self.stride, padding=1, name="conv1")(y)
+        y = nn.relu(self.norm(name="bn2")(y, train=train))
+        y = self.conv(self.features, 3, padding=1, name="conv2")(y)
+        return x + _drop_path(self, y, train)
+
+
+def make_layers(
+    model: nn.Module, use_bias: bool, types: dict[str, Any]
+) -> tuple[ModuleDef, ModuleDef]:
+    """(conv, norm) as `model` has them."""
+    if model.norm not in get_args(Norm):
+        raise ConfigError(f"no norm {model.norm!r}: one of {', '.join(get_args(Norm))}")
+    is_batch = model.norm == "batch"
+    conv = partial(
+        Conv,
+        use_bias=use_bias or not is_batch,
+        weight_init=model.weight_init,
+        **types,
+    )
+    norm = partial(BatchNorm, momentum=0.1, epsilon=1e-5, **types)
+    return conv, norm if is_batch else no_norm
+
+
+def apply_block(block: nn.Module, x: jax.Array, train: bool, remat: bool) -> jax.Array:
+    """block(x); with `remat`, of which the gradient computes all but x again."""
+    if not remat:
+        return block(x, train=train)
+    return nn.remat(lambda block, x: block(x, train=train))(block, x)
+
+
+def dropout(x: jax.Array, rate: float, train: bool) -> jax.Array:
+    """nn.Dropout, where there is a rate."""
+    return nn.Dropout(rate, deterministic=not train)(x) if rate else x
+
+
+def classify(
+    x: jax.Array, num_classes: int, name: str, types: dict[str, Any]
+) -> jax.Array:
+    """The last layer, `name`, where there are classes; at least float32."""
+    if num_classes:
+        x = Linear(num_classes, name=name, **types)(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

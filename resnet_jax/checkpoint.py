@@ -189,7 +189,11 @@ def _check_fits(run_dir: Path, step: int, variables: dict[str, Any]) -> None:
 
 
 def load_variables(
-    run_dir: Path, checkpoint: str, variables: dict[str, Any]
+    run_dir: Path,
+    checkpoint: str,
+    variables: dict[str, Any],
+    *,
+    averaged: bool = False,
 ) -> tuple[dict[str, Any], int]:
     """(variables, step) of a checkpoint: "last", "best" or a step.
 
@@ -197,6 +201,7 @@ def load_variables(
 
     Args:
       variables: what the model's init gives, or its shapes (jax.eval_shape).
+      averaged: those of the state's moving average, see training.average.
 
     Raises:
       ConfigError: `checkpoint` is none of those.
@@ -204,17 +209,19 @@ def load_variables(
     """
     if not (run_dir / CHECKPOINTS).is_dir():
         raise CheckpointError(f"{run_dir} has no checkpoint yet: train it first")
+    wanted = {"ema": variables} if averaged else variables
     with contextlib.closing(make_manager(run_dir)) as manager:
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         target = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), variables
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), wanted
         )
         placed = ocp.checkpoint_utils.construct_restore_args(target)
         part = ocp.args.PyTreeRestore(target, placed, partial_restore=True)
 
         def read(step: int) -> tuple[dict[str, Any], int]:
-            _check_fits(run_dir, step, variables)
-            return restore(manager, run_dir, step, part)[0], step
+            _check_fits(run_dir, step, wanted)
+            found = restore(manager, run_dir, step, part)[0]
+            return found["ema"] if averaged else found, step
 
         steps = sorted(manager.all_steps())
         if not steps or checkpoint == "last":

@@ -21,6 +21,17 @@ class Config:
     dropout: float = 0.0
     """Part of the features that training sets to 0 before the last layer (hresnet:
     after each hidden linear layer)."""
+    drop_path: float = 0.0
+    """Part of the pictures of which training leaves out the last block's residual; of
+    blocks before it fewer, of the first none (stochastic depth)."""
+    zero_init_last: bool = False
+    """Begin with each block's last BatchNorm at 0, as torchvision's
+    zero_init_residual."""
+    width: int | None = None
+    """Of resnet9: channels of the first convolution, of which others are multiples;
+    None is 64."""
+    whiten: bool = False
+    """Of resnet9: a fixed first layer that whitens the training pictures' patches."""
     init: Literal["kaiming", "torch"] | None = None
     """Of convolutions: He et al.'s, or nn.Conv2d's default; None is the model's own."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -58,8 +69,18 @@ class Config:
     """Of a folder's pictures: the part of the resized shorter side that is kept."""
     crop_padding: int = 0
     """Random crop of each picture padded with this many black pixels."""
+    crop_fill: Literal["black", "reflect"] = "black"
+    """What it is padded with: black, or its own pixels mirrored."""
     flip: bool = False
     """Random horizontal flip."""
+    flip_alternating: bool = False
+    """With flip: each picture mirrored in every second epoch, in place of by chance."""
+    cutout: int = 0
+    """Side of a square of each picture that is set to the mean colour."""
+    mixup: float = 0.0
+    """Alpha of mixup: pictures and targets blended with another's, by Beta(A, A)."""
+    cutmix: float = 0.0
+    """Alpha of CutMix: a box from another picture. With mixup, one of both a batch."""
     label_smoothing: float = 0.0
     """Mass of the target that is spread over all classes."""
 
@@ -92,29 +113,38 @@ class Config:
     """Pictures per evaluation step."""
     drop_last: bool = False
     """Drop an epoch's last partial batch instead of training on it."""
-    optimizer: Literal["adam", "sgd"] = "adam"
-    """torch.optim's Adam or SGD."""
+    optimizer: Literal["adam", "sgd", "adamw", "muon"] = "adam"
+    """torch.optim's Adam, SGD or AdamW, or Muon for convolutions with AdamW for all
+    else."""
     lr: float = 1e-4
     """Peak learning rate."""
     momentum: float = 0.9
-    """Of SGD."""
+    """Of SGD and Muon."""
     nesterov: bool = False
-    """Nesterov momentum in SGD."""
+    """Nesterov momentum in SGD and Muon."""
     weight_decay: float = 0.0
-    """L2 penalty added to the gradient of every parameter, as torch.optim does."""
+    """L2 penalty added to the gradient of every parameter, as torch.optim does; of
+    adamw and muon decoupled, as AdamW's."""
     norm_weight_decay: float | None = None
     """Weight decay of BatchNorm's parameters; None is weight_decay."""
     bias_weight_decay: float | None = None
     """Weight decay of the other biases; None is weight_decay."""
-    schedule: Literal["constant", "cosine", "step", "onecycle"] = "constant"
-    """Learning rate by step: constant, cosine to 0, lr_gamma at each milestone, or
-    torch's one-cycle."""
+    clip_grad: float | None = None
+    """The largest norm of the whole gradient."""
+    ema_decay: float = 0.0
+    """Score and export a moving average of parameters and statistics that keeps this
+    part of itself a step (such as .999); 0 is none."""
+    schedule: Literal["constant", "cosine", "linear", "step", "onecycle"] = "constant"
+    """Learning rate by step: constant, cosine or linear to 0, lr_gamma at each
+    milestone, or torch's one-cycle."""
     pct_start: float = 0.3
     """Part of the one-cycle schedule in which the learning rate rises."""
     lr_milestones: tuple[int, ...] = ()
     """Steps at which the step schedule multiplies the learning rate."""
     lr_gamma: float = 0.1
     """Factor of the step schedule."""
+    warmup_epochs: float = 0.0
+    """Epochs in which a factor of the schedule rises to 1."""
     devices: int | None = None
     """Devices of each process to use; None is all. CPUs are divided into so many."""
     platform: str | None = None
@@ -169,6 +199,10 @@ class Config:
             "skip": self.skip,
             "norm": self.norm,
             "dropout": self.dropout,
+            "drop_path": self.drop_path,
+            "zero_init_last": self.zero_init_last,
+            "width": self.width,
+            "whiten": self.whiten,
             "init": self.init,
             "dtype": self.dtype,
             "remat": self.remat,
@@ -184,6 +218,7 @@ class Config:
             "weight_decay": self.weight_decay,
             "norm_weight_decay": self.norm_weight_decay,
             "bias_weight_decay": self.bias_weight_decay,
+            "clip_grad": self.clip_grad,
         }
 
     @property
@@ -251,6 +286,11 @@ class Config:
         """What augment.make_augment takes of these fields for training."""
         return {
             "crop_padding": self.crop_padding,
+            "crop_fill": self.crop_fill,
             "flip": self.flip,
+            "flip_alternating": self.flip_alternating,
+            "cutout_size": self.cutout,
+            "mixup_alpha": self.mixup,
+            "cutmix_alpha": self.cutmix,
             "label_smoothing": self.label_smoothing,
         }

@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -13,18 +14,39 @@ from resnet_jax import metrics
 from resnet_jax.feed import Feed, Source, fetch
 from resnet_jax.training import Batch, TrainState
 
+# Of x [B, H, W, C], some [B, H, W, C] and what share each has in the whole.
+Views = Callable[[jax.Array], list[tuple[float, jax.Array]]]
+
+
+def flips_and_shifts(x: jax.Array) -> list[tuple[float, jax.Array]]:
+    """x, and shifted by a pixel up and left, and down and right; and all mirrored.
+
+    The shifted ones, whose edge is repeated, have half the weight (Jordan 2024).
+    """
+    _, height, width, _ = x.shape
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), "edge")
+    places = ((1, 0.25), (0, 0.125), (2, 0.125))
+    views = [(s, padded[:, p : p + height, p : p + width]) for p, s in places]
+    return views + [(share, view[:, :, ::-1]) for share, view in views]
+
 
 def make_evaluate(
     model: nn.Module,
     augment: Callable[..., tuple[jax.Array, jax.Array]],
     feed: Feed,
     batch_size: int,
+    *,
+    views: Views | None = None,
 ) -> Callable[[TrainState, Any], metrics.Sums]:
-    """evaluate of (state, dataset) alone, compiled, its batches from `feed`."""
+    """evaluate of (state, dataset) alone, compiled, its batches from `feed`.
+
+    Args:
+      views: of a picture, whose logits are averaged; None is the picture alone.
+    """
 
     @jax.jit
     def step(state: TrainState, batch: Batch, source: Source) -> metrics.Sums:
-        return eval_step(model, augment, state, fetch(source, batch))
+        return eval_step(model, augment, state, fetch(source, batch), views=views)
 
     def run(state: TrainState, dataset: Any) -> metrics.Sums:
         # Of the state only these, so that its other arrays are not waited for.
@@ -41,10 +63,15 @@ def eval_step(
     augment: Callable[..., tuple[jax.Array, jax.Array]],
     state: TrainState,
     batch: Batch,
+    *,
+    views: Views | None = None,
 ) -> metrics.Sums:
     """The sums of one batch in inference mode, over the examples its mask marks."""
     images, _ = augment(jax.random.key(0), batch["images"], batch["labels"])
-    logits = model.apply(state.variables, images, train=False)
+    logits = sum(
+        share * model.apply(state.scored, view, train=False)
+        for share, view in ([(1, images)] if views is None else views(images))
+    )
     return metrics.eval_sums(logits, batch["labels"], batch["mask"])
 
 

@@ -198,7 +198,7 @@ def load_pretrained(
         info = read_info(source)
         known = info["architecture"]
         name, own = known["model"], known["num_classes"]
-        options = {k: known[k] for k in ("stem", "skip", "norm", "dtype")}
+        options = options_of(known)
         shown = info["preprocessing"]
         mean, std = parse_normalization(shown["normalize"])
         preprocessing = Preprocessing(
@@ -226,6 +226,12 @@ def load_pretrained(
     if is_new:
         preprocessing = preprocessing._replace(class_names=None)
     return Pretrained(model, adopted, preprocessing)
+
+
+def options_of(architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """What create_model takes of an exported folder's architecture, beside the name."""
+    names = ("stem", "skip", "norm", "width", "whiten", "dtype")
+    return {name: architecture[name] for name in names if name in architecture}
 
 
 def imagenet_classes() -> tuple[str, ...]:

@@ -101,6 +101,29 @@ class Conv(nn.Module):
         return x
 
 
+class Whitening(nn.Module):
+    """A fixed convolution, padded: x [B, H, W, C] to [B, H, W, size * size * C].
+
+    Its kernel lies with the statistics, in `batch_stats`: it is one of the data's, see
+    whitening.fit, and no training step moves it. At first it copies the patches.
+    """
+
+    size: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        features = self.size**2 * x.shape[-1]
+        shape = (self.size, self.size, x.shape[-1], features)
+
+        def copies() -> jax.Array:
+            return jnp.eye(features, dtype=storage_dtype(self.dtype)).reshape(shape)
+
+        kernel = self.variable("batch_stats", "kernel", copies).value
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        return convolve(x, kernel, stride=1, padding=self.size // 2)
+
+
 class Linear(nn.Module):
     """torch.nn.Linear with its initialisation: x [B, C] to [B, features]."""
 
@@ -138,6 +161,7 @@ class BatchNorm(nn.Module):
 
     momentum: float = 0.1
     epsilon: float = 1e-5
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype | None = None
 
@@ -152,7 +176,7 @@ class BatchNorm(nn.Module):
         running_var = self.variable(
             "batch_stats", "var", lambda: jnp.ones(shape, stats_dtype)
         )
-        scale = self.param("scale", nn.initializers.ones, shape, param_dtype)
+        scale = self.param("scale", self.scale_init, shape, param_dtype)
         bias = self.param("bias", nn.initializers.zeros, shape, param_dtype)
 
         def per_channel(value: jax.Array) -> jax.Array:

@@ -12,6 +12,11 @@ _RANGES = (  # half-open
     ("lr", 0.0, math.inf),
     ("momentum", 0.0, 1.0),
     ("dropout", 0.0, 1.0),
+    ("drop_path", 0.0, 1.0),
+    ("ema_decay", 0.0, 1.0),
+    ("mixup", 0.0, math.inf),
+    ("cutmix", 0.0, math.inf),
+    ("warmup_epochs", 0.0, math.inf),
     ("weight_decay", 0.0, math.inf),
     ("label_smoothing", 0.0, 1.0),
     ("validation_split", 0.0, 1.0),
@@ -29,6 +34,8 @@ _LEAST = (
     ("batch_size", 1),
     ("eval_batch_size", 1),
     ("image_size", 1),
+    ("width", 1),
+    ("cutout", 0),
     ("crop_padding", 0),
     ("log_every_steps", 1),
     ("keep", 1),
@@ -67,6 +74,10 @@ def check(cfg: "Config") -> None:
         raise ConfigError(f"seed {cfg.seed} is too large: below 2**32")
     if not 0.0 < cfg.crop_pct <= 1.0:
         raise ConfigError(f"crop_pct {cfg.crop_pct} is not in (0, 1]")
+    if cfg.clip_grad is not None and not 0.0 < cfg.clip_grad < math.inf:
+        raise ConfigError(f"clip_grad {cfg.clip_grad} is not in (0, inf)")
+    if cfg.flip_alternating and not cfg.flip:
+        raise ConfigError("flip_alternating is of --flip: give both")
     steps = cfg.lr_milestones
     if any(step < 1 for step in steps) or list(steps) != sorted(set(steps)):
         raise ConfigError(f"lr_milestones {steps} are not steps in rising order")
@@ -78,11 +89,12 @@ def check(cfg: "Config") -> None:
         raise ConfigError("fresh_head needs --pretrained: without, all is fresh")
     if cfg.cache_features:
         frozen = cfg.freeze == "backbone" and cfg.backbone_bn == "frozen"
-        if not frozen or cfg.crop_padding or cfg.flip or cfg.dropout:
+        changes = ("crop_padding", "flip", "cutout", "mixup", "cutmix")
+        changes += ("dropout", "drop_path")
+        if not frozen or any(getattr(cfg, name) for name in changes):
             raise ConfigError(
                 "cache_features needs features that do not change: --freeze "
-                "backbone --backbone-bn frozen, without --crop-padding, --flip and "
-                "--dropout"
+                f"backbone --backbone-bn frozen, without {', '.join(changes)}"
             )
         if cfg.log_gradients:
             raise ConfigError("log_gradients has no layers where features are cached")

@@ -1,14 +1,18 @@
 """Optimizers, schedules and masks with torch.optim's arithmetic."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from resnet_jax import names
 from resnet_jax.errors import ConfigError
+
+DECOUPLED = ("adamw", "muon")  # whose weight decay is not part of the gradient
 
 
 def make_schedule(
@@ -19,26 +23,40 @@ def make_schedule(
     milestones: Sequence[int] = (),
     gamma: float = 0.1,
     pct_start: float = 0.3,
+    warmup_steps: int = 0,
 ) -> optax.Schedule:
     """The learning rate as a function of the step, a scalar array.
 
-    constant; cosine from `lr` to 0 over `total_steps` (CosineAnnealingLR); step:
-    multiplied by `gamma` at each of `milestones` (MultiStepLR); onecycle: from lr / 25
-    to `lr` over `pct_start` of the steps and to lr / 250,000 (OneCycleLR, momentum not
-    cycled). All count steps.
+    constant; cosine from `lr` to 0 over `total_steps` (CosineAnnealingLR); linear, the
+    same in a straight line; step: multiplied by `gamma` at each of `milestones`
+    (MultiStepLR); onecycle: from lr / 25 to `lr` over `pct_start` of the steps and to
+    lr / 250,000 (OneCycleLR, momentum not cycled). All count steps.
+
+    Args:
+      warmup_steps: in step s of these, s from 0, the rate is the schedule's times
+        (s + 1) / (warmup_steps + 1).
 
     Raises:
       ConfigError: an unknown name.
     """
-    if name == "constant":
-        return optax.constant_schedule(lr)
-    if name == "cosine":
-        return optax.cosine_decay_schedule(lr, total_steps)
-    if name == "step":
-        return optax.piecewise_constant_schedule(lr, dict.fromkeys(milestones, gamma))
-    if name == "onecycle":
-        return _onecycle(lr, total_steps, pct_start)
-    raise ConfigError(f"no schedule {name!r}: constant, cosine, step or onecycle")
+    schedules = {
+        "constant": lambda: optax.constant_schedule(lr),
+        "cosine": lambda: optax.cosine_decay_schedule(lr, total_steps),
+        "linear": lambda: optax.linear_schedule(lr, 0.0, total_steps),
+        "step": lambda: optax.piecewise_constant_schedule(
+            lr, dict.fromkeys(milestones, gamma)
+        ),
+        "onecycle": lambda: _onecycle(lr, total_steps, pct_start),
+    }
+    if name not in schedules:
+        raise ConfigError(f"no schedule {name!r}: one of {', '.join(schedules)}")
+    schedule = schedules[name]()
+    if not warmup_steps:
+        return schedule
+    warmup = optax.linear_schedule(
+        1 / (warmup_steps + 1), 1.0, transition_steps=warmup_steps
+    )
+    return lambda step: schedule(step) * warmup(step)
 
 
 def _onecycle(lr: float, total_steps: int, pct_start: float) -> optax.Schedule:
@@ -67,18 +85,25 @@ def make_optimizer(
     weight_decay: float = 0.0,
     norm_weight_decay: float | None = None,
     bias_weight_decay: float | None = None,
+    clip_grad: float | None = None,
     trainable: Callable[[str], bool] | None = None,
     lr_scale: Callable[[str], float] | None = None,
 ) -> optax.GradientTransformation:
-    """torch.optim.SGD or torch.optim.Adam.
+    """torch.optim's SGD, Adam or AdamW, or Muon.
 
-    As there, weight decay is an L2 gradient added before the moments, and Adam has
-    betas (.9, .999) and eps 1e-8 outside the root.
+    As there, weight decay is an L2 gradient added before the moments of SGD and Adam,
+    and AdamW's, and Muon's, is of the parameters, times the learning rate. Adam has
+    betas (.9, .999) and eps 1e-8 outside the root. Muon (optax.contrib) makes the
+    momentum of each convolution's kernel, as a matrix [K * K * C, F], orthogonal, with
+    a root mean square of .2, as AdamW's is; all else has AdamW.
 
     Args:
+      momentum, nesterov: of SGD and Muon.
       weight_decay: of every parameter, if the next two do not say otherwise.
       norm_weight_decay: of BatchNorm's scale and bias.
       bias_weight_decay: of the other biases.
+      clip_grad: the largest norm that the gradient of all parameters together keeps
+        (torch.nn.utils.clip_grad_norm_).
       trainable: by PyTorch's name of a parameter; what is not stays to the bit, and has
         no moments (requires_grad=False).
       lr_scale: by the name, a factor of the learning rate (a param_group's lr).
@@ -86,22 +111,27 @@ def make_optimizer(
     Raises:
       ConfigError: an unknown name.
     """
-    if name == "adam":
-        moments = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0)
-    elif name == "sgd":
-        moments = optax.trace(decay=momentum, nesterov=nesterov)
-    else:
-        raise ConfigError(f"no optimizer {name!r}: adam or sgd")
-    decays = {
-        "weight": weight_decay,
-        "norm": weight_decay if norm_weight_decay is None else norm_weight_decay,
-        "bias": weight_decay if bias_weight_decay is None else bias_weight_decay,
+    moments: dict[str, Callable[[], optax.GradientTransformation]] = {
+        "adam": optax.scale_by_adam,
+        "sgd": lambda: optax.trace(decay=momentum, nesterov=nesterov),
+        "adamw": optax.scale_by_adam,
+        "muon": lambda: _muon(momentum, nesterov),
     }
-    tx = optax.chain(
-        _decay(decays),
-        moments,
-        optax.scale_by_learning_rate(schedule),
+    if name not in moments:
+        raise ConfigError(f"no optimizer {name!r}: one of {', '.join(moments)}")
+    decay = _decay(
+        {
+            "weight": weight_decay,
+            "norm": weight_decay if norm_weight_decay is None else norm_weight_decay,
+            "bias": weight_decay if bias_weight_decay is None else bias_weight_decay,
+        }
     )
+    steps = [decay, moments[name]()]
+    if name in DECOUPLED:
+        steps.reverse()
+    if clip_grad is not None:
+        steps.insert(0, optax.clip_by_global_norm(clip_grad))
+    tx = optax.chain(*steps, optax.scale_by_learning_rate(schedule))
     if lr_scale is not None:
         tx = optax.chain(tx, _scale_by_name(lr_scale))
     if trainable is None:
@@ -111,6 +141,28 @@ def make_optimizer(
         return names.map_names(lambda n: "train" if trainable(n) else "keep", params)
 
     return optax.partition({"train": tx, "keep": optax.set_to_zero()}, labels)
+
+
+def _muon(momentum: float, nesterov: bool) -> optax.GradientTransformation:
+    def axes(params: Any) -> Any:
+        kernel = optax.contrib.MuonDimensionNumbers((0, 1, 2), 3)
+        return jax.tree.map(lambda _: kernel, params)
+
+    def as_adamw(update: jax.Array) -> jax.Array:  # Liu et al. 2025
+        *inputs, features = update.shape
+        return 0.2 * max(math.prod(inputs), features) ** 0.5 * update
+
+    orthogonal = optax.chain(
+        optax.contrib.scale_by_muon(
+            beta=momentum, nesterov=nesterov, weight_dimension_numbers=axes
+        ),
+        optax.stateless(lambda updates, _: jax.tree.map(as_adamw, updates)),
+    )
+
+    def labels(params: Any) -> Any:
+        return jax.tree.map(lambda p: "muon" if p.ndim == 4 else "adam", params)
+
+    return optax.partition({"muon": orthogonal, "adam": optax.scale_by_adam()}, labels)
 
 
 def _scale_by_name(

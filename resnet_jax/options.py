@@ -38,6 +38,9 @@ class EvaluateConfig:
     """Devices to use; None is all. CPUs are divided into so many."""
     platform: str | None = None
     """cpu, cuda, tpu, ...; None is JAX's choice."""
+    tta: bool = False
+    """Score with test-time augmentation as well: the mean over each picture, shifted by
+    a pixel, and mirrored."""
     report: bool = False
     """Write RUN/report: one page of curves, confusion, predictions, and the network."""
     images: tuple[str, ...] = ()

@@ -34,6 +34,18 @@ def _mean_of_four_backward(_: None, dy: jax.Array) -> tuple[jax.Array]:
 _mean_of_four.defvjp(_mean_of_four_forward, _mean_of_four_backward)
 
 
+def max_pool_2x2(x: jax.Array) -> jax.Array:
+    """torch.nn.MaxPool2d(2, 2): x [B, H, W, C] to [B, H // 2, W // 2, C].
+
+    Equal pixels share the gradient, where PyTorch gives it to the first.
+    """
+    batch, height, width, channels = x.shape
+    x = x[:, : height // 2 * 2, : width // 2 * 2]
+    x = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    rows = jnp.maximum(x[:, :, 0], x[:, :, 1])
+    return jnp.maximum(rows[..., 0, :], rows[..., 1, :])
+
+
 @jax.custom_vjp
 def max_pool(x: jax.Array) -> jax.Array:
     """torch.nn.MaxPool2d(3, 2, 1): x [B, H, W, C] to half its height and width.

@@ -60,7 +60,7 @@ def load(options: EvaluateConfig) -> Subject:
     )
     if weights is None:
         variables, step = checkpoint.load_variables(
-            run_dir, options.checkpoint, template
+            run_dir, options.checkpoint, template, averaged=cfg.ema_decay > 0
         )
         title = f"{run_dir}: {cfg.model} on {cfg.dataset}, step {step}"
     else:
@@ -85,10 +85,7 @@ def _config(options: EvaluateConfig) -> Config:
         architecture, preprocessing = known["architecture"], known["preprocessing"]
         cfg = Config(
             model=architecture["model"],
-            stem=architecture["stem"],
-            skip=architecture["skip"],
-            norm=architecture["norm"],
-            dtype=architecture["dtype"],
+            **hub.options_of(architecture),
             dataset=known["dataset"],
             normalize=preprocessing["normalize"],
             image_size=preprocessing["image_size"],
@@ -121,6 +118,8 @@ def info(subject: Subject, class_names: Sequence[str]) -> dict[str, Any]:
             "stem": cfg.stem,
             "skip": cfg.skip,
             "norm": cfg.norm,
+            "width": cfg.width,
+            "whiten": cfg.whiten,
             "dtype": cfg.dtype,
         },
         "dataset": cfg.dataset,

@@ -7,15 +7,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnet_jax.blocks import BasicBlock, Bottleneck
-from resnet_jax.layers import BatchNorm, Conv, Linear
+from resnet_jax.blocks import BasicBlock, Bottleneck, PreActBlock
+from resnet_jax.layers import BatchNorm, Conv, Linear, Whitening
 
 
 class Layer(NamedTuple):
-    """A convolution, a linear layer or a BatchNorm, for one picture."""
+    """A convolution, linear, BatchNorm or whitening layer, for one picture."""
 
     name: str  # PyTorch's
-    kind: str  # Conv, Linear or BatchNorm
+    kind: str  # Conv, Linear, BatchNorm or Whitening
     size: str  # "3x3 /2" of a convolution, else ""
     output: tuple[int, ...]  # (H, W, C) or (C,)
     num_params: int
@@ -26,7 +26,7 @@ class Block(NamedTuple):
     """A residual block, for one picture."""
 
     name: str
-    kind: str  # BasicBlock or Bottleneck
+    kind: str  # BasicBlock, Bottleneck or PreActBlock
     shortcut: str  # identity | pad | conv | conv_bn | none: what it is in this block
     input: tuple[int, ...]  # (H, W, C)
     output: tuple[int, ...]
@@ -52,12 +52,13 @@ def structure(model: nn.Module, image_shape: tuple[int, int, int]) -> Structure:
         if context.method_name != "__call__":
             return y
         name, output = ".".join(module.path), y.shape[1:]
-        if isinstance(module, Conv | Linear | BatchNorm):
+        if isinstance(module, Conv | Linear | BatchNorm | Whitening):
             found.layers.append(_layer(module, name, output))
-        elif isinstance(module, BasicBlock | Bottleneck):
+        elif isinstance(module, BasicBlock | Bottleneck | PreActBlock):
             own = {layer.name for layer in found.layers}
             shortcut, source = module.shortcut, args[0].shape[1:]
-            if shortcut in ("pad", "conv_bn") and source == output:
+            keeps = ("pad", "conv_bn", "conv" if module.is_preact else "")
+            if shortcut in keeps and source == output:
                 shortcut = "identity"
             if shortcut == "conv_bn" and f"{name}.downsample.1" not in own:
                 shortcut = "conv"  # a network without BatchNorm
@@ -75,11 +76,14 @@ def structure(model: nn.Module, image_shape: tuple[int, int, int]) -> Structure:
 
 
 def _layer(module: nn.Module, name: str, output: tuple[int, ...]) -> Layer:
-    params = module.variables["params"]
+    params = module.variables.get("params", {})
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
     num_macs, size = 0, ""
     if not isinstance(module, BatchNorm):
-        num_macs = math.prod(params["kernel"].shape) * math.prod(output[:-1])
+        kernel = {**params, **module.variables.get("batch_stats", {})}["kernel"]
+        num_macs = math.prod(kernel.shape) * math.prod(output[:-1])
+    if isinstance(module, Whitening):
+        size = f"{module.size}x{module.size}"
     if isinstance(module, Conv):
         side = module.kernel_size
         size = f"{side}x{side}" + (f" /{module.stride}" if module.stride > 1 else "")

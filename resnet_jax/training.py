@@ -26,11 +26,22 @@ class TrainState:
     params: Any
     batch_stats: Any
     opt_state: Any
+    ema: Any = None  # averaged variables, where there is an ema_decay
 
     @property
     def variables(self) -> dict[str, Any]:
         """What the model's apply takes."""
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+    def with_variables(self, variables: dict[str, Any]) -> "TrainState":
+        """The state before its first step, with other initial variables."""
+        ema = None if self.ema is None else jax.tree.map(jnp.array, variables)
+        return self.replace(**variables, ema=ema)
+
+    @property
+    def scored(self) -> dict[str, Any]:
+        """The variables that are scored and exported: averaged, where they are."""
+        return self.variables if self.ema is None else self.ema
 
 
 class Keys(NamedTuple):
@@ -67,8 +78,13 @@ def init_state(
     image_shape: tuple[int, int, int],
     *,
     key: jax.Array,
+    has_ema: bool = False,
 ) -> TrainState:
-    """A fresh state for pictures of image_shape (H, W, C)."""
+    """A fresh state for pictures of image_shape (H, W, C).
+
+    Args:
+      has_ema: whether train_step has an ema_decay.
+    """
 
     def init(key: jax.Array) -> TrainState:
         variables = init_variables(model, image_shape, key=key)
@@ -77,6 +93,7 @@ def init_state(
             params=variables["params"],
             batch_stats=variables["batch_stats"],
             opt_state=tx.init(variables["params"]),
+            ema=jax.tree.map(jnp.copy, variables) if has_ema else None,
         )
 
     return jax.jit(init)(key)
@@ -94,6 +111,7 @@ def train_step(
     backbone_bn: str = "update",
     accumulate: int = 1,
     local_bn: Mesh | None = None,
+    ema_decay: float = 0.0,
 ) -> tuple[TrainState, metrics.Sums]:
     """One update by the mean cross-entropy of `batch`; its sums before the update.
 
@@ -103,10 +121,11 @@ def train_step(
         statistics move, as with requires_grad=False in a PyTorch module in training
         mode; "frozen": they are in inference mode and their statistics stay.
       accumulate, local_bn: see gradients.loss_and_gradient.
+      ema_decay: of the averaged variables, where the state has them.
     """
     frozen_bn = trainable if backbone_bn == "frozen" else None
     step_key = jax.random.fold_in(key, state.step)
-    images, targets = augment(step_key, batch["images"], batch["labels"])
+    images, targets = augment(step_key, batch["images"], batch["labels"], state.step)
     with inference_batch_norm(frozen_bn):
         (loss, (logits, batch_stats)), grads = loss_and_gradient(
             model,
@@ -125,13 +144,33 @@ def train_step(
         params = jax.tree.map(
             lambda new, old, moves: new if moves else old, params, state.params, learns
         )
+    ema = state.ema
+    if ema is not None:
+        moved = {"params": params, "batch_stats": batch_stats}
+        ema = average(ema, moved, state.step, ema_decay)
     state = TrainState(
         step=state.step + 1,
         params=params,
         batch_stats=batch_stats,
         opt_state=opt_state,
+        ema=ema,
     )
     return state, metrics.train_sums(loss, logits, batch["labels"])
+
+
+def average(ema: Any, variables: Any, step: jax.Array, decay: float) -> Any:
+    """The exponential moving average of parameters and BatchNorm statistics.
+
+    The statistics are averaged as the parameters are, for each were gathered under
+    parameters of their time. The first steps forget faster, by (1 + s) / (10 + s) in
+    step s from 0 (as TensorFlow's, and timm's with warm-up).
+    """
+    keep = jnp.minimum(decay, (1 + step) / (10 + step))
+
+    def of_leaf(old: jax.Array, new: jax.Array) -> jax.Array:
+        return old + (1 - keep).astype(old.dtype) * (new - old)
+
+    return jax.tree.map(of_leaf, ema, variables)
 
 
 def make_train_step(

@@ -15,10 +15,10 @@ ARGUMENTS = (
 )
 # A patch: the network `small`, of one block, for tests that compile in each process.
 SMALL = (
-    "from resnet_jax import blocks, models\n"
+    "from resnet_jax import blocks, models, resnet\n"
     "def small(**options):\n"
     "    options = {'stem': 'cifar', **options}\n"
-    "    return models.ResNet(blocks.BasicBlock, (1,), widths=(4,), **options)\n"
+    "    return resnet.ResNet(blocks.BasicBlock, (1,), widths=(4,), **options)\n"
     "models.MODELS['small'] = small\n"
 )
 TIMES = {"seconds", "images_per_second", "compile_seconds", "startup_seconds"}

@@ -58,6 +58,63 @@ def test_flip_mirrors_about_half_of_the_pictures(key):
     np.testing.assert_array_equal(flipped[~mirrored], images[~mirrored])
 
 
+def test_crop_fills_with_mirrored_pixels(images, key):
+    cropped = np.asarray(augment.random_crop(key, images, 2, "reflect"))
+    edges = ((0, 0), (2, 2), (2, 2), (0, 0))
+    padded = np.pad(images, edges, "reflect")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (8, 8), (1, 2))
+    for shown, own in zip(cropped, windows.transpose(0, 1, 2, 4, 5, 3), strict=True):
+        assert (own == shown).all((2, 3, 4)).sum() == 1
+
+
+def test_alternating_flips_show_both_sides_in_two_epochs(key):
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.integers(0, 256, (1000, 8, 8, 3), np.uint8))
+    options = {"flip": True, "flip_alternating": True, "steps_per_epoch": 5}
+    prepare = augment.make_augment(num_classes=4, normalization="half", **options)
+    plain = augment.make_augment(num_classes=4, normalization="half")
+    labels = jnp.zeros(1000, jnp.int32)
+    x = np.asarray(plain(key, images, labels)[0])
+    mirrored = {}
+    for step in (0, 4, 5, 9, 10):
+        shown = np.asarray(prepare(key, images, labels, jnp.asarray(step))[0])
+        mirrored[step] = (shown != x).any((1, 2, 3))
+        own = np.where(mirrored[step].reshape(-1, 1, 1, 1), x[:, :, ::-1], x)
+        np.testing.assert_array_equal(shown, own)
+    assert 420 < mirrored[0].sum() < 580
+    for same, step in ((0, 4), (0, 10), (5, 9)):
+        np.testing.assert_array_equal(mirrored[same], mirrored[step])
+    np.testing.assert_array_equal(mirrored[0], ~mirrored[5])
+
+
+def test_which_half_is_mirrored_does_not_depend_on_the_crop(images):
+    options = {"flip": True, "flip_alternating": True, "crop_padding": 2}
+    prepare = augment.make_augment(num_classes=4, normalization="half", **options)
+    # One row of pixels that grow to the right: crops keep the order, flips do not.
+    rows = jnp.arange(1, 9, dtype=jnp.uint8).reshape(1, 1, 8, 1) + jnp.arange(
+        0, 200, 10, dtype=jnp.uint8
+    ).reshape(20, 1, 1, 1)
+    pictures = jnp.broadcast_to(rows, (20, 8, 8, 3))
+    shown = []
+    for seed in range(5):
+        x, _ = prepare(jax.random.key(seed), pictures, jnp.zeros(20, jnp.int32))
+        shown.append(np.asarray(x[:, 4, 4, 0] > x[:, 4, 3, 0]))
+    assert all((shown[0] == other).all() for other in shown) and 0 < shown[0].sum() < 20
+
+
+def test_cutout_is_a_square_of_zeros_around_any_pixel(key):
+    x = jnp.ones((4000, 8, 6, 3))
+    cut = np.asarray(augment.cutout(key, x, 4)) == 0
+    assert (cut.all(3) == cut.any(3)).all()
+    rows, columns = cut.any((2, 3)).sum(1), cut.any((1, 3)).sum(1)
+    assert (cut[..., 0].sum((1, 2)) == rows * columns).all()
+    # Its centre is the third of four: at pixels 0 and 1, and 7, some lie outside.
+    for sizes, length in ((rows, 8), (columns, 6)):
+        assert set(sizes) == {2, 3, 4}
+        assert abs((sizes == 4).mean() - (length - 3) / length) < 0.04
+        assert abs((sizes == 2).mean() - 1 / length) < 0.03
+
+
 def test_label_smoothing_is_pytorchs(images, key):
     prepare = augment.make_augment(
         num_classes=4, normalization="half", label_smoothing=0.2

@@ -34,6 +34,15 @@ from resnet_jax.recipes import RECIPES
         ("seed", 2**32),
         ("lr_milestones", (3, 2)),
         ("lr_milestones", (0,)),
+        ("drop_path", 1.0),
+        ("ema_decay", 1.0),
+        ("mixup", -0.1),
+        ("cutmix", float("inf")),
+        ("cutout", -1),
+        ("width", 0),
+        ("clip_grad", 0.0),
+        ("warmup_epochs", -1.0),
+        ("flip_alternating", True),
     ],
 )
 def test_values_out_of_range_are_named(field, value):

@@ -7,7 +7,7 @@ from experiments.gradients import Gradients, convolutions
 from experiments.skip import Skip
 from resnet_jax import data, files, models
 from resnet_jax.blocks import BasicBlock
-from resnet_jax.models import ResNet
+from resnet_jax.resnet import ResNet
 
 
 @pytest.fixture(autouse=True)

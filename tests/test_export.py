@@ -58,6 +58,8 @@ def test_an_exported_folder_says_everything(run, capsys):
         "stem": None,
         "skip": True,
         "norm": "batch",
+        "width": None,
+        "whiten": False,
         "dtype": "float32",
     }
     assert info["class_names"] == list("0123456789")

@@ -4,11 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 import resnet_jax
 from resnet_jax import names, training
+from resnet_jax.blocks import BasicBlock, Bottleneck, PreActBlock
 from resnet_jax.errors import ConfigError
-from resnet_jax.models import MODELS, BasicBlock, Bottleneck, ResNet
+from resnet_jax.models import MODELS
+from resnet_jax.resnet import ResNet
 
 
 def count_params(model, side=32):
@@ -258,7 +261,7 @@ def test_list_models_has_the_family():
 
 
 def test_an_unknown_model_is_named_with_a_near_one():
-    with pytest.raises(ConfigError, match="no model 'resnet19': did you mean resnet1"):
+    with pytest.raises(ConfigError, match="no model 'resnet19': did you mean resnet9"):
         resnet_jax.create_model("resnet19", num_classes=10)
 
 
@@ -362,3 +365,102 @@ def test_a_norm_that_does_not_exist_is_refused(key):
     model = resnet_jax.create_model("resnet8", num_classes=10, norm="layer")
     with pytest.raises(ConfigError, match="no norm 'layer': one of batch, none"):
         model.init(key, jnp.zeros((1, 32, 32, 3)), train=False)
+
+
+# As the usual PyTorch programs count them, and 1,024 of the last BatchNorm, and 10 of
+# the last bias, which two of these leave out.
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("wrn28_10", 36_479_194), ("preact_resnet18", 11_172_170), ("resnet9", 6_573_130)],
+)
+def test_parameters_of_the_other_networks(name, count):
+    assert count_params(resnet_jax.create_model(name, num_classes=10)) == count
+
+
+def test_the_width_of_resnet9_is_of_all_its_layers():
+    def shapes(**options):
+        model = resnet_jax.create_model("resnet9", num_classes=10, **options)
+        variables = training.variable_shapes(model, (32, 32, 3))
+        return variables["params"], variables["batch_stats"]
+
+    params, _ = shapes(width=8)
+    assert params["conv1"]["kernel"].shape == (3, 3, 3, 8)
+    for stage, features in (("layer1", 16), ("layer2", 32), ("layer3", 64)):
+        assert params[f"{stage}.conv"]["kernel"].shape[-1] == features
+    assert params["fc"]["kernel"].shape == (64, 10)
+    assert ("layer1.block" in params, "layer2.block" in params) == (True, False)
+    params, batch_stats = shapes(width=8, whiten=True)
+    assert params["conv1"]["kernel"].shape == (1, 1, 27, 8)
+    assert batch_stats["whiten"]["kernel"].shape == (3, 3, 3, 27)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("resnet20", {"width": 8}, "width is resnet9's"),
+        ("hresnet", {"whiten": True}, "whiten is resnet9's"),
+        ("resnet9", {"stem": "cifar"}, "resnet9 has no stem to choose"),
+        ("wrn28_10", {"zero_init_last": True}, "wrn28_10 has no last BatchNorm"),
+    ],
+)
+def test_options_of_other_networks_are_refused(name, options, message):
+    with pytest.raises(ConfigError, match=message):
+        resnet_jax.create_model(name, num_classes=10, **options)
+
+
+def test_a_picture_too_small_for_resnet9_is_refused(key):
+    model = resnet_jax.create_model("resnet9", num_classes=10, width=4)
+    with pytest.raises(ConfigError, match="resnet9 halves pictures thrice: 7x8"):
+        model.init(key, jnp.zeros((1, 7, 8, 3)), train=False)
+
+
+@pytest.mark.parametrize("name", ["hresnet", "resnet8", "resnet9", "resnet50"])
+def test_blocks_may_begin_as_their_shortcuts(name, key):
+    model = resnet_jax.create_model(name, num_classes=10, zero_init_last=True)
+    side = 32 if name != "resnet50" else 64
+    drawn = jax.jit(lambda: training.init_variables(model, (side, side, 3), key=key))
+    params = drawn()["params"]
+    last = "bn3" if name == "resnet50" else "bn2"
+    blocks = [block for block in params.values() if last in block]
+    assert len(blocks) >= 2
+    for block in blocks:
+        assert (block[last]["scale"] == 0).all() and (block["bn1"]["scale"] == 1).all()
+
+
+@pytest.mark.parametrize("block", [BasicBlock, Bottleneck, PreActBlock])
+def test_a_dropped_path_leaves_the_shortcut_and_doubles_the_rest(block, key):
+    features = 8 // block.expansion
+    x = jnp.abs(jax.random.normal(key, (400, 4, 4, 8)))
+    options = {} if block is PreActBlock else {"shortcut": "identity"}
+    bare = block(features, **options)
+    variables = bare.init(key, x, train=False)
+
+    def apply(block, train):
+        return block.apply(
+            variables, x, train=train, mutable=["batch_stats"], rngs={"dropout": key}
+        )[0]
+
+    dropping = bare.clone(drop_path=0.25)
+    found, whole = apply(dropping, True), apply(bare, True)
+    same = np.asarray((found == x).all((1, 2, 3)))
+    assert 0.18 < same.mean() < 0.32
+    residual = whole - x if block is PreActBlock else None
+    if residual is not None:
+        np.testing.assert_allclose(
+            found[~same], (x + residual / 0.75)[~same], rtol=1e-4, atol=1e-4
+        )
+    np.testing.assert_array_equal(apply(dropping, False), apply(bare, False))
+
+
+def test_paths_are_dropped_the_more_the_deeper(key):
+    rates = {}
+
+    def watch(call, args, kwargs, context):
+        if isinstance(context.module, BasicBlock):
+            rates[context.module.name] = context.module.drop_path
+        return call(*args, **kwargs)
+
+    model = resnet_jax.create_model("resnet20", num_classes=10, drop_path=0.4)
+    with nn.intercept_methods(watch):
+        training.variable_shapes(model, (32, 32, 3))
+    np.testing.assert_allclose(list(rates.values()), np.linspace(0, 0.4, 9))

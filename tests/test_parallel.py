@@ -52,7 +52,7 @@ from resnet_jax import augment, data, evaluation, gradients, optim, parallel, tr
 from resnet_jax.blocks import BasicBlock
 from resnet_jax.compiling import compile_step
 from resnet_jax.feed import Feed
-from resnet_jax.models import ResNet
+from resnet_jax.resnet import ResNet
 
 jax.config.update("jax_enable_x64", True)
 rng = np.random.default_rng(0)

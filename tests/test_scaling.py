@@ -13,7 +13,8 @@ from processes import ROOT, compute
 from benchmarks import scaling
 from resnet_jax.blocks import BasicBlock, Bottleneck
 from resnet_jax.errors import ConfigError
-from resnet_jax.models import ResNet, create_model
+from resnet_jax.models import create_model
+from resnet_jax.resnet import ResNet
 from resnet_jax.training import variable_shapes
 
 # The program of train.py's step for 16 pictures on four devices, as XLA divided it.
@@ -25,7 +26,8 @@ import jax, numpy as np
 from resnet_jax import augment, compiling, data, optim, parallel, training
 from resnet_jax.blocks import BasicBlock, Bottleneck
 from resnet_jax.feed import Feed
-from resnet_jax.models import ResNet, create_model
+from resnet_jax.models import create_model
+from resnet_jax.resnet import ResNet
 
 rng = np.random.default_rng(0)
 images = rng.integers(0, 256, (32, 8, 8, 3), np.uint8)

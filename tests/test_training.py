@@ -153,3 +153,80 @@ def test_evaluation_that_loses_an_example_raises(tiny, batch):
 
     with pytest.raises(RuntimeError, match="scored 7 examples of 8"):
         evaluation.evaluate(step, lossy, state, dataset)
+
+
+def test_the_average_is_of_parameters_and_statistics(tiny, batch):
+    model, _, _ = make(tiny)
+    schedule = optim.make_schedule("constant", lr=0.1, total_steps=10)
+    tx = optim.make_optimizer("sgd", schedule)
+    prepare = augment.make_augment(num_classes=4, normalization="half")
+    keys = training.make_keys(0)
+    state = training.init_state(model, tx, (16, 16, 3), key=keys.init, has_ema=True)
+    step = jax.jit(
+        partial(training.train_step, model, tx, prepare, ema_decay=0.3),
+        donate_argnums=0,
+    )
+    average = jax.device_get(state.variables)
+    for count in range(4):
+        state, _ = step(state, batch, keys.augment)
+        keep = min(0.3, (1 + count) / (10 + count))
+        average = jax.tree.map(
+            lambda a, v: keep * a + (1 - keep) * np.asarray(v),  # noqa: B023
+            average,
+            state.variables,
+        )
+        for one, other in zip(
+            *map(jax.tree.leaves, (state.scored, average)), strict=True
+        ):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    assert any(
+        (a != b).any()
+        for a, b in zip(
+            *map(jax.tree.leaves, (state.scored, state.variables)), strict=True
+        )
+    )
+
+
+def test_what_is_scored_is_the_average(tiny, batch):
+    model, state, _ = make(tiny)
+    prepare = augment.make_augment(num_classes=4, normalization="half")
+    masked = {**batch, "mask": np.ones(8, np.float32)}
+    other = jax.tree.map(lambda x: x + 0.5, state.variables)
+    score = partial(evaluation.eval_step, model, prepare)
+    plain = score(state, masked)["loss"]
+    averaged = score(state.replace(ema=other), masked)["loss"]
+    assert averaged == score(state.replace(**other), masked)["loss"] != plain
+
+
+def test_views_are_shifts_by_a_pixel_and_mirrored_and_add_to_one(batch):
+    x = jnp.asarray(batch["images"], jnp.float32)
+    views = evaluation.flips_and_shifts(x)
+    assert [share for share, _ in views] == [0.25, 0.125, 0.125] * 2
+    (_, whole), (_, up), (_, down) = views[:3]
+    np.testing.assert_array_equal(whole, x)
+    np.testing.assert_array_equal(up[:, 1:, 1:], x[:, :-1, :-1])
+    np.testing.assert_array_equal(up[:, 0], up[:, 1])
+    np.testing.assert_array_equal(down[:, :-1, :-1], x[:, 1:, 1:])
+    np.testing.assert_array_equal(down[:, -1], down[:, -2])
+    for (_, view), (_, mirrored) in zip(views[:3], views[3:], strict=True):
+        np.testing.assert_array_equal(mirrored, view[:, :, ::-1])
+
+
+def test_logits_of_the_views_are_averaged(tiny, batch):
+    model, state, _ = make(tiny)
+    prepare = augment.make_augment(num_classes=4, normalization="half")
+    masked = {**batch, "mask": np.ones(8, np.float32)}
+
+    def views(x):
+        return [(0.75, x), (0.25, x[:, :, ::-1])]
+
+    found = evaluation.eval_step(model, prepare, state, masked, views=views)
+    x, targets = prepare(jax.random.key(0), batch["images"], batch["labels"])
+    one, other = (
+        model.apply(state.variables, v, train=False) for v in (x, x[:, :, ::-1])
+    )
+    logits = 0.75 * one + 0.25 * other
+    loss = -(jax.nn.log_softmax(logits) * targets).sum()
+    np.testing.assert_allclose(found["loss"], loss, rtol=1e-5)
+    plain = evaluation.eval_step(model, prepare, state, masked)
+    assert abs(float(plain["loss"] - loss)) > 1e-4

@@ -38,6 +38,12 @@ def _float64():
             {"momentum": 0.9, "nesterov": True},
             lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9, nesterov=True),
         ),
+        ("adamw", {}, lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.0)),
+        (
+            "adamw",
+            {"weight_decay": 0.1},
+            lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1),
+        ),
     ],
 )
 def test_optimizer(name, options, make):
@@ -76,3 +82,26 @@ def test_schedule(name):
         assert float(ours(jnp.asarray(step))) == pytest.approx(expected, rel=1e-6)
         optimizer.step()
         theirs.step()
+
+
+@pytest.mark.parametrize("clip_grad", [0.5, 100.0])
+def test_clipping(clip_grad):
+    rng = np.random.default_rng(0)
+    start = [rng.normal(size=5), rng.normal(size=(2, 3))]
+    theirs = [torch.nn.Parameter(torch.tensor(value)) for value in start]
+    optimizer = torch.optim.SGD(theirs, lr=0.1, momentum=0.9)
+    schedule = optim.make_schedule("constant", lr=0.1, total_steps=STEPS)
+    tx = optim.make_optimizer("sgd", schedule, clip_grad=clip_grad)
+    ours = [jnp.asarray(value) for value in start]
+    state = tx.init(ours)
+    for _ in range(STEPS):
+        grads = [rng.normal(size=value.shape) for value in start]
+        for parameter, grad in zip(theirs, grads, strict=True):
+            parameter.grad = torch.tensor(grad)
+        torch.nn.utils.clip_grad_norm_(theirs, clip_grad)
+        optimizer.step()
+        updates, state = tx.update([jnp.asarray(grad) for grad in grads], state, ours)
+        ours = optax.apply_updates(ours, updates)
+    for one, other in zip(ours, theirs, strict=True):
+        # PyTorch divides by the norm plus 1e-6.
+        np.testing.assert_allclose(one, other.detach().numpy(), rtol=1e-5)

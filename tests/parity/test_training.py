@@ -70,7 +70,7 @@ def keep_gradient():
     )
 
 
-def prepare(key, images, labels):  # inputs as they come; augment works in float32
+def prepare(key, images, labels, step):  # inputs as they come; augment works in float32
     return images, jax.nn.one_hot(labels, 10, dtype=images.dtype)
 
 

@@ -41,7 +41,7 @@ def test_a_frozen_backbone_does_what_pytorchs_does(backbone_bn):
             tx.init(variables["params"]),
         )
 
-        def prepare(key, images, labels):
+        def prepare(key, images, labels, step):
             return images, jax.nn.one_hot(labels, 10, dtype=images.dtype)
 
         step = jax.jit(

@@ -1,0 +1,132 @@
+"""He et al.'s residual networks of any block, depth and width."""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resnet_jax.blocks import (
+    ModuleDef,
+    Norm,
+    Shortcut,
+    apply_block,
+    classify,
+    dropout,
+    make_layers,
+)
+from resnet_jax.errors import ConfigError
+from resnet_jax.layers import Init
+from resnet_jax.pooling import max_pool
+
+Stem = Literal["imagenet", "cifar"]
+
+
+class ResNet(nn.Module):
+    """A residual network of any block, depth and width.
+
+    Maps images [B, H, W, C] to logits [B, num_classes], at least float32; with
+    `num_classes=0` to the pooled features [B, widths[-1] * block.expansion]. The output
+    of the stem and of each stage is sown into "intermediates" as stem, layer1, ...
+
+    Attributes:
+      block: BasicBlock, Bottleneck, or a module with their attributes.
+      stage_sizes: blocks of each stage; every stage after the first halves the picture.
+      widths: `features` of the blocks of each stage.
+      stem: "imagenet" is a 7x7 convolution of stride 2 and a 3x3 max-pool of stride 2;
+        "cifar" a 3x3 convolution for small pictures.
+      stem_width: features of the stem, where they are not widths[0].
+      shortcut: identity | pad | conv | conv_bn, see BasicBlock; "none" makes the plain
+        network of the same depth.
+      use_bias: whether convolutions have biases; without BatchNorm they always have.
+      norm: "batch", or "none" for a network without BatchNorm.
+      dropout: part of the features that training sets to 0 before the last layer; it
+        needs the random stream "dropout".
+      weight_init: of the convolutions: "kaiming" (normal, fan out, as torchvision's
+        ResNet) or "torch" (nn.Conv2d's default).
+      drop_path: see BasicBlock; that of the last block, from 0 of the first on in equal
+        steps.
+      zero_init_last: see BasicBlock.
+      remat: keep of a block only its input for the backward pass, and compute the rest
+        again: the same gradients with less memory and a third more arithmetic.
+    """
+
+    block: ModuleDef
+    stage_sizes: tuple[int, ...]
+    num_classes: int
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    stem_width: int | None = None
+    stem: Stem = "imagenet"
+    shortcut: Shortcut = "conv_bn"
+    use_bias: bool = False
+    norm: Norm = "batch"
+    dropout: float = 0.0
+    weight_init: Init = "kaiming"
+    drop_path: float = 0.0
+    zero_init_last: bool = False
+    remat: bool = False
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype | None = None
+
+    head = "fc"  # the layer that gives the logits
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        conv, norm = make_layers(self, self.use_bias, types)
+        if len(self.stage_sizes) != len(self.widths):
+            raise ConfigError(
+                f"stage_sizes {self.stage_sizes} and widths {self.widths} "
+                "differ in length"
+            )
+        if self.stem not in ("imagenet", "cifar"):
+            raise ConfigError(f"no stem {self.stem!r}: imagenet or cifar")
+        width = self.stem_width or self.widths[0]
+        if self.stem == "imagenet":
+            x = conv(width, 7, stride=2, padding=3, name="conv1")(x)
+        else:
+            x = conv(width, 3, padding=1, name="conv1")(x)
+        if not self.block.is_preact:
+            x = nn.relu(norm(name="bn1")(x, train=train))
+        if self.stem == "imagenet":
+            x = max_pool(x)
+        self.sow("intermediates", "stem", x)
+        options = {"zero_init_last": True} if self.zero_init_last else {}
+        rates = iter(np.linspace(0.0, self.drop_path, sum(self.stage_sizes)).tolist())
+        stages = enumerate(zip(self.stage_sizes, self.widths, strict=True), start=1)
+        for stage, (size, width) in stages:
+            for index in range(size):
+                block = self.block(
+                    width,
+                    stride=2 if stage > 1 and index == 0 else 1,
+                    shortcut=self.shortcut,
+                    conv=conv,
+                    norm=norm,
+                    drop_path=next(rates),
+                    **options,
+                    name=f"layer{stage}.{index}",
+                )
+                x = apply_block(block, x, train, self.remat)
+            self.sow("intermediates", f"layer{stage}", x)
+        if self.block.is_preact:
+            x = nn.relu(norm(name="bn")(x, train=train))
+        x = dropout(x.mean((1, 2)), self.dropout, train)
+        return classify(x, self.num_classes, self.head, types)
+
+
+class Head(nn.Module):
+    """The last layer of a network alone: features [B, F] to logits [B, num_classes].
+
+    It takes the network's own variables and reads `layer` of them.
+    """
+
+    layer: str
+    num_classes: int
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        return classify(x, self.num_classes, self.layer, types)

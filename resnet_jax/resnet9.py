@@ -1,0 +1,88 @@
+"""A slim residual network that trains quickly: ResNet-9 of the DAWNBench family."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from resnet_jax.blocks import (
+    BasicBlock,
+    Norm,
+    Shortcut,
+    apply_block,
+    classify,
+    dropout,
+    make_layers,
+)
+from resnet_jax.errors import ConfigError
+from resnet_jax.layers import Init, Whitening
+from resnet_jax.pooling import max_pool_2x2
+
+_LOGITS = 0.125  # Page's, which keeps the first losses small
+
+
+class ResNet9(nn.Module):
+    """Eight convolutions and a linear layer (Page 2018): images [B, H, W, 3] to logits.
+
+    A convolution to `width` channels; three stages that double them, each a
+    convolution, a 2x2 max-pool, BatchNorm and ReLU, the first and the last followed by
+    a residual block; the maximum over the picture; a linear layer, times 1/8. With
+    `num_classes=0` the features [B, 8 * width]. The other attributes are ResNet's.
+
+    Attributes:
+      width: channels of the first convolution.
+      whiten: the first convolution is of one pixel, after a fixed 3x3 one that whitens
+        the pictures (layers.Whitening).
+    """
+
+    num_classes: int
+    width: int = 64
+    whiten: bool = False
+    shortcut: Shortcut = "identity"
+    norm: Norm = "batch"
+    dropout: float = 0.0
+    weight_init: Init = "kaiming"
+    drop_path: float = 0.0
+    zero_init_last: bool = False
+    remat: bool = False
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype | None = None
+
+    head = "fc"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        if min(x.shape[1:3]) < 8:
+            raise ConfigError(
+                f"resnet9 halves pictures thrice: {x.shape[1]}x{x.shape[2]} is too "
+                "small, 8x8 the least"
+            )
+        conv, norm = make_layers(self, False, types)
+        if self.whiten:
+            x = Whitening(3, dtype=self.dtype, name="whiten")(x)
+            x = conv(self.width, 1, padding=0, name="conv1")(x)
+        else:
+            x = conv(self.width, 3, padding=1, name="conv1")(x)
+        x = nn.relu(norm(name="bn1")(x, train=train))
+        self.sow("intermediates", "stem", x)
+        for stage, features in enumerate((2, 4, 8), start=1):
+            name, features = f"layer{stage}", features * self.width
+            x = conv(features, 3, padding=1, name=f"{name}.conv")(x)
+            x = max_pool_2x2(x)
+            x = nn.relu(norm(name=f"{name}.bn")(x, train=train))
+            if stage != 2:
+                block = BasicBlock(
+                    features,
+                    shortcut=self.shortcut,
+                    conv=conv,
+                    norm=norm,
+                    drop_path=self.drop_path * (stage - 1) / 2,
+                    zero_init_last=self.zero_init_last,
+                    name=f"{name}.block",
+                )
+                x = apply_block(block, x, train, self.remat)
+            self.sow("intermediates", name, x)
+        x = dropout(x.max((1, 2)), self.dropout, train)
+        if not self.num_classes:
+            return classify(x, 0, self.head, types)
+        return _LOGITS * classify(x, self.num_classes, self.head, types)

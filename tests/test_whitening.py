@@ -1,0 +1,59 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resnet_jax import augment, data, models, training, whitening
+
+
+def smooth(count: int, side: int) -> np.ndarray:
+    """Pictures whose neighbouring pixels and channels are alike."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(count, side + 2, side + 2, 1)) + 0.3 * rng.normal(
+        size=(count, side + 2, side + 2, 3)
+    )
+    x = x[:, 2:] + x[:, 1:-1] + x[:, :-2]
+    x = x[:, :, 2:] + x[:, :, 1:-1] + x[:, :, :-2]
+    return np.clip(128 + 25 * x, 0, 255).astype(np.uint8)
+
+
+def test_patches_become_white():
+    images = smooth(200, 12)
+    dataset = data.Dataset(images, np.zeros(200, np.int32), ("a",) * 10)
+    model = models.create_model("resnet9", num_classes=10, width=4, whiten=True)
+    variables = training.init_variables(model, (12, 12, 3), key=jax.random.key(0))
+    prepare = augment.make_augment(num_classes=10, normalization="half")
+    fitted = whitening.fit(variables, prepare, dataset)
+    x, _ = prepare(jax.random.key(0), images, dataset.labels)
+
+    def whitened(variables):
+        found = model.apply(
+            variables,
+            x,
+            train=False,
+            capture_intermediates=lambda module, _: module.name == "whiten",
+        )[1]["intermediates"]["whiten"]["__call__"][0]
+        inside = np.asarray(found[:, 1:-1, 1:-1]).reshape(-1, 27)
+        return inside.T @ inside / len(inside)
+
+    before, after = whitened(variables), whitened(fitted)
+    assert np.abs(before - np.diag(np.diag(before))).max() > 0.5
+    np.testing.assert_allclose(after, np.diag(np.diag(after)), atol=2e-3)
+    assert (np.diag(after) < 1.001).all() and np.diag(after)[:3].min() > 0.99
+
+
+def test_an_unfitted_layer_copies_the_patches(key):
+    model = models.create_model("resnet9", num_classes=10, width=4, whiten=True)
+    variables = training.init_variables(model, (8, 8, 3), key=key)
+    kernel = variables["batch_stats"]["whiten"]["kernel"]
+    np.testing.assert_array_equal(kernel.reshape(27, 27), jnp.eye(27))
+
+
+def test_the_principal_axes_are_numpy_s():
+    x = np.random.default_rng(0).normal(size=(50, 6, 6, 2)) @ [[2.0, 1.0], [0.0, 0.5]]
+    kernel = whitening.whitening_kernel(x, 1).reshape(2, 2)
+    pixels = x.reshape(-1, 2)
+    left, singular, axes = np.linalg.svd(
+        pixels / len(pixels) ** 0.5, full_matrices=False
+    )
+    expected = axes.T / np.sqrt(singular**2 + 5e-4)
+    np.testing.assert_allclose(np.abs(kernel), np.abs(expected), rtol=1e-8)
