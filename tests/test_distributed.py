@@ -304,7 +304,7 @@ def compile_once(step, state, examples, source, key):
 evaluation.evaluate, feed.make_feed = counting, noting
 compiling.compile_step = compile_once
 kept = mock.patch.object(hub, "adopt", lambda variables, *args, **options: variables)
-no_room = mock.patch.object(store.Store, "wait", lambda self: "no room")
+no_room = mock.patch.object(store.Store, "save", lambda self, *args: "no room")
 small = mock.patch.object(parallel, "fits", lambda *args: False)
 
 scenario("describe", (1, fails(data, "describe", "no such folder")))
