@@ -20,21 +20,15 @@ from resnet_jax.options import EvaluateConfig
 def main(options: EvaluateConfig) -> None:
     from pathlib import Path
 
-    from resnet_jax import (
-        augment,
-        data,
-        evaluation,
-        export,
-        files,
-        metrics,
-        numerics,
-        subject,
-    )
+    from resnet_jax import augment, data, evaluation, export, files, metrics, numerics
     from resnet_jax.comparison import compare
     from resnet_jax.feed import make_feed
     from resnet_jax.parallel import make_mesh, replicate
     from resnet_jax.predictions import predict_files
     from resnet_jax.report import write_report
+    from resnet_jax.scoring import score
+    from resnet_jax.seeds import make_each
+    from resnet_jax.subject import check_classes, info, load
 
     if options.compare:
         print(compare(options.compare, Path(options.page)))
@@ -45,7 +39,7 @@ def main(options: EvaluateConfig) -> None:
             files.check_writable(Path(path).parent, "folder", option)
 
     # The network, its checkpoint, and everything that is not a flag here.
-    scored = subject.load(options)
+    scored = load(options)
     cfg, state = scored.cfg, scored.state
 
     if options.images:
@@ -55,7 +49,7 @@ def main(options: EvaluateConfig) -> None:
 
     # Data.
     _, test = data.load_dataset(cfg.dataset, cfg.data_dir, **cfg.loading)
-    subject.check_classes(scored, test)
+    check_classes(scored, test)
     prepare = augment.make_augment(
         num_classes=len(test.class_names), **cfg.preprocessing
     )
@@ -63,37 +57,36 @@ def main(options: EvaluateConfig) -> None:
     # Scores, by the functions that training used.
     mesh = make_mesh(options.devices, options.platform)
     feed = make_feed(mesh, test, **cfg.feeding)
-    batch_size = cfg.eval_batch_size
-    evaluate = evaluation.make_evaluate(scored.model, prepare, feed, batch_size)
+    batching = (feed, cfg.eval_batch_size)
+    make = partial(evaluation.make_evaluate, scored.model, prepare, *batching)
+    make = partial(make, each=make_each(cfg.num_seeds, mesh))
     state = replicate(mesh, state)
-    sums = evaluate(state, test)
-    one_batch = evaluate(state, test.take(slice(cfg.batch_size)))
+    of_seeds = range(cfg.seed, cfg.seed + cfg.num_seeds)
+    found = score(make, state, test, of_seeds)
+    one_batch = score(make, state, test.take(slice(cfg.batch_size)), of_seeds)
 
     print(scored.title)
-    print(metrics.class_table(sums, test.class_names))
-    print(f"one batch: {metrics.summary_line(one_batch)}")
-    figures = metrics.report(sums, test.class_names)
+    print(metrics.class_table(found.best, test.class_names))
+    print(f"one batch: {metrics.summary_line(one_batch.sums)}")
+    print(*found.lines, sep="\n", end="\n" if found.lines else "")
+    figures = found.figures
     if options.tta:
-        make = partial(evaluation.make_evaluate, views=evaluation.flips_and_shifts)
-        augmented = make(scored.model, prepare, feed, batch_size)(state, test)
-        print(f"test-time augmentation: {metrics.summary_line(augmented)}")
-        figures["tta"] = metrics.report(augmented, test.class_names)
+        views = partial(make, views=evaluation.flips_and_shifts)
+        augmented = score(views, state, test, of_seeds)
+        for line in [*augmented.lines, metrics.summary_line(augmented.sums)]:
+            print(f"test-time augmentation: {line}")
+        figures["tta"] = augmented.figures
     if options.output is not None:
-        one = metrics.report(one_batch, test.class_names)
-        found = {"scored": scored.title, "step": int(state.step), **figures}
-        files.write_json(Path(options.output), {**found, "one_batch": one})
+        what = {"scored": scored.title, "step": int(state.step)}
+        what |= {**figures, "one_batch": one_batch.figures}
+        files.write_json(Path(options.output), what)
     if options.report:
-        eval_batches = partial(data.eval_batches, batch_size=batch_size)
-        logits = evaluation.predict(
-            scored.model, prepare, scored.state.variables, eval_batches, test
-        )
-        page = write_report(Path(options.run), scored, prepare, test, logits)
-        print(f"report: {page}")
+        print(f"report: {write_report(Path(options.run), scored, prepare, test)}")
     if options.export is not None:
-        info = subject.info(scored, test.class_names)
-        info["metrics"] = {"step": int(state.step), **figures}
-        export.write(Path(options.export), scored.state.variables, info)
-    print(metrics.summary_line(sums))
+        said = info(scored, test.class_names)
+        said["metrics"] = {"step": int(state.step), **figures}
+        export.write(Path(options.export), scored.state.variables, said)
+    print(metrics.summary_line(found.sums))
 
 
 if __name__ == "__main__":

@@ -17,32 +17,23 @@ from resnet_jax.config import Config
 
 
 def main(cfg: Config) -> None:
-    from resnet_jax import (
-        augment,
-        data,
-        features,
-        freezing,
-        models,
-        optim,
-        training,
-        whitening,
-    )
+    from resnet_jax import augment, data, features, freezing, initial, models, optim
     from resnet_jax.compiling import compile_step
     from resnet_jax.diagnostics import make_layer_statistics
     from resnet_jax.evaluation import make_evaluate
-    from resnet_jax.hub import adopt, normalization
+    from resnet_jax.hub import normalization
     from resnet_jax.parallel import replicate
     from resnet_jax.session import open_run, shared_errors
     from resnet_jax.summary import summarize
+    from resnet_jax.training import init_state, make_keys, make_train_step
 
     # Model and what it sees: descriptions, no arrays.
     with shared_errors(cfg):
         cfg = replace(cfg, normalize=cfg.normalize or normalization(cfg.pretrained))
         shape = data.describe(cfg.dataset, cfg.data_dir, image_size=cfg.image_size)
-    model = models.create_model(
-        cfg.model, num_classes=shape.num_classes, **cfg.architecture
-    )
-    prepare = partial(augment.make_augment, num_classes=shape.num_classes)
+    num_classes = shape.num_classes
+    model = models.create_model(cfg.model, num_classes=num_classes, **cfg.architecture)
+    prepare = partial(augment.make_augment, num_classes=num_classes)
     prepare_test = prepare(**cfg.preprocessing)
     if cfg.summary:
         print(summarize(model, shape.image_shape))
@@ -52,54 +43,44 @@ def main(cfg: Config) -> None:
         # Data: uint8 arrays; the order of an epoch is a function of (seed, epoch).
         options = {"rebuild": cfg.rebuild_data, **cfg.loading}
         train, test = data.load_dataset(cfg.dataset, cfg.data_dir, **options)
-        train = data.subset(train, cfg.max_train_samples, seed=cfg.seed)
-        test = data.subset(test, cfg.max_test_samples, seed=cfg.seed)
+        train = data.subset(train, cfg.max_train_samples)
+        test = data.subset(test, cfg.max_test_samples)
         run.note_data(train, test)
-        train, held_out = data.hold_out(train, cfg.validation_split, seed=cfg.seed)
+        train, held_out = data.hold_out(train, cfg.validation_split)
         sizes = data.batch_sizes(len(train), cfg.batch_size, drop_last=cfg.drop_last)
         total_steps = min(cfg.epochs * len(sizes), cfg.max_steps or sys.maxsize)
         options = {**cfg.preprocessing, **cfg.augmentation}
         prepare_train = prepare(steps_per_epoch=len(sizes), **options)
 
-        # Randomness: one seed, one key per purpose.
-        keys = training.make_keys(cfg.seed)
+        # Randomness: one seed, one key per purpose; of several seeds, as many keys.
+        keys = make_keys(cfg.seed, cfg.num_seeds)
 
         # Optimizer: what learns, and how fast.
         trainable = freezing.make_trainable(cfg.freeze, model, shape.image_shape)
         lr_scale = freezing.make_lr_scale(cfg.backbone_lr_scale, model)
-        warmup = round(cfg.warmup_epochs * len(sizes))
-        steps = {"total_steps": total_steps, "warmup_steps": warmup}
-        schedule = optim.make_schedule(**steps, **cfg.scheduling)
-        rates = {"schedule": schedule, "lr_scale": lr_scale}
-        tx = optim.make_optimizer(trainable=trainable, **rates, **cfg.optimization)
+        options = {"steps_per_epoch": len(sizes), **cfg.scheduling}
+        schedule = optim.make_schedule(total_steps=total_steps, **options)
+        options = {"lr_scale": lr_scale, "trainable": trainable, **cfg.optimization}
+        tx = optim.make_optimizer(schedule=schedule, **options)
 
         # State: arrays alone; from the seed, from PyTorch, or from where a run stopped.
         options = {"key": keys.init, "has_ema": cfg.ema_decay > 0}
-        state = training.init_state(model, tx, shape.image_shape, **options)
+        state = init_state(model, tx, shape.image_shape, **options)
         state = run.restore(state)
         if not run.resumed:
-            variables = state.variables
-            if cfg.pretrained is not None:
-                variables = adopt(variables, model, **cfg.adoption)
-            if cfg.whiten:
-                variables = whitening.fit(variables, prepare_test, train)
-            state = state.with_variables(variables)
+            options = {"augment": prepare_test, "dataset": train, **cfg.beginning}
+            state = initial.prepare(state, model, **options)
         if run.is_finished(len(sizes), total_steps):
             return
         if cfg.cache_features:
-            stand_in = features.cache(
-                *(model, prepare_test, state.variables, (train, held_out, test)),
-                batch_size=cfg.eval_batch_size,
-                label_smoothing=cfg.label_smoothing,
-            )
+            whole = (model, prepare_test, state.variables, (train, held_out, test))
+            stand_in = features.cache(*whole, **cfg.caching)
             model, prepare_train, prepare_test, (train, held_out, test) = stand_in
-        arithmetic = (model, tx, prepare_train)
         frozen = {"trainable": trainable, "backbone_bn": cfg.backbone_bn}
         if cfg.log_gradients:
             first = next(data.train_batches(train, sizes, seed=cfg.seed, epoch=0))
-            measure = make_layer_statistics(
-                *arithmetic, batch=first, key=keys.augment, **frozen
-            )
+            options = {"batch": first, "key": keys.augment, **frozen}
+            measure = make_layer_statistics(model, tx, prepare_train, **options)
             run.log_layers(state, measure)
 
         # Devices: the state is on all, and each has its rows of a batch.
@@ -107,21 +88,21 @@ def main(cfg: Config) -> None:
         feed = run.make_feed(train, held_out, test)
 
         # Pure functions, compiled once; a step writes over the state it was given.
-        scopes = {"accumulate": cfg.accumulate, "local_bn": run.local_bn}
-        scopes["ema_decay"] = cfg.ema_decay
+        options = {"local_bn": run.local_bn, **frozen, **cfg.stepping}
         train_step, compile_seconds = compile_step(
-            training.make_train_step(*arithmetic, **frozen, **scopes),
+            run.each(make_train_step(model, tx, prepare_train, **options)),
             state,
-            feed.examples(train, sizes[:total_steps]),
+            feed.examples(train, sizes[:total_steps], cfg.num_seeds),
             feed.source(train),
             augment_key,
         )
-        evaluate = make_evaluate(model, prepare_test, feed, cfg.eval_batch_size)
+        options = {"batch_size": cfg.eval_batch_size, "each": run.each}
+        evaluate = make_evaluate(model, prepare_test, feed, **options)
         parts = {"val": held_out, "test": test} if len(held_out) else {"test": test}
 
         for epoch, steps in run.epochs(compile_seconds, schedule):
-            batches = feed.train(train, sizes, seed=cfg.seed, epoch=epoch, steps=steps)
-            for batch in run.batches(batches):
+            options = {"epoch": epoch, "steps": steps, **cfg.ordering}
+            for batch in run.batches(feed.train(train, sizes, **options)):
                 state, sums = train_step(state, batch)
                 run.step(state, sums)
             run.end_epoch(

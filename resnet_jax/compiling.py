@@ -24,10 +24,11 @@ def compile_step(
 
     Nothing runs. The compiled step is called as step(state, batch); it writes over the
     state that it is given. Of a batch of [steps, rows] it does the steps one after the
-    other, and gives the sums of each.
+    other, and gives the sums of each. Of several seeds, batches have [seeds, rows].
 
     Args:
-      state, source, key: on the devices, as they will be; so is what comes back.
+      state, source: on the devices, as they will be; so is what comes back.
+      key: the same, of the step: [], or [seeds].
 
     Raises:
       ConfigError: the model cannot train on one of the forms.
@@ -56,11 +57,11 @@ def _fed(
     def one(state: TrainState, batch: Batch) -> tuple[TrainState, metrics.Sums]:
         return step(state, fetch(source, batch), key)
 
-    if len(_form(batch)) == 1:
+    if len(_form(batch)) == key.ndim + 1:
         return one(state, batch)
     return jax.lax.scan(one, state, batch)
 
 
 def _form(batch: Batch) -> tuple[int, ...]:
-    """([steps,] rows) of a batch."""
+    """([steps,] [seeds,] rows) of a batch."""
     return batch["indices" if "indices" in batch else "labels"].shape

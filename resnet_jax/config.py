@@ -55,7 +55,7 @@ class Config:
     workers: int = 4
     """Processes that read images with stream."""
     max_train_samples: int | None = None
-    """Train on so many of the training pictures, chosen by the seed; None on all."""
+    """Train on so many of the training pictures, always the same; None on all."""
     max_test_samples: int | None = None
     """Score so many of the test pictures each epoch; evaluate.py scores all."""
     validation_split: float = 0.0
@@ -165,6 +165,8 @@ class Config:
     """Stop at the operation that makes the first NaN, and name it; slow."""
     seed: int = 0
     """Of initialisation, order of data and augmentation."""
+    num_seeds: int = 1
+    """Train so many networks at once, of seed, seed + 1, ..., in one program."""
 
     workdir: str = "runs/hresnet"
     """The run directory."""
@@ -191,106 +193,94 @@ class Config:
     def __post_init__(self) -> None:
         limits.check(self)
 
+    def _fields(self, *names: str, **renamed: str) -> dict[str, Any]:
+        """The values of fields: by their own names, and of others by an argument's."""
+        fields = {**{name: name for name in names}, **renamed}
+        return {argument: getattr(self, name) for argument, name in fields.items()}
+
     @property
     def architecture(self) -> dict[str, Any]:
         """What models.create_model takes of these fields, beside name and classes."""
-        return {
-            "stem": self.stem,
-            "skip": self.skip,
-            "norm": self.norm,
-            "dropout": self.dropout,
-            "drop_path": self.drop_path,
-            "zero_init_last": self.zero_init_last,
-            "width": self.width,
-            "whiten": self.whiten,
-            "init": self.init,
-            "dtype": self.dtype,
-            "remat": self.remat,
-        }
+        return self._fields(
+            *("stem", "skip", "norm", "dropout", "drop_path", "zero_init_last"),
+            *("width", "whiten", "init", "dtype", "remat"),
+        )
 
     @property
     def optimization(self) -> dict[str, Any]:
         """What optim.make_optimizer takes of these fields."""
-        return {
-            "name": self.optimizer,
-            "momentum": self.momentum,
-            "nesterov": self.nesterov,
-            "weight_decay": self.weight_decay,
-            "norm_weight_decay": self.norm_weight_decay,
-            "bias_weight_decay": self.bias_weight_decay,
-            "clip_grad": self.clip_grad,
-        }
+        return self._fields(
+            *("momentum", "nesterov", "weight_decay", "norm_weight_decay"),
+            *("bias_weight_decay", "clip_grad"),
+            name="optimizer",
+        )
 
     @property
     def scheduling(self) -> dict[str, Any]:
         """What optim.make_schedule takes of these fields."""
-        return {
-            "name": self.schedule,
-            "lr": self.lr,
-            "milestones": self.lr_milestones,
-            "gamma": self.lr_gamma,
-            "pct_start": self.pct_start,
-        }
+        return self._fields(
+            *("lr", "pct_start", "warmup_epochs"),
+            name="schedule",
+            milestones="lr_milestones",
+            gamma="lr_gamma",
+        )
 
     @property
     def preprocessing(self) -> dict[str, Any]:
         """What augment.make_augment takes of these fields, whatever the pictures."""
-        return {"normalization": self.normalize, "image_size": self.image_size}
-
-    @property
-    def numerics(self) -> dict[str, Any]:
-        """What numerics.configured takes of these fields."""
-        return {
-            "deterministic": self.deterministic,
-            "debug_nans": self.debug_nans,
-            "platform": self.platform,
-            "num_devices": self.devices,
-        }
-
-    @property
-    def processes(self) -> dict[str, Any]:
-        """What distributed.joined takes of these fields."""
-        return {
-            "distributed": self.distributed,
-            "coordinator": self.coordinator,
-            "num_processes": self.num_processes,
-            "process_id": self.process_id,
-        }
-
-    @property
-    def loading(self) -> dict[str, Any]:
-        """What data.load_dataset takes of these fields, beside name and folder."""
-        return {
-            "image_size": self.image_size,
-            "crop_pct": self.crop_pct,
-            "skip_bad_images": self.skip_bad_images,
-            "streamed": self.stream,
-        }
-
-    @property
-    def feeding(self) -> dict[str, Any]:
-        """What feed.make_feed takes of these fields."""
-        return {"steps_per_call": self.steps_per_call, "workers": self.workers}
-
-    @property
-    def adoption(self) -> dict[str, Any]:
-        """What hub.adopt takes of these fields."""
-        return {
-            "source": self.pretrained,
-            "name": self.model,
-            "fresh_head": self.fresh_head,
-        }
+        return self._fields("image_size", normalization="normalize")
 
     @property
     def augmentation(self) -> dict[str, Any]:
         """What augment.make_augment takes of these fields for training."""
-        return {
-            "crop_padding": self.crop_padding,
-            "crop_fill": self.crop_fill,
-            "flip": self.flip,
-            "flip_alternating": self.flip_alternating,
-            "cutout_size": self.cutout,
-            "mixup_alpha": self.mixup,
-            "cutmix_alpha": self.cutmix,
-            "label_smoothing": self.label_smoothing,
-        }
+        return self._fields(
+            *("crop_padding", "crop_fill", "flip", "flip_alternating"),
+            "label_smoothing",
+            cutout_size="cutout",
+            mixup_alpha="mixup",
+            cutmix_alpha="cutmix",
+        )
+
+    @property
+    def numerics(self) -> dict[str, Any]:
+        """What numerics.configured takes of these fields."""
+        return self._fields(
+            "deterministic", "debug_nans", "platform", num_devices="devices"
+        )
+
+    @property
+    def processes(self) -> dict[str, Any]:
+        """What distributed.joined takes of these fields."""
+        return self._fields("distributed", "coordinator", "num_processes", "process_id")
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """What data.load_dataset takes of these fields, beside name and folder."""
+        return self._fields(
+            *("image_size", "crop_pct", "skip_bad_images"), streamed="stream"
+        )
+
+    @property
+    def feeding(self) -> dict[str, Any]:
+        """What feed.make_feed takes of these fields."""
+        return self._fields("steps_per_call", "workers")
+
+    @property
+    def ordering(self) -> dict[str, Any]:
+        """What feed.Feed.train takes of these fields."""
+        return self._fields("seed", "num_seeds")
+
+    @property
+    def stepping(self) -> dict[str, Any]:
+        """What training.train_step takes of these fields, beside what is frozen."""
+        return self._fields("accumulate", "ema_decay")
+
+    @property
+    def caching(self) -> dict[str, Any]:
+        """What features.cache takes of these fields."""
+        return self._fields("label_smoothing", batch_size="eval_batch_size")
+
+    @property
+    def beginning(self) -> dict[str, Any]:
+        """What initial.prepare takes of these fields."""
+        return self._fields("pretrained", "fresh_head", "whiten", name="model")

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from resnet_jax import metrics
 from resnet_jax.feed import Feed, Source, fetch
+from resnet_jax.seeds import Each
 from resnet_jax.training import Batch, TrainState
 
 # Of x [B, H, W, C], some [B, H, W, C] and what share each has in the whole.
@@ -35,18 +36,17 @@ def make_evaluate(
     augment: Callable[..., tuple[jax.Array, jax.Array]],
     feed: Feed,
     batch_size: int,
-    *,
-    views: Views | None = None,
+    **options: Any,
 ) -> Callable[[TrainState, Any], metrics.Sums]:
     """evaluate of (state, dataset) alone, compiled, its batches from `feed`.
 
     Args:
-      views: of a picture, whose logits are averaged; None is the picture alone.
+      options: see eval_step.
     """
 
     @jax.jit
     def step(state: TrainState, batch: Batch, source: Source) -> metrics.Sums:
-        return eval_step(model, augment, state, fetch(source, batch), views=views)
+        return eval_step(model, augment, state, fetch(source, batch), **options)
 
     def run(state: TrainState, dataset: Any) -> metrics.Sums:
         # Of the state only these, so that its other arrays are not waited for.
@@ -65,14 +65,33 @@ def eval_step(
     batch: Batch,
     *,
     views: Views | None = None,
+    each: Each | None = None,
+    ensemble: bool = False,
 ) -> metrics.Sums:
-    """The sums of one batch in inference mode, over the examples its mask marks."""
+    """The sums of one batch in inference mode, over the examples its mask marks.
+
+    Args:
+      views: of a picture, whose logits are averaged; None is the picture alone.
+      each: of a state of several seeds, seeds.make_each; the sums are [num_seeds].
+      ensemble: the sums are of the mean of the seeds' probabilities instead.
+    """
     images, _ = augment(jax.random.key(0), batch["images"], batch["labels"])
-    logits = sum(
-        share * model.apply(state.scored, view, train=False)
-        for share, view in ([(1, images)] if views is None else views(images))
-    )
-    return metrics.eval_sums(logits, batch["labels"], batch["mask"])
+    each = each or (lambda function: function)
+
+    def predict(variables: Any) -> jax.Array:
+        return sum(
+            share * model.apply(variables, view, train=False)
+            for share, view in ([(1, images)] if views is None else views(images))
+        )
+
+    def score(logits: jax.Array) -> metrics.Sums:
+        return metrics.eval_sums(logits, batch["labels"], batch["mask"])
+
+    logits = each(predict)(state.scored)
+    if ensemble:
+        log_probabilities = jax.nn.log_softmax(logits)
+        return score(jax.nn.logsumexp(log_probabilities, 0) - jnp.log(len(logits)))
+    return each(score)(logits)
 
 
 def predict(
@@ -119,7 +138,7 @@ def evaluate(
         for batch in make_batches(dataset):
             total = metrics.add(total, eval_step(state, batch))
             bar.update(len(batch["mask"]))
-    counted = 0 if total is None else int(total["count"])
-    if total is None or counted != len(dataset):
+    counted = 0 if total is None else total["count"]
+    if total is None or not np.all(counted == len(dataset)):
         raise RuntimeError(f"scored {counted} examples of {len(dataset)}")
     return total

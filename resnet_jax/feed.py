@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from resnet_jax import data, distributed, parallel, stream
 from resnet_jax.data import Dataset
+from resnet_jax.errors import ConfigError
 
 Batch = dict[str, jax.Array]  # of rows, or [steps, rows]; fetch completes it
 Source = dict[str, jax.Array]  # images [N, H, W, C], labels [N]; empty if not held
@@ -140,13 +141,24 @@ class Feed:
         seed: int,
         epoch: int,
         steps: range,
+        num_seeds: int = 1,
     ) -> Iterator[Batch]:
-        """The shuffled batches, of these sizes, of the `steps` of an epoch, from 0."""
+        """The shuffled batches, of these sizes, of the `steps` of an epoch, from 0.
+
+        Args:
+          num_seeds: how many seeds, from `seed`; batches of several are [seeds, rows].
+        """
         if not isinstance(dataset.images, np.ndarray):
             first = epoch * len(sizes) + steps.start
             yield from self._streamed(dataset, sizes, seed, first, len(steps))
             return
-        rows = data.epoch_batches(len(dataset), sizes, seed=seed, epoch=epoch)
+        orders = [
+            data.epoch_batches(len(dataset), sizes, seed=each, epoch=epoch)
+            for each in range(seed, seed + num_seeds)
+        ]
+        rows = orders[0]
+        if num_seeds > 1:
+            rows = [np.stack(batches) for batches in zip(*orders, strict=True)]
         calls = self._calls(sizes, steps)
         indices = [
             np.stack([rows[i] for i in call]) if len(call) > 1 else rows[call[0]]
@@ -168,16 +180,27 @@ class Feed:
             shape = (sizes[step % len(sizes)],)
             yield self._place_all(next(reader), shape)
 
-    def examples(self, dataset: Dataset, sizes: Sequence[int]) -> Iterator[Batch]:
-        """A batch of each form that train gives, to compile for."""
+    def examples(
+        self, dataset: Dataset, sizes: Sequence[int], num_seeds: int = 1
+    ) -> Iterator[Batch]:
+        """A batch of each form that train gives, to compile for.
+
+        Raises:
+          ConfigError: several seeds of images that are not in memory.
+        """
         # A run that goes on, or ends, within a call takes its steps one by one.
         forms = {(1, size) for size in sizes}
         if isinstance(dataset.images, np.ndarray):  # else all come one by one
             calls = self._calls(sizes, range(len(sizes)))
             forms |= {(len(call), sizes[call[0]]) for call in calls}
+        elif num_seeds > 1:
+            raise ConfigError(
+                "num_seeds needs images that are in memory: without --stream, or fewer "
+                "by --max-train-samples"
+            )
         for steps, size in sorted(forms):
-            rows = np.arange(size, dtype=np.int32)
-            indices = rows if steps == 1 else np.tile(rows, (steps, 1))
+            axes = [n for n in (steps, num_seeds) if n > 1]
+            indices = np.tile(np.arange(size, dtype=np.int32), (*axes, 1))
             yield from self._batches(dataset, [indices])
 
     def evaluation(self, dataset: Dataset, batch_size: int) -> Iterator[Batch]:

@@ -42,6 +42,7 @@ _LEAST = (
     ("save_every_steps", 1),
     ("save_every_minutes", 0.0),
     ("seed", 0),
+    ("num_seeds", 1),
     ("accumulate", 1),
     ("devices", 1),
     ("num_processes", 1),
@@ -70,8 +71,13 @@ def check(cfg: "Config") -> None:
             raise ConfigError(
                 f"coordinator {cfg.coordinator!r} is not HOST:PORT, as host0:1234 is"
             )
-    if cfg.seed >= 2**32:
+    if cfg.seed + cfg.num_seeds > 2**32:
         raise ConfigError(f"seed {cfg.seed} is too large: below 2**32")
+    for name in ("log_gradients", "cache_features"):
+        if cfg.num_seeds > 1 and getattr(cfg, name):
+            raise ConfigError(f"num_seeds is without {name}, which is of one seed")
+    if cfg.num_seeds > 1 and cfg.bn_scope == "local":
+        raise ConfigError("num_seeds needs --bn-scope global")
     if not 0.0 < cfg.crop_pct <= 1.0:
         raise ConfigError(f"crop_pct {cfg.crop_pct} is not in (0, 1]")
     if cfg.clip_grad is not None and not 0.0 < cfg.clip_grad < math.inf:

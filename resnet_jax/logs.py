@@ -212,6 +212,8 @@ class _Events:
                 event = Event(step=self._step + 1, session_log=start)
                 self._writer.write_event(event)
             for name in sorted(record.keys() - {"epoch", "step"}):
+                if isinstance(record[name], list):  # the values of a mean
+                    continue
                 summary = scalar(name, record[name])
                 event = Event(
                     wall_time=time.time(), step=record["step"], summary=summary

@@ -57,13 +57,20 @@ def add(total: Sums | None, more: Sums) -> Sums:
     return {name: total[name] + value for name, value in more.items()}
 
 
-def means(sums: Sums, prefix: str) -> dict[str, float]:
-    """{prefix_loss, prefix_accuracy}: per example, accuracy as a fraction."""
-    count = float(sums["count"])
-    return {
-        f"{prefix}_loss": float(sums["loss"]) / count,
-        f"{prefix}_accuracy": float(sums["correct"]) / count,
-    }
+def means(sums: Sums, prefix: str) -> dict[str, Any]:
+    """{prefix_loss, prefix_accuracy}: per example, accuracy as a fraction.
+
+    Of the sums [num_seeds] of several seeds: their means, and for each the standard
+    deviation over the seeds, prefix_loss_std, and the values, prefix_loss_seeds.
+    """
+    found: dict[str, Any] = {}
+    for name, counted in (("loss", "loss"), ("accuracy", "correct")):
+        each = np.asarray(sums[counted] / sums["count"], np.float64)
+        found[f"{prefix}_{name}"] = float(each.mean())
+        if each.ndim:
+            found[f"{prefix}_{name}_std"] = float(each.std(ddof=1))
+            found[f"{prefix}_{name}_seeds"] = each.tolist()
+    return found
 
 
 def json_line(record: dict[str, Any]) -> str:
@@ -89,8 +96,10 @@ def epoch_line(record: dict[str, Any]) -> str:
     for name in ("train", "val", "test"):
         if f"{name}_loss" in record:
             accuracy = 100 * record[f"{name}_accuracy"]
+            spread = record.get(f"{name}_accuracy_std")
             parts.append(
                 f"{name} loss {record[f'{name}_loss']:.4f} acc {accuracy:.2f}%"
+                + ("" if spread is None else f" (sd {100 * spread:.2f})")
             )
     parts.append(f"{record['seconds']:.1f} s")
     parts.append(f"{record['images_per_second']:.0f} images/s")

@@ -23,7 +23,8 @@ def make_schedule(
     milestones: Sequence[int] = (),
     gamma: float = 0.1,
     pct_start: float = 0.3,
-    warmup_steps: int = 0,
+    warmup_epochs: float = 0.0,
+    steps_per_epoch: int = 1,
 ) -> optax.Schedule:
     """The learning rate as a function of the step, a scalar array.
 
@@ -33,8 +34,8 @@ def make_schedule(
     lr / 250,000 (OneCycleLR, momentum not cycled). All count steps.
 
     Args:
-      warmup_steps: in step s of these, s from 0, the rate is the schedule's times
-        (s + 1) / (warmup_steps + 1).
+      warmup_epochs: in step s of their w steps, s from 0, the rate is the schedule's
+        times (s + 1) / (w + 1).
 
     Raises:
       ConfigError: an unknown name.
@@ -51,6 +52,7 @@ def make_schedule(
     if name not in schedules:
         raise ConfigError(f"no schedule {name!r}: one of {', '.join(schedules)}")
     schedule = schedules[name]()
+    warmup_steps = round(warmup_epochs * steps_per_epoch)
     if not warmup_steps:
         return schedule
     warmup = optax.linear_schedule(

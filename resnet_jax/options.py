@@ -16,6 +16,8 @@ class EvaluateConfig:
     """A run directory, as train.py leaves it, or a folder that --export wrote."""
     checkpoint: str = "last"
     """Of a run: last, best (by validation accuracy), or a step."""
+    seed: int | None = None
+    """Of a run of several seeds: the one to score; None is each, and their ensemble."""
     weights: str | None = None
     """Instead of a run: a .safetensors or .pth file of the network --model."""
     model: str | None = None

@@ -16,9 +16,13 @@ class Progress:
 
     Args:
       fail: called with the first loss that is not finite, as text, and its step.
+      num_seeds: that each step trains; the sums of several are [num_seeds].
     """
 
-    def __init__(self, fail: Callable[[str, int], NoReturn]) -> None:
+    def __init__(
+        self, fail: Callable[[str, int], NoReturn], num_seeds: int = 1
+    ) -> None:
+        self._num_seeds = num_seeds
         self.step = self.total_steps = 0
         self.steps_per_epoch = 1
         self.sums: metrics.Sums | None = None  # of the steps of the epoch so far
@@ -39,8 +43,8 @@ class Progress:
     @property
     def place(self) -> dict[str, Any]:
         """Step and sums, for JSON."""
-        sums = self.sums or {}
-        return {"step": self.step, "train_sums": {k: float(v) for k, v in sums.items()}}
+        sums = {name: value.tolist() for name, value in (self.sums or {}).items()}
+        return {"step": self.step, "train_sums": sums}
 
     def go_to(self, place: dict[str, Any]) -> None:
         """Takes over a `place`."""
@@ -81,11 +85,11 @@ class Progress:
         }
 
     def add(self, sums: metrics.Sums) -> int:
-        """Counts the steps that gave `sums`, [] or [steps] each, and says how many.
+        """Counts the steps that gave `sums`, [[steps,] [seeds]], and says how many.
 
         They may still be computing them.
         """
-        steps = sums["loss"].size
+        steps = sums["loss"].size // self._num_seeds
         self.step += steps
         self._pending.append(sums)
         self._bar.update(steps)
@@ -93,19 +97,18 @@ class Progress:
 
     def collect(self) -> None:
         """Fetches all that was added, and adds it up."""
-        fetched = jax.device_get(self._pending)
-        first = self.step - sum(sums["loss"].size for sums in fetched) + 1
-        each = [
-            {name: value.reshape(-1)[i] for name, value in sums.items()}
-            for sums in fetched
-            for i in range(sums["loss"].size)
-        ]
-        sums: dict[str, Any] = {}
-        for step, sums in enumerate(each, start=first):
-            if not np.isfinite(sums["loss"]):
+        shape = (-1,) if self._num_seeds == 1 else (-1, self._num_seeds)
+        each: list[metrics.Sums] = []
+        for sums in jax.device_get(self._pending):
+            steps = {name: value.reshape(shape) for name, value in sums.items()}
+            for step in range(len(steps["loss"])):
+                each.append({name: value[step] for name, value in steps.items()})
+        for step, sums in enumerate(each, start=self.step - len(each) + 1):
+            if not np.isfinite(sums["loss"]).all():
                 self._fail(f"the training loss is {sums['loss']}", step)
             self.sums = metrics.add(self.sums, sums)
-            self._num_images += int(sums["count"])
-        if sums:
-            self._bar.set_postfix(loss=f"{sums['loss'] / sums['count']:.4f}")
+            self._num_images += int(sums["count"].sum())
+        if each:
+            loss = metrics.means(each[-1], "train")["train_loss"]
+            self._bar.set_postfix(loss=f"{loss:.4f}")
         self._pending.clear()

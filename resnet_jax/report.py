@@ -3,6 +3,7 @@
 import dataclasses
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from resnet_jax import diagram, export, figures, files, scores, summary
+from resnet_jax import diagram, evaluation, export, figures, files, scores, summary
 from resnet_jax.augment import Augment
-from resnet_jax.data import Dataset
+from resnet_jax.data import Dataset, eval_batches
 from resnet_jax.logs import read_metrics
 from resnet_jax.page import Content, Picture, Table, write
 from resnet_jax.subject import Subject
@@ -21,14 +22,14 @@ NUM_SHOWN = 24  # pictures of each kind
 
 
 def write_report(
-    run_dir: Path, subject: Subject, prepare: Augment, test: Dataset, logits: np.ndarray
+    run_dir: Path, subject: Subject, prepare: Augment, test: Dataset
 ) -> Path:
     """Writes run_dir/report: index.html, which is returned, the PNGs that are in it,
     and report.json with its figures.
 
     Args:
       prepare: of evaluation.
-      logits: [N, C] of the pictures of `test`.
+      test: what the network is asked about.
 
     Raises:
       ConfigError: it cannot be written there.
@@ -40,6 +41,8 @@ def write_report(
     first = np.asarray(images[:1])
     inputs = np.asarray(prepare(jax.random.key(0), first, labels[:1])[0])
     records = read_metrics(run_dir)
+    batches = partial(eval_batches, batch_size=cfg.eval_batch_size)
+    logits = evaluation.predict(model, prepare, variables, batches, test)
     probabilities = scores.softmax(logits)
     found = scores.score(probabilities, labels, class_names)
     files.write_json(directory / "report.json", found)

@@ -10,7 +10,7 @@ from typing import Any, NoReturn, Self
 import jax
 import numpy as np
 
-from resnet_jax import config_json, data, distributed, feed, files, metrics
+from resnet_jax import config_json, data, distributed, feed, files, metrics, seeds
 from resnet_jax.config import Config
 from resnet_jax.errors import NonFiniteLossError
 from resnet_jax.logs import LAYERS, METRICS, Logs
@@ -36,10 +36,11 @@ class Run:
         self.dir = run_dir
         self.mesh = make_mesh(cfg.devices, cfg.platform)
         self.local_bn = self.mesh if cfg.bn_scope == "local" else None
+        self.each = seeds.make_each(cfg.num_seeds, self.mesh)
         self._cfg = cfg
         self._signals = signals
         self._written: list[Path] = []
-        self._progress = Progress(self._raise_non_finite)
+        self._progress = Progress(self._raise_non_finite, cfg.num_seeds)
         # Whether the other processes, if there are any, compute and do not listen.
         self.is_training = False
         self._begun = time.monotonic()
@@ -263,7 +264,7 @@ class Run:
         for part, found in sums.items():
             scored |= metrics.means(found, part)
         for name, value in scored.items():
-            if not np.isfinite(value):
+            if not np.isfinite(value).all():
                 self._raise_non_finite(f"{name} is {value}", step)
         record = {
             **place,

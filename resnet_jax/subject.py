@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
-from resnet_jax import checkpoint, data, hub, models, pretrained, training
+from resnet_jax import checkpoint, data, hub, models, pretrained, seeds, training
 from resnet_jax.augment import parse_normalization
 from resnet_jax.config import Config
-from resnet_jax.errors import DataError
+from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.options import EvaluateConfig
 from resnet_jax.rundir import read_classes, read_run
 
@@ -58,16 +58,41 @@ def load(options: EvaluateConfig) -> Subject:
     template = training.variable_shapes(
         model, data.image_shape(cfg.dataset, cfg.image_size)
     )
+    index = _index_of_seed(cfg, options)
     if weights is None:
         variables, step = checkpoint.load_variables(
-            run_dir, options.checkpoint, template, averaged=cfg.ema_decay > 0
+            *(run_dir, options.checkpoint, seeds.shapes(template, cfg.num_seeds)),
+            averaged=cfg.ema_decay > 0,
         )
         title = f"{run_dir}: {cfg.model} on {cfg.dataset}, step {step}"
+        if index is not None:
+            variables = seeds.take(variables, index)
+            cfg = replace(cfg, seed=cfg.seed + index, num_seeds=1)
+            title += f", seed {cfg.seed}"
     else:
         variables, step = pretrained.from_torch(weights, template), 0
         title = f"{source}: {cfg.model} on {cfg.dataset}"
     state = training.TrainState(step=step, opt_state=(), **variables)
     return Subject(title, cfg, model, state, class_names)
+
+
+def _index_of_seed(cfg: Config, options: EvaluateConfig) -> int | None:
+    """The place of the one seed that is asked for; None where all of a run are.
+
+    Raises:
+      ConfigError: it is not the run's, or none is chosen for what is of one network.
+    """
+    known = f"of seeds {cfg.seed} to {cfg.seed + cfg.num_seeds - 1}"
+    if cfg.num_seeds > 1 and options.seed is None:
+        for name in ("report", "images", "export"):
+            if getattr(options, name):
+                raise ConfigError(f"--{name} is {known}, each a network: --seed too")
+    if cfg.num_seeds == 1 or options.seed is None:
+        return None
+    index = options.seed - cfg.seed
+    if not 0 <= index < cfg.num_seeds:
+        raise ConfigError(f"seed {options.seed}: {options.run} is {known}")
+    return index
 
 
 def _is_imagenets(weights: pretrained.StateDict) -> bool:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from resnet_jax import metrics, names
+from resnet_jax import metrics, names, seeds
 from resnet_jax.freezing import Predicate, inference_batch_norm
 from resnet_jax.gradients import loss_and_gradient
 
@@ -51,9 +51,14 @@ class Keys(NamedTuple):
     augment: jax.Array
 
 
-def make_keys(seed: int) -> Keys:
-    """The keys of a run, all from its one seed."""
-    return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
+def make_keys(seed: int, num_seeds: int = 1) -> Keys:
+    """The keys of a run, all from its one seed; [num_seeds] each, of seeds from it."""
+    num_keys = len(Keys._fields)
+    keys = [
+        Keys(*jax.random.split(jax.random.key(each), num_keys))
+        for each in range(seed, seed + num_seeds)
+    ]
+    return seeds.stack(keys)
 
 
 def init_variables(
@@ -83,6 +88,7 @@ def init_state(
     """A fresh state for pictures of image_shape (H, W, C).
 
     Args:
+      key: [], or [num_seeds]: then all arrays have that axis before their own.
       has_ema: whether train_step has an ema_decay.
     """
 
@@ -96,7 +102,7 @@ def init_state(
             ema=jax.tree.map(jnp.copy, variables) if has_ema else None,
         )
 
-    return jax.jit(init)(key)
+    return jax.jit(jax.vmap(init) if key.ndim else init)(key)
 
 
 def train_step(

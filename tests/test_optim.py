@@ -127,7 +127,7 @@ def test_clipping_is_of_the_norm_of_all_gradients_together():
 
 def test_a_warm_up_is_a_factor_that_rises_to_one():
     bare = optim.make_schedule("cosine", lr=0.4, total_steps=10)
-    warm = optim.make_schedule("cosine", lr=0.4, total_steps=10, warmup_steps=3)
+    warm = optim.make_schedule("cosine", lr=0.4, total_steps=10, warmup_epochs=3)
     factors = [0.25, 0.5, 0.75, 1, 1, 1]
     expected = np.multiply(factors, values(bare, range(6)))
     np.testing.assert_allclose(values(warm, range(6)), expected, rtol=1e-5)

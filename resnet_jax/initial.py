@@ -1,0 +1,43 @@
+"""The variables that a run begins with: drawn, published, or fitted to its pictures."""
+
+import flax.linen as nn
+
+from resnet_jax import hub, seeds, whitening
+from resnet_jax.augment import Augment
+from resnet_jax.data import Dataset
+from resnet_jax.training import TrainState
+
+
+def prepare(
+    state: TrainState,
+    model: nn.Module,
+    *,
+    name: str,
+    pretrained: str | None = None,
+    fresh_head: bool = False,
+    whiten: bool = False,
+    augment: Augment,
+    dataset: Dataset,
+) -> TrainState:
+    """`state`, of one seed or several, before its first step.
+
+    Args:
+      name: of the model.
+      pretrained, fresh_head: see hub.adopt; the head of each seed is its own.
+      whiten: whether the layer "whiten" is fitted, see whitening.fit.
+      augment: of evaluation.
+      dataset: what is trained on.
+
+    Raises:
+      ConfigError, DataError: see hub.adopt.
+    """
+    num_seeds = state.step.size
+    each = [state.variables]
+    if num_seeds > 1:
+        each = [seeds.take(state.variables, index) for index in range(num_seeds)]
+    if pretrained is not None:
+        source = {"source": pretrained, "name": name, "fresh_head": fresh_head}
+        each = [hub.adopt(variables, model, **source) for variables in each]
+    if whiten:
+        each = [whitening.fit(variables, augment, dataset) for variables in each]
+    return state.with_variables(seeds.stack(each))

@@ -1,0 +1,199 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import evaluate
+import train
+from resnet_jax import augment, checkpoint, models, optim, seeds, training
+from resnet_jax.config import Config
+from resnet_jax.errors import ConfigError, StoppedError
+from resnet_jax.feed import Feed
+from resnet_jax.options import EvaluateConfig
+
+
+@pytest.mark.parametrize("each", [seeds.unrolled, jax.vmap])
+def test_each_seed_s_step_is_its_own(tiny, each):
+    """As on CPUs, and as on accelerators."""
+    model = models.create_model(tiny, num_classes=3)
+    schedule = optim.make_schedule("constant", lr=0.05, total_steps=9)
+    tx = optim.make_optimizer("muon", schedule, weight_decay=0.01)
+    prepare = augment.make_augment(
+        num_classes=3, normalization="half", crop_padding=2, flip=True, mixup_alpha=1.0
+    )
+    step = training.make_train_step(model, tx, prepare, ema_decay=0.9)
+    shape, init = (8, 8, 3), training.init_state
+    keys = training.make_keys(7, 3)
+    state = init(model, tx, shape, key=keys.init, has_ema=True)
+    images = np.random.default_rng(0).integers(0, 256, (3, 6, *shape), np.uint8)
+    labels = (np.arange(18, dtype=np.int32) % 3).reshape(3, 6)
+    batch = {"images": images, "labels": labels}
+    together, losses = state, []
+    for _ in range(3):
+        together, sums = jax.jit(each(step))(together, batch, keys.augment)
+        losses.append(sums["loss"])
+    for index, seed in enumerate(range(7, 10)):
+        own = training.make_keys(seed)
+        alone = init(model, tx, shape, key=own.init, has_ema=True)
+        for number in range(3):
+            mine = seeds.take(batch, index)
+            alone, sums = jax.jit(step)(alone, mine, own.augment)
+            np.testing.assert_allclose(losses[number][index], sums["loss"], rtol=1e-4)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+            seeds.take(together, index),
+            alone,
+        )
+    assert len(set(np.asarray(losses[0]).tolist())) == 3
+
+
+def lines_of(run_dir):
+    text = (Path(run_dir) / "metrics.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def state_of(run_dir, step):
+    with checkpoint.make_manager(run_dir) as manager:
+        return manager.restore(step)["state"]
+
+
+@pytest.fixture
+def three(digits_run):
+    """A run of seeds 5 to 7."""
+    fields = {"epochs": 2, "crop_padding": 1, "validation_split": 0.2}
+    fields |= {"max_train_samples": 100, "schedule": "cosine", "ema_decay": 0.5}
+    return *digits_run(**fields, seed=5, num_seeds=3), fields
+
+
+def test_a_run_of_seeds_is_the_runs_of_each(three, digits_run):
+    cfg, run_dir, fields = three
+    lines, together = lines_of(run_dir), state_of(run_dir, 6)
+    assert together["step"].tolist() == [6, 6, 6]
+    for index in range(3):
+        _, alone = digits_run(**fields, seed=5 + index)
+        jax.tree.map(
+            lambda a, b, i=index: np.testing.assert_allclose(a[i], b, atol=2e-4),
+            together,
+            state_of(alone, 6),
+        )
+        for line, own in zip(lines, lines_of(alone), strict=True):
+            for name in ("train", "val", "test"):
+                there = line[f"{name}_loss_seeds"][index]
+                assert there == pytest.approx(own[f"{name}_loss"], rel=1e-3)
+    values = lines[-1]["test_accuracy_seeds"]
+    assert lines[-1]["test_accuracy"] == pytest.approx(np.mean(values))
+    assert lines[-1]["test_accuracy_std"] == pytest.approx(np.std(values, ddof=1))
+
+
+def test_a_run_of_seeds_resumes_to_the_bit(three, monkeypatch):
+    cfg, run_dir, _ = three
+    elsewhere = dataclasses.replace(cfg, workdir=f"{cfg.workdir}-cut")
+    whole, served = Feed.train, []
+
+    def cut(*args, **options):
+        for batch in whole(*args, **options):
+            served.append(batch)
+            if len(served) == 5:
+                raise StoppedError("cut")
+            yield batch
+
+    again = dataclasses.replace(elsewhere, save_every_steps=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Feed, "train", cut)
+        with pytest.raises(StoppedError):
+            train.main(again)
+    assert len(lines_of(again.workdir)) == 1
+    train.main(again)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        state_of(run_dir, 6),
+        state_of(Path(again.workdir), 6),
+    )
+    for a, b in zip(lines_of(run_dir), lines_of(again.workdir), strict=True):
+        assert a["train_loss_seeds"] == b["train_loss_seeds"]
+
+
+def test_several_steps_a_call_are_the_same(three, digits_run):
+    _, run_dir, fields = three
+    _, other = digits_run(**fields, seed=5, num_seeds=3, steps_per_call=3)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4),
+        *(state_of(path, 6) for path in (run_dir, other)),
+    )
+
+
+def test_evaluation_scores_each_seed_and_their_ensemble(three, tmp_path, capsys):
+    _, run_dir, _ = three
+    output = tmp_path / "found.json"
+    evaluate.main(EvaluateConfig(str(run_dir), output=str(output), tta=True))
+    text = capsys.readouterr().out
+    found = json.loads(output.read_text())
+    logged = lines_of(run_dir)[-1]
+    each = [found["seeds"][str(seed)]["accuracy"] for seed in (5, 6, 7)]
+    assert each == pytest.approx(logged["test_accuracy_seeds"])
+    assert found["accuracy"] == pytest.approx(np.mean(each))
+    assert found["accuracy_std"] == pytest.approx(np.std(each, ddof=1))
+    for line in ("seed 6: Acc@1", "mean of 3 seeds: Acc@1", "ensemble: Acc@1"):
+        assert f"\n{line}" in text and f"augmentation: {line}" in text
+    assert text.splitlines()[-1].endswith("n 120")
+    for seed, accuracy in zip((5, 6, 7), each, strict=True):
+        options = EvaluateConfig(str(run_dir), seed=seed, output=str(output))
+        evaluate.main(options)
+        one = json.loads(output.read_text())
+        assert one["accuracy"] == pytest.approx(accuracy) and "seeds" not in one
+
+
+def test_an_ensemble_is_the_mean_of_probabilities(key):
+    from resnet_jax.evaluation import eval_step
+
+    class Given:
+        def apply(self, variables, images, *, train):
+            return variables
+
+    logits = 5 * jax.random.normal(key, (3, 8, 4))
+    labels = np.arange(8, dtype=np.int32) % 4
+    batch = {"images": np.zeros(8), "labels": labels, "mask": np.ones(8, np.float32)}
+
+    class State:
+        scored = logits
+
+    sums = eval_step(
+        *(Given(), lambda key, images, labels: (images, labels), State, batch),
+        each=seeds.unrolled,
+        ensemble=True,
+    )
+    probabilities = np.asarray(jax.nn.softmax(logits)).mean(0)
+    right = probabilities.argmax(1) == labels
+    assert 0 < right.sum() == sums["correct"] < 8
+    own = probabilities[np.arange(8), labels]
+    np.testing.assert_allclose(sums["loss"], -np.log(own).sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"log_gradients": True}, "num_seeds is without log_gradients"),
+        ({"bn_scope": "local"}, "num_seeds needs --bn-scope global"),
+        ({"num_seeds": 0}, "num_seeds 0 is too small"),
+        ({"seed": 2**32 - 1}, "seed 4294967295 is too large"),
+    ],
+)
+def test_what_does_not_go_with_seeds_is_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        Config(**{"num_seeds": 2, **fields})
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"seed": 8}, "seed 8: .* is of seeds 5 to 7"),
+        ({"report": True}, "--report is of seeds 5 to 7, each a network: --seed too"),
+        ({"export": "x"}, "--export is of seeds 5 to 7"),
+    ],
+)
+def test_what_is_of_one_network_wants_its_seed(three, options, message):
+    with pytest.raises(ConfigError, match=message):
+        evaluate.main(EvaluateConfig(str(three[1]), **options))
