@@ -27,12 +27,20 @@ def read_config(path: Path) -> Config:
         values = files.read_json(path)
     except ValueError as error:
         raise ConfigError(f"{path} cannot be read as a run's config: {error}") from None
-    hints = typing.get_type_hints(Config)
-    if not isinstance(values, dict) or set(values) - set(hints):
+    known = {field.name for field in dataclasses.fields(Config)}
+    if not isinstance(values, dict) or set(values) - known:
         raise ConfigError(f"{path} is not the config of a run of this version")
-    for name, value in values.items():
-        values[name] = _typed(value, hints[name], f"{path}: {name}")
-    return Config(**values)
+    typed = {n: of_type(n, value, f"{path}: {n}") for n, value in values.items()}
+    return Config(**typed)
+
+
+def of_type(name: str, value: Any, where: str) -> Any:
+    """`value`, as JSON has it, in the type of the field `name`.
+
+    Raises:
+      ConfigError: it has another; the message begins with `where`.
+    """
+    return _typed(value, typing.get_type_hints(Config)[name], where)
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:

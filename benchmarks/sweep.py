@@ -1,0 +1,154 @@
+"""Choices of a recipe, made on pictures that are held out of its training set.
+
+    python -m benchmarks.sweep fast --grid lr=.03,.06,.1 batch_size=128,256
+    python -m benchmarks.sweep fast --each flip=false whiten=false --seeds 3
+    python -m benchmarks.sweep resnet20 --set epochs=30 --grid lr=.05,.1,.2
+
+Trains every combination of --grid, or the recipe with each value of --each alone in the
+place of its own, and prints a table, the best first. The same command goes on where it
+was stopped. Test accuracies are in each run's metrics.jsonl; nothing here reads them.
+"""
+
+import ast
+import dataclasses
+import itertools
+import re
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from experiments import variants
+from resnet_jax import config_json
+from resnet_jax.config import Config
+from resnet_jax.errors import ConfigError, command_line
+from resnet_jax.recipes import RECIPES
+
+Fields = dict[str, Any]
+_KNOWN = {field.name for field in dataclasses.fields(Config)}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is tried."""
+
+    recipe: tyro.conf.Positional[str]
+    """Name of the recipe that the runs begin from."""
+    grid: tuple[str, ...] = ()
+    """FIELD=VALUE,VALUE,...: fields of config.json, in all combinations."""
+    each: tuple[str, ...] = ()
+    """FIELD=VALUE,...: one at a time, beside the recipe as it is."""
+    set: tuple[str, ...] = ()
+    """FIELD=VALUE: of all runs."""
+    seeds: int = 1
+    """Runs of each, of as many seeds."""
+    validation_split: float = 0.1
+    """Fraction of the training set that is held out."""
+    workdir: Path = Path("runs/sweep")
+    """Where the runs are, by their names."""
+
+    def __post_init__(self) -> None:
+        if self.recipe not in RECIPES:
+            raise ConfigError(f"no recipe {self.recipe!r}: one of {', '.join(RECIPES)}")
+        if self.seeds < 1:
+            raise ConfigError(f"seeds {self.seeds} is too small: at least 1")
+        if not self.validation_split:
+            raise ConfigError("validation_split 0 leaves nothing to choose by")
+
+
+def main(cfg: Sweep) -> None:
+    outcomes = variants.run(trials(cfg), cfg.workdir)
+    print(table(outcomes))
+
+
+def trials(cfg: Sweep) -> dict[str, Config]:
+    """The configuration of each run by its name.
+
+    Raises:
+      ConfigError: a field or a value of a field that there is not.
+    """
+    base = dataclasses.replace(
+        RECIPES[cfg.recipe][1],
+        validation_split=cfg.validation_split,
+        **{name: value for axis in cfg.set for name, (value, *_) in [parse(axis)]},
+    )
+    axes = [parse(axis) for axis in cfg.grid]
+    chosen: list[Fields] = [
+        dict(zip([name for name, _ in axes], values, strict=True))
+        for values in itertools.product(*(values for _, values in axes))
+    ]
+    for axis in cfg.each:
+        name, values = parse(axis)
+        chosen += [{name: value} for value in values]
+    found = {}
+    for fields in chosen:
+        for seed in range(base.seed, base.seed + cfg.seeds):
+            changed = dataclasses.replace(base, **fields, seed=seed)
+            found[f"{name_of(cfg.recipe, fields)}-seed={seed}"] = changed
+    return found
+
+
+def parse(axis: str) -> tuple[str, list[Any]]:
+    """A field and its values, from FIELD=VALUE,VALUE."""
+    name, equals, text = axis.partition("=")
+    if not equals or name not in _KNOWN:
+        raise ConfigError(f"{axis!r} is not FIELD=VALUE,... of a field of config.json")
+    words = {"true": True, "false": False, "none": None, "null": None}
+    values = []
+    for part in text.split(","):
+        value: Any = words.get(part.lower(), part)
+        if value is part and re.fullmatch(r"[-+.\d]+(e-?\d+)?", part):
+            try:
+                value = ast.literal_eval(part)
+            except (SyntaxError, ValueError):
+                value = part
+        values.append(config_json.of_type(name, value, f"{axis}: {name}"))
+    return name, values
+
+
+def name_of(recipe: str, fields: Mapping[str, Any]) -> str:
+    """What a run of these fields is called, as a folder."""
+    return "-".join([recipe, *(f"{name}={value}" for name, value in fields.items())])
+
+
+def table(outcomes: Mapping[str, variants.Outcome]) -> str:
+    """Markdown: validation accuracy and loss, and seconds of training."""
+    groups: dict[str, list[variants.Outcome]] = {}
+    for name, outcome in outcomes.items():
+        groups.setdefault(re.sub(r"-seed=\d+$", "", name), []).append(outcome)
+    rows = []
+    for name, runs in groups.items():
+        if any(run.diverged or not run.records for run in runs):
+            rows.append((-1.0, f"| {name} | diverged | | | {len(runs)} |"))
+            continue
+        last = [run.records[-1] for run in runs]
+        accuracy = statistics.mean(100 * record["val_accuracy"] for record in last)
+        loss = statistics.mean(record["val_loss"] for record in last)
+        seconds = statistics.mean(
+            sum(record["seconds"] for record in run.records) for run in runs
+        )
+        rows.append(
+            (
+                accuracy,
+                f"| {name} | {accuracy:.2f}"
+                f"{spread(100 * record['val_accuracy'] for record in last)} | "
+                f"{loss:.4f} | {seconds:.0f} | {len(runs)} |",
+            )
+        )
+    rows.sort(key=lambda row: -row[0])
+    head = ["| run | validation % | loss | seconds | seeds |", "|---|---|---|---|---|"]
+    return "\n".join([*head, *(text for _, text in rows)])
+
+
+def spread(values: Iterable[float]) -> str:
+    """The standard deviation of several values."""
+    every = list(values)
+    return f" ± {statistics.stdev(every):.2f}" if len(every) > 1 else ""
+
+
+if __name__ == "__main__":
+    with command_line("benchmarks.sweep"):
+        main(tyro.cli(Sweep, description=__doc__))
