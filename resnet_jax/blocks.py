@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from resnet_jax.errors import ConfigError
-from resnet_jax.layers import BatchNorm, Conv, Linear
+from resnet_jax.layers import BatchNorm, Conv, Init, Linear
 
 Norm = Literal["batch", "none"]
 Shortcut = Literal["identity", "pad", "conv", "conv_bn", "none"]
@@ -168,21 +168,59 @@ class PreActBlock(nn.Module):
         return x + _drop_path(self, y, train)
 
 
-def make_layers(
-    model: nn.Module, use_bias: bool, types: dict[str, Any]
-) -> tuple[ModuleDef, ModuleDef]:
-    """(conv, norm) as `model` has them."""
-    if model.norm not in get_args(Norm):
-        raise ConfigError(f"no norm {model.norm!r}: one of {', '.join(get_args(Norm))}")
-    is_batch = model.norm == "batch"
-    conv = partial(
-        Conv,
-        use_bias=use_bias or not is_batch,
-        weight_init=model.weight_init,
-        **types,
-    )
-    norm = partial(BatchNorm, momentum=0.1, epsilon=1e-5, **types)
-    return conv, norm if is_batch else no_norm
+class Network(nn.Module, kw_only=True):
+    """What all networks of blocks have in common.
+
+    Attributes:
+      num_classes: width of the logits; 0 for features.
+      norm: "batch", or "none" for a network without BatchNorm.
+      dropout: part of the features that training sets to 0 before the last layer; it
+        needs the random stream "dropout".
+      weight_init: of the convolutions: "kaiming" (normal, fan out, as torchvision's
+        ResNet) or "torch" (nn.Conv2d's default).
+      drop_path: see BasicBlock; that of the last block, from 0 of the first on in equal
+        steps.
+      zero_init_last: see BasicBlock.
+      remat: keep of a block only its input for the backward pass, and compute the rest
+        again: the same gradients with less memory and a third more arithmetic.
+    """
+
+    num_classes: int
+    norm: Norm = "batch"
+    dropout: float = 0.0
+    weight_init: Init = "kaiming"
+    drop_path: float = 0.0
+    zero_init_last: bool = False
+    remat: bool = False
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype | None = None
+
+    head = "fc"  # the layer that gives the logits
+
+    @property
+    def types(self) -> dict[str, Any]:
+        """Those of every layer."""
+        return {"dtype": self.dtype, "param_dtype": self.param_dtype}
+
+    def make_layers(self, use_bias: bool) -> tuple[ModuleDef, ModuleDef]:
+        """(conv, norm); without BatchNorm convolutions always have biases."""
+        if self.norm not in get_args(Norm):
+            known = ", ".join(get_args(Norm))
+            raise ConfigError(f"no norm {self.norm!r}: one of {known}")
+        is_batch = self.norm == "batch"
+        options = {"weight_init": self.weight_init, **self.types}
+        conv = partial(Conv, use_bias=use_bias or not is_batch, **options)
+        norm = partial(BatchNorm, momentum=0.1, epsilon=1e-5, **self.types)
+        return conv, norm if is_batch else no_norm
+
+
+def check_halved_thrice(name: str, x: jax.Array) -> None:
+    """Raises ConfigError where pictures x are too small for the network `name`."""
+    if min(x.shape[1:3]) < 8:
+        raise ConfigError(
+            f"{name} halves pictures thrice: {x.shape[1]}x{x.shape[2]} is too small, "
+            "8x8 the least"
+        )
 
 
 def apply_block(block: nn.Module, x: jax.Array, train: bool, remat: bool) -> jax.Array:

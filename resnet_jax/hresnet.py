@@ -2,23 +2,21 @@
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from resnet_jax.blocks import (
     BasicBlock,
-    Norm,
+    Network,
     Shortcut,
     apply_block,
+    check_halved_thrice,
     classify,
     dropout,
-    make_layers,
 )
-from resnet_jax.errors import ConfigError
 from resnet_jax.layers import Init, Linear
 from resnet_jax.pooling import avg_pool
 
 
-class HResNet(nn.Module):
+class HResNet(Network):
     """The tutorial's network: three blocks with average pools, three linear layers.
 
     Maps images [B, 32, 32, 3] to logits [B, num_classes], at least float32; with
@@ -29,28 +27,15 @@ class HResNet(nn.Module):
     and remat are as in ResNet.
     """
 
-    num_classes: int
     shortcut: Shortcut = "conv"
-    norm: Norm = "batch"
-    dropout: float = 0.0
     weight_init: Init = "torch"
-    drop_path: float = 0.0
-    zero_init_last: bool = False
-    remat: bool = False
-    dtype: jnp.dtype = jnp.float32
-    param_dtype: jnp.dtype | None = None
 
     head = "fc3"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        if min(x.shape[1:3]) < 8:
-            raise ConfigError(
-                f"hresnet halves pictures thrice: {x.shape[1]}x{x.shape[2]} is too "
-                "small, 8x8 the least"
-            )
-        conv, norm = make_layers(self, True, types)
+        check_halved_thrice("hresnet", x)
+        conv, norm = self.make_layers(True)
         for index, features in enumerate((64, 128, 256), start=1):
             block = BasicBlock(
                 features,
@@ -66,6 +51,6 @@ class HResNet(nn.Module):
             self.sow("intermediates", f"b{index}.pool", x)
         x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
         for name, features in (("fc1", 2048), ("fc2", 512)):
-            x = nn.relu(Linear(features, name=name, **types)(x))
+            x = nn.relu(Linear(features, name=name, **self.types)(x))
             x = dropout(x, self.dropout, train)
-        return classify(x, self.num_classes, self.head, types)
+        return classify(x, self.num_classes, self.head, self.types)

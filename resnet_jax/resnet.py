@@ -9,21 +9,19 @@ import numpy as np
 
 from resnet_jax.blocks import (
     ModuleDef,
-    Norm,
+    Network,
     Shortcut,
     apply_block,
     classify,
     dropout,
-    make_layers,
 )
 from resnet_jax.errors import ConfigError
-from resnet_jax.layers import Init
 from resnet_jax.pooling import max_pool
 
 Stem = Literal["imagenet", "cifar"]
 
 
-class ResNet(nn.Module):
+class ResNet(Network):
     """A residual network of any block, depth and width.
 
     Maps images [B, H, W, C] to logits [B, num_classes], at least float32; with
@@ -40,41 +38,19 @@ class ResNet(nn.Module):
       shortcut: identity | pad | conv | conv_bn, see BasicBlock; "none" makes the plain
         network of the same depth.
       use_bias: whether convolutions have biases; without BatchNorm they always have.
-      norm: "batch", or "none" for a network without BatchNorm.
-      dropout: part of the features that training sets to 0 before the last layer; it
-        needs the random stream "dropout".
-      weight_init: of the convolutions: "kaiming" (normal, fan out, as torchvision's
-        ResNet) or "torch" (nn.Conv2d's default).
-      drop_path: see BasicBlock; that of the last block, from 0 of the first on in equal
-        steps.
-      zero_init_last: see BasicBlock.
-      remat: keep of a block only its input for the backward pass, and compute the rest
-        again: the same gradients with less memory and a third more arithmetic.
     """
 
     block: ModuleDef
     stage_sizes: tuple[int, ...]
-    num_classes: int
     widths: tuple[int, ...] = (64, 128, 256, 512)
     stem_width: int | None = None
     stem: Stem = "imagenet"
     shortcut: Shortcut = "conv_bn"
     use_bias: bool = False
-    norm: Norm = "batch"
-    dropout: float = 0.0
-    weight_init: Init = "kaiming"
-    drop_path: float = 0.0
-    zero_init_last: bool = False
-    remat: bool = False
-    dtype: jnp.dtype = jnp.float32
-    param_dtype: jnp.dtype | None = None
-
-    head = "fc"  # the layer that gives the logits
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv, norm = make_layers(self, self.use_bias, types)
+        conv, norm = self.make_layers(self.use_bias)
         if len(self.stage_sizes) != len(self.widths):
             raise ConfigError(
                 f"stage_sizes {self.stage_sizes} and widths {self.widths} "
@@ -112,7 +88,7 @@ class ResNet(nn.Module):
         if self.block.is_preact:
             x = nn.relu(norm(name="bn")(x, train=train))
         x = dropout(x.mean((1, 2)), self.dropout, train)
-        return classify(x, self.num_classes, self.head, types)
+        return classify(x, self.num_classes, self.head, self.types)
 
 
 class Head(nn.Module):

@@ -2,25 +2,23 @@
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from resnet_jax.blocks import (
     BasicBlock,
-    Norm,
+    Network,
     Shortcut,
     apply_block,
+    check_halved_thrice,
     classify,
     dropout,
-    make_layers,
 )
-from resnet_jax.errors import ConfigError
-from resnet_jax.layers import Init, Whitening
+from resnet_jax.layers import Whitening
 from resnet_jax.pooling import max_pool_2x2
 
 _LOGITS = 0.125  # Page's, which keeps the first losses small
 
 
-class ResNet9(nn.Module):
+class ResNet9(Network):
     """Eight convolutions and a linear layer (Page 2018): images [B, H, W, 3] to logits.
 
     A convolution to `width` channels; three stages that double them, each a
@@ -34,30 +32,14 @@ class ResNet9(nn.Module):
         the pictures (layers.Whitening).
     """
 
-    num_classes: int
     width: int = 64
     whiten: bool = False
     shortcut: Shortcut = "identity"
-    norm: Norm = "batch"
-    dropout: float = 0.0
-    weight_init: Init = "kaiming"
-    drop_path: float = 0.0
-    zero_init_last: bool = False
-    remat: bool = False
-    dtype: jnp.dtype = jnp.float32
-    param_dtype: jnp.dtype | None = None
-
-    head = "fc"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        if min(x.shape[1:3]) < 8:
-            raise ConfigError(
-                f"resnet9 halves pictures thrice: {x.shape[1]}x{x.shape[2]} is too "
-                "small, 8x8 the least"
-            )
-        conv, norm = make_layers(self, False, types)
+        check_halved_thrice("resnet9", x)
+        conv, norm = self.make_layers(False)
         if self.whiten:
             x = Whitening(3, dtype=self.dtype, name="whiten")(x)
             x = conv(self.width, 1, padding=0, name="conv1")(x)
@@ -84,5 +66,5 @@ class ResNet9(nn.Module):
             self.sow("intermediates", name, x)
         x = dropout(x.max((1, 2)), self.dropout, train)
         if not self.num_classes:
-            return classify(x, 0, self.head, types)
-        return _LOGITS * classify(x, self.num_classes, self.head, types)
+            return classify(x, 0, self.head, self.types)
+        return _LOGITS * classify(x, self.num_classes, self.head, self.types)

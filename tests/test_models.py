@@ -207,7 +207,9 @@ def test_a_network_that_cannot_be_built_says_why(options, part, key):
 
 
 def test_an_identity_shortcut_cannot_change_the_shape(key):
-    model = ResNet(BasicBlock, (1, 1), 3, widths=(4, 8), shortcut="identity")
+    model = ResNet(
+        BasicBlock, (1, 1), num_classes=3, widths=(4, 8), shortcut="identity"
+    )
     with pytest.raises(ConfigError, match="cannot join 4 channels to 8 at stride 2"):
         model.init(key, jnp.zeros((1, 32, 32, 3)), train=False)
 
@@ -295,7 +297,7 @@ def test_stems_that_do_not_exist_are_refused():
     with pytest.raises(ConfigError, match="no stem 'big': imagenet or cifar"):
         resnet_jax.create_model("resnet18", num_classes=10, stem="big")
     with pytest.raises(ConfigError, match="no stem 'big'"):
-        ResNet(BasicBlock, (1,), 3, widths=(4,), stem="big").init(
+        ResNet(BasicBlock, (1,), num_classes=3, widths=(4,), stem="big").init(
             jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False
         )
     with pytest.raises(ConfigError, match="hresnet has no stem"):
