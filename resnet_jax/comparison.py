@@ -35,7 +35,8 @@ def compare(run_dirs: Sequence[str], page: Path) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "curves.png")
         figures.plot_curves(records, path)
-        alt = f"Training loss and test accuracy by epoch of {', '.join(records)}"
+        names = ", ".join(records)
+        alt = f"Training loss, and test accuracy by epoch and by time, of {names}"
         sections = {"Figures": [table], "Curves": [Picture(path, alt)]}
         write(page, "Comparison of runs", sections)
     return _text(table)

@@ -43,18 +43,24 @@ def _plain(text: str) -> str:
 
 
 def plot_curves(runs: Mapping[str, Records], path: Path) -> None:
-    """Training loss and test accuracy by epoch, a line a run, as a PNG at `path`."""
-    figure = _new(10, 4)
-    loss, accuracy = figure.subplots(1, 2)
+    """Training loss and test accuracy by epoch, and the latter by minutes of training.
+
+    A line a run, as a PNG at `path`.
+    """
+    figure = _new(14, 4)
+    loss, accuracy, by_time = figure.subplots(1, 3)
     for index, (name, records) in enumerate(runs.items()):
         epochs = [record["epoch"] for record in records]
         losses = [record["train_loss"] for record in records]
         accuracies = [100 * record["test_accuracy"] for record in records]
         loss.plot(epochs, losses, label=_plain(name), **_style(index))
         accuracy.plot(epochs, accuracies, label=_plain(name), **_style(index))
+        minutes = np.cumsum([record["seconds"] for record in records]) / 60
+        by_time.plot(minutes, accuracies, label=_plain(name), **_style(index))
     loss.set(title="training loss", xlabel="epoch", ylabel="mean cross-entropy")
     accuracy.set(title="test accuracy", xlabel="epoch", ylabel="%")
-    for axes in (loss, accuracy):
+    by_time.set(title="test accuracy", xlabel="minutes of training", ylabel="%")
+    for axes in (loss, accuracy, by_time):
         _finish(axes)
     _save(figure, path)
 

@@ -1,0 +1,110 @@
+import dataclasses
+
+import pytest
+
+import train
+from benchmarks import sweep
+from benchmarks.sweep import Sweep
+from experiments.variants import Outcome
+from resnet_jax.config import Config
+from resnet_jax.errors import ConfigError
+from resnet_jax.recipes import RECIPES
+
+
+def test_a_grid_is_every_combination_for_every_seed():
+    cfg = Sweep(
+        "hresnet", grid=("lr=.1,2e-3", "flip=true,false"), set=("epochs=2",), seeds=2
+    )
+    found = sweep.trials(cfg)
+    assert len(found) == 8
+    one = found["hresnet-lr=0.002-flip=False-seed=1"]
+    assert (one.lr, one.flip, one.seed, one.epochs) == (2e-3, False, 1, 2)
+    base = dataclasses.replace(RECIPES["hresnet"][1], epochs=2, validation_split=0.1)
+    assert dataclasses.replace(one, lr=base.lr, flip=False, seed=0) == base
+
+
+def test_each_is_one_change_at_a_time_beside_the_recipe():
+    found = sweep.trials(
+        Sweep("resnet20", each=("flip=false", "lr=.2,.3", "width=none"))
+    )
+    assert list(found) == [
+        f"resnet20{change}-seed=0"
+        for change in ("", "-flip=False", "-lr=0.2", "-lr=0.3", "-width=None")
+    ]
+    assert found["resnet20-lr=0.3-seed=0"].flip
+
+
+@pytest.mark.parametrize(
+    "axis, message",
+    [
+        ("learning_rate=1", "'learning_rate=1' is not FIELD=VALUE"),
+        ("lr", "'lr' is not FIELD=VALUE"),
+        ("lr=.1,high", "lr=.1,high: lr is 'high', not <class 'float'>"),
+        ("optimizer=lion", "optimizer is 'lion'"),
+        ("epochs=1.5", "epochs is 1.5"),
+        ("lr=1-2", "lr is '1-2'"),
+        ("lr=-1", "lr -1.0 is not in"),
+    ],
+)
+def test_what_is_no_field_or_value_is_said(axis, message):
+    with pytest.raises(ConfigError, match=message):
+        sweep.trials(Sweep("hresnet", grid=(axis,)))
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"recipe": "resnet21"}, "no recipe 'resnet21'"),
+        ({"seeds": 0}, "seeds 0 is too small"),
+        ({"validation_split": 0.0}, "nothing to choose by"),
+    ],
+)
+def test_a_sweep_that_cannot_choose_is_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        Sweep(**{"recipe": "hresnet", **fields})
+
+
+def outcome(accuracy, seconds=2.0, diverged=None):
+    record = {"val_accuracy": accuracy, "val_loss": 1.0, "seconds": seconds}
+    records = [{**record, "val_accuracy": 0.0}, record] if accuracy else []
+    return Outcome(Config(), records, [], diverged)
+
+
+def test_the_table_is_of_validation_with_the_best_first():
+    text = sweep.table(
+        {
+            "a-seed=0": outcome(0.5),
+            "a-seed=1": outcome(0.6),
+            "b-seed=0": outcome(0.7, seconds=3.0),
+            "b-seed=1": outcome(0.9, seconds=5.0),
+            "c-seed=0": outcome(None, diverged="the loss is nan"),
+        }
+    )
+    assert text.splitlines()[2:] == [
+        "| b | 80.00 ± 14.14 | 1.0000 | 8 | 2 |",
+        "| a | 55.00 ± 7.07 | 1.0000 | 4 | 2 |",
+        "| c | diverged | | | 1 |",
+    ]
+
+
+def test_a_sweep_goes_on_where_it_was_stopped(digits_run, monkeypatch, tmp_path):
+    base, _ = digits_run()
+    monkeypatch.setitem(RECIPES, "few", ("", dataclasses.replace(base, epochs=1)))
+    cfg = Sweep("few", grid=("lr=.01,.1",), workdir=tmp_path / "sweep")
+    trained, whole = [], train.main
+
+    def stop(given):
+        trained.append(given.lr)
+        whole(given)
+        if len(trained) == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "main", stop)
+        with pytest.raises(KeyboardInterrupt):
+            sweep.main(cfg)
+    first = tmp_path / "sweep" / "few-lr=0.01-seed=0" / "metrics.jsonl"
+    before = first.read_bytes()
+    sweep.main(cfg)
+    assert first.read_bytes() == before
+    assert (tmp_path / "sweep" / "few-lr=0.1-seed=0" / "metrics.jsonl").exists()
