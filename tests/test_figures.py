@@ -35,4 +35,6 @@ def test_accuracy_is_drawn_against_the_time_that_training_took(tmp_path, monkeyp
         [1.0, 2.0, 3.0],
         [0.5, 1.0, 1.5],
     ]
-    assert list(by_time.lines[0].get_ydata()) == [100 * (1 - 0.5 / e) for e in (1, 2, 3)]
+    assert list(by_time.lines[0].get_ydata()) == [
+        100 * (1 - 0.5 / e) for e in (1, 2, 3)
+    ]
