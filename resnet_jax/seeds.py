@@ -30,7 +30,11 @@ def unrolled(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def of_all(*args: Any) -> Any:
         num = len(jax.tree.leaves(args)[0])
-        found = [function(*take(args, index)) for index in range(num)]
+        found: list[Any] = []
+        for index in range(num):
+            # One after the other: interleaved, they would share the caches.
+            args, found = jax.lax.optimization_barrier((args, found))
+            found.append(function(*take(args, index)))
         return stack(found)
 
     return of_all
