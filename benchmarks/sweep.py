@@ -10,6 +10,7 @@ was stopped. Test accuracies are in each run's metrics.jsonl; nothing here reads
 """
 
 import ast
+import contextlib
 import dataclasses
 import itertools
 import re
@@ -29,6 +30,7 @@ from resnet_jax.recipes import RECIPES
 
 Fields = dict[str, Any]
 _KNOWN = {field.name for field in dataclasses.fields(Config)}
+_OWN = ("seed", "num_seeds", "validation_split", "workdir", "summary")
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,14 @@ def trials(cfg: Sweep) -> dict[str, Config]:
     Raises:
       ConfigError: a field or a value of a field that there is not.
     """
-    base = dataclasses.replace(
-        RECIPES[cfg.recipe][1],
-        validation_split=cfg.validation_split,
-        **{name: value for axis in cfg.set for name, (value, *_) in [parse(axis)]},
-    )
+    fixed: Fields = {}
+    for axis in cfg.set:
+        name, values = parse(axis)
+        if len(values) > 1:
+            raise ConfigError(f"{axis!r} has several values: --grid or --each")
+        fixed[name] = values[0]
+    fixed["validation_split"] = cfg.validation_split
+    base = dataclasses.replace(RECIPES[cfg.recipe][1], **fixed)
     axes = [parse(axis) for axis in cfg.grid]
     chosen: list[Fields] = [
         dict(zip([name for name, _ in axes], values, strict=True))
@@ -96,17 +101,23 @@ def parse(axis: str) -> tuple[str, list[Any]]:
     name, equals, text = axis.partition("=")
     if not equals or name not in _KNOWN:
         raise ConfigError(f"{axis!r} is not FIELD=VALUE,... of a field of config.json")
-    words = {"true": True, "false": False, "none": None, "null": None}
-    values = []
-    for part in text.split(","):
-        value: Any = words.get(part.lower(), part)
-        if value is part and re.fullmatch(r"[-+.\d]+(e-?\d+)?", part):
-            try:
-                value = ast.literal_eval(part)
-            except (SyntaxError, ValueError):
-                value = part
-        values.append(config_json.of_type(name, value, f"{axis}: {name}"))
-    return name, values
+    if name in _OWN:
+        raise ConfigError(f"{axis!r}: a sweep says {name} itself")
+    return name, [_typed(name, part, axis) for part in text.split(",")]
+
+
+def _typed(name: str, text: str, axis: str) -> Any:
+    """`text` as a value of the field `name`: as it stands, where it can be."""
+    words = {"true": True, "false": False, "none": None}
+    readings: list[Any] = [text, words.get(text.lower(), text)]
+    with contextlib.suppress(SyntaxError, ValueError):
+        readings.append(ast.literal_eval(text))
+    for value in readings:
+        try:
+            return config_json.of_type(name, value, axis)
+        except ConfigError as failure:
+            error = failure
+    raise error
 
 
 def name_of(recipe: str, fields: Mapping[str, Any]) -> str:

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from resnet_jax import cifar10, files, page
+from resnet_jax import cifar10, config_json, files, page
 from resnet_jax.config import Config
-from resnet_jax.errors import NonFiniteLossError
+from resnet_jax.errors import ConfigError, NonFiniteLossError
 from resnet_jax.logs import LAYERS, METRICS
 
 _DIVERGED = "diverged.json"
@@ -79,23 +79,39 @@ def run(variants: Mapping[str, Config], root: Path) -> dict[str, Outcome]:
         bar.set_description(name)
         run_dir = root / name
         cfg = replace(cfg, workdir=str(run_dir), keep=1)
-        if not (run_dir / _DIVERGED).exists():
+        said = _diverged(run_dir)
+        if said is not None and said["config"] != _plain(cfg):
+            raise ConfigError(
+                f"{run_dir} holds a run of another configuration, which diverged: "
+                "another --workdir, or remove it"
+            )
+        if said is None:
             print(f"-- {name}", flush=True)
             try:
                 train.main(cfg)
             except NonFiniteLossError as error:
                 run_dir.mkdir(parents=True, exist_ok=True)
-                files.write_json(run_dir / _DIVERGED, {"message": str(error)})
+                said = {"message": str(error), "config": _plain(cfg)}
+                files.write_json(run_dir / _DIVERGED, said)
         outcomes[name] = _read(cfg, run_dir)
     return outcomes
 
 
 def _read(cfg: Config, run_dir: Path) -> Outcome:
-    diverged = None
-    if (run_dir / _DIVERGED).exists():
-        diverged = json.loads((run_dir / _DIVERGED).read_text("utf-8"))["message"]
+    said = _diverged(run_dir)
     records, layers = (files.read_jsonl(run_dir / name) for name in (METRICS, LAYERS))
-    return Outcome(cfg, records, layers, diverged)
+    return Outcome(cfg, records, layers, said and said["message"])
+
+
+def _diverged(run_dir: Path) -> dict[str, Any] | None:
+    """What the run left that diverged there."""
+    path = run_dir / _DIVERGED
+    return json.loads(path.read_text("utf-8")) if path.exists() else None
+
+
+def _plain(cfg: Config) -> dict[str, Any]:
+    """`cfg` as JSON has it."""
+    return json.loads(config_json.to_json(cfg))
 
 
 def table(

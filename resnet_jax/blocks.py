@@ -196,6 +196,7 @@ class Network(nn.Module, kw_only=True):
     param_dtype: jnp.dtype | None = None
 
     head = "fc"  # the layer that gives the logits
+    logit_scale = 1.0  # by which they are multiplied
 
     @property
     def types(self) -> dict[str, Any]:
@@ -236,9 +237,10 @@ def dropout(x: jax.Array, rate: float, train: bool) -> jax.Array:
 
 
 def classify(
-    x: jax.Array, num_classes: int, name: str, types: dict[str, Any]
+    x: jax.Array, num_classes: int, name: str, types: dict[str, Any], scale: float = 1.0
 ) -> jax.Array:
-    """The last layer, `name`, where there are classes; at least float32."""
+    """The last layer, `name`, times `scale`, where there are classes; >= float32."""
     if num_classes:
         x = Linear(num_classes, name=name, **types)(x)
+        x = x if scale == 1.0 else scale * x
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -74,7 +74,10 @@ def layer_statistics(
         name: {
             "gradient": gradients[name],
             **values,
-            "update_ratio": changes[name] / sizes[name],
+            # Of a layer that begins at 0 there is no such ratio.
+            "update_ratio": jnp.where(
+                sizes[name] > 0, changes[name] / jnp.maximum(sizes[name], 1e-30), 0.0
+            ),
         }
         for name, values in found.items()
     }

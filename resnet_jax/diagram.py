@@ -9,7 +9,11 @@ import flax.linen as nn
 from resnet_jax import summary
 from resnet_jax.summary import Block, Layer, Structure
 
-_FILLS = {"Conv": "#CFE3F2", "BatchNorm": "#FBE3C4", "Linear": "#D5EFE6", "": "#EEEEEE"}
+_FILLS = {
+    **{"Conv": "#CFE3F2", "Whitening": "#E9DDF2", "BatchNorm": "#FBE3C4"},
+    **{"Linear": "#D5EFE6", "": "#EEEEEE"},
+}
+_RELU = ("ReLU", "")
 _SHORTCUTS = {
     "identity": "identity",
     "pad": "every 2nd pixel, zero channels",
@@ -22,7 +26,8 @@ def draw(model: nn.Module, image_shape: tuple[int, int, int], path: Path) -> Non
     """Draws `model` for pictures of image_shape (H, W, C) as a PNG at `path`.
 
     A row for what lies before the blocks, one for each stage with its first block open
-    (and a second, where the others of the stage differ), and one for what lies behind.
+    (and a second, where the others of the stage differ), one for what lies between two
+    stages, and one for what lies behind.
     """
     from matplotlib.figure import Figure
 
@@ -45,16 +50,18 @@ def draw(model: nn.Module, image_shape: tuple[int, int, int], path: Path) -> Non
 def list_rows(found: Structure) -> list[tuple[str, list[tuple[str, str]], str | None]]:
     """(title, boxes as (text, kind), shortcut or None) of each row."""
     inside = {b.name: [] for b in found.blocks}
-    before: list[Layer] = []
-    behind: list[Layer] = []
+    outside: dict[str, list[Layer]] = {"": []}  # by the block before; "" the stem
+    latest = ""
     for layer in found.layers:
         owner = layer.name.split(".downsample")[0]
         owner = owner if owner in inside else owner.rpartition(".")[0]
-        if owner in inside:
-            inside[owner].append(layer)
-        else:
-            (behind if any(inside.values()) else before).append(layer)
-    rows = [(_title("stem", before), _boxes(before, last=True), None)] if before else []
+        latest = owner if owner in inside else latest
+        (inside if owner in inside else outside).setdefault(latest, []).append(layer)
+    before, behind = outside.pop(""), outside.pop(latest, [])
+    # A stage of pre-activation blocks begins with what its first block activates.
+    activated = not any(block.kind == "PreActBlock" for block in found.blocks)
+    stem = _boxes(before, last=activated)
+    rows = [(_title("stem", before), stem, None)] if before else []
     stages: dict[str, list[Block]] = {}
     for block in found.blocks:
         stages.setdefault(block.name.split(".")[0], []).append(block)
@@ -78,6 +85,11 @@ def list_rows(found: Structure) -> list[tuple[str, list[tuple[str, str]], str | 
                 title = f"{_title(stage, layers)}\n{title}"
             title += pooled if number == len(kinds) - 1 else ""
             rows.append((title, _boxes(main), block.shortcut))
+        between = outside.get(blocks[-1].name, [])
+        if between:
+            names = dict.fromkeys(layer.name.split(".")[0] for layer in between)
+            title = _title(" and ".join(names), between)
+            rows.append((title, _boxes(between, last=True), None))
     rows.append((_title("head", behind), _boxes(behind, last=True), None))
     return rows
 
@@ -110,10 +122,12 @@ def _boxes(layers: Sequence[Layer], *, last: bool = False) -> list[tuple[str, st
         follows = None if ends else layers[index + 1].kind
         if layer.kind == "Linear":
             relu = not ends
+        elif layer.kind == "Whitening":
+            relu = False
         else:
             relu = follows != "BatchNorm" and (last or not ends)
         if relu:
-            boxes.append(("ReLU", ""))
+            boxes.append(_RELU)
     return boxes
 
 
@@ -144,7 +158,8 @@ def _draw_row(
     joined = shortcut != "none"
     _arrow(axes, (start - 0.3, y), (start - 0.02, y))
     axes.text(x + 0.1, y, "+" if joined else "", ha="center", va="center", fontsize=14)
-    axes.text(x + 0.3, y, "ReLU", va="center", fontsize=8)
+    if boxes[1] != _RELU:  # a block that begins with one ends without
+        axes.text(x + 0.3, y, "ReLU", va="center", fontsize=8)
     if joined:
         top = y + 0.45
         path = [start - 0.3, start - 0.3, x + 0.1], [y, top, top]

@@ -17,6 +17,7 @@ def head_of(model: nn.Module) -> Head:
     return Head(
         layer=model.head,
         num_classes=model.num_classes,
+        logit_scale=model.logit_scale,
         dtype=model.dtype,
         param_dtype=model.param_dtype,
     )

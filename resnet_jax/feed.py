@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 
 from resnet_jax import data, distributed, parallel, stream
 from resnet_jax.data import Dataset
-from resnet_jax.errors import ConfigError
 
 Batch = dict[str, jax.Array]  # of rows, or [steps, rows]; fetch completes it
 Source = dict[str, jax.Array]  # images [N, H, W, C], labels [N]; empty if not held
@@ -183,21 +182,12 @@ class Feed:
     def examples(
         self, dataset: Dataset, sizes: Sequence[int], num_seeds: int = 1
     ) -> Iterator[Batch]:
-        """A batch of each form that train gives, to compile for.
-
-        Raises:
-          ConfigError: several seeds of images that are not in memory.
-        """
+        """A batch of each form that train gives, to compile for."""
         # A run that goes on, or ends, within a call takes its steps one by one.
         forms = {(1, size) for size in sizes}
         if isinstance(dataset.images, np.ndarray):  # else all come one by one
             calls = self._calls(sizes, range(len(sizes)))
             forms |= {(len(call), sizes[call[0]]) for call in calls}
-        elif num_seeds > 1:
-            raise ConfigError(
-                "num_seeds needs images that are in memory: without --stream, or fewer "
-                "by --max-train-samples"
-            )
         for steps, size in sorted(forms):
             axes = [n for n in (steps, num_seeds) if n > 1]
             indices = np.tile(np.arange(size, dtype=np.int32), (*axes, 1))

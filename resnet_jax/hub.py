@@ -73,6 +73,9 @@ def read_info(directory: str | Path) -> dict[str, Any]:
                 ("stem", str | None),
             )
         )
+        width = architecture.get("width")
+        known = known and (width is None or (type(width) is int and width > 0))
+        known = known and isinstance(architecture.get("whiten", False), bool)
         known = known and architecture["dtype"] in ("float32", "bfloat16")
         known = known and isinstance(preprocessing["normalize"], str)
         known = known and isinstance(info["dataset"], str)

@@ -24,13 +24,16 @@ def prepare(
     Args:
       name: of the model.
       pretrained, fresh_head: see hub.adopt; the head of each seed is its own.
-      whiten: whether the layer "whiten" is fitted, see whitening.fit.
+      whiten: whether the layer "whiten" is fitted, see whitening.fit; not where it is
+        pretrained, with layers that know its axes.
       augment: of evaluation.
       dataset: what is trained on.
 
     Raises:
       ConfigError, DataError: see hub.adopt.
     """
+    if pretrained is None and not whiten:
+        return state
     num_seeds = state.step.size
     each = [state.variables]
     if num_seeds > 1:
@@ -38,6 +41,8 @@ def prepare(
     if pretrained is not None:
         source = {"source": pretrained, "name": name, "fresh_head": fresh_head}
         each = [hub.adopt(variables, model, **source) for variables in each]
-    if whiten:
-        each = [whitening.fit(variables, augment, dataset) for variables in each]
+    else:
+        fitted = whitening.fit(each[0], augment, dataset)["batch_stats"]
+        own = {whitening.LAYER: fitted[whitening.LAYER]}
+        each = [{**v, "batch_stats": {**v["batch_stats"], **own}} for v in each]
     return state.with_variables(seeds.stack(each))

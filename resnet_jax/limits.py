@@ -73,7 +73,7 @@ def check(cfg: "Config") -> None:
             )
     if cfg.seed + cfg.num_seeds > 2**32:
         raise ConfigError(f"seed {cfg.seed} is too large: below 2**32")
-    for name in ("log_gradients", "cache_features"):
+    for name in ("log_gradients", "cache_features", "stream"):
         if cfg.num_seeds > 1 and getattr(cfg, name):
             raise ConfigError(f"num_seeds is without {name}, which is of one seed")
     if cfg.num_seeds > 1 and cfg.bn_scope == "local":

@@ -115,12 +115,16 @@ def create_model(
     }
     if not skip:
         options["shortcut"] = "none"
+        if drop_path:
+            raise ConfigError("drop_path leaves a shortcut: not without --skip")
     if zero_init_last:
+        if norm == "none":
+            raise ConfigError("zero_init_last is of BatchNorm: not with --norm none")
         if name in _PREACT:
             raise ConfigError(f"{name} has no last BatchNorm: without --zero-init-last")
         options["zero_init_last"] = True
     for option, value in (("width", width), ("whiten", whiten)):
-        if value:
+        if value is not None and value is not False:
             if name != "resnet9":
                 raise ConfigError(f"{option} is resnet9's: {name} has none to choose")
             options[option] = value

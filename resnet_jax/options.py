@@ -72,6 +72,8 @@ class EvaluateConfig:
             return
         if self.report and self.run is None:
             raise ConfigError("--report is a run's: name its directory")
+        if self.seed is not None and self.run is None:
+            raise ConfigError("--seed is a run's: name its directory")
         if self.saliency and not self.images:
             raise ConfigError("--saliency goes with --images")
         if (self.run is None) == (self.weights is None):

@@ -182,7 +182,8 @@ def _inside(
     contents: list[Content] = []
     layers = summary.structure(model, inputs.shape[1:]).layers
     params, running = (dict(_modules(variables[k])) for k in ("params", "batch_stats"))
-    kernel = np.asarray(params[layers[0].name]["kernel"])
+    first = next(layer for layer in layers if layer.kind == "Conv")
+    kernel = np.asarray(params[first.name]["kernel"])
     if kernel.shape[2:3] == (3,):  # of RGB
         alt = "Filters of the first convolution, grey is 0"
         contents.append(picture("filters", alt, figures.plot_filters, kernel))
@@ -191,7 +192,8 @@ def _inside(
     if maps:
         alt = "Feature maps of the first test picture after each stage, first channels"
         contents.append(picture("features", alt, figures.plot_maps, maps))
-    statistics = {x.name: running[x.name] for x in layers if x.name in running}
+    names = [layer.name for layer in layers if layer.kind == "BatchNorm"]
+    statistics = {name: running[name] for name in names}
     if statistics:
         alt = "Running means and variances of each BatchNorm layer over its channels"
         contents.append(picture("batchnorm", alt, figures.plot_statistics, statistics))

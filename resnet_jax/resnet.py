@@ -99,10 +99,11 @@ class Head(nn.Module):
 
     layer: str
     num_classes: int
+    logit_scale: float = 1.0
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        return classify(x, self.num_classes, self.layer, types)
+        return classify(x, self.num_classes, self.layer, types, self.logit_scale)

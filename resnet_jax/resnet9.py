@@ -15,8 +15,6 @@ from resnet_jax.blocks import (
 from resnet_jax.layers import Whitening
 from resnet_jax.pooling import max_pool_2x2
 
-_LOGITS = 0.125  # Page's, which keeps the first losses small
-
 
 class ResNet9(Network):
     """Eight convolutions and a linear layer (Page 2018): images [B, H, W, 3] to logits.
@@ -35,6 +33,8 @@ class ResNet9(Network):
     width: int = 64
     whiten: bool = False
     shortcut: Shortcut = "identity"
+
+    logit_scale = 0.125  # Page's, which keeps the first losses small
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -65,6 +65,5 @@ class ResNet9(Network):
                 x = apply_block(block, x, train, self.remat)
             self.sow("intermediates", name, x)
         x = dropout(x.max((1, 2)), self.dropout, train)
-        if not self.num_classes:
-            return classify(x, 0, self.head, self.types)
-        return _LOGITS * classify(x, self.num_classes, self.head, self.types)
+        scaled = (self.types, self.logit_scale)
+        return classify(x, self.num_classes, self.head, *scaled)

@@ -65,7 +65,7 @@ def load(options: EvaluateConfig) -> Subject:
             averaged=cfg.ema_decay > 0,
         )
         title = f"{run_dir}: {cfg.model} on {cfg.dataset}, step {step}"
-        if index is not None:
+        if index is not None and cfg.num_seeds > 1:
             variables = seeds.take(variables, index)
             cfg = replace(cfg, seed=cfg.seed + index, num_seeds=1)
             title += f", seed {cfg.seed}"
@@ -82,12 +82,14 @@ def _index_of_seed(cfg: Config, options: EvaluateConfig) -> int | None:
     Raises:
       ConfigError: it is not the run's, or none is chosen for what is of one network.
     """
-    known = f"of seeds {cfg.seed} to {cfg.seed + cfg.num_seeds - 1}"
+    known = f"of seed {cfg.seed}"
+    if cfg.num_seeds > 1:
+        known = f"of seeds {cfg.seed} to {cfg.seed + cfg.num_seeds - 1}"
     if cfg.num_seeds > 1 and options.seed is None:
         for name in ("report", "images", "export"):
             if getattr(options, name):
                 raise ConfigError(f"--{name} is {known}, each a network: --seed too")
-    if cfg.num_seeds == 1 or options.seed is None:
+    if options.seed is None:
         return None
     index = options.seed - cfg.seed
     if not 0 <= index < cfg.num_seeds:

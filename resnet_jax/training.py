@@ -169,7 +169,7 @@ def average(ema: Any, variables: Any, step: jax.Array, decay: float) -> Any:
 
     The statistics are averaged as the parameters are, for each were gathered under
     parameters of their time. The first steps forget faster, by (1 + s) / (10 + s) in
-    step s from 0 (as TensorFlow's, and timm's with warm-up).
+    step s from 0, as TensorFlow's.
     """
     keep = jnp.minimum(decay, (1 + step) / (10 + step))
 

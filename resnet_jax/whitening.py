@@ -1,15 +1,17 @@
 """The kernel of a Whitening layer, from pictures."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
+from resnet_jax import distributed
 from resnet_jax.augment import Augment
-from resnet_jax.data import Dataset
+from resnet_jax.data import Dataset, subset
 
 LAYER = "whiten"  # its name in a network
-_PICTURES = 5000
+_PICTURES, _AT_A_TIME = 5000, 100
 _EPSILON = 5e-4  # of a variance, where the pictures have none (Jordan 2024)
 
 
@@ -18,30 +20,43 @@ def fit(
 ) -> dict[str, Any]:
     """`variables` whose layer "whiten" makes patches of the pictures white.
 
-    Of the first 5,000 pictures, whatever their order in training.
-
-    Its outputs then have mean squares of at most 1 and no correlation, over all patches
-    that lie within a picture.
+    Of 5,000 pictures, always the same. Its outputs then have mean squares of at most 1
+    and no correlation, over all patches that lie within a picture.
 
     Args:
       prepare: as in evaluation: what the network sees of a picture.
     """
     statistics = dict(variables["batch_stats"])
     shape = statistics[LAYER]["kernel"].shape
-    some = dataset.take(slice(_PICTURES))
-    x, _ = prepare(jax.random.key(0), np.asarray(some.images), some.labels)
-    kernel = whitening_kernel(np.asarray(x, np.float64), shape[0])
-    statistics[LAYER] = {"kernel": kernel.astype(np.float32)}
+    some = subset(dataset, _PICTURES)
+
+    def inputs() -> Iterator[np.ndarray]:
+        for start in range(0, len(some), _AT_A_TIME):  # patches take nine times more
+            part = some.take(slice(start, start + _AT_A_TIME))
+            images = np.asarray(part.images)
+            yield np.asarray(prepare(jax.random.key(0), images, part.labels)[0])
+
+    kernel = whitening_kernel(inputs(), shape[0]).astype(np.float32)
+    # Of several processes, whose arithmetic may differ in a last bit, the first says.
+    statistics[LAYER] = {"kernel": distributed.from_first(kernel)}
     return {**variables, "batch_stats": statistics}
 
 
-def whitening_kernel(x: np.ndarray, size: int) -> np.ndarray:
-    """The principal axes of the patches of x [N, H, W, C], each over its deviation.
+def whitening_kernel(parts: Iterable[np.ndarray], size: int) -> np.ndarray:
+    """The principal axes of the patches of pictures, each over its deviation.
 
-    As a convolution's kernel [size, size, C, size * size * C], the widest first.
+    Args:
+      parts: some of the pictures each, [N, H, W, C].
+
+    Returns:
+      a convolution's kernel [size, size, C, size * size * C], the widest first.
     """
-    windows = np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(1, 2))
-    patches = windows.transpose(0, 1, 2, 4, 5, 3).reshape(-1, size**2 * x.shape[-1])
-    variances, axes = np.linalg.eigh(patches.T @ patches / len(patches))
+    total, count = 0.0, 0
+    for x in parts:
+        x = x.astype(np.float64)
+        windows = np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(1, 2))
+        patches = windows.transpose(0, 1, 2, 4, 5, 3).reshape(-1, size**2 * x.shape[-1])
+        total, count = total + patches.T @ patches, count + len(patches)
+    variances, axes = np.linalg.eigh(total / count)
     kernel = axes / np.sqrt(variances + _EPSILON)
     return kernel[:, ::-1].reshape(size, size, x.shape[-1], -1)

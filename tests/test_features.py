@@ -21,9 +21,12 @@ def parts(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_head_on_the_features_gives_the_networks_logits(tiny, parts, dtype):
-    model = models.create_model(tiny, num_classes=3, dtype=dtype)
+@pytest.mark.parametrize(
+    "name, dtype", [("tiny", "float32"), ("tiny", "bfloat16"), ("resnet9", "float32")]
+)
+def test_the_head_on_the_features_gives_the_networks_logits(tiny, parts, name, dtype):
+    options = {"width": 1} if name == "resnet9" else {}
+    model = models.create_model(name, num_classes=3, dtype=dtype, **options)
     variables = training.init_variables(model, (8, 8, 3), key=jax.random.key(0))
     prepare = augment.make_augment(num_classes=3, normalization="half")
     cached = features.compute(model, prepare, variables, parts[1], batch_size=4)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 import shutil
@@ -8,8 +9,10 @@ import pytest
 from PIL import Image
 
 import evaluate
-from resnet_jax import report
+import train
+from resnet_jax import checkpoint, report
 from resnet_jax.errors import CheckpointError, ConfigError, DataError
+from resnet_jax.hub import load_pretrained
 from resnet_jax.options import EvaluateConfig
 
 PICTURES = {
@@ -148,3 +151,36 @@ def test_the_surest_mistakes_come_first_and_say_what_is_true():
     assert list(wrong[2]) == [2, 3, 0]
     assert wrong[3] == ["a 80.0 %\ntrue: b", "b 70.0 %\ntrue: a", "a 60.0 %\ntrue: b"]
     assert list(right[2]) == [1] and right[3] == ["b 90.0 %"]
+
+
+def test_a_whitened_network_has_its_report_and_its_export(digits_run, tmp_path, capsys):
+    base, _ = digits_run()
+    workdir = tmp_path / "nine"
+    fields = {"width": 2, "whiten": True, "ema_decay": 0.5, "optimizer": "muon"}
+    cfg = dataclasses.replace(base, model="resnet9", workdir=str(workdir), **fields)
+    cfg = dataclasses.replace(cfg, epochs=1)
+    train.main(cfg)
+    exported = tmp_path / "exported"
+    options = {"report": True, "export": str(exported)}
+    evaluate.main(EvaluateConfig(str(workdir), **options))
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert (workdir / "report" / "structure.png").exists()
+    evaluate.main(EvaluateConfig(str(exported)))
+    assert capsys.readouterr().out.splitlines()[-1] == last
+
+    # Its axes are those that its other layers know: no other data move them.
+    again = dataclasses.replace(
+        cfg, workdir=str(tmp_path / "again"), pretrained=str(exported), lr=0.0,
+        max_train_samples=60,
+    )  # fmt: skip
+    train.main(again)
+    kernels = [
+        load_pretrained(exported).variables["batch_stats"]["whiten"]["kernel"],
+        state_of(tmp_path / "again")["batch_stats"]["whiten"]["kernel"],
+    ]
+    np.testing.assert_array_equal(*kernels)
+
+
+def state_of(run_dir):
+    with checkpoint.make_manager(run_dir) as manager:
+        return manager.restore(manager.latest_step())["state"]

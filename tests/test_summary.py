@@ -68,3 +68,28 @@ def test_the_diagram_has_a_row_for_each_kind_of_block(
     assert sum(counts) == len(found.blocks)
     diagram.draw(model, (32, 32, 3), tmp_path / "structure.png")
     assert np.asarray(Image.open(tmp_path / "structure.png")).std() > 10
+
+
+def boxes_of(name, **options):
+    model = resnet_jax.create_model(name, num_classes=10, **options)
+    rows = diagram.list_rows(resnet_jax.summary.structure(model, (32, 32, 3)))
+    return {
+        title.split(":")[0]: [text.split("\n")[0] for text, _ in boxes]
+        for title, boxes, _ in rows
+    }
+
+
+def test_what_lies_between_stages_has_its_row():
+    rows = boxes_of("resnet9", width=4, whiten=True)
+    assert list(rows) == ["stem", "layer1", "layer2 and layer3", "layer3", "head"]
+    assert rows["stem"][:4] == ["whiten", "conv1", "bn1", "ReLU"]
+    assert rows["layer2 and layer3"] == ["conv", "bn", "ReLU"] * 2
+    assert rows["head"] == ["fc"]
+
+
+def test_pre_activation_begins_with_what_others_end_with(tmp_path):
+    rows = boxes_of("preact_resnet18")
+    assert rows["stem"] == ["conv1"]
+    assert rows["layer1"] == ["bn1", "ReLU", "conv1", "bn2", "ReLU", "conv2"]
+    assert rows["head"] == ["bn", "ReLU", "fc"]
+    assert boxes_of("resnet20")["stem"] == ["conv1", "bn1", "ReLU"]

@@ -39,16 +39,29 @@ def test_each_is_one_change_at_a_time_beside_the_recipe():
     [
         ("learning_rate=1", "'learning_rate=1' is not FIELD=VALUE"),
         ("lr", "'lr' is not FIELD=VALUE"),
-        ("lr=.1,high", "lr=.1,high: lr is 'high', not <class 'float'>"),
-        ("optimizer=lion", "optimizer is 'lion'"),
-        ("epochs=1.5", "epochs is 1.5"),
-        ("lr=1-2", "lr is '1-2'"),
+        ("lr=.1,high", "lr=.1,high is 'high', not <class 'float'>"),
+        ("optimizer=lion", "optimizer=lion is 'lion'"),
+        ("epochs=1.5", "epochs=1.5 is 1.5"),
+        ("lr=1-2", "lr=1-2 is '1-2'"),
+        ("seed=0,1", "a sweep says seed itself"),
+        ("validation_split=0", "a sweep says validation_split itself"),
         ("lr=-1", "lr -1.0 is not in"),
     ],
 )
 def test_what_is_no_field_or_value_is_said(axis, message):
     with pytest.raises(ConfigError, match=message):
         sweep.trials(Sweep("hresnet", grid=(axis,)))
+
+
+def test_none_is_a_value_or_nothing_by_its_field():
+    assert sweep.parse("norm=none,batch") == ("norm", ["none", "batch"])
+    assert sweep.parse("width=none,16") == ("width", [None, 16])
+    assert sweep.parse("remat=True,false") == ("remat", [True, False])
+
+
+def test_of_all_runs_a_field_has_one_value():
+    with pytest.raises(ConfigError, match="several values: --grid or --each"):
+        sweep.trials(Sweep("hresnet", set=("lr=.1,.2",)))
 
 
 @pytest.mark.parametrize(
