@@ -138,7 +138,7 @@ def evaluate(
         for batch in make_batches(dataset):
             total = metrics.add(total, eval_step(state, batch))
             bar.update(len(batch["mask"]))
-    counted = 0 if total is None else total["count"]
+    counted = np.int64(0 if total is None else total["count"])
     if total is None or not np.all(counted == len(dataset)):
         raise RuntimeError(f"scored {counted} examples of {len(dataset)}")
     return total

@@ -109,6 +109,6 @@ class Progress:
             self.sums = metrics.add(self.sums, sums)
             self._num_images += int(sums["count"].sum())
         if each:
-            loss = metrics.means(each[-1], "train")["train_loss"]
+            loss = (each[-1]["loss"] / each[-1]["count"]).mean()
             self._bar.set_postfix(loss=f"{loss:.4f}")
         self._pending.clear()

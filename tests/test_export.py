@@ -196,6 +196,9 @@ def test_other_values_in_a_config_are_refused(run):
         (("architecture", "num_classes"), 10**12),
         (("architecture", "stem"), 3),
         (("architecture", "dtype"), "x"),
+        (("architecture", "width"), "8"),
+        (("architecture", "width"), -3),
+        (("architecture", "whiten"), 1),
         (("preprocessing", "image_size"), 10**9),
         (("preprocessing", "size"), True),
     ):

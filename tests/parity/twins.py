@@ -72,7 +72,7 @@ def make_pair(name: str, stem: str | None = None) -> tuple[torch.nn.Module, Call
 
         def make(dtype):
             return resnet_jax.ResNet(
-                ours, (1, 1, 1, 1), 10, widths=WIDTHS, stem=stem, dtype=dtype
+                ours, (1,) * 4, num_classes=10, widths=WIDTHS, stem=stem, dtype=dtype
             )
 
     else:
