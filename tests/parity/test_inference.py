@@ -38,7 +38,11 @@ def test_features_and_logits(name, stem):
     twin, make = twins.make_pair(name, stem)
     twin.eval()
     side = 64 if stem == "imagenet" else 32
-    images = np.random.default_rng(0).normal(size=(2, side, side, 3))
+    # The rounding of 20 logits in two programs is by chance 2.5 times apart, that of 80
+    # up to 1.3 (resnet8, three draws). Other networks have more layers, or such as are
+    # computed with fewer products where there are more pictures.
+    shape = (8 if name == "resnet8" else 2, side, side, 3)
+    images = np.random.default_rng(0).normal(size=shape)
     images = images.astype(np.float32)  # the same numbers in both precisions
     exact = twins.stages_of(twins.double(twin), twins.nchw(images, torch.float64))
     theirs = twins.stages_of(twin, twins.nchw(images, torch.float32))
