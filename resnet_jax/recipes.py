@@ -26,6 +26,8 @@ RECIPES: dict[str, tuple[str, Config]] = {
         "the tutorial's network and recipe: Adam 1e-4, no augmentation",
         Config(model="hresnet", normalize="half", workdir="runs/hresnet"),
     ),
+    # python train.py fast --width 16 --epochs 1 --batch-size 128 --lr .1
+    #   81.2 % of the test pictures (three seeds, sd .5) in 64 s, two Xeon cores.
     "fast": (
         "ResNet-9 with a whitening layer and Muon: accuracy by the minute",
         Config(
