@@ -52,6 +52,13 @@ def read_metrics(run_dir: Path, *, of_ours: bool = True) -> list[Record]:
     return records
 
 
+def of_seed(record: Record, index: int) -> Record:
+    """A record of several seeds with the figures of one in place of their means."""
+    end = "_seeds"
+    own = {k.removesuffix(end): v[index] for k, v in record.items() if k.endswith(end)}
+    return {**record, **own}
+
+
 class JsonLines:
     """A file of JSON lines, begun afresh with `records`.
 

@@ -68,9 +68,7 @@ def _onecycle(lr: float, total_steps: int, pct_start: float) -> optax.Schedule:
 
     def schedule(step: Any) -> jax.Array:
         rising = step <= peak
-        done = jnp.where(
-            rising, step / max(peak, 1), (step - peak) / max(end - peak, 1)
-        )
+        done = jnp.where(rising, step / max(peak, 1), (step - peak) / (end - peak))
         low = jnp.where(rising, first, last)
         weight = (1 + jnp.cos(jnp.pi * done)) / 2  # 1 at the start of a phase
         return jnp.where(rising, lr + (low - lr) * weight, low + (lr - low) * weight)

@@ -14,7 +14,7 @@ import numpy as np
 from resnet_jax import diagram, evaluation, export, figures, files, scores, summary
 from resnet_jax.augment import Augment
 from resnet_jax.data import Dataset, eval_batches
-from resnet_jax.logs import read_metrics
+from resnet_jax.logs import of_seed, read_metrics
 from resnet_jax.page import Content, Picture, Table, write
 from resnet_jax.subject import Subject
 
@@ -41,6 +41,8 @@ def write_report(
     first = np.asarray(images[:1])
     inputs = np.asarray(prepare(jax.random.key(0), first, labels[:1])[0])
     records = read_metrics(run_dir)
+    if subject.index is not None:
+        records = [of_seed(record, subject.index) for record in records]
     batches = partial(eval_batches, batch_size=cfg.eval_batch_size)
     logits = evaluation.predict(model, prepare, variables, batches, test)
     probabilities = scores.softmax(logits)

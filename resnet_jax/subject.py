@@ -24,6 +24,7 @@ class Subject(NamedTuple):
     model: nn.Module
     state: training.TrainState
     class_names: tuple[str, ...] | None  # None where nothing says them
+    index: int | None = None  # of the one seed, among several of a run
 
 
 def load(options: EvaluateConfig) -> Subject:
@@ -59,13 +60,14 @@ def load(options: EvaluateConfig) -> Subject:
         model, data.image_shape(cfg.dataset, cfg.image_size)
     )
     index = _index_of_seed(cfg, options)
+    index = None if cfg.num_seeds == 1 else index
     if weights is None:
         variables, step = checkpoint.load_variables(
             *(run_dir, options.checkpoint, seeds.shapes(template, cfg.num_seeds)),
             averaged=cfg.ema_decay > 0,
         )
         title = f"{run_dir}: {cfg.model} on {cfg.dataset}, step {step}"
-        if index is not None and cfg.num_seeds > 1:
+        if index is not None:
             variables = seeds.take(variables, index)
             cfg = replace(cfg, seed=cfg.seed + index, num_seeds=1)
             title += f", seed {cfg.seed}"
@@ -73,7 +75,7 @@ def load(options: EvaluateConfig) -> Subject:
         variables, step = pretrained.from_torch(weights, template), 0
         title = f"{source}: {cfg.model} on {cfg.dataset}"
     state = training.TrainState(step=step, opt_state=(), **variables)
-    return Subject(title, cfg, model, state, class_names)
+    return Subject(title, cfg, model, state, class_names, index)
 
 
 def _index_of_seed(cfg: Config, options: EvaluateConfig) -> int | None:

@@ -8,7 +8,7 @@ import pytest
 
 import evaluate
 import train
-from resnet_jax import augment, checkpoint, models, optim, seeds, training
+from resnet_jax import augment, checkpoint, figures, models, optim, seeds, training
 from resnet_jax.config import Config
 from resnet_jax.errors import ConfigError, StoppedError
 from resnet_jax.feed import Feed
@@ -144,6 +144,23 @@ def test_evaluation_scores_each_seed_and_their_ensemble(three, tmp_path, capsys)
         evaluate.main(options)
         one = json.loads(output.read_text())
         assert one["accuracy"] == pytest.approx(accuracy) and "seeds" not in one
+
+
+def test_a_seed_s_report_shows_its_own_figures(three, monkeypatch):
+    _, run_dir, _ = three
+    drawn = []
+    draw = figures.plot_history
+
+    def watched(records, path):
+        drawn.extend(records)
+        draw(records, path)
+
+    monkeypatch.setattr(figures, "plot_history", watched)
+    evaluate.main(EvaluateConfig(str(run_dir), seed=6, report=True))
+    assert len(drawn) == 2
+    for record, line in zip(drawn, lines_of(run_dir), strict=True):
+        assert record["test_accuracy"] == line["test_accuracy_seeds"][1]
+        assert record["train_loss"] == line["train_loss_seeds"][1]
 
 
 def test_an_ensemble_is_the_mean_of_probabilities(key):

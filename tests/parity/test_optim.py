@@ -84,6 +84,23 @@ def test_schedule(name):
         theirs.step()
 
 
+@pytest.mark.parametrize(("total", "pct_start"), [(5, 0.9), (4, 0.05), (2, 0.3)])
+def test_a_one_cycle_of_few_steps(total, pct_start):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 0.3, total_steps=total, pct_start=pct_start, cycle_momentum=False
+    )
+    ours = optim.make_schedule(
+        "onecycle", lr=0.3, total_steps=total, pct_start=pct_start
+    )
+    for step in range(total):
+        expected = optimizer.param_groups[0]["lr"]
+        assert float(ours(jnp.asarray(step))) == pytest.approx(expected, rel=1e-5)
+        optimizer.step()
+        if step + 1 < total:
+            theirs.step()
+
+
 @pytest.mark.parametrize("clip_grad", [0.5, 100.0])
 def test_clipping(clip_grad):
     rng = np.random.default_rng(0)
