@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from resnet_jax import data, distributed, parallel, stream
 from resnet_jax.data import Dataset
+from resnet_jax.errors import ConfigError
 
 Batch = dict[str, jax.Array]  # of rows, or [steps, rows]; fetch completes it
 Source = dict[str, jax.Array]  # images [N, H, W, C], labels [N]; empty if not held
@@ -78,15 +79,28 @@ def _order(
 
 
 def make_feed(
-    mesh: Mesh, *datasets: Dataset, steps_per_call: int | None, workers: int
+    mesh: Mesh,
+    *datasets: Dataset,
+    steps_per_call: int | None,
+    workers: int,
+    num_seeds: int = 1,
 ) -> "Feed":
     """A Feed that holds `datasets` where they fit on a device.
 
     Args:
       steps_per_call: None is 1 on CPUs, where XLA's loops compute with one thread, and
         20 elsewhere, where it saves the time between steps; 1 if nothing is held.
+      num_seeds: that train is asked for.
+
+    Raises:
+      ConfigError: several seeds of images that are not in memory.
     """
     in_memory = all(isinstance(d.images, np.ndarray) for d in datasets)
+    if num_seeds > 1 and not in_memory:
+        raise ConfigError(
+            "num_seeds needs pictures that fit in memory: choose fewer by "
+            "--max-train-samples, or train one seed at a time"
+        )
     fits = in_memory and parallel.fits(sum(d.images.nbytes for d in datasets), mesh)
     held = not distributed.any_process(not fits)  # all feed alike
     if steps_per_call is None:

@@ -3,8 +3,22 @@
 What each reached, where, how long it took and over how many seeds, is in RESULTS.md.
 """
 
+from typing import Any
+
 from resnet_jax.config import Config
 
+_QUICK: dict[str, Any] = {
+    "optimizer": "muon",
+    "momentum": 0.6,
+    "nesterov": True,
+    "weight_decay": 0.02,
+    "schedule": "linear",
+    "warmup_epochs": 0.2,
+    "crop_padding": 2,
+    "crop_fill": "reflect",
+    "flip": True,
+    "flip_alternating": True,
+}
 RECIPES: dict[str, tuple[str, Config]] = {
     "digits": (
         "ResNet-8 on scikit-learn's built-in digits: a first run in a minute",
@@ -36,18 +50,9 @@ RECIPES: dict[str, tuple[str, Config]] = {
             whiten=True,
             epochs=8,
             batch_size=256,
-            optimizer="muon",
             lr=0.06,
-            momentum=0.6,
-            nesterov=True,
-            weight_decay=0.02,
-            schedule="linear",
-            warmup_epochs=0.2,
             label_smoothing=0.2,
-            crop_padding=2,
-            crop_fill="reflect",
-            flip=True,
-            flip_alternating=True,
+            **_QUICK,
             workdir="runs/fast",
         ),
     ),
@@ -56,18 +61,9 @@ RECIPES: dict[str, tuple[str, Config]] = {
         Config(
             model="hresnet",
             epochs=5,
-            optimizer="muon",
             lr=0.02,
-            momentum=0.6,
-            nesterov=True,
-            weight_decay=0.02,
-            schedule="linear",
-            warmup_epochs=0.2,
             label_smoothing=0.1,
-            crop_padding=2,
-            crop_fill="reflect",
-            flip=True,
-            flip_alternating=True,
+            **_QUICK,
             workdir="runs/hresnet-plus",
         ),
     ),

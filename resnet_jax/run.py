@@ -12,7 +12,7 @@ import numpy as np
 
 from resnet_jax import config_json, data, distributed, feed, files, metrics, seeds
 from resnet_jax.config import Config
-from resnet_jax.errors import ConfigError, NonFiniteLossError
+from resnet_jax.errors import NonFiniteLossError
 from resnet_jax.logs import LAYERS, METRICS, Logs
 from resnet_jax.parallel import local, make_mesh
 from resnet_jax.profiling import Trace
@@ -125,15 +125,9 @@ class Run:
     def make_feed(self, *datasets: data.Dataset) -> feed.Feed:
         """A Feed of the run's devices, which ends with the run."""
         self._meet()
-        in_memory = all(isinstance(d.images, np.ndarray) for d in datasets)
-        if self._cfg.num_seeds > 1 and not in_memory:
-            raise ConfigError(
-                "num_seeds needs pictures that fit in memory: choose fewer by "
-                "--max-train-samples, or train one seed at a time"
-            )
-        made = feed.make_feed(self.mesh, *datasets, **self._cfg.feeding)
-        self._stack.callback(made.close)
-        return made
+        options = {"num_seeds": self._cfg.num_seeds, **self._cfg.feeding}
+        made = feed.make_feed(self.mesh, *datasets, **options)
+        return self._stack.enter_context(contextlib.closing(made))
 
     def log_layers(self, state: Any, measure: Callable[[Any], dict[str, Any]]) -> None:
         """Writes measure(state) to layers.jsonl, at step 0 and after each epoch."""
