@@ -146,7 +146,7 @@ def make_augment(
     def augment(
         key: jax.Array, images: jax.Array, labels: jax.Array, step: Any = 0
     ) -> tuple[jax.Array, jax.Array]:
-        crop_key, flip_key = jax.random.split(key)
+        crop_key, flip_key, cutout_key, mix_key = jax.random.split(key, 4)
         if flip and flip_alternating:  # by the pixels of the whole picture
             images = alternating_flip(images, jnp.asarray(step) // steps_per_epoch)
         if crop_padding:
@@ -155,10 +155,9 @@ def make_augment(
             images = random_flip(flip_key, images)
         x = resize(normalize(images, mean=mean, std=std), image_size)
         if cutout_size:
-            x = cutout(jax.random.fold_in(key, 1), x, cutout_size)
+            x = cutout(cutout_key, x, cutout_size)
         targets = make_targets(labels, num_classes, label_smoothing)
         if mixup_alpha or cutmix_alpha:
-            mix_key = jax.random.fold_in(key, 2)
             x, targets = mixing.mix(mix_key, x, targets, mixup_alpha, cutmix_alpha)
         return x, targets
 

@@ -139,9 +139,11 @@ class Bottleneck(nn.Module):
 class PreActBlock(nn.Module):
     """Two 3x3 convolutions, each after BatchNorm and ReLU: x [B, H, W, C] likewise.
 
-    He et al. 2016, figure 4 (e). Where the shape changes the shortcut is a 1x1
-    convolution of what the first convolution takes, else x itself; "none" leaves it
-    out. See BasicBlock for drop_path.
+    He et al. 2016, figure 4 (e). See BasicBlock for drop_path.
+
+    Attributes:
+      shortcut: "conv", where the shape changes a 1x1 convolution of what the first
+        convolution takes, else x itself; "none" leaves it out.
     """
 
     features: int
@@ -156,6 +158,10 @@ class PreActBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        if self.shortcut not in ("conv", "none"):
+            raise ConfigError(
+                f"shortcut {self.shortcut!r} is not one of PreActBlock: 'conv', 'none'"
+            )
         y = nn.relu(self.norm(name="bn1")(x, train=train))
         if self.shortcut == "none":
             x = 0.0

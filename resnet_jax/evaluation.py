@@ -73,7 +73,7 @@ def eval_step(
     Args:
       views: of a picture, whose logits are averaged; None is the picture alone.
       each: of a state of several seeds, seeds.make_each; the sums are [num_seeds].
-      ensemble: the sums are of the mean of the seeds' probabilities instead.
+      ensemble: one more, the last, is of the mean of the seeds' probabilities.
     """
     images, _ = augment(jax.random.key(0), batch["images"], batch["labels"])
     each = each or (lambda function: function)
@@ -89,8 +89,8 @@ def eval_step(
 
     logits = each(predict)(state.scored)
     if ensemble:
-        log_probabilities = jax.nn.log_softmax(logits)
-        return score(jax.nn.logsumexp(log_probabilities, 0) - jnp.log(len(logits)))
+        summed = jax.nn.logsumexp(jax.nn.log_softmax(logits), 0, keepdims=True)
+        logits = jnp.concatenate([logits, summed - jnp.log(len(logits))])
     return each(score)(logits)
 
 

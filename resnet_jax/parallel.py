@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -121,8 +122,11 @@ def local_statistics(
         params = jax.lax.pcast(params, AXIS, to="varying")
         own_key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
         loss, (logits, moved) = loss_fn(params, batch_stats, images, targets, own_key)
-        # Not of the gradients, which are sums over the devices already.
-        return jax.lax.pmean(loss, AXIS), (logits, jax.lax.pmean(moved, AXIS))
+        # Not of the gradients, which are sums over the devices already. Of the moves,
+        # so that statistics that stay do so to the bit.
+        moves = jax.tree.map(jnp.subtract, moved, batch_stats)
+        moved = jax.tree.map(jnp.add, batch_stats, jax.lax.pmean(moves, AXIS))
+        return jax.lax.pmean(loss, AXIS), (logits, moved)
 
     rows, whole = PartitionSpec(AXIS), PartitionSpec()
     by_device = jax.shard_map(

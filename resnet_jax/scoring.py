@@ -31,12 +31,13 @@ def score(
     Args:
       make: evaluation.make_evaluate, all but `ensemble` bound.
     """
-    sums = make()(state, dataset)
     report = metrics.report
     if len(of_seeds) == 1:
+        sums = make()(state, dataset)
         return Scores([], sums, sums, report(sums, dataset.class_names))
-    ensemble = make(ensemble=True)(state, dataset)
-    each = [seeds.take(sums, index) for index in range(len(of_seeds))]
+    sums = make(ensemble=True)(state, dataset)
+    *each, ensemble = (seeds.take(sums, index) for index in range(len(of_seeds) + 1))
+    sums = {name: value[:-1] for name, value in sums.items()}
     lines = [
         f"seed {seed}: {metrics.summary_line(found)}"
         for seed, found in zip(of_seeds, each, strict=True)

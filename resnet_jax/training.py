@@ -15,6 +15,9 @@ from resnet_jax import metrics, names, seeds
 from resnet_jax.freezing import Predicate, inference_batch_norm
 from resnet_jax.gradients import loss_and_gradient
 
+# Folded in, the network's key in a step; the augmentation splits the step's own, which
+# is to fold in 0, 1, 2, ...
+_MODEL = 2**31
 Batch = dict[str, Any]  # images [B, H, W, C] uint8, labels [B] int32, mask [B] float32
 
 
@@ -139,7 +142,7 @@ def train_step(
             state.batch_stats,
             images,
             targets,
-            step_key,
+            jax.random.fold_in(step_key, _MODEL),
             accumulate=accumulate,
             local_bn=local_bn,
         )

@@ -195,13 +195,14 @@ def test_people_build_their_own(block, shortcut, key):
     [
         ({"widths": (8, 4), "shortcut": "pad"}, "'pad' cannot join 8 channels to 4"),
         ({"shortcut": "skip"}, "no shortcut 'skip': one of identity, pad"),
+        ({"block": PreActBlock, "shortcut": "pad"}, "'pad' is not one of PreActBlock"),
         ({"weight_init": "zeros"}, "no weight_init 'zeros': one of torch, kaiming"),
         ({"stage_sizes": (1,)}, "differ in length"),
     ],
 )
 def test_a_network_that_cannot_be_built_says_why(options, part, key):
-    options = {"stage_sizes": (1, 1), "widths": (4, 8), **options}
-    model = ResNet(BasicBlock, num_classes=3, **options)
+    sizes = {"stage_sizes": (1, 1), "widths": (4, 8)}
+    model = ResNet(**{"block": BasicBlock, **sizes, **options}, num_classes=3)
     with pytest.raises(ConfigError, match=part):
         model.init(key, jnp.zeros((1, 32, 32, 3)), train=False)
 

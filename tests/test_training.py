@@ -1,3 +1,4 @@
+import itertools
 from functools import partial
 
 import jax
@@ -5,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax import augment, data, evaluation, models, optim, training
+from resnet_jax import augment, data, evaluation, mixing, models, optim, training
 
 GOLDEN = (
     "The golden {name} step gives other numbers. Either the arithmetic, the order of "
@@ -46,6 +47,35 @@ def test_keys_have_one_purpose_each():
     assert len(data_) == len(keys)
     again = training.make_keys(0)
     assert all((a == b).all() for a, b in zip(keys, again, strict=True))
+
+
+def test_nothing_in_a_step_is_drawn_from_another_s_key(tiny, batch, monkeypatch):
+    drawn = {}
+
+    def watch(module, name, at):
+        function = getattr(module, name)
+
+        def watched(*args, **options):
+            drawn[name] = args[at]
+            return function(*args, **options)
+
+        monkeypatch.setattr(module, name, watched)
+
+    for name in ("random_crop", "random_flip", "cutout"):
+        watch(augment, name, 0)
+    watch(mixing, "mix", 0)
+    watch(training, "loss_and_gradient", 5)
+    options = {"crop_padding": 1, "flip": True, "cutout_size": 2, "mixup_alpha": 1.0}
+    _, state, step = make(tiny, **options)
+    with jax.disable_jit():
+        step(state, batch)
+    found = {}
+    for name, key in drawn.items():  # what each gives, and what comes of it
+        children = [jax.random.fold_in(key, number) for number in range(8)]
+        found[name] = {tuple(jax.random.key_data(k).tolist()) for k in [key, *children]}
+    assert len(found) == 5
+    for one, other in itertools.combinations(found, 2):
+        assert not found[one] & found[other], (one, other)
 
 
 @pytest.mark.parametrize(
