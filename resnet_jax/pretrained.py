@@ -177,8 +177,8 @@ def read_state_dict(path: str | Path) -> StateDict:
         ) from None
     except (
         *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, ValueError, KeyError),
-        *(TypeError, AttributeError, IndexError, OSError, NotImplementedError),
-        *(OverflowError, MemoryError, RuntimeError),
+        *(TypeError, AttributeError, IndexError, OSError, OverflowError, MemoryError),
+        RuntimeError,  # NotImplementedError is one
     ) as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
         raise DataError(f"{path} is damaged or truncated: {reason}") from None

@@ -191,6 +191,17 @@ def test_a_signal_to_one_stops_both_and_any_number_goes_on(alone, tmp_path):
     assert_alike(run_dir, alone)
 
 
+def test_seeds_on_two_devices_are_the_runs_of_each(alone, tmp_path):
+    run_dir = tmp_path / "run"
+    code, error = run(run_dir, "--devices", "2", "--num-seeds", "2")
+    assert code == 0, error
+    assert len(lines(run_dir)) == len(lines(alone))
+    for both, own in zip(lines(run_dir), lines(alone), strict=True):
+        one, other = both["train_loss_seeds"]
+        np.testing.assert_allclose(one, own["train_loss"], rtol=1e-3)
+        assert one != other
+
+
 def test_an_error_of_one_is_the_end_of_both(tmp_path):
     fails = (
         "from resnet_jax import data, errors\n"

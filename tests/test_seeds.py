@@ -21,6 +21,7 @@ from resnet_jax import (
 from resnet_jax.config import Config
 from resnet_jax.errors import ConfigError, StoppedError
 from resnet_jax.feed import Feed
+from resnet_jax.hub import load_pretrained
 from resnet_jax.options import EvaluateConfig
 
 
@@ -132,6 +133,25 @@ def test_several_steps_a_call_are_the_same(three, digits_run):
         state_of(digits_run(**fields, steps_per_call=steps)[1], 2) for steps in (1, 2)
     ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), *states)
+
+
+def test_seeds_share_pretrained_weights_and_draw_heads_of_their_own(
+    three, digits_run, tmp_path
+):
+    folder = tmp_path / "exported"
+    evaluate.main(EvaluateConfig(str(three[1]), seed=6, export=str(folder)))
+    given = load_pretrained(folder).variables["params"]
+    _, run_dir = digits_run(
+        pretrained=str(folder), fresh_head=True, freeze="backbone",
+        backbone_bn="frozen", num_seeds=2, max_steps=1,
+    )  # fmt: skip
+    params = state_of(run_dir, 1)["params"]
+    heads = params.pop("fc")["kernel"]
+    assert not np.allclose(heads[0], heads[1])
+    given = {name: values for name, values in given.items() if name != "fc"}
+    for index in (0, 1):
+        kept = jax.tree.map(lambda x, i=index: x[i], params)
+        jax.tree.map(np.testing.assert_array_equal, kept, given)
 
 
 def test_seeds_want_pictures_in_memory():

@@ -40,6 +40,7 @@ OPTIMIZERS = {
         "bias_weight_decay": 0.0,
     },
 }
+SLOW = [("hresnet", "nesterov"), ("hresnet", "weights-only")]
 SMALL = [
     ("hresnet", None),
     ("resnet20", None),
@@ -167,10 +168,12 @@ def check_float64(name, stem, optimizer, sizes, tolerance=1e-8, **options):
 
 
 def all_pairs(*, slow):
-    """SMALL with OPTIMIZERS; the four of the two blocks leave those in `slow` out."""
+    """SMALL with OPTIMIZERS; the four of the two blocks leave those in `slow` out, and
+    hresnet, of eight million parameters, all but Adam."""
     for name, stem in SMALL:
         for optimizer in OPTIMIZERS:
-            marks = [pytest.mark.slow] if stem and optimizer in slow else []
+            is_slow = optimizer in slow if stem else (name, optimizer) in SLOW
+            marks = [pytest.mark.slow] if is_slow else []
             yield pytest.param(name, stem, optimizer, marks=marks)
 
 
