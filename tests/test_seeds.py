@@ -143,11 +143,11 @@ def test_seeds_share_pretrained_weights_and_draw_heads_of_their_own(
     given = load_pretrained(folder).variables["params"]
     _, run_dir = digits_run(
         pretrained=str(folder), fresh_head=True, freeze="backbone",
-        backbone_bn="frozen", num_seeds=2, max_steps=1,
+        backbone_bn="frozen", num_seeds=2, max_steps=1, clip_grad=1e-6,
     )  # fmt: skip
     params = state_of(run_dir, 1)["params"]
     heads = params.pop("fc")["kernel"]
-    assert not np.allclose(heads[0], heads[1])
+    assert not np.allclose(heads[0], heads[1], atol=1e-3)  # a step is far smaller
     given = {name: values for name, values in given.items() if name != "fc"}
     for index in (0, 1):
         kept = jax.tree.map(lambda x, i=index: x[i], params)
