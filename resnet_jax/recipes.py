@@ -60,6 +60,8 @@ RECIPES: dict[str, tuple[str, Config]] = {
             workdir="runs/fast",
         ),
     ),
+    # python train.py hresnet-plus
+    #   90.6 % (three seeds, sd .1), 91.5 with --tta, in 19 minutes.
     "hresnet-plus": (
         "the tutorial's network with a recipe of today",
         Config(
