@@ -271,7 +271,7 @@ def test_an_unknown_model_is_named_with_a_near_one():
 def test_convolutions_are_drawn_as_each_network_asks(key):
     """Of every model's kind: torchvision's fan out, or PyTorch's default."""
     images = jnp.zeros((1, 32, 32, 3))
-    for name in ("hresnet", "resnet18", "resnet50", "resnet56"):
+    for name in ("hresnet", "resnet18", "resnet50", "resnet20"):
         model = resnet_jax.create_model(name, num_classes=10)
         params = jax.jit(partial(model.init, train=False))(key, images)["params"]
         flat = jax.tree_util.tree_leaves_with_path(params)

@@ -154,11 +154,11 @@ def test_the_surest_mistakes_come_first_and_say_what_is_true():
 
 
 def test_a_whitened_network_has_its_report_and_its_export(digits_run, tmp_path, capsys):
-    base, _ = digits_run()
+    base, _ = digits_run(max_steps=1)
     workdir = tmp_path / "nine"
     fields = {"width": 2, "whiten": True, "ema_decay": 0.5, "optimizer": "muon"}
     cfg = dataclasses.replace(base, model="resnet9", workdir=str(workdir), **fields)
-    cfg = dataclasses.replace(cfg, epochs=1)
+    cfg = dataclasses.replace(cfg, epochs=1, max_steps=None)
     train.main(cfg)
     exported = tmp_path / "exported"
     options = {"report": True, "export": str(exported)}
