@@ -178,7 +178,7 @@ def read_state_dict(path: str | Path) -> StateDict:
     except (
         *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, ValueError, KeyError),
         *(TypeError, AttributeError, IndexError, OSError, OverflowError, MemoryError),
-        RuntimeError,  # NotImplementedError is one
+        RuntimeError,  # of an unknown compression too
     ) as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
         raise DataError(f"{path} is damaged or truncated: {reason}") from None
