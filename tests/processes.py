@@ -9,11 +9,11 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 # Two epochs of five steps, a save at every second.
 ARGUMENTS = (
-    *("digits", "--model", "resnet8", "--epochs", "2", "--batch-size", "32"),
+    *("digits", "--model", "small", "--epochs", "2", "--batch-size", "32"),
     *("--max-train-samples", "150", "--max-test-samples", "40"),
     *("--crop-padding", "1", "--save-every-steps", "2", "--keep", "2"),
 )
-# A patch: the network `small`, of one block, for tests that compile in each process.
+# The network `small`, of one block: each process traces it anew.
 SMALL = (
     "from resnet_jax import blocks, models, resnet\n"
     "def small(**options):\n"
@@ -40,7 +40,7 @@ def start(run_dir, *arguments, patch=""):
     # As train.py's last lines; the patch is where a fault is to happen.
     code = (
         "import os, signal, sys, time, tyro\n"
-        f"{patch}\n"
+        f"{SMALL}{patch}\n"
         "import train\n"
         "from resnet_jax.errors import command_line\n"
         "from resnet_jax.recipes import RECIPES\n"

@@ -1,4 +1,4 @@
-"""Both scripts as a user runs them: in a process of their own, on real digits."""
+"""Both scripts as a user runs them: in processes of their own, on real digits."""
 
 import json
 import os
@@ -25,6 +25,37 @@ def command(script, *args):
 
 def run(script, *args):
     return subprocess.run(command(script, *args), capture_output=True, text=True)
+
+
+# For errors: one process, so that it imports the libraries once.
+EACH = """
+import contextlib, io, json, runpy, sys
+
+for case in json.load(sys.stdin):
+    sys.argv, code = case, None
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            runpy.run_path(case[0], run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+    print(json.dumps([code, out.getvalue(), err.getvalue()]))
+"""
+
+
+def run_each(script, *cases):
+    """What `run` gives of each of several lists of arguments."""
+    commands = [command(script, *case)[1:] for case in cases]
+    done = subprocess.run(
+        [sys.executable, "-c", EACH], cwd=ROOT, input=json.dumps(commands),
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    return [
+        subprocess.CompletedProcess(args, *json.loads(line))
+        for args, line in zip(commands, lines, strict=True)
+    ]
 
 
 def metrics_of(run_dir):
@@ -130,30 +161,31 @@ def assert_one_line(done, code, *parts):
         assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("args", "part"),
-    [
-        (("resnet99",), "resnet99"),
-        (("digits", "--learning-rate", 1), "--learning-rate"),
-        (("digits", "--lr", -1), "lr -1.0 is not in"),
-        (("digits", "--epochs", 0), "epochs 0 is too small"),
-        (("digits", "--batch-size", "many"), "batch-size"),
-        (("digits", "--stem", "big"), "big"),
-    ],
-)
-def test_bad_usage_of_train(args, part):
-    assert_one_line(run("train.py", *args), 2, part)
+def test_bad_usage_of_train():
+    parts = {
+        ("resnet99",): "resnet99",
+        ("digits", "--learning-rate", 1): "--learning-rate",
+        ("digits", "--lr", -1): "lr -1.0 is not in",
+        ("digits", "--epochs", 0): "epochs 0 is too small",
+        ("digits", "--batch-size", "many"): "batch-size",
+        ("digits", "--stem", "big"): "big",
+    }
+    for done, part in zip(run_each("train.py", *parts), parts.values(), strict=True):
+        assert_one_line(done, 2, part)
 
 
 def test_unknown_names_and_unwritable_places(tmp_path):
     workdir = ("--workdir", tmp_path / "run")
-    done = run("train.py", "digits", "--model", "resnet19", *workdir)
-    assert_one_line(done, 2, "no model 'resnet19'", "resnet18")
-    done = run("train.py", "digits", "--dataset", "mnist", *workdir)
-    assert_one_line(done, 2, "no data set 'mnist': one of cifar10, cifar100, digits")
     (tmp_path / "file").touch()
-    done = run("train.py", "digits", "--workdir", tmp_path / "file" / "run")
-    assert_one_line(done, 2, "cannot be written", "choose another --workdir")
+    model, dataset, place = run_each(
+        "train.py",
+        ("digits", "--model", "resnet19", *workdir),
+        ("digits", "--dataset", "mnist", *workdir),
+        ("digits", "--workdir", tmp_path / "file" / "run"),
+    )
+    assert_one_line(model, 2, "no model 'resnet19'", "resnet18")
+    assert_one_line(dataset, 2, "no data set 'mnist': one of cifar10, cifar100, digits")
+    assert_one_line(place, 2, "cannot be written", "choose another --workdir")
     assert os.listdir(tmp_path) == ["file"]
 
 
@@ -181,36 +213,39 @@ def test_a_loss_that_explodes(tmp_path):
 
 
 def test_no_run_to_evaluate(trained, tmp_path):
-    done = run("evaluate.py", tmp_path / "nowhere")
-    assert_one_line(done, 2, "nowhere: there is no such directory")
-    assert_one_line(run("evaluate.py"), 2, "name a run directory, or --weights FILE")
-    assert_one_line(run("evaluate.py", tmp_path), 2, "is no run: it has no config.json")
     half = tmp_path / "half"
     half.mkdir()
     shutil.copy(trained[0] / "config.json", half)
-    assert_one_line(run("evaluate.py", half), 4, "has no checkpoint yet")
+    cases = ((tmp_path / "nowhere",), (), (tmp_path,), (half,))
+    nowhere, nothing, empty, begun = run_each("evaluate.py", *cases)
+    assert_one_line(nowhere, 2, "nowhere: there is no such directory")
+    assert_one_line(nothing, 2, "name a run directory, or --weights FILE")
+    assert_one_line(empty, 2, "is no run: it has no config.json")
+    assert_one_line(begun, 4, "has no checkpoint yet")
 
 
 def test_a_checkpoint_that_is_not_there_or_of_another_model(trained, tmp_path):
     run_dir, _ = trained
-    done = run("evaluate.py", run_dir, "--checkpoint", 7)
-    assert_one_line(done, 4, "no checkpoint of step 7: it has 23, 30")
-    done = run("evaluate.py", run_dir, "--checkpoint", "best")
-    assert_one_line(done, 4, "--validation-split")
     (tmp_path / "file").touch()
-    done = run("evaluate.py", run_dir, "--output", tmp_path / "file" / "report.json")
-    assert_one_line(done, 2, "file cannot be written", "another --output")
-    assert done.stdout == ""
-    done = run("evaluate.py", run_dir, "--checkpoint", "newest")
-    assert_one_line(done, 2, "last, best or a step")
     other = tmp_path / "other"
     shutil.copytree(run_dir, other)
     config = (other / "config.json").read_text()
     (other / "config.json").write_text(config.replace("resnet8", "resnet20"))
-    done = run("evaluate.py", other)
-    assert_one_line(
-        done, 4, "of another model", "batch_stats.layer1.1.bn1.mean: missing"
+    step, best, output, word, model = run_each(
+        "evaluate.py",
+        (run_dir, "--checkpoint", 7),
+        (run_dir, "--checkpoint", "best"),
+        (run_dir, "--output", tmp_path / "file" / "report.json"),
+        (run_dir, "--checkpoint", "newest"),
+        (other,),
     )
+    assert_one_line(step, 4, "no checkpoint of step 7: it has 23, 30")
+    assert_one_line(best, 4, "--validation-split")
+    assert_one_line(output, 2, "file cannot be written", "another --output")
+    assert output.stdout == ""
+    assert_one_line(word, 2, "last, best or a step")
+    missing = "batch_stats.layer1.1.bn1.mean: missing"
+    assert_one_line(model, 4, "of another model", missing)
 
 
 def test_a_truncated_checkpoint(trained, tmp_path):
@@ -258,37 +293,39 @@ def test_export_then_transfer_from_it(trained, tmp_path):
     assert report["accuracy"] == runs["cached"][-1]["test_accuracy"]
 
 
-@pytest.mark.parametrize(
-    ("args", "code", "part"),
-    [
-        (("--pretrained", "none.pth"), 3, "none.pth cannot be read"),
-        (("--pretrained", __file__), 3, "is neither a .safetensors nor a .pth file"),
-        (("--pretrained", "imagenet"), 2, "resnet8 has no weights of ImageNet"),
-        (("--freeze", "layer9"), 2, "freeze 'layer9' matches no parameter"),
-        (("--backbone-bn", "frozen"), 2, "backbone_bn frozen needs --freeze"),
-        (("--cache-features",), 2, "cache_features needs features that do not change"),
-        (("--fresh-head",), 2, "fresh_head needs --pretrained"),
-        (("--dataset", "folder"), 2, "data set folder needs --data-dir"),
-        (("--dataset", "folder", "--data-dir", "no"), 3, "no/train is no folder"),
-    ],
-)
-def test_bad_transfers(tmp_path, args, code, part):
-    done = run("train.py", "digits", *args, "--workdir", tmp_path / "run")
-    assert_one_line(done, code, part)
+def test_bad_transfers(tmp_path):
+    expected = {
+        ("--pretrained", "none.pth"): (3, "none.pth cannot be read"),
+        ("--pretrained", __file__): (3, "is neither a .safetensors nor a .pth file"),
+        ("--pretrained", "imagenet"): (2, "resnet8 has no weights of ImageNet"),
+        ("--freeze", "layer9"): (2, "freeze 'layer9' matches no parameter"),
+        ("--backbone-bn", "frozen"): (2, "backbone_bn frozen needs --freeze"),
+        ("--cache-features",): (2, "cache_features needs features that do not change"),
+        ("--fresh-head",): (2, "fresh_head needs --pretrained"),
+        ("--dataset", "folder"): (2, "data set folder needs --data-dir"),
+        ("--dataset", "folder", "--data-dir", "no"): (3, "no/train is no folder"),
+    }
+    workdir = ("--workdir", tmp_path / "run")
+    found = run_each("train.py", *(("digits", *args, *workdir) for args in expected))
+    for done, (code, part) in zip(found, expected.values(), strict=True):
+        assert_one_line(done, code, part)
     assert not (tmp_path / "run").exists()
 
 
-def test_bad_weights_to_evaluate(trained, tmp_path):
-    done = run("evaluate.py", "--weights", "none.pth", "--model", "resnet20")
-    assert_one_line(done, 3, "none.pth cannot be read")
+def test_bad_weights_to_evaluate(tmp_path):
     page = tmp_path / "page.pth"
     page.write_text("<!DOCTYPE html>")
-    done = run("evaluate.py", "--weights", page, "--model", "resnet20")
-    assert_one_line(done, 3, "is a web page")
-    done = run("evaluate.py", "--weights", page, "--model", "resnet21")
-    assert_one_line(done, 2, "no model 'resnet21'")
-    done = run("evaluate.py", "--weights", page)
-    assert_one_line(done, 2, "--weights and --model go together")
+    file, other, model, alone = run_each(
+        "evaluate.py",
+        ("--weights", "none.pth", "--model", "resnet20"),
+        ("--weights", page, "--model", "resnet20"),
+        ("--weights", page, "--model", "resnet21"),
+        ("--weights", page),
+    )
+    assert_one_line(file, 3, "none.pth cannot be read")
+    assert_one_line(other, 3, "is a web page")
+    assert_one_line(model, 2, "no model 'resnet21'")
+    assert_one_line(alone, 2, "--weights and --model go together")
 
 
 @pytest.mark.parametrize(

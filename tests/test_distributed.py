@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 from jax.experimental import multihost_utils
-from processes import KILL, ROOT, SMALL, TERM, at_step, finish, lines, start, steps
+from processes import KILL, ROOT, TERM, at_step, finish, lines, start, steps
 
 from resnet_jax import compiling, distributed, evaluation, saving
 from resnet_jax import run as run_module
@@ -56,12 +56,8 @@ def test_alone_nothing_is_waited_for():
     assert distributed.json_from_first({"a": [1, None]}) == {"a": [1, None]}
 
 
-def begin(run_dir, *arguments, patch=""):
-    return start(run_dir, "--model", "small", *arguments, patch=SMALL + patch)
-
-
 def run(run_dir, *arguments, patch=""):
-    codes, errors = finish(begin(run_dir, *arguments, patch=patch))
+    codes, errors = finish(start(run_dir, *arguments, patch=patch))
     return codes[0], errors[0]
 
 
@@ -147,7 +143,7 @@ def start_two(run_dir, *arguments, patches=("", "")):
     address = f"127.0.0.1:{free_port()}"
     joining = ("--coordinator", address, "--num-processes", "2", "--devices", "2")
     return [
-        begin(run_dir, *joining, "--process-id", str(i), *arguments, patch=patches[i])
+        start(run_dir, *joining, "--process-id", str(i), *arguments, patch=patches[i])
         for i in (0, 1)
     ]
 
@@ -237,8 +233,7 @@ jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_enable_preemption_service", False)
 jax.distributed.initialize(address, 2, index)
 exec(processes.SMALL)
-arguments = [*processes.ARGUMENTS, "--model", "small"]
-recipe = tyro.extras.overridable_config_cli(RECIPES, args=arguments)
+recipe = tyro.extras.overridable_config_cli(RECIPES, args=processes.ARGUMENTS)
 found = {}
 told, counts, held = [], [], []
 listener = logging.Handler()

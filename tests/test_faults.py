@@ -16,6 +16,7 @@ import pytest
 from processes import (
     KILL,
     ROOT,
+    SMALL,
     TERM,
     at_step,
     digests,
@@ -190,11 +191,11 @@ def test_a_damaged_checkpoint_is_named_and_skipped(how, stopped, alone, tmp_path
 
 
 # In a process of its own, for what orbax had begun to read complains when collected.
-READ_EACH = """
+READ_EACH = f"""{SMALL}
 import json, sys
 from pathlib import Path
-from resnet_jax import checkpoint, models, training
-model = models.create_model("resnet8", num_classes=10)
+from resnet_jax import checkpoint, training
+model = models.create_model("small", num_classes=10)
 template = training.variable_shapes(model, (32, 32, 3))
 for name in sys.argv[1:]:
     variables, step = checkpoint.load_variables(Path(name), "last", template)
@@ -237,7 +238,8 @@ def test_a_damaged_checkpoint_that_was_asked_for_is_exit_4(stopped, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(stopped, run_dir)
     damage(run_dir / "checkpoints" / "8" / "manifest" / "metadata", "flipped")
-    evaluate = [sys.executable, "evaluate.py", str(run_dir)]
+    code = f"{SMALL}import runpy; runpy.run_path('evaluate.py', run_name='__main__')"
+    evaluate = [sys.executable, "-c", code, str(run_dir)]
     options = {"cwd": ROOT, "capture_output": True, "text": True}
     asked = subprocess.run([*evaluate, "--checkpoint", "8"], **options)
     assert asked.returncode == 4
@@ -252,7 +254,7 @@ FULL = "__import__('resource').setrlimit(__import__('resource').RLIMIT_FSIZE, ({
 
 def test_a_full_disk_while_saving(alone, tmp_path):
     run_dir = tmp_path / "run"
-    patch = at_step(3, FULL.format(20_000)).replace(
+    patch = at_step(3, FULL.format(2_000)).replace(
         "    before(",
         f"    if self._progress.step + 1 == 7: {FULL.format(-1)}\n    before(",
     )
@@ -268,7 +270,7 @@ def test_a_disk_that_stays_full_is_exit_4_and_the_old_checkpoints_are_sound(
     alone, tmp_path
 ):
     run_dir = tmp_path / "run"
-    full = f"self._saver._store.wait(); {FULL.format(20_000)}"
+    full = f"self._saver._store.wait(); {FULL.format(2_000)}"
     done = run(run_dir, patch=at_step(5, full))
     assert done.returncode == 4, done.stderr
     assert "the checkpoint of step 10 could not be saved" in done.stderr
