@@ -10,7 +10,6 @@ from resnet_jax.config import Config
 _QUICK: dict[str, Any] = {
     "optimizer": "muon",
     "momentum": 0.6,
-    "nesterov": True,
     "weight_decay": 0.02,
     "schedule": "linear",
     "warmup_epochs": 0.2,
@@ -69,6 +68,7 @@ RECIPES: dict[str, tuple[str, Config]] = {
             epochs=5,
             lr=0.02,
             label_smoothing=0.1,
+            nesterov=True,
             **_QUICK,
             workdir="runs/hresnet-plus",
         ),
