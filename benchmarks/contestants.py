@@ -56,11 +56,16 @@ class Program(NamedTuple):
 
 
 def recipe(model: str) -> Config:
-    """The configuration that trains `model`: its recipe, else resnet20's."""
-    found = RECIPES.get(model, RECIPES["resnet20"])[1]
+    """The configuration that trains `model`: the tutorial's, else He et al.'s."""
+    if model == "hresnet":
+        return RECIPES[model][1]
+    found = Config(
+        **{"model": model, "normalize": "cifar10", "crop_padding": 4, "flip": True},
+        **{"optimizer": "sgd", "lr": 0.1, "weight_decay": 1e-4},
+    )
     if model in AT_224:
-        found = replace(found, stem="imagenet", image_size=224)
-    return replace(found, model=model, normalize=found.normalize or "cifar10")
+        return replace(found, stem="imagenet", image_size=224)
+    return replace(found, stem="cifar") if model == "resnet18" else found
 
 
 def num_classes(cfg: Config) -> int:

@@ -40,10 +40,10 @@ RECIPES: dict[str, tuple[str, Config]] = {
         Config(model="hresnet", normalize="half", workdir="runs/hresnet"),
     ),
     # python train.py fast --width 16 --epochs 1 --batch-size 128 --lr .1
-    #   81.2 % of the test pictures (three seeds, sd .5) in 64 s, two Xeon cores.
+    #   81.8 % of the test pictures (three seeds, sd .3) in 62 s, two Xeon cores.
     # python train.py fast
-    #   91.9 % (three seeds, sd .1), 92.7 with --tta, in 15 minutes; 90 % in 12.5.
-    # python train.py fast --width 64 --epochs 12
+    #   91.7 % (three seeds, sd .02), 92.7 with --tta, in 15 minutes; 90 % in 12.3.
+    # python train.py fast --nesterov --width 64 --epochs 12
     #   93.9 % (one seed), 94.8 with --tta, in 90 minutes.
     "fast": (
         "ResNet-9 with a whitening layer and Muon: accuracy by the minute",
