@@ -1,8 +1,8 @@
 """Choices of a recipe, made on pictures that are held out of its training set.
 
     python -m benchmarks.sweep fast --grid lr=.03,.06,.1 batch_size=128,256
-    python -m benchmarks.sweep fast --each flip=false whiten=false --seeds 3
-    python -m benchmarks.sweep resnet20 --set epochs=30 --grid lr=.05,.1,.2
+    python -m benchmarks.sweep fast --each crop_padding=0 whiten=false --seeds 3
+    python -m benchmarks.sweep resnet20 --set epochs=30 --grid lr=.02,.03,.06
 
 Trains every combination of --grid, or the recipe with each value of --each alone in the
 place of its own, and prints a table, the best first. The same command goes on where it
@@ -103,13 +103,14 @@ def parse(axis: str) -> tuple[str, list[Any]]:
         raise ConfigError(f"{axis!r} is not FIELD=VALUE,... of a field of config.json")
     if name in _OWN:
         raise ConfigError(f"{axis!r}: a sweep says {name} itself")
-    return name, [_typed(name, part, axis) for part in text.split(",")]
+    parts = re.split(r",(?![^\[]*\])", text)  # no comma of a [list]
+    return name, [_typed(name, part, axis) for part in parts]
 
 
 def _typed(name: str, text: str, axis: str) -> Any:
-    """`text` as a value of the field `name`: as it stands, where it can be."""
+    """`text` as a value of the field `name`."""
     words = {"true": True, "false": False, "none": None}
-    readings: list[Any] = [text, words.get(text.lower(), text)]
+    readings: list[Any] = [words.get(text.lower(), text), text]
     with contextlib.suppress(SyntaxError, ValueError):
         readings.append(ast.literal_eval(text))
     for value in readings:

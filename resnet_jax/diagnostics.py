@@ -61,6 +61,7 @@ def layer_statistics(
         return y
 
     loss = partial(loss_fn, model)
+    key = training.model_key(key)
     args = (state.params, state.batch_stats, images, targets, key)
     with inference_batch_norm(trainable if backbone_bn == "frozen" else None):
         grads, _ = jax.grad(loss, has_aux=True)(*args)

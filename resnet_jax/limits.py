@@ -83,7 +83,9 @@ def check(cfg: "Config") -> None:
     if cfg.clip_grad is not None and not 0.0 < cfg.clip_grad < math.inf:
         raise ConfigError(f"clip_grad {cfg.clip_grad} is not in (0, inf)")
     if cfg.flip_alternating and not cfg.flip:
-        raise ConfigError("flip_alternating is of --flip: give both")
+        raise ConfigError(
+            "flip_alternating needs --flip: give both, or --no-flip-alternating"
+        )
     steps = cfg.lr_milestones
     if any(step < 1 for step in steps) or list(steps) != sorted(set(steps)):
         raise ConfigError(f"lr_milestones {steps} are not steps in rising order")

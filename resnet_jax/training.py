@@ -15,9 +15,6 @@ from resnet_jax import metrics, names, seeds
 from resnet_jax.freezing import Predicate, inference_batch_norm
 from resnet_jax.gradients import loss_and_gradient
 
-# Folded in, the network's key in a step; the augmentation splits the step's own, which
-# is to fold in 0, 1, 2, ...
-_MODEL = 2**31
 Batch = dict[str, Any]  # images [B, H, W, C] uint8, labels [B] int32, mask [B] float32
 
 
@@ -108,6 +105,14 @@ def init_state(
     return jax.jit(jax.vmap(init) if key.ndim else init)(key)
 
 
+def model_key(step_key: jax.Array) -> jax.Array:
+    """The network's key in a step, from the step's own, which the augmentation splits.
+
+    To split is to fold in 0, 1, 2, ...: this is none of those.
+    """
+    return jax.random.fold_in(step_key, 2**31)
+
+
 def train_step(
     model: nn.Module,
     tx: optax.GradientTransformation,
@@ -142,7 +147,7 @@ def train_step(
             state.batch_stats,
             images,
             targets,
-            jax.random.fold_in(step_key, _MODEL),
+            model_key(step_key),
             accumulate=accumulate,
             local_bn=local_bn,
         )

@@ -119,3 +119,7 @@ def test_dropout_and_a_network_without_norm_are_measured(tiny, key):
     batch = {"images": jnp.ones((2, 8, 8, 3), jnp.uint8), "labels": jnp.zeros(2, int)}
     found = diagnostics.layer_statistics(model, tx, prepare, state, batch, key)
     assert not any("bn" in name for name in found) and "layer2.0.conv2" in found
+    moved, _ = training.train_step(model, tx, prepare, state, batch, key)
+    step = jax.tree.map(jnp.subtract, state.params["fc"], moved.params["fc"])
+    norm = float(optax.global_norm(step)) / 0.1  # what dropout left, the step's own
+    assert float(found["fc"]["gradient"]) == pytest.approx(norm, rel=1e-4)

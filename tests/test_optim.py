@@ -115,6 +115,30 @@ def test_muon_makes_kernels_orthogonal_and_leaves_the_rest_to_adamw(key):
     assert before.max() > 2 * before.min()
 
 
+@pytest.mark.parametrize("frozen", [None, "conv1", "bn1", "fc"])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+def test_each_kind_of_parameter_decays_at_its_own_rate(name, frozen):
+    params = {
+        "conv1": {"kernel": jnp.ones((3, 3, 2, 4))},
+        "bn1": {"scale": jnp.ones(4), "bias": jnp.ones(4)},
+        "fc": {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)},
+    }
+    tx = optim.make_optimizer(
+        name,
+        optim.make_schedule("constant", lr=0.5, total_steps=1),
+        **{"weight_decay": 0.1, "norm_weight_decay": 0.2, "bias_weight_decay": 0.4},
+        trainable=frozen and (lambda name: not name.startswith(f"{frozen}.")),
+    )
+    grads = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    rates = {"conv1": 0.1, "bn1": 0.2, "fc": {"kernel": 0.1, "bias": 0.4}}
+    for layer, own in updates.items():
+        for leaf, update in own.items():
+            rate = rates[layer] if layer != "fc" else rates[layer][leaf]
+            expected = 0.0 if layer == frozen else -0.5 * rate
+            np.testing.assert_allclose(update, expected, rtol=1e-5)
+
+
 def test_clipping_is_of_the_norm_of_all_gradients_together():
     grads = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([0.0, 4.0])}
     schedule = optim.make_schedule("constant", lr=1.0, total_steps=1)

@@ -135,6 +135,35 @@ def test_several_steps_a_call_are_the_same(three, digits_run):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), *states)
 
 
+def test_a_run_as_on_accelerators_is_the_same(three, digits_run, tmp_path, monkeypatch):
+    _, unrolled, fields = three
+    output = tmp_path / "found.json"
+
+    def scores(run_dir):
+        evaluate.main(EvaluateConfig(str(run_dir), output=str(output), tta=True))
+        return json.loads(output.read_text())
+
+    expected = scores(unrolled)
+    used = []
+
+    def vmapped(num_seeds, mesh):
+        used.append(num_seeds)
+        return jax.vmap
+
+    monkeypatch.setattr(seeds, "make_each", vmapped)
+    _, run_dir = digits_run(**fields, seed=5, num_seeds=3)
+    jax.tree.map(  # of seeds that are apart by .1 and more
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3),
+        *(state_of(path, 6) for path in (unrolled, run_dir)),
+    )
+    for line, other in zip(lines_of(unrolled), lines_of(run_dir), strict=True):
+        assert line["val_loss_seeds"] == pytest.approx(other["val_loss_seeds"], 1e-3)
+    found = scores(run_dir)
+    assert used == [3, 3]
+    for name in ("tta", "ensemble"):
+        assert found[name]["loss"] == pytest.approx(expected[name]["loss"], 1e-3)
+
+
 def test_seeds_share_pretrained_weights_and_draw_heads_of_their_own(
     three, digits_run, tmp_path
 ):
@@ -176,6 +205,7 @@ def test_evaluation_scores_each_seed_and_their_ensemble(three, tmp_path, capsys)
     for line in ("seed 6: Acc@1", "mean of 3 seeds: Acc@1", "ensemble: Acc@1"):
         assert f"\n{line}" in text and f"augmentation: {line}" in text
     assert text.splitlines()[-1].endswith("n 120")
+    assert found["tta"]["loss"] != pytest.approx(found["loss"], rel=1e-4)
     for seed, accuracy in zip((5, 6, 7), each, strict=True):
         options = EvaluateConfig(str(run_dir), seed=seed, output=str(output))
         evaluate.main(options)

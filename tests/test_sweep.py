@@ -25,13 +25,13 @@ def test_a_grid_is_every_combination_for_every_seed():
 
 def test_each_is_one_change_at_a_time_beside_the_recipe():
     found = sweep.trials(
-        Sweep("resnet20", each=("flip=false", "lr=.2,.3", "width=none"))
+        Sweep("resnet20", each=("crop_padding=0", "lr=.2,.3", "width=none"))
     )
     assert list(found) == [
         f"resnet20{change}-seed=0"
-        for change in ("", "-flip=False", "-lr=0.2", "-lr=0.3", "-width=None")
+        for change in ("", "-crop_padding=0", "-lr=0.2", "-lr=0.3", "-width=None")
     ]
-    assert found["resnet20-lr=0.3-seed=0"].flip
+    assert found["resnet20-lr=0.3-seed=0"].crop_padding == 2
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,9 @@ def test_what_is_no_field_or_value_is_said(axis, message):
 
 def test_none_is_a_value_or_nothing_by_its_field():
     assert sweep.parse("norm=none,batch") == ("norm", ["none", "batch"])
+    assert sweep.parse("pretrained=none,a.pth") == ("pretrained", [None, "a.pth"])
+    steps = sweep.parse("lr_milestones=[3,7],[5],[]")
+    assert steps == ("lr_milestones", [(3, 7), (5,), ()])
     assert sweep.parse("width=none,16") == ("width", [None, 16])
     assert sweep.parse("remat=True,false") == ("remat", [True, False])
 
