@@ -41,6 +41,7 @@ class Store:
             **layout,
         }
         self._records: list[Record] = []  # of the epochs, for the best of them
+        self._has_failed = False
         self._manager = self._make_manager()
 
     def _make_manager(self) -> ocp.CheckpointManager:
@@ -134,6 +135,7 @@ class Store:
     def _give_up(self, error: Exception) -> str:
         """Warns, and makes ready for another try."""
         self._check_there()
+        self._has_failed = True
         reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
         log.warning("%s: a checkpoint could not be saved: %s", self._dir, reason)
         with contextlib.suppress(Exception):  # the same error once more
@@ -153,6 +155,9 @@ class Store:
         """Waits for the save in progress."""
         self.wait()
         self._manager.close()
+        if self._has_failed:  # orbax's threads may go on to write after an error
+            for left in (self._dir / CHECKPOINTS).glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def is_finite(state: Any) -> bool:

@@ -254,9 +254,12 @@ FULL = "__import__('resource').setrlimit(__import__('resource').RLIMIT_FSIZE, ({
 
 def test_a_full_disk_while_saving(alone, tmp_path):
     run_dir = tmp_path / "run"
+    late = run_dir / "checkpoints" / "5.orbax-checkpoint-tmp"  # a thread's of orbax
     patch = at_step(3, FULL.format(2_000)).replace(
         "    before(",
-        f"    if self._progress.step + 1 == 7: {FULL.format(-1)}\n    before(",
+        f"    if self._progress.step + 1 == 7: {FULL.format(-1)}\n"
+        f"    if self._progress.step + 1 == 9: __import__('os').mkdir({str(late)!r})\n"
+        "    before(",
     )
     done = run(run_dir, patch=patch)
     assert done.returncode == 0, done.stderr
