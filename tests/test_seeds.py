@@ -70,12 +70,17 @@ def state_of(run_dir, step):
         return manager.restore(step)["state"]
 
 
+_TRAINED = []
+
+
 @pytest.fixture
 def three(digits_run):
-    """A run of seeds 5 to 7."""
+    """A run of seeds 5 to 7, trained once: no test adds to it but a report."""
     fields = {"epochs": 2, "crop_padding": 1, "validation_split": 0.2}
     fields |= {"max_train_samples": 100, "schedule": "cosine", "ema_decay": 0.5}
-    return *digits_run(**fields, seed=5, num_seeds=3), fields
+    if not _TRAINED:
+        _TRAINED[:] = digits_run(**fields, seed=5, num_seeds=3)
+    return *_TRAINED, fields
 
 
 def test_a_run_of_seeds_is_the_runs_of_each(three, digits_run):
