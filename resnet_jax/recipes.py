@@ -38,7 +38,7 @@ RECIPES: dict[str, tuple[str, Config]] = {
         ),
     ),
     # python train.py hresnet --epochs 15
-    #   80.9 % of the test pictures, at most 81.8 on the way (one seed), in 50 minutes.
+    #   80.9 % of the test pictures, at most 81.8 before (one seed), in 55 minutes.
     "hresnet": (
         "the tutorial's network and recipe: Adam 1e-4, no augmentation",
         Config(model="hresnet", normalize="half", workdir="runs/hresnet"),
