@@ -89,12 +89,22 @@ def _optimized(request, monkeypatch):
 def tiny(monkeypatch) -> str:
     """The name of a network small enough to train in a test."""
 
-    def make(**options):
-        options = {"stem": "cifar", **options}
-        return ResNet(BasicBlock, (1, 1), widths=(4, 8), **options)
+    return _named("tiny", (4, 8), monkeypatch)
 
-    monkeypatch.setitem(models.MODELS, "tiny", make)
-    return "tiny"
+
+@pytest.fixture
+def one_block(monkeypatch) -> str:
+    """The name of one smaller still, for whole runs, each of which traces it anew."""
+    return _named("one_block", (4,), monkeypatch)
+
+
+def _named(name: str, widths: tuple[int, ...], monkeypatch: Any) -> str:
+    def make(**options: Any) -> ResNet:
+        options = {"stem": "cifar", **options}
+        return ResNet(BasicBlock, (1,) * len(widths), widths=widths, **options)
+
+    monkeypatch.setitem(models.MODELS, name, make)
+    return name
 
 
 @pytest.fixture(scope="session")
@@ -133,8 +143,8 @@ def prepared_dir(fake_arrays, tfds, tmp_path_factory):
 
 
 @pytest.fixture
-def digits_run(tiny, tmp_path, monkeypatch):
-    """Trains `tiny` on 120 digits: (cfg, run directory) of fields of Config."""
+def digits_run(one_block, tmp_path, monkeypatch):
+    """Trains `one_block` on 120 digits: (cfg, run directory) of fields of Config."""
     import train
     from resnet_jax import data
     from resnet_jax.config import Config
@@ -146,15 +156,13 @@ def digits_run(tiny, tmp_path, monkeypatch):
 
     def run(**fields):
         cfg = Config(
-            model=tiny,
             dataset="digits",
             normalize="half",
             batch_size=32,
             eval_batch_size=40,
-            optimizer="sgd",
             lr=0.05,
             workdir=str(tmp_path / f"run{next(numbers)}"),
-            **fields,
+            **{"model": one_block, "optimizer": "sgd", **fields},
         )
         train.main(cfg)
         return cfg, Path(cfg.workdir)

@@ -56,8 +56,11 @@ def test_alone_nothing_is_waited_for():
     assert distributed.json_from_first({"a": [1, None]}) == {"a": [1, None]}
 
 
+PARTIAL = ("--max-train-samples", "150")  # the last batch of an epoch
+
+
 def run(run_dir, *arguments, patch=""):
-    codes, errors = finish(start(run_dir, *arguments, patch=patch))
+    codes, errors = finish(start(run_dir, *PARTIAL, *arguments, patch=patch))
     return codes[0], errors[0]
 
 
@@ -142,8 +145,9 @@ def start_two(run_dir, *arguments, patches=("", "")):
     """Two processes of two devices each."""
     address = f"127.0.0.1:{free_port()}"
     joining = ("--coordinator", address, "--num-processes", "2", "--devices", "2")
+    common = (*PARTIAL, *joining, *arguments)
     return [
-        start(run_dir, *joining, "--process-id", str(i), *arguments, patch=patches[i])
+        start(run_dir, *common, "--process-id", str(i), patch=patches[i])
         for i in (0, 1)
     ]
 
@@ -233,7 +237,8 @@ jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_enable_preemption_service", False)
 jax.distributed.initialize(address, 2, index)
 exec(processes.SMALL)
-recipe = tyro.extras.overridable_config_cli(RECIPES, args=processes.ARGUMENTS)
+args = [*processes.ARGUMENTS, *sys.argv[4:]]
+recipe = tyro.extras.overridable_config_cli(RECIPES, args=args)
 found = {}
 told, counts, held = [], [], []
 listener = logging.Handler()
@@ -348,7 +353,7 @@ def pair(four, tmp_path_factory):
     address = f"127.0.0.1:{free_port()}"
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", PAIR, str(index), address, str(root)],
+            [sys.executable, "-c", PAIR, str(index), address, str(root), *PARTIAL],
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

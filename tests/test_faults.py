@@ -339,8 +339,8 @@ def test_other_data_are_refused(stopped, tmp_path):
         "    return train, test\n"
         "data.load_dataset = other\n"
     )
-    # All of the digits, so that the one is among them.
-    whole = ("--max-train-samples", "1437")
+    # All of the pictures, so that the one is among them.
+    whole = ("--max-train-samples", "200")
     assert run(tmp_path / "a", *whole, patch=at_step(2, TERM)).returncode == 75
     done = run(tmp_path / "a", *whole, patch=patch)
     assert done.returncode == 2
@@ -424,7 +424,7 @@ def test_the_manifest_says_what_a_checkpoint_is(alone):
     with open(alone / "config.json", encoding="utf-8") as file:
         assert manifest["config"] == json.load(file)
     assert manifest["step"] == 10 and manifest["versions"]["jax"] == jax.__version__
-    assert manifest["train_sums"]["count"] == 150
+    assert manifest["train_sums"]["count"] == 160
     assert set(manifest["data"]) == {"classes", "training data", "test data"}
     assert len(manifest["metrics"]) == 2
     assert all(re.fullmatch("[0-9a-f]{64}", d) for d in manifest["digests"].values())

@@ -274,6 +274,7 @@ def test_convolutions_are_drawn_as_each_network_asks(key):
     for name in ("hresnet", "resnet18", "resnet50", "resnet20"):
         model = resnet_jax.create_model(name, num_classes=10)
         params = jax.jit(partial(model.init, train=False))(key, images)["params"]
+        params = jax.device_get(params)  # else each form is compiled for below
         flat = jax.tree_util.tree_leaves_with_path(params)
         kernels = [(path, leaf) for path, leaf in flat if path[-1].key == "kernel"]
         assert len(kernels) > 5
@@ -421,13 +422,17 @@ def test_a_picture_too_small_for_resnet9_is_refused(key):
 def test_blocks_may_begin_as_their_shortcuts(name, key):
     model = resnet_jax.create_model(name, num_classes=10, zero_init_last=True)
     side = 32 if name != "resnet50" else 64
-    drawn = jax.jit(lambda: training.init_variables(model, (side, side, 3), key=key))
-    params = drawn()["params"]
     last = "bn3" if name == "resnet50" else "bn2"
-    blocks = [block for block in params.values() if last in block]
-    assert len(blocks) >= 2
-    for block in blocks:
-        assert (block[last]["scale"] == 0).all() and (block["bn1"]["scale"] == 1).all()
+
+    def drawn():  # no kernel, which takes the time
+        params = training.init_variables(model, (side, side, 3), key=key)["params"]
+        blocks = [block for block in params.values() if last in block]
+        return [(block[last]["scale"], block["bn1"]["scale"]) for block in blocks]
+
+    scales = jax.device_get(jax.jit(drawn)())
+    assert len(scales) >= 2
+    for last_scale, first_scale in scales:
+        assert (last_scale == 0).all() and (first_scale == 1).all()
 
 
 @pytest.mark.parametrize("block", [BasicBlock, Bottleneck, PreActBlock])

@@ -60,7 +60,7 @@ rng = np.random.default_rng(0)
 images = rng.integers(0, 256, (43, 8, 8, 3), np.uint8)
 labels = rng.integers(0, 3, 43).astype(np.int32)
 train = data.Dataset(images, labels, ("a", "b", "c"))
-model = ResNet(BasicBlock, (1, 1), num_classes=3, widths=(4, 8), stem="cifar",
+model = ResNet(BasicBlock, (1,), num_classes=3, widths=(4,), stem="cifar",
                dtype=np.float64)
 tx = optim.make_optimizer("sgd", optim.make_schedule("constant", lr=.1, total_steps=9))
 prepare = augment.make_augment(num_classes=3, normalization="half", crop_padding=1,

@@ -154,12 +154,10 @@ def test_the_surest_mistakes_come_first_and_say_what_is_true():
 
 
 def test_a_whitened_network_has_its_report_and_its_export(digits_run, tmp_path, capsys):
-    base, _ = digits_run(max_steps=1)
-    workdir = tmp_path / "nine"
-    fields = {"width": 2, "whiten": True, "ema_decay": 0.5, "optimizer": "muon"}
-    cfg = dataclasses.replace(base, model="resnet9", workdir=str(workdir), **fields)
-    cfg = dataclasses.replace(cfg, epochs=1, max_steps=None)
-    train.main(cfg)
+    cfg, workdir = digits_run(
+        **{"model": "resnet9", "width": 2, "whiten": True, "ema_decay": 0.5},
+        **{"optimizer": "muon", "epochs": 1, "max_train_samples": 96},
+    )
     exported = tmp_path / "exported"
     options = {"report": True, "export": str(exported)}
     evaluate.main(EvaluateConfig(str(workdir), **options))
@@ -171,7 +169,7 @@ def test_a_whitened_network_has_its_report_and_its_export(digits_run, tmp_path, 
     # Its axes are those that its other layers know: no other data move them.
     again = dataclasses.replace(
         cfg, workdir=str(tmp_path / "again"), pretrained=str(exported), lr=0.0,
-        max_train_samples=60,
+        max_train_samples=64,
     )  # fmt: skip
     train.main(again)
     kernels = [

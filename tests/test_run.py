@@ -40,7 +40,7 @@ TIMES = {"seconds", "images_per_second", "compile_seconds", "startup_seconds"}
 
 
 @pytest.fixture
-def cfg(tiny, tmp_path, monkeypatch) -> Config:
+def cfg(one_block, tmp_path, monkeypatch) -> Config:
     """Three epochs of five steps, the last of each on a partial batch."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (46, 8, 8, 3), np.uint8)
@@ -51,7 +51,7 @@ def cfg(tiny, tmp_path, monkeypatch) -> Config:
     description = data.Description(3, (8, 8, 3))
     monkeypatch.setattr(data, "describe", lambda *args, **options: description)
     return Config(
-        model=tiny,
+        model=one_block,
         dataset="digits",
         epochs=3,
         batch_size=8,
@@ -385,7 +385,7 @@ def test_a_checkpoint_of_another_model_is_refused(cfg):
     with open(path, encoding="utf-8") as file:
         text = file.read()
     with open(path, "w", encoding="utf-8") as file:
-        file.write(text.replace('"tiny"', '"resnet8"'))
+        file.write(text.replace('"one_block"', '"resnet8"'))
     with pytest.raises(CheckpointError, match="checkpoint 2 of .* of another model"):
         train.main(change(cfg, model="resnet8", max_steps=2))
 
@@ -394,8 +394,8 @@ def test_a_checkpoint_with_more_layers_than_the_model_is_refused(cfg):
     train.main(change(cfg, max_steps=2))
     model = models.create_model(cfg.model, num_classes=3)
     template = training.init_variables(model, (8, 8, 3), key=jax.random.key(0))
-    del template["params"]["layer2.0"]
-    with pytest.raises(CheckpointError, match="params.layer2.0.* there, none here"):
+    del template["params"]["layer1.0"]
+    with pytest.raises(CheckpointError, match="params.layer1.0.* there, none here"):
         checkpoint.load_variables(read_run_dir(cfg), "last", template)
 
 
@@ -510,7 +510,7 @@ def test_other_classes_are_refused(cfg, monkeypatch):
 
 @pytest.fixture
 def weights(cfg, tmp_path):
-    """A file of random weights of the tiny network, with other classes."""
+    """A file of random weights of the network, with other classes."""
     model = models.create_model(cfg.model, num_classes=7)
     variables = training.init_variables(model, (8, 8, 3), key=jax.random.key(9))
     path = tmp_path / "weights.safetensors"
@@ -602,7 +602,7 @@ def test_a_resume_is_exact_for_every_recipe(name, cfg, weights, monkeypatch):
         recipe = change(recipe, schedule="step", lr_milestones=(3, 7))
     if recipe.model == "resnet9":
         recipe = change(recipe, width=4)
-    else:  # tiny's own stem
+    else:  # one_block's own stem
         recipe = change(recipe, model=cfg.model, stem=None)
     alone = change(recipe, workdir=cfg.workdir + "-alone")
     train.main(alone)

@@ -26,9 +26,9 @@ from resnet_jax.options import EvaluateConfig
 
 
 @pytest.mark.parametrize("each", [seeds.unrolled, jax.vmap])
-def test_each_seed_s_step_is_its_own(tiny, each):
+def test_each_seed_s_step_is_its_own(one_block, each):
     """As on CPUs, and as on accelerators."""
-    model = models.create_model(tiny, num_classes=3)
+    model = models.create_model(one_block, num_classes=3)
     schedule = optim.make_schedule("constant", lr=0.05, total_steps=9)
     tx = optim.make_optimizer("muon", schedule, weight_decay=0.01)
     prepare = augment.make_augment(

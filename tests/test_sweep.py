@@ -104,8 +104,9 @@ def test_the_table_is_of_validation_with_the_best_first():
 
 
 def test_a_sweep_goes_on_where_it_was_stopped(digits_run, monkeypatch, tmp_path):
-    base, _ = digits_run()
-    monkeypatch.setitem(RECIPES, "few", ("", dataclasses.replace(base, epochs=1)))
+    base, _ = digits_run(max_steps=1)
+    base = dataclasses.replace(base, epochs=1, max_steps=None)
+    monkeypatch.setitem(RECIPES, "few", ("", base))
     cfg = Sweep("few", grid=("lr=.01,.1",), workdir=tmp_path / "sweep")
     trained, whole = [], train.main
 

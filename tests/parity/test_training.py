@@ -40,9 +40,10 @@ OPTIMIZERS = {
         "bias_weight_decay": 0.0,
     },
 }
-SLOW = [  # eight million parameters; and a stem that the other block has with Adam
+SLOW = [  # eight million parameters; what another block or stem has with the same
     *(("hresnet", None, "nesterov"), ("hresnet", None, "weights-only")),
-    ("bottleneck", "cifar", "adam"),
+    *(("bottleneck", "cifar", "adam"), ("bottleneck", "cifar", "weights-only")),
+    *((block, "imagenet", "weights-only") for block in twins.BLOCKS),
 ]
 SMALL = [
     ("hresnet", None),
@@ -170,23 +171,26 @@ def check_float64(name, stem, optimizer, sizes, tolerance=1e-8, **options):
             assert_close(by_name(tree), theirs, tolerance)
 
 
-def all_pairs(*, slow):
-    """SMALL with OPTIMIZERS; the four of the two blocks leave those in `slow` out."""
+def all_pairs(*, slow, slow_blocks):
+    """SMALL with OPTIMIZERS; `slow` are marked, and of the two blocks `slow_blocks`."""
     for name, stem in SMALL:
         for optimizer in OPTIMIZERS:
-            is_slow = stem is not None and optimizer in slow
+            is_slow = optimizer in (slow_blocks if stem else slow)
             is_slow |= (name, stem, optimizer) in SLOW
             marks = [pytest.mark.slow] if is_slow else []
             yield pytest.param(name, stem, optimizer, marks=marks)
 
 
-@pytest.mark.parametrize(("name", "stem", "optimizer"), all_pairs(slow=["nesterov"]))
+@pytest.mark.parametrize(
+    ("name", "stem", "optimizer"), all_pairs(slow=[], slow_blocks=["nesterov"])
+)
 def test_twenty_steps_in_float64(name, stem, optimizer):
     check_float64(name, stem, optimizer, SIZES)
 
 
 @pytest.mark.parametrize(
-    ("name", "stem", "optimizer"), all_pairs(slow=["nesterov", "weights-only"])
+    ("name", "stem", "optimizer"),
+    all_pairs(slow=["weights-only"], slow_blocks=["nesterov", "weights-only"]),
 )
 def test_twenty_losses_in_float32(name, stem, optimizer):
     """Within 1e-4; or, where PyTorch's own float32 strays from its float64 by more,
