@@ -77,6 +77,8 @@ RECIPES: dict[str, tuple[str, Config]] = {
             workdir="runs/hresnet-plus",
         ),
     ),
+    # python train.py resnet20
+    #   92.3 % (one seed; He et al. 91.25), 93.6 with --tta, in 114 minutes.
     "resnet20": (
         "the network of He et al. 2015, section 4.2, in a third of their steps",
         Config(

@@ -309,7 +309,9 @@ def test_a_loss_that_explodes_keeps_the_last_good_checkpoint(tmp_path):
 
 
 def test_debug_nans_names_the_operation(tmp_path):
-    done = run(tmp_path / "run", "--lr", "1e30", "--debug-nans")
+    # Without a save before it, which would say that a parameter is infinite.
+    arguments = ("--lr", "1e30", "--debug-nans", "--save-every-steps", "100")
+    done = run(tmp_path / "run", *arguments)
     assert done.returncode == 5
     assert re.search(r"nan.*(encountered|in) .*\w+.*\(\w+\.py, line \d+\)", done.stderr)
 
