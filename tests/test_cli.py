@@ -30,7 +30,7 @@ def run(script, *args):
     return subprocess.run(command(script, *args), capture_output=True, text=True)
 
 
-# For errors: one process, so that it imports the libraries once.
+# In one process, which imports the libraries once.
 EACH = """
 import contextlib, io, json, runpy, sys
 
@@ -267,25 +267,22 @@ def test_export_then_transfer_from_it(trained, tmp_path):
     folder = tmp_path / "exported"
     done = run("evaluate.py", run_dir, "--export", folder)
     assert done.returncode == 0, done.stderr
-    again = run("evaluate.py", folder, "--batch-size", 500)
-    assert again.returncode == 0, again.stderr
-    assert again.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
     bare = (folder / "model.safetensors", "--model", "resnet8", "--dataset", "digits")
-    bare = run("evaluate.py", "--weights", *bare, "--normalize", "half")
-    assert bare.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
+    bare = ("--weights", *bare, "--normalize", "half")
+    for again in run_each("evaluate.py", (folder, "--batch-size", 500), bare):
+        assert not again.returncode, again.stderr
+        assert again.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
 
     common = ("--model", "resnet8", "--dataset", "digits", *SMALL, "--lr", 0.01)
-    runs = {}
-    for name, extra in (
-        ("long", ("--no-cache-features",)),
-        ("cached", ()),
-    ):
-        workdir = ("--workdir", tmp_path / name)
-        args = ("probe", "--pretrained", folder, *common, *extra, *workdir)
-        done = run("train.py", *args)
-        assert done.returncode == 0, done.stderr
+    extra = {"long": ("--no-cache-features",), "cached": ()}
+    both = (
+        ("probe", "--pretrained", folder, *common, *more, "--workdir", tmp_path / name)
+        for name, more in extra.items()
+    )
+    for done in run_each("train.py", *both):
+        assert not done.returncode, done.stderr
         assert "a new fc" in done.stderr
-        runs[name] = metrics_of(tmp_path / name)
+    runs = {name: metrics_of(tmp_path / name) for name in extra}
     for long, cached in zip(runs["long"], runs["cached"], strict=True):
         assert long["test_accuracy"] == cached["test_accuracy"]
         assert long["train_loss"] == pytest.approx(cached["train_loss"], rel=1e-5)
