@@ -88,7 +88,6 @@ def _optimized(request, monkeypatch):
 @pytest.fixture
 def tiny(monkeypatch) -> str:
     """The name of a network small enough to train in a test."""
-
     return _named("tiny", (4, 8), monkeypatch)
 
 
