@@ -87,10 +87,12 @@ class Progress:
     def add(self, sums: metrics.Sums) -> int:
         """Counts the steps that gave `sums`, [[steps,] [seeds]], and says how many.
 
-        They may still be computing them.
+        They may still be computing them, but not those before: a program that ran far
+        ahead of the device could not stop at a signal.
         """
         steps = sums["loss"].size // self._num_seeds
         self.step += steps
+        jax.block_until_ready(self._pending[-1:])
         self._pending.append(sums)
         self._bar.update(steps)
         return steps

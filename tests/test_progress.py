@@ -1,4 +1,5 @@
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from resnet_jax.progress import Progress
@@ -42,6 +43,19 @@ def test_a_call_of_many_steps_is_as_many():
         assert progress.add(pair) == 2
     assert progress.step == 4 and progress.sums == {"loss": 1.5, "count": 5.0}
     assert progress.passed(3, 2) and progress.passed(4, 2) and not progress.passed(5, 2)
+
+
+def test_only_the_last_steps_may_still_be_computing():
+    class Computing(np.ndarray):
+        def block_until_ready(self):
+            waited.append(int(self))
+
+    waited = []
+    progress = make()
+    for step in progress.batches(iter(range(4)), 0):
+        loss = np.array(step).view(Computing)
+        progress.add({"loss": loss, "count": np.array(1)})
+        assert waited == list(range(step))
 
 
 def test_sums_are_added_from_where_they_were():
