@@ -73,26 +73,35 @@ def trials(cfg: Sweep) -> dict[str, Config]:
       ConfigError: a field or a value of a field that there is not.
     """
     fixed: Fields = {}
-    for axis in cfg.set:
-        name, values = parse(axis)
+    for name, values in _axes(cfg.set).items():
         if len(values) > 1:
-            raise ConfigError(f"{axis!r} has several values: --grid or --each")
+            raise ConfigError(f"{name} has several values: --grid or --each")
         fixed[name] = values[0]
-    fixed["validation_split"] = cfg.validation_split
-    base = dataclasses.replace(RECIPES[cfg.recipe][1], **fixed)
-    axes = [parse(axis) for axis in cfg.grid]
+    recipe = RECIPES[cfg.recipe][1]
+    base = dataclasses.replace(recipe, validation_split=cfg.validation_split)
+    axes = _axes(cfg.grid)
     chosen: list[Fields] = [
-        dict(zip([name for name, _ in axes], values, strict=True))
-        for values in itertools.product(*(values for _, values in axes))
+        dict(zip(axes, values, strict=True))
+        for values in itertools.product(*axes.values())
     ]
     for axis in cfg.each:
         name, values = parse(axis)
         chosen += [{name: value} for value in values]
     found = {}
-    for fields in chosen:
+    for fields in ({**fixed, **own} for own in chosen):
         for seed in range(base.seed, base.seed + cfg.seeds):
             changed = dataclasses.replace(base, **fields, seed=seed)
             found[f"{name_of(cfg.recipe, fields)}-seed={seed}"] = changed
+    return found
+
+
+def _axes(texts: Iterable[str]) -> dict[str, list[Any]]:
+    """Fields and their values, each field once."""
+    found: dict[str, list[Any]] = {}
+    for name, values in map(parse, texts):
+        if name in found:
+            raise ConfigError(f"{name} is given twice: as {name}=VALUE,VALUE")
+        found[name] = values
     return found
 
 

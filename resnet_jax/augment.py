@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from resnet_jax import mixing
 from resnet_jax.errors import ConfigError
@@ -168,8 +169,7 @@ def make_targets(
     labels: jax.Array, num_classes: int, label_smoothing: float = 0.0
 ) -> jax.Array:
     """Target distributions [B, num_classes] of labels [B]."""
-    targets = jax.nn.one_hot(labels, num_classes)
-    return targets * (1 - label_smoothing) + label_smoothing / num_classes
+    return optax.smooth_labels(jax.nn.one_hot(labels, num_classes), label_smoothing)
 
 
 def make_features_augment(*, num_classes: int, label_smoothing: float = 0.0) -> Augment:

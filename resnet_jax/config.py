@@ -68,7 +68,7 @@ class Config:
     crop_pct: float = 0.875
     """Of a folder's pictures: the part of the resized shorter side that is kept."""
     crop_padding: int = 0
-    """Random crop of each picture padded with this many black pixels."""
+    """Random crop of each picture padded with this many pixels."""
     crop_fill: Literal["black", "reflect"] = "black"
     """What it is padded with: black, or its own pixels mirrored."""
     flip: bool = False

@@ -117,6 +117,8 @@ def create_model(
         options["shortcut"] = "none"
         if drop_path:
             raise ConfigError("drop_path leaves a shortcut: not without --skip")
+        if zero_init_last:
+            raise ConfigError("zero_init_last leaves a shortcut: not without --skip")
     if zero_init_last:
         if norm == "none":
             raise ConfigError("zero_init_last is of BatchNorm: not with --norm none")

@@ -66,6 +66,8 @@ class EvaluateConfig:
             raise ConfigError(f"image_size {self.image_size} is too small: at least 1")
         if self.devices is not None and self.devices < 1:
             raise ConfigError(f"devices {self.devices} is too small: at least 1")
+        if self.tta and (self.images or self.compare):
+            raise ConfigError("--tta scores a data set: not with --images or --compare")
         if self.compare:
             if self.run is not None or self.weights is not None:
                 raise ConfigError("--compare takes run directories and nothing else")

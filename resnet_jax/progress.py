@@ -26,6 +26,8 @@ class Progress:
         self.step = self.total_steps = 0
         self.steps_per_epoch = 1
         self.sums: metrics.Sums | None = None  # of the steps of the epoch so far
+        self._seconds = 0.0  # that they took in earlier starts of the run
+        self._begun: float | None = None  # those of this one
         self.times: dict[str, float] = {}  # of the last epoch, as metrics.jsonl has it
         self._fail = fail
         self._pending: list[metrics.Sums] = []  # on the device
@@ -42,15 +44,25 @@ class Progress:
 
     @property
     def place(self) -> dict[str, Any]:
-        """Step and sums, for JSON."""
+        """Step, sums and seconds, for JSON."""
         sums = {name: value.tolist() for name, value in (self.sums or {}).items()}
-        return {"step": self.step, "train_sums": sums}
+        return {"step": self.step, "train_sums": sums, "train_seconds": self.seconds}
+
+    @property
+    def seconds(self) -> float:
+        """What the epoch's steps so far took, in all starts of the run."""
+        begun = self._begun
+        return self._seconds + (0 if begun is None else time.monotonic() - begun)
 
     def go_to(self, place: dict[str, Any]) -> None:
         """Takes over a `place`."""
         self.step = place["step"]
         sums = {name: np.float64(value) for name, value in place["train_sums"].items()}
-        self.sums = sums or None
+        self.sums, self._seconds = sums or None, place["train_seconds"]
+
+    def begin_epoch(self) -> None:
+        """Forgets what the steps so far gave and took."""
+        self.sums, self._seconds = None, 0.0
 
     def steps(self, epoch: int) -> range:
         """The steps of the epoch, from 0, that are to do, up to the run's last."""
@@ -67,7 +79,7 @@ class Progress:
     ) -> Iterator[dict[str, Any]]:
         """`batches` of the epoch's steps, with a progress bar on a terminal."""
         steps = self.steps(epoch)
-        begun, self._num_images = time.monotonic(), 0
+        self._begun = time.monotonic()
         with tqdm(
             total=steps.stop,
             initial=steps.start,
@@ -78,10 +90,11 @@ class Progress:
         ) as self._bar:
             yield from batches
             self.collect()
-        seconds = time.monotonic() - begun
+        self._seconds, self._begun = self.seconds, None
+        num_images = 0 if self.sums is None else float(np.sum(self.sums["count"]))
         self.times = {
-            "seconds": seconds,
-            "images_per_second": self._num_images / seconds,
+            "seconds": self._seconds,
+            "images_per_second": num_images / self._seconds,
         }
 
     def add(self, sums: metrics.Sums) -> int:
@@ -109,7 +122,6 @@ class Progress:
             if not np.isfinite(sums["loss"]).all():
                 self._fail(f"the training loss is {sums['loss']}", step)
             self.sums = metrics.add(self.sums, sums)
-            self._num_images += int(sums["count"].sum())
         if each:
             loss = (each[-1]["loss"] / each[-1]["count"]).mean()
             self._bar.set_postfix(loss=f"{loss:.4f}")

@@ -166,7 +166,7 @@ class Run:
         """Begins the sums of the next epoch, where the line of this one is written."""
         progress = self._progress
         if not self._unscored and not progress.step % progress.steps_per_epoch:
-            progress.sums = None
+            progress.begin_epoch()
 
     def epochs(
         self, compile_seconds: float, schedule: Callable[[int], Any]

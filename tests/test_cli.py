@@ -91,7 +91,7 @@ def test_training_prints_a_line_an_epoch(trained):
 def test_evaluation_gives_what_training_recorded(trained, tmp_path):
     run_dir, _ = trained
     output = tmp_path / "report.json"
-    done = run("evaluate.py", run_dir, "--output", output)
+    done = run("evaluate.py", run_dir, "--tta", "--output", output)
     assert done.returncode == 0, done.stderr
     report = json.loads(output.read_text())
     last = metrics_of(run_dir)[-1]
@@ -100,8 +100,13 @@ def test_evaluation_gives_what_training_recorded(trained, tmp_path):
     assert report["count"] == 360 and report["step"] == 14
     assert set(report["class_accuracy"]) == set("0123456789")
     assert report["one_batch"]["count"] == 64
-    final = done.stdout.splitlines()[-1]
+    augmented, final = done.stdout.splitlines()[-2:]
     assert re.fullmatch(r"Acc@1 \S+ Acc@5 \S+ loss \S+ n 360", final)
+    tta = report["tta"]
+    assert tta["count"] == 360 and tta["loss"] != report["loss"]
+    assert augmented.startswith(
+        f"test-time augmentation: Acc@1 {100 * tta['accuracy']:.3f} "
+    )
     assert float(final.split()[1]) == pytest.approx(
         100 * last["test_accuracy"], abs=1e-3
     )

@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 import json
 import typing
 from pathlib import Path
@@ -7,7 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet_jax import config, config_json, options, rundir
+import train
+from resnet_jax import (
+    augment,
+    compiling,
+    config,
+    config_json,
+    models,
+    optim,
+    options,
+    rundir,
+    training,
+)
 from resnet_jax.config import Config
 from resnet_jax.errors import ConfigError
 from resnet_jax.recipes import RECIPES
@@ -140,6 +152,126 @@ def fields():
 
     optional = {name: values(hint) for name, hint in hints.items()}
     return st.fixed_dictionaries({}, optional=optional)
+
+
+# Each ingredient by its field: the argument that it is, and a value not the default.
+ARCHITECTURE = {
+    "drop_path": 0.1,
+    "dropout": 0.2,
+    "zero_init_last": True,
+    "width": 4,
+    "whiten": True,
+    "init": "torch",
+}
+OPTIMIZATION = {
+    "name": "muon",
+    "momentum": 0.3,
+    "nesterov": True,
+    "weight_decay": 0.01,
+    "norm_weight_decay": 0.02,
+    "bias_weight_decay": 0.03,
+    "clip_grad": 4.0,
+}
+SCHEDULING = {
+    "name": "step",
+    "lr": 0.05,
+    "milestones": (3, 6),
+    "gamma": 0.06,
+    "pct_start": 0.07,
+    "warmup_epochs": 0.8,
+}
+AUGMENTATION = {
+    "crop_padding": 1,
+    "crop_fill": "reflect",
+    "flip": True,
+    "flip_alternating": True,
+    "cutout_size": 2,
+    "mixup_alpha": 0.09,
+    "cutmix_alpha": 0.11,
+    "label_smoothing": 0.12,
+}
+STEPPING = {"accumulate": 2, "ema_decay": 0.13}
+RENAMED = {
+    "milestones": "lr_milestones",
+    "gamma": "lr_gamma",
+    "cutout_size": "cutout",
+    "mixup_alpha": "mixup",
+    "cutmix_alpha": "cutmix",
+}
+
+
+@pytest.mark.parametrize(
+    "function, name, ingredients",
+    [
+        (models.create_model, "architecture", ARCHITECTURE),
+        (optim.make_optimizer, "optimization", OPTIMIZATION),
+        (optim.make_schedule, "scheduling", SCHEDULING),
+        (augment.make_augment, "augmentation", AUGMENTATION),
+        (training.train_step, "stepping", STEPPING),
+    ],
+)
+def test_every_ingredient_is_an_argument_with_its_default(function, name, ingredients):
+    given = getattr(Config(), name)
+    defaults = inspect.signature(function).parameters
+    assert ingredients.keys() <= given.keys() <= defaults.keys()
+    for argument in ingredients.keys() - {"name", "lr"}:
+        assert given[argument] == defaults[argument].default != ingredients[argument]
+
+
+def test_training_has_of_every_ingredient_what_the_configuration_says(
+    monkeypatch, tmp_path
+):
+    found = {}
+
+    class Stopped(Exception):
+        pass
+
+    def watch(module, name):
+        function = getattr(module, name)
+
+        def watched(*args, **options):
+            found.setdefault(name, []).append(options)
+            return function(*args, **options)
+
+        monkeypatch.setattr(module, name, watched)
+
+    def stop(*args, **options):
+        raise Stopped
+
+    monkeypatch.setattr(compiling, "compile_step", stop)
+    watch(models, "create_model")
+    watch(optim, "make_optimizer")
+    watch(optim, "make_schedule")
+    watch(augment, "make_augment")
+    watch(training, "make_train_step")
+    fields = {**ARCHITECTURE, **OPTIMIZATION, **SCHEDULING, **AUGMENTATION, **STEPPING}
+    fields = {RENAMED.get(name, name): value for name, value in fields.items()}
+    del fields["name"]
+    cfg = Config(
+        **fields,
+        **{"model": "resnet9", "dataset": "digits", "normalize": "half"},
+        **{"optimizer": "muon", "schedule": "step", "batch_size": 300},
+        workdir=str(tmp_path / "run"),
+    )
+    with pytest.raises(Stopped):
+        train.main(cfg)
+    per_epoch = {"steps_per_epoch": 5}  # of 1437 digits
+    (model,), (tx,), (schedule,), (step,) = (
+        found[name]
+        for name in (
+            "create_model",
+            "make_optimizer",
+            "make_schedule",
+            "make_train_step",
+        )
+    )
+    assert ARCHITECTURE.items() <= model.items()
+    assert OPTIMIZATION.items() <= tx.items()
+    assert (SCHEDULING | per_epoch).items() <= schedule.items()
+    assert STEPPING.items() <= step.items()
+    of_test, of_training = found["make_augment"]
+    assert (AUGMENTATION | per_epoch).items() <= of_training.items()
+    assert not AUGMENTATION.keys() & of_test.keys()
 
 
 def test_nothing_is_rebuilt_by_reading_a_run():

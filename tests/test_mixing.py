@@ -65,7 +65,7 @@ def test_of_both_each_batch_has_one(batch):
     assert 15 < sum(kinds) < 45
 
 
-def test_training_mixes_and_evaluation_does_not(key):
+def test_mixing_is_of_pictures_and_targets(key):
     images = jnp.asarray(
         np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
     )

@@ -405,6 +405,10 @@ def test_the_width_of_resnet9_is_of_all_its_layers():
         ("hresnet", {"whiten": True}, "whiten is resnet9's"),
         ("resnet9", {"stem": "cifar"}, "resnet9 has no stem to choose"),
         ("wrn28_10", {"zero_init_last": True}, "wrn28_10 has no last BatchNorm"),
+        *(
+            ("resnet20", {"skip": False, name: value}, f"{name} leaves a shortcut")
+            for name, value in (("drop_path", 0.1), ("zero_init_last", True))
+        ),
     ],
 )
 def test_options_of_other_networks_are_refused(name, options, message):
@@ -436,7 +440,7 @@ def test_blocks_may_begin_as_their_shortcuts(name, key):
 
 
 @pytest.mark.parametrize("block", [BasicBlock, Bottleneck, PreActBlock])
-def test_a_dropped_path_leaves_the_shortcut_and_doubles_the_rest(block, key):
+def test_a_dropped_path_leaves_the_shortcut_and_the_others_make_up_for_it(block, key):
     features = 8 // block.expansion
     x = jnp.abs(jax.random.normal(key, (400, 4, 4, 8)))
     options = {} if block is PreActBlock else {"shortcut": "identity"}
@@ -459,7 +463,10 @@ def test_a_dropped_path_leaves_the_shortcut_and_doubles_the_rest(block, key):
     np.testing.assert_array_equal(apply(dropping, False), apply(bare, False))
 
 
-def test_paths_are_dropped_the_more_the_deeper(key):
+@pytest.mark.parametrize(
+    "name, count", [("resnet20", 9), ("hresnet", 3), ("resnet9", 2)]
+)
+def test_paths_are_dropped_the_more_the_deeper(name, count):
     rates = {}
 
     def watch(call, args, kwargs, context):
@@ -467,7 +474,7 @@ def test_paths_are_dropped_the_more_the_deeper(key):
             rates[context.module.name] = context.module.drop_path
         return call(*args, **kwargs)
 
-    model = resnet_jax.create_model("resnet20", num_classes=10, drop_path=0.4)
+    model = resnet_jax.create_model(name, num_classes=10, drop_path=0.4)
     with nn.intercept_methods(watch):
         training.variable_shapes(model, (32, 32, 3))
-    np.testing.assert_allclose(list(rates.values()), np.linspace(0, 0.4, 9))
+    np.testing.assert_allclose(list(rates.values()), np.linspace(0, 0.4, count))

@@ -115,6 +115,29 @@ def test_muon_makes_kernels_orthogonal_and_leaves_the_rest_to_adamw(key):
     assert before.max() > 2 * before.min()
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_what_muon_makes_orthogonal_is_the_momentum(nesterov, key):
+    """As one step gives it for that momentum, whatever its size, as a gradient."""
+    kernel = {"conv": {"kernel": jnp.ones((3, 3, 4, 16))}}
+    schedule = optim.make_schedule("constant", lr=0.01, total_steps=3)
+    tx = optim.make_optimizer("muon", schedule, momentum=0.6, nesterov=nesterov)
+
+    def step(grad, state):
+        updates, state = tx.update({"conv": {"kernel": grad}}, state, kernel)
+        return updates["conv"]["kernel"], state
+
+    state, mean = tx.init(kernel), 0.0
+    for t, number in enumerate(jax.random.split(key, 3), start=1):
+        grad = jax.random.normal(number, (3, 3, 4, 16))
+        found, state = step(grad, state)
+        mean = 0.6 * mean + 0.4 * grad
+        momentum = mean / (1 - 0.6**t)  # without its bias to 0, as Adam's
+        if nesterov:
+            momentum = 0.6 * mean / (1 - 0.6 ** (t + 1)) + 0.4 * grad / (1 - 0.6**t)
+        expected, _ = step(momentum, tx.init(kernel))
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("frozen", [None, "conv1", "bn1", "fc"])
 @pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
 def test_each_kind_of_parameter_decays_at_its_own_rate(name, frozen):
@@ -155,6 +178,9 @@ def test_a_warm_up_is_a_factor_that_rises_to_one():
     factors = [0.25, 0.5, 0.75, 1, 1, 1]
     expected = np.multiply(factors, values(bare, range(6)))
     np.testing.assert_allclose(values(warm, range(6)), expected, rtol=1e-5)
+    in_epochs = {"warmup_epochs": 0.6, "steps_per_epoch": 5}
+    again = optim.make_schedule("cosine", lr=0.4, total_steps=10, **in_epochs)
+    assert values(again, range(6)) == values(warm, range(6))
 
 
 def test_the_linear_schedule_ends_at_zero():

@@ -1,3 +1,5 @@
+import json
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -66,6 +68,40 @@ def test_sums_are_added_from_where_they_were():
         progress.collect()
     assert progress.sums == {"loss": 1.25, "count": 9.0}
     assert progress.times["images_per_second"] > 0
+
+
+def test_the_seconds_of_an_epoch_are_of_all_its_steps_though_it_stopped(monkeypatch):
+    class Clock:
+        now = 100.0
+
+        def monotonic(self):
+            return self.now
+
+    clock = Clock()
+    monkeypatch.setattr("resnet_jax.progress.time", clock)
+
+    def train(place=None, steps=4):
+        """Steps of two pictures, each of ten seconds."""
+        progress = make()
+        if place is not None:
+            progress.go_to(json.loads(json.dumps(place)))
+        left = progress.steps(0)[:steps]
+        for _ in progress.batches(iter(left), 0):
+            clock.now += 10
+            progress.add(sums(1.0))
+            progress.collect()
+            middle = progress.place
+        clock.now += 1000  # what comes after is not of the epoch
+        return progress, middle if left else place
+
+    progress, whole = train()
+    assert progress.times == {"seconds": 40.0, "images_per_second": 0.2}
+    _, middle = train(steps=3)
+    assert middle["train_seconds"] == 30.0
+    assert train(middle)[0].times == progress.times
+    assert train(progress.place)[0].times == progress.times  # in its evaluation
+    progress.begin_epoch()
+    assert progress.place["train_seconds"] == 0.0
 
 
 def test_a_loss_that_is_not_finite_is_told_with_its_step():

@@ -17,7 +17,7 @@ def test_a_grid_is_every_combination_for_every_seed():
     )
     found = sweep.trials(cfg)
     assert len(found) == 8
-    one = found["hresnet-lr=0.002-flip=False-seed=1"]
+    one = found["hresnet-epochs=2-lr=0.002-flip=False-seed=1"]
     assert (one.lr, one.flip, one.seed, one.epochs) == (2e-3, False, 1, 2)
     base = dataclasses.replace(RECIPES["hresnet"][1], epochs=2, validation_split=0.1)
     assert dataclasses.replace(one, lr=base.lr, flip=False, seed=0) == base
@@ -65,6 +65,23 @@ def test_none_is_a_value_or_nothing_by_its_field():
 def test_of_all_runs_a_field_has_one_value():
     with pytest.raises(ConfigError, match="several values: --grid or --each"):
         sweep.trials(Sweep("hresnet", set=("lr=.1,.2",)))
+
+
+@pytest.mark.parametrize("option", ["set", "grid"])
+def test_a_field_given_twice_is_refused(option):
+    with pytest.raises(ConfigError, match="lr is given twice: as lr=VALUE,VALUE"):
+        sweep.trials(Sweep("hresnet", **{option: ("lr=.1", "lr=.2")}))
+
+
+def test_what_is_set_is_in_the_name_so_that_two_sweeps_have_their_own_runs():
+    names = [
+        *sweep.trials(Sweep("fast", set=("width=16",), each=("width=8",))),
+        *sweep.trials(Sweep("fast", set=("width=8", "lr=.1"))),
+    ]
+    assert names == [
+        *("fast-width=16-seed=0", "fast-width=8-seed=0"),
+        "fast-width=8-lr=0.1-seed=0",
+    ]
 
 
 @pytest.mark.parametrize(

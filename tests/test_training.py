@@ -83,6 +83,7 @@ def test_nothing_in_a_step_is_drawn_from_another_s_key(tiny, batch, monkeypatch)
     [
         ("sgd", 0.1, (1.428386, 1.414860), 0.0322574),
         ("adam", 1e-3, (1.428386, 1.417938), 0.0374155),
+        ("muon", 1e-3, (1.428386, 1.417562), 0.0124126),
     ],
 )
 def test_golden_step(tiny, batch, name, lr, losses, moved):
