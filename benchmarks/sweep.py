@@ -1,7 +1,7 @@
 """Choices of a recipe, made on pictures that are held out of its training set.
 
     python -m benchmarks.sweep fast --grid lr=.03,.06,.1 batch_size=128,256
-    python -m benchmarks.sweep fast --each crop_padding=0 whiten=false --seeds 3
+    python -m benchmarks.sweep fast --each crop_padding=0 flip=false --seeds 3
     python -m benchmarks.sweep resnet20 --set epochs=30 --grid lr=.02,.03,.06
 
 Trains every combination of --grid, or the recipe with each value of --each alone in the

@@ -53,11 +53,10 @@ RECIPES: dict[str, tuple[str, Config]] = {
     # python train.py fast --nesterov --width 64 --epochs 12
     #   93.9 % (one seed), 94.8 with --tta, in 90 minutes.
     "fast": (
-        "ResNet-9 with a whitening layer and Muon: accuracy by the minute",
+        "ResNet-9 with Muon: accuracy by the minute",
         Config(
             model="resnet9",
             width=32,
-            whiten=True,
             epochs=6,
             batch_size=256,
             lr=0.06,
