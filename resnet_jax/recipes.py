@@ -46,11 +46,11 @@ RECIPES: dict[str, tuple[str, Config]] = {
         "the tutorial's network and recipe: Adam 1e-4, no augmentation",
         Config(model="hresnet", normalize="half", workdir="runs/hresnet"),
     ),
-    # python train.py fast --width 16 --epochs 1 --batch-size 128 --lr .1
-    #   81.8 % of the test pictures (three seeds, sd .3) in 62 s, two Xeon cores.
+    # python train.py fast --whiten --width 16 --epochs 1 --batch-size 128 --lr .1
+    #   81.8 % of the test pictures (three seeds, sd .3) in 62 s.
     # python train.py fast
-    #   91.7 % (three seeds, sd .02), 92.7 with --tta, in 15 minutes; 90 % in 12.3.
-    # python train.py fast --nesterov --width 64 --epochs 12
+    #   91.5 % (three seeds, sd .1), 92.5 with --tta, in 15 minutes; 90 % in 12.3.
+    # python train.py fast --nesterov --whiten --width 64 --epochs 12
     #   93.9 % (one seed), 94.8 with --tta, in 90 minutes.
     "fast": (
         "ResNet-9 with Muon: accuracy by the minute",
