@@ -94,7 +94,7 @@ def test_the_seconds_of_an_epoch_are_of_all_its_steps_though_it_stopped(monkeypa
         clock.now += 1000  # what comes after is not of the epoch
         return progress, middle if left else place
 
-    progress, whole = train()
+    progress, _ = train()
     assert progress.times == {"seconds": 40.0, "images_per_second": 0.2}
     _, middle = train(steps=3)
     assert middle["train_seconds"] == 30.0
