@@ -14,7 +14,7 @@ Acc@1 .. Acc@5 .. loss .. n .. (percent, percent, mean cross-entropy, pictures).
 
 from functools import partial
 
-from resnet_jax.options import EvaluateConfig
+from resnet_jax.commands.options import EvaluateConfig
 
 
 def main(options: EvaluateConfig) -> None:
@@ -92,7 +92,7 @@ def main(options: EvaluateConfig) -> None:
 if __name__ == "__main__":
     import tyro
 
-    from resnet_jax.errors import command_line
+    from resnet_jax.commands.command_line import command_line
 
     with command_line("evaluate.py"):
         main(tyro.cli(EvaluateConfig, description=__doc__))

@@ -113,7 +113,7 @@ def main(cfg: Config) -> None:
 if __name__ == "__main__":
     import tyro
 
-    from resnet_jax.errors import command_line
+    from resnet_jax.commands.command_line import command_line
     from resnet_jax.recipes import RECIPES
 
     with command_line("train.py"):

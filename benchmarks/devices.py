@@ -27,7 +27,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tyro
 
-from resnet_jax.errors import ConfigError, command_line
+from resnet_jax.commands.command_line import command_line
+from resnet_jax.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 EXACT = {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}

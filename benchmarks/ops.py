@@ -140,7 +140,7 @@ def ranked(values: Mapping[Any, float]) -> list[tuple[Any, float]]:
 
 
 if __name__ == "__main__":
-    from resnet_jax.errors import command_line
+    from resnet_jax.commands.command_line import command_line
 
     with command_line("benchmarks.ops"):
         main(tyro.cli(Ops, description=__doc__))

@@ -175,7 +175,7 @@ def table(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    from resnet_jax.errors import command_line
+    from resnet_jax.commands.command_line import command_line
 
     with command_line("reference_run"):
         main(tyro.cli(ReferenceRun, description=__doc__))

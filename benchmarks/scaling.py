@@ -17,7 +17,8 @@ from typing import Any, Literal, NamedTuple
 
 import tyro
 
-from resnet_jax.errors import ConfigError, command_line
+from resnet_jax.commands.command_line import command_line
+from resnet_jax.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ import tyro
 
 from experiments import variants
 from resnet_jax import config_json
+from resnet_jax.commands.command_line import command_line
 from resnet_jax.config import Config
-from resnet_jax.errors import ConfigError, command_line
+from resnet_jax.errors import ConfigError
 from resnet_jax.recipes import RECIPES
 
 Fields = dict[str, Any]

@@ -40,7 +40,7 @@ import numpy as np
 import tyro
 
 from benchmarks.contestants import AT_224, OURS, Task, recipe
-from resnet_jax import hugepages
+from resnet_jax.commands import hugepages
 from resnet_jax.errors import ConfigError, DataError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -476,7 +476,7 @@ def plot(curves: Mapping[str, Sequence[Row]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    from resnet_jax.errors import command_line
+    from resnet_jax.commands.command_line import command_line
 
     with command_line("throughput"):
         main(tyro.cli(Throughput, description=__doc__))

@@ -14,7 +14,7 @@ from experiments import variants
 from experiments.batchnorm import BatchNorm
 from experiments.gradients import Gradients
 from experiments.skip import Skip
-from resnet_jax.errors import command_line
+from resnet_jax.commands.command_line import command_line
 
 EXPERIMENTS = {"gradients": Gradients, "skip": Skip, "batchnorm": BatchNorm}
 

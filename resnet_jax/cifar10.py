@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_jax import archives, download, prepared
+from resnet_jax import archives, download, files, prepared
 from resnet_jax.errors import DataError
 from resnet_jax.prepared import Arrays
 
@@ -155,7 +155,7 @@ def _from_archive(data_dir: Path) -> Arrays:
     refused = []
     for path in lying:
         algorithm, expected = ARCHIVES[path.name]
-        found = download.file_digest(path, algorithm)
+        found = files.file_digest(path, algorithm)
         if found == expected:
             log.info("cifar10: from %s", path)
             return _read_official(path)

@@ -1,7 +1,5 @@
 """A URL and its sha256 to a verified file: whole or not at all."""
 
-import hashlib
-import os
 import tempfile
 import threading
 import time
@@ -14,37 +12,7 @@ import requests
 from tqdm import tqdm
 
 from resnet_jax.errors import DataError
-
-
-def cache_dir() -> Path:
-    """$RESNET_JAX_CACHE, else the user's cache folder for this package."""
-    return Path(os.environ.get("RESNET_JAX_CACHE") or pooch.os_cache("resnet_jax"))
-
-
-def make_private(directory: Path) -> None:
-    """Makes `directory`, and what is missing above it, with mode 0700.
-
-    Compiled programs lie in the cache, so it is nobody else's, whatever the umask says.
-    """
-    missing = [parent for parent in directory.parents if not parent.exists()]
-    for folder in (*reversed(missing), directory):
-        folder.mkdir(mode=0o700, exist_ok=True)
-
-
-def file_digest(path: Path, algorithm: str = "sha256") -> str:
-    """The digest of the file at `path`, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
-
-
-def check_sha256(path: Path, sha256: str) -> None:
-    """Raises DataError unless the sha256 of the file at `path` begins with `sha256`."""
-    found = file_digest(path)
-    if not found.startswith(sha256):
-        raise DataError(
-            f"{path} is damaged: its sha256 begins {found[: len(sha256)]}, "
-            f"not {sha256}; fetch it again"
-        )
+from resnet_jax.files import check_sha256, make_private
 
 
 class _TooSlow(Exception):

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from resnet_jax import files, pretrained
-from resnet_jax.download import file_digest
+from resnet_jax.files import file_digest
 from resnet_jax.hub import CARD, CONFIG, IMAGENET, WEIGHTS
 
 _VERSIONS = ("resnet-flax-linen", "jax", "flax", "numpy", "safetensors")

@@ -1,6 +1,7 @@
 """Files of a run: read as they are, written whole or not at all."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -10,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from resnet_jax.errors import ConfigError
+import pooch
+
+from resnet_jax.errors import ConfigError, DataError
 
 _SCRATCH = ".resnet_jax-"
 _MAX_JSON = 2**26  # bytes; what we write takes a thousandth
@@ -132,3 +135,34 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: dict[str, Any] | list[Any]) -> None:
     """Writes `content` to `path` as write_text does."""
     write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def cache_dir() -> Path:
+    """$RESNET_JAX_CACHE, else the user's cache folder for this package."""
+    return Path(os.environ.get("RESNET_JAX_CACHE") or pooch.os_cache("resnet_jax"))
+
+
+def make_private(directory: Path) -> None:
+    """Makes `directory`, and what is missing above it, with mode 0700.
+
+    Compiled programs lie in the cache, so it is nobody else's, whatever the umask says.
+    """
+    missing = [parent for parent in directory.parents if not parent.exists()]
+    for folder in (*reversed(missing), directory):
+        folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def file_digest(path: Path, algorithm: str = "sha256") -> str:
+    """The digest of the file at `path`, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def check_sha256(path: Path, sha256: str) -> None:
+    """Raises DataError unless the sha256 of the file at `path` begins with `sha256`."""
+    found = file_digest(path)
+    if not found.startswith(sha256):
+        raise DataError(
+            f"{path} is damaged: its sha256 begins {found[: len(sha256)]}, "
+            f"not {sha256}; fetch it again"
+        )

@@ -115,7 +115,7 @@ def read_weights(source: str, model: str) -> pretrained.StateDict:
         return pretrained.read_state_dict(_imagenet_file(model))
     if is_exported(source):
         info, path = read_info(source), Path(source, WEIGHTS)
-        download.check_sha256(path, info["sha256"])
+        files.check_sha256(path, info["sha256"])
         return pretrained.read_state_dict(path)
     if Path(source).is_dir():
         raise DataError(
@@ -134,7 +134,7 @@ def _imagenet_file(model: str) -> Path:
         )
     name = IMAGENET[model]
     torch_home = os.environ.get("TORCH_HOME") or "~/.cache/torch"
-    cache = download.cache_dir()
+    cache = files.cache_dir()
     for folder in (cache, Path(torch_home, "hub", "checkpoints").expanduser()):
         if (folder / name).is_file():
             log.info("weights: from %s", folder / name)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import jax
 
-from resnet_jax.download import cache_dir, make_private
 from resnet_jax.errors import NonFiniteLossError
+from resnet_jax.files import cache_dir, make_private
 
 log = logging.getLogger(__name__)
 

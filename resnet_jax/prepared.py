@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from resnet_jax import files
-from resnet_jax.download import cache_dir, make_private
 from resnet_jax.errors import DataError
+from resnet_jax.files import cache_dir, make_private
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax import names, pth
-from resnet_jax.download import check_sha256
 from resnet_jax.errors import DataError
+from resnet_jax.files import check_sha256
 
 log = logging.getLogger(__name__)
 

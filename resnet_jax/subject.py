@@ -10,9 +10,9 @@ import flax.linen as nn
 
 from resnet_jax import checkpoint, data, hub, models, pretrained, seeds, training
 from resnet_jax.augment import parse_normalization
+from resnet_jax.commands.options import EvaluateConfig
 from resnet_jax.config import Config
 from resnet_jax.errors import ConfigError, DataError
-from resnet_jax.options import EvaluateConfig
 from resnet_jax.rundir import read_classes, read_run
 
 

@@ -50,7 +50,7 @@ def start(run_dir, *arguments, patch=""):
         "import os, signal, sys, time, tyro\n"
         f"{SMALL}{patch}\n"
         "import train\n"
-        "from resnet_jax.errors import command_line\n"
+        "from resnet_jax.commands.command_line import command_line\n"
         "from resnet_jax.recipes import RECIPES\n"
         "with command_line('train.py'):\n"
         "    train.main(tyro.extras.overridable_config_cli(RECIPES))\n"

@@ -16,10 +16,10 @@ from resnet_jax import (
     config_json,
     models,
     optim,
-    options,
     rundir,
     training,
 )
+from resnet_jax.commands import options
 from resnet_jax.config import Config
 from resnet_jax.errors import ConfigError
 from resnet_jax.recipes import RECIPES

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from resnet_jax import errors
+from resnet_jax.commands import command_line
 
 
 @pytest.mark.parametrize(
@@ -17,7 +18,7 @@ from resnet_jax import errors
     ],
 )
 def test_an_error_becomes_one_line_and_its_code(error, code, capsys):
-    with pytest.raises(SystemExit) as caught, errors.command_line("train.py"):
+    with pytest.raises(SystemExit) as caught, command_line.command_line("train.py"):
         raise error("what, where,\n  what to do")
     assert caught.value.code == code
     assert capsys.readouterr().err == "train.py: what, where, what to do\n"
@@ -30,8 +31,8 @@ def test_a_stop_ends_the_process_without_pythons_end(capsys, monkeypatch):
         ended.append(code)
         raise SystemExit(code)
 
-    monkeypatch.setattr(errors.os, "_exit", end)
-    with pytest.raises(SystemExit) as caught, errors.command_line("train.py"):
+    monkeypatch.setattr(command_line.os, "_exit", end)
+    with pytest.raises(SystemExit) as caught, command_line.command_line("train.py"):
         raise errors.StoppedError("what, where")
     assert caught.value.code == 75 and ended == [75]
     assert capsys.readouterr().err == "train.py: what, where\n"
@@ -42,10 +43,11 @@ def test_threads_that_never_end_do_not_keep_the_process(ending, code):
     program = (
         "import threading, time\n"
         "from resnet_jax import errors\n"
+        "from resnet_jax.commands import command_line\n"
         "from resnet_jax.errors import DataError\n"
-        "errors.time.sleep = lambda seconds: None\n"
+        "command_line.time.sleep = lambda seconds: None\n"
         "threading.Thread(target=threading.Event().wait).start()\n"
-        "with errors.command_line('train.py'):\n"
+        "with command_line.command_line('train.py'):\n"
         f"    {ending}\n"
     )
     done = subprocess.run([sys.executable, "-c", program], timeout=60)
@@ -55,7 +57,8 @@ def test_threads_that_never_end_do_not_keep_the_process(ending, code):
 def test_names_that_are_not_text_are_shown_escaped():
     program = (
         "from resnet_jax import errors\n"
-        "with errors.command_line('train.py'):\n"
+        "from resnet_jax.commands import command_line\n"
+        "with command_line.command_line('train.py'):\n"
         "    print('a\\udcff')\n"
         "    raise errors.DataError('b\\udcff')\n"
     )
@@ -66,12 +69,12 @@ def test_names_that_are_not_text_are_shown_escaped():
 
 
 def test_a_bug_stays_a_traceback():
-    with pytest.raises(ZeroDivisionError), errors.command_line("train.py"):
+    with pytest.raises(ZeroDivisionError), command_line.command_line("train.py"):
         raise ZeroDivisionError
 
 
 def test_ctrl_c_before_the_first_step(capsys):
-    with pytest.raises(SystemExit) as caught, errors.command_line("train.py"):
+    with pytest.raises(SystemExit) as caught, command_line.command_line("train.py"):
         raise KeyboardInterrupt
     assert caught.value.code == 130
     assert len(capsys.readouterr().err.splitlines()) == 1

@@ -8,9 +8,9 @@ import evaluate
 import resnet_jax
 import train
 from resnet_jax import data
+from resnet_jax.commands.options import EvaluateConfig
 from resnet_jax.config import Config
 from resnet_jax.errors import ConfigError, DataError
-from resnet_jax.options import EvaluateConfig
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import resnet_jax
-from resnet_jax import download, hub, pretrained, training
+from resnet_jax import download, files, hub, pretrained, training
 from resnet_jax.errors import ConfigError, DataError
 
 
@@ -55,7 +55,7 @@ def test_imagenets_weights_are_fetched_once_and_the_head_is_new(
     )
     name = hub.IMAGENET["resnet18"]
     assert served == [(hub.URL + name, name[9:17])]
-    assert (download.cache_dir() / name).is_file()
+    assert (files.cache_dir() / name).is_file()
     assert variables["params"]["fc"]["kernel"].shape == (512, 10)
     found = pretrained.to_torch(variables)["layer4.1.bn2.running_var"]
     np.testing.assert_array_equal(found, imagenet_weights["layer4.1.bn2.running_var"])
@@ -83,8 +83,8 @@ def test_torchs_own_cache_serves_too(published, tmp_path, monkeypatch):
 
 
 def test_a_damaged_cached_file_is_refused(published):
-    download.cache_dir().mkdir(parents=True)
-    path = download.cache_dir() / hub.IMAGENET["resnet18"]
+    files.cache_dir().mkdir(parents=True)
+    path = files.cache_dir() / hub.IMAGENET["resnet18"]
     path.write_bytes(published[:-1] + b"x")
     with pytest.raises(DataError, match=f"{path} is damaged: its sha256 begins"):
         hub.read_weights("imagenet", "resnet18")
@@ -99,7 +99,7 @@ def test_offline_it_is_said_which_file_to_put_where(published, monkeypatch):
     with pytest.raises(DataError) as caught:
         hub.read_weights("imagenet", "resnet18")
     message = str(caught.value)
-    for part in (name, "cannot be reached", hub.URL, str(download.cache_dir())):
+    for part in (name, "cannot be reached", hub.URL, str(files.cache_dir())):
         assert part in message
     assert f"sha256 begins {name[9:17]}" in message and "\n" not in message
 

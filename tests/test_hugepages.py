@@ -5,11 +5,11 @@ import sys
 import pytest
 from processes import ROOT
 
-from resnet_jax import hugepages
+from resnet_jax.commands import hugepages
 
 CODE = (
     "import os, sys\n"
-    "from resnet_jax.hugepages import start_with_huge_pages\n"
+    "from resnet_jax.commands.hugepages import start_with_huge_pages\n"
     "start_with_huge_pages()\n"
     "print(os.getpid(), os.environ.get('GLIBC_TUNABLES'), sys.argv[1:])\n"
 )

@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from resnet_jax import cifar10, data, download, prepared
+from resnet_jax import cifar10, data, files, prepared
 from resnet_jax.errors import DataError
 
 
@@ -139,7 +139,7 @@ def test_the_cache_serves_until_the_directory_changes(directory, fake_arrays):
 
 def test_a_damaged_cache_is_passed_over_with_a_warning(directory, fake_arrays, caplog):
     prepared.save_cache("cifar10", directory, fake_arrays)
-    path = download.cache_dir() / "cifar10.npz"
+    path = files.cache_dir() / "cifar10.npz"
     path.write_bytes(path.read_bytes()[:-100])
     assert prepared.load_cache("cifar10", directory) is None
     assert "is damaged" in caplog.text
@@ -171,4 +171,4 @@ def test_published_data_with_other_bytes_are_refused(prepared_dir, small_cifar):
     cifar10.SHA256["test"] = ("0" * 64, cifar10.SHA256["test"][1])
     with pytest.raises(DataError, match="the test images are not the published ones"):
         cifar10.load_arrays("cifar10", prepared_dir)
-    assert not (download.cache_dir() / "cifar10.npz").exists()
+    assert not (files.cache_dir() / "cifar10.npz").exists()

@@ -18,11 +18,11 @@ from resnet_jax import (
     seeds,
     training,
 )
+from resnet_jax.commands.options import EvaluateConfig
 from resnet_jax.config import Config
 from resnet_jax.errors import ConfigError, StoppedError
 from resnet_jax.feed import Feed
 from resnet_jax.hub import load_pretrained
-from resnet_jax.options import EvaluateConfig
 
 
 @pytest.mark.parametrize("each", [seeds.unrolled, jax.vmap])

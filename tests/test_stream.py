@@ -14,9 +14,9 @@ from processes import ROOT, digests, lines
 import evaluate
 import train
 from resnet_jax import data, folder, stream
+from resnet_jax.commands.options import EvaluateConfig
 from resnet_jax.config import Config
 from resnet_jax.errors import ConfigError, DataError
-from resnet_jax.options import EvaluateConfig
 
 pytest.importorskip("grain")
 

@@ -1,0 +1,65 @@
+"""The frame of a command: its log lines, its errors in a line, its exit code."""
+
+import contextlib
+import io
+import logging
+import os
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+
+from resnet_jax.commands.hugepages import start_with_huge_pages
+from resnet_jax.errors import StoppedError, UserError
+
+
+@contextlib.contextmanager
+def command_line(program: str) -> Iterator[None]:
+    """The frame of a script: log lines and a UserError's one line go to stderr.
+
+    Exits with the error's code, or with 130 after a Ctrl-C that nothing waited for.
+    """
+    start_with_huge_pages()
+    log = logging.getLogger("resnet_jax")
+    log.addHandler(logging.StreamHandler())
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    # Names of files need not be text: those that are not are shown escaped.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    for narrator in ("absl", "asyncio"):  # orbax's, of every save and every failure
+        logging.getLogger(narrator).setLevel(logging.CRITICAL)
+    # Where orbax meets a damaged file it leaves tasks whose destructors complain.
+    sys.unraisablehook = lambda args: log.debug("ignored: %s", args.exc_value)
+    warnings.filterwarnings("ignore", "coroutine .* never awaited", RuntimeWarning)
+    code = 1
+    try:
+        yield
+        code = 0
+    except UserError as error:
+        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        code = error.exit_code
+        if isinstance(error, StoppedError):
+            # Threads of XLA and TensorStore may be at work still for what the signal
+            # cut off; Python's own end would crash with them (seen: exit -11).
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        code = 130
+    finally:
+        threading.Thread(target=_end, args=(code,), daemon=True).start()
+    sys.exit(code)
+
+
+def _end(code: int) -> None:
+    """Ends the process ten seconds after Python began to.
+
+    It waits for all threads, and orbax's wait for ever after a save that failed.
+    """
+    threading.main_thread().join()
+    time.sleep(10)
+    os._exit(code)
