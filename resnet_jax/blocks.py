@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from resnet_jax.errors import ConfigError
-from resnet_jax.layers import BatchNorm, Conv, Init, Linear
+from resnet_jax.layers.conv import Conv
+from resnet_jax.layers.linear import Init, Linear
+from resnet_jax.layers.norm import BatchNorm
 
 Norm = Literal["batch", "none"]
 Shortcut = Literal["identity", "pad", "conv", "conv_bn", "none"]

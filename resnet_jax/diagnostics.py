@@ -12,7 +12,9 @@ import optax
 from resnet_jax import names, training
 from resnet_jax.freezing import Predicate, inference_batch_norm
 from resnet_jax.gradients import loss_fn
-from resnet_jax.layers import BatchNorm, Conv, Linear
+from resnet_jax.layers.conv import Conv
+from resnet_jax.layers.linear import Linear
+from resnet_jax.layers.norm import BatchNorm
 
 Layers = dict[
     str, dict[str, Any]

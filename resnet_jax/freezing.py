@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from resnet_jax import names
 from resnet_jax.errors import ConfigError
-from resnet_jax.layers import BatchNorm
+from resnet_jax.layers.norm import BatchNorm
 
 Predicate = Callable[[str], bool]  # of a parameter's name in PyTorch
 

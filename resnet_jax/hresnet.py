@@ -12,8 +12,8 @@ from resnet_jax.blocks import (
     classify,
     dropout,
 )
-from resnet_jax.layers import Init, Linear
-from resnet_jax.pooling import avg_pool
+from resnet_jax.layers.linear import Init, Linear
+from resnet_jax.layers.pool import avg_pool
 
 
 class HResNet(Network):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from resnet_jax.blocks import BasicBlock, Bottleneck, Norm, PreActBlock
 from resnet_jax.errors import ConfigError
 from resnet_jax.hresnet import HResNet
-from resnet_jax.layers import Init
+from resnet_jax.layers.linear import Init
 from resnet_jax.resnet import ResNet, Stem
 from resnet_jax.resnet9 import ResNet9
 

@@ -16,7 +16,7 @@ from resnet_jax.blocks import (
     dropout,
 )
 from resnet_jax.errors import ConfigError
-from resnet_jax.pooling import max_pool
+from resnet_jax.layers.pool import max_pool
 
 Stem = Literal["imagenet", "cifar"]
 

@@ -12,8 +12,8 @@ from resnet_jax.blocks import (
     classify,
     dropout,
 )
-from resnet_jax.layers import Whitening
-from resnet_jax.pooling import max_pool_2x2
+from resnet_jax.layers.pool import max_pool_2x2
+from resnet_jax.whitening import Whitening
 
 
 class ResNet9(Network):

@@ -8,7 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from resnet_jax.blocks import BasicBlock, Bottleneck, PreActBlock
-from resnet_jax.layers import BatchNorm, Conv, Linear, Whitening
+from resnet_jax.layers.conv import Conv
+from resnet_jax.layers.linear import Linear
+from resnet_jax.layers.norm import BatchNorm
+from resnet_jax.whitening import Whitening
 
 
 class Layer(NamedTuple):

@@ -3,16 +3,43 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax import distributed
 from resnet_jax.augment import Augment
 from resnet_jax.data import Dataset, subset
+from resnet_jax.layers.conv import convolve
+from resnet_jax.layers.linear import storage_dtype
 
 LAYER = "whiten"  # its name in a network
 _PICTURES, _AT_A_TIME = 5000, 100
 _EPSILON = 5e-4  # of a variance, where the pictures have none (Jordan 2024)
+
+
+class Whitening(nn.Module):
+    """A fixed convolution, padded: x [B, H, W, C] to [B, H, W, size * size * C].
+
+    Its kernel lies with the statistics, in `batch_stats`: it is one of the data's, see
+    fit, and no training step moves it. At first it copies the patches.
+    """
+
+    size: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        features = self.size**2 * x.shape[-1]
+        shape = (self.size, self.size, x.shape[-1], features)
+
+        def copies() -> jax.Array:
+            return jnp.eye(features, dtype=storage_dtype(self.dtype)).reshape(shape)
+
+        kernel = self.variable("batch_stats", "kernel", copies).value
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        return convolve(x, kernel, stride=1, padding=self.size // 2)
 
 
 def fit(

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from processes import compute
 
-from resnet_jax import chunks, convolution, winograd
+from resnet_jax.layers import conv as convolution
+from resnet_jax.layers import winograd
+from resnet_jax.layers import winograd as chunks
 
 
 @pytest.fixture
@@ -158,7 +160,7 @@ def test_kernels_do_not_wait_transformed_for_their_turn(winograd_always):
 SCRIPT = """
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from resnet_jax import chunks, convolution, winograd
+from resnet_jax.layers import winograd as chunks, conv as convolution, winograd
 from resnet_jax.parallel import AXIS, make_mesh
 
 convolution._LITTLE = convolution._MUCH = 0

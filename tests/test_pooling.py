@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax import pooling
+from resnet_jax.layers import pool as pooling
 
 
 @pytest.mark.parametrize("height, width", [(6, 4), (5, 7), (2, 2)])

@@ -7,7 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax.layers import BatchNorm, Conv, Linear, convolve
+from resnet_jax.layers import convolve
+from resnet_jax.layers.conv import Conv
+from resnet_jax.layers.linear import Linear
+from resnet_jax.layers.norm import BatchNorm
 
 torch = pytest.importorskip("torch", reason="parity needs torch")
 

@@ -1,14 +1,17 @@
-"""The convolution, with gradients that are quick on every platform."""
+"""torch.nn.Conv2d, with gradients that are quick on every platform."""
 
 import math
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from resnet_jax import winograd
-from resnet_jax.chunks import contract, split, sum_chunks
+from resnet_jax.errors import ConfigError
+from resnet_jax.layers import winograd
+from resnet_jax.layers.linear import KERNEL_INITS, Init, bias_init, storage_dtype
+from resnet_jax.layers.winograd import contract, split, sum_chunks
 
 _FEW = 32  # taps times channels
 _LITTLE = 2**25  # multiply-adds that are not worth the time to compile a loop for them
@@ -223,3 +226,43 @@ def _copies(
         for tap in range(taps)
     ]
     return jnp.concatenate(copies, -1)
+
+
+class Conv(nn.Module):
+    """A 2-D convolution with torch.nn.Conv2d's padding and initialisation.
+
+    Maps x [B, H, W, C] to [B, H', W', features] with
+    H' = (H + 2 * padding - kernel_size) // stride + 1.
+    """
+
+    features: int
+    kernel_size: int
+    stride: int = 1
+    padding: int = 0
+    use_bias: bool = True
+    weight_init: Init = "torch"
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.weight_init not in KERNEL_INITS:
+            raise ConfigError(
+                f"no weight_init {self.weight_init!r}: one of {', '.join(KERNEL_INITS)}"
+            )
+        param_dtype = storage_dtype(self.dtype, self.param_dtype)
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param(
+            "kernel", KERNEL_INITS[self.weight_init], shape, param_dtype
+        )
+        x = convolve(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            stride=self.stride,
+            padding=self.padding,
+        )
+        if self.use_bias:
+            fan_in = self.kernel_size**2 * shape[2]
+            bias = self.param("bias", bias_init(fan_in), (self.features,), param_dtype)
+            x = x + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+        return x

@@ -1,0 +1,5 @@
+"""Layers with the arithmetic and the initialisation of PyTorch's."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
