@@ -20,10 +20,11 @@ from resnet_jax.commands.options import EvaluateConfig
 def main(options: EvaluateConfig) -> None:
     from pathlib import Path
 
-    from resnet_jax import augment, data, evaluation, export, files, metrics, numerics
+    from resnet_jax import augment, data, evaluation, export, files, metrics
     from resnet_jax.comparison import compare
+    from resnet_jax.devices import platform as numerics
+    from resnet_jax.devices.mesh import make_mesh, replicate
     from resnet_jax.feed import make_feed
-    from resnet_jax.parallel import make_mesh, replicate
     from resnet_jax.predictions import predict_files
     from resnet_jax.report import write_report
     from resnet_jax.scoring import score

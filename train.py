@@ -19,12 +19,12 @@ from resnet_jax.config import Config
 def main(cfg: Config) -> None:
     from resnet_jax import augment, data, features, freezing, initial, models, optim
     from resnet_jax.compiling import compile_step
+    from resnet_jax.devices.mesh import replicate
     from resnet_jax.diagnostics import make_layer_statistics
     from resnet_jax.evaluation import make_evaluate
     from resnet_jax.hub import normalization
-    from resnet_jax.parallel import replicate
+    from resnet_jax.models.summary import summarize
     from resnet_jax.session import open_run, shared_errors
-    from resnet_jax.summary import summarize
     from resnet_jax.training import init_state, make_keys, make_train_step
 
     # Model and what it sees: descriptions, no arrays.

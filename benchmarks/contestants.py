@@ -112,7 +112,7 @@ def peak_resident_bytes() -> int | None:
 def our_program(task: Task) -> Program:
     import jax
 
-    from resnet_jax import summary
+    from resnet_jax.models import summary
 
     cfg = recipe(task.model)
     model = our_model(cfg, task.dtype)
@@ -172,7 +172,8 @@ def compiled(
     **augmentation: Any,
 ) -> tuple[Callable[..., Any], Any, Any]:
     """(step, state, feed) of cfg's training on `train`, on one device, compiled."""
-    from resnet_jax import compiling, feed, parallel
+    from resnet_jax import compiling, feed
+    from resnet_jax.devices import mesh as parallel
 
     train_step, state, key = our_step(cfg, model, **augmentation)
     mesh = parallel.make_mesh(1)

@@ -38,7 +38,7 @@ def main(cfg: Ops) -> None:
     import jax
 
     from benchmarks import contestants
-    from resnet_jax import summary
+    from resnet_jax.models import summary
 
     task = contestants.Task(contestants.OURS, "train", cfg.model, cfg.batch_size)
     recipe = contestants.recipe(cfg.model)

@@ -31,8 +31,8 @@ class Saving:
 def main(cfg: Saving) -> None:
     from resnet_jax import augment, data, models, optim, training
     from resnet_jax.compiling import compile_step
+    from resnet_jax.devices.mesh import make_mesh, replicate
     from resnet_jax.feed import Feed
-    from resnet_jax.parallel import make_mesh, replicate
     from resnet_jax.recipes import RECIPES
     from resnet_jax.store import Store, is_finite
 

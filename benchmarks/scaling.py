@@ -177,8 +177,8 @@ def predict(
 
 def table(cfg: Scaling) -> str:
     """The modelled steps of `cfg` on all its numbers of devices, in markdown."""
-    from resnet_jax.models import create_model
-    from resnet_jax.summary import structure
+    from resnet_jax.models.factory import create_model
+    from resnet_jax.models.summary import structure
     from resnet_jax.training import variable_shapes
 
     model = create_model(cfg.model, num_classes=cfg.num_classes)

@@ -109,7 +109,7 @@ class ProgramError(Exception):
 
 
 def main(cfg: Throughput) -> None:
-    from resnet_jax.models import list_models
+    from resnet_jax.models.factory import list_models
 
     depths = [f"resnet{depth}" for depth in cfg.depths]
     for name in [cfg.scaling, *depths] if cfg.scaling else cfg.models:

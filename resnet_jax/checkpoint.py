@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from resnet_jax import distributed
+from resnet_jax.devices import processes
 from resnet_jax.errors import CheckpointError, ConfigError
 from resnet_jax.logs import Record, read_metrics
 from resnet_jax.rundir import CHECKPOINTS
@@ -51,13 +51,13 @@ def make_manager(
     run_dir: Path, keep: int | None = None, best: Best | None = None
 ) -> ocp.CheckpointManager:
     """orbax's manager, to read; or to write, keeping the last `keep` and the best."""
-    if keep is not None and not distributed.is_alone():
+    if keep is not None and not processes.is_alone():
         (run_dir / CHECKPOINTS).mkdir(exist_ok=True)  # which orbax will not for one
     options = ocp.CheckpointManagerOptions(
         read_only=keep is None,
         cleanup_tmp_directories=keep is not None,
         preservation_policy=_Keep(keep, best) if keep and best else policies.LatestN(),
-        **_ALONE if distributed.is_alone() else _FIRST,
+        **_ALONE if processes.is_alone() else _FIRST,
     )
     return ocp.CheckpointManager((run_dir / CHECKPOINTS).absolute(), options=options)
 

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from resnet_jax import names, training
+from resnet_jax import training
 from resnet_jax.freezing import Predicate, inference_batch_norm
 from resnet_jax.gradients import loss_fn
 from resnet_jax.layers.conv import Conv
 from resnet_jax.layers.linear import Linear
 from resnet_jax.layers.norm import BatchNorm
+from resnet_jax.models import torch_names
 
 Layers = dict[
     str, dict[str, Any]
@@ -90,7 +91,7 @@ def _norms(tree: Any) -> dict[str, jax.Array]:
     """The L2 norm of each layer's leaves, by the layer's name."""
     leaves: dict[str, list[jax.Array]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        layer = names.torch_name(path).rsplit(".", 1)[0]
+        layer = torch_names.torch_name(path).rsplit(".", 1)[0]
         leaves.setdefault(layer, []).append(leaf)
     return {layer: optax.global_norm(own) for layer, own in leaves.items()}
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import flax.linen as nn
 
-from resnet_jax import summary
-from resnet_jax.summary import Block, Layer, Structure
+from resnet_jax.models import summary
+from resnet_jax.models.summary import Block, Layer, Structure
 
 _FILLS = {
     **{"Conv": "#CFE3F2", "Whitening": "#E9DDF2", "BatchNorm": "#FBE3C4"},

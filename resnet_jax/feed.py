@@ -9,8 +9,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from resnet_jax import data, distributed, parallel, stream
+from resnet_jax import data, stream
 from resnet_jax.data import Dataset
+from resnet_jax.devices import mesh as parallel
+from resnet_jax.devices import processes
 from resnet_jax.errors import ConfigError
 
 Batch = dict[str, jax.Array]  # of rows, or [steps, rows]; fetch completes it
@@ -102,7 +104,7 @@ def make_feed(
             "--max-train-samples, or train one seed at a time"
         )
     fits = in_memory and parallel.fits(sum(d.images.nbytes for d in datasets), mesh)
-    held = not distributed.any_process(not fits)  # all feed alike
+    held = not processes.any_process(not fits)  # all feed alike
     if steps_per_call is None:
         on_cpu = mesh.devices.flat[0].platform == "cpu"
         steps_per_call = 1 if on_cpu or not held else 20

@@ -10,9 +10,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnet_jax import names
 from resnet_jax.errors import ConfigError
 from resnet_jax.layers.norm import BatchNorm
+from resnet_jax.models import torch_names
 
 Predicate = Callable[[str], bool]  # of a parameter's name in PyTorch
 
@@ -33,7 +33,7 @@ def make_trainable(
     if freeze == "none":
         return None
     if freeze == "backbone":
-        return lambda name: names.is_in(name, [model.head])
+        return lambda name: torch_names.is_in(name, [model.head])
     try:
         pattern = re.compile(freeze)
     except re.error as error:
@@ -46,7 +46,7 @@ def make_trainable(
         jax.random.key(0),
         jnp.zeros((1, *image_shape)),
     )
-    every = names.list_names(variables["params"])
+    every = torch_names.list_names(variables["params"])
     matched = [name for name in every if pattern.search(name)]
     if len(matched) in (0, len(every)):
         which = "every parameter" if matched else "no parameter"
@@ -60,7 +60,7 @@ def make_lr_scale(scale: float, model: nn.Module) -> Callable[[str], float] | No
     """The factor of a parameter's learning rate: `scale`, and 1 for the last layer."""
     if scale == 1.0:
         return None
-    return lambda name: 1.0 if names.is_in(name, [model.head]) else scale
+    return lambda name: 1.0 if torch_names.is_in(name, [model.head]) else scale
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from resnet_jax import parallel
+from resnet_jax.devices import mesh as parallel
 
 
 def loss_fn(

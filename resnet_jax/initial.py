@@ -2,9 +2,10 @@
 
 import flax.linen as nn
 
-from resnet_jax import hub, seeds, whitening
+from resnet_jax import hub, seeds
 from resnet_jax.augment import Augment
 from resnet_jax.data import Dataset
+from resnet_jax.models import whitening
 from resnet_jax.training import TrainState
 
 

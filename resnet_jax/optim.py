@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from resnet_jax import names
 from resnet_jax.errors import ConfigError
+from resnet_jax.models import torch_names
 
 DECOUPLED = ("adamw", "muon")  # whose weight decay is not part of the gradient
 
@@ -138,7 +138,9 @@ def make_optimizer(
         return tx
 
     def labels(params: Any) -> Any:
-        return names.map_names(lambda n: "train" if trainable(n) else "keep", params)
+        return torch_names.map_names(
+            lambda n: "train" if trainable(n) else "keep", params
+        )
 
     return optax.partition({"train": tx, "keep": optax.set_to_zero()}, labels)
 
@@ -170,7 +172,7 @@ def _scale_by_name(
 ) -> optax.GradientTransformation:
     def scale(updates: Any, params: Any = None) -> Any:
         def of_leaf(path: Any, update: jax.Array) -> jax.Array:
-            return update * lr_scale(names.torch_name(path))
+            return update * lr_scale(torch_names.torch_name(path))
 
         return jax.tree_util.tree_map_with_path(of_leaf, updates)
 

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax import names, pth
+from resnet_jax import pth
 from resnet_jax.errors import DataError
 from resnet_jax.files import check_sha256
+from resnet_jax.models import torch_names
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ _SHOWN = 5  # names of each kind that an error lists
 def _by_name(variables: Mapping[str, Any]) -> dict[str, Any]:
     """The leaves of `variables`, in the tree's order, by PyTorch's names."""
     leaves = jax.tree_util.tree_leaves_with_path(dict(variables))
-    return {names.torch_name(path[1:]): leaf for path, leaf in leaves}
+    return {torch_names.torch_name(path[1:]): leaf for path, leaf in leaves}
 
 
 def _to_flax(array: np.ndarray) -> np.ndarray:
@@ -62,12 +63,12 @@ def from_torch(
         each are listed.
     """
     template = _by_name(variables)
-    skipped = {name for name in template if names.is_in(name, skip)}
+    skipped = {name for name in template if torch_names.is_in(name, skip)}
     found = {
         name: np.asarray(value)
         for name, value in with_names_of(variables, state_dict).items()
         if name.rsplit(".", 1)[-1] != "num_batches_tracked"
-        and not names.is_in(name, skip)
+        and not torch_names.is_in(name, skip)
     }
     wanted = template.keys() - skipped
     shapes = {name: _torch_shape(template[name]) for name in wanted}

@@ -11,10 +11,11 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from resnet_jax import diagram, evaluation, export, figures, files, scores, summary
+from resnet_jax import diagram, evaluation, export, figures, files, scores
 from resnet_jax.augment import Augment
 from resnet_jax.data import Dataset, eval_batches
 from resnet_jax.logs import of_seed, read_metrics
+from resnet_jax.models import summary
 from resnet_jax.page import Content, Picture, Table, write
 from resnet_jax.subject import Subject
 

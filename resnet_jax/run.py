@@ -10,11 +10,12 @@ from typing import Any, NoReturn, Self
 import jax
 import numpy as np
 
-from resnet_jax import config_json, data, distributed, feed, files, metrics, seeds
+from resnet_jax import config_json, data, feed, files, metrics, seeds
 from resnet_jax.config import Config
+from resnet_jax.devices import processes
+from resnet_jax.devices.mesh import local, make_mesh
 from resnet_jax.errors import NonFiniteLossError
 from resnet_jax.logs import LAYERS, METRICS, Logs
-from resnet_jax.parallel import local, make_mesh
 from resnet_jax.profiling import Trace
 from resnet_jax.progress import Progress
 from resnet_jax.rundir import CHECKPOINTS, CLASSES, CONFIG, newest_step
@@ -104,11 +105,11 @@ class Run:
 
     def _meet(self) -> None:
         """Waits for the other processes; all end if one has an error or a signal."""
-        if distributed.is_alone():
+        if processes.is_alone():
             return
         # To be interrupted while they ask each other would leave the others waiting.
         self._preparing.close()
-        distributed.agree()
+        processes.agree()
         if self._is_signalled():
             raise Interrupted
 
@@ -116,7 +117,7 @@ class Run:
     def place(self) -> str:
         """How far it has come and is saved, to be told: "5 of 10"; "" before that."""
         step, total = newest_step(self.dir), self._progress.total_steps
-        if not distributed.is_first():  # they end when the first has saved
+        if not processes.is_first():  # they end when the first has saved
             step = self._progress.step
         if not step:
             return ""
@@ -213,7 +214,7 @@ class Run:
             progress.collect()
         if progress.at_epoch_end:
             return
-        asks = is_time or distributed.is_alone()
+        asks = is_time or processes.is_alone()
         if asks and self._is_signalled():
             self._save_last(state)
             raise Interrupted
@@ -222,7 +223,7 @@ class Run:
 
     def _is_signalled(self) -> bool:
         """Whether a signal came, to this process or another: all must ask."""
-        return distributed.any_process(self._signals.received is not None)
+        return processes.any_process(self._signals.received is not None)
 
     def _raise_non_finite(self, what: str, step: int) -> NoReturn:
         self.is_training = False  # all have the same numbers, and come here
@@ -232,7 +233,7 @@ class Run:
         raise NonFiniteLossError(
             f"{self._cfg.workdir}: {what} at step {step}, lr {lr:g}: try a smaller "
             "--lr in another --workdir, or --debug-nans to see where"
-            f"{good if distributed.is_first() else ''}"
+            f"{good if processes.is_first() else ''}"
         )
 
     def end_epoch(
@@ -289,7 +290,7 @@ class Run:
 
     def _at_once(self) -> contextlib.AbstractContextManager[None]:
         """Where this process may stop without the others, signals.at_once."""
-        if distributed.is_alone():
+        if processes.is_alone():
             return self._signals.at_once()
         return contextlib.nullcontext()
 
@@ -297,4 +298,4 @@ class Run:
         """Saves before the end: where the first process cannot, all have its error."""
         self.is_training = False
         self._saver.save(state, self._log, last=True)
-        distributed.agree()
+        processes.agree()

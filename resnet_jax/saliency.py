@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from resnet_jax.errors import ConfigError
-from resnet_jax.summary import structure
+from resnet_jax.models.summary import structure
 
 
 def grad_cam(

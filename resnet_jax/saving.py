@@ -9,9 +9,9 @@ from typing import Any, NoReturn
 import jax
 from jax.sharding import Mesh
 
-from resnet_jax import distributed
 from resnet_jax.config import Config
 from resnet_jax.data import UNREAD, Dataset, digest
+from resnet_jax.devices import processes
 from resnet_jax.errors import CheckpointError, ConfigError
 from resnet_jax.logs import Logs, Record, last_line
 from resnet_jax.progress import Progress
@@ -37,7 +37,7 @@ class Saver:
         self._cfg, self._dir, self._progress, self._fail = cfg, run_dir, progress, fail
         # Of several processes the first alone has checkpoints.
         self._store: Store | None = None
-        if distributed.is_first():
+        if processes.is_first():
             layout = {
                 "platform": mesh.devices.flat[0].platform,
                 "devices": str(mesh.size),
@@ -82,8 +82,8 @@ class Saver:
 
     def share(self, state: Any, records: list[Record]) -> tuple[Any, list[Record]]:
         """What restore gave the first process; the others go on from there, too."""
-        self._progress.go_to(distributed.json_from_first(self._progress.place))
-        return distributed.from_first(state), distributed.json_from_first(records)
+        self._progress.go_to(processes.json_from_first(self._progress.place))
+        return processes.from_first(state), processes.json_from_first(records)
 
     def begin_clock(self) -> None:
         """Now is when --save-every-minutes begins to count."""
@@ -101,7 +101,7 @@ class Saver:
         if minutes is None or not asks:
             return False
         elapsed = time.monotonic() - self._saved_at
-        return distributed.any_process(elapsed >= 60 * minutes)
+        return processes.any_process(elapsed >= 60 * minutes)
 
     def save(self, state: Any, log: Logs, *, last: bool = False) -> None:
         """Begins a checkpoint, unless it is there; the process's last it waits for.

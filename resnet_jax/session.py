@@ -5,11 +5,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from resnet_jax import distributed, numerics
 from resnet_jax.config import Config
+from resnet_jax.devices import platform as numerics
+from resnet_jax.devices import processes
+from resnet_jax.devices.mesh import check_batch_size
 from resnet_jax.errors import ConfigError, DataError, StoppedError, UserError
 from resnet_jax.lock import claim
-from resnet_jax.parallel import check_batch_size
 from resnet_jax.run import Run
 from resnet_jax.rundir import check_resumable
 from resnet_jax.signals import Interrupted, Signals
@@ -27,9 +28,9 @@ def open_run(cfg: Config) -> Iterator[Run]:
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(numerics.configured(**cfg.numerics))
-        stack.enter_context(distributed.joined(**cfg.processes))
+        stack.enter_context(processes.joined(**cfg.processes))
         workdir = run_dir = Path(cfg.workdir)
-        if not distributed.is_first():
+        if not processes.is_first():
             run_dir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         run: Run | None = None
         try:
@@ -51,8 +52,8 @@ def open_run(cfg: Config) -> Iterator[Run]:
                 raise StoppedError(f"{workdir}: stopped by {name}{where}") from None
         except UserError as error:
             apart = run is not None and run.is_training
-            if not apart and not distributed.is_shared(error):
-                distributed.agree(error)
+            if not apart and not processes.is_shared(error):
+                processes.agree(error)
             raise
 
 
@@ -69,6 +70,6 @@ def shared_errors(cfg: Config) -> Iterator[None]:
             if not cfg.summary:
                 stack.enter_context(contextlib.suppress(ConfigError))
                 stack.enter_context(numerics.configured(**cfg.numerics))
-                stack.enter_context(distributed.joined(**cfg.processes))
-                distributed.agree(error)
+                stack.enter_context(processes.joined(**cfg.processes))
+                processes.agree(error)
         raise

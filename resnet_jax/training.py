@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from resnet_jax import metrics, names, seeds
+from resnet_jax import metrics, seeds
 from resnet_jax.freezing import Predicate, inference_batch_norm
 from resnet_jax.gradients import loss_and_gradient
+from resnet_jax.models import torch_names
 
 Batch = dict[str, Any]  # images [B, H, W, C] uint8, labels [B] int32, mask [B] float32
 
@@ -154,7 +155,7 @@ def train_step(
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     if trainable is not None:  # not even -0. + 0.
-        learns = names.map_names(trainable, params)
+        learns = torch_names.map_names(trainable, params)
         params = jax.tree.map(
             lambda new, old, moves: new if moves else old, params, state.params, learns
         )

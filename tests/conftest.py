@@ -27,8 +27,8 @@ import numpy as np
 import pytest
 
 from resnet_jax import archives, cifar10, models, prepared
-from resnet_jax.blocks import BasicBlock
-from resnet_jax.resnet import ResNet
+from resnet_jax.models.blocks import BasicBlock
+from resnet_jax.models.resnet import ResNet
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

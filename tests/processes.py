@@ -17,7 +17,8 @@ ARGUMENTS = (
 # digits: to import scikit-learn takes as long as all the rest of such a run.
 SMALL = (
     "import numpy as np\n"
-    "from resnet_jax import blocks, data, models, resnet\n"
+    "from resnet_jax import data, models\n"
+    "from resnet_jax.models import blocks, resnet\n"
     "def small(**options):\n"
     "    options = {'stem': 'cifar', **options}\n"
     "    return resnet.ResNet(blocks.BasicBlock, (1,), widths=(4,), **options)\n"

@@ -14,11 +14,11 @@ from resnet_jax import (
     freezing,
     models,
     optim,
-    parallel,
     stream,
     training,
 )
 from resnet_jax.compiling import compile_step
+from resnet_jax.devices import mesh as parallel
 from resnet_jax.feed import Feed
 from resnet_jax.recipes import RECIPES
 

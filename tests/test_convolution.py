@@ -161,7 +161,7 @@ SCRIPT = """
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from resnet_jax.layers import winograd as chunks, conv as convolution, winograd
-from resnet_jax.parallel import AXIS, make_mesh
+from resnet_jax.devices.mesh import AXIS, make_mesh
 
 convolution._LITTLE = convolution._MUCH = 0
 convolution._MANY = convolution._COLUMNS = winograd._PIXELS = 1  # a picture a step

@@ -13,8 +13,9 @@ import pytest
 from jax.experimental import multihost_utils
 from processes import KILL, ROOT, TERM, at_step, finish, lines, start, steps
 
-from resnet_jax import compiling, distributed, evaluation, saving
+from resnet_jax import compiling, evaluation, saving
 from resnet_jax import run as run_module
+from resnet_jax.devices import processes as distributed
 from resnet_jax.errors import DataError, UserError
 
 SLURM = {
@@ -228,7 +229,8 @@ from jax.experimental import multihost_utils
 
 sys.path.insert(0, "tests")
 import processes, train
-from resnet_jax import compiling, data, evaluation, feed, hub, parallel, run, store
+from resnet_jax import (compiling, data, evaluation, feed, hub, run, store)
+from resnet_jax.devices import mesh as parallel
 from resnet_jax.errors import DataError, UserError
 from resnet_jax.recipes import RECIPES
 

@@ -6,8 +6,8 @@ from experiments.batchnorm import BatchNorm
 from experiments.gradients import Gradients, convolutions
 from experiments.skip import Skip
 from resnet_jax import data, files, models
-from resnet_jax.blocks import BasicBlock
-from resnet_jax.resnet import ResNet
+from resnet_jax.models.blocks import BasicBlock
+from resnet_jax.models.resnet import ResNet
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax import augment, freezing, models, names, optim, training
+from resnet_jax import augment, freezing, models, optim, training
 from resnet_jax.errors import ConfigError
+from resnet_jax.models import torch_names
 
 SHAPE = (8, 8, 3)
 
@@ -39,7 +40,7 @@ def train(model, freeze, backbone_bn, steps=3, **options):
 
     def flat(tree):
         leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {names.torch_name(path): np.asarray(leaf) for path, leaf in leaves}
+        return {torch_names.torch_name(path): np.asarray(leaf) for path, leaf in leaves}
 
     return tuple({**flat(s.params), **flat(s.batch_stats)} for s in (before, state))
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from resnet_jax import gradients, models, parallel, training
+from resnet_jax import gradients, models, training
+from resnet_jax.devices import mesh as parallel
 
 
 @pytest.fixture

@@ -7,11 +7,12 @@ import pytest
 from flax import linen as nn
 
 import resnet_jax
-from resnet_jax import names, training
-from resnet_jax.blocks import BasicBlock, Bottleneck, PreActBlock
+from resnet_jax import training
 from resnet_jax.errors import ConfigError
-from resnet_jax.models import MODELS
-from resnet_jax.resnet import ResNet
+from resnet_jax.models import torch_names
+from resnet_jax.models.blocks import BasicBlock, Bottleneck, PreActBlock
+from resnet_jax.models.factory import MODELS
+from resnet_jax.models.resnet import ResNet
 
 
 def count_params(model, side=32):
@@ -308,7 +309,7 @@ def test_stems_that_do_not_exist_are_refused():
 
 def leaf_names(model, side=32):
     variables = training.variable_shapes(model, (side, side, 3))
-    return names.list_names(variables["params"]), variables["batch_stats"]
+    return torch_names.list_names(variables["params"]), variables["batch_stats"]
 
 
 @pytest.mark.parametrize("name", ["hresnet", "resnet18", "resnet20"])

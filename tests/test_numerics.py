@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from resnet_jax import numerics
+from resnet_jax.devices import platform as numerics
 from resnet_jax.errors import NonFiniteLossError
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from processes import compute
 
-from resnet_jax import parallel
+from resnet_jax.devices import mesh as parallel
 from resnet_jax.errors import ConfigError
 
 
@@ -48,12 +48,13 @@ def test_data_on_cpus_take_a_part_of_the_machine_s_memory(monkeypatch):
 SCRIPT = """
 import json, sys
 import jax, numpy as np
-from resnet_jax import augment, data, evaluation, freezing, gradients, optim, parallel
+from resnet_jax import (augment, data, evaluation, freezing, gradients, optim)
+from resnet_jax.devices import mesh as parallel
 from resnet_jax import training
-from resnet_jax.blocks import BasicBlock
+from resnet_jax.models.blocks import BasicBlock
 from resnet_jax.compiling import compile_step
 from resnet_jax.feed import Feed
-from resnet_jax.resnet import ResNet
+from resnet_jax.models.resnet import ResNet
 
 jax.config.update("jax_enable_x64", True)
 rng = np.random.default_rng(0)

@@ -11,10 +11,10 @@ import pytest
 from processes import ROOT, compute
 
 from benchmarks import scaling
-from resnet_jax.blocks import BasicBlock, Bottleneck
 from resnet_jax.errors import ConfigError
-from resnet_jax.models import create_model
-from resnet_jax.resnet import ResNet
+from resnet_jax.models.blocks import BasicBlock, Bottleneck
+from resnet_jax.models.factory import create_model
+from resnet_jax.models.resnet import ResNet
 from resnet_jax.training import variable_shapes
 
 # The program of train.py's step for 16 pictures on four devices, as XLA divided it.
@@ -23,11 +23,12 @@ import json, sys
 from functools import partial
 
 import jax, numpy as np
-from resnet_jax import augment, compiling, data, optim, parallel, training
-from resnet_jax.blocks import BasicBlock, Bottleneck
+from resnet_jax import (augment, compiling, data, optim, training)
+from resnet_jax.devices import mesh as parallel
+from resnet_jax.models.blocks import BasicBlock, Bottleneck
 from resnet_jax.feed import Feed
-from resnet_jax.models import create_model
-from resnet_jax.resnet import ResNet
+from resnet_jax.models.factory import create_model
+from resnet_jax.models.resnet import ResNet
 
 rng = np.random.default_rng(0)
 images = rng.integers(0, 256, (32, 8, 8, 3), np.uint8)

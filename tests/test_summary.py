@@ -5,7 +5,6 @@ import pytest
 from PIL import Image
 
 import resnet_jax
-import resnet_jax.summary
 from resnet_jax import diagram
 
 
@@ -40,7 +39,7 @@ def test_rows_name_layers_shapes_and_counts():
 
 def test_blocks_say_how_they_are_joined():
     model = resnet_jax.create_model("resnet18", num_classes=10, stem="cifar")
-    blocks = resnet_jax.summary.structure(model, (32, 32, 3)).blocks
+    blocks = resnet_jax.models.structure(model, (32, 32, 3)).blocks
     assert [b.name for b in blocks][:3] == ["layer1.0", "layer1.1", "layer2.0"]
     assert [b.shortcut for b in blocks][:3] == ["identity", "identity", "conv_bn"]
     assert blocks[2].input == (32, 32, 64) and blocks[2].output == (16, 16, 128)
@@ -59,7 +58,7 @@ def test_the_diagram_has_a_row_for_each_kind_of_block(
     name, options, expected, tmp_path
 ):
     model = resnet_jax.create_model(name, num_classes=10, **options)
-    found = resnet_jax.summary.structure(model, (32, 32, 3))
+    found = resnet_jax.models.structure(model, (32, 32, 3))
     assert {b.shortcut for b in found.blocks} == expected
     rows = diagram.list_rows(found)
     assert {shortcut for _, _, shortcut in rows if shortcut} == expected
@@ -72,7 +71,7 @@ def test_the_diagram_has_a_row_for_each_kind_of_block(
 
 def boxes_of(name, **options):
     model = resnet_jax.create_model(name, num_classes=10, **options)
-    rows = diagram.list_rows(resnet_jax.summary.structure(model, (32, 32, 3)))
+    rows = diagram.list_rows(resnet_jax.models.structure(model, (32, 32, 3)))
     return {
         title.split(":")[0]: [text.split("\n")[0] for text, _ in boxes]
         for title, boxes, _ in rows

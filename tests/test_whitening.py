@@ -2,7 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax import augment, data, models, training, whitening
+from resnet_jax import augment, data, models, training
+from resnet_jax.models import whitening
 
 
 def smooth(count: int, side: int) -> np.ndarray:

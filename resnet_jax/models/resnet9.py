@@ -3,7 +3,8 @@
 import flax.linen as nn
 import jax
 
-from resnet_jax.blocks import (
+from resnet_jax.layers.pool import max_pool_2x2
+from resnet_jax.models.blocks import (
     BasicBlock,
     Network,
     Shortcut,
@@ -12,8 +13,7 @@ from resnet_jax.blocks import (
     classify,
     dropout,
 )
-from resnet_jax.layers.pool import max_pool_2x2
-from resnet_jax.whitening import Whitening
+from resnet_jax.models.whitening import Whitening
 
 
 class ResNet9(Network):

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax.blocks import (
+from resnet_jax.errors import ConfigError
+from resnet_jax.layers.pool import max_pool
+from resnet_jax.models.blocks import (
     ModuleDef,
     Network,
     Shortcut,
@@ -15,8 +17,6 @@ from resnet_jax.blocks import (
     classify,
     dropout,
 )
-from resnet_jax.errors import ConfigError
-from resnet_jax.layers.pool import max_pool
 
 Stem = Literal["imagenet", "cifar"]
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax import distributed
 from resnet_jax.augment import Augment
 from resnet_jax.data import Dataset, subset
+from resnet_jax.devices import processes
 from resnet_jax.layers.conv import convolve
 from resnet_jax.layers.linear import storage_dtype
 
@@ -65,7 +65,7 @@ def fit(
 
     kernel = whitening_kernel(inputs(), shape[0]).astype(np.float32)
     # Of several processes, whose arithmetic may differ in a last bit, the first says.
-    statistics[LAYER] = {"kernel": distributed.from_first(kernel)}
+    statistics[LAYER] = {"kernel": processes.from_first(kernel)}
     return {**variables, "batch_stats": statistics}
 
 

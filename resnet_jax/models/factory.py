@@ -8,12 +8,12 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from resnet_jax.blocks import BasicBlock, Bottleneck, Norm, PreActBlock
 from resnet_jax.errors import ConfigError
-from resnet_jax.hresnet import HResNet
 from resnet_jax.layers.linear import Init
-from resnet_jax.resnet import ResNet, Stem
-from resnet_jax.resnet9 import ResNet9
+from resnet_jax.models.blocks import BasicBlock, Bottleneck, Norm, PreActBlock
+from resnet_jax.models.hresnet import HResNet
+from resnet_jax.models.resnet import ResNet, Stem
+from resnet_jax.models.resnet9 import ResNet9
 
 # torchvision's table of depths; the basic blocks of He et al. section 4.2 come in three
 # stages of n blocks, depth 6n + 2.

@@ -7,11 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnet_jax.blocks import BasicBlock, Bottleneck, PreActBlock
 from resnet_jax.layers.conv import Conv
 from resnet_jax.layers.linear import Linear
 from resnet_jax.layers.norm import BatchNorm
-from resnet_jax.whitening import Whitening
+from resnet_jax.models.blocks import BasicBlock, Bottleneck, PreActBlock
+from resnet_jax.models.whitening import Whitening
 
 
 class Layer(NamedTuple):

@@ -3,7 +3,9 @@
 import flax.linen as nn
 import jax
 
-from resnet_jax.blocks import (
+from resnet_jax.layers.linear import Init, Linear
+from resnet_jax.layers.pool import avg_pool
+from resnet_jax.models.blocks import (
     BasicBlock,
     Network,
     Shortcut,
@@ -12,8 +14,6 @@ from resnet_jax.blocks import (
     classify,
     dropout,
 )
-from resnet_jax.layers.linear import Init, Linear
-from resnet_jax.layers.pool import avg_pool
 
 
 class HResNet(Network):

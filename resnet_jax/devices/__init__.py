@@ -1,0 +1,5 @@
+"""The devices and processes that a run computes on."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

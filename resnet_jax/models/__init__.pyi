@@ -1,0 +1,11 @@
+from .blocks import BasicBlock as BasicBlock
+from .blocks import Bottleneck as Bottleneck
+from .blocks import PreActBlock as PreActBlock
+from .factory import MODELS as MODELS
+from .factory import create_model as create_model
+from .factory import list_models as list_models
+from .hresnet import HResNet as HResNet
+from .resnet import ResNet as ResNet
+from .resnet9 import ResNet9 as ResNet9
+from .summary import structure as structure
+from .summary import summarize as summarize
