@@ -20,16 +20,17 @@ from resnet_jax.commands.options import EvaluateConfig
 def main(options: EvaluateConfig) -> None:
     from pathlib import Path
 
-    from resnet_jax import augment, data, evaluation, export, files, metrics
-    from resnet_jax.comparison import compare
+    from resnet_jax import augment, data, evaluation, files, metrics
     from resnet_jax.devices import platform as numerics
     from resnet_jax.devices.mesh import make_mesh, replicate
     from resnet_jax.feed import make_feed
-    from resnet_jax.predictions import predict_files
-    from resnet_jax.report import write_report
+    from resnet_jax.report.compare import compare
+    from resnet_jax.report.predict import predict_files
+    from resnet_jax.report.report import write_report
+    from resnet_jax.report.subject import check_classes, info, load
     from resnet_jax.scoring import score
     from resnet_jax.seeds import make_each
-    from resnet_jax.subject import check_classes, info, load
+    from resnet_jax.weights import export
 
     if options.compare:
         print(compare(options.compare, Path(options.page)))

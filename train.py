@@ -17,15 +17,16 @@ from resnet_jax.config import Config
 
 
 def main(cfg: Config) -> None:
-    from resnet_jax import augment, data, features, freezing, initial, models, optim
+    from resnet_jax import augment, data, features, freezing, models, optim
     from resnet_jax.compiling import compile_step
     from resnet_jax.devices.mesh import replicate
     from resnet_jax.diagnostics import make_layer_statistics
     from resnet_jax.evaluation import make_evaluate
-    from resnet_jax.hub import normalization
     from resnet_jax.models.summary import summarize
     from resnet_jax.session import open_run, shared_errors
     from resnet_jax.training import init_state, make_keys, make_train_step
+    from resnet_jax.weights import adopt
+    from resnet_jax.weights.hub import normalization
 
     # Model and what it sees: descriptions, no arrays.
     with shared_errors(cfg):
@@ -69,7 +70,7 @@ def main(cfg: Config) -> None:
         state = run.restore(state)
         if not run.resumed:
             options = {"augment": prepare_test, "dataset": train, **cfg.beginning}
-            state = initial.prepare(state, model, **options)
+            state = adopt.prepare(state, model, **options)
         if run.is_finished(len(sizes), total_steps):
             return
         if cfg.cache_features:

@@ -272,18 +272,9 @@ def make_kinds() -> list[Kind]:
     from PIL import Image
     from safetensors.numpy import save
 
-    from resnet_jax import (
-        config_json,
-        folder,
-        hub,
-        logs,
-        models,
-        prepared,
-        pretrained,
-        rundir,
-        training,
-    )
+    from resnet_jax import config_json, folder, logs, models, prepared, rundir, training
     from resnet_jax.config import Config
+    from resnet_jax.weights import convert, hub
 
     logging.disable()
     model = models.create_model("resnet8", num_classes=10)
@@ -291,12 +282,12 @@ def make_kinds() -> list[Kind]:
     rng = np.random.default_rng(0)
     weights = {
         name: rng.normal(size=value.shape).astype(np.float32)
-        for name, value in pretrained.to_torch(_zeros(shapes)).items()
+        for name, value in convert.to_torch(_zeros(shapes)).items()
         if not name.endswith("num_batches_tracked")
     }
 
     def read_weights(path: Path) -> None:
-        pretrained.from_torch(pretrained.read_state_dict(path), shapes)
+        convert.from_torch(convert.read_state_dict(path), shapes)
 
     def beside(name: str, read: Callable[[Path], Any]) -> Callable[[Path], Any]:
         def read_folder(path: Path) -> None:

@@ -35,7 +35,8 @@ def main(cfg: Published) -> None:
 
     import resnet_jax
     from benchmarks.torch_models import create_twin
-    from resnet_jax import augment, data, pretrained, training
+    from resnet_jax import augment, data, training
+    from resnet_jax.weights import convert
 
     _, test = data.load_dataset("cifar10", cfg.data_dir)
     model = resnet_jax.create_model(cfg.model, num_classes=10)
@@ -47,7 +48,7 @@ def main(cfg: Published) -> None:
         saved = saved.get(wrapper, saved)
     saved = {name.removeprefix("module."): value for name, value in saved.items()}
     twin = create_twin(cfg.model).eval()
-    named = pretrained.with_names_of(template, saved)
+    named = convert.with_names_of(template, saved)
     twin.load_state_dict(named, strict=False)
     missing = {n for n in twin.state_dict() if "tracked" not in n} - named.keys()
     assert not missing, missing

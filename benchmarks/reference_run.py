@@ -39,8 +39,9 @@ def main(cfg: ReferenceRun) -> None:
 
     import train
     from benchmarks.torch_models import HResNet
-    from resnet_jax import data, figures, files
+    from resnet_jax import data, files
     from resnet_jax.recipes import RECIPES
+    from resnet_jax.report import figures
 
     root = Path(cfg.workdir)
     (root / "torch").mkdir(parents=True, exist_ok=True)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.variants import Experiment, Outcome, table
-from resnet_jax import figures, page
 from resnet_jax.config import Config
+from resnet_jax.report import figures, page
 
 _LABELS = {
     ("skip", "batch"): "shortcuts, BatchNorm",

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.variants import Experiment, Outcome, table
-from resnet_jax import figures, page
 from resnet_jax.config import Config
+from resnet_jax.report import figures, page
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from resnet_jax import cifar10, config_json, files, page
+from resnet_jax import cifar10, config_json, files
 from resnet_jax.config import Config
 from resnet_jax.errors import ConfigError, NonFiniteLossError
 from resnet_jax.logs import LAYERS, METRICS
+from resnet_jax.report import page
 
 _DIVERGED = "diverged.json"
 

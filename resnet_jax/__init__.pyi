@@ -1,9 +1,6 @@
 from .config import Config as Config
 from .data import Dataset as Dataset
 from .data import load_dataset as load_dataset
-from .hub import Preprocessing as Preprocessing
-from .hub import Pretrained as Pretrained
-from .hub import load_pretrained as load_pretrained
 from .layers.norm import BatchNorm as BatchNorm
 from .models.blocks import BasicBlock as BasicBlock
 from .models.blocks import Bottleneck as Bottleneck
@@ -14,7 +11,10 @@ from .models.hresnet import HResNet as HResNet
 from .models.resnet import ResNet as ResNet
 from .models.resnet9 import ResNet9 as ResNet9
 from .models.summary import summarize as summarize
-from .pretrained import from_torch as from_torch
-from .pretrained import read_state_dict as read_state_dict
-from .pretrained import to_torch as to_torch
 from .recipes import RECIPES as RECIPES
+from .weights.convert import from_torch as from_torch
+from .weights.convert import read_state_dict as read_state_dict
+from .weights.convert import to_torch as to_torch
+from .weights.hub import Preprocessing as Preprocessing
+from .weights.hub import Pretrained as Pretrained
+from .weights.hub import load_pretrained as load_pretrained

@@ -229,7 +229,8 @@ from jax.experimental import multihost_utils
 
 sys.path.insert(0, "tests")
 import processes, train
-from resnet_jax import (compiling, data, evaluation, feed, hub, run, store)
+from resnet_jax import (compiling, data, evaluation, feed, run, store)
+from resnet_jax.weights import hub
 from resnet_jax.devices import mesh as parallel
 from resnet_jax.errors import DataError, UserError
 from resnet_jax.recipes import RECIPES

@@ -1,7 +1,7 @@
 import numpy as np
 from PIL import Image
 
-from resnet_jax import figures
+from resnet_jax.report import figures
 
 
 def records(offset):

@@ -6,8 +6,9 @@ import pytest
 from safetensors.numpy import save_file
 
 import resnet_jax
-from resnet_jax import download, files, hub, pretrained, training
+from resnet_jax import download, files, training
 from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.weights import convert, hub
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_imagenets_weights_are_fetched_once_and_the_head_is_new(
     assert served == [(hub.URL + name, name[9:17])]
     assert (files.cache_dir() / name).is_file()
     assert variables["params"]["fc"]["kernel"].shape == (512, 10)
-    found = pretrained.to_torch(variables)["layer4.1.bn2.running_var"]
+    found = convert.to_torch(variables)["layer4.1.bn2.running_var"]
     np.testing.assert_array_equal(found, imagenet_weights["layer4.1.bn2.running_var"])
     assert preprocessing.size == 256 and preprocessing.crop == 224
     assert preprocessing.mean == (0.485, 0.456, 0.406)

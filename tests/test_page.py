@@ -3,7 +3,7 @@ import re
 import numpy as np
 from PIL import Image
 
-from resnet_jax import page
+from resnet_jax.report import page
 
 EVIL = '<script>alert("x")</script>\'"&'
 

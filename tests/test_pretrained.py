@@ -9,8 +9,9 @@ import pytest
 from safetensors.numpy import save_file
 
 import resnet_jax
-from resnet_jax import pretrained, pth, training
+from resnet_jax import training
 from resnet_jax.errors import DataError
+from resnet_jax.weights import convert, pth
 
 
 def init(name="resnet8", num_classes=10, side=32):
@@ -226,4 +227,4 @@ def test_torch_is_never_imported(tmp_path, state_dict):
     )
     root = Path(__file__).parents[1]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
-    assert pretrained.read_state_dict is resnet_jax.read_state_dict
+    assert convert.read_state_dict is resnet_jax.read_state_dict

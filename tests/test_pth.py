@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet_jax import pretrained, pth
 from resnet_jax.errors import DataError
+from resnet_jax.weights import convert, pth
 
 
 class Global:
@@ -300,7 +300,7 @@ def test_any_bytes_in_the_place_of_a_pickle_end_in_a_known_error(
     else:
         write_zip(path, content)
     try:
-        pretrained.read_state_dict(path)
+        convert.read_state_dict(path)
     except DataError as error:
         assert "\n" not in str(error)
 

@@ -10,10 +10,11 @@ from PIL import Image
 
 import evaluate
 import train
-from resnet_jax import checkpoint, report
+from resnet_jax import checkpoint
 from resnet_jax.commands.options import EvaluateConfig
 from resnet_jax.errors import CheckpointError, ConfigError, DataError
-from resnet_jax.hub import load_pretrained
+from resnet_jax.report import report
+from resnet_jax.weights.hub import load_pretrained
 
 PICTURES = {
     "curves", "confusion", "mistakes", "reliability", "filters", "features",

@@ -17,7 +17,6 @@ from resnet_jax import (
     evaluation,
     metrics,
     models,
-    pretrained,
     run,
     session,
     store,
@@ -35,6 +34,7 @@ from resnet_jax.feed import Feed
 from resnet_jax.recipes import RECIPES
 from resnet_jax.rundir import read_run
 from resnet_jax.session import open_run
+from resnet_jax.weights import convert
 
 TIMES = {"seconds", "images_per_second", "compile_seconds", "startup_seconds"}
 
@@ -514,7 +514,7 @@ def weights(cfg, tmp_path):
     model = models.create_model(cfg.model, num_classes=7)
     variables = training.init_variables(model, (8, 8, 3), key=jax.random.key(9))
     path = tmp_path / "weights.safetensors"
-    save_file(pretrained.to_torch(variables), path)
+    save_file(convert.to_torch(variables), path)
     return str(path)
 
 

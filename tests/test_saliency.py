@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from resnet_jax import models, saliency, training
+from resnet_jax import models, training
 from resnet_jax.errors import ConfigError
+from resnet_jax.report import saliency
 
 
 def test_a_map_is_the_weighted_sum_of_the_last_block(tiny, key):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from resnet_jax import scores
+from resnet_jax.report import scores
 
 
 @pytest.fixture

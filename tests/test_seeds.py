@@ -8,21 +8,13 @@ import pytest
 
 import evaluate
 import train
-from resnet_jax import (
-    augment,
-    checkpoint,
-    feed,
-    figures,
-    models,
-    optim,
-    seeds,
-    training,
-)
+from resnet_jax import augment, checkpoint, feed, models, optim, seeds, training
 from resnet_jax.commands.options import EvaluateConfig
 from resnet_jax.config import Config
 from resnet_jax.errors import ConfigError, StoppedError
 from resnet_jax.feed import Feed
-from resnet_jax.hub import load_pretrained
+from resnet_jax.report import figures
+from resnet_jax.weights.hub import load_pretrained
 
 
 @pytest.mark.parametrize("each", [seeds.unrolled, jax.vmap])

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 import resnet_jax
-from resnet_jax import diagram
+from resnet_jax.report import diagram
 
 
 # torchvision's published counts of multiply-adds (GFLOPS of its weights' tables).

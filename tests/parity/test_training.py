@@ -11,7 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from resnet_jax import optim, pretrained, training
+from resnet_jax import optim, training
+from resnet_jax.weights import convert
 
 pytest.importorskip("torchvision", reason="parity needs torch and torchvision")
 import torch
@@ -130,7 +131,7 @@ def assert_close(ours, theirs, tolerance):
 
 
 def by_name(tree):
-    return pretrained.to_torch({"params": tree})
+    return convert.to_torch({"params": tree})
 
 
 def check_float64(name, stem, optimizer, sizes, tolerance=1e-8, **options):
@@ -149,7 +150,7 @@ def check_float64(name, stem, optimizer, sizes, tolerance=1e-8, **options):
         torch_state, state = theirs[-1][1], ours[-1][1]
 
         expected = twins.state_dict_of(twin)
-        found = pretrained.to_torch(state.variables)
+        found = convert.to_torch(state.variables)
         for running in (True, False):
             pick = {k for k in expected if ("running" in k) == running}
             pick = {k for k in pick if "tracked" not in k}

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_jax import augment, folder, freezing, models, optim, pretrained, training
+from resnet_jax import augment, folder, freezing, models, optim, training
+from resnet_jax.weights import convert
 
 pytest.importorskip("torchvision", reason="parity needs torch and torchvision")
 import torch
@@ -64,7 +65,7 @@ def test_a_frozen_backbone_does_what_pytorchs_does(backbone_bn):
             optimizer.step()
         expected, found = (
             twins.state_dict_of(twin),
-            pretrained.to_torch(state.variables),
+            convert.to_torch(state.variables),
         )
         for name, value in expected.items():
             if "tracked" not in name:
@@ -122,7 +123,7 @@ def test_the_initial_values_are_drawn_as_pytorch_draws_them():
         twin = twins.create_twin(name)
         model = models.create_model(name, num_classes=10)
         variables = training.init_variables(model, (32, 32, 3), key=jax.random.key(0))
-        found = pretrained.to_torch(variables)
+        found = convert.to_torch(variables)
         for key, value in twins.state_dict_of(twin).items():
             if "tracked" in key:
                 continue

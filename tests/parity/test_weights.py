@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import resnet_jax
-from resnet_jax import hub, training
+from resnet_jax import training
 from resnet_jax.errors import DataError
+from resnet_jax.weights import hub
 
 pytest.importorskip("torchvision", reason="parity needs torch and torchvision")
 import torch
@@ -130,7 +131,7 @@ def test_torchvisions_own_network_takes_what_is_exported(tmp_path):
     import torchvision
     from safetensors.torch import load_file
 
-    from resnet_jax import export
+    from resnet_jax.weights import export
 
     model = resnet_jax.create_model("resnet18", num_classes=3)
     variables = training.init_variables(model, (64, 64, 3), key=jax.random.key(0))

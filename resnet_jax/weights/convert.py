@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax import pth
 from resnet_jax.errors import DataError
 from resnet_jax.files import check_sha256
 from resnet_jax.models import torch_names
+from resnet_jax.weights import pth
 
 log = logging.getLogger(__name__)
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from resnet_jax import data, evaluation, figures, files, folder, saliency, scores
+from resnet_jax import data, evaluation, files, folder
 from resnet_jax.augment import make_augment
 from resnet_jax.errors import DataError
-from resnet_jax.subject import Subject
+from resnet_jax.report import figures, saliency, scores
+from resnet_jax.report.subject import Subject
 
 TOP = 5
 

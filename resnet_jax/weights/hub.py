@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
-from resnet_jax import download, files, models, pretrained, training
+from resnet_jax import download, files, models, training
 from resnet_jax.augment import parse_normalization
 from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.weights import convert
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ def normalization(source: str | None) -> str:
     return "imagenet"
 
 
-def read_weights(source: str, model: str) -> pretrained.StateDict:
+def read_weights(source: str, model: str) -> convert.StateDict:
     """The state_dict of `source`: a file, an exported folder, or "imagenet".
 
     Raises:
@@ -112,17 +113,17 @@ def read_weights(source: str, model: str) -> pretrained.StateDict:
       DataError: they cannot be had, or are damaged.
     """
     if source == "imagenet":
-        return pretrained.read_state_dict(_imagenet_file(model))
+        return convert.read_state_dict(_imagenet_file(model))
     if is_exported(source):
         info, path = read_info(source), Path(source, WEIGHTS)
         files.check_sha256(path, info["sha256"])
-        return pretrained.read_state_dict(path)
+        return convert.read_state_dict(path)
     if Path(source).is_dir():
         raise DataError(
             f"{source} is a folder without {WEIGHTS}: name a weights file, or a folder "
             "that evaluate.py --export wrote"
         )
-    return pretrained.read_state_dict(source)
+    return convert.read_state_dict(source)
 
 
 def _imagenet_file(model: str) -> Path:
@@ -168,13 +169,13 @@ def adopt(
       ConfigError, DataError: as read_weights, or the weights are another network's.
     """
     head = model.head
-    state_dict = pretrained.with_names_of(variables, read_weights(source, name))
-    own = pretrained.to_torch({"params": {head: variables["params"][head]}})
+    state_dict = convert.with_names_of(variables, read_weights(source, name))
+    own = convert.to_torch({"params": {head: variables["params"][head]}})
     fits = all(
         leaf in state_dict and state_dict[leaf].shape == own[leaf].shape for leaf in own
     )
     skip = (head,) if fresh_head or not fits else ()
-    adopted = pretrained.from_torch(state_dict, variables, skip)
+    adopted = convert.from_torch(state_dict, variables, skip)
     log.info("weights: %s, %s %s", source, "a new" if skip else "with its", head)
     return adopted
 
@@ -242,5 +243,7 @@ def imagenet_classes() -> tuple[str, ...]:
 
     They are those that torchvision's weights carry (meta["categories"]).
     """
-    text = (resources.files("resnet_jax") / "imagenet_classes.txt").read_text("utf-8")
+    text = (resources.files("resnet_jax.weights") / "imagenet_classes.txt").read_text(
+        "utf-8"
+    )
     return tuple(text.splitlines())

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet_jax import figures
 from resnet_jax.errors import ConfigError
 from resnet_jax.logs import METRICS, read_metrics
-from resnet_jax.page import Picture, Table, write
+from resnet_jax.report import figures
+from resnet_jax.report.page import Picture, Table, write
 from resnet_jax.rundir import CONFIG, TRANSIENT, read_run
 
 

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
-from resnet_jax import checkpoint, data, hub, models, pretrained, seeds, training
+from resnet_jax import checkpoint, data, models, seeds, training
 from resnet_jax.augment import parse_normalization
 from resnet_jax.commands.options import EvaluateConfig
 from resnet_jax.config import Config
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.rundir import read_classes, read_run
+from resnet_jax.weights import convert, hub
 
 
 class Subject(NamedTuple):
@@ -72,7 +73,7 @@ def load(options: EvaluateConfig) -> Subject:
             cfg = replace(cfg, seed=cfg.seed + index, num_seeds=1)
             title += f", seed {cfg.seed}"
     else:
-        variables, step = pretrained.from_torch(weights, template), 0
+        variables, step = convert.from_torch(weights, template), 0
         title = f"{source}: {cfg.model} on {cfg.dataset}"
     state = training.TrainState(step=step, opt_state=(), **variables)
     return Subject(title, cfg, model, state, class_names, index)
@@ -99,7 +100,7 @@ def _index_of_seed(cfg: Config, options: EvaluateConfig) -> int | None:
     return index
 
 
-def _is_imagenets(weights: pretrained.StateDict) -> bool:
+def _is_imagenets(weights: convert.StateDict) -> bool:
     """Whether the last linear layer has ImageNet's 1,000 classes."""
     widths = [len(value) for value in weights.values() if value.ndim == 2]
     return bool(widths) and widths[-1] == 1000

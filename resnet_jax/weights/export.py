@@ -10,9 +10,10 @@ from typing import Any
 
 import jax
 
-from resnet_jax import files, pretrained
+from resnet_jax import files
 from resnet_jax.files import file_digest
-from resnet_jax.hub import CARD, CONFIG, IMAGENET, WEIGHTS
+from resnet_jax.weights import convert
+from resnet_jax.weights.hub import CARD, CONFIG, IMAGENET, WEIGHTS
 
 _VERSIONS = ("resnet-flax-linen", "jax", "flax", "numpy", "safetensors")
 
@@ -33,7 +34,7 @@ def write(directory: Path, variables: Mapping[str, Any], info: dict[str, Any]) -
     files.check_writable(directory, "folder", "--export")
     with tempfile.TemporaryDirectory(dir=directory, prefix=".") as scratch:
         whole = Path(scratch, WEIGHTS)
-        save_file(pretrained.to_torch(variables), whole, metadata={"format": "pt"})
+        save_file(convert.to_torch(variables), whole, metadata={"format": "pt"})
         info = {
             **info,
             "parameters": sum(x.size for x in jax.tree.leaves(variables["params"])),
