@@ -20,16 +20,18 @@ from resnet_jax.commands.options import EvaluateConfig
 def main(options: EvaluateConfig) -> None:
     from pathlib import Path
 
-    from resnet_jax import augment, data, evaluation, files, metrics
+    from resnet_jax import data, files
+    from resnet_jax.data import augment
+    from resnet_jax.data.loader import make_feed
     from resnet_jax.devices import platform as numerics
     from resnet_jax.devices.mesh import make_mesh, replicate
-    from resnet_jax.feed import make_feed
     from resnet_jax.report.compare import compare
     from resnet_jax.report.predict import predict_files
     from resnet_jax.report.report import write_report
     from resnet_jax.report.subject import check_classes, info, load
-    from resnet_jax.scoring import score
-    from resnet_jax.seeds import make_each
+    from resnet_jax.training import evaluation, metrics
+    from resnet_jax.training.scoring import score
+    from resnet_jax.training.seeds import make_each
     from resnet_jax.weights import export
 
     if options.compare:

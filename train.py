@@ -17,14 +17,22 @@ from resnet_jax.config import Config
 
 
 def main(cfg: Config) -> None:
-    from resnet_jax import augment, data, features, freezing, models, optim
-    from resnet_jax.compiling import compile_step
+    from resnet_jax import data, models
+    from resnet_jax.data import augment
     from resnet_jax.devices.mesh import replicate
-    from resnet_jax.diagnostics import make_layer_statistics
-    from resnet_jax.evaluation import make_evaluate
     from resnet_jax.models.summary import summarize
-    from resnet_jax.session import open_run, shared_errors
-    from resnet_jax.training import init_state, make_keys, make_train_step
+    from resnet_jax.run.session import open_run, shared_errors
+    from resnet_jax.training import (
+        features,
+        freezing,
+        init_state,
+        make_keys,
+        make_train_step,
+        optim,
+    )
+    from resnet_jax.training.compiling import compile_step
+    from resnet_jax.training.diagnostics import make_layer_statistics
+    from resnet_jax.training.evaluation import make_evaluate
     from resnet_jax.weights import adopt
     from resnet_jax.weights.hub import normalization
 

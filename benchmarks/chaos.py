@@ -261,7 +261,8 @@ def fill(disk: Path) -> Path:
 
 def outcome(run_dir: Path) -> dict[str, Any]:
     """What must not differ: the lines of the logs without times, and the arrays."""
-    from resnet_jax import checkpoint, models, training
+    from resnet_jax import models, training
+    from resnet_jax.run import restore as checkpoint
 
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     last = steps(run_dir)[-1]

@@ -151,7 +151,9 @@ def our_multiply(task: Task) -> Callable[[], Any]:
 
 def our_step(cfg: Config, model: Any, **augmentation: Any) -> tuple[Any, Any, Any]:
     """(train step, not compiled; state; key of the augmentation) of cfg's training."""
-    from resnet_jax import augment, optim, training
+    from resnet_jax import training
+    from resnet_jax.data import augment
+    from resnet_jax.training import optim
 
     schedule = optim.make_schedule(total_steps=100_000, **cfg.scheduling)
     tx = optim.make_optimizer(schedule=schedule, **cfg.optimization)
@@ -172,8 +174,9 @@ def compiled(
     **augmentation: Any,
 ) -> tuple[Callable[..., Any], Any, Any]:
     """(step, state, feed) of cfg's training on `train`, on one device, compiled."""
-    from resnet_jax import compiling, feed
+    from resnet_jax.data import loader as feed
     from resnet_jax.devices import mesh as parallel
+    from resnet_jax.training import compiling
 
     train_step, state, key = our_step(cfg, model, **augmentation)
     mesh = parallel.make_mesh(1)
@@ -209,7 +212,8 @@ def our_training(task: Task, cfg: Config, model: Any) -> Run:
 def our_inference(task: Task, cfg: Config, model: Any) -> Run:
     import jax
 
-    from resnet_jax import augment, training
+    from resnet_jax import training
+    from resnet_jax.data import augment
 
     images, _ = jax.device_put(random_batch(cfg, task.batch_size))
     mean, std = augment.parse_normalization(cfg.normalize or "cifar10")

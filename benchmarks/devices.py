@@ -144,8 +144,9 @@ def read(run_dir: Path) -> dict[str, list[np.ndarray]]:
     """What the run in `run_dir` came to, by kind."""
     import jax
 
-    from resnet_jax import checkpoint, data, models, training
-    from resnet_jax.rundir import read_run
+    from resnet_jax import data, models, training
+    from resnet_jax.run import restore as checkpoint
+    from resnet_jax.run.directory import read_run
 
     cfg = read_run(run_dir)
     model = models.create_model(cfg.model, num_classes=10, **cfg.architecture)

@@ -272,8 +272,12 @@ def make_kinds() -> list[Kind]:
     from PIL import Image
     from safetensors.numpy import save
 
-    from resnet_jax import config_json, folder, logs, models, prepared, rundir, training
+    from resnet_jax import models, training
     from resnet_jax.config import Config
+    from resnet_jax.data import folder
+    from resnet_jax.data import tfds as prepared
+    from resnet_jax.run import config_json, logs
+    from resnet_jax.run import directory as rundir
     from resnet_jax.weights import convert, hub
 
     logging.disable()

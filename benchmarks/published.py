@@ -35,7 +35,8 @@ def main(cfg: Published) -> None:
 
     import resnet_jax
     from benchmarks.torch_models import create_twin
-    from resnet_jax import augment, data, training
+    from resnet_jax import data, training
+    from resnet_jax.data import augment
     from resnet_jax.weights import convert
 
     _, test = data.load_dataset("cifar10", cfg.data_dir)

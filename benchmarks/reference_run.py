@@ -85,7 +85,7 @@ def _torch_epoch(root: Path, recipe: Any, loaded: Any, epoch: int) -> None:
 
     from benchmarks.torch_models import HResNet
     from resnet_jax import data
-    from resnet_jax.augment import parse_normalization
+    from resnet_jax.data.augment import parse_normalization
 
     train, test = loaded
     model = HResNet().to(memory_format=torch.channels_last)

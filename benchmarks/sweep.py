@@ -23,11 +23,11 @@ from typing import Any
 import tyro
 
 from experiments import variants
-from resnet_jax import config_json
 from resnet_jax.commands.command_line import command_line
 from resnet_jax.config import Config
 from resnet_jax.errors import ConfigError
 from resnet_jax.recipes import RECIPES
+from resnet_jax.run import config_json
 
 Fields = dict[str, Any]
 _KNOWN = {field.name for field in dataclasses.fields(Config)}

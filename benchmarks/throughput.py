@@ -243,7 +243,8 @@ def describe(programs: Sequence[str]) -> Row:
 
 def write_pictures(path: Path, count: int | None) -> str:
     """Writes CIFAR-10's training pictures, or noise like them; says which."""
-    from resnet_jax import data, prepared
+    from resnet_jax import data
+    from resnet_jax.data import tfds as prepared
 
     try:
         if prepared.find("cifar10", prepared.default_data_dir()) is None:

@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from resnet_jax import cifar10, config_json, files
+from resnet_jax import files
 from resnet_jax.config import Config
+from resnet_jax.data import cifar as cifar10
 from resnet_jax.errors import ConfigError, NonFiniteLossError
-from resnet_jax.logs import LAYERS, METRICS
 from resnet_jax.report import page
+from resnet_jax.run import config_json
+from resnet_jax.run.logs import LAYERS, METRICS
 
 _DIVERGED = "diverged.json"
 

@@ -26,7 +26,10 @@ import jax
 import numpy as np
 import pytest
 
-from resnet_jax import archives, cifar10, models, prepared
+from resnet_jax import models
+from resnet_jax.data import archives
+from resnet_jax.data import cifar as cifar10
+from resnet_jax.data import tfds as prepared
 from resnet_jax.models.blocks import BasicBlock
 from resnet_jax.models.resnet import ResNet
 

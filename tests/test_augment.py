@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax import augment
+from resnet_jax.data import augment
 from resnet_jax.errors import ConfigError
 
 

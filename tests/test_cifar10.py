@@ -9,8 +9,10 @@ import tarfile
 import numpy as np
 import pytest
 
-from resnet_jax import cifar10, download, prepared
-from resnet_jax.cifar10 import BINARY, PYTHON
+from resnet_jax import download
+from resnet_jax.data import cifar as cifar10
+from resnet_jax.data import tfds as prepared
+from resnet_jax.data.cifar import BINARY, PYTHON
 from resnet_jax.errors import DataError
 
 

@@ -7,20 +7,13 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from resnet_jax import (
-    augment,
-    compiling,
-    data,
-    freezing,
-    models,
-    optim,
-    stream,
-    training,
-)
-from resnet_jax.compiling import compile_step
+from resnet_jax import data, models, training
+from resnet_jax.data import augment, stream
+from resnet_jax.data.loader import Feed
 from resnet_jax.devices import mesh as parallel
-from resnet_jax.feed import Feed
 from resnet_jax.recipes import RECIPES
+from resnet_jax.training import compiling, freezing, optim
+from resnet_jax.training.compiling import compile_step
 
 
 def traced_program(cfg):

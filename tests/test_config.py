@@ -9,20 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import train
-from resnet_jax import (
-    augment,
-    compiling,
-    config,
-    config_json,
-    models,
-    optim,
-    rundir,
-    training,
-)
+from resnet_jax import config, models, training
 from resnet_jax.commands import options
 from resnet_jax.config import Config
+from resnet_jax.data import augment
 from resnet_jax.errors import ConfigError
 from resnet_jax.recipes import RECIPES
+from resnet_jax.run import config_json
+from resnet_jax.run import directory as rundir
+from resnet_jax.training import compiling, optim
 
 
 @pytest.mark.parametrize(

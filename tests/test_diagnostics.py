@@ -8,7 +8,9 @@ import optax
 import pytest
 
 import train
-from resnet_jax import augment, diagnostics, models, optim, training
+from resnet_jax import models, training
+from resnet_jax.data import augment
+from resnet_jax.training import diagnostics, optim
 
 LAYERS = ["conv1", "bn1", "layer1.0.conv1", "layer1.0.bn1", "layer1.0.conv2"]
 

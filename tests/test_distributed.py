@@ -13,10 +13,11 @@ import pytest
 from jax.experimental import multihost_utils
 from processes import KILL, ROOT, TERM, at_step, finish, lines, start, steps
 
-from resnet_jax import compiling, evaluation, saving
 from resnet_jax import run as run_module
 from resnet_jax.devices import processes as distributed
 from resnet_jax.errors import DataError, UserError
+from resnet_jax.run import saving
+from resnet_jax.training import compiling, evaluation
 
 SLURM = {
     "SLURM_JOB_ID": "7",
@@ -229,7 +230,10 @@ from jax.experimental import multihost_utils
 
 sys.path.insert(0, "tests")
 import processes, train
-from resnet_jax import (compiling, data, evaluation, feed, run, store)
+from resnet_jax.training import compiling, evaluation
+from resnet_jax import data, run
+from resnet_jax.data import loader as feed
+from resnet_jax.run import store
 from resnet_jax.weights import hub
 from resnet_jax.devices import mesh as parallel
 from resnet_jax.errors import DataError, UserError

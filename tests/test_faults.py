@@ -27,7 +27,8 @@ from processes import (
     steps,
 )
 
-from resnet_jax import cifar10, prepared
+from resnet_jax.data import cifar as cifar10
+from resnet_jax.data import tfds as prepared
 
 
 def assert_same_end(run_dir, alone):
@@ -116,7 +117,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path):
     # come back at a signal, so the mask leaves that to the other threads.
     patch = (
         "import ctypes\n"
-        "from resnet_jax import compiling\n"
+        "from resnet_jax.training import compiling\n"
         "def stuck(*args, **options):\n"
         "    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
         "    print('stuck', flush=True)\n"
@@ -194,7 +195,8 @@ def test_a_damaged_checkpoint_is_named_and_skipped(how, stopped, alone, tmp_path
 READ_EACH = f"""{SMALL}
 import json, sys
 from pathlib import Path
-from resnet_jax import checkpoint, training
+from resnet_jax.run import restore as checkpoint
+from resnet_jax import training
 model = models.create_model("small", num_classes=10)
 template = training.variable_shapes(model, (32, 32, 3))
 for name in sys.argv[1:]:
@@ -353,7 +355,7 @@ def test_another_version_is_said(stopped, alone, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(stopped, run_dir)
     patch = (
-        "from resnet_jax import store\n"
+        "from resnet_jax.run import store\n"
         "begin = store.Store.__init__\n"
         "def of_another(self, *args):\n"
         "    begin(self, *args)\n"
@@ -437,7 +439,7 @@ def published_here(small_cifar, prepared_dir, tmp_path):
     """(a patch that makes conftest's pictures the published CIFAR-10, their folder)."""
     shutil.copytree(prepared_dir, tmp_path / "data")
     patch = (
-        "from resnet_jax import cifar10\n"
+        "from resnet_jax.data import cifar as cifar10\n"
         f"cifar10.NUM_EXAMPLES.update({cifar10.NUM_EXAMPLES})\n"
         f"cifar10.SHA256.update({cifar10.SHA256})\n"
         "cifar10.download.fetch = None  # what comes next is not to be fetched\n"

@@ -5,8 +5,11 @@ import numpy as np
 import pytest
 
 import train
-from resnet_jax import augment, config_json, data, features, models, training
+from resnet_jax import data, models, training
 from resnet_jax.config import Config
+from resnet_jax.data import augment
+from resnet_jax.run import config_json
+from resnet_jax.training import features
 
 
 @pytest.fixture

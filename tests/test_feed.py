@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnet_jax import data, stream
+from resnet_jax import data
+from resnet_jax.data import stream
+from resnet_jax.data.loader import Feed, make_feed
 from resnet_jax.devices import mesh as parallel
 from resnet_jax.devices.mesh import make_mesh
-from resnet_jax.feed import Feed, make_feed
 
 
 def numbered(count):

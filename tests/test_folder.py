@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_jax import data, folder
+from resnet_jax import data
+from resnet_jax.data import folder
 from resnet_jax.errors import ConfigError, DataError
 
 

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax import augment, freezing, models, optim, training
+from resnet_jax import models, training
+from resnet_jax.data import augment
 from resnet_jax.errors import ConfigError
 from resnet_jax.models import torch_names
+from resnet_jax.training import freezing, optim
 
 SHAPE = (8, 8, 3)
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from resnet_jax import gradients, models, training
+from resnet_jax import models, training
 from resnet_jax.devices import mesh as parallel
+from resnet_jax.training import gradients
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from resnet_jax import lock
 from resnet_jax.errors import ConfigError
+from resnet_jax.run import lock
 
 
 def hold_elsewhere(run_dir):
@@ -16,7 +16,7 @@ def hold_elsewhere(run_dir):
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from resnet_jax import lock\n"
+        "from resnet_jax.run import lock\n"
         "with lock.claim(Path(sys.argv[1])):\n"
         "    print('held', flush=True)\n"
         "    sys.stdin.read()\n"

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet_jax import logs
 from resnet_jax.errors import ConfigError
+from resnet_jax.run import logs
 
 LINE = {
     **{"epoch": 1, "step": 5, "lr": 0.1, "train_loss": 2.3, "train_accuracy": 0.1},

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax import metrics
+from resnet_jax.training import metrics
 
 
 def test_eval_sums_by_hand():

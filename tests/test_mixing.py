@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax import augment, mixing
+from resnet_jax.data import augment, mixing
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import numpy as np
 import optax
 import pytest
 
-from resnet_jax import optim
 from resnet_jax.errors import ConfigError
+from resnet_jax.training import optim
 
 GRADS = [np.array([0.5, -1.0]), np.array([0.25, 2.0]), np.array([-1.5, 0.125])]
 

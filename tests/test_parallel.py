@@ -48,12 +48,14 @@ def test_data_on_cpus_take_a_part_of_the_machine_s_memory(monkeypatch):
 SCRIPT = """
 import json, sys
 import jax, numpy as np
-from resnet_jax import (augment, data, evaluation, freezing, gradients, optim)
+from resnet_jax.data import augment
+from resnet_jax import data
+from resnet_jax.training import (evaluation, freezing, gradients, optim)
 from resnet_jax.devices import mesh as parallel
 from resnet_jax import training
 from resnet_jax.models.blocks import BasicBlock
-from resnet_jax.compiling import compile_step
-from resnet_jax.feed import Feed
+from resnet_jax.training.compiling import compile_step
+from resnet_jax.data.loader import Feed
 from resnet_jax.models.resnet import ResNet
 
 jax.config.update("jax_enable_x64", True)

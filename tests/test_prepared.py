@@ -6,7 +6,9 @@ import threading
 import numpy as np
 import pytest
 
-from resnet_jax import cifar10, data, files, prepared
+from resnet_jax import data, files
+from resnet_jax.data import cifar as cifar10
+from resnet_jax.data import tfds as prepared
 from resnet_jax.errors import DataError
 
 

@@ -1,7 +1,7 @@
 import jax
 import pytest
 
-from resnet_jax.profiling import Trace
+from resnet_jax.run.profiling import Trace
 
 
 @pytest.fixture

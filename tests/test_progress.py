@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax.progress import Progress
+from resnet_jax.run.progress import Progress
 
 
 class Failed(Exception):

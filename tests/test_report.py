@@ -10,10 +10,10 @@ from PIL import Image
 
 import evaluate
 import train
-from resnet_jax import checkpoint
 from resnet_jax.commands.options import EvaluateConfig
 from resnet_jax.errors import CheckpointError, ConfigError, DataError
 from resnet_jax.report import report
+from resnet_jax.run import restore as checkpoint
 from resnet_jax.weights.hub import load_pretrained
 
 PICTURES = {

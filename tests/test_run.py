@@ -11,18 +11,9 @@ import pytest
 from safetensors.numpy import save_file
 
 import train
-from resnet_jax import (
-    checkpoint,
-    data,
-    evaluation,
-    metrics,
-    models,
-    run,
-    session,
-    store,
-    training,
-)
+from resnet_jax import data, models, run, training
 from resnet_jax.config import Config
+from resnet_jax.data.loader import Feed
 from resnet_jax.errors import (
     CheckpointError,
     ConfigError,
@@ -30,10 +21,12 @@ from resnet_jax.errors import (
     NonFiniteLossError,
     StoppedError,
 )
-from resnet_jax.feed import Feed
 from resnet_jax.recipes import RECIPES
-from resnet_jax.rundir import read_run
-from resnet_jax.session import open_run
+from resnet_jax.run import restore as checkpoint
+from resnet_jax.run import session, store
+from resnet_jax.run.directory import read_run
+from resnet_jax.run.session import open_run
+from resnet_jax.training import evaluation, metrics
 from resnet_jax.weights import convert
 
 TIMES = {"seconds", "images_per_second", "compile_seconds", "startup_seconds"}

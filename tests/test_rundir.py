@@ -1,7 +1,7 @@
 import dataclasses
 
-from resnet_jax import rundir
 from resnet_jax.config import Config
+from resnet_jax.run import directory as rundir
 
 
 def test_differences_leave_out_what_belongs_to_one_invocation():

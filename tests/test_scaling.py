@@ -23,10 +23,12 @@ import json, sys
 from functools import partial
 
 import jax, numpy as np
-from resnet_jax import (augment, compiling, data, optim, training)
+from resnet_jax.data import augment
+from resnet_jax.training import compiling, optim
+from resnet_jax import data, training
 from resnet_jax.devices import mesh as parallel
 from resnet_jax.models.blocks import BasicBlock, Bottleneck
-from resnet_jax.feed import Feed
+from resnet_jax.data.loader import Feed
 from resnet_jax.models.factory import create_model
 from resnet_jax.models.resnet import ResNet
 

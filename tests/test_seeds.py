@@ -8,12 +8,16 @@ import pytest
 
 import evaluate
 import train
-from resnet_jax import augment, checkpoint, feed, models, optim, seeds, training
+from resnet_jax import models, training
 from resnet_jax.commands.options import EvaluateConfig
 from resnet_jax.config import Config
+from resnet_jax.data import augment
+from resnet_jax.data import loader as feed
+from resnet_jax.data.loader import Feed
 from resnet_jax.errors import ConfigError, StoppedError
-from resnet_jax.feed import Feed
 from resnet_jax.report import figures
+from resnet_jax.run import restore as checkpoint
+from resnet_jax.training import optim, seeds
 from resnet_jax.weights.hub import load_pretrained
 
 
@@ -230,7 +234,7 @@ def test_a_seed_s_report_shows_its_own_figures(three, monkeypatch):
 
 
 def test_an_ensemble_is_the_mean_of_probabilities(key):
-    from resnet_jax.evaluation import eval_step
+    from resnet_jax.training.evaluation import eval_step
 
     class Given:
         def apply(self, variables, images, *, train):

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from resnet_jax.signals import Interrupted, Signals
+from resnet_jax.run.signals import Interrupted, Signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -41,7 +41,7 @@ def test_after_at_once_a_signal_is_noted_again():
 def test_the_second_signal_ends_the_process_at_once(first):
     code = (
         "import os, signal, time\n"
-        "from resnet_jax.signals import Signals\n"
+        "from resnet_jax.run.signals import Signals\n"
         "with Signals():\n"
         f"    os.kill(os.getpid(), signal.{first})\n"
         "    print('first', flush=True)\n"

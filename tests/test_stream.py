@@ -13,9 +13,10 @@ from processes import ROOT, digests, lines
 
 import evaluate
 import train
-from resnet_jax import data, folder, stream
+from resnet_jax import data
 from resnet_jax.commands.options import EvaluateConfig
 from resnet_jax.config import Config
+from resnet_jax.data import folder, stream
 from resnet_jax.errors import ConfigError, DataError
 
 pytest.importorskip("grain")
@@ -113,7 +114,7 @@ def test_what_is_read_ahead_keeps_its_order_and_its_errors(workers):
 def test_workers_end_with_a_process_that_is_killed(tmp_path):
     code = (
         "import os, signal\n"
-        "from resnet_jax import stream\n"
+        "from resnet_jax.data import stream\n"
         "class Pids:\n"
         "    def __len__(self):\n"
         "        return 8\n"

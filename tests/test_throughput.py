@@ -11,9 +11,9 @@ import pytest
 from benchmarks import contestants, throughput
 from benchmarks.contestants import OURS, Task
 from benchmarks.throughput import Throughput
+from resnet_jax.data.loader import Feed
 from resnet_jax.devices.mesh import make_mesh
 from resnet_jax.errors import ConfigError
-from resnet_jax.feed import Feed
 
 
 def test_the_ratio_is_of_blocks_of_one_round():

@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax import augment, data, evaluation, mixing, models, optim, training
+from resnet_jax import data, models, training
+from resnet_jax.data import augment, mixing
+from resnet_jax.training import evaluation, optim
 
 GOLDEN = (
     "The golden {name} step gives other numbers. Either the arithmetic, the order of "

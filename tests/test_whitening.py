@@ -2,7 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax import augment, data, models, training
+from resnet_jax import data, models, training
+from resnet_jax.data import augment
 from resnet_jax.models import whitening
 
 

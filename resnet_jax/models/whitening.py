@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax.augment import Augment
 from resnet_jax.data import Dataset, subset
+from resnet_jax.data.augment import Augment
 from resnet_jax.devices import processes
 from resnet_jax.layers.conv import convolve
 from resnet_jax.layers.linear import storage_dtype

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from resnet_jax.errors import ConfigError
-from resnet_jax.logs import METRICS, read_metrics
 from resnet_jax.report import figures
 from resnet_jax.report.page import Picture, Table, write
-from resnet_jax.rundir import CONFIG, TRANSIENT, read_run
+from resnet_jax.run.directory import CONFIG, TRANSIENT, read_run
+from resnet_jax.run.logs import METRICS, read_metrics
 
 
 def compare(run_dirs: Sequence[str], page: Path) -> str:

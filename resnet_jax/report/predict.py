@@ -6,11 +6,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from resnet_jax import data, evaluation, files, folder
-from resnet_jax.augment import make_augment
+from resnet_jax import data, files
+from resnet_jax.data import folder
+from resnet_jax.data.augment import make_augment
 from resnet_jax.errors import DataError
 from resnet_jax.report import figures, saliency, scores
 from resnet_jax.report.subject import Subject
+from resnet_jax.training import evaluation
 
 TOP = 5
 

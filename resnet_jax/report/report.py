@@ -11,14 +11,15 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from resnet_jax import evaluation, files
-from resnet_jax.augment import Augment
+from resnet_jax import files
 from resnet_jax.data import Dataset, eval_batches
-from resnet_jax.logs import of_seed, read_metrics
+from resnet_jax.data.augment import Augment
 from resnet_jax.models import summary
 from resnet_jax.report import diagram, figures, scores
 from resnet_jax.report.page import Content, Picture, Table, write
 from resnet_jax.report.subject import Subject
+from resnet_jax.run.logs import of_seed, read_metrics
+from resnet_jax.training import evaluation
 from resnet_jax.weights import export
 
 NUM_SHOWN = 24  # pictures of each kind

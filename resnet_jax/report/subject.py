@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
-from resnet_jax import checkpoint, data, models, seeds, training
-from resnet_jax.augment import parse_normalization
+from resnet_jax import data, models, training
 from resnet_jax.commands.options import EvaluateConfig
 from resnet_jax.config import Config
+from resnet_jax.data.augment import parse_normalization
 from resnet_jax.errors import ConfigError, DataError
-from resnet_jax.rundir import read_classes, read_run
+from resnet_jax.run import restore as checkpoint
+from resnet_jax.run.directory import read_classes, read_run
+from resnet_jax.training import seeds
 from resnet_jax.weights import convert, hub
 
 

@@ -2,11 +2,10 @@
 
 import flax.linen as nn
 
-from resnet_jax import seeds
-from resnet_jax.augment import Augment
 from resnet_jax.data import Dataset
+from resnet_jax.data.augment import Augment
 from resnet_jax.models import whitening
-from resnet_jax.training import TrainState
+from resnet_jax.training import TrainState, seeds
 from resnet_jax.weights import hub
 
 

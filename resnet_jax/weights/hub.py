@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 
 from resnet_jax import download, files, models, training
-from resnet_jax.augment import parse_normalization
+from resnet_jax.data.augment import parse_normalization
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.weights import convert
 

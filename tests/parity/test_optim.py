@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from resnet_jax import optim
+from resnet_jax.training import optim
 
 torch = pytest.importorskip("torch", reason="parity needs torch")
 

@@ -11,7 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from resnet_jax import optim, training
+from resnet_jax import training
+from resnet_jax.training import optim
 from resnet_jax.weights import convert
 
 pytest.importorskip("torchvision", reason="parity needs torch and torchvision")

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_jax import augment, folder, freezing, models, optim, training
+from resnet_jax import models, training
+from resnet_jax.data import augment, folder
+from resnet_jax.training import freezing, optim
 from resnet_jax.weights import convert
 
 pytest.importorskip("torchvision", reason="parity needs torch and torchvision")

@@ -5,10 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from resnet_jax import metrics, seeds
 from resnet_jax.data import Dataset
-from resnet_jax.metrics import Sums
-from resnet_jax.training import TrainState
+from resnet_jax.training import TrainState, metrics, seeds
+from resnet_jax.training.metrics import Sums
 
 
 class Scores(NamedTuple):

@@ -6,10 +6,10 @@ from typing import Any
 
 import flax.linen as nn
 
-from resnet_jax import evaluation
-from resnet_jax.augment import Augment, make_features_augment
 from resnet_jax.data import Dataset, eval_batches
+from resnet_jax.data.augment import Augment, make_features_augment
 from resnet_jax.models.resnet import Head
+from resnet_jax.training import evaluation
 
 
 def head_of(model: nn.Module) -> Head:

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import optax
 
 from resnet_jax import training
-from resnet_jax.freezing import Predicate, inference_batch_norm
-from resnet_jax.gradients import loss_fn
 from resnet_jax.layers.conv import Conv
 from resnet_jax.layers.linear import Linear
 from resnet_jax.layers.norm import BatchNorm
 from resnet_jax.models import torch_names
+from resnet_jax.training.freezing import Predicate, inference_batch_norm
+from resnet_jax.training.gradients import loss_fn
 
 Layers = dict[
     str, dict[str, Any]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from resnet_jax import mixing
+from resnet_jax.data import mixing
 from resnet_jax.errors import ConfigError
 
 # (key, images, labels, step=0) to (inputs, targets), see make_augment.

@@ -6,9 +6,8 @@ from functools import partial
 
 import jax
 
-from resnet_jax import metrics
-from resnet_jax.feed import Batch, Source, fetch
-from resnet_jax.training import TrainState
+from resnet_jax.data.loader import Batch, Source, fetch
+from resnet_jax.training import TrainState, metrics
 
 Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, metrics.Sums]]
 

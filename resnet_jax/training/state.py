@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from resnet_jax import metrics, seeds
-from resnet_jax.freezing import Predicate, inference_batch_norm
-from resnet_jax.gradients import loss_and_gradient
 from resnet_jax.models import torch_names
+from resnet_jax.training import metrics, seeds
+from resnet_jax.training.freezing import Predicate, inference_batch_norm
+from resnet_jax.training.gradients import loss_and_gradient
 
 Batch = dict[str, Any]  # images [B, H, W, C] uint8, labels [B] int32, mask [B] float32
 

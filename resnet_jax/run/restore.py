@@ -15,8 +15,8 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from resnet_jax.devices import processes
 from resnet_jax.errors import CheckpointError, ConfigError
-from resnet_jax.logs import Record, read_metrics
-from resnet_jax.rundir import CHECKPOINTS
+from resnet_jax.run.directory import CHECKPOINTS
+from resnet_jax.run.logs import Record, read_metrics
 
 log = logging.getLogger(__name__)
 

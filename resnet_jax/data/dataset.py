@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from resnet_jax import cifar10, folder, prepared, stream
+from resnet_jax.data import cifar as cifar10
+from resnet_jax.data import folder, stream
+from resnet_jax.data import tfds as prepared
 from resnet_jax.errors import ConfigError
 
 FOLDER_SIZE = 224  # of a folder's pictures, if nothing else is said

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from resnet_jax import data, stream
-from resnet_jax.data import Dataset
+from resnet_jax import data
+from resnet_jax.data import Dataset, stream
 from resnet_jax.devices import mesh as parallel
 from resnet_jax.devices import processes
 from resnet_jax.errors import ConfigError

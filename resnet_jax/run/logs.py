@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from resnet_jax import files, metrics
+from resnet_jax import files
 from resnet_jax.errors import ConfigError
+from resnet_jax.training import metrics
 
 log = logging.getLogger(__name__)
 

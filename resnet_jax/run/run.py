@@ -10,17 +10,20 @@ from typing import Any, NoReturn, Self
 import jax
 import numpy as np
 
-from resnet_jax import config_json, data, feed, files, metrics, seeds
+from resnet_jax import data, files
 from resnet_jax.config import Config
+from resnet_jax.data import loader as feed
 from resnet_jax.devices import processes
 from resnet_jax.devices.mesh import local, make_mesh
 from resnet_jax.errors import NonFiniteLossError
-from resnet_jax.logs import LAYERS, METRICS, Logs
-from resnet_jax.profiling import Trace
-from resnet_jax.progress import Progress
-from resnet_jax.rundir import CHECKPOINTS, CLASSES, CONFIG, newest_step
-from resnet_jax.saving import Saver
-from resnet_jax.signals import Interrupted, Signals
+from resnet_jax.run import config_json
+from resnet_jax.run.directory import CHECKPOINTS, CLASSES, CONFIG, newest_step
+from resnet_jax.run.logs import LAYERS, METRICS, Logs
+from resnet_jax.run.profiling import Trace
+from resnet_jax.run.progress import Progress
+from resnet_jax.run.saving import Saver
+from resnet_jax.run.signals import Interrupted, Signals
+from resnet_jax.training import metrics, seeds
 
 log = logging.getLogger(__name__)
 

@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from resnet_jax import metrics
-from resnet_jax.feed import Feed, Source, fetch
-from resnet_jax.seeds import Each
-from resnet_jax.training import Batch, TrainState
+from resnet_jax.data.loader import Feed, Source, fetch
+from resnet_jax.training import Batch, TrainState, metrics
+from resnet_jax.training.seeds import Each
 
 # Of x [B, H, W, C], some [B, H, W, C] and what share each has in the whole.
 Views = Callable[[jax.Array], list[tuple[float, jax.Array]]]

@@ -4,10 +4,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from resnet_jax import config_json, files
+from resnet_jax import files
 from resnet_jax.config import Config
 from resnet_jax.errors import ConfigError
-from resnet_jax.logs import METRICS
+from resnet_jax.run import config_json
+from resnet_jax.run.logs import METRICS
 
 CONFIG = "config.json"
 CLASSES = "classes.json"

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from resnet_jax.data.tfds import Arrays
 from resnet_jax.errors import DataError
-from resnet_jax.prepared import Arrays
 
 CLASS_NAMES = (
     "airplane",

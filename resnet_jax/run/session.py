@@ -10,10 +10,10 @@ from resnet_jax.devices import platform as numerics
 from resnet_jax.devices import processes
 from resnet_jax.devices.mesh import check_batch_size
 from resnet_jax.errors import ConfigError, DataError, StoppedError, UserError
-from resnet_jax.lock import claim
 from resnet_jax.run import Run
-from resnet_jax.rundir import check_resumable
-from resnet_jax.signals import Interrupted, Signals
+from resnet_jax.run.directory import check_resumable
+from resnet_jax.run.lock import claim
+from resnet_jax.run.signals import Interrupted, Signals
 
 
 @contextlib.contextmanager

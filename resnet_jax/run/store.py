@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from resnet_jax import checkpoint
-from resnet_jax.checkpoint import Manifest
 from resnet_jax.errors import ConfigError
-from resnet_jax.logs import Record
-from resnet_jax.rundir import CHECKPOINTS
+from resnet_jax.run import restore as checkpoint
+from resnet_jax.run.directory import CHECKPOINTS
+from resnet_jax.run.logs import Record
+from resnet_jax.run.restore import Manifest
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from resnet_jax.config import Config
 from resnet_jax.data import UNREAD, Dataset, digest
 from resnet_jax.devices import processes
 from resnet_jax.errors import CheckpointError, ConfigError
-from resnet_jax.logs import Logs, Record, last_line
-from resnet_jax.progress import Progress
-from resnet_jax.store import Store, is_finite
+from resnet_jax.run.logs import Logs, Record, last_line
+from resnet_jax.run.progress import Progress
+from resnet_jax.run.store import Store, is_finite
 
 
 class Saver:

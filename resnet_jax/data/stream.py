@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from resnet_jax import folder, prepared
+from resnet_jax.data import folder
+from resnet_jax.data import tfds as prepared
 from resnet_jax.errors import ConfigError, DataError
 
 T = TypeVar("T")

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_jax import archives, download, files, prepared
+from resnet_jax import download, files
+from resnet_jax.data import archives
+from resnet_jax.data import tfds as prepared
+from resnet_jax.data.tfds import Arrays
 from resnet_jax.errors import DataError
-from resnet_jax.prepared import Arrays
 
 log = logging.getLogger(__name__)
 

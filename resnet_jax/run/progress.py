@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from resnet_jax import metrics
+from resnet_jax.training import metrics
 
 
 class Progress:

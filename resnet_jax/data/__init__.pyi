@@ -1,0 +1,17 @@
+from .dataset import FOLDER_SIZE as FOLDER_SIZE
+from .dataset import NUM_CLASSES as NUM_CLASSES
+from .dataset import SIZE as SIZE
+from .dataset import UNREAD as UNREAD
+from .dataset import Dataset as Dataset
+from .dataset import Description as Description
+from .dataset import batch_sizes as batch_sizes
+from .dataset import describe as describe
+from .dataset import digest as digest
+from .dataset import epoch_batches as epoch_batches
+from .dataset import epoch_order as epoch_order
+from .dataset import eval_batches as eval_batches
+from .dataset import hold_out as hold_out
+from .dataset import image_shape as image_shape
+from .dataset import load_dataset as load_dataset
+from .dataset import subset as subset
+from .dataset import train_batches as train_batches

@@ -1,0 +1,2 @@
+from .run import Run as Run
+from .session import open_run as open_run

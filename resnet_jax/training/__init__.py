@@ -1,0 +1,5 @@
+"""The training state, and the pure functions that move and score it."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

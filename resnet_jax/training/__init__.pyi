@@ -1,0 +1,11 @@
+from .state import Batch as Batch
+from .state import Keys as Keys
+from .state import TrainState as TrainState
+from .state import average as average
+from .state import init_state as init_state
+from .state import init_variables as init_variables
+from .state import make_keys as make_keys
+from .state import make_train_step as make_train_step
+from .state import model_key as model_key
+from .state import train_step as train_step
+from .state import variable_shapes as variable_shapes
