@@ -29,14 +29,15 @@ class Saving:
 
 
 def main(cfg: Saving) -> None:
+    from resnet_jax.run.store import Store, is_finite
+    from resnet_jax.training.compiling import compile_step
+
     from resnet_jax import data, models, training
     from resnet_jax.data import augment
     from resnet_jax.data.loader import Feed
     from resnet_jax.devices.mesh import make_mesh, replicate
     from resnet_jax.recipes import RECIPES
-    from resnet_jax.run.store import Store, is_finite
     from resnet_jax.training import optim
-    from resnet_jax.training.compiling import compile_step
 
     recipe = RECIPES["hresnet"][1]
     train, _ = data.load_dataset("cifar10")

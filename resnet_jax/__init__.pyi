@@ -1,6 +1,6 @@
 from .config import Config as Config
-from .data import Dataset as Dataset
-from .data import load_dataset as load_dataset
+from .data.dataset import Dataset as Dataset
+from .data.sources import load_dataset as load_dataset
 from .layers.norm import BatchNorm as BatchNorm
 from .models.blocks import BasicBlock as BasicBlock
 from .models.blocks import Bottleneck as Bottleneck

@@ -1,286 +1,303 @@
-"""The configuration of a run, and the recipes."""
+"""The configuration of a run: groups of fields, each with its range and its help."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from resnet_jax import limits
+from resnet_jax.errors import ConfigError
+from resnet_jax.fields import Group, flat, ranged
 
 
 @dataclass(frozen=True)
-class Config:
-    """Everything that decides what a training run does."""
+class ModelConfig(Group):
+    """The network; None is the choice of the model itself."""
 
     model: str = "hresnet"
-    """Name of the network; resnet_jax.list_models() has them all."""
+    """Name of the network; `resnet-jax models list` has them all."""
     stem: Literal["imagenet", "cifar"] | None = None
-    """7x7 and max-pool, or 3x3 for small pictures; None is the model's own."""
+    """7x7 and max-pool, or 3x3 for small images."""
     skip: bool = True
     """The blocks' shortcuts; without them, a plain network of the same depth."""
     norm: Literal["batch", "none"] = "batch"
     """BatchNorm, or none: then every convolution has a bias."""
-    dropout: float = 0.0
-    """Part of the features that training sets to 0 before the last layer (hresnet:
+    dropout: float = ranged(0.0, within="[0, 1)", alters_features=True)
+    """Fraction of the features that training sets to 0 before the last layer (hresnet:
     after each hidden linear layer)."""
-    drop_path: float = 0.0
-    """Part of the pictures of which training leaves out the last block's residual; of
-    blocks before it fewer, of the first none (stochastic depth)."""
+    drop_path: float = ranged(0.0, within="[0, 1)", alters_features=True)
+    """Stochastic depth: fraction of the images for which training skips the residual of
+    the last block; of the blocks before it fewer, of the first none."""
     zero_init_last: bool = False
     """Begin with each block's last BatchNorm at 0, as torchvision's
     zero_init_residual."""
-    width: int | None = None
-    """Of resnet9: channels of the first convolution, of which others are multiples;
-    None is 64."""
+    width: int | None = ranged(None, at_least=1)
+    """resnet9 only: channels of the first convolution, which the other layers multiply
+    (default 64)."""
     whiten: bool = False
-    """Of resnet9: a fixed first layer that whitens the training pictures' patches."""
+    """resnet9 only: a fixed first layer that whitens the patches of the images."""
     init: Literal["kaiming", "torch"] | None = None
-    """Of convolutions: He et al.'s, or nn.Conv2d's default; None is the model's own."""
+    """Initialisation of convolutions: He et al.'s, or nn.Conv2d's default."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the arithmetic; parameters, statistics, logits and loss stay float32."""
-
+    """Arithmetic; parameters, statistics, logits and loss stay float32."""
     remat: bool = False
     """Compute each block's activations again in the backward pass: less memory."""
 
+
+@dataclass(frozen=True)
+class DataConfig(Group):
+    """The images, and how they come in batches."""
+
     dataset: str = "cifar10"
-    """cifar10, cifar100, digits, or folder: your own, DATA_DIR/train/CLASS/*."""
-    data_dir: str | None = None
-    """The folder, or tensorflow-datasets': else $TFDS_DATA_DIR, ~/tensorflow_datasets.
-    """
-    rebuild_data: bool = False
-    """Fetch and prepare CIFAR-10 afresh, in the place of a damaged one."""
+    """cifar10, cifar100, fashion_mnist, digits, or folder: DATA_DIR/train/CLASS/*."""
+    data_dir: str | None = ranged(None, resume="free")
+    """The folder, or a tensorflow-datasets directory: else $TFDS_DATA_DIR,
+    ~/tensorflow_datasets."""
+    rebuild_data: bool = ranged(False, resume="free")
+    """Fetch and prepare CIFAR-10 again, replacing a damaged copy."""
     skip_bad_images: bool = False
-    """Leave out, and count, pictures of a folder that cannot be read."""
-    stream: bool = False
-    """Read images while training, not before, as is done where they do not fit in
-    memory; of folder and CIFAR (needs the stream extra)."""
-    workers: int = 4
-    """Processes that read images with stream."""
-    max_train_samples: int | None = None
-    """Train on so many of the training pictures, always the same; None on all."""
-    max_test_samples: int | None = None
-    """Score so many of the test pictures each epoch; evaluate.py scores all."""
-    validation_split: float = 0.0
+    """Leave out, and count, images of a folder that cannot be read."""
+    stream: bool = ranged(False, resume="free")
+    """Read images while training, as is done anyway if they do not fit in memory;
+    folder and prepared data sets (needs the stream extra)."""
+    workers: int = ranged(4, at_least=0, resume="free")
+    """Processes that read streamed images."""
+    max_train_samples: int | None = ranged(None, at_least=1)
+    """Train on this many of the training images, always the same ones."""
+    max_test_samples: int | None = ranged(None, at_least=1)
+    """Score this many of the test images each epoch; evaluate.py scores all."""
+    validation_split: float = ranged(0.0, within="[0, 1)")
     """Fraction of the training set held out and scored each epoch."""
+    image_size: int | None = ranged(None, at_least=1, at_most=4096)
+    """Resize images to this side (folder: 224 if not given)."""
+    crop_pct: float = ranged(0.875, within="(0, 1]")
+    """Folder only: the fraction of the resized shorter side that is kept."""
+    batch_size: int = ranged(128, at_least=1)
+    """Images per training step, on all devices together."""
+    eval_batch_size: int = ranged(500, at_least=1, resume="override")
+    """Images per evaluation step."""
+    drop_last: bool = False
+    """Drop an epoch's last partial batch instead of training on it."""
+
+
+@dataclass(frozen=True)
+class AugmentConfig(Group):
+    """What training makes of images and labels."""
+
     normalize: str | None = None
-    """cifar10, imagenet, half (.5/.25), or mean and std as r,g,b/r,g,b; None is that of
-    the pretrained weights, else cifar10."""
-    image_size: int | None = None
-    """Resize pictures to this side on the device; None leaves them (folder: 224)."""
-    crop_pct: float = 0.875
-    """Of a folder's pictures: the part of the resized shorter side that is kept."""
-    crop_padding: int = 0
-    """Random crop of each picture padded with this many pixels."""
+    """cifar10, imagenet, half (.5/.25), or mean and std as r,g,b/r,g,b; by default that
+    of the pretrained weights, else of the data set."""
+    crop_padding: int = ranged(0, at_least=0, alters_features=True)
+    """Random crop of each image padded by this many pixels."""
     crop_fill: Literal["black", "reflect"] = "black"
-    """What it is padded with: black, or its own pixels mirrored."""
-    flip: bool = False
-    """Random horizontal flip."""
-    flip_alternating: bool = False
-    """With flip: each picture mirrored in every second epoch, in place of by chance."""
-    cutout: int = 0
-    """Side of a square of each picture that is set to the mean colour."""
-    mixup: float = 0.0
-    """Alpha of mixup: pictures and targets blended with another's, by Beta(A, A)."""
-    cutmix: float = 0.0
-    """Alpha of CutMix: a box from another picture. With mixup, one of both a batch."""
-    label_smoothing: float = 0.0
+    """Padding of the crop: black, or the image's own pixels mirrored."""
+    flip: Literal["none", "random", "alternating"] = ranged(
+        "none", alters_features=True
+    )
+    """Horizontal flip: random, or each image in every second epoch."""
+    cutout: int = ranged(0, at_least=0, alters_features=True)
+    """Side of a square of each image that is set to the mean colour."""
+    mixup: float = ranged(0.0, within="[0, inf)", alters_features=True)
+    """Alpha of mixup: images and targets blended with another's, by Beta(A, A)."""
+    cutmix: float = ranged(0.0, within="[0, inf)", alters_features=True)
+    """Alpha of CutMix: a box from another image. With mixup, one of both per batch."""
+    label_smoothing: float = ranged(0.0, within="[0, 1)")
     """Mass of the target that is spread over all classes."""
+
+
+@dataclass(frozen=True)
+class TransferConfig(Group):
+    """Pretrained weights, and what of them is trained."""
 
     pretrained: str | None = None
     """Begin from a weights file, an exported folder, or torchvision's: imagenet."""
-    fresh_head: bool = False
-    """Draw the last layer anew even where the weights have one of this shape."""
+    reset_head: bool = False
+    """Draw the last layer again even if the weights have one of this shape."""
     freeze: str = "none"
     """Parameters that stay: none, backbone (all but the last layer), or a regular
     expression searched in their PyTorch names."""
     backbone_bn: Literal["update", "frozen"] = "update"
     """BatchNorm with frozen parameters: its statistics move as PyTorch's do, or it is
     in inference mode."""
-    backbone_lr_scale: float = 1.0
-    """The learning rate of all but the last layer, as a multiple of lr."""
+    backbone_lr_scale: float = ranged(1.0, within="[0, inf)")
+    """Learning rate of all but the last layer, as a multiple of lr."""
     cache_features: bool = False
     """Compute the frozen backbone's features once, and train the last layer on them."""
 
-    epochs: int = 30
-    """Passes over the training set."""
-    max_steps: int | None = None
-    """End after this many steps, if the epochs do not end before."""
-    batch_size: int = 128
-    """Pictures per training step, on all devices together."""
-    accumulate: int = 1
-    """Micro-batches that a training step computes one after the other."""
-    bn_scope: Literal["global", "local"] = "global"
-    """BatchNorm has the statistics of the whole batch, or each device's own."""
-    eval_batch_size: int = 500
-    """Pictures per evaluation step."""
-    drop_last: bool = False
-    """Drop an epoch's last partial batch instead of training on it."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.backbone_bn == "frozen" and self.freeze == "none":
+            raise ConfigError("backbone_bn frozen needs --freeze, to say which")
+        if self.reset_head and self.pretrained is None:
+            raise ConfigError("reset_head needs --pretrained: without, all is new")
+
+
+@dataclass(frozen=True)
+class OptimConfig(Group):
+    """The optimizer, and the learning rate by step."""
+
     optimizer: Literal["adam", "sgd", "adamw", "muon"] = "adam"
     """torch.optim's Adam, SGD or AdamW, or Muon for convolutions with AdamW for all
     else."""
-    lr: float = 1e-4
+    lr: float = ranged(1e-4, within="[0, inf)")
     """Peak learning rate."""
-    momentum: float = 0.9
-    """Of SGD and Muon."""
+    momentum: float = ranged(0.9, within="[0, 1)")
+    """Momentum of SGD and Muon."""
     nesterov: bool = False
     """Nesterov momentum in SGD and Muon."""
-    weight_decay: float = 0.0
-    """L2 penalty added to the gradient of every parameter, as torch.optim does; of
-    adamw and muon decoupled, as AdamW's."""
-    norm_weight_decay: float | None = None
-    """Weight decay of BatchNorm's parameters; None is weight_decay."""
-    bias_weight_decay: float | None = None
-    """Weight decay of the other biases; None is weight_decay."""
-    clip_grad: float | None = None
+    weight_decay: float = ranged(0.0, within="[0, inf)")
+    """L2 penalty added to the gradient of every parameter, as torch.optim does;
+    decoupled in adamw and muon, as AdamW's."""
+    norm_weight_decay: float | None = ranged(None, within="[0, inf)")
+    """Weight decay of BatchNorm's parameters (default: weight_decay)."""
+    bias_weight_decay: float | None = ranged(None, within="[0, inf)")
+    """Weight decay of the other biases (default: weight_decay)."""
+    clip_grad: float | None = ranged(None, within="(0, inf)")
     """The largest norm of the whole gradient."""
-    ema_decay: float = 0.0
+    ema_decay: float = ranged(0.0, within="[0, 1)")
     """Score and export a moving average of parameters and statistics that keeps this
-    part of itself a step (such as .999); 0 is none."""
+    fraction of itself each step (such as .999)."""
     schedule: Literal["constant", "cosine", "linear", "step", "onecycle"] = "constant"
     """Learning rate by step: constant, cosine or linear to 0, lr_gamma at each
     milestone, or torch's one-cycle."""
-    pct_start: float = 0.3
-    """Part of the one-cycle schedule in which the learning rate rises."""
+    pct_start: float = ranged(0.3, within="[0, 1)")
+    """Fraction of the one-cycle schedule in which the learning rate rises."""
     lr_milestones: tuple[int, ...] = ()
     """Steps at which the step schedule multiplies the learning rate."""
-    lr_gamma: float = 0.1
+    lr_gamma: float = ranged(0.1, within="[0, inf)")
     """Factor of the step schedule."""
-    warmup_epochs: float = 0.0
+    warmup_epochs: float = ranged(0.0, within="[0, inf)")
     """Epochs in which a factor of the schedule rises to 1."""
-    devices: int | None = None
-    """Devices of each process to use; None is all. CPUs are divided into so many."""
-    platform: str | None = None
-    """cpu, cuda, tpu, ...; None is JAX's choice."""
-    distributed: bool = False
-    """Join the other processes, as under Slurm, Open MPI, Kubernetes or Cloud TPU."""
-    coordinator: str | None = None
-    """HOST:PORT of the first process, to join by hand."""
-    num_processes: int | None = None
-    """Of the whole program, to join by hand; 1 does not join."""
-    process_id: int | None = None
-    """Of this process, from 0, to join by hand."""
-    steps_per_call: int | None = None
-    """Training steps that the device does for each call; None is 1 on CPUs, else 20."""
-    deterministic: bool = False
-    """On a GPU, only algorithms that give the same bits each time."""
-    debug_nans: bool = False
-    """Stop at the operation that makes the first NaN, and name it; slow."""
-    seed: int = 0
-    """Of initialisation, order of data and augmentation."""
-    num_seeds: int = 1
-    """Train so many networks at once, of seed, seed + 1, ..., in one program."""
-
-    workdir: str = "runs/hresnet"
-    """The run directory."""
-    save_every_steps: int | None = None
-    """Save in the middle of epochs, too."""
-    save_every_minutes: float | None = None
-    """The same by the clock."""
-    keep: int = 3
-    """Checkpoints kept: the last ones; the best by validation accuracy besides."""
-    override: bool = False
-    """Resume a run although epochs, max_steps, keep or logging were changed."""
-    log_every_steps: int = 20
-    """Steps between updates of the progress bar and checks of the loss."""
-    log_gradients: bool = False
-    """Write every layer's gradient, activation and update to layers.jsonl, at step 0
-    and after each epoch."""
-    tensorboard: bool = False
-    """Write TensorBoard event files as well (needs the tensorboard extra)."""
-    profile: bool = False
-    """Write a JAX profiler trace of some early steps into the run directory."""
-    summary: bool = False
-    """Print layers, shapes, parameters and multiply-adds, and train nothing."""
 
     def __post_init__(self) -> None:
-        limits.check(self)
+        super().__post_init__()
+        steps = self.lr_milestones
+        if any(step < 1 for step in steps) or list(steps) != sorted(set(steps)):
+            raise ConfigError(f"lr_milestones {steps} are not steps in rising order")
+        if self.schedule == "step" and not steps:
+            raise ConfigError("schedule step needs lr_milestones")
 
-    def _fields(self, *names: str, **renamed: str) -> dict[str, Any]:
-        """The values of fields: by their own names, and of others by an argument's."""
-        fields = {**{name: name for name in names}, **renamed}
-        return {argument: getattr(self, name) for argument, name in fields.items()}
 
-    @property
-    def architecture(self) -> dict[str, Any]:
-        """What models.create_model takes of these fields, beside name and classes."""
-        return self._fields(
-            *("stem", "skip", "norm", "dropout", "drop_path", "zero_init_last"),
-            *("width", "whiten", "init", "dtype", "remat"),
+@dataclass(frozen=True)
+class DevicesConfig(Group):
+    """Devices and processes, and how they compute."""
+
+    devices: int | None = ranged(None, at_least=1, resume="free")
+    """Devices of each process to use (default: all). CPUs are divided into this
+    many."""
+    platform: str | None = ranged(None, resume="free")
+    """cpu, cuda, tpu, ... (default: JAX's choice)."""
+    sync_bn: bool = True
+    """BatchNorm with the statistics of the whole batch, not of each device's part."""
+    grad_accum_steps: int = ranged(1, at_least=1)
+    """Micro-batches that a training step computes one after the other."""
+    steps_per_call: int | None = ranged(None, at_least=1, resume="override")
+    """Training steps that the device does for each call (default: 1 on CPUs, else
+    20)."""
+    deterministic: bool = False
+    """On a GPU, only algorithms that give the same bits each time."""
+    debug_nans: bool = ranged(False, resume="free")
+    """Stop at the operation that makes the first NaN, and name it; slow."""
+    distributed: bool = ranged(False, resume="free")
+    """Join the other processes, as under Slurm, Open MPI, Kubernetes or Cloud TPU."""
+    coordinator: str | None = ranged(None, resume="free")
+    """HOST:PORT of the first process, to join by hand."""
+    num_processes: int | None = ranged(None, at_least=1, resume="free")
+    """Number of processes, to join by hand; 1 does not join."""
+    process_id: int | None = ranged(None, at_least=0, resume="free")
+    """Number of this process, from 0, to join by hand."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.coordinator is not None:
+            host, _, port = self.coordinator.rpartition(":")
+            is_port = port.isdecimal() and len(port) <= 5 and 0 < int(port) < 2**16
+            if not host or not is_port:
+                raise ConfigError(
+                    f"coordinator {self.coordinator!r} is not HOST:PORT, as host0:1234 "
+                    "is"
+                )
+
+
+@dataclass(frozen=True)
+class RunConfig(Group):
+    """How long to train, where, and what to keep."""
+
+    epochs: int = ranged(30, at_least=1, resume="override")
+    """Passes over the training set."""
+    max_steps: int | None = ranged(None, at_least=1, resume="override")
+    """End after this many steps, if the epochs do not end before."""
+    num_seeds: int = ranged(1, at_least=1)
+    """Train this many networks at once, with seed, seed + 1, ..., in one program."""
+    workdir: str = ranged("runs/hresnet", resume="free")
+    """The run directory."""
+    save_every_steps: int | None = ranged(None, at_least=1, resume="override")
+    """Save in the middle of epochs, too."""
+    save_every_minutes: float | None = ranged(None, at_least=0, resume="override")
+    """The same by the clock."""
+    keep_checkpoints: int = ranged(3, at_least=1, resume="override")
+    """Checkpoints kept: the last ones; the best by validation accuracy besides."""
+    override: bool = ranged(False, resume="free")
+    """Resume a run although its length or its logging was changed."""
+    log_every_steps: int = ranged(20, at_least=1, resume="override")
+    """Steps between updates of the progress bar and checks of the loss."""
+    log_gradients: bool = ranged(False, resume="override")
+    """Write every layer's gradient, activation and update to layers.jsonl, at step 0
+    and after each epoch."""
+    tensorboard: bool = ranged(False, resume="override")
+    """Write TensorBoard event files as well (needs the tensorboard extra)."""
+    profile: bool = ranged(False, resume="free")
+    """Write a JAX profiler trace of some early steps into the run directory."""
+    summary: bool = ranged(False, resume="free")
+    """Print layers, shapes, parameters and multiply-adds, and train nothing."""
+
+
+@dataclass(frozen=True)
+class Config(Group):
+    """Everything that decides what a training run does."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    transfer: TransferConfig = TransferConfig()
+    optim: OptimConfig = OptimConfig()
+    devices: DevicesConfig = DevicesConfig()
+    run: RunConfig = RunConfig()
+    seed: int = ranged(0, at_least=0)
+    """Seed of initialisation, order of data and augmentation."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_seeds(self)
+        if self.transfer.cache_features:
+            _check_caching(self)
+
+
+def _check_seeds(cfg: Config) -> None:
+    if cfg.seed + cfg.run.num_seeds > 2**32:
+        raise ConfigError(f"seed {cfg.seed} is too large: below 2**32")
+    if cfg.run.num_seeds == 1:
+        return
+    apart = {
+        "log_gradients": cfg.run.log_gradients,
+        "cache_features": cfg.transfer.cache_features,
+        "stream": cfg.data.stream,
+    }
+    for name, is_set in apart.items():
+        if is_set:
+            raise ConfigError(f"num_seeds is without {name}, which is of one seed")
+    if not cfg.devices.sync_bn:
+        raise ConfigError("num_seeds needs --sync-bn")
+
+
+def _check_caching(cfg: Config) -> None:
+    frozen = cfg.transfer.freeze == "backbone" and cfg.transfer.backbone_bn == "frozen"
+    changes = {
+        one.name: value != one.default
+        for one, value in flat(cfg)
+        if one.metadata.get("alters_features")
+    }
+    if not frozen or any(changes.values()):
+        raise ConfigError(
+            "cache_features needs features that do not change: --freeze backbone "
+            f"--backbone-bn frozen, without {', '.join(changes)}"
         )
-
-    @property
-    def optimization(self) -> dict[str, Any]:
-        """What optim.make_optimizer takes of these fields."""
-        return self._fields(
-            *("momentum", "nesterov", "weight_decay", "norm_weight_decay"),
-            *("bias_weight_decay", "clip_grad"),
-            name="optimizer",
-        )
-
-    @property
-    def scheduling(self) -> dict[str, Any]:
-        """What optim.make_schedule takes of these fields."""
-        return self._fields(
-            *("lr", "pct_start", "warmup_epochs"),
-            name="schedule",
-            milestones="lr_milestones",
-            gamma="lr_gamma",
-        )
-
-    @property
-    def preprocessing(self) -> dict[str, Any]:
-        """What augment.make_augment takes of these fields, whatever the pictures."""
-        return self._fields("image_size", normalization="normalize")
-
-    @property
-    def augmentation(self) -> dict[str, Any]:
-        """What augment.make_augment takes of these fields for training."""
-        return self._fields(
-            *("crop_padding", "crop_fill", "flip", "flip_alternating"),
-            "label_smoothing",
-            cutout_size="cutout",
-            mixup_alpha="mixup",
-            cutmix_alpha="cutmix",
-        )
-
-    @property
-    def numerics(self) -> dict[str, Any]:
-        """What numerics.configured takes of these fields."""
-        return self._fields(
-            "deterministic", "debug_nans", "platform", num_devices="devices"
-        )
-
-    @property
-    def processes(self) -> dict[str, Any]:
-        """What distributed.joined takes of these fields."""
-        return self._fields("distributed", "coordinator", "num_processes", "process_id")
-
-    @property
-    def loading(self) -> dict[str, Any]:
-        """What data.load_dataset takes of these fields, beside name and folder."""
-        return self._fields(
-            *("image_size", "crop_pct", "skip_bad_images"), streamed="stream"
-        )
-
-    @property
-    def feeding(self) -> dict[str, Any]:
-        """What feed.make_feed takes of these fields."""
-        return self._fields("steps_per_call", "workers")
-
-    @property
-    def ordering(self) -> dict[str, Any]:
-        """What feed.Feed.train takes of these fields."""
-        return self._fields("seed", "num_seeds")
-
-    @property
-    def stepping(self) -> dict[str, Any]:
-        """What training.train_step takes of these fields, beside what is frozen."""
-        return self._fields("accumulate", "ema_decay")
-
-    @property
-    def caching(self) -> dict[str, Any]:
-        """What features.cache takes of these fields."""
-        return self._fields("label_smoothing", batch_size="eval_batch_size")
-
-    @property
-    def beginning(self) -> dict[str, Any]:
-        """What initial.prepare takes of these fields."""
-        return self._fields("pretrained", "fresh_head", "whiten", name="model")
+    if cfg.run.log_gradients:
+        raise ConfigError("log_gradients has no layers where features are cached")

@@ -36,3 +36,8 @@ class StoppedError(UserError):
     """
 
     exit_code = 75
+
+
+def first_line(error: object) -> str:
+    """The first line, at most 200 characters, of what a library's error says."""
+    return (str(error).strip() or repr(error)).splitlines()[0][:200]

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType
+from resnet_jax.training.compiling import compile_step
 
 from resnet_jax import data, models, training
 from resnet_jax.data import augment, stream
@@ -13,7 +14,6 @@ from resnet_jax.data.loader import Feed
 from resnet_jax.devices import mesh as parallel
 from resnet_jax.recipes import RECIPES
 from resnet_jax.training import compiling, freezing, optim
-from resnet_jax.training.compiling import compile_step
 
 
 def traced_program(cfg):

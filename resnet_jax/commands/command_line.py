@@ -8,10 +8,15 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from resnet_jax.commands.hugepages import start_with_huge_pages
+from resnet_jax.config import Config
 from resnet_jax.errors import StoppedError, UserError
+from resnet_jax.recipes import RECIPES
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -63,3 +68,22 @@ def _end(code: int) -> None:
     threading.main_thread().join()
     time.sleep(10)
     os._exit(code)
+
+
+def parse(options: type[T], description: str | None) -> T:
+    """The options of a command, from the command line; flags have no prefixes."""
+    import tyro
+
+    return tyro.cli(options, description=description)
+
+
+def parse_recipe(description: str | None, args: Sequence[str] | None = None) -> Config:
+    """A recipe with what the flags change; each group has a box in --help."""
+    import tyro
+
+    return tyro.extras.overridable_config_cli(
+        RECIPES,
+        description=description,
+        args=args,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )

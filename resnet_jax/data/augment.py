@@ -7,39 +7,49 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from resnet_jax.data import mixing
+from resnet_jax.config import AugmentConfig
 from resnet_jax.errors import ConfigError
 
 # (key, images, labels, step=0) to (inputs, targets), see make_augment.
 Augment = Callable[..., tuple[jax.Array, jax.Array]]
+Preprocess = Callable[[jax.Array], jax.Array]  # see make_preprocess
 Fill = Literal["black", "reflect"]
 
 # Mean and standard deviation of the channels, pictures scaled to [0, 1].
 NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "half": ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),  # the tutorial's
+    "half": ((0.5,), (0.25,)),  # the tutorial's, for any number of channels
 }
 
 
-def parse_normalization(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std) of three channels from a name or from "r,g,b/r,g,b".
+def parse_normalization(
+    text: str, channels: int = 3
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) of each channel, from a name, from "r,g,b/r,g,b" or from "all/all".
 
     Raises:
-      ConfigError: neither a known name nor such numbers.
+      ConfigError: neither a known name nor such numbers, or for other channels.
     """
-    if text in NORMALIZATIONS:
-        return NORMALIZATIONS[text]
     try:
-        mean, std = (tuple(map(float, part.split(","))) for part in text.split("/"))
-        if len(mean) == len(std) == 3 and min(std) > 0:
-            return mean, std
+        mean, std = NORMALIZATIONS.get(text) or (
+            tuple(map(float, part.split(","))) for part in text.split("/")
+        )
+        if len(mean) != len(std) or not mean or min(std) <= 0:
+            raise ValueError(text)
     except ValueError:
-        pass
-    raise ConfigError(
-        f"normalize {text!r}: one of {', '.join(NORMALIZATIONS)}, or mean and std as "
-        "r,g,b/r,g,b of pictures scaled to [0, 1]"
-    )
+        raise ConfigError(
+            f"normalize {text!r}: one of {', '.join(NORMALIZATIONS)}, or mean and std "
+            "as r,g,b/r,g,b of images scaled to [0, 1]"
+        ) from None
+    if len(mean) == 1:
+        mean, std = mean * channels, std * channels
+    if len(mean) != channels:
+        raise ConfigError(
+            f"normalize {text} has {len(mean)} channels, and the images {channels}: "
+            "give a mean and a standard deviation for each"
+        )
+    return mean, std
 
 
 def normalize(images: jax.Array, *, mean: Any, std: Any) -> jax.Array:
@@ -49,11 +59,11 @@ def normalize(images: jax.Array, *, mean: Any, std: Any) -> jax.Array:
     return x / jnp.asarray(std, jnp.float32).reshape(1, 1, 1, -1)
 
 
-def resize(x: jax.Array, size: int | None) -> jax.Array:
-    """Bilinear, antialiased as torchvision's: x [B, H, W, C] to [B, size, size, C]."""
-    if size is None or x.shape[1:3] == (size, size):
+def resize(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Bilinear, antialiased as torchvision's: x [B, H, W, C] to [B, *size, C]."""
+    if x.shape[1:3] == size:
         return x
-    shape = (x.shape[0], size, size, x.shape[3])
+    shape = (x.shape[0], *size, x.shape[3])
     return jax.image.resize(x, shape, "bilinear", antialias=True)
 
 
@@ -115,51 +125,59 @@ def cutout(key: jax.Array, x: jax.Array, size: int) -> jax.Array:
     return jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], 0, x)
 
 
-def make_augment(
-    *,
-    num_classes: int,
-    normalization: str,
-    image_size: int | None = None,
-    crop_padding: int = 0,
-    crop_fill: Fill = "black",
-    flip: bool = False,
-    flip_alternating: bool = False,
-    cutout_size: int = 0,
-    mixup_alpha: float = 0.0,
-    cutmix_alpha: float = 0.0,
-    label_smoothing: float = 0.0,
-    steps_per_epoch: int = 1,
-) -> Augment:
-    """augment(key, images, labels, step) for training; with defaults, for evaluation.
-
-    images [B, H, W, C] uint8 and labels [B] int32 become inputs
-    [B, image_size, image_size, C] float32 and target distributions [B, num_classes].
-    Label smoothing is torch.nn.CrossEntropyLoss's: mass spread over all classes.
-    Cutout follows the normalisation, so that its square has the mean colour.
+def make_preprocess(
+    cfg: AugmentConfig, image_shape: tuple[int, int, int], default: str = "cifar10"
+) -> Preprocess:
+    """preprocess(images), for evaluation: scaled, normalized, resized to image_shape.
 
     Args:
-      flip_alternating: with flip, see alternating_flip; `step` and steps_per_epoch say
-        which epoch it is.
-      mixup_alpha, cutmix_alpha: see mixing; of both, one or the other for each batch.
+      default: the normalization, if cfg.normalize is None.
+
+    Raises:
+      ConfigError: a normalization that there is not, or for other channels.
     """
-    mean, std = parse_normalization(normalization)
+    text = cfg.normalize or default
+    mean, std = parse_normalization(text, image_shape[2])
+
+    def preprocess(images: jax.Array) -> jax.Array:
+        return resize(normalize(images, mean=mean, std=std), image_shape[:2])
+
+    return preprocess
+
+
+def make_augment(
+    cfg: AugmentConfig,
+    preprocess: Preprocess,
+    num_classes: int,
+    steps_per_epoch: int = 1,
+) -> Augment:
+    """augment(key, images, labels, step) for training.
+
+    images [B, H, W, C] uint8 and labels [B] int32 become inputs as preprocess makes
+    them, [B, H', W', C] float32, and target distributions [B, num_classes].
+    Label smoothing is torch.nn.CrossEntropyLoss's: mass spread over all classes.
+    Cutout follows the normalization, so that its square has the mean colour.
+
+    Args:
+      steps_per_epoch: tells the epoch of a step, for the alternating flip.
+    """
 
     def augment(
         key: jax.Array, images: jax.Array, labels: jax.Array, step: Any = 0
     ) -> tuple[jax.Array, jax.Array]:
         crop_key, flip_key, cutout_key, mix_key = jax.random.split(key, 4)
-        if flip and flip_alternating:  # by the pixels of the whole picture
+        if cfg.flip == "alternating":  # by the pixels of the whole image
             images = alternating_flip(images, jnp.asarray(step) // steps_per_epoch)
-        if crop_padding:
-            images = random_crop(crop_key, images, crop_padding, crop_fill)
-        if flip and not flip_alternating:
+        if cfg.crop_padding:
+            images = random_crop(crop_key, images, cfg.crop_padding, cfg.crop_fill)
+        if cfg.flip == "random":
             images = random_flip(flip_key, images)
-        x = resize(normalize(images, mean=mean, std=std), image_size)
-        if cutout_size:
-            x = cutout(cutout_key, x, cutout_size)
-        targets = make_targets(labels, num_classes, label_smoothing)
-        if mixup_alpha or cutmix_alpha:
-            x, targets = mixing.mix(mix_key, x, targets, mixup_alpha, cutmix_alpha)
+        x = preprocess(images)
+        if cfg.cutout:
+            x = cutout(cutout_key, x, cfg.cutout)
+        targets = make_targets(labels, num_classes, cfg.label_smoothing)
+        if cfg.mixup or cfg.cutmix:
+            x, targets = mix(mix_key, x, targets, cfg.mixup, cfg.cutmix)
         return x, targets
 
     return augment
@@ -172,12 +190,71 @@ def make_targets(
     return optax.smooth_labels(jax.nn.one_hot(labels, num_classes), label_smoothing)
 
 
-def make_features_augment(*, num_classes: int, label_smoothing: float = 0.0) -> Augment:
-    """augment(key, features, labels), where features [B, F] stay as they are."""
+Mixed = tuple[jax.Array, jax.Array]
 
-    def augment(
-        key: jax.Array, features: jax.Array, labels: jax.Array, step: Any = 0
-    ) -> tuple[jax.Array, jax.Array]:
-        return features, make_targets(labels, num_classes, label_smoothing)
 
-    return augment
+def mix(
+    key: jax.Array,
+    x: jax.Array,
+    targets: jax.Array,
+    mixup_alpha: float,
+    cutmix_alpha: float,
+) -> Mixed:
+    """x [B, H, W, C] and targets [B, num_classes], by one or the other, as in timm.
+
+    Of two alphas above 0, each batch has mixup or CutMix with probability one half.
+    """
+    choice_key, share_key, box_key = jax.random.split(key, 3)
+
+    def by_mixup(x: jax.Array, targets: jax.Array) -> Mixed:
+        return mixup(share_key, x, targets, mixup_alpha)
+
+    def by_cutmix(x: jax.Array, targets: jax.Array) -> Mixed:
+        return cutmix(share_key, box_key, x, targets, cutmix_alpha)
+
+    if not cutmix_alpha:
+        return by_mixup(x, targets)
+    if not mixup_alpha:
+        return by_cutmix(x, targets)
+    chosen = jax.random.bernoulli(choice_key)
+    return jax.lax.cond(chosen, by_mixup, by_cutmix, x, targets)
+
+
+def mixup(key: jax.Array, x: jax.Array, targets: jax.Array, alpha: float) -> Mixed:
+    """Each picture and target with the last row's first, and so on: share and rest.
+
+    The share is drawn once for the batch, from Beta(alpha, alpha) (Zhang et al. 2017);
+    the partner is the batch turned around, as in timm.
+    """
+    share = jax.random.beta(key, alpha, alpha)
+    return _blend(x, share), _blend(targets, share)
+
+
+def cutmix(
+    key: jax.Array, box_key: jax.Array, x: jax.Array, targets: jax.Array, alpha: float
+) -> Mixed:
+    """A box of each picture from its partner, the targets by the area.
+
+    Of the area, 1 - Beta(alpha, alpha) but for what lies outside (Yun et al. 2019);
+    the same box for all of the batch, the partner as in mixup.
+    """
+    height, width = x.shape[1:3]
+    side = jnp.sqrt(1 - jax.random.beta(key, alpha, alpha))
+    inside = []
+    for side_key, length in zip(
+        jax.random.split(box_key), (height, width), strict=True
+    ):
+        centre = jax.random.randint(side_key, (), 0, length)
+        half = (side * length).astype(jnp.int32) // 2
+        places = jnp.arange(length)
+        inside.append((places >= centre - half) & (places < centre + half))
+    rows, columns = inside
+    box = rows.reshape(-1, 1) & columns.reshape(1, -1)
+    share = 1 - box.mean(dtype=targets.dtype)
+    mixed = jnp.where(box.reshape(1, height, width, 1), x[::-1], x)
+    return mixed, _blend(targets, share)
+
+
+def _blend(values: jax.Array, share: jax.Array) -> jax.Array:
+    share = share.astype(values.dtype)
+    return share * values + (1 - share) * values[::-1]

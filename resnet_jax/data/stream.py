@@ -15,9 +15,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from resnet_jax.data import folder
-from resnet_jax.data import tfds as prepared
-from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.data import folder, tfds
+from resnet_jax.errors import ConfigError, DataError, first_line
 
 T = TypeVar("T")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -25,7 +24,7 @@ _opening = threading.Lock()
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Images:
     """Images in files, in the place of an array of uint8: indexing reads nothing.
 
     np.asarray reads those that are left.
@@ -50,7 +49,7 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, rows: Any) -> "Pictures":
+    def __getitem__(self, rows: Any) -> "Images":
         return replace(self, indices=self.indices[rows])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -59,7 +58,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class _Folder:
-    """Reads a folder's pictures; see folder.read_picture."""
+    """Reads a folder's images; see folder.read_image."""
 
     paths: list[Path]
     size: int
@@ -71,11 +70,11 @@ class _Folder:
         for image, index in zip(images, indices, strict=True):
             path = self.paths[index]
             try:
-                image[:] = folder.read_picture(
+                image[:] = folder.read_image(
                     path, size=self.size, crop_pct=self.crop_pct
                 )
             except Exception as error:  # Pillow's readers raise of every kind
-                reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
+                reason = first_line(error)
                 raise DataError(
                     f"{path} cannot be read ({reason}): remove it"
                 ) from None
@@ -95,43 +94,41 @@ class _Records:
 
     def __call__(self, indices: np.ndarray) -> np.ndarray:
         directory, split = self._place
-        with prepared.reading(directory):
+        with tfds.reading(directory):
             with _opening:  # threads that import tensorflow-datasets at once block
                 if self._source is None:
                     # In a process of its own nobody has said so yet.
                     logging.getLogger("absl").setLevel(logging.ERROR)
-                    self._source = prepared.open_records(directory, split)
+                    self._source = tfds.open_records(directory, split)
             positions = self._positions[indices].tolist()
             records = self._source.__getitems__(positions)
             return np.stack([record["image"] for record in records])
 
 
 def from_folder(
-    data_dir: Path, split: str, *, size: int, crop_pct: float
-) -> tuple[Pictures, np.ndarray]:
+    split: folder.Split, *, size: int, crop_pct: float
+) -> tuple[Images, np.ndarray]:
     """What folder.load gives, images to be read."""
-    paths, labels = folder.listing(data_dir, split)
-    pictures = Pictures(
-        _Folder(paths, size, crop_pct), np.arange(len(paths)), (size, size, 3)
+    images = Images(
+        _Folder(split.paths, size, crop_pct),
+        np.arange(len(split.paths)),
+        (size, size, 3),
     )
-    return pictures, labels
+    return images, split.labels
 
 
 def from_records(
-    directory: Path, split: str, *, num_examples: int, num_classes: int
-) -> tuple[Pictures, np.ndarray]:
+    directory: Path, split: str, published: tfds.Published
+) -> tuple[Images, np.ndarray]:
     """(images, labels) of a prepared directory, in the order of their ids.
 
     Raises:
-      DataError: it cannot be read, is not of array_record files, or has not so many
-        examples or classes.
+      DataError: it cannot be read, is not of array_record files, or has not as many
+        examples or classes as `published`.
     """
-    positions, labels = prepared.index(
-        directory, split, num_examples=num_examples, num_classes=num_classes
-    )
-    return Pictures(
-        _Records(directory, split, positions), np.arange(len(labels)), (32, 32, 3)
-    ), labels
+    positions, labels = tfds.index(directory, split, published)
+    read, rows = _Records(directory, split, positions), np.arange(len(labels))
+    return Images(read, rows, published.image_shape), labels
 
 
 def is_large(num_bytes: int) -> bool:
@@ -204,9 +201,7 @@ def prefetched(items: Sequence[T], workers: int) -> Generator[T]:
         import grain
         from absl import flags
     except ImportError:
-        raise ConfigError(
-            "stream needs grain: pip install 'resnet-flax-linen[stream]'"
-        ) from None
+        raise ConfigError("stream needs grain: pip install -e '.[stream]'") from None
     if not flags.FLAGS.is_parsed():  # which grain's workers ask for
         flags.FLAGS.mark_as_parsed()
     options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)

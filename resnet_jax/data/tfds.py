@@ -1,8 +1,8 @@
-"""A prepared tensorflow-datasets directory: read, cached, written; no TensorFlow."""
+"""A prepared tensorflow-datasets directory: read and written, without TensorFlow."""
 
 import contextlib
+import hashlib
 import io
-import json
 import logging
 import os
 import struct
@@ -14,18 +14,52 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from resnet_jax import files
-from resnet_jax.errors import DataError
-from resnet_jax.files import cache_dir, make_private
+from resnet_jax.errors import DataError, first_line
 
 log = logging.getLogger(__name__)
 
 
 class Arrays(NamedTuple):
-    """Both parts of a data set, in the order of their ids."""
+    """Both splits of a data set, in the order of their ids."""
 
-    train: tuple[np.ndarray, np.ndarray]  # [N, 32, 32, 3] uint8, [N] int32
+    train: tuple[np.ndarray, np.ndarray]  # [N, H, W, C] uint8, [N] int32
     test: tuple[np.ndarray, np.ndarray]
     class_names: tuple[str, ...]
+
+
+class Published(NamedTuple):
+    """What a data set is known to be."""
+
+    name: str  # in tensorflow-datasets
+    image_shape: tuple[int, int, int]  # (H, W, C)
+    num_classes: int
+    num_examples: dict[str, int]  # of train and test
+    # Of each split: of the bytes of images uint8 [N, H, W, C], and of labels uint8 [N],
+    # in the order of the official files; empty if nothing is published.
+    sha256: dict[str, tuple[str, str]]
+
+    def find_fault(self, arrays: Arrays) -> str | None:
+        """What is wrong with `arrays` as those of this data set; None if nothing is."""
+        for split, (images, labels) in (("train", arrays.train), ("test", arrays.test)):
+            count = self.num_examples[split]
+            if images.shape != (count, *self.image_shape) or images.dtype != np.uint8:
+                return f"{split} images are {images.dtype} {list(images.shape)}"
+            if labels.shape != (count,):
+                return f"{split} has {len(labels)} labels for {count} images"
+            if labels.min() < 0 or labels.max() >= self.num_classes:
+                return f"{split} labels run from {labels.min()} to {labels.max()}"
+            contents = {"images": images, "labels": labels.astype(np.uint8)}
+            for what, expected in zip(
+                contents, self.sha256.get(split, ()), strict=False
+            ):
+                if sha256(contents[what]) != expected:
+                    return f"the {split} {what} are not the published ones by sha256"
+        return None
+
+
+def sha256(array: np.ndarray) -> str:
+    """The sha256 of the bytes of `array`."""
+    return hashlib.sha256(np.ascontiguousarray(array).data.cast("B")).hexdigest()
 
 
 def default_data_dir() -> Path:
@@ -81,8 +115,7 @@ def reading(directory: Path) -> Iterator[None]:
     except DataError:
         raise
     except Exception as error:  # tfds and its readers raise of every kind
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise damaged(directory, reason[:200]) from error
+        raise damaged(directory, first_line(error)) from error
 
 
 def class_names(directory: Path) -> tuple[str, ...]:
@@ -117,7 +150,7 @@ def open_records(directory: Path, split: str, *, images: bool = True) -> Any:
 
 
 def index(
-    directory: Path, split: str, *, num_examples: int, num_classes: int
+    directory: Path, split: str, published: Published
 ) -> tuple[np.ndarray, np.ndarray]:
     """(positions [N], labels [N] int32) of the records of `split`, by their ids.
 
@@ -127,14 +160,15 @@ def index(
     """
     with reading(directory):
         source = open_records(directory, split, images=False)
-        found = [(r["id"], int(r["label"])) for r in source]
+        found = [(r.get("id", b""), int(r["label"])) for r in source]
+    num_examples = published.num_examples[split]
     if len(found) != num_examples:
         raise damaged(
             directory, f"{split} has {len(found)} records, not {num_examples}"
         )
     positions = np.array(sorted(range(len(found)), key=lambda i: found[i][0]))
     labels = np.array([found[i][1] for i in positions], np.int32)
-    if labels.min() < 0 or labels.max() >= num_classes:
+    if labels.min() < 0 or labels.max() >= published.num_classes:
         reason = f"{split} labels run from {labels.min()} to {labels.max()}"
         raise damaged(directory, reason)
     return positions, labels
@@ -153,7 +187,7 @@ def _records(
         source = builder.as_data_source(split)
         examples = (source[index] for index in range(len(source)))
     for example in examples:
-        key = example["id"]
+        key = example.get("id", "")  # without ids, they stay in their order
         key = key.decode() if isinstance(key, bytes) else str(key)
         yield key, example["image"], int(example["label"])
 
@@ -227,53 +261,3 @@ def write_cifar10(arrays: Arrays, data_dir: Path, old: Path | None = None) -> Pa
             if find("cifar10", data_dir) != directory:
                 raise
     return directory
-
-
-def _fingerprint(directory: Path) -> str:
-    """Changes whenever a file of `directory` does."""
-    paths = sorted(path for path in directory.iterdir() if path.is_file())
-    stats = [
-        (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths
-    ]
-    return json.dumps([str(directory.resolve()), stats])
-
-
-def load_cache(name: str, directory: Path) -> Arrays | None:
-    """The arrays that were last read from `directory`, if it has not changed since."""
-    path = cache_dir() / f"{name}.npz"
-    try:
-        # Opened here: np.load would leave a damaged file open.
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            if file["fingerprint"].item() != _fingerprint(directory):
-                return None
-            return Arrays(
-                train=(file["train_images"], file["train_labels"]),
-                test=(file["test_images"], file["test_labels"]),
-                class_names=tuple(file["class_names"].tolist()),
-            )
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # NumPy and zipfile raise of every kind
-        log.warning("the cache %s is damaged (%r) and made afresh", path, error)
-        return None
-
-
-def save_cache(name: str, directory: Path, arrays: Arrays) -> None:
-    """Keeps `arrays`, read from `directory`; only warns where that cannot be done."""
-    content = {
-        "fingerprint": np.array(_fingerprint(directory)),
-        "class_names": np.array(arrays.class_names),
-        "train_images": arrays.train[0],
-        "train_labels": arrays.train[1],
-        "test_images": arrays.test[0],
-        "test_labels": arrays.test[1],
-    }
-    path = cache_dir() / f"{name}.npz"
-    try:
-        make_private(path.parent)
-        with files.scratch(path.parent) as scratch:
-            whole = Path(scratch, path.name)
-            np.savez(whole, **content)
-            whole.replace(path)
-    except OSError as error:
-        log.warning("the cache %s cannot be written (%s)", path, error.strerror)

@@ -43,16 +43,22 @@ def make_mesh(num_devices: int | None = None, platform: str | None = None) -> Me
     return Mesh(np.array(chosen), (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def check_batch_size(batch_size: int, num_devices: int, accumulate: int = 1) -> None:
+def check_batch_size(
+    batch_size: int, num_devices: int, grad_accum_steps: int = 1
+) -> None:
     """Raises ConfigError unless `batch_size` divides over devices and micro-batches."""
-    parts = num_devices * accumulate
+    parts = num_devices * grad_accum_steps
     if batch_size % parts:
         below = batch_size // parts * parts
         near = min(
             (n for n in (below, below + parts) if n),
             key=lambda n: (abs(n - batch_size), n),
         )
-        times = f" times --accumulate {accumulate}" if accumulate > 1 else ""
+        times = (
+            f" times --grad-accum-steps {grad_accum_steps}"
+            if grad_accum_steps > 1
+            else ""
+        )
         raise ConfigError(
             f"batch_size {batch_size} does not divide over {num_devices} devices"
             f"{times}: the nearest that does is {near}"
@@ -108,7 +114,7 @@ def local(tree: Any) -> Any:
 def local_statistics(
     loss_fn: Callable[..., Any], mesh: Mesh
 ) -> Callable[..., tuple[jax.Array, tuple[jax.Array, Any]]]:
-    """`loss_fn`, of gradients.py, with each device's part of the batch a batch to it.
+    """`loss_fn`, see training/step.py, of each device's part of the batch by itself.
 
     BatchNorm then has the statistics of that part alone, as torch's BatchNorm2d has
     under DistributedDataParallel. The loss is the mean over the devices, and so are the
@@ -139,8 +145,8 @@ def local_statistics(
     def of_batch(params: Any, batch_stats: Any, images: Any, *args: Any) -> Any:
         if len(images) % mesh.size:
             raise ConfigError(
-                f"bn_scope local: a batch of {len(images)} does not divide over "
-                f"{mesh.size} devices: --drop-last, or --bn-scope global"
+                f"no-sync-bn: a batch of {len(images)} does not divide over "
+                f"{mesh.size} devices: --drop-last, or --sync-bn"
             )
         return by_device(params, batch_stats, images, *args)
 

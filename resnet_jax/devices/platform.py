@@ -4,13 +4,14 @@ import contextlib
 import hashlib
 import logging
 import os
-import platform as platform_module
+import platform as machine
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 
+from resnet_jax.config import DevicesConfig
 from resnet_jax.errors import NonFiniteLossError
 from resnet_jax.files import cache_dir, make_private
 
@@ -18,40 +19,31 @@ log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def configured(
-    *,
-    deterministic: bool,
-    debug_nans: bool,
-    platform: str | None = None,
-    num_devices: int | None = None,
-) -> Iterator[None]:
-    """A context in which JAX computes so, and compiled programs are kept.
+def configured(cfg: DevicesConfig) -> Iterator[None]:
+    """A context in which JAX computes as `cfg` says, and compiled programs are kept.
 
-    Args:
-      platform, num_devices: see prepare.
-      deterministic: a GPU takes algorithms that give the same bits each time, which
-        others need not. Said to XLA, so it must come before JAX's first array.
-      debug_nans: a NaN stops the program at the operation that made it; slow.
+    With `deterministic`, a GPU takes algorithms that give the same bits each time; that
+    is said to XLA, so it must come before JAX's first array.
 
     Raises:
       NonFiniteLossError: debug_nans found one; it names the operation.
     """
     before = os.environ.get("XLA_FLAGS")
-    if deterministic:
+    if cfg.deterministic:
         flags = f"{before or ''} --xla_gpu_deterministic_ops=true"
         os.environ["XLA_FLAGS"] = flags.strip()
-    prepare(platform, num_devices)
+    prepare(cfg.platform, cfg.devices)
     try:
-        with jax.debug_nans(debug_nans):
+        with jax.debug_nans(cfg.debug_nans):
             yield
     except FloatingPointError as error:
-        if not debug_nans:
+        if not cfg.debug_nans:
             raise
         raise NonFiniteLossError(
             f"{_reason(error)}: the first NaN is made there; try a smaller --lr"
         ) from error
     finally:
-        if deterministic:
+        if cfg.deterministic:
             os.environ.pop("XLA_FLAGS")
             if before is not None:
                 os.environ["XLA_FLAGS"] = before
@@ -60,7 +52,7 @@ def configured(
 def prepare(platform: str | None, num_devices: int | None) -> None:
     """Asks JAX for a platform, so many devices where they are CPUs, and a cache.
 
-    Does nothing once JAX has begun to use its devices: parallel.make_mesh then tells.
+    Does nothing once JAX has begun to use its devices: mesh.make_mesh then tells.
     """
     with contextlib.suppress(RuntimeError):
         if platform is not None:
@@ -117,7 +109,7 @@ def _exposed(directory: Path) -> Path | None:
 
 def _cpu_kind() -> str:
     """A name for processors with the same instructions."""
-    found = platform_module.machine()
+    found = machine.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         flags = [line for line in lines if line.startswith(("flags", "Features"))]

@@ -15,7 +15,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-from resnet_jax.errors import ConfigError, UserError
+from resnet_jax.config import DevicesConfig
+from resnet_jax.devices import platform
+from resnet_jax.errors import ConfigError, UserError, first_line
 
 _MESSAGE = 1024  # bytes that the processes tell each other of an error
 _PATIENCE = 3600  # seconds that one may prepare data while the others wait
@@ -42,38 +44,50 @@ def detect(environ: Mapping[str, str]) -> str | None:
 
 
 @contextlib.contextmanager
-def joined(
-    *,
-    distributed: bool,
-    coordinator: str | None,
-    num_processes: int | None,
-    process_id: int | None,
-) -> Iterator[None]:
-    """A context in which this process is one of several, where it is to be.
+def start(cfg: DevicesConfig) -> Iterator[None]:
+    """A context in which JAX computes as `cfg` says, with the processes it names.
 
-    It is to be where it is said, or a launcher is there (detect); num_processes 1 says
+    An error of one process is raised in all, unless it is kept_apart.
+
+    Raises:
+      ConfigError: the devices or the other processes cannot be had.
+    """
+    with platform.configured(cfg), joined(cfg):
+        try:
+            yield
+        except UserError as error:
+            if not is_shared(error) and "is_apart" not in error.__dict__:
+                agree(error)
+            raise
+
+
+@contextlib.contextmanager
+def joined(cfg: DevicesConfig) -> Iterator[None]:
+    """A context in which this process is one of several, if it is to be.
+
+    It is to be if `cfg` says so, or a launcher is there (detect); num_processes 1 says
     that it is not. Every process but the first keeps its standard output and its log to
     itself. Must come before JAX uses its devices.
 
     Raises:
-      ConfigError: the arguments, or the environment, do not suffice, or the others
-        cannot be reached.
+      ConfigError: the fields, or the environment, do not suffice, or the others cannot
+        be reached.
     """
-    by_hand = (coordinator, num_processes, process_id)
-    if num_processes == 1 or jax.distributed.is_initialized():
+    by_hand = (cfg.coordinator, cfg.num_processes, cfg.process_id)
+    if cfg.num_processes == 1 or jax.distributed.is_initialized():
         yield
         return
-    if not distributed and by_hand == (None, None, None):
+    if not cfg.distributed and by_hand == (None, None, None):
         if detect(os.environ) is None:
             yield
             return
-    # Of its own it takes SIGTERM; here the run answers signals.
+    # By itself it takes SIGTERM; here the run answers signals.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(*by_hand)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"this process cannot join others ({str(error).splitlines()[0][:150]}): "
+            f"this process cannot join others ({first_line(error)[:150]}): "
             "give --coordinator HOST:PORT --num-processes N --process-id I, or "
             "--num-processes 1 to run alone"
         ) from None
@@ -89,6 +103,11 @@ def joined(
                 jax.distributed.shutdown()
             raise
         jax.distributed.shutdown()
+
+
+def keep_apart(error: UserError) -> None:
+    """Marks `error` as one that the others, which compute, do not listen for."""
+    error.__dict__["is_apart"] = True
 
 
 def is_first() -> bool:

@@ -50,7 +50,7 @@ class BatchNorm(nn.Module):
         def per_channel(value: jax.Array) -> jax.Array:
             return value.astype(stats_dtype).reshape((1,) * (x.ndim - 1) + shape)
 
-        x = x.astype(stats_dtype)
+        x = jnp.asarray(x, stats_dtype)
         if train:
             count = x.size // x.shape[-1]
             if count == 1 and not self.is_initializing():

@@ -2,6 +2,7 @@ from .blocks import BasicBlock as BasicBlock
 from .blocks import Bottleneck as Bottleneck
 from .blocks import PreActBlock as PreActBlock
 from .factory import MODELS as MODELS
+from .factory import create as create
 from .factory import create_model as create_model
 from .factory import list_models as list_models
 from .hresnet import HResNet as HResNet

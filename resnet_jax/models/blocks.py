@@ -1,12 +1,13 @@
 """The residual blocks, with torchvision's names and arithmetic, and what joins them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from resnet_jax.errors import ConfigError
 from resnet_jax.layers.conv import Conv
@@ -181,6 +182,7 @@ class Network(nn.Module, kw_only=True):
 
     Attributes:
       num_classes: width of the logits; 0 for features.
+      in_channels: channels of the images.
       norm: "batch", or "none" for a network without BatchNorm.
       dropout: part of the features that training sets to 0 before the last layer; it
         needs the random stream "dropout".
@@ -194,6 +196,7 @@ class Network(nn.Module, kw_only=True):
     """
 
     num_classes: int
+    in_channels: int = 3
     norm: Norm = "batch"
     dropout: float = 0.0
     weight_init: Init = "kaiming"
@@ -211,8 +214,26 @@ class Network(nn.Module, kw_only=True):
         """Those of every layer."""
         return {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
-    def make_layers(self, use_bias: bool) -> tuple[ModuleDef, ModuleDef]:
-        """(conv, norm); without BatchNorm convolutions always have biases."""
+    @nn.nowrap
+    def fit_to_images(
+        self,
+        variables: dict[str, Any],
+        inputs: Callable[[int], Iterable[np.ndarray]],
+    ) -> dict[str, Any]:
+        """What a network learns of its images before training: nothing, but resnet9.
+
+        Args:
+          inputs: of a number of images, these, as the network takes them.
+        """
+        return variables
+
+    def make_layers(self, x: jax.Array, use_bias: bool) -> tuple[ModuleDef, ModuleDef]:
+        """(conv, norm) for images x; without BatchNorm, convolutions have biases."""
+        if x.shape[-1] != self.in_channels:
+            raise ConfigError(
+                f"the network takes images of {self.in_channels} channels, these have "
+                f"{x.shape[-1]}: give in_channels"
+            )
         if self.norm not in get_args(Norm):
             known = ", ".join(get_args(Norm))
             raise ConfigError(f"no norm {self.norm!r}: one of {known}")

@@ -1,16 +1,17 @@
 """The family of residual networks by name."""
 
+import dataclasses
 import difflib
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import flax.linen as nn
 import jax.numpy as jnp
 
+from resnet_jax.config import ModelConfig
 from resnet_jax.errors import ConfigError
-from resnet_jax.layers.linear import Init
-from resnet_jax.models.blocks import BasicBlock, Bottleneck, Norm, PreActBlock
+from resnet_jax.models.blocks import BasicBlock, Bottleneck, PreActBlock
 from resnet_jax.models.hresnet import HResNet
 from resnet_jax.models.resnet import ResNet, Stem
 from resnet_jax.models.resnet9 import ResNet9
@@ -26,7 +27,7 @@ _IMAGENET = {
 }
 _CIFAR = {f"resnet{6 * n + 2}": n for n in (1, 3, 5, 7, 9, 18)}
 
-# Of pictures of 32 pixels, as their papers have them.
+# For images of 32 pixels, as in their papers.
 _PREACT = {
     "preact_resnet18": {"stage_sizes": (2, 2, 2, 2), "widths": (64, 128, 256, 512)},
     "wrn28_10": {
@@ -66,78 +67,62 @@ def list_models() -> list[str]:
     return list(MODELS)
 
 
-def create_model(
-    name: str,
-    *,
-    num_classes: int,
-    stem: Stem | None = None,
-    skip: bool = True,
-    norm: Norm = "batch",
-    dropout: float = 0.0,
-    init: Init | None = None,
-    drop_path: float = 0.0,
-    zero_init_last: bool = False,
-    width: int | None = None,
-    whiten: bool = False,
-    remat: bool = False,
-    dtype: Any = jnp.float32,
-    param_dtype: Any = None,
-) -> nn.Module:
+def create(cfg: ModelConfig, num_classes: int, in_channels: int = 3) -> nn.Module:
+    """The model of a configuration, see create_model."""
+    options = {**vars(cfg), "in_channels": in_channels}
+    return create_model(options.pop("model"), num_classes=num_classes, **options)
+
+
+def create_model(name: str, *, num_classes: int, **options: Any) -> nn.Module:
     """The model called `name`, to be used as model.apply(variables, images, train=...).
 
     Args:
       name: one of list_models().
       num_classes: width of the logits; 0 for features.
-      stem: "imagenet" or "cifar" instead of the model's own (not for hresnet).
-      skip: False leaves the shortcuts out: the plain network of the same depth.
-      norm: "none" leaves BatchNorm out, and gives every convolution a bias.
-      dropout: see ResNet.
-      init: of the convolutions, "kaiming" or "torch", instead of the model's own.
-      drop_path, zero_init_last, remat: see ResNet.
-      width, whiten: of resnet9, see ResNet9.
-      dtype: of the arithmetic. Parameters and statistics have
-        promote_types(dtype, float32), parameters `param_dtype` where given.
+      options: fields of ModelConfig, or of the model's class (ResNet, ResNet9 or
+        HResNet). What is None, or as in ModelConfig(), is the model's own choice.
+        `skip=False` is shortcut="none", `init` the class's weight_init.
 
     Raises:
-      ConfigError: an unknown name or stem.
+      ConfigError: an unknown name or option, or options that do not go together.
     """
     if name not in MODELS:
         close = difflib.get_close_matches(name, MODELS, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise ConfigError(f"no model {name!r}: {hint}one of {', '.join(MODELS)}")
-    options: dict[str, Any] = {
-        "num_classes": num_classes,
-        "norm": norm,
-        "dropout": dropout,
-        "drop_path": drop_path,
-        "remat": remat,
-        "dtype": jnp.dtype(dtype),
-    }
-    if not skip:
-        options["shortcut"] = "none"
-        if drop_path:
-            raise ConfigError("drop_path leaves a shortcut: not without --skip")
-        if zero_init_last:
-            raise ConfigError("zero_init_last leaves a shortcut: not without --skip")
-    if zero_init_last:
-        if norm == "none":
+    make = MODELS[name]
+    own = {field.name for field in dataclasses.fields(_class_of(make))}
+    defaults = vars(ModelConfig())
+    chosen: dict[str, Any] = {}
+    for option, value in options.items():
+        if value is None or (option in defaults and value == defaults[option]):
+            continue
+        if option == "skip":
+            option, value = "shortcut", "none"
+        option = {"init": "weight_init"}.get(option, option)
+        if option not in own:
+            raise ConfigError(f"{name} has no {option} to choose")
+        is_type = option in ("dtype", "param_dtype")
+        chosen[option] = jnp.dtype(value) if is_type else value
+    model = make(num_classes=num_classes, **chosen)
+    _check_together(name, model)
+    return model
+
+
+def _class_of(make: Callable[..., nn.Module]) -> Any:
+    return make.func if isinstance(make, partial) else make
+
+
+def _check_together(name: str, model: Any) -> None:
+    if model.shortcut == "none":
+        for option in ("drop_path", "zero_init_last"):
+            if getattr(model, option):
+                raise ConfigError(f"{option} leaves a shortcut: not without --skip")
+    if model.zero_init_last:
+        if model.norm == "none":
             raise ConfigError("zero_init_last is of BatchNorm: not with --norm none")
-        if name in _PREACT:
+        if getattr(model, "block", None) is PreActBlock:
             raise ConfigError(f"{name} has no last BatchNorm: without --zero-init-last")
-        options["zero_init_last"] = True
-    for option, value in (("width", width), ("whiten", whiten)):
-        if value is not None and value is not False:
-            if name != "resnet9":
-                raise ConfigError(f"{option} is resnet9's: {name} has none to choose")
-            options[option] = value
-    if init is not None:
-        options["weight_init"] = init
-    if param_dtype is not None:
-        options["param_dtype"] = jnp.dtype(param_dtype)
-    if stem is not None:
-        if name in ("hresnet", "resnet9"):
-            raise ConfigError(f"{name} has no stem to choose: --stem None")
-        if stem not in ("imagenet", "cifar"):
-            raise ConfigError(f"no stem {stem!r}: imagenet or cifar")
-        options["stem"] = stem
-    return MODELS[name](**options)
+    stem = getattr(model, "stem", None)
+    if stem is not None and stem not in get_args(Stem):
+        raise ConfigError(f"no stem {stem!r}: imagenet or cifar")

@@ -35,7 +35,7 @@ class HResNet(Network):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         check_halved_thrice("hresnet", x)
-        conv, norm = self.make_layers(True)
+        conv, norm = self.make_layers(x, True)
         for index, features in enumerate((64, 128, 256), start=1):
             block = BasicBlock(
                 features,

@@ -50,7 +50,7 @@ class ResNet(Network):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        conv, norm = self.make_layers(self.use_bias)
+        conv, norm = self.make_layers(x, self.use_bias)
         if len(self.stage_sizes) != len(self.widths):
             raise ConfigError(
                 f"stage_sizes {self.stage_sizes} and widths {self.widths} "

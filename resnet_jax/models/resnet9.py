@@ -1,9 +1,14 @@
 """A slim residual network that trains quickly: ResNet-9 of the DAWNBench family."""
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import flax.linen as nn
 import jax
+import numpy as np
 
 from resnet_jax.layers.pool import max_pool_2x2
+from resnet_jax.models import whitening
 from resnet_jax.models.blocks import (
     BasicBlock,
     Network,
@@ -13,7 +18,6 @@ from resnet_jax.models.blocks import (
     classify,
     dropout,
 )
-from resnet_jax.models.whitening import Whitening
 
 
 class ResNet9(Network):
@@ -27,7 +31,7 @@ class ResNet9(Network):
     Attributes:
       width: channels of the first convolution.
       whiten: the first convolution is of one pixel, after a fixed 3x3 one that whitens
-        the pictures (layers.Whitening).
+        the images, see whitening.py.
     """
 
     width: int = 64
@@ -36,15 +40,20 @@ class ResNet9(Network):
 
     logit_scale = 0.125  # Page's, which keeps the first losses small
 
+    @nn.nowrap
+    def fit_to_images(
+        self,
+        variables: dict[str, Any],
+        inputs: Callable[[int], Iterable[np.ndarray]],
+    ) -> dict[str, Any]:
+        """Fits the whitening layer, if there is one."""
+        return whitening.fit(variables, inputs)
+
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         check_halved_thrice("resnet9", x)
-        conv, norm = self.make_layers(False)
-        if self.whiten:
-            x = Whitening(3, dtype=self.dtype, name="whiten")(x)
-            x = conv(self.width, 1, padding=0, name="conv1")(x)
-        else:
-            x = conv(self.width, 3, padding=1, name="conv1")(x)
+        conv, norm = self.make_layers(x, False)
+        x = whitening.first_convolution(self, conv, x)
         x = nn.relu(norm(name="bn1")(x, train=train))
         self.sow("intermediates", "stem", x)
         for stage, features in enumerate((2, 4, 8), start=1):

@@ -11,7 +11,6 @@ from resnet_jax.layers.conv import Conv
 from resnet_jax.layers.linear import Linear
 from resnet_jax.layers.norm import BatchNorm
 from resnet_jax.models.blocks import BasicBlock, Bottleneck, PreActBlock
-from resnet_jax.models.whitening import Whitening
 
 
 class Layer(NamedTuple):
@@ -55,7 +54,7 @@ def structure(model: nn.Module, image_shape: tuple[int, int, int]) -> Structure:
         if context.method_name != "__call__":
             return y
         name, output = ".".join(module.path), y.shape[1:]
-        if isinstance(module, Conv | Linear | BatchNorm | Whitening):
+        if isinstance(module, Conv | Linear | BatchNorm):
             found.layers.append(_layer(module, name, output))
         elif isinstance(module, BasicBlock | Bottleneck | PreActBlock):
             own = {layer.name for layer in found.layers}
@@ -85,8 +84,6 @@ def _layer(module: nn.Module, name: str, output: tuple[int, ...]) -> Layer:
     if not isinstance(module, BatchNorm):
         kernel = {**params, **module.variables.get("batch_stats", {})}["kernel"]
         num_macs = math.prod(kernel.shape) * math.prod(output[:-1])
-    if isinstance(module, Whitening):
-        size = f"{module.size}x{module.size}"
     if isinstance(module, Conv):
         side = module.kernel_size
         size = f"{side}x{side}" + (f" /{module.stride}" if module.stride > 1 else "")

@@ -1,6 +1,9 @@
-"""The kernel of a Whitening layer, from pictures."""
+"""A fixed first layer that whitens the patches of the images, for resnet9.
 
-from collections.abc import Iterable, Iterator
+All that the option `whiten` adds is here.
+"""
+
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -8,72 +11,75 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax.data import Dataset, subset
-from resnet_jax.data.augment import Augment
 from resnet_jax.devices import processes
-from resnet_jax.layers.conv import convolve
+from resnet_jax.layers.conv import Conv, convolve
 from resnet_jax.layers.linear import storage_dtype
 
 LAYER = "whiten"  # its name in a network
-_PICTURES, _AT_A_TIME = 5000, 100
-_EPSILON = 5e-4  # of a variance, where the pictures have none (Jordan 2024)
+_IMAGES = 5000
+_EPSILON = 5e-4  # added to each variance, for images that have none (Jordan 2024)
 
 
-class Whitening(nn.Module):
-    """A fixed convolution, padded: x [B, H, W, C] to [B, H, W, size * size * C].
+class Whitening(Conv):
+    """A fixed convolution, padded: x [B, H, W, C] to [B, H, W, kernel_size**2 * C].
 
-    Its kernel lies with the statistics, in `batch_stats`: it is one of the data's, see
+    Its kernel lies with the statistics, in `batch_stats`: it belongs to the data, see
     fit, and no training step moves it. At first it copies the patches.
     """
 
-    size: int
-    dtype: jnp.dtype = jnp.float32
-
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        features = self.size**2 * x.shape[-1]
-        shape = (self.size, self.size, x.shape[-1], features)
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
 
         def copies() -> jax.Array:
-            return jnp.eye(features, dtype=storage_dtype(self.dtype)).reshape(shape)
+            eye = jnp.eye(self.features, dtype=storage_dtype(self.dtype))
+            return eye.reshape(shape)
 
         kernel = self.variable("batch_stats", "kernel", copies).value
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        return convolve(x, kernel, stride=1, padding=self.size // 2)
+        return convolve(x, kernel, stride=1, padding=self.padding)
+
+
+def first_convolution(net: Any, conv: Callable[..., Any], x: jax.Array) -> jax.Array:
+    """The first convolution of a ResNet9: x [B, H, W, C] to [B, H, W, net.width].
+
+    3x3; with `whiten` of a single pixel, after a Whitening layer.
+    """
+    if not net.whiten:
+        y: jax.Array = conv(net.width, 3, padding=1, name="conv1")(x)
+        return y
+    features = 3**2 * x.shape[-1]
+    x = Whitening(features, 3, padding=1, dtype=net.dtype, name=LAYER)(x)
+    y = conv(net.width, 1, padding=0, name="conv1")(x)
+    return y
 
 
 def fit(
-    variables: dict[str, Any], prepare: Augment, dataset: Dataset
+    variables: dict[str, Any], inputs: Callable[[int], Iterable[np.ndarray]]
 ) -> dict[str, Any]:
-    """`variables` whose layer "whiten" makes patches of the pictures white.
+    """`variables` whose layer "whiten", if there is one, whitens patches of the images.
 
-    Of 5,000 pictures, always the same. Its outputs then have mean squares of at most 1
-    and no correlation, over all patches that lie within a picture.
+    It takes 5,000 images, always the same. Its outputs then have mean squares of at
+    most 1 and no correlation, over all patches that lie within an image.
 
     Args:
-      prepare: as in evaluation: what the network sees of a picture.
+      inputs: of a number of images, these, as the network takes them.
     """
     statistics = dict(variables["batch_stats"])
+    if LAYER not in statistics:
+        return variables
     shape = statistics[LAYER]["kernel"].shape
-    some = subset(dataset, _PICTURES)
-
-    def inputs() -> Iterator[np.ndarray]:
-        for start in range(0, len(some), _AT_A_TIME):  # patches take nine times more
-            part = some.take(slice(start, start + _AT_A_TIME))
-            images = np.asarray(part.images)
-            yield np.asarray(prepare(jax.random.key(0), images, part.labels)[0])
-
-    kernel = whitening_kernel(inputs(), shape[0]).astype(np.float32)
+    kernel = whitening_kernel(inputs(_IMAGES), shape[0]).astype(np.float32)
     # Of several processes, whose arithmetic may differ in a last bit, the first says.
     statistics[LAYER] = {"kernel": processes.from_first(kernel)}
     return {**variables, "batch_stats": statistics}
 
 
 def whitening_kernel(parts: Iterable[np.ndarray], size: int) -> np.ndarray:
-    """The principal axes of the patches of pictures, each over its deviation.
+    """The principal axes of the patches of images, each over its standard deviation.
 
     Args:
-      parts: some of the pictures each, [N, H, W, C].
+      parts: some of the images each, [N, H, W, C].
 
     Returns:
       a convolution's kernel [size, size, C, size * size * C], the widest first.

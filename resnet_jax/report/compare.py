@@ -1,16 +1,16 @@
 """Several runs side by side: one table, one page."""
 
-import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from resnet_jax.errors import ConfigError
+from resnet_jax.fields import flat
 from resnet_jax.report import figures
 from resnet_jax.report.page import Picture, Table, write
-from resnet_jax.run.directory import CONFIG, TRANSIENT, read_run
-from resnet_jax.run.logs import METRICS, read_metrics
+from resnet_jax.run.directory import CONFIG, METRICS, read_run
+from resnet_jax.run.logs import Record, read_metrics
 
 
 def compare(run_dirs: Sequence[str], page: Path) -> str:
@@ -23,14 +23,18 @@ def compare(run_dirs: Sequence[str], page: Path) -> str:
     Raises:
       ConfigError: one is no run, or the page cannot be written.
     """
-    records, fields = {}, {}
+    records: dict[str, list[Record]] = {}
+    fields: dict[str, dict[str, Any]] = {}
     for name in run_dirs:
         run_dir = Path(name)
         records[name] = read_metrics(run_dir, of_ours=False)
         if not records[name]:
             raise ConfigError(f"{run_dir} has no epoch in a {METRICS}: train it first")
-        has_config = (run_dir / CONFIG).exists()
-        fields[name] = dataclasses.asdict(read_run(run_dir)) if has_config else {}
+        fields[name] = {}
+        if (run_dir / CONFIG).exists():
+            own = flat(read_run(run_dir))
+            kept = [pair for pair in own if pair[0].metadata.get("resume") != "free"]
+            fields[name] = {one.name: value for one, value in kept}
     table = Table(*_rows(records, fields))
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "curves.png")
@@ -49,7 +53,6 @@ def _rows(
     rows = [
         [name, *(str(own.get(name, "-")) for own in fields.values())]
         for name in dict.fromkeys(name for own in fields.values() for name in own)
-        if name not in TRANSIENT
     ]
     rows = [row for row in rows if len({*row[1:]} - {"-"}) > 1]
 

@@ -11,6 +11,7 @@ Records = Sequence[Mapping[str, Any]]  # of metrics.jsonl, a line an epoch
 
 # Okabe and Ito's colours, told apart by colour-blind eyes too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_GREY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}  # one channel
 _PARTS = {"train": "training", "val": "validation", "test": "test"}
 
 
@@ -156,7 +157,7 @@ def plot_predictions(
     for axes in grid:
         axes.set(xticks=[], yticks=[], frame_on=False)
     for axes, image, caption in zip(grid, images, captions, strict=False):
-        axes.imshow(image)
+        axes.imshow(image, **_GREY)
         axes.set_xlabel(_plain(caption), fontsize=9)
     _save(figure, path)
 
@@ -166,7 +167,7 @@ def plot_overlay(image: np.ndarray, heat: np.ndarray, title: str, path: Path) ->
     figure = _new(7, 3.8)
     height, width = image.shape[:2]
     for axes in (left_right := figure.subplots(1, 2)):
-        axes.imshow(image)
+        axes.imshow(image, **_GREY)
         axes.axis("off")
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
     left_right[1].imshow(
@@ -209,7 +210,7 @@ def plot_filters(kernels: np.ndarray, path: Path) -> None:
     for index, axes in enumerate(figure.subplots(rows, columns, squeeze=False).ravel()):
         axes.axis("off")
         if index < count:
-            axes.imshow(0.5 + kernels[..., index] / (2 * scale))
+            axes.imshow(0.5 + kernels[..., index] / (2 * scale), "gray", vmin=0, vmax=1)
     _save(figure, path)
 
 

@@ -1,16 +1,23 @@
-"""What a network makes of files of pictures."""
+"""What a network makes of files of images, and where in them it comes from."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax import data, files
-from resnet_jax.data import folder
-from resnet_jax.data.augment import make_augment
-from resnet_jax.errors import DataError
-from resnet_jax.report import figures, saliency, scores
+from resnet_jax import fields, files
+from resnet_jax.data import folder, sources
+from resnet_jax.data.augment import make_preprocess
+from resnet_jax.data.dataset import Dataset, Splits
+from resnet_jax.data.loader import Loader
+from resnet_jax.devices.mesh import make_mesh
+from resnet_jax.errors import ConfigError, DataError, first_line
+from resnet_jax.models.summary import structure
+from resnet_jax.report import figures, scores
 from resnet_jax.report.subject import Subject
 from resnet_jax.training import evaluation
 
@@ -20,57 +27,111 @@ TOP = 5
 def predict_files(
     subject: Subject, paths: Sequence[str], saliency_dir: Path | None = None
 ) -> None:
-    """Prints the most likely classes of each picture with their probabilities.
+    """Prints the most likely classes of each image with their probabilities.
 
-    A picture is brought to the data set's size as a folder's are, and from there goes
+    An image is brought to the data set's size as a folder's are, and from there goes
     the way of the data's own.
 
     Args:
-      saliency_dir: where the Grad-CAM of each picture is saved, as NAME.png.
+      saliency_dir: where the Grad-CAM of each image is saved, as NAME.png.
 
     Raises:
       DataError: some cannot be read; the others are done before.
     """
     cfg, class_names = subject.cfg, subject.class_names
     if class_names is None:  # weights that do not say: the data set does
-        loaded = data.load_dataset(cfg.dataset, cfg.data_dir, **cfg.loading)
-        class_names = loaded[1].class_names
-    is_folder = cfg.dataset == "folder"
-    size = data.image_shape(cfg.dataset, cfg.image_size if is_folder else None)[0]
-    crop_pct = cfg.crop_pct if is_folder else 1.0
-    prepare = make_augment(num_classes=len(class_names), **cfg.preprocessing)
+        class_names = sources.describe(cfg.data).load()[1].class_names
+    # Only a folder's own images are resized on the host; others on the device.
+    is_folder = cfg.data.dataset == "folder"
+    stored = cfg.data if is_folder else fields.replace(cfg.data, image_size=None)
+    size, _, channels = sources.image_shape(stored)
+    crop_pct = cfg.data.crop_pct if is_folder else 1.0
+    preprocess = make_preprocess(cfg.augment, subject.image_shape)
     if saliency_dir is not None:
         files.check_writable(saliency_dir, "folder", "RUN")
     read, bad = [], []
     for path in paths:
         try:
-            picture = folder.read_picture(Path(path), size=size, crop_pct=crop_pct)
-            read.append((path, picture))
+            image = folder.read_image(
+                Path(path), size=size, crop_pct=crop_pct, channels=channels
+            )
+            read.append((path, image))
         except Exception as error:  # Pillow's readers raise of every kind
-            reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
-            bad.append(f"{path} ({reason})")
-    for index, (path, picture) in enumerate(read):
-        one = data.Dataset(picture[None], np.zeros(1, np.int32), tuple(class_names))
-        logits = evaluation.predict(
-            subject.model, prepare, subject.state.variables, _batches, one
-        )
-        probabilities = scores.softmax(logits)[0]
+            bad.append(f"{path} ({first_line(error)})")
+    images = np.stack([image for _, image in read]) if read else np.zeros((0, 1))
+    probabilities = _probabilities(subject, preprocess, images, class_names)
+    for index, (path, image) in enumerate(read):
         print(path)
-        for label in np.argsort(-probabilities, kind="stable")[:TOP]:
-            print(f"  {100 * probabilities[label]:6.2f} %  {class_names[label]}")
+        for label in np.argsort(-probabilities[index], kind="stable")[:TOP]:
+            print(f"  {100 * probabilities[index, label]:6.2f} %  {class_names[label]}")
         if saliency_dir is not None:
-            label = int(probabilities.argmax())
-            inputs, _ = prepare(jax.random.key(0), one.images, one.labels)
-            heat = saliency.grad_cam(
-                subject.model, subject.state.variables, inputs, np.array([label])
+            label = int(probabilities[index].argmax())
+            heat = grad_cam(
+                subject.model,
+                subject.state.variables,
+                preprocess(image[None]),
+                np.array([label]),
             )
             target = saliency_dir / f"{index}-{Path(path).stem}.png"
-            title = f"{class_names[label]}, {100 * probabilities[label]:.1f} %"
-            figures.plot_overlay(picture, np.asarray(heat[0]), title, target)
+            title = f"{class_names[label]}, {100 * probabilities[index, label]:.1f} %"
+            figures.plot_overlay(image, np.asarray(heat[0]), title, target)
             print(f"  {target}")
     if bad:
         raise DataError(f"{len(bad)} of {len(paths)} cannot be read: {', '.join(bad)}")
 
 
-def _batches(dataset: data.Dataset) -> list[dict[str, np.ndarray]]:
-    return list(data.eval_batches(dataset, 1))
+def _probabilities(
+    subject: Subject, preprocess: Any, images: Any, class_names: Sequence[str]
+) -> np.ndarray:
+    """[N, C], each image by itself, whatever the others are."""
+    num = len(images)
+    whole = Dataset(images, np.zeros(num, np.int32), tuple(class_names))
+    none = Dataset(np.zeros(0), np.zeros(0, np.int32), ())
+    cfg = fields.replace(subject.cfg.data, eval_batch_size=1)
+    loader = Loader(make_mesh(1), Splits(none, none, whole, {}), cfg)
+    variables = subject.state.variables
+    logits = evaluation.predict(subject.model, preprocess, loader, variables, whole)
+    return scores.softmax(logits)
+
+
+def grad_cam(
+    model: nn.Module, variables: dict[str, Any], images: jax.Array, classes: jax.Array
+) -> jax.Array:
+    """Maps [B, h, w] in [0, 1] of what in the last block speaks for `classes` [B].
+
+    Selvaraju et al. 2017, equations 1 and 2: the block's output, its channels weighted
+    by the mean gradient of the class's logit, negative parts cut, scaled to a largest
+    value of 1 (0 everywhere where nothing speaks for the class).
+
+    Args:
+      images: [B, H, W, C], as the network takes them.
+
+    Raises:
+      ConfigError: the network has no residual block.
+    """
+    blocks = structure(model, images.shape[1:]).blocks
+    if not blocks:
+        raise ConfigError("saliency needs a network with residual blocks")
+    last = blocks[-1]
+
+    def logits(change: jax.Array) -> tuple[jax.Array, jax.Array]:
+        seen = []
+
+        def add(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+            y = call(*args, **kwargs)
+            if ".".join(context.module.path) == last.name:
+                if context.method_name == "__call__":
+                    y = y + change  # the gradient by it is that by y
+                    seen.append(y)
+            return y
+
+        with nn.intercept_methods(add):
+            out = model.apply(variables, images, train=False)
+        return jnp.take_along_axis(out, classes[:, None], 1).sum(), seen[0]
+
+    zeros = jnp.zeros((len(images), *last.output), jnp.float32)
+    gradient, maps = jax.grad(logits, has_aux=True)(zeros)
+    weights = gradient.mean((1, 2), keepdims=True)
+    cam = nn.relu((weights * maps).sum(-1))
+    largest = cam.max((1, 2), keepdims=True)
+    return jnp.where(largest > 0, cam / jnp.where(largest > 0, largest, 1), 0)

@@ -1,9 +1,7 @@
 """The page of a run."""
 
-import dataclasses
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +10,28 @@ import jax
 import numpy as np
 
 from resnet_jax import files
-from resnet_jax.data import Dataset, eval_batches
-from resnet_jax.data.augment import Augment
+from resnet_jax.data.augment import Preprocess
+from resnet_jax.data.loader import Loader
+from resnet_jax.fields import flat
 from resnet_jax.models import summary
 from resnet_jax.report import diagram, figures, scores
 from resnet_jax.report.page import Content, Picture, Table, write
 from resnet_jax.report.subject import Subject
-from resnet_jax.run.logs import of_seed, read_metrics
-from resnet_jax.training import evaluation
+from resnet_jax.run.logs import read_metrics
+from resnet_jax.training import evaluation, seeds
 from resnet_jax.weights import export
 
 NUM_SHOWN = 24  # pictures of each kind
 
 
 def write_report(
-    run_dir: Path, subject: Subject, prepare: Augment, test: Dataset
+    run_dir: Path, subject: Subject, preprocess: Preprocess, loader: Loader
 ) -> Path:
     """Writes run_dir/report: index.html, which is returned, the PNGs that are in it,
     and report.json with its figures.
 
     Args:
-      prepare: of evaluation.
-      test: what the network is asked about.
+      loader: its test split is what the network is asked about.
 
     Raises:
       ConfigError: it cannot be written there.
@@ -41,14 +39,13 @@ def write_report(
     directory = run_dir / "report"
     files.check_writable(directory, "folder", "RUN")
     cfg, model, variables = subject.cfg, subject.model, subject.state.variables
+    test = loader.splits.test
     class_names, images, labels = test.class_names, test.images, test.labels
-    first = np.asarray(images[:1])
-    inputs = np.asarray(prepare(jax.random.key(0), first, labels[:1])[0])
+    inputs = np.asarray(preprocess(np.asarray(images[:1])))
     records = read_metrics(run_dir)
     if subject.index is not None:
-        records = [of_seed(record, subject.index) for record in records]
-    batches = partial(eval_batches, batch_size=cfg.eval_batch_size)
-    logits = evaluation.predict(model, prepare, variables, batches, test)
+        records = [seeds.of_seed(record, subject.index) for record in records]
+    logits = evaluation.predict(model, preprocess, loader, variables, test)
     probabilities = scores.softmax(logits)
     found = scores.score(probabilities, labels, class_names)
     files.write_json(directory / "report.json", found)
@@ -98,12 +95,12 @@ def write_report(
     sections["Structure"] = [
         picture(
             "structure",
-            f"{cfg.model}: stages, blocks, shortcuts, shapes, parameters",
+            f"{cfg.model.model}: stages, blocks, shortcuts, shapes, parameters",
             lambda path: diagram.draw(model, shape, path),
         )
     ]
-    fields = dataclasses.asdict(cfg)
-    sections["Configuration"] = [Table(("field", "value"), list(fields.items()))]
+    rows = [(one.name, value) for one, value in flat(cfg)]
+    sections["Configuration"] = [Table(("field", "value"), rows)]
     machine = {
         "machine": platform.platform(),
         "devices": ", ".join(sorted({d.device_kind for d in jax.devices()})),
@@ -190,7 +187,7 @@ def _inside(
     params, running = (dict(_modules(variables[k])) for k in ("params", "batch_stats"))
     first = next(layer for layer in layers if layer.kind == "Conv")
     kernel = np.asarray(params[first.name]["kernel"])
-    if kernel.shape[2:3] == (3,):  # of RGB
+    if kernel.shape[2] in (1, 3):  # can be shown as colours or greys
         alt = "Filters of the first convolution, grey is 0"
         contents.append(picture("filters", alt, figures.plot_filters, kernel))
     _, state = model.apply(variables, inputs, train=False, mutable=["intermediates"])

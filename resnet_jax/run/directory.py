@@ -1,43 +1,50 @@
-"""What a run directory says of its run, and whether another may go on with it."""
+"""The run directory: what it says of its run, who may go on with it, and who has it."""
 
+import contextlib
 import dataclasses
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from resnet_jax import files
+import filelock
+
+from resnet_jax import fields, files
 from resnet_jax.config import Config
 from resnet_jax.errors import ConfigError
-from resnet_jax.run import config_json
-from resnet_jax.run.logs import METRICS
+
+log = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 CLASSES = "classes.json"
+METRICS = "metrics.jsonl"
+LAYERS = "layers.jsonl"
 CHECKPOINTS = "checkpoints"  # the folder of them
+FILES = (CONFIG, CLASSES, METRICS, LAYERS)
+LOCK, HOLDER = ".lock", ".holder.json"
 
-# Fields of one invocation, not of the run: a resume may have them different.
-TRANSIENT = frozenset(
-    {
-        *("data_dir", "workdir", "override", "profile", "summary"),
-        *("rebuild_data", "debug_nans", "devices", "platform", "distributed"),
-        *("coordinator", "num_processes", "process_id", "stream", "workers"),
-    }
-)
-# Fields that --override lets through: how far a run goes (a cosine stretches with it)
-# and what it shows and keeps.
-OVERRIDABLE = frozenset(
-    {
-        "epochs",
-        "max_steps",
-        "keep",
-        "save_every_steps",
-        "save_every_minutes",
-        "log_every_steps",
-        "log_gradients",
-        "tensorboard",
-        "eval_batch_size",
-        "steps_per_call",
-    }
-)
+
+def write_config(run_dir: Path, cfg: Config) -> None:
+    """Writes config.json: the fields of `cfg` by their groups."""
+    text = json.dumps(dataclasses.asdict(cfg), indent=2) + "\n"
+    files.write_text(run_dir / CONFIG, text)
+
+
+def read_config(path: Path) -> Config:
+    """The Config that was written to `path`.
+
+    Raises:
+      ConfigError: the file is missing, is not JSON, or has unknown or ill-typed fields.
+    """
+    try:
+        values = files.read_json(path)
+    except ValueError as error:
+        raise ConfigError(f"{path} cannot be read as a run's config: {error}") from None
+    return fields.from_json(Config, values, str(path))
 
 
 def read_run(run_dir: Path) -> Config:
@@ -50,7 +57,7 @@ def read_run(run_dir: Path) -> Config:
         raise ConfigError(f"no run at {run_dir}: there is no such directory")
     if not (run_dir / CONFIG).is_file():
         raise ConfigError(f"{run_dir} is no run: it has no {CONFIG}")
-    return config_json.read_config(run_dir / CONFIG)
+    return read_config(run_dir / CONFIG)
 
 
 def read_classes(run_dir: Path) -> tuple[str, ...] | None:
@@ -79,6 +86,18 @@ def newest_step(run_dir: Path) -> int | None:
     return max((int(name) for name in names if name.isdecimal()), default=None)
 
 
+def remove_unsaved(run_dir: Path, written: Iterable[str]) -> None:
+    """Removes the files `written` by a run that failed before it saved anything."""
+    if newest_step(run_dir) is not None:
+        return
+    with contextlib.suppress(OSError):  # other files may lie there
+        for name in written:
+            (run_dir / name).unlink(missing_ok=True)
+        # Beside the metrics of a killed run it says that they are one's.
+        if not (run_dir / METRICS).exists():
+            (run_dir / CHECKPOINTS).rmdir()
+
+
 def check_resumable(cfg: Config, run_dir: Path) -> None:
     """Says what `cfg` overrides of the run in `run_dir`, if there is one.
 
@@ -94,13 +113,14 @@ def check_resumable(cfg: Config, run_dir: Path) -> None:
             )
     if newest_step(run_dir) is None:
         return
-    old = config_json.read_config(run_dir / CONFIG)
-    changed = differences(old, cfg)
+    changed = fields.changes(read_config(run_dir / CONFIG), cfg)
     if not changed:
         return
-    shown = ", ".join(f"{k} {a} -> {b}" for k, (a, b) in changed.items())
-    if not cfg.override or changed.keys() - OVERRIDABLE:
-        allowed = not changed.keys() - OVERRIDABLE
+    shown = ", ".join(
+        f"{name} {old} -> {new}" for name, (old, new, _) in changed.items()
+    )
+    allowed = all(resume == "override" for _, _, resume in changed.values())
+    if not cfg.run.override or not allowed:
         way = "--override to go on with it, or " if allowed else ""
         raise ConfigError(
             f"{run_dir} holds a run of another configuration ({shown}): "
@@ -109,11 +129,56 @@ def check_resumable(cfg: Config, run_dir: Path) -> None:
     print(f"{run_dir}: configuration overridden: {shown}")
 
 
-def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """{field: (old, new)} of the fields that belong to the run and differ."""
-    pairs = {
-        field.name: (getattr(old, field.name), getattr(new, field.name))
-        for field in dataclasses.fields(Config)
-        if field.name not in TRANSIENT
-    }
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+@contextlib.contextmanager
+def claim(run_dir: Path) -> Iterator[None]:
+    """Makes `run_dir`, keeps others from it, and cleans up what a dead process left.
+
+    It goes again if nothing was put there. The system frees it if this process dies.
+
+    Raises:
+      ConfigError: it cannot be written, or another process holds it.
+    """
+    files.check_writable(run_dir, "run directory", "--workdir")
+    lock = filelock.FileLock(run_dir / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise ConfigError(
+            f"{run_dir} is in use by {_describe(_read(run_dir))}: wait for it, stop "
+            "it, or choose another --workdir"
+        ) from None
+    try:
+        left = _read(run_dir)
+        if left:
+            log.warning("%s: taken over from %s, which died", run_dir, _describe(left))
+        me = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        files.write_json(run_dir / HOLDER, me)
+        files.remove_scratch(run_dir)
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # it has vanished, or cannot be written now
+            (run_dir / HOLDER).unlink(missing_ok=True)
+            if set(run_dir.iterdir()) <= {run_dir / LOCK}:
+                (run_dir / LOCK).unlink(missing_ok=True)
+                run_dir.rmdir()
+        lock.release()
+
+
+def _read(run_dir: Path) -> dict[str, Any]:
+    """What the holder says of itself, if it does."""
+    try:
+        found = files.read_json(run_dir / HOLDER)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _describe(holder: dict[str, Any]) -> str:
+    if not holder:
+        return "another process"
+    host, pid, since = (str(holder.get(k))[:80] for k in ("host", "pid", "since"))
+    return f"process {pid} on {host} since {since}"

@@ -1,22 +1,18 @@
 """What a run records of its epochs: JSON lines, a printed line, TensorBoard."""
 
-import contextlib
 import errno
 import logging
 import os
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from resnet_jax import files
 from resnet_jax.errors import ConfigError
+from resnet_jax.run.directory import LAYERS, METRICS
 from resnet_jax.training import metrics
 
 log = logging.getLogger(__name__)
 
-METRICS = "metrics.jsonl"
-LAYERS = "layers.jsonl"
 Record = dict[str, Any]
 _FORM = (
     *("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy"),
@@ -51,13 +47,6 @@ def read_metrics(run_dir: Path, *, of_ours: bool = True) -> list[Record]:
                     f"{str(value)[:40]}: put it right, or remove the line"
                 )
     return records
-
-
-def of_seed(record: Record, index: int) -> Record:
-    """A record of several seeds with the figures of one in place of their means."""
-    end = "_seeds"
-    own = {k.removesuffix(end): v[index] for k, v in record.items() if k.endswith(end)}
-    return {**record, **own}
 
 
 class JsonLines:
@@ -127,27 +116,37 @@ class Logs:
 
     Args:
       records: the lines so far, as the checkpoint and last_line have them.
+      layers: whether there is to be a layers.jsonl as well.
 
     Raises:
       ConfigError: the file cannot be written, or `tensorboard` lacks its package.
     """
 
     def __init__(
-        self, run_dir: Path, records: list[Record], *, step: int, tensorboard: bool
+        self,
+        run_dir: Path,
+        records: list[Record],
+        *,
+        step: int,
+        tensorboard: bool,
+        layers: bool,
     ) -> None:
-        self._events = _Events(run_dir / "tensorboard", step) if tensorboard else None
+        self._writer = _make_writer(run_dir, step) if tensorboard else None
         self._dir, self._step = run_dir, step
         self.records = list(records)
         self._lines = JsonLines(run_dir / METRICS, self.records)
-        self._layers: JsonLines | None = None
+        self._layers = self._open_layers() if layers else None
 
     def write(self, record: Record) -> None:
         """Appends `record`, of an epoch, and prints it."""
         self.records.append(record)
         self._lines.write(record)
         print(metrics.epoch_line(record), flush=True)
-        if self._events is not None:
-            self._events.write(record)
+        if self._writer is not None:
+            for name in sorted(record.keys() - {"epoch", "step"}):
+                if isinstance(record[name], float):  # not the values behind a mean
+                    self._writer.add_scalar(name, record[name], record["step"])
+            self._writer.flush()
 
     @property
     def last_step(self) -> int | None:
@@ -160,9 +159,7 @@ class Logs:
         failures = [failure for each in logs if (failure := each.flush())]
         return failures[0] if failures else None
 
-    def add_layers(self, measure: Callable[[Any], Layers]) -> None:
-        """Opens layers.jsonl for what measure(state) gives."""
-        self._measure = measure
+    def _open_layers(self) -> JsonLines:
         path = self._dir / LAYERS
         kept: list[Record] = []
         for record in files.read_jsonl(path) if self._step else []:
@@ -171,76 +168,25 @@ class Logs:
             # The line of metrics comes after: where it is missing, both are written.
             if record["step"] <= (self.last_step or 0):
                 kept.append(record)
-        self._layers = JsonLines(path, kept)
-
-    def measure(self, state: Any) -> Layers | None:
-        """What layers.jsonl is to have of `state`; None without add_layers."""
-        return None if self._layers is None else self._measure(state)
+        return JsonLines(path, kept)
 
     def write_layers(self, place: dict[str, int], layers: Layers | None) -> None:
         """Appends the line of `layers`, if there are any, at epoch and step `place`."""
-        if self._layers is not None:
+        if self._layers is not None and layers is not None:
             self._layers.write({**place, "layers": layers})
 
     def close(self) -> None:
         """Closes what TensorBoard reads."""
-        if self._events is not None:
-            self._events.close()
-
-
-class _Events:
-    """TensorBoard's copy of the metrics; lines that a full disk refuses are left out.
-
-    Written here, one at a time: the thread of tensorboardX's own SummaryWriter dies of
-    a full disk, and the training then waits for it.
-
-    Raises:
-      ConfigError: tensorboardX is not there.
-    """
-
-    def __init__(self, directory: Path, step: int) -> None:
-        try:
-            import tensorboardX  # noqa: F401
-        except ImportError:
-            raise ConfigError(
-                "--tensorboard needs tensorboardX: pip install tensorboardX"
-            ) from None
-        self._directory, self._step = directory, step
-        self._writer: Any = None
-
-    def write(self, record: Record) -> None:
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-        from tensorboardX.summary import scalar
-
-        try:
-            if self._writer is None:
-                self._writer = self._make_writer()
-                start = SessionLog(status=SessionLog.SessionStatus.Value("START"))
-                # What a killed run wrote of later steps is not to be shown.
-                event = Event(step=self._step + 1, session_log=start)
-                self._writer.write_event(event)
-            for name in sorted(record.keys() - {"epoch", "step"}):
-                if isinstance(record[name], list):  # the values of a mean
-                    continue
-                summary = scalar(name, record[name])
-                event = Event(
-                    wall_time=time.time(), step=record["step"], summary=summary
-                )
-                self._writer.write_event(event)
-            self._writer.flush()
-        except OSError as error:
-            log.warning("%s: %s; a line is left out", self._directory, error.strerror)
-            self.close()
-            self._step = record["step"]
-
-    def close(self) -> None:
         if self._writer is not None:
-            with contextlib.suppress(OSError):
-                self._writer.close()
-        self._writer = None
+            self._writer.close()
 
-    def _make_writer(self) -> Any:
-        from tensorboardX.event_file_writer import EventsWriter
 
-        self._directory.mkdir(parents=True, exist_ok=True)
-        return EventsWriter(str(self._directory / "events"), f".{self._step}")
+def _make_writer(run_dir: Path, step: int) -> Any:
+    """TensorBoard's writer; what a killed run wrote of later steps is not shown."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise ConfigError(
+            "--tensorboard needs tensorboardX: pip install -e '.[tensorboard]'"
+        ) from None
+    return SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)

@@ -1,14 +1,21 @@
 """How far a run of training is: its steps, their running sums, the progress bar."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
+from resnet_jax.config import RunConfig
+from resnet_jax.devices import processes
 from resnet_jax.training import metrics
+
+_BEFORE = 5  # steps of this process: what is slow only once is over by then
+_LEAST = 5  # steps that are traced; more where one call does more
 
 
 class Progress:
@@ -16,13 +23,13 @@ class Progress:
 
     Args:
       fail: called with the first loss that is not finite, as text, and its step.
-      num_seeds: that each step trains; the sums of several are [num_seeds].
+      shape: of the sums of one step.
     """
 
     def __init__(
-        self, fail: Callable[[str, int], NoReturn], num_seeds: int = 1
+        self, fail: Callable[[str, int], NoReturn], shape: tuple[int, ...] = ()
     ) -> None:
-        self._num_seeds = num_seeds
+        self._shape = shape
         self.step = self.total_steps = 0
         self.steps_per_epoch = 1
         self.sums: metrics.Sums | None = None  # of the steps of the epoch so far
@@ -31,6 +38,8 @@ class Progress:
         self.times: dict[str, float] = {}  # of the last epoch, as metrics.jsonl has it
         self._fail = fail
         self._pending: list[metrics.Sums] = []  # on the device
+        self._bar: tqdm[Any] = tqdm(disable=True)
+        self._saved_at = time.monotonic()
 
     @property
     def epochs_begun(self) -> int:
@@ -74,6 +83,24 @@ class Progress:
         """Whether a multiple of `every` is among the last `steps` steps."""
         return self.step // every > (self.step - steps) // every
 
+    def begin_clock(self) -> None:
+        """Now is when --save-every-minutes begins to count."""
+        self._saved_at = time.monotonic()
+
+    def is_save_due(self, cfg: RunConfig, steps: int, *, asks: bool) -> bool:
+        """Whether `cfg` wants a checkpoint after the last `steps` steps.
+
+        Args:
+          asks: whether to look at the clocks, of all processes, which save together.
+        """
+        every, minutes = cfg.save_every_steps, cfg.save_every_minutes
+        if every is not None and self.passed(every, steps):
+            return True
+        if minutes is None or not asks:
+            return False
+        elapsed = time.monotonic() - self._saved_at
+        return processes.any_process(elapsed >= 60 * minutes)
+
     def batches(
         self, batches: Iterable[dict[str, Any]], epoch: int
     ) -> Iterator[dict[str, Any]]:
@@ -98,12 +125,12 @@ class Progress:
         }
 
     def add(self, sums: metrics.Sums) -> int:
-        """Counts the steps that gave `sums`, [[steps,] [seeds]], and says how many.
+        """Counts the steps that gave `sums`, [[steps,] *shape], and says how many.
 
         They may still be computing them, but not those before: a program that ran far
         ahead of the device could not stop at a signal.
         """
-        steps = sums["loss"].size // self._num_seeds
+        steps: int = sums["loss"].size // math.prod(self._shape)
         self.step += steps
         jax.block_until_ready(self._pending[-1:])
         self._pending.append(sums)
@@ -112,7 +139,7 @@ class Progress:
 
     def collect(self) -> None:
         """Fetches all that was added, and adds it up."""
-        shape = (-1,) if self._num_seeds == 1 else (-1, self._num_seeds)
+        shape = (-1, *self._shape)
         each: list[metrics.Sums] = []
         for sums in jax.device_get(self._pending):
             steps = {name: value.reshape(shape) for name, value in sums.items()}
@@ -126,3 +153,43 @@ class Progress:
             loss = (each[-1]["loss"] / each[-1]["count"]).mean()
             self._bar.set_postfix(loss=f"{loss:.4f}")
         self._pending.clear()
+
+
+class Trace:
+    """A JAX profiler trace, left in `directory`, of a process's sixth to tenth step.
+
+    It begins and ends between two calls, which may do many steps: with 20 for each it
+    is of the second one's.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._due = _BEFORE  # the step to begin after, and then to end after
+        self._begun: int | None = None  # the step after which it began
+        self._running = False
+
+    def begin_after(self, step: int) -> None:
+        """Says from which step this process begins."""
+        self._due = step + _BEFORE
+
+    def step(self, step: int, state: Any) -> None:
+        """Begins or ends after `step`, whose `state` it then waits for."""
+        is_over = self._begun is not None and not self._running
+        if is_over or step < self._due:
+            return
+        jax.block_until_ready(state)
+        if self._begun is None:
+            jax.profiler.start_trace(str(self._directory))
+            self._running = True
+            self._begun, self._due = step, step + _LEAST
+        else:
+            self.close()
+            tqdm.write(
+                f"profile of steps {self._begun + 1} to {step} in {self._directory}"
+            )
+
+    def close(self) -> None:
+        """Ends a trace that its run did not outlast."""
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False

@@ -1,64 +1,29 @@
-"""A run's checkpoints: orbax's store, and what is kept of it and read from it."""
+"""A run's checkpoints as they are read: every array by its sha256."""
 
 import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers as policies
 
-from resnet_jax.devices import processes
-from resnet_jax.errors import CheckpointError, ConfigError
+from resnet_jax.errors import CheckpointError, ConfigError, first_line
 from resnet_jax.run.directory import CHECKPOINTS
 from resnet_jax.run.logs import Record, read_metrics
 
 log = logging.getLogger(__name__)
 
-# Of several processes the first writes, and the others do not wait for it.
-_ALONE: dict[str, Any] = {}
-_FIRST: dict[str, Any] = {
-    "create": False,
-    "multiprocessing_options": ocp.options.MultiprocessingOptions(
-        primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
-    ),
-}
-
-Best = Callable[[Iterable[int]], int | None]  # of some steps, the best
-Manifest = dict[str, Any]  # what lies beside the arrays, see store.py
+Manifest = dict[str, Any]  # what lies beside the arrays, see checkpoints.py
 
 
-class _Keep(policies.PreservationPolicy):
-    """The last ones, and the best."""
-
-    def __init__(self, last: int, best: Best) -> None:
-        self._last, self._best = last, best
-
-    def should_preserve(
-        self, checkpoints: Sequence[Any], *, context: Any
-    ) -> Sequence[bool]:
-        steps = [checkpoint.step for checkpoint in checkpoints]
-        kept = {*sorted(steps)[-self._last :], self._best(steps)}
-        return [step in kept for step in steps]
-
-
-def make_manager(
-    run_dir: Path, keep: int | None = None, best: Best | None = None
-) -> ocp.CheckpointManager:
-    """orbax's manager, to read; or to write, keeping the last `keep` and the best."""
-    if keep is not None and not processes.is_alone():
-        (run_dir / CHECKPOINTS).mkdir(exist_ok=True)  # which orbax will not for one
-    options = ocp.CheckpointManagerOptions(
-        read_only=keep is None,
-        cleanup_tmp_directories=keep is not None,
-        preservation_policy=_Keep(keep, best) if keep and best else policies.LatestN(),
-        **_ALONE if processes.is_alone() else _FIRST,
-    )
+def make_reader(run_dir: Path) -> ocp.CheckpointManager:
+    """orbax's manager of the checkpoints in `run_dir`, to read."""
+    options = ocp.CheckpointManagerOptions(read_only=True)
     return ocp.CheckpointManager((run_dir / CHECKPOINTS).absolute(), options=options)
 
 
@@ -86,17 +51,13 @@ def digests(tree: Any) -> dict[str, str]:
     }
 
 
-def seal(manifest: Manifest) -> Manifest:
-    """`manifest` with a sha256 of its own."""
-    return {**manifest, "sha256": _sha256(manifest)}
-
-
-def _sha256(manifest: Manifest) -> str:
+def manifest_sha256(manifest: Manifest) -> str:
+    """The sha256 of a manifest, but for the one in it."""
     text = json.dumps({k: v for k, v in manifest.items() if k != "sha256"})
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def restore(
+def read_step(
     manager: ocp.CheckpointManager, run_dir: Path, step: int, state: Any
 ) -> tuple[Any, Manifest]:
     """What orbax's restore arguments `state` say of checkpoint `step`; its manifest.
@@ -108,7 +69,7 @@ def restore(
         items = ocp.args.Composite(state=state, manifest=ocp.args.JsonRestore())
         restored = manager.restore(step, args=items)
         manifest = restored["manifest"]
-        if manifest["sha256"] != _sha256(manifest) or manifest["step"] != step:
+        if manifest["sha256"] != manifest_sha256(manifest) or manifest["step"] != step:
             raise ValueError("its manifest is not what was written")
         for name, digest in digests(restored["state"]).items():
             if manifest["digests"].get(name) != digest:
@@ -142,9 +103,9 @@ def newest(
 
 
 def _unfit(run_dir: Path, step: int, reason: Any) -> CheckpointError:
-    reason = (str(reason).strip() or repr(reason)).splitlines()[0]
     return CheckpointError(
-        f"checkpoint {step} of {run_dir} is damaged or of another model: {reason[:200]}"
+        f"checkpoint {step} of {run_dir} is damaged or of another model: "
+        f"{first_line(reason)}"
     )
 
 
@@ -201,7 +162,7 @@ def load_variables(
 
     Args:
       variables: what the model's init gives, or its shapes (jax.eval_shape).
-      averaged: those of the state's moving average, see training.average.
+      averaged: those of the state's moving average, see training/step.py.
 
     Raises:
       ConfigError: `checkpoint` is none of those.
@@ -210,7 +171,7 @@ def load_variables(
     if not (run_dir / CHECKPOINTS).is_dir():
         raise CheckpointError(f"{run_dir} has no checkpoint yet: train it first")
     wanted = {"ema": variables} if averaged else variables
-    with contextlib.closing(make_manager(run_dir)) as manager:
+    with contextlib.closing(make_reader(run_dir)) as manager:
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         target = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), wanted
@@ -220,7 +181,7 @@ def load_variables(
 
         def read(step: int) -> tuple[dict[str, Any], int]:
             _check_fits(run_dir, step, wanted)
-            found = restore(manager, run_dir, step, part)[0]
+            found = read_step(manager, run_dir, step, part)[0]
             return found["ema"] if averaged else found, step
 
         steps = sorted(manager.all_steps())

@@ -1,7 +1,8 @@
-"""The run directory: config.json, metrics.jsonl, checkpoints; a resume is exact."""
+"""A run in progress: config.json, metrics.jsonl, checkpoints; a resume is exact."""
 
 import contextlib
-import logging
+import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -10,22 +11,21 @@ from typing import Any, NoReturn, Self
 import jax
 import numpy as np
 
-from resnet_jax import data, files
+from resnet_jax import files
 from resnet_jax.config import Config
-from resnet_jax.data import loader as feed
+from resnet_jax.data.dataset import Dataset, changed
+from resnet_jax.data.loader import Loader
 from resnet_jax.devices import processes
 from resnet_jax.devices.mesh import local, make_mesh
-from resnet_jax.errors import NonFiniteLossError
-from resnet_jax.run import config_json
-from resnet_jax.run.directory import CHECKPOINTS, CLASSES, CONFIG, newest_step
-from resnet_jax.run.logs import LAYERS, METRICS, Logs
-from resnet_jax.run.profiling import Trace
-from resnet_jax.run.progress import Progress
-from resnet_jax.run.saving import Saver
+from resnet_jax.errors import ConfigError, NonFiniteLossError
+from resnet_jax.run import directory
+from resnet_jax.run.checkpoints import Checkpoints, is_finite
+from resnet_jax.run.logs import Layers, Logs, Record, last_line
+from resnet_jax.run.progress import Progress, Trace
 from resnet_jax.run.signals import Interrupted, Signals
 from resnet_jax.training import metrics, seeds
 
-log = logging.getLogger(__name__)
+Measure = Callable[[Any], Layers]  # of a state, see training/diagnostics.py
 
 
 class Run:
@@ -38,72 +38,97 @@ class Run:
 
     def __init__(self, cfg: Config, run_dir: Path, signals: Signals) -> None:
         self.dir = run_dir
-        self.mesh = make_mesh(cfg.devices, cfg.platform)
-        self.local_bn = self.mesh if cfg.bn_scope == "local" else None
-        self.each = seeds.make_each(cfg.num_seeds, self.mesh)
-        self._cfg = cfg
-        self._signals = signals
-        self._written: list[Path] = []
-        self._progress = Progress(self._raise_non_finite, cfg.num_seeds)
+        self.mesh = make_mesh(cfg.devices.devices, cfg.devices.platform)
         # Whether the other processes, if there are any, compute and do not listen.
         self.is_training = False
+        self._cfg, self._signals = cfg, signals
+        self.progress = Progress(self._raise_non_finite, seeds.shape(cfg.run.num_seeds))
+        # Of several processes only the first has checkpoints.
+        self._checkpoints: Checkpoints | None = None
+        self._log: Logs | None = None
+        self._trace = Trace(run_dir / "profile")
+        self._written: tuple[str, ...] = ()
+        self._identity: dict[str, Any] = {}  # of the data
+        self._schedule: Callable[[int], Any] = lambda step: math.nan
+        self._measure: Measure | None = None
         self._begun = time.monotonic()
-        self._startup_seconds: float | None = None  # to the end of the first step
+        # Seconds that the next line tells of; the second, to the end of the first step.
+        self._compile_seconds = 0.0
+        self._startup_seconds: float | None = None
+        self._stack = contextlib.ExitStack()
+        self._preparing = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
-            stack.callback(self._clean)
-            self._preparing = stack.enter_context(contextlib.ExitStack())
+            remove = directory.remove_unsaved
+            stack.callback(lambda: remove(self.dir, self._written))
+            stack.enter_context(self._preparing)
             self._preparing.enter_context(self._signals.at_once())
-            self._saver = Saver(
-                self._cfg, self.dir, self._progress, self._raise_non_finite, self.mesh
-            )
-            stack.callback(self._saver.close)
+            if processes.is_first():
+                layout = {
+                    "platform": self.mesh.devices.flat[0].platform,
+                    "devices": str(self.mesh.size),
+                    "processes": str(jax.process_count()),
+                }
+                keep = self._cfg.run.keep_checkpoints
+                self._checkpoints = Checkpoints(self.dir, keep, layout)
+                stack.callback(self._checkpoints.close)
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def _clean(self) -> None:
-        """A run that failed before it saved anything leaves nothing."""
-        if newest_step(self.dir) is not None:
-            return
-        with contextlib.suppress(OSError):  # other files may lie there
-            for path in self._written:
-                path.unlink(missing_ok=True)
-            # Beside the metrics of a killed run it says that they are one's.
-            if not (self.dir / METRICS).exists():
-                (self.dir / CHECKPOINTS).rmdir()
+    def restore(self, state: Any, loader: Loader) -> Any:
+        """The state of the newest checkpoint, or `state` itself if there is none.
 
-    def note_data(self, train: data.Dataset, test: data.Dataset) -> None:
-        """Takes down what the run is of; a resume wants the same."""
-        self._classes = train.class_names
-        self._saver.note_data(train, test)
-
-    def restore(self, state: Any) -> Any:
-        """The state of the newest checkpoint, or `state` itself where there is none.
-
-        Of several processes the first reads it, and tells the others.
+        Of several processes the first reads it, and tells the others. Says so if the
+        run goes on from there, or is finished.
 
         Raises:
           CheckpointError: no checkpoint fits `state` and can be read.
           ConfigError: the run was begun on other data.
         """
+        progress = self.progress
+        self._identity = loader.splits.identity
+        self._stack.callback(loader.close)
         self._meet()
-        state, records = self._saver.restore(state)
+        records: list[Record] = []
+        if self._checkpoints is not None:
+            found = self._checkpoints.restore(state)
+            if found is not None:
+                state, manifest = found
+                others = changed(manifest["data"], self._identity)
+                if others:
+                    raise ConfigError(
+                        f"{self.dir} was begun on other {' and '.join(others)}: bring "
+                        "them back, or choose another --workdir for a new run"
+                    )
+                progress.go_to(manifest)
+                records = manifest["metrics"]
+            records += last_line(self.dir, records, progress.step)
         self._meet()
-        state, records = self._saver.share(state, records)
-        self._written = [self.dir / CONFIG, self.dir / CLASSES, self.dir / METRICS]
+        progress.go_to(processes.json_from_first(progress.place))
+        state = processes.from_first(state)
         self._log = Logs(
             self.dir,
-            records,
-            step=self._progress.step,
-            tensorboard=self._cfg.tensorboard,
+            processes.json_from_first(records),
+            step=progress.step,
+            tensorboard=self._cfg.run.tensorboard,
+            layers=self._cfg.run.log_gradients,
         )
         self._stack.callback(self._log.close)
-        files.write_text(self.dir / CONFIG, config_json.to_json(self._cfg))
-        files.write_json(self.dir / CLASSES, list(self._classes))
+        self._written = directory.FILES
+        directory.write_config(self.dir, self._cfg)
+        files.write_json(self.dir / directory.CLASSES, self._identity["classes"])
+        progress.steps_per_epoch = loader.steps_per_epoch
+        progress.total_steps = loader.total_steps
+        self._forget_whole_epoch()
+        if self.is_finished or self.resumed:
+            done = f"{progress.step} of {progress.total_steps}"
+            said = f"is finished: {done} steps done"
+            print(self.dir, said if self.is_finished else f"goes on after step {done}")
+        self._meet()
         return state
 
     def _meet(self) -> None:
@@ -117,112 +142,99 @@ class Run:
             raise Interrupted
 
     @property
-    def place(self) -> str:
-        """How far it has come and is saved, to be told: "5 of 10"; "" before that."""
-        step, total = newest_step(self.dir), self._progress.total_steps
-        if not processes.is_first():  # they end when the first has saved
-            step = self._progress.step
-        if not step:
-            return ""
-        return f"{step} of {total}" if total else f"{step}"
-
-    def make_feed(self, *datasets: data.Dataset) -> feed.Feed:
-        """A Feed of the run's devices, which ends with the run."""
-        self._meet()
-        options = {"num_seeds": self._cfg.num_seeds, **self._cfg.feeding}
-        made = feed.make_feed(self.mesh, *datasets, **options)
-        return self._stack.enter_context(contextlib.closing(made))
-
-    def log_layers(self, state: Any, measure: Callable[[Any], dict[str, Any]]) -> None:
-        """Writes measure(state) to layers.jsonl, at step 0 and after each epoch."""
-        self._written.append(self.dir / LAYERS)
-        self._log.add_layers(measure)
-        if not self.resumed:
-            self._log.write_layers({"epoch": 0, "step": 0}, self._log.measure(state))
-
-    @property
     def resumed(self) -> bool:
         """Whether restore found a checkpoint."""
-        return self._progress.step > 0
+        return self.progress.step > 0
 
-    def is_finished(self, steps_per_epoch: int, total_steps: int) -> bool:
-        """Whether all is done; says so, or where the run goes on."""
-        progress = self._progress
-        progress.steps_per_epoch, progress.total_steps = steps_per_epoch, total_steps
-        self._forget_whole_epoch()
-        step = progress.step
-        if step >= total_steps and not self._unscored:
-            print(f"{self.dir} is finished: {step} of {total_steps} steps done")
-            return True
-        if step:
-            print(f"{self.dir} goes on after step {step} of {total_steps}")
-        return False
+    @property
+    def is_finished(self) -> bool:
+        """Whether all steps are done and scored."""
+        progress = self.progress
+        return progress.step >= progress.total_steps and not self._unscored
+
+    @property
+    def _logs(self) -> Logs:
+        if self._log is None:
+            raise RuntimeError("restore comes first")
+        return self._log
 
     @property
     def _unscored(self) -> bool:
         """Whether an epoch's steps are done and its line is not written."""
-        progress = self._progress
+        progress = self.progress
         if not 0 < progress.step <= progress.total_steps:
             return False
-        return progress.step != self._log.last_step and progress.at_epoch_end
+        return progress.step != self._logs.last_step and progress.at_epoch_end
 
     def _forget_whole_epoch(self) -> None:
-        """Begins the sums of the next epoch, where the line of this one is written."""
-        progress = self._progress
+        """Begins the sums of the next epoch, if the line of this one is written."""
+        progress = self.progress
         if not self._unscored and not progress.step % progress.steps_per_epoch:
             progress.begin_epoch()
 
     def epochs(
-        self, compile_seconds: float, schedule: Callable[[int], Any]
-    ) -> Iterator[tuple[int, range]]:
-        """(epoch, its steps still to do), from 0, until all steps are done.
+        self,
+        state: Any,
+        schedule: Callable[[int], Any],
+        compile_seconds: float,
+        measure: Measure | None = None,
+    ) -> Iterator[tuple[int, int]]:
+        """(epoch, its first step to do), from 0, until all steps are done.
 
         An epoch that was stopped in its evaluation has no step to do.
 
         Args:
-          compile_seconds: what compiling took, for the first line of metrics.
+          state: at the beginning.
           schedule: of the step from 0, its learning rate.
+          compile_seconds: what compiling took, for the first line of metrics.
+          measure: what layers.jsonl is to have, at step 0 and after each epoch.
         """
+        progress = self.progress
         self._schedule = schedule
+        self._measure = measure if self._cfg.run.log_gradients else None
         self._compile_seconds = compile_seconds
-        progress = self._progress
-        self._trace = Trace(self.dir / "profile", progress.step)
+        if self._measure is not None and not self.resumed:
+            layers = self._measure(local(state))
+            self._logs.write_layers({"epoch": 0, "step": 0}, layers)
+        self._trace.begin_after(progress.step)
         self._stack.callback(self._trace.close)
         self._preparing.close()
         self._meet()
         self.is_training = True
-        self._saver.begin_clock()
+        progress.begin_clock()
         while progress.step < progress.total_steps or self._unscored:
-            self._epoch = (progress.step - self._unscored) // progress.steps_per_epoch
-            yield self._epoch, progress.steps(self._epoch)
+            epoch = (progress.step - self._unscored) // progress.steps_per_epoch
+            yield epoch, progress.steps(epoch).start
 
-    def batches(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """`batches` of one epoch, up to the run's last step, with a progress bar."""
-        return self._progress.batches(batches, self._epoch)
+    def track(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The `batches` of an epoch, up to the run's last step, with a progress bar."""
+        progress = self.progress
+        epoch = (progress.step - self._unscored) // progress.steps_per_epoch
+        return progress.batches(batches, epoch)
 
-    def step(self, state: Any, sums: metrics.Sums) -> None:
+    def record(self, state: Any, sums: metrics.Sums) -> None:
         """Takes note of the steps that gave `sums`; saves and stops on a signal.
 
         Several processes ask each other for it, and the time, every log_every_steps.
         """
-        progress = self._progress
+        progress = self.progress
         steps = progress.add(sums)
         if self._startup_seconds is None:
             jax.block_until_ready(sums)
             self._startup_seconds = time.monotonic() - self._begun
-        if self._cfg.profile:
+        if self._cfg.run.profile:
             self._trace.step(progress.step, state)
-        is_time = progress.passed(self._cfg.log_every_steps, steps)
+        is_time = progress.passed(self._cfg.run.log_every_steps, steps)
         if is_time:
             progress.collect()
         if progress.at_epoch_end:
             return
         asks = is_time or processes.is_alone()
         if asks and self._is_signalled():
-            self._save_last(state)
+            self._save(state, last=True)
             raise Interrupted
-        if self._saver.is_due(steps, asks=asks):
-            self._saver.save(state, self._log)
+        if progress.is_save_due(self._cfg.run, steps, asks=asks):
+            self._save(state)
 
     def _is_signalled(self) -> bool:
         """Whether a signal came, to this process or another: all must ask."""
@@ -230,11 +242,12 @@ class Run:
 
     def _raise_non_finite(self, what: str, step: int) -> NoReturn:
         self.is_training = False  # all have the same numbers, and come here
-        self._saver.wait()  # for the last good one may be on its way
+        if self._checkpoints is not None:
+            self._checkpoints.wait()  # for the last good one may be on its way
         lr = float(self._schedule(step - 1))
-        good = f" (last good checkpoint here: {newest_step(self.dir)})"
+        good = f" (last good checkpoint here: {directory.newest_step(self.dir)})"
         raise NonFiniteLossError(
-            f"{self._cfg.workdir}: {what} at step {step}, lr {lr:g}: try a smaller "
+            f"{self._cfg.run.workdir}: {what} at step {step}, lr {lr:g}: try a smaller "
             "--lr in another --workdir, or --debug-nans to see where"
             f"{good if processes.is_first() else ''}"
         )
@@ -242,12 +255,13 @@ class Run:
     def end_epoch(
         self,
         state: Any,
-        score: Callable[[Any], dict[str, metrics.Sums]],
+        evaluate: Callable[[Any, Dataset], metrics.Sums],
+        parts: dict[str, Dataset],
     ) -> None:
         """Scores `state`, writes the epoch's line, then its checkpoint.
 
         Args:
-          score: of the state, the sums "test" and perhaps "val".
+          parts: "test" and perhaps "val".
 
         Raises:
           NonFiniteLossError: a score is not finite; nothing is written.
@@ -255,40 +269,39 @@ class Run:
             saved, and the same command evaluates it.
           CheckpointError: the last checkpoint before it ends could not be saved.
         """
-        step = self._progress.step
-        place = {"epoch": self._progress.epochs_begun, "step": step}
+        progress = self.progress
+        step = progress.step
+        place = {"epoch": progress.epochs_begun, "step": step}
         try:
             with self._at_once():
-                sums = score(state)
-                layers = self._log.measure(local(state))
+                sums = {name: evaluate(state, part) for name, part in parts.items()}
+                layers = self._measure(local(state)) if self._measure else None
         except Interrupted:
-            self._save_last(state)
+            self._save(state, last=True)
             raise
-        scored = {}
+        scored: dict[str, Any] = {}
         for part, found in sums.items():
-            scored |= metrics.means(found, part)
+            scored |= seeds.means(found, part)
         for name, value in scored.items():
             if not np.isfinite(value).all():
                 self._raise_non_finite(f"{name} is {value}", step)
         record = {
             **place,
             "lr": float(self._schedule(step - 1)),
-            **metrics.means(self._progress.sums, "train"),
+            **seeds.means(progress.sums or {}, "train"),
             **scored,
-            **self._progress.times,
+            **progress.times,
             "compile_seconds": self._compile_seconds,
             "startup_seconds": self._startup_seconds or 0.0,
         }
         self._compile_seconds = self._startup_seconds = 0.0  # of the epochs to come
-        self._log.write_layers(place, layers)
-        self._log.write(record)
-        is_done = step == self._progress.total_steps
-        if self._is_signalled() or is_done:
-            self._save_last(state)
-            if not is_done:
-                raise Interrupted
-        else:
-            self._saver.save(state, self._log)
+        self._logs.write_layers(place, layers)
+        self._logs.write(record)
+        is_done = step == progress.total_steps
+        ends = self._is_signalled() or is_done
+        self._save(state, last=ends)
+        if ends and not is_done:
+            raise Interrupted
         self._forget_whole_epoch()
 
     def _at_once(self) -> contextlib.AbstractContextManager[None]:
@@ -297,8 +310,30 @@ class Run:
             return self._signals.at_once()
         return contextlib.nullcontext()
 
-    def _save_last(self, state: Any) -> None:
-        """Saves before the end: where the first process cannot, all have its error."""
-        self.is_training = False
-        self._saver.save(state, self._log, last=True)
-        processes.agree()
+    def _save(self, state: Any, *, last: bool = False) -> None:
+        """Begins a checkpoint, unless it is there; the run's last one it waits for.
+
+        All processes call it at the same step, so that all find what is not finite;
+        where the first cannot save the last, all have its error.
+        """
+        progress = self.progress
+        if last:
+            self.is_training = False
+        progress.collect()
+        progress.begin_clock()
+        if not is_finite(state):
+            self._raise_non_finite("a parameter is not finite", progress.step)
+        if self._checkpoints is not None:
+            flush = self._logs.flush  # no checkpoint without the lines before it
+            manifest = {
+                "config": dataclasses.asdict(self._cfg),
+                "data": self._identity,
+                **progress.place,
+                "metrics": self._logs.records,
+            }
+            if last:
+                self._checkpoints.save_last(progress.step, state, manifest, flush)
+            elif flush() is None and self._checkpoints.latest != progress.step:
+                self._checkpoints.save(progress.step, state, manifest)
+        if last:
+            processes.agree()

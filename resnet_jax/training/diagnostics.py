@@ -1,7 +1,7 @@
 """What a training step does to each layer: gradient, activation, input, update."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import flax.linen as nn
@@ -9,25 +9,24 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from resnet_jax import training
 from resnet_jax.layers.conv import Conv
 from resnet_jax.layers.linear import Linear
 from resnet_jax.layers.norm import BatchNorm
 from resnet_jax.models import torch_names
 from resnet_jax.training.freezing import Predicate, inference_batch_norm
-from resnet_jax.training.gradients import loss_fn
+from resnet_jax.training.state import Batch, TrainState
+from resnet_jax.training.step import Augment, loss_fn, model_key
 
-Layers = dict[
-    str, dict[str, Any]
-]  # by PyTorch's name, in the order of the forward pass
+# By PyTorch's name, in the order of the forward pass.
+Layers = dict[str, dict[str, Any]]
 
 
 def layer_statistics(
     model: nn.Module,
     tx: optax.GradientTransformation,
-    augment: Callable[..., tuple[jax.Array, jax.Array]],
-    state: training.TrainState,
-    batch: training.Batch,
+    augment: Augment,
+    state: TrainState,
+    batch: Batch,
     key: jax.Array,
     *,
     trainable: Predicate | None = None,
@@ -64,7 +63,7 @@ def layer_statistics(
         return y
 
     loss = partial(loss_fn, model)
-    key = training.model_key(key)
+    key = model_key(key)
     args = (state.params, state.batch_stats, images, targets, key)
     with inference_batch_norm(trainable if backbone_bn == "frozen" else None):
         grads, _ = jax.grad(loss, has_aux=True)(*args)
@@ -84,6 +83,7 @@ def layer_statistics(
             ),
         }
         for name, values in found.items()
+        if name in gradients  # a whitening layer has no parameters
     }
 
 
@@ -97,24 +97,32 @@ def _norms(tree: Any) -> dict[str, jax.Array]:
 
 
 def make_layer_statistics(
-    *args: Any, batch: training.Batch, key: jax.Array, **options: Any
-) -> Callable[[training.TrainState], Layers]:
-    """layer_statistics of the state alone, compiled, its values Python's floats.
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    augment: Augment,
+    first_batch: Callable[[], Batch],
+    key: jax.Array,
+    *,
+    trainable: Predicate | None = None,
+    backbone_bn: str = "update",
+) -> Callable[[TrainState], Layers]:
+    """layer_statistics of the state only, compiled, its values Python's floats.
 
     Args:
-      args: model, tx and augment.
-      batch, key, options: as layer_statistics has them.
+      first_batch: what it is measured on; called once, when something is measured.
     """
+    first_batch = cache(first_batch)
     order: list[str] = []  # which the dictionaries that jit returns have lost
 
     @jax.jit
-    def traced(state: training.TrainState, batch: training.Batch, key: Any) -> Layers:
-        found = layer_statistics(*args, state, batch, key, **options)
+    def traced(state: TrainState, batch: Batch, key: jax.Array) -> Layers:
+        bound = partial(layer_statistics, model, tx, augment, state, batch, key)
+        found = bound(trainable=trainable, backbone_bn=backbone_bn)
         order[:] = found
         return found
 
-    def measure(state: training.TrainState) -> Layers:
-        found = jax.device_get(traced(state, batch, key))
+    def measure(state: TrainState) -> Layers:
+        found = jax.device_get(traced(state, first_batch(), key))
         return {n: {k: float(v) for k, v in found[n].items()} for n in order}
 
     return measure

@@ -1,4 +1,4 @@
-"""What a network says of pictures in inference mode, and how often it is right."""
+"""What a network says of images in inference mode, and how often it is right."""
 
 from collections.abc import Callable, Iterable, Sized
 from functools import partial
@@ -10,11 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from resnet_jax.data.loader import Feed, Source, fetch
-from resnet_jax.training import Batch, TrainState, metrics
-from resnet_jax.training.seeds import Each
+from resnet_jax.data.augment import Preprocess
+from resnet_jax.data.dataset import Dataset
+from resnet_jax.data.loader import Loader, Source, fetch
+from resnet_jax.devices import mesh
+from resnet_jax.training import metrics
+from resnet_jax.training.state import Batch, Each, TrainState
 
-# Of x [B, H, W, C], some [B, H, W, C] and what share each has in the whole.
+# Of x [B, H, W, C], some [B, H, W, C] and the weight that each has in the mean.
 Views = Callable[[jax.Array], list[tuple[float, jax.Array]]]
 
 
@@ -30,14 +33,58 @@ def flips_and_shifts(x: jax.Array) -> list[tuple[float, jax.Array]]:
     return views + [(share, view[:, :, ::-1]) for share, view in views]
 
 
-def make_evaluate(
+def logits_of(
     model: nn.Module,
-    augment: Callable[..., tuple[jax.Array, jax.Array]],
-    feed: Feed,
-    batch_size: int,
-    **options: Any,
-) -> Callable[[TrainState, Any], metrics.Sums]:
-    """evaluate of (state, dataset) alone, compiled, its batches from `feed`.
+    preprocess: Preprocess,
+    variables: Any,
+    batch: Batch,
+    views: Views | None = None,
+) -> jax.Array:
+    """What `model` says of a batch: logits [B, C], or features if num_classes is 0.
+
+    Args:
+      views: of an image, whose logits are averaged; None is the image itself.
+    """
+    images = preprocess(batch["images"])
+    shown = [(1.0, images)] if views is None else views(images)
+    total: jax.Array = sum(
+        share * model.apply(variables, view, train=False) for share, view in shown
+    )
+    return total
+
+
+def eval_step(
+    model: nn.Module,
+    preprocess: Preprocess,
+    state: TrainState,
+    batch: Batch,
+    *,
+    views: Views | None = None,
+    each: Each = lambda function: function,
+    combine: Callable[[jax.Array], jax.Array] = lambda logits: logits,
+) -> metrics.Sums:
+    """The sums of one batch in inference mode, over the examples its mask marks.
+
+    Args:
+      views: see logits_of.
+      each: for a state of several seeds, seeds.make_each; the sums are [num_seeds].
+      combine: what the logits become before they are counted, see seeds.with_ensemble.
+    """
+
+    def predict(variables: Any) -> jax.Array:
+        return logits_of(model, preprocess, variables, batch, views)
+
+    def count(logits: jax.Array) -> metrics.Sums:
+        return metrics.eval_sums(logits, batch["labels"], batch["mask"])
+
+    sums: metrics.Sums = each(count)(combine(each(predict)(state.scored)))
+    return sums
+
+
+def make_evaluate(
+    model: nn.Module, preprocess: Preprocess, loader: Loader, **options: Any
+) -> Callable[[TrainState, Dataset], metrics.Sums]:
+    """evaluate of (state, dataset) only, compiled, its batches from `loader`.
 
     Args:
       options: see eval_step.
@@ -45,84 +92,15 @@ def make_evaluate(
 
     @jax.jit
     def step(state: TrainState, batch: Batch, source: Source) -> metrics.Sums:
-        return eval_step(model, augment, state, fetch(source, batch), **options)
+        return eval_step(model, preprocess, state, fetch(source, batch), **options)
 
-    def run(state: TrainState, dataset: Any) -> metrics.Sums:
-        # Of the state only these, so that its other arrays are not waited for.
-        state = state.replace(opt_state=())
-        source = feed.source(dataset)
-        make_batches = partial(feed.evaluation, batch_size=batch_size)
-        return evaluate(partial(step, source=source), make_batches, state, dataset)
+    def run(state: TrainState, dataset: Dataset) -> metrics.Sums:
+        # Without its other arrays, so that they are not waited for.
+        state = state.replace(opt_state=())  # type: ignore[attr-defined]
+        bound = partial(step, source=loader.source(dataset))
+        return evaluate(bound, loader.evaluation, state, dataset)
 
     return run
-
-
-def eval_step(
-    model: nn.Module,
-    augment: Callable[..., tuple[jax.Array, jax.Array]],
-    state: TrainState,
-    batch: Batch,
-    *,
-    views: Views | None = None,
-    each: Each | None = None,
-    ensemble: bool = False,
-) -> metrics.Sums:
-    """The sums of one batch in inference mode, over the examples its mask marks.
-
-    Args:
-      views: of a picture, whose logits are averaged; None is the picture alone.
-      each: of a state of several seeds, seeds.make_each; the sums are [num_seeds].
-      ensemble: one more, the last, is of the mean of the seeds' probabilities.
-    """
-    images, _ = augment(jax.random.key(0), batch["images"], batch["labels"])
-    each = each or (lambda function: function)
-
-    def predict(variables: Any) -> jax.Array:
-        return sum(
-            share * model.apply(variables, view, train=False)
-            for share, view in ([(1, images)] if views is None else views(images))
-        )
-
-    def score(logits: jax.Array) -> metrics.Sums:
-        return metrics.eval_sums(logits, batch["labels"], batch["mask"])
-
-    logits = each(predict)(state.scored)
-    if ensemble:
-        summed = jax.nn.logsumexp(jax.nn.log_softmax(logits), 0, keepdims=True)
-        logits = jnp.concatenate([logits, summed - jnp.log(len(logits))])
-    return each(score)(logits)
-
-
-def predict(
-    model: nn.Module,
-    augment: Callable[..., tuple[jax.Array, jax.Array]],
-    variables: dict[str, Any],
-    make_batches: Callable[[Any], Iterable[Batch]],
-    dataset: Sized,
-) -> np.ndarray:
-    """What `model` says of the pictures of `dataset` in inference mode: [N, ...].
-
-    Logits [N, C], or features [N, F] of a model with num_classes=0. What a mask leaves
-    out is left out.
-    """
-
-    @jax.jit
-    def outputs(variables: dict[str, Any], batch: Batch) -> jax.Array:
-        images, _ = augment(jax.random.key(0), batch["images"], batch["labels"])
-        return model.apply(variables, images, train=False)
-
-    parts = []
-    with _bar(len(dataset)) as bar:
-        for batch in make_batches(dataset):
-            parts.append(np.asarray(outputs(variables, batch))[batch["mask"] == 1])
-            bar.update(len(batch["labels"]))
-    return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
-
-
-def _bar(count: int) -> tqdm:
-    """A progress bar over pictures, where stderr is a terminal."""
-    options = {"unit": "image", "leave": False, "disable": None}
-    return tqdm(total=count, desc="evaluation", **options)
 
 
 def evaluate(
@@ -141,3 +119,36 @@ def evaluate(
     if total is None or not np.all(counted == len(dataset)):
         raise RuntimeError(f"scored {counted} examples of {len(dataset)}")
     return total
+
+
+def predict(
+    model: nn.Module,
+    preprocess: Preprocess,
+    loader: Loader,
+    variables: dict[str, Any],
+    dataset: Dataset,
+) -> np.ndarray:
+    """What `model` says of the images of `dataset` in inference mode: [N, ...].
+
+    Logits [N, C], or features [N, F] of a model with num_classes=0.
+    """
+
+    @partial(jax.jit, out_shardings=mesh.replicated(loader.mesh))
+    def outputs(variables: dict[str, Any], batch: Batch, source: Source) -> jax.Array:
+        return logits_of(model, preprocess, variables, fetch(source, batch))
+
+    source, parts = loader.source(dataset), []
+    variables = mesh.replicate(loader.mesh, variables)
+    with _bar(len(dataset)) as bar:
+        for batch in loader.evaluation(dataset):
+            parts.append(np.asarray(outputs(variables, batch, source)))
+            bar.update(len(batch["mask"]))
+    # What pads the last batch comes after everything else.
+    if not parts:
+        return np.zeros((0, 1), np.float32)
+    return np.concatenate(parts)[: len(dataset)]
+
+
+def _bar(count: int) -> "tqdm[Any]":
+    """A progress bar over images, if stderr is a terminal."""
+    return tqdm(total=count, desc="evaluation", unit="image", leave=False, disable=None)

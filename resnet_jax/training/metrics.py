@@ -60,17 +60,12 @@ def add(total: Sums | None, more: Sums) -> Sums:
 def means(sums: Sums, prefix: str) -> dict[str, Any]:
     """{prefix_loss, prefix_accuracy}: per example, accuracy as a fraction.
 
-    Of the sums [num_seeds] of several seeds: their means, and for each the standard
-    deviation over the seeds, prefix_loss_std, and the values, prefix_loss_seeds.
+    Sums [num_seeds] give the means over the seeds.
     """
-    found: dict[str, Any] = {}
-    for name, counted in (("loss", "loss"), ("accuracy", "correct")):
-        each = np.asarray(sums[counted] / sums["count"], np.float64)
-        found[f"{prefix}_{name}"] = float(each.mean())
-        if each.ndim:
-            found[f"{prefix}_{name}_std"] = float(each.std(ddof=1))
-            found[f"{prefix}_{name}_seeds"] = each.tolist()
-    return found
+    return {
+        f"{prefix}_{name}": float(np.mean(np.asarray(sums[counted] / sums["count"])))
+        for name, counted in (("loss", "loss"), ("accuracy", "correct"))
+    }
 
 
 def json_line(record: dict[str, Any]) -> str:

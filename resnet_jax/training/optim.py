@@ -1,7 +1,7 @@
 """Optimizers, schedules and masks with torch.optim's arithmetic."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
+from resnet_jax.config import OptimConfig
 from resnet_jax.errors import ConfigError
 from resnet_jax.models import torch_names
 
@@ -16,43 +17,34 @@ DECOUPLED = ("adamw", "muon")  # whose weight decay is not part of the gradient
 
 
 def make_schedule(
-    name: str,
-    *,
-    lr: float,
-    total_steps: int,
-    milestones: Sequence[int] = (),
-    gamma: float = 0.1,
-    pct_start: float = 0.3,
-    warmup_epochs: float = 0.0,
-    steps_per_epoch: int = 1,
+    cfg: OptimConfig, total_steps: int, steps_per_epoch: int = 1
 ) -> optax.Schedule:
     """The learning rate as a function of the step, a scalar array.
 
-    constant; cosine from `lr` to 0 over `total_steps` (CosineAnnealingLR); linear, the
-    same in a straight line; step: multiplied by `gamma` at each of `milestones`
-    (MultiStepLR); onecycle: from lr / 25 to `lr` over `pct_start` of the steps and to
-    lr / 250,000 (OneCycleLR, momentum not cycled). All count steps.
-
-    Args:
-      warmup_epochs: in step s of their w steps, s from 0, the rate is the schedule's
-        times (s + 1) / (w + 1).
+    constant; cosine from lr to 0 over `total_steps` (CosineAnnealingLR); linear, the
+    same in a straight line; step: multiplied by lr_gamma at each of lr_milestones
+    (MultiStepLR); onecycle: from lr / 25 to lr over pct_start of the steps and to
+    lr / 250,000 (OneCycleLR, momentum not cycled). All count steps. With warmup_epochs,
+    in step s of their w steps, s from 0, the rate is the schedule's times
+    (s + 1) / (w + 1).
 
     Raises:
       ConfigError: an unknown name.
     """
     schedules = {
-        "constant": lambda: optax.constant_schedule(lr),
-        "cosine": lambda: optax.cosine_decay_schedule(lr, total_steps),
-        "linear": lambda: optax.linear_schedule(lr, 0.0, total_steps),
+        "constant": lambda: optax.constant_schedule(cfg.lr),
+        "cosine": lambda: optax.cosine_decay_schedule(cfg.lr, total_steps),
+        "linear": lambda: optax.linear_schedule(cfg.lr, 0.0, total_steps),
         "step": lambda: optax.piecewise_constant_schedule(
-            lr, dict.fromkeys(milestones, gamma)
+            cfg.lr, dict.fromkeys(cfg.lr_milestones, cfg.lr_gamma)
         ),
-        "onecycle": lambda: _onecycle(lr, total_steps, pct_start),
+        "onecycle": lambda: _onecycle(cfg.lr, total_steps, cfg.pct_start),
     }
+    name = cfg.schedule
     if name not in schedules:
         raise ConfigError(f"no schedule {name!r}: one of {', '.join(schedules)}")
     schedule = schedules[name]()
-    warmup_steps = round(warmup_epochs * steps_per_epoch)
+    warmup_steps = round(cfg.warmup_epochs * steps_per_epoch)
     if not warmup_steps:
         return schedule
     warmup = optax.linear_schedule(
@@ -77,15 +69,9 @@ def _onecycle(lr: float, total_steps: int, pct_start: float) -> optax.Schedule:
 
 
 def make_optimizer(
-    name: str,
+    cfg: OptimConfig,
     schedule: optax.Schedule,
     *,
-    momentum: float = 0.9,
-    nesterov: bool = False,
-    weight_decay: float = 0.0,
-    norm_weight_decay: float | None = None,
-    bias_weight_decay: float | None = None,
-    clip_grad: float | None = None,
     trainable: Callable[[str], bool] | None = None,
     lr_scale: Callable[[str], float] | None = None,
 ) -> optax.GradientTransformation:
@@ -95,15 +81,11 @@ def make_optimizer(
     and AdamW's, and Muon's, is of the parameters, times the learning rate. Adam has
     betas (.9, .999) and eps 1e-8 outside the root. Muon (optax.contrib) makes the
     momentum of each convolution's kernel, as a matrix [K * K * C, F], orthogonal, with
-    a root mean square of .2, as AdamW's is; all else has AdamW.
+    a root mean square of .2, as AdamW's is; all else has AdamW. clip_grad is the
+    largest norm that the gradient of all parameters together keeps
+    (torch.nn.utils.clip_grad_norm_).
 
     Args:
-      momentum, nesterov: of SGD and Muon.
-      weight_decay: of every parameter, if the next two do not say otherwise.
-      norm_weight_decay: of BatchNorm's scale and bias.
-      bias_weight_decay: of the other biases.
-      clip_grad: the largest norm that the gradient of all parameters together keeps
-        (torch.nn.utils.clip_grad_norm_).
       trainable: by PyTorch's name of a parameter; what is not stays to the bit, and has
         no moments (requires_grad=False).
       lr_scale: by the name, a factor of the learning rate (a param_group's lr).
@@ -113,24 +95,26 @@ def make_optimizer(
     """
     moments: dict[str, Callable[[], optax.GradientTransformation]] = {
         "adam": optax.scale_by_adam,
-        "sgd": lambda: optax.trace(decay=momentum, nesterov=nesterov),
+        "sgd": lambda: optax.trace(decay=cfg.momentum, nesterov=cfg.nesterov),
         "adamw": optax.scale_by_adam,
-        "muon": lambda: _muon(momentum, nesterov),
+        "muon": lambda: _muon(cfg.momentum, cfg.nesterov),
     }
+    name = cfg.optimizer
     if name not in moments:
         raise ConfigError(f"no optimizer {name!r}: one of {', '.join(moments)}")
+    rest = cfg.weight_decay
     decay = _decay(
         {
-            "weight": weight_decay,
-            "norm": weight_decay if norm_weight_decay is None else norm_weight_decay,
-            "bias": weight_decay if bias_weight_decay is None else bias_weight_decay,
+            "weight": rest,
+            "norm": rest if cfg.norm_weight_decay is None else cfg.norm_weight_decay,
+            "bias": rest if cfg.bias_weight_decay is None else cfg.bias_weight_decay,
         }
     )
     steps = [decay, moments[name]()]
     if name in DECOUPLED:
         steps.reverse()
-    if clip_grad is not None:
-        steps.insert(0, optax.clip_by_global_norm(clip_grad))
+    if cfg.clip_grad is not None:
+        steps.insert(0, optax.clip_by_global_norm(cfg.clip_grad))
     tx = optax.chain(*steps, optax.scale_by_learning_rate(schedule))
     if lr_scale is not None:
         tx = optax.chain(tx, _scale_by_name(lr_scale))

@@ -1,22 +1,31 @@
-"""Trainings of one recipe from several seeds, as one program."""
+"""Trainings of one recipe from several seeds, as one program.
+
+All that a run of several seeds adds is here: arrays of the state and of the sums have a
+leading axis of seeds, and what is given as `each` makes of a function of one seed's
+arrays that of the arrays of all. A run of one seed has no such axis.
+"""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
-Each = Callable[[Callable[..., Any]], Callable[..., Any]]
+from resnet_jax.data.dataset import Dataset, epoch_batches
+from resnet_jax.errors import ConfigError
+from resnet_jax.training import metrics, state
+from resnet_jax.training.metrics import Sums
+from resnet_jax.training.state import Each, Keys, TrainState
 
 
 def make_each(num_seeds: int, mesh: Mesh) -> Each:
-    """What makes of a function of one seed's arrays that of the arrays of all.
+    """The function itself for one seed; for several, it over their leading axis.
 
-    Their leading axis is then the seeds', in what it takes and in what it gives. Of one
-    seed alone there is no such axis, and the function stays as it is. Accelerators
-    compute all seeds in each operation (vmap); CPUs one seed after the other, for their
-    convolutions have one kernel at a time.
+    Accelerators compute all seeds in each operation (vmap); CPUs one seed after the
+    other, for their convolutions have one kernel at a time.
     """
     if num_seeds == 1:
         return lambda function: function
@@ -52,10 +61,143 @@ def take(tree: Any, index: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
+def shape(num_seeds: int) -> tuple[int, ...]:
+    """The leading axes that several seeds add; none for one."""
+    return () if num_seeds == 1 else (num_seeds,)
+
+
 def shapes(tree: Any, num_seeds: int) -> Any:
     """The shapes of a tree of several seeds, from those of one."""
-    if num_seeds == 1:
-        return tree
+    axes = shape(num_seeds)
     return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct((num_seeds, *leaf.shape), leaf.dtype), tree
+        lambda leaf: jax.ShapeDtypeStruct((*axes, *leaf.shape), leaf.dtype), tree
     )
+
+
+def make_keys(seed: int, num_seeds: int) -> Keys:
+    """The keys of the seeds from `seed` on, [num_seeds] each; of one seed, []."""
+    keys: Keys = stack([state.make_keys(n) for n in range(seed, seed + num_seeds)])
+    return keys
+
+
+def make_order(
+    seed: int, num_seeds: int
+) -> Callable[[int, tuple[int, ...], int], list[np.ndarray]]:
+    """The order of the training examples of each seed: see data.loader.Order."""
+    if num_seeds == 1:
+        return partial(epoch_batches, seed=seed)
+    return partial(_epoch_batches, range(seed, seed + num_seeds))
+
+
+def _epoch_batches(
+    seeds: Sequence[int], num_examples: int, sizes: Sequence[int], epoch: int
+) -> list[np.ndarray]:
+    orders = [epoch_batches(num_examples, sizes, epoch, seed=seed) for seed in seeds]
+    return [np.stack(batches) for batches in zip(*orders, strict=True)]
+
+
+def for_each(
+    function: Callable[[dict[str, Any]], dict[str, Any]], begun: TrainState
+) -> TrainState:
+    """`begun`, before its first step, with function(variables) of each seed."""
+    if begun.step.ndim == 0:
+        return begun.with_variables(function(begun.variables))
+    each = (take(begun.variables, index) for index in range(len(begun.step)))
+    return begun.with_variables(stack([function(variables) for variables in each]))
+
+
+def means(sums: Sums, prefix: str) -> dict[str, Any]:
+    """metrics.means; of several seeds also the standard deviations and the values.
+
+    These are prefix_loss_std and prefix_loss_seeds, and likewise for the accuracy.
+    """
+    found = metrics.means(sums, prefix)
+    if np.ndim(sums["loss"]):
+        for name, counted in (("loss", "loss"), ("accuracy", "correct")):
+            each = np.asarray(sums[counted] / sums["count"], np.float64)
+            found[f"{prefix}_{name}_std"] = float(each.std(ddof=1))
+            found[f"{prefix}_{name}_seeds"] = each.tolist()
+    return found
+
+
+def of_seed(record: dict[str, Any], index: int) -> dict[str, Any]:
+    """A record of several seeds with the values of one instead of their means."""
+    end = "_seeds"
+    own = {k.removesuffix(end): v[index] for k, v in record.items() if k.endswith(end)}
+    return {**record, **own}
+
+
+def index_of(
+    seed: int | None, first: int, num_seeds: int, run: str, one: str
+) -> int | None:
+    """The place of `seed` among those of a run; None of one seed, or if all are meant.
+
+    Args:
+      one: what is for one network only, if anything is.
+
+    Raises:
+      ConfigError: it is not the run's, or none is chosen for what is for one network.
+    """
+    last = first + num_seeds - 1
+    known = f"of seed {first}" if num_seeds == 1 else f"of seeds {first} to {last}"
+    if seed is None:
+        if num_seeds > 1 and one:
+            raise ConfigError(f"{one} is {known}, each a network: --seed too")
+        return None
+    if not first <= seed <= last:
+        raise ConfigError(f"seed {seed}: {run} is {known}")
+    return None if num_seeds == 1 else seed - first
+
+
+def with_ensemble(logits: jax.Array) -> jax.Array:
+    """Logits [num_seeds, B, C], and last those of the mean of their probabilities."""
+    summed = jax.nn.logsumexp(jax.nn.log_softmax(logits), 0, keepdims=True)
+    return jnp.concatenate([logits, summed - jnp.log(len(logits))])
+
+
+class Scores(NamedTuple):
+    """What one pass over a data set found."""
+
+    lines: list[str]  # of each seed, their spread and the ensemble; of one seed, none
+    sums: Sums  # of all predictions, those of all seeds added
+    best: Sums  # of the ensemble, or of the one seed
+    figures: dict[str, Any]  # as metrics.report has them
+
+
+def score(
+    make: Callable[..., Callable[[TrainState, Dataset], Sums]],
+    state: TrainState,
+    dataset: Dataset,
+    of_seeds: Sequence[int],
+) -> Scores:
+    """The scores of `state`, which has arrays of these seeds.
+
+    Args:
+      make: evaluation.make_evaluate, all but `combine` bound.
+    """
+    report = metrics.report
+    if len(of_seeds) == 1:
+        sums = make()(state, dataset)
+        return Scores([], sums, sums, report(sums, dataset.class_names))
+    sums = make(combine=with_ensemble)(state, dataset)
+    *each, ensemble = (take(sums, index) for index in range(len(of_seeds) + 1))
+    sums = {name: value[:-1] for name, value in sums.items()}
+    lines = [
+        f"seed {seed}: {metrics.summary_line(found)}"
+        for seed, found in zip(of_seeds, each, strict=True)
+    ]
+    found = means(sums, "test")
+    mean, spread = 100 * found["test_accuracy"], 100 * found["test_accuracy_std"]
+    lines.append(f"mean of {len(each)} seeds: Acc@1 {mean:.3f} (sd {spread:.3f})")
+    lines.append(f"ensemble: {metrics.summary_line(ensemble)}")
+    added = {name: np.sum(value, axis=0) for name, value in sums.items()}
+    figures = {
+        **report(added, dataset.class_names),
+        "accuracy_std": found["test_accuracy_std"],
+        "seeds": {
+            str(seed): report(found, dataset.class_names)
+            for seed, found in zip(of_seeds, each, strict=True)
+        },
+        "ensemble": report(ensemble, dataset.class_names),
+    }
+    return Scores(lines, added, ensemble, figures)

@@ -1,4 +1,4 @@
-"""The training state and the pure functions that move and score it."""
+"""The training state, and how it begins."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,14 +9,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
-
-from resnet_jax.models import torch_names
-from resnet_jax.training import metrics, seeds
-from resnet_jax.training.freezing import Predicate, inference_batch_norm
-from resnet_jax.training.gradients import loss_and_gradient
 
 Batch = dict[str, Any]  # images [B, H, W, C] uint8, labels [B] int32, mask [B] float32
+# Makes of a function of one seed's arrays that of the arrays of all, see seeds.py.
+Each = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 @flax.struct.dataclass
@@ -52,14 +48,9 @@ class Keys(NamedTuple):
     augment: jax.Array
 
 
-def make_keys(seed: int, num_seeds: int = 1) -> Keys:
-    """The keys of a run, all from its one seed; [num_seeds] each, of seeds from it."""
-    num_keys = len(Keys._fields)
-    keys = [
-        Keys(*jax.random.split(jax.random.key(each), num_keys))
-        for each in range(seed, seed + num_seeds)
-    ]
-    return seeds.stack(keys)
+def make_keys(seed: int) -> Keys:
+    """The keys of a run, all from its one seed."""
+    return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
 
 
 def init_variables(
@@ -85,11 +76,11 @@ def init_state(
     *,
     key: jax.Array,
     has_ema: bool = False,
+    each: Each = lambda function: function,
 ) -> TrainState:
-    """A fresh state for pictures of image_shape (H, W, C).
+    """A fresh state for images of image_shape (H, W, C).
 
     Args:
-      key: [], or [num_seeds]: then all arrays have that axis before their own.
       has_ema: whether train_step has an ema_decay.
     """
 
@@ -103,98 +94,5 @@ def init_state(
             ema=jax.tree.map(jnp.copy, variables) if has_ema else None,
         )
 
-    return jax.jit(jax.vmap(init) if key.ndim else init)(key)
-
-
-def model_key(step_key: jax.Array) -> jax.Array:
-    """The network's key in a step, from the step's own, which the augmentation splits.
-
-    To split is to fold in 0, 1, 2, ...: this is none of those.
-    """
-    return jax.random.fold_in(step_key, 2**31)
-
-
-def train_step(
-    model: nn.Module,
-    tx: optax.GradientTransformation,
-    augment: Callable[..., tuple[jax.Array, jax.Array]],
-    state: TrainState,
-    batch: Batch,
-    key: jax.Array,
-    *,
-    trainable: Predicate | None = None,
-    backbone_bn: str = "update",
-    accumulate: int = 1,
-    local_bn: Mesh | None = None,
-    ema_decay: float = 0.0,
-) -> tuple[TrainState, metrics.Sums]:
-    """One update by the mean cross-entropy of `batch`; its sums before the update.
-
-    Args:
-      trainable: by PyTorch's name of a parameter; the others stay to the bit.
-      backbone_bn: of BatchNorm layers that are not trainable. "update": their
-        statistics move, as with requires_grad=False in a PyTorch module in training
-        mode; "frozen": they are in inference mode and their statistics stay.
-      accumulate, local_bn: see gradients.loss_and_gradient.
-      ema_decay: of the averaged variables, where the state has them.
-    """
-    frozen_bn = trainable if backbone_bn == "frozen" else None
-    step_key = jax.random.fold_in(key, state.step)
-    images, targets = augment(step_key, batch["images"], batch["labels"], state.step)
-    with inference_batch_norm(frozen_bn):
-        (loss, (logits, batch_stats)), grads = loss_and_gradient(
-            model,
-            state.params,
-            state.batch_stats,
-            images,
-            targets,
-            model_key(step_key),
-            accumulate=accumulate,
-            local_bn=local_bn,
-        )
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    if trainable is not None:  # not even -0. + 0.
-        learns = torch_names.map_names(trainable, params)
-        params = jax.tree.map(
-            lambda new, old, moves: new if moves else old, params, state.params, learns
-        )
-    ema = state.ema
-    if ema is not None:
-        moved = {"params": params, "batch_stats": batch_stats}
-        ema = average(ema, moved, state.step, ema_decay)
-    state = TrainState(
-        step=state.step + 1,
-        params=params,
-        batch_stats=batch_stats,
-        opt_state=opt_state,
-        ema=ema,
-    )
-    return state, metrics.train_sums(loss, logits, batch["labels"])
-
-
-def average(ema: Any, variables: Any, step: jax.Array, decay: float) -> Any:
-    """The exponential moving average of parameters and BatchNorm statistics.
-
-    The statistics are averaged as the parameters are, for each were gathered under
-    parameters of their time. The first steps forget faster, by (1 + s) / (10 + s) in
-    step s from 0, as TensorFlow's.
-    """
-    keep = jnp.minimum(decay, (1 + step) / (10 + step))
-
-    def of_leaf(old: jax.Array, new: jax.Array) -> jax.Array:
-        return old + (1 - keep).astype(old.dtype) * (new - old)
-
-    return jax.tree.map(of_leaf, ema, variables)
-
-
-def make_train_step(
-    model: nn.Module,
-    tx: optax.GradientTransformation,
-    augment: Callable[..., tuple[jax.Array, jax.Array]],
-    trainable: Predicate | None = None,
-    **options: Any,
-) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, metrics.Sums]]:
-    """train_step of (state, batch, key) alone, all else bound; not compiled."""
-    bound = partial(train_step, model, tx, augment)
-    return partial(bound, trainable=trainable, **options)
+    state: TrainState = jax.jit(each(init))(key)
+    return state

@@ -1,49 +1,57 @@
-"""The variables that a run begins with: drawn, published, or fitted to its pictures."""
+"""What a run begins with: drawn, published, or fitted to its images."""
+
+from collections.abc import Iterator
+from typing import Any
 
 import flax.linen as nn
+import numpy as np
 
-from resnet_jax.data import Dataset
-from resnet_jax.data.augment import Augment
-from resnet_jax.models import whitening
-from resnet_jax.training import TrainState, seeds
+from resnet_jax.config import TransferConfig
+from resnet_jax.data.augment import Preprocess
+from resnet_jax.data.dataset import Dataset, subset
+from resnet_jax.training import seeds
+from resnet_jax.training.state import TrainState
 from resnet_jax.weights import hub
 
+_AT_A_TIME = 100  # images; a layer's patches of them take nine times the memory
 
-def prepare(
+
+def load_into(
     state: TrainState,
     model: nn.Module,
-    *,
     name: str,
-    pretrained: str | None = None,
-    fresh_head: bool = False,
-    whiten: bool = False,
-    augment: Augment,
-    dataset: Dataset,
+    cfg: TransferConfig,
+    preprocess: Preprocess,
+    train: Dataset,
 ) -> TrainState:
-    """`state`, of one seed or several, before its first step.
+    """`state`, before its first step, with pretrained weights if `cfg` names them.
+
+    Of several seeds, the head of each is its own. Without pretrained weights the model
+    is fitted to the training images, if it has something to fit.
 
     Args:
       name: of the model.
-      pretrained, fresh_head: see hub.adopt; the head of each seed is its own.
-      whiten: whether the layer "whiten" is fitted, see whitening.fit; not where it is
-        pretrained, with layers that know its axes.
-      augment: of evaluation.
-      dataset: what is trained on.
 
     Raises:
       ConfigError, DataError: see hub.adopt.
     """
-    if pretrained is None and not whiten:
-        return state
-    num_seeds = state.step.size
-    each = [state.variables]
-    if num_seeds > 1:
-        each = [seeds.take(state.variables, index) for index in range(num_seeds)]
-    if pretrained is not None:
-        source = {"source": pretrained, "name": name, "fresh_head": fresh_head}
-        each = [hub.adopt(variables, model, **source) for variables in each]
-    else:
-        fitted = whitening.fit(each[0], augment, dataset)["batch_stats"]
-        own = {whitening.LAYER: fitted[whitening.LAYER]}
-        each = [{**v, "batch_stats": {**v["batch_stats"], **own}} for v in each]
-    return state.with_variables(seeds.stack(each))
+
+    def inputs(count: int) -> Iterator[np.ndarray]:
+        some = subset(train, count)
+        for start in range(0, len(some), _AT_A_TIME):
+            part = some.take(slice(start, start + _AT_A_TIME))
+            yield np.asarray(preprocess(np.asarray(part.images)))
+
+    def begin(variables: dict[str, Any]) -> dict[str, Any]:
+        if cfg.pretrained is None:
+            fitted: dict[str, Any] = model.fit_to_images(variables, inputs)
+            return fitted
+        return hub.adopt(
+            variables,
+            model,
+            source=cfg.pretrained,
+            name=name,
+            reset_head=cfg.reset_head,
+        )
+
+    return seeds.for_each(begin, state)

@@ -11,9 +11,13 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
-from resnet_jax import download, files, models, training
+from resnet_jax import download, files
+from resnet_jax.config import ModelConfig
 from resnet_jax.data.augment import parse_normalization
 from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.fields import from_json
+from resnet_jax.models.factory import create
+from resnet_jax.training.state import init_variables
 from resnet_jax.weights import convert
 
 log = logging.getLogger(__name__)
@@ -63,45 +67,51 @@ def read_info(directory: str | Path) -> dict[str, Any]:
     path = Path(directory) / CONFIG
     try:
         info = files.read_json(path)
-        architecture, preprocessing = info["architecture"], info["preprocessing"]
-        known = isinstance(info["class_names"], list) and all(
-            isinstance(architecture[name], kind)
-            for name, kind in (
-                ("model", str),
-                ("num_classes", int),
-                ("skip", bool),
-                ("norm", str),
-                ("stem", str | None),
-            )
+        architecture, shown = info["architecture"], info["preprocessing"]
+        model_config(architecture)
+        sizes = [shown["size"], shown["image_size"]]
+        channels, names = architecture.get("in_channels", 3), info["class_names"]
+        known = (
+            type(architecture["num_classes"]) is int
+            and type(channels) is int
+            and isinstance(names, list)
+            and all(isinstance(name, str) for name in names)
+            and len(names) == architecture["num_classes"]
+            and isinstance(shown["normalize"], str)
+            and isinstance(info["dataset"], str)
+            and re.fullmatch("[0-9a-f]{64}", info["sha256"]) is not None
+            and all(type(side) is int and side in _SIDES for side in sizes)
         )
-        width = architecture.get("width")
-        known = known and (width is None or (type(width) is int and width > 0))
-        known = known and isinstance(architecture.get("whiten", False), bool)
-        known = known and architecture["dtype"] in ("float32", "bfloat16")
-        known = known and isinstance(preprocessing["normalize"], str)
-        known = known and isinstance(info["dataset"], str)
-        known = known and re.fullmatch("[0-9a-f]{64}", info["sha256"]) is not None
-        sizes = [preprocessing["size"], preprocessing["image_size"]]
-        known = known and all(type(side) is int and side in _SIDES for side in sizes)
-        known = known and len(info["class_names"]) == architecture["num_classes"]
-        if not known or not all(isinstance(x, str) for x in info["class_names"]):
+        if not known:
             raise ValueError("it is not what --export writes")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} is not an exported network's ({error!r}): export it again"
         ) from None
-    return info
+    return info  # type: ignore[no-any-return]
 
 
-def normalization(source: str | None) -> str:
-    """How the pictures of a pretrained `source` are normalised, else cifar10's way.
+def model_config(architecture: Mapping[str, Any]) -> ModelConfig:
+    """The model of an exported folder's architecture.
+
+    Raises:
+      KeyError, ConfigError: it names none, or options that there are not.
+    """
+    others = ("num_classes", "in_channels")
+    own = {name: value for name, value in architecture.items() if name not in others}
+    return from_json(ModelConfig, {"model": own.pop("model"), **own}, "architecture")
+
+
+def normalization(source: str | None) -> str | None:
+    """How the images of a pretrained `source` are normalized; None if there is none.
 
     torchvision's networks, and bare files, which do not say, have ImageNet's.
     """
     if source is None:
-        return "cifar10"
+        return None
     if is_exported(source):
-        return read_info(source)["preprocessing"]["normalize"]
+        found: str = read_info(source)["preprocessing"]["normalize"]
+        return found
     return "imagenet"
 
 
@@ -158,11 +168,11 @@ def adopt(
     *,
     source: str,
     name: str,
-    fresh_head: bool = False,
+    reset_head: bool = False,
 ) -> dict[str, Any]:
     """`variables` of `model`, called `name`, with the values of `source`.
 
-    The last layer keeps its own values where fresh_head says so or `source`, see
+    The last layer keeps its own values where reset_head says so or `source`, see
     read_weights, has none of its shape; which it was is logged.
 
     Raises:
@@ -174,7 +184,7 @@ def adopt(
     fits = all(
         leaf in state_dict and state_dict[leaf].shape == own[leaf].shape for leaf in own
     )
-    skip = (head,) if fresh_head or not fits else ()
+    skip = (head,) if reset_head or not fits else ()
     adopted = convert.from_torch(state_dict, variables, skip)
     log.info("weights: %s, %s %s", source, "a new" if skip else "with its", head)
     return adopted
@@ -200,17 +210,17 @@ def load_pretrained(
     """
     if is_exported(source):
         info = read_info(source)
-        known = info["architecture"]
-        name, own = known["model"], known["num_classes"]
-        options = options_of(known)
-        shown = info["preprocessing"]
-        mean, std = parse_normalization(shown["normalize"])
+        known, shown = info["architecture"], info["preprocessing"]
+        cfg, own = model_config(known), known["num_classes"]
+        channels = known.get("in_channels", 3)
+        mean, std = parse_normalization(shown["normalize"], channels)
         preprocessing = Preprocessing(
             shown["size"], shown["image_size"], mean, std, tuple(info["class_names"])
         )
         spec = str(source)
     elif source in IMAGENET:
-        name, own, options, spec = str(source), 1000, {}, "imagenet"
+        cfg, own, channels = ModelConfig(model=str(source)), 1000, 3
+        spec = "imagenet"
         mean, std = parse_normalization("imagenet")
         preprocessing = Preprocessing(256, 224, mean, std, imagenet_classes())
     else:
@@ -219,23 +229,16 @@ def load_pretrained(
             "folder that evaluate.py --export wrote"
         )
     is_new = num_classes is not None and num_classes != own
-    model = models.create_model(
-        name, num_classes=num_classes if is_new else own, **options
-    )
-    shape = (preprocessing.crop, preprocessing.crop, 3)
-    variables = training.init_variables(
+    head = num_classes if num_classes is not None else own
+    model = create(cfg, head, channels)
+    shape = (preprocessing.crop, preprocessing.crop, channels)
+    variables = init_variables(
         model, shape, key=jax.random.key(0) if key is None else key
     )
-    adopted = adopt(variables, model, source=spec, name=name, fresh_head=is_new)
+    adopted = adopt(variables, model, source=spec, name=cfg.model, reset_head=is_new)
     if is_new:
         preprocessing = preprocessing._replace(class_names=None)
     return Pretrained(model, adopted, preprocessing)
-
-
-def options_of(architecture: Mapping[str, Any]) -> dict[str, Any]:
-    """What create_model takes of an exported folder's architecture, beside the name."""
-    names = ("stem", "skip", "norm", "width", "whiten", "dtype")
-    return {name: architecture[name] for name in names if name in architecture}
 
 
 def imagenet_classes() -> tuple[str, ...]:

@@ -1,10 +1,10 @@
-"""A run's checkpoints as they are written: none half, and none that is not finite."""
+"""A run's checkpoints as they are written: none half, none that is not finite."""
 
 import contextlib
 import importlib.metadata
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
 
-from resnet_jax.errors import ConfigError
-from resnet_jax.run import restore as checkpoint
+from resnet_jax.devices import processes
+from resnet_jax.errors import CheckpointError, ConfigError, first_line
+from resnet_jax.run import restore
 from resnet_jax.run.directory import CHECKPOINTS
 from resnet_jax.run.logs import Record
 from resnet_jax.run.restore import Manifest
@@ -23,9 +25,30 @@ log = logging.getLogger(__name__)
 
 DAMAGED = "damaged"  # the folder in the run directory for checkpoints that are
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+# Of several processes the first writes, and the others do not wait for it.
+_FIRST: dict[str, Any] = {
+    "create": False,
+    "multiprocessing_options": ocp.options.MultiprocessingOptions(
+        primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
+    ),
+}
 
 
-class Store:
+class _Keep(policies.PreservationPolicy):
+    """The last ones, and the best."""
+
+    def __init__(self, last: int, best: Callable[[Iterable[int]], int | None]) -> None:
+        self._last, self._best = last, best
+
+    def should_preserve(
+        self, checkpoints: Sequence[Any], *, context: Any
+    ) -> Sequence[bool]:
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = {*sorted(steps)[-self._last :], self._best(steps)}
+        return [step in kept for step in steps]
+
+
+class Checkpoints:
     """The checkpoints of the run in `run_dir`: the last `keep`, and the best.
 
     A save that fails is a warning, and leaves what was there before.
@@ -46,14 +69,24 @@ class Store:
 
     def _make_manager(self) -> ocp.CheckpointManager:
         def best(steps: Iterable[int]) -> int | None:
-            return checkpoint.best_step(self._records, steps)
+            return restore.best_step(self._records, steps)
 
-        return checkpoint.make_manager(self._dir, self._keep, best)
+        if not processes.is_alone():
+            # which orbax will not make for one of several processes
+            (self._dir / CHECKPOINTS).mkdir(exist_ok=True)
+        options = ocp.CheckpointManagerOptions(
+            cleanup_tmp_directories=True,
+            preservation_policy=_Keep(self._keep, best),
+            **{} if processes.is_alone() else _FIRST,
+        )
+        directory = (self._dir / CHECKPOINTS).absolute()
+        return ocp.CheckpointManager(directory, options=options)
 
     @property
     def latest(self) -> int | None:
         """The step of the newest checkpoint."""
-        return self._manager.latest_step()
+        step: int | None = self._manager.latest_step()
+        return step
 
     def restore(self, state: Any) -> tuple[Any, Manifest] | None:
         """The newest sound checkpoint in the form of `state`, as NumPy arrays, or None.
@@ -66,13 +99,11 @@ class Store:
         steps = self._manager.all_steps()
         if not steps:
             return None
-        target = jax.device_get(state)
-        restored, damaged = checkpoint.newest(
+        target = ocp.args.StandardRestore(jax.device_get(state))
+        (found, manifest), damaged = restore.newest(
             self._dir,
             steps,
-            lambda step: checkpoint.restore(
-                self._manager, self._dir, step, ocp.args.StandardRestore(target)
-            ),
+            lambda step: restore.read_step(self._manager, self._dir, step, target),
         )
         for step in damaged:
             aside = self._dir / DAMAGED / str(step)
@@ -81,11 +112,11 @@ class Store:
             (self._dir / CHECKPOINTS / str(step)).rename(aside)
         if damaged:
             self._manager.reload()
-        self._records = restored[1]["metrics"]
-        notice = self._changes(restored[1]["versions"])
+        self._records = manifest["metrics"]
+        notice = self._changes(manifest["versions"])
         if notice:
             log.warning("%s: %s, so bits may differ from here on", self._dir, notice)
-        return restored
+        return found, manifest
 
     def _changes(self, then: dict[str, str]) -> str:
         """ "jax 0.10.2 -> 0.12.0, devices 4 -> 1", of all that changed."""
@@ -98,7 +129,7 @@ class Store:
     def save(self, step: int, state: Any, manifest: Manifest) -> str | None:
         """Begins to save `state`, which may be written over on return.
 
-        Returns: the reason where that failed already.
+        Returns: the reason, if that failed already.
 
         Raises:
           ConfigError: the run directory has vanished.
@@ -107,14 +138,9 @@ class Store:
         self.wait()
         state = jax.device_get(state)
         self._records = list(manifest["metrics"])
-        manifest = checkpoint.seal(
-            {
-                "step": step,
-                "versions": self._decide_bits,
-                **manifest,
-                "digests": checkpoint.digests(state),
-            }
-        )
+        versions, digests = self._decide_bits, restore.digests(state)
+        manifest = {"step": step, "versions": versions, **manifest, "digests": digests}
+        manifest["sha256"] = restore.manifest_sha256(manifest)
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), manifest=ocp.args.JsonSave(manifest)
         )
@@ -124,8 +150,36 @@ class Store:
             return self._give_up(error)
         return None
 
+    def save_last(
+        self,
+        step: int,
+        state: Any,
+        manifest: Manifest,
+        flush: Callable[[], str | None],
+    ) -> None:
+        """Saves `state`, unless it is there, and waits for it; tries it twice.
+
+        Args:
+          flush: writes the lines before it, without which there is no checkpoint;
+            returns the reason if that failed.
+
+        Raises:
+          CheckpointError: it could not be saved.
+        """
+        for _ in range(2):
+            failure = flush()
+            if failure is None and self.latest != step:
+                failure = self.save(step, state, manifest) or self.wait()
+            if failure is None:
+                return
+        raise CheckpointError(
+            f"{self._dir}: the checkpoint of step {step} could not be saved "
+            f"({failure}): make room, and the same command goes on after step "
+            f"{self.latest or 0}"
+        )
+
     def wait(self) -> str | None:
-        """Waits for the save in progress; the reason where it failed."""
+        """Waits for the save in progress; the reason, if it failed."""
         try:
             self._manager.wait_until_finished()
         except Exception as error:  # orbax raises of every kind
@@ -136,7 +190,7 @@ class Store:
         """Warns, and makes ready for another try."""
         self._check_there()
         self._has_failed = True
-        reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
+        reason = first_line(error)
         log.warning("%s: a checkpoint could not be saved: %s", self._dir, reason)
         with contextlib.suppress(Exception):  # the same error once more
             self._manager.close()
@@ -144,7 +198,7 @@ class Store:
         return reason
 
     def _check_there(self) -> None:
-        """Raises ConfigError before orbax makes a directory that vanished anew."""
+        """Raises ConfigError before orbax makes again a directory that vanished."""
         if not (self._dir / CHECKPOINTS).is_dir():
             raise ConfigError(
                 f"{self._dir} is not there any more: the run ends here; put it back, "

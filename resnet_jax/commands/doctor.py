@@ -1,0 +1,139 @@
+"""Look at this machine: versions, devices, data, weights, and a check of arithmetic.
+
+    resnet-jax doctor
+
+Releases of JAX have computed some programs wrongly on some machines (jax#39103): a
+convolution, a BatchNorm training step and a reduction over 32,769 rows are compiled and
+held against NumPy. Exits with 1 if one of them is wrong.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROWS = 32_769
+_TOLERANCE = 1e-4  # relative to the largest value; float32 sums differ by 1e-6
+
+
+@dataclass(frozen=True)
+class DoctorConfig:
+    """Look at this machine."""
+
+    platform: str | None = None
+    """cpu, cuda, tpu, ... (default: JAX's choice)."""
+
+
+def main(options: DoctorConfig) -> None:
+    """Prints what is here; exits with 1 if an arithmetic check fails."""
+    import jax
+
+    from resnet_jax import files
+    from resnet_jax.data import tfds
+    from resnet_jax.devices import make_mesh, platform
+    from resnet_jax.weights import export
+
+    platform.prepare(options.platform, None)
+    for name, version in export.versions().items():
+        print(f"{name:24}{version or 'not installed'}")
+    for device in make_mesh(platform=options.platform).devices.flat:
+        print(f"{'device':24}{device.platform} {device.id}: {device.device_kind}")
+    cached = jax.config.jax_compilation_cache_dir or "not kept"
+    print(f"{'compiled programs':24}{cached}")
+    home = tfds.default_data_dir()
+    for name in ("cifar10", "cifar100", "fashion_mnist"):
+        print(f"{'data: ' + name:24}{tfds.find(name, home) or f'not in {home}'}")
+    torch_home = Path(os.environ.get("TORCH_HOME") or "~/.cache/torch").expanduser()
+    for folder in (files.cache_dir(), torch_home / "hub" / "checkpoints"):
+        found = ", ".join(sorted(path.name for path in folder.glob("resnet*.pth")))
+        print(f"{'weights':24}{folder}: {found or 'none'}")
+    wrong = 0
+    for name, check in CHECKS.items():
+        difference = check()
+        is_right = difference < _TOLERANCE  # a NaN is wrong
+        wrong += not is_right
+        verdict = "right" if is_right else "WRONG"
+        print(f"{'check: ' + name:24}{verdict}, differs by {difference:.1e}")
+    if wrong:
+        raise SystemExit(1)
+
+
+def differs(found: Any, expected: np.ndarray) -> float:
+    """The largest difference, relative to the largest value."""
+    gap = np.abs(np.asarray(found, np.float64) - expected).max()
+    return float(gap / np.abs(expected).max())
+
+
+def check_convolution() -> float:
+    """A 3x3 convolution of stride 1, by its nine taps."""
+    import jax
+
+    from resnet_jax.layers import convolve
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4, 16, 16, 32)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, 32, 32)).astype(np.float32)
+    found = jax.jit(lambda x, k: convolve(x, k, stride=1, padding=1))(x, kernel)
+    padded = np.pad(x.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    expected = sum(
+        padded[:, i : i + 16, j : j + 16] @ kernel[i, j].astype(np.float64)
+        for i in range(3)
+        for j in range(3)
+    )
+    return differs(found, np.asarray(expected))
+
+
+def check_batch_norm() -> float:
+    """A BatchNorm layer in training: its output and its moved statistics."""
+    import jax
+
+    from resnet_jax.layers import BatchNorm
+
+    x = np.random.default_rng(0).normal(3.0, 2.0, (16, 8, 8, 32)).astype(np.float32)
+    layer = BatchNorm()
+    variables = layer.init(jax.random.key(0), x, train=True)
+
+    @jax.jit
+    def step(variables: Any, x: Any) -> Any:
+        return layer.apply(variables, x, train=True, mutable=["batch_stats"])
+
+    y, moved = step(variables, x)
+    flat = x.reshape(-1, 32).astype(np.float64)
+    mean, var = flat.mean(0), flat.var(0)
+    expected = ((flat - mean) / np.sqrt(var + 1e-5)).reshape(x.shape)
+    unbiased = var * len(flat) / (len(flat) - 1)
+    stats = moved["batch_stats"]
+    return max(
+        differs(y, expected),
+        differs(stats["mean"], 0.1 * mean),
+        differs(stats["var"], 0.9 + 0.1 * unbiased),
+    )
+
+
+def check_reduction() -> float:
+    """Sums and variances over 32,769 rows, which jax#39103 got wrong by a percent."""
+    import jax
+    import jax.numpy as jnp
+
+    x = np.random.default_rng(0).random((ROWS, 8)).astype(np.float32)
+    mean, var = jax.jit(lambda x: (jnp.mean(x, 0), jnp.var(x, 0)))(x)
+    wide = x.astype(np.float64)
+    return max(differs(mean, wide.mean(0)), differs(var, wide.var(0)))
+
+
+CHECKS: dict[str, Callable[[], float]] = {
+    "convolution": check_convolution,
+    "batch norm": check_batch_norm,
+    "reduction": check_reduction,
+}
+
+
+def cli(program: str) -> None:
+    """`resnet-jax doctor`, as a user types it."""
+    from resnet_jax.commands.command_line import command_line, parse
+
+    with command_line(program):
+        main(parse(DoctorConfig, __doc__))

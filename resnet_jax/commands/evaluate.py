@@ -1,0 +1,171 @@
+"""Score a run, an exported folder or bare weights on all test images.
+
+    python evaluate.py runs/hresnet
+    python evaluate.py runs/hresnet --checkpoint best --output report.json
+    python evaluate.py runs/hresnet --report           one page to look at
+    python evaluate.py --weights FILE --model resnet20 --normalize imagenet
+
+Prints the accuracy of each class and of a single batch, and ends with one line:
+Acc@1 .. Acc@5 .. loss .. n .. (percent, percent, mean cross-entropy, images). For the
+rest there are commands of their own: `resnet-jax predict`, `export` and `compare`.
+"""
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from resnet_jax.errors import ConfigError
+from resnet_jax.report.options import SubjectConfig
+
+if TYPE_CHECKING:  # JAX wakes up inside
+    from resnet_jax.data.augment import Preprocess
+    from resnet_jax.data.loader import Loader
+    from resnet_jax.report.subject import Subject
+    from resnet_jax.training.seeds import Scores
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(SubjectConfig):
+    """Score a run, an exported folder or bare weights on the test images."""
+
+    tta: bool = False
+    """Score with test-time augmentation as well: the mean over each image, shifted by a
+    pixel, and mirrored."""
+    report: bool = False
+    """Write RUN/report: one page of curves, confusion, predictions, and the network."""
+    output: str | None = None
+    """Write all figures to this JSON file."""
+    images: tuple[str, ...] = ()
+    """Use `resnet-jax predict RUN FILES` instead; this works for one release."""
+    saliency: bool = False
+    """With --images: see `resnet-jax predict`."""
+    compare: tuple[str, ...] = ()
+    """Use `resnet-jax compare RUNS` instead; this works for one release."""
+    page: str = "comparison.html"
+    """With --compare: the page."""
+    export: str | None = None
+    """Use `resnet-jax export RUN DIR` instead; this works for one release."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tta and (self.images or self.compare):
+            raise ConfigError("--tta scores a data set: not with --images or --compare")
+        if self.compare:
+            if self.run is not None or self.weights is not None:
+                raise ConfigError("--compare takes run directories and nothing else")
+            return
+        if self.report and self.run is None:
+            raise ConfigError("--report is a run's: name its directory")
+        if self.saliency and not self.images:
+            raise ConfigError("--saliency goes with --images")
+        self.check()
+
+
+class Evaluation(NamedTuple):
+    """A network, and how it did on the test images."""
+
+    subject: "Subject"
+    preprocess: "Preprocess"
+    loader: "Loader"
+    all: "Scores"
+    one_batch: "Scores"
+    augmented: "Scores | None"
+
+
+def main(options: EvaluateConfig) -> None:
+    """Scores what `options` name, prints the scores, and writes what they ask for."""
+    from resnet_jax import files
+    from resnet_jax.commands import compare, export, predict
+    from resnet_jax.devices import platform
+    from resnet_jax.report.report import write_report
+    from resnet_jax.training import metrics
+
+    if options.compare:
+        _say_moved("--compare", "compare RUNS")
+        compare.main(compare.CompareConfig(options.compare, options.page))
+        return
+    platform.prepare(options.platform, options.devices)
+    if options.output is not None:
+        files.check_writable(Path(options.output).parent, "folder", "--output")
+    if options.images:
+        _say_moved("--images", "predict RUN FILES")
+        predict.predict(options, options.images, options.saliency)
+        return
+    if options.export is not None:
+        _say_moved("--export", "export RUN DIR")
+        files.check_writable(Path(options.export).parent, "folder", "--export")
+
+    found = evaluate(options, options.tta)
+    subject, test = found.subject, found.loader.splits.test
+    print(subject.title)
+    print(metrics.class_table(found.all.best, test.class_names))
+    print(f"one batch: {metrics.summary_line(found.one_batch.sums)}")
+    for line in found.all.lines:
+        print(line)
+    figures = {**found.all.figures, "one_batch": found.one_batch.figures}
+    if found.augmented is not None:
+        for line in [
+            *found.augmented.lines,
+            metrics.summary_line(found.augmented.sums),
+        ]:
+            print(f"test-time augmentation: {line}")
+        figures["tta"] = found.augmented.figures
+    if options.output is not None:
+        what = {"scored": subject.title, "step": int(subject.state.step)}
+        files.write_json(Path(options.output), {**what, **figures})
+    if options.report:
+        page = write_report(
+            Path(str(options.run)), subject, found.preprocess, found.loader
+        )
+        print(f"report: {page}")
+    if options.export is not None:
+        export.write(Path(options.export), found)
+    print(metrics.summary_line(found.all.sums))
+
+
+def evaluate(options: SubjectConfig, tta: bool = False) -> Evaluation:
+    """Scores what `options` name, by the functions that training used."""
+    from resnet_jax import data, devices, training
+    from resnet_jax.report import subject
+
+    one = [name for name in ("report", "images", "export") if getattr(options, name, 0)]
+    scored = subject.load(options, one=f"--{one[0]}" if one else "")
+    cfg = scored.cfg
+    splits = data.load_test(cfg.data)
+    subject.check_classes(scored, splits.test)
+    mesh = devices.make_mesh(options.devices, options.platform)
+    loader = data.Loader(mesh, splits, cfg.data)
+    preprocess = data.make_preprocess(cfg.augment, scored.image_shape)
+    each = training.make_each(cfg.run.num_seeds, mesh)
+    make: Any = partial(
+        training.make_evaluate, scored.model, preprocess, loader, each=each
+    )
+    state = devices.replicate(mesh, scored.state)
+    seeds = range(cfg.seed, cfg.seed + cfg.run.num_seeds)
+    test, views = splits.test, training.flips_and_shifts
+    return Evaluation(
+        scored,
+        preprocess,
+        loader,
+        training.score(make, state, test, seeds),
+        training.score(make, state, test.take(slice(cfg.data.batch_size)), seeds),
+        training.score(partial(make, views=views), state, test, seeds) if tta else None,
+    )
+
+
+def _say_moved(option: str, command: str) -> None:
+    log.warning(
+        "evaluate %s goes with the next release: use `resnet-jax %s`", option, command
+    )
+
+
+def cli(program: str = "evaluate.py") -> None:
+    """`evaluate.py RUN ...`, as a user types it."""
+    from resnet_jax.commands.command_line import command_line, parse
+
+    with command_line(program):
+        main(parse(EvaluateConfig, __doc__))

@@ -1,0 +1,132 @@
+"""Train a residual network.
+
+    python train.py digits               scikit-learn's digits: a first run in a minute
+    python train.py hresnet              the tutorial's network on CIFAR-10
+    python train.py transfer             ResNet-18 of ImageNet with a new head
+    python train.py resnet18 --help      every field of a recipe is a flag
+
+Leaves config.json, metrics.jsonl and checkpoints in the run directory (runs/RECIPE, or
+--workdir); the same command again resumes from the last checkpoint.
+"""
+
+from typing import TYPE_CHECKING
+
+from resnet_jax.config import Config
+
+if TYPE_CHECKING:  # JAX wakes up inside
+    import flax.linen as nn
+
+    from resnet_jax.data.augment import Preprocess
+    from resnet_jax.data.sources import Description
+    from resnet_jax.run.run import Run
+
+
+def main(cfg: Config) -> None:
+    """Trains what `cfg` describes, from the beginning or from where it stopped."""
+    from resnet_jax import data, devices, fields, models, run, weights  # wakes JAX
+
+    with devices.start(cfg.devices):
+        # The network and what it sees: descriptions, no arrays.
+        source = data.describe(cfg.data)
+        normalize = weights.normalization(cfg.transfer.pretrained)
+        normalize = cfg.augment.normalize or normalize or source.normalization
+        cfg = fields.replace(cfg, normalize=normalize)
+        model = models.create(cfg.model, source.num_classes, source.image_shape[-1])
+        preprocess = data.make_preprocess(cfg.augment, source.image_shape)
+        if cfg.run.summary:
+            print(models.summarize(model, source.image_shape))
+            return
+        with run.open_run(cfg) as this_run:
+            train(cfg, this_run, source, model, preprocess)
+
+
+def train(
+    cfg: Config,
+    this_run: "Run",
+    source: "Description",
+    model: "nn.Module",
+    preprocess: "Preprocess",
+) -> None:
+    """The training itself, in a run directory that is open."""
+    from resnet_jax import data, devices, training, weights
+
+    # Data: uint8 arrays; the order of an epoch is a function of (seed, epoch).
+    splits = data.load(cfg.data, source)
+    order = training.make_order(cfg.seed, cfg.run.num_seeds)
+    loader = data.Loader(
+        this_run.mesh,
+        splits,
+        cfg.data,
+        order=order,
+        epochs=cfg.run.epochs,
+        max_steps=cfg.run.max_steps,
+        steps_per_call=cfg.devices.steps_per_call,
+    )
+
+    # Optimizer: what learns, and how fast.
+    shape, num_steps = source.image_shape, loader.steps_per_epoch
+    trainable = training.make_trainable(cfg.transfer.freeze, model, shape)
+    lr_scale = training.make_lr_scale(cfg.transfer.backbone_lr_scale, model)
+    schedule = training.make_schedule(cfg.optim, loader.total_steps, num_steps)
+    tx = training.make_optimizer(
+        cfg.optim, schedule, trainable=trainable, lr_scale=lr_scale
+    )
+
+    # State: arrays only; from where the run stopped, from PyTorch, or from the seed.
+    each = training.make_each(cfg.run.num_seeds, this_run.mesh)
+    keys = training.make_keys(cfg.seed, cfg.run.num_seeds)
+    has_ema = cfg.optim.ema_decay > 0
+    state = training.init_state(
+        model, tx, shape, key=keys.init, has_ema=has_ema, each=each
+    )
+    state = this_run.restore(state, loader)
+    if this_run.is_finished:
+        return
+    if not this_run.resumed:
+        name = cfg.model.model
+        state = weights.load_into(
+            state, model, name, cfg.transfer, preprocess, splits.train
+        )
+    if cfg.transfer.cache_features:
+        model, preprocess, loader = training.cache_features(
+            model, preprocess, state.variables, loader
+        )
+    state, key = devices.replicate(this_run.mesh, (state, keys.augment))
+
+    # Pure functions, compiled once; a step writes over the state that it is given.
+    augment = data.make_augment(cfg.augment, preprocess, source.num_classes, num_steps)
+    step = training.make_train_step(
+        model,
+        tx,
+        augment,
+        trainable,
+        backbone_bn=cfg.transfer.backbone_bn,
+        grad_accum_steps=cfg.devices.grad_accum_steps,
+        local_bn=None if cfg.devices.sync_bn else this_run.mesh,
+        ema_decay=cfg.optim.ema_decay,
+    )
+    measure = training.make_layer_statistics(
+        model,
+        tx,
+        augment,
+        loader.first_batch,
+        keys.augment,
+        trainable=trainable,
+        backbone_bn=cfg.transfer.backbone_bn,
+    )
+    train_step, seconds = training.compile_step(each(step), state, loader, key)
+    evaluate = training.make_evaluate(model, preprocess, loader, each=each)
+
+    for epoch, start in this_run.epochs(state, schedule, seconds, measure):
+        for batch in this_run.track(loader.train(epoch, start)):
+            state, sums = train_step(state, batch)
+            this_run.record(state, sums)
+        this_run.end_epoch(state, evaluate, loader.splits.scored)
+
+
+def cli(program: str = "train.py") -> None:
+    """`train.py RECIPE ...`, as a user types it."""
+    from resnet_jax.commands.command_line import command_line, parse_recipe
+
+    with command_line(program):
+        main(parse_recipe(__doc__))

@@ -1,0 +1,219 @@
+"""The data sets by name: what each is, and how it is had. A new one is an entry."""
+
+import gzip
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from resnet_jax import fields
+from resnet_jax.config import DataConfig
+from resnet_jax.data import cifar, folder, stream, tfds
+from resnet_jax.data.dataset import Dataset, Splits, hold_out, identify, subset
+from resnet_jax.data.prepared import Prepared
+from resnet_jax.data.tfds import Arrays, Published
+from resnet_jax.errors import ConfigError, DataError
+
+Load = Callable[[], tuple[Dataset, Dataset]]  # train, test
+
+
+class Description(NamedTuple):
+    """What a network must know of a data set, and what loads it."""
+
+    num_classes: int
+    image_shape: tuple[int, int, int]  # (H, W, C), as the network sees it
+    normalization: str  # if nothing else is said, see augment.parse_normalization
+    load: Load
+
+
+class Source(NamedTuple):
+    """A data set that has a name."""
+
+    image_shape: tuple[int, int, int]  # (H, W, C), if no image_size is given
+    # Looks at what is there, without reading images: the number of classes, and Load.
+    open: Callable[[DataConfig], tuple[int, Load]]
+    normalization: str = "cifar10"
+
+
+def describe(cfg: DataConfig) -> Description:
+    """The description of a data set; no image is read.
+
+    Raises:
+      ConfigError: an unknown name, or a folder without data_dir.
+      DataError: data_dir does not have the folders of classes.
+    """
+    source = _source(cfg.dataset)
+    num_classes, load = source.open(cfg)
+    return Description(num_classes, image_shape(cfg), source.normalization, load)
+
+
+def image_shape(cfg: DataConfig) -> tuple[int, int, int]:
+    """(H, W, C) of a data set as the network sees it; looks at no file."""
+    height, width, channels = _source(cfg.dataset).image_shape
+    return cfg.image_size or height, cfg.image_size or width, channels
+
+
+def load(cfg: DataConfig, described: Description | None = None) -> Splits:
+    """The training, validation and test split of a data set.
+
+    Args:
+      described: what describe gave, so that a folder is looked through only once.
+
+    Raises:
+      ConfigError: as describe, or validation_split leaves nothing on one side.
+      DataError: the data cannot be had, or are not what they should be.
+    """
+    train, test = (described or describe(cfg)).load()
+    train = subset(train, cfg.max_train_samples)
+    test = subset(test, cfg.max_test_samples)
+    return Splits(*hold_out(train, cfg.validation_split), test, identify(train, test))
+
+
+def load_test(cfg: DataConfig) -> Splits:
+    """All images of the test split, and none to train on.
+
+    Raises:
+      ConfigError, DataError: as load.
+    """
+    test = describe(fields.replace(cfg, rebuild_data=False)).load()[1]
+    return Splits(test.take(slice(0)), test.take(slice(0)), test, {})
+
+
+def load_dataset(
+    name: str, data_dir: str | Path | None = None, **fields: Any
+) -> tuple[Dataset, Dataset]:
+    """(train, test) of cifar10, cifar100, fashion_mnist, digits or folder.
+
+    Args:
+      data_dir: for folder, the one with train/CLASS/* and test/CLASS/*; else a
+        tensorflow-datasets directory, by default $TFDS_DATA_DIR or
+        ~/tensorflow_datasets. CIFAR-10 is fetched and prepared there if it is missing.
+      fields: other fields of DataConfig, such as image_size or stream.
+
+    Raises:
+      ConfigError: an unknown name, or a folder without data_dir.
+      DataError: the data cannot be had, or are not what they should be.
+    """
+    home = None if data_dir is None else str(data_dir)
+    return describe(DataConfig(dataset=name, data_dir=home, **fields)).load()
+
+
+def _source(name: str) -> Source:
+    if name not in SOURCES:
+        raise ConfigError(f"no data set {name!r}: one of {', '.join(SOURCES)}")
+    return SOURCES[name]
+
+
+def _prepared(how: Prepared, normalization: str = "cifar10") -> Source:
+    def open_(cfg: DataConfig) -> tuple[int, Load]:
+        return how.published.num_classes, partial(how.load, cfg)
+
+    return Source(how.published.image_shape, open_, normalization)
+
+
+def _open_folder(cfg: DataConfig) -> tuple[int, Load]:
+    if cfg.data_dir is None:
+        raise ConfigError("data set folder needs --data-dir, with train/ and test/")
+    listing = folder.scan(Path(cfg.data_dir).expanduser())
+    return len(listing.class_names), partial(_load_folder, listing, cfg)
+
+
+def _load_folder(listing: folder.Listing, cfg: DataConfig) -> tuple[Dataset, Dataset]:
+    size = image_shape(cfg)[0]
+    num_bytes = size * size * 3 * sum(len(part.paths) for part in listing.splits)
+    if cfg.stream or stream.is_large(num_bytes):
+        if cfg.skip_bad_images:
+            raise ConfigError(
+                "skip_bad_images reads all images before training, which stream does "
+                "not: choose one"
+            )
+        read = partial(stream.from_folder, size=size, crop_pct=cfg.crop_pct)
+    else:
+        sizes = {"size": size, "crop_pct": cfg.crop_pct}
+        read = partial(folder.load, skip_bad=cfg.skip_bad_images, **sizes)
+    train, test = (Dataset(*read(part), listing.class_names) for part in listing.splits)
+    return train, test
+
+
+def _open_digits(cfg: DataConfig) -> tuple[int, Load]:
+    if cfg.stream:
+        raise ConfigError("stream is for folders and prepared data sets: digits fit")
+    if cfg.rebuild_data:
+        raise ConfigError("rebuild_data is for cifar10: digits is not prepared here")
+    return 10, _load_digits
+
+
+def _load_digits() -> tuple[Dataset, Dataset]:
+    """scikit-learn's 1,797 digits, 8x8 scaled to 32x32x3; 1,437 train, 360 test."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    small = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    images = np.kron(small, np.ones((1, 4, 4), np.uint8))
+    images = np.repeat(images[..., None], 3, axis=-1)
+    labels = digits.target.astype(np.int32)
+    train, test = train_test_split(
+        np.arange(len(labels)), test_size=360, stratify=labels, random_state=0
+    )
+    whole = Dataset(images, labels, tuple(map(str, digits.target_names)))
+    return whole.take(np.sort(train)), whole.take(np.sort(test))
+
+
+_FASHION_CLASSES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+
+
+def _read_fashion_mnist(data_dir: Path) -> Arrays:
+    """Zalando's four files, in `data_dir` or as Debian's package installs them."""
+    homes = (data_dir, Path("/usr/share/datasets/fashion-mnist"))
+    home = next((h for h in homes if (h / "train-images-idx3-ubyte.gz").exists()), None)
+    if home is None:
+        raise DataError(
+            f"fashion_mnist is not prepared in {data_dir}: put its *-ubyte.gz files "
+            "there, or install Debian's dataset-fashion-mnist"
+        )
+
+    def read(name: str, *shape: int) -> np.ndarray:
+        try:
+            with gzip.open(home / f"{name}-ubyte.gz") as file:
+                content = np.frombuffer(file.read(), np.uint8)
+            return content[8 + 4 * len(shape) :].reshape(-1, *shape)
+        except (OSError, EOFError, ValueError) as error:
+            raise DataError(
+                f"{home / name}-ubyte.gz cannot be read ({error})"
+            ) from None
+
+    train, test = (
+        (
+            read(f"{split}-images-idx3", 28, 28)[..., None],
+            read(f"{split}-labels-idx1").astype(np.int32),
+        )
+        for split in ("train", "t10k")
+    )
+    return Arrays(train, test, _FASHION_CLASSES)
+
+
+SOURCES: dict[str, Source] = {
+    "cifar10": _prepared(Prepared(cifar.CIFAR10, cifar.fetch, tfds.write_cifar10)),
+    "cifar100": _prepared(Prepared(cifar.CIFAR100)),
+    "digits": Source((32, 32, 3), _open_digits),
+    "folder": Source((224, 224, 3), _open_folder),
+    "fashion_mnist": _prepared(
+        Prepared(
+            Published(
+                name="fashion_mnist",
+                image_shape=(28, 28, 1),
+                num_classes=10,
+                num_examples={"train": 60_000, "test": 10_000},
+                sha256={},  # tensorflow-datasets does not keep the order of the files
+            ),
+            _read_fashion_mnist,
+        ),
+        normalization=".286/.353",
+    ),
+}

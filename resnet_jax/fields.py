@@ -1,0 +1,167 @@
+"""What the fields of a configuration are: ranges, groups, and their form in JSON."""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import field, fields
+from typing import Any, Literal, TypeVar
+
+from resnet_jax.errors import ConfigError
+
+# What a resume may change: nothing; a field with --override; or a field freely, because
+# it belongs to one invocation and not to the run.
+Resume = Literal["same", "override", "free"]
+T = TypeVar("T")
+
+
+def ranged(
+    default: Any,
+    *,
+    within: str = "",
+    at_least: float = -math.inf,
+    at_most: float = math.inf,
+    resume: Resume = "same",
+    alters_features: bool = False,
+) -> Any:
+    """A dataclass field with what is known about its values.
+
+    Args:
+      within: an interval such as "[0, 1)"; at_least and at_most are bounds. None, if
+        a field may be that, is always allowed.
+      alters_features: whether a value other than the default makes the features of an
+        image differ from step to step.
+    """
+    known = {"within": within, "at_least": at_least, "at_most": at_most}
+    return field(
+        default=default,
+        metadata={**known, "resume": resume, "alters_features": alters_features},
+    )
+
+
+class Group:
+    """Base of the groups of fields.
+
+    Raises:
+      ConfigError: a value is outside its range.
+    """
+
+    def __post_init__(self) -> None:
+        for one in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, one.name)
+            if value is not None and one.metadata:
+                _check(one.name, value, **one.metadata)
+
+
+def _check(
+    name: str, value: Any, within: str, at_least: float, at_most: float, **_: Any
+) -> None:
+    if within:
+        low, high = map(float, within[1:-1].split(","))
+        above = low < value or (low == value and within[0] == "[")
+        below = value < high or (high == value and within[-1] == "]")
+        if not (above and below):
+            raise ConfigError(f"{name} {value} is not in {within}")
+    if math.isfinite(at_least) and value < at_least:
+        raise ConfigError(f"{name} {value} is too small: at least {at_least:g}")
+    if math.isfinite(at_most) and value > at_most:
+        raise ConfigError(f"{name} {value} is too large: up to {at_most:g}")
+
+
+def flat(group: Any) -> Iterator[tuple["dataclasses.Field[Any]", Any]]:
+    """(field, value) of every field of `group` and of the groups in it."""
+    for one in fields(group):
+        value = getattr(group, one.name)
+        if dataclasses.is_dataclass(value):
+            yield from flat(value)
+        else:
+            yield one, value
+
+
+def replace(group: T, **values: Any) -> T:
+    """`group` with other values, each given by its field's name alone.
+
+    Raises:
+      ConfigError: there is no such field, or a value is out of range.
+    """
+    changed: dict[str, Any] = {}
+    for one in fields(group):  # type: ignore[arg-type]
+        own = getattr(group, one.name)
+        if dataclasses.is_dataclass(own):
+            inside = {f.name for f in fields(own)} & values.keys()
+            if inside:
+                parts = {name: values.pop(name) for name in inside}
+                changed[one.name] = dataclasses.replace(own, **parts)  # type: ignore[type-var]
+        elif one.name in values:
+            changed[one.name] = values.pop(one.name)
+    if values:
+        raise ConfigError(f"no field {', '.join(values)}")
+    return dataclasses.replace(group, **changed)  # type: ignore[type-var]
+
+
+def changes(old: Any, new: Any) -> dict[str, tuple[Any, Any, Resume]]:
+    """{field: (old, new, what a resume may do)} of the fields of two runs that differ.
+
+    Fields that belong to one invocation are left out.
+    """
+    pairs = zip(flat(old), flat(new), strict=True)
+    return {
+        one.name: (before, after, resume)
+        for (one, before), (_, after) in pairs
+        if before != after and (resume := one.metadata.get("resume", "same")) != "free"
+    }
+
+
+def from_json(group: type[T], values: Any, where: str) -> T:
+    """An instance of `group` from what json.loads gives of dataclasses.asdict.
+
+    Raises:
+      ConfigError: it has unknown or ill-typed fields; the message begins with `where`.
+    """
+    hints = typing.get_type_hints(group)
+    if not isinstance(values, dict) or values.keys() - hints.keys():
+        raise ConfigError(f"{where} is not the config of a run of this version")
+    return group(
+        **{
+            name: from_json(hints[name], value, where)
+            if dataclasses.is_dataclass(hints[name])
+            else _typed(value, hints[name], f"{where}: {name}")
+            for name, value in values.items()
+        }
+    )
+
+
+def typed(group: Any, name: str, value: Any, where: str) -> Any:
+    """`value`, as JSON has it, as the type of the field `name` of `group`.
+
+    Raises:
+      ConfigError: there is no such field, or it has another type.
+    """
+    for part in (group, *(v for v in vars(group).values() if isinstance(v, Group))):
+        hint = typing.get_type_hints(type(part)).get(name)
+        if hint is not None and not dataclasses.is_dataclass(hint):
+            return _typed(value, hint, where)
+    raise ConfigError(f"no field {name}")
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    """`value` from JSON as the type `hint`."""
+    options = typing.get_args(hint)
+    origin = typing.get_origin(hint)
+    if origin is types.UnionType or origin is typing.Union:
+        if value is None:
+            return None
+        return _typed(value, options[0], where)
+    if origin is Literal:
+        if value in options:
+            return value
+    elif origin is tuple:
+        if isinstance(value, list):
+            return tuple(_typed(item, options[0], where) for item in value)
+    elif hint is float:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    elif type(value) is hint:
+        return value
+    raise ConfigError(f"{where} is {value!r}, not {hint}")

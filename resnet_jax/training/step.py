@@ -1,0 +1,280 @@
+"""One training step: loss, gradient, update; and its compiled form."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from resnet_jax.data.augment import Augment
+from resnet_jax.data.loader import Loader, Source, fetch
+from resnet_jax.devices import mesh
+from resnet_jax.models import torch_names
+from resnet_jax.training import metrics
+from resnet_jax.training.freezing import Predicate, inference_batch_norm
+from resnet_jax.training.state import Batch, TrainState
+
+Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, metrics.Sums]]
+
+
+def model_key(step_key: jax.Array) -> jax.Array:
+    """The network's key in a step, from the step's own, which the augmentation splits.
+
+    To split is to fold in 0, 1, 2, ...: this is none of those.
+    """
+    return jax.random.fold_in(step_key, 2**31)
+
+
+def train_step(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    augment: Augment,
+    state: TrainState,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    trainable: Predicate | None = None,
+    backbone_bn: str = "update",
+    grad_accum_steps: int = 1,
+    local_bn: Mesh | None = None,
+    ema_decay: float = 0.0,
+) -> tuple[TrainState, metrics.Sums]:
+    """One update by the mean cross-entropy of `batch`; its sums before the update.
+
+    Args:
+      trainable: by PyTorch's name of a parameter; the others stay to the bit.
+      backbone_bn: of BatchNorm layers that are not trainable. "update": their
+        statistics move, as with requires_grad=False in a PyTorch module in training
+        mode; "frozen": they are in inference mode and their statistics stay.
+      grad_accum_steps, local_bn: see loss_and_gradient.
+      ema_decay: of the averaged variables, where the state has them.
+    """
+    frozen_bn = trainable if backbone_bn == "frozen" else None
+    step_key = jax.random.fold_in(key, state.step)
+    images, targets = augment(step_key, batch["images"], batch["labels"], state.step)
+    with inference_batch_norm(frozen_bn):
+        (loss, (logits, batch_stats)), grads = loss_and_gradient(
+            model,
+            state.params,
+            state.batch_stats,
+            images,
+            targets,
+            model_key(step_key),
+            grad_accum_steps=grad_accum_steps,
+            local_bn=local_bn,
+        )
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    if trainable is not None:  # not even -0. + 0.
+        learns = torch_names.map_names(trainable, params)
+        params = jax.tree.map(
+            lambda new, old, moves: new if moves else old, params, state.params, learns
+        )
+    ema = state.ema
+    if ema is not None:
+        moved = {"params": params, "batch_stats": batch_stats}
+        ema = average(ema, moved, state.step, ema_decay)
+    state = TrainState(
+        step=state.step + 1,
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+        ema=ema,
+    )
+    return state, metrics.train_sums(loss, logits, batch["labels"])
+
+
+def average(ema: Any, variables: Any, step: jax.Array, decay: float) -> Any:
+    """The exponential moving average of parameters and BatchNorm statistics.
+
+    The statistics are averaged as the parameters are, for each were gathered under
+    parameters of their time. The first steps forget faster, by (1 + s) / (10 + s) in
+    step s from 0, as TensorFlow's.
+    """
+    keep = jnp.minimum(decay, (1 + step) / (10 + step))
+
+    def of_leaf(old: jax.Array, new: jax.Array) -> jax.Array:
+        return old + (1 - keep).astype(old.dtype) * (new - old)
+
+    return jax.tree.map(of_leaf, ema, variables)
+
+
+def make_train_step(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    augment: Augment,
+    trainable: Predicate | None = None,
+    *,
+    backbone_bn: str = "update",
+    grad_accum_steps: int = 1,
+    local_bn: Mesh | None = None,
+    ema_decay: float = 0.0,
+) -> Step:
+    """train_step of (state, batch, key) only, all else bound; not compiled."""
+    return partial(
+        partial(train_step, model, tx, augment),
+        trainable=trainable,
+        backbone_bn=backbone_bn,
+        grad_accum_steps=grad_accum_steps,
+        local_bn=local_bn,
+        ema_decay=ema_decay,
+    )
+
+
+def loss_fn(
+    model: nn.Module,
+    params: Any,
+    batch_stats: Any,
+    images: jax.Array,
+    targets: jax.Array,
+    key: jax.Array,
+) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+    """The mean cross-entropy [] in training mode; logits and moved statistics.
+
+    Args:
+      images: [B, H, W, C], as the network takes them.
+      targets: distributions [B, num_classes].
+      key: of the step; dropout's comes from it.
+    """
+    logits, moved = model.apply(
+        {"params": params, "batch_stats": batch_stats},
+        images,
+        train=True,
+        mutable=["batch_stats"],
+        rngs={"dropout": jax.random.fold_in(key, 0)},
+    )
+    loss = optax.softmax_cross_entropy(logits, targets).mean()
+    return loss, (logits, moved.get("batch_stats", {}))
+
+
+def loss_and_gradient(
+    model: nn.Module,
+    params: Any,
+    batch_stats: Any,
+    images: jax.Array,
+    targets: jax.Array,
+    key: jax.Array,
+    *,
+    grad_accum_steps: int = 1,
+    local_bn: Mesh | None = None,
+) -> tuple[tuple[jax.Array, tuple[jax.Array, Any]], Any]:
+    """((loss, (logits, moved statistics)), gradient by params), of loss_fn.
+
+    Args:
+      grad_accum_steps: micro-batches that are computed one after the other. Loss and
+        gradient are the whole batch's but for BatchNorm, which sees a micro-batch at a time, as
+        in a PyTorch loop that calls backward() for each. Row i is in the micro-batch
+        i % grad_accum_steps, so that each is spread over the devices as the batch is.
+      local_bn: the mesh, where BatchNorm is to see each device's rows alone.
+    """
+    loss = partial(loss_fn, model)
+    if local_bn is not None:
+        loss = mesh.local_statistics(loss, local_bn)
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    num_rows = len(targets)
+    grad_accum_steps = min(grad_accum_steps, num_rows)
+    if grad_accum_steps == 1:
+        return gradient(params, batch_stats, images, targets, key)
+
+    def add(carry: Any, micro: tuple[Any, ...]) -> tuple[Any, jax.Array]:
+        total, batch_stats = carry
+        images, targets, index = micro
+        (loss, (logits, batch_stats)), grads = gradient(
+            params, batch_stats, images, targets, jax.random.fold_in(key, index)
+        )
+        share = len(targets) / num_rows
+        total = jax.tree.map(lambda t, x: t + share * x, total, (loss, grads))
+        return (total, batch_stats), logits
+
+    dtype = jnp.result_type(targets, *jax.tree.leaves(params))
+    zeros = (jnp.zeros((), dtype), jax.tree.map(jnp.zeros_like, params))
+    carry = (zeros, batch_stats)
+    if num_rows % grad_accum_steps:
+        parts = []
+        for index in range(grad_accum_steps):
+            rows = slice(index, None, grad_accum_steps)
+            carry, part = add(carry, (images[rows], targets[rows], index))
+            parts.append(part)
+        order = np.concatenate(
+            [
+                np.arange(index, num_rows, grad_accum_steps)
+                for index in range(grad_accum_steps)
+            ]
+        )
+        logits = jnp.concatenate(parts)[np.argsort(order)]
+    else:
+
+        def split(x: jax.Array) -> jax.Array:
+            parts = x.reshape(
+                num_rows // grad_accum_steps, grad_accum_steps, *x.shape[1:]
+            )
+            return parts.swapaxes(0, 1)
+
+        # XLA's loops on CPUs compute with one thread.
+        unroll = jax.default_backend() == "cpu"
+        carry, parts = jax.lax.scan(
+            add,
+            carry,
+            (split(images), split(targets), jnp.arange(grad_accum_steps)),
+            unroll=unroll,
+        )
+        logits = parts.swapaxes(0, 1).reshape(num_rows, -1)
+    (total_loss, grads), batch_stats = carry
+    return (total_loss, (logits, batch_stats)), grads
+
+
+def compile_step(
+    step: Step, state: TrainState, loader: Loader, key: jax.Array
+) -> tuple[Callable[[TrainState, Batch], tuple[TrainState, metrics.Sums]], float]:
+    """`step` for the forms of the loader's batches, and the seconds to compile it.
+
+    Nothing runs. The compiled step is called as step(state, batch); it writes over the
+    state that it is given. Of a batch of [steps, rows] it does the steps one after the
+    other, and gives the sums of each. Of several seeds, batches have [seeds, rows].
+
+    Args:
+      state: on the devices, as it will be; so is what comes back.
+      key: the same, of the step: [], or [seeds].
+
+    Raises:
+      ConfigError: the model cannot train on one of the forms.
+    """
+    begun = time.monotonic()
+    fed = partial(_fed, step)
+    source = loader.source(loader.splits.train)
+    sharding = state.step.sharding
+    if jax.config.jax_debug_nans:  # JAX runs it again, op by op, on the same arguments
+        jitted = jax.jit(fed, out_shardings=sharding)
+        return lambda state, batch: jitted(state, batch, source, key), 0.0
+    jitted = jax.jit(fed, donate_argnums=0, out_shardings=sharding)
+    compiled = {
+        _form(batch): jitted.lower(state, batch, source, key).compile()
+        for batch in loader.examples()
+    }
+
+    def run(state: TrainState, batch: Batch) -> tuple[TrainState, metrics.Sums]:
+        return compiled[_form(batch)](state, batch, source, key)
+
+    return run, time.monotonic() - begun
+
+
+def _fed(
+    step: Step, state: TrainState, batch: Batch, source: Source, key: jax.Array
+) -> tuple[TrainState, metrics.Sums]:
+    def one(state: TrainState, batch: Batch) -> tuple[TrainState, metrics.Sums]:
+        return step(state, fetch(source, batch), key)
+
+    if len(_form(batch)) == key.ndim + 1:
+        return one(state, batch)
+    return jax.lax.scan(one, state, batch)
+
+
+def _form(batch: Batch) -> tuple[int, ...]:
+    """([steps,] [seeds,] rows) of a batch."""
+    return batch["indices" if "indices" in batch else "labels"].shape
