@@ -5,6 +5,7 @@ import itertools
 import os
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,12 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 import jax
 import numpy as np
 import pytest
+from configs import make_config
 
 from resnet_jax import models
-from resnet_jax.data import archives
-from resnet_jax.data import cifar as cifar10
-from resnet_jax.data import tfds as prepared
+from resnet_jax.data import archives, cifar, sources
+from resnet_jax.data import tfds as tfds_files
+from resnet_jax.data.tfds import Arrays
 from resnet_jax.models.blocks import BasicBlock
 from resnet_jax.models.resnet import ResNet
 
@@ -60,7 +62,7 @@ def tfds() -> Any:
 @pytest.fixture
 def real_data_dir(tfds) -> Path:
     """A tensorflow-datasets directory that holds the real CIFAR-10."""
-    if not _REAL_DATA_DIR or prepared.find("cifar10", Path(_REAL_DATA_DIR)) is None:
+    if not _REAL_DATA_DIR or tfds_files.find("cifar10", Path(_REAL_DATA_DIR)) is None:
         pytest.skip("no prepared CIFAR-10 in $TFDS_DATA_DIR")
     return Path(_REAL_DATA_DIR)
 
@@ -72,13 +74,10 @@ def _isolated(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
 
 
-ARITHMETIC = {"test_convolution", "test_layers", "test_pooling"}
-
-
 @pytest.fixture(autouse=True)
 def _optimized(request, monkeypatch):
-    """XLA does all that it can to layers, and to what is compared with PyTorch."""
-    if "parity" not in request.path.parts and request.path.stem not in ARITHMETIC:
+    """XLA does all that it can where a test is marked "optimized"."""
+    if request.node.get_closest_marker("optimized") is None:
         yield
         return
     before = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
@@ -101,28 +100,26 @@ def one_block(monkeypatch) -> str:
 
 
 def _named(name: str, widths: tuple[int, ...], monkeypatch: Any) -> str:
-    def make(**options: Any) -> ResNet:
-        options = {"stem": "cifar", **options}
-        return ResNet(BasicBlock, (1,) * len(widths), widths=widths, **options)
-
+    sizes = {"stage_sizes": (1,) * len(widths), "widths": widths}
+    make = partial(ResNet, block=BasicBlock, stem="cifar", **sizes)
     monkeypatch.setitem(models.MODELS, name, make)
     return name
 
 
 @pytest.fixture(scope="session")
-def fake_arrays() -> prepared.Arrays:
-    """50 training and 10 test pictures in CIFAR-10's form."""
+def fake_arrays() -> Arrays:
+    """50 training and 10 test images in CIFAR-10's form."""
     rng = np.random.default_rng(0)
 
     def part(count: int) -> tuple[np.ndarray, np.ndarray]:
         images = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
         return images, (np.arange(count) % 10).astype(np.int32)
 
-    return prepared.Arrays(part(50), part(10), archives.CLASS_NAMES)
+    return Arrays(part(50), part(10), archives.CLASS_NAMES)
 
 
 @pytest.fixture
-def small_cifar(fake_arrays, tfds, monkeypatch) -> prepared.Arrays:
+def small_cifar(fake_arrays, tfds, monkeypatch) -> Arrays:
     """Makes fake_arrays the published CIFAR-10, by count and by sha256."""
 
     def sha256(array: np.ndarray) -> str:
@@ -130,9 +127,9 @@ def small_cifar(fake_arrays, tfds, monkeypatch) -> prepared.Arrays:
 
     for name in ("train", "test"):
         images, labels = getattr(fake_arrays, name)
-        monkeypatch.setitem(cifar10.NUM_EXAMPLES, name, len(labels))
+        monkeypatch.setitem(cifar.CIFAR10.num_examples, name, len(labels))
         digests = (sha256(images), sha256(labels.astype(np.uint8)))
-        monkeypatch.setitem(cifar10.SHA256, name, digests)
+        monkeypatch.setitem(cifar.CIFAR10.sha256, name, digests)
     return fake_arrays
 
 
@@ -140,33 +137,39 @@ def small_cifar(fake_arrays, tfds, monkeypatch) -> prepared.Arrays:
 def prepared_dir(fake_arrays, tfds, tmp_path_factory):
     """A tensorflow-datasets directory that holds fake_arrays as cifar10."""
     data_dir = tmp_path_factory.mktemp("tfds")
-    prepared.write_cifar10(fake_arrays, data_dir)
+    tfds_files.write_cifar10(fake_arrays, data_dir)
     return data_dir
 
 
 @pytest.fixture
 def digits_run(one_block, tmp_path, monkeypatch):
     """Trains `one_block` on 120 digits: (cfg, run directory) of fields of Config."""
-    import train
-    from resnet_jax import data
-    from resnet_jax.config import Config
+    from resnet_jax.commands import train
 
-    loaded = data.load_dataset("digits")
-    few = tuple(p.take(slice(n)) for p, n in zip(loaded, (120, 40), strict=True))
-    monkeypatch.setattr(data, "load_dataset", lambda *args, **options: few)
+    digits = sources.SOURCES["digits"]
+    few = [
+        p.take(slice(n))
+        for p, n in zip(sources.load_dataset("digits"), (120, 40), strict=True)
+    ]
+    small = digits._replace(open=lambda cfg: (10, lambda: tuple(few)))
+    monkeypatch.setitem(sources.SOURCES, "digits", small)
     numbers = itertools.count()
 
     def run(**fields):
-        cfg = Config(
-            dataset="digits",
-            normalize="half",
-            batch_size=32,
-            eval_batch_size=40,
-            lr=0.05,
-            workdir=str(tmp_path / f"run{next(numbers)}"),
-            **{"model": one_block, "optimizer": "sgd", **fields},
+        cfg = make_config(
+            **{
+                "dataset": "digits",
+                "normalize": "half",
+                "batch_size": 32,
+                "eval_batch_size": 40,
+                "lr": 0.05,
+                "workdir": str(tmp_path / f"run{next(numbers)}"),
+                "model": one_block,
+                "optimizer": "sgd",
+                **fields,
+            }
         )
         train.main(cfg)
-        return cfg, Path(cfg.workdir)
+        return cfg, Path(cfg.run.workdir)
 
     return run

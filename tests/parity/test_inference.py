@@ -9,6 +9,9 @@ import pytest
 
 import resnet_jax
 
+pytestmark = [pytest.mark.optimized, pytest.mark.parity]
+
+
 pytest.importorskip("torchvision", reason="parity needs torch and torchvision")
 import torch
 import twins

@@ -8,6 +8,9 @@ import pytest
 
 from resnet_jax.training import optim
 
+pytestmark = [pytest.mark.optimized, pytest.mark.parity]
+
+
 torch = pytest.importorskip("torch", reason="parity needs torch")
 
 STEPS = 20

@@ -4,6 +4,9 @@ import pytest
 
 from resnet_jax import files
 
+pytestmark = [pytest.mark.optimized, pytest.mark.parity]
+
+
 pytest.importorskip("torch", reason="parity needs torch")
 from benchmarks import reference_run
 

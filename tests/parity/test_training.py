@@ -15,6 +15,9 @@ from resnet_jax import training
 from resnet_jax.training import optim
 from resnet_jax.weights import convert
 
+pytestmark = [pytest.mark.optimized, pytest.mark.parity]
+
+
 pytest.importorskip("torchvision", reason="parity needs torch and torchvision")
 import torch
 import twins

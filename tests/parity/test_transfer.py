@@ -11,6 +11,9 @@ from resnet_jax.data import augment, folder
 from resnet_jax.training import freezing, optim
 from resnet_jax.weights import convert
 
+pytestmark = [pytest.mark.optimized, pytest.mark.parity]
+
+
 pytest.importorskip("torchvision", reason="parity needs torch and torchvision")
 import torch
 import torchvision

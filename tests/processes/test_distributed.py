@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 from jax.experimental import multihost_utils
-from processes import KILL, ROOT, TERM, at_step, finish, lines, start, steps
+from spawn import KILL, ROOT, TERM, at_step, finish, lines, start, steps
 
 from resnet_jax import run as run_module
 from resnet_jax.devices import processes as distributed
@@ -229,7 +229,7 @@ import tyro
 from jax.experimental import multihost_utils
 
 sys.path.insert(0, "tests")
-import processes, train
+import spawn, train
 from resnet_jax.training import compiling, evaluation
 from resnet_jax import data, run
 from resnet_jax.data import loader as feed
@@ -243,8 +243,8 @@ index, address, root = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_enable_preemption_service", False)
 jax.distributed.initialize(address, 2, index)
-exec(processes.SMALL)
-args = [*processes.ARGUMENTS, *sys.argv[4:]]
+exec(spawn.SMALL)
+args = [*spawn.ARGUMENTS, *sys.argv[4:]]
 recipe = tyro.extras.overridable_config_cli(RECIPES, args=args)
 found = {}
 told, counts, held = [], [], []

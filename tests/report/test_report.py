@@ -7,10 +7,10 @@ import subprocess
 import numpy as np
 import pytest
 from PIL import Image
+from resnet_jax.commands.options import EvaluateConfig
 
 import evaluate
 import train
-from resnet_jax.commands.options import EvaluateConfig
 from resnet_jax.errors import CheckpointError, ConfigError, DataError
 from resnet_jax.report import report
 from resnet_jax.run import restore as checkpoint

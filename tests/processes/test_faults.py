@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from processes import (
+from spawn import (
     KILL,
     ROOT,
     SMALL,

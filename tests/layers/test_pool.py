@@ -8,6 +8,8 @@ import pytest
 
 from resnet_jax.layers import pool as pooling
 
+pytestmark = pytest.mark.optimized
+
 
 @pytest.mark.parametrize("height, width", [(6, 4), (5, 7), (2, 2)])
 def test_avg_pool_is_flax_s_with_its_gradient(height, width):

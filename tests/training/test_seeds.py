@@ -5,11 +5,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from resnet_jax.commands.options import EvaluateConfig
 
 import evaluate
 import train
 from resnet_jax import models, training
-from resnet_jax.commands.options import EvaluateConfig
 from resnet_jax.config import Config
 from resnet_jax.data import augment
 from resnet_jax.data import loader as feed

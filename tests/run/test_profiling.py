@@ -1,6 +1,5 @@
 import jax
 import pytest
-
 from resnet_jax.run.profiling import Trace
 
 

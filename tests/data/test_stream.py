@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from processes import ROOT, digests, lines
+from resnet_jax.commands.options import EvaluateConfig
+from spawn import ROOT, digests, lines
 
 import evaluate
 import train
 from resnet_jax import data
-from resnet_jax.commands.options import EvaluateConfig
 from resnet_jax.config import Config
 from resnet_jax.data import folder, stream
 from resnet_jax.errors import ConfigError, DataError

@@ -10,6 +10,8 @@ from resnet_jax.layers.conv import Conv
 from resnet_jax.layers.linear import Linear
 from resnet_jax.layers.norm import BatchNorm
 
+pytestmark = pytest.mark.optimized
+
 
 def make_input(key, shape=(8, 4, 4, 3)):
     return 2.0 + 3.0 * jax.random.normal(key, shape)

@@ -3,12 +3,12 @@ import json
 import jax
 import numpy as np
 import pytest
+from resnet_jax.commands.options import EvaluateConfig
 
 import evaluate
 import resnet_jax
 import train
 from resnet_jax import data
-from resnet_jax.commands.options import EvaluateConfig
 from resnet_jax.config import Config
 from resnet_jax.errors import ConfigError, DataError
 

@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from processes import compute
+from spawn import compute
 
 from resnet_jax.layers import conv as convolution
 from resnet_jax.layers import winograd
 from resnet_jax.layers import winograd as chunks
+
+pytestmark = pytest.mark.optimized
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import jax
 import pytest
-from processes import ROOT, compute
+from spawn import ROOT, compute
 
 from benchmarks import scaling
 from resnet_jax.errors import ConfigError

@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 import pytest
-from processes import ROOT
+from spawn import ROOT
 
 from resnet_jax.commands import hugepages
 

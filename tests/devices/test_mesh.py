@@ -4,7 +4,7 @@ import os
 import jax
 import numpy as np
 import pytest
-from processes import compute
+from spawn import compute
 
 from resnet_jax.devices import mesh as parallel
 from resnet_jax.errors import ConfigError
