@@ -75,6 +75,8 @@ class DataConfig(Group):
     """Images per evaluation step."""
     drop_last: bool = False
     """Drop an epoch's last partial batch instead of training on it."""
+    steps_per_call: int | None = ranged(None, at_least=1, resume="override")
+    """Training steps of the device per call (default: 1 on CPUs, else 20)."""
 
 
 @dataclass(frozen=True)
@@ -180,17 +182,13 @@ class DevicesConfig(Group):
     """Devices and processes, and how they compute."""
 
     devices: int | None = ranged(None, at_least=1, resume="free")
-    """Devices of each process to use (default: all). CPUs are divided into this
-    many."""
+    """Devices of each process (default: all). CPUs are divided into this many."""
     platform: str | None = ranged(None, resume="free")
     """cpu, cuda, tpu, ... (default: JAX's choice)."""
     sync_bn: bool = True
     """BatchNorm with the statistics of the whole batch, not of each device's part."""
     grad_accum_steps: int = ranged(1, at_least=1)
     """Micro-batches that a training step computes one after the other."""
-    steps_per_call: int | None = ranged(None, at_least=1, resume="override")
-    """Training steps that the device does for each call (default: 1 on CPUs, else
-    20)."""
     deterministic: bool = False
     """On a GPU, only algorithms that give the same bits each time."""
     debug_nans: bool = ranged(False, resume="free")
@@ -210,10 +208,8 @@ class DevicesConfig(Group):
             host, _, port = self.coordinator.rpartition(":")
             is_port = port.isdecimal() and len(port) <= 5 and 0 < int(port) < 2**16
             if not host or not is_port:
-                raise ConfigError(
-                    f"coordinator {self.coordinator!r} is not HOST:PORT, as host0:1234 "
-                    "is"
-                )
+                text = f"coordinator {self.coordinator!r} is not HOST:PORT"
+                raise ConfigError(f"{text}, as host0:1234 is")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ class _TooSlow(Exception):
     pass
 
 
-class _Progress(tqdm):
+class _Progress(tqdm):  # type: ignore[misc]
     """A progress bar that gives up on a download below `min_rate` bytes a second."""
 
     def __init__(self, name: str, min_rate: float, window: float) -> None:
@@ -39,7 +39,8 @@ class _Progress(tqdm):
             if self._bytes < self._min_bytes:
                 raise _TooSlow
             self._since, self._bytes = now, 0
-        return super().update(n)
+        found: bool | None = super().update(n)
+        return found
 
 
 def answers(probe: Callable[[], object], seconds: float) -> bool:

@@ -41,7 +41,8 @@ def main(options: DoctorConfig) -> None:
         print(f"{name:24}{version or 'not installed'}")
     for device in make_mesh(platform=options.platform).devices.flat:
         print(f"{'device':24}{device.platform} {device.id}: {device.device_kind}")
-    cached = jax.config.jax_compilation_cache_dir or "not kept"
+    kept: Any = jax.config
+    cached = kept.jax_compilation_cache_dir or "not kept"
     print(f"{'compiled programs':24}{cached}")
     home = tfds.default_data_dir()
     for name in ("cifar10", "cifar100", "fashion_mnist"):

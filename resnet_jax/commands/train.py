@@ -54,13 +54,7 @@ def train(
     splits = data.load(cfg.data, source)
     order = training.make_order(cfg.seed, cfg.run.num_seeds)
     loader = data.Loader(
-        this_run.mesh,
-        splits,
-        cfg.data,
-        order=order,
-        epochs=cfg.run.epochs,
-        max_steps=cfg.run.max_steps,
-        steps_per_call=cfg.devices.steps_per_call,
+        this_run.mesh, splits, cfg.data, order, cfg.run.epochs, cfg.run.max_steps
     )
 
     # Optimizer: what learns, and how fast.
@@ -68,24 +62,19 @@ def train(
     trainable = training.make_trainable(cfg.transfer.freeze, model, shape)
     lr_scale = training.make_lr_scale(cfg.transfer.backbone_lr_scale, model)
     schedule = training.make_schedule(cfg.optim, loader.total_steps, num_steps)
-    tx = training.make_optimizer(
-        cfg.optim, schedule, trainable=trainable, lr_scale=lr_scale
-    )
+    tx = training.make_optimizer(cfg.optim, schedule, trainable, lr_scale)
 
     # State: arrays only; from where the run stopped, from PyTorch, or from the seed.
     each = training.make_each(cfg.run.num_seeds, this_run.mesh)
     keys = training.make_keys(cfg.seed, cfg.run.num_seeds)
     has_ema = cfg.optim.ema_decay > 0
-    state = training.init_state(
-        model, tx, shape, key=keys.init, has_ema=has_ema, each=each
-    )
+    state = training.init_state(model, tx, shape, keys.init, has_ema, each)
     state = this_run.restore(state, loader)
     if this_run.is_finished:
         return
     if not this_run.resumed:
-        name = cfg.model.model
         state = weights.load_into(
-            state, model, name, cfg.transfer, preprocess, splits.train
+            state, model, cfg.model.model, cfg.transfer, preprocess, splits.train
         )
     if cfg.transfer.cache_features:
         model, preprocess, loader = training.cache_features(
@@ -95,24 +84,13 @@ def train(
 
     # Pure functions, compiled once; a step writes over the state that it is given.
     augment = data.make_augment(cfg.augment, preprocess, source.num_classes, num_steps)
+    backbone_bn, parts = cfg.transfer.backbone_bn, cfg.devices.grad_accum_steps
+    local_bn = None if cfg.devices.sync_bn else this_run.mesh
     step = training.make_train_step(
-        model,
-        tx,
-        augment,
-        trainable,
-        backbone_bn=cfg.transfer.backbone_bn,
-        grad_accum_steps=cfg.devices.grad_accum_steps,
-        local_bn=None if cfg.devices.sync_bn else this_run.mesh,
-        ema_decay=cfg.optim.ema_decay,
+        model, tx, augment, trainable, backbone_bn, parts, local_bn, cfg.optim.ema_decay
     )
     measure = training.make_layer_statistics(
-        model,
-        tx,
-        augment,
-        loader.first_batch,
-        keys.augment,
-        trainable=trainable,
-        backbone_bn=cfg.transfer.backbone_bn,
+        model, tx, augment, loader.first_batch, keys.augment, trainable, backbone_bn
     )
     train_step, seconds = training.compile_step(each(step), state, loader, key)
     evaluate = training.make_evaluate(model, preprocess, loader, each=each)

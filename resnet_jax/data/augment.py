@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from resnet_jax.config import AugmentConfig
@@ -12,7 +13,8 @@ from resnet_jax.errors import ConfigError
 
 # (key, images, labels, step=0) to (inputs, targets), see make_augment.
 Augment = Callable[..., tuple[jax.Array, jax.Array]]
-Preprocess = Callable[[jax.Array], jax.Array]  # see make_preprocess
+Images = jax.Array | np.ndarray
+Preprocess = Callable[[Images], jax.Array]  # see make_preprocess
 Fill = Literal["black", "reflect"]
 
 # Mean and standard deviation of the channels, pictures scaled to [0, 1].
@@ -52,9 +54,9 @@ def parse_normalization(
     return mean, std
 
 
-def normalize(images: jax.Array, *, mean: Any, std: Any) -> jax.Array:
+def normalize(images: Images, *, mean: Any, std: Any) -> jax.Array:
     """(images / 255 - mean) / std in float32, as ToTensor and Normalize compute it."""
-    x = images.astype(jnp.float32) / 255
+    x = jnp.asarray(images, jnp.float32) / 255
     x = x - jnp.asarray(mean, jnp.float32).reshape(1, 1, 1, -1)
     return x / jnp.asarray(std, jnp.float32).reshape(1, 1, 1, -1)
 
@@ -64,7 +66,8 @@ def resize(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     if x.shape[1:3] == size:
         return x
     shape = (x.shape[0], *size, x.shape[3])
-    return jax.image.resize(x, shape, "bilinear", antialias=True)
+    found: jax.Array = jax.image.resize(x, shape, "bilinear", antialias=True)
+    return found
 
 
 def random_crop(
@@ -139,7 +142,7 @@ def make_preprocess(
     text = cfg.normalize or default
     mean, std = parse_normalization(text, image_shape[2])
 
-    def preprocess(images: jax.Array) -> jax.Array:
+    def preprocess(images: Images) -> jax.Array:
         return resize(normalize(images, mean=mean, std=std), image_shape[:2])
 
     return preprocess
@@ -187,7 +190,10 @@ def make_targets(
     labels: jax.Array, num_classes: int, label_smoothing: float = 0.0
 ) -> jax.Array:
     """Target distributions [B, num_classes] of labels [B]."""
-    return optax.smooth_labels(jax.nn.one_hot(labels, num_classes), label_smoothing)
+    found: jax.Array = optax.smooth_labels(
+        jax.nn.one_hot(labels, num_classes), label_smoothing
+    )
+    return found
 
 
 Mixed = tuple[jax.Array, jax.Array]
@@ -217,7 +223,10 @@ def mix(
     if not mixup_alpha:
         return by_cutmix(x, targets)
     chosen = jax.random.bernoulli(choice_key)
-    return jax.lax.cond(chosen, by_mixup, by_cutmix, x, targets)
+    found: tuple[jax.Array, jax.Array] = jax.lax.cond(
+        chosen, by_mixup, by_cutmix, x, targets
+    )
+    return found
 
 
 def mixup(key: jax.Array, x: jax.Array, targets: jax.Array, alpha: float) -> Mixed:

@@ -57,7 +57,7 @@ def save(name: str, directory: Path, arrays: Arrays) -> None:
         make_private(path.parent)
         with files.scratch(path.parent) as scratch:
             whole = Path(scratch, path.name)
-            np.savez(whole, **content)
+            np.savez(whole, **content)  # type: ignore[arg-type]
             whole.replace(path)
     except OSError as error:
         log.warning("the cache %s cannot be written (%s)", path, error.strerror)

@@ -54,7 +54,7 @@ class _Reading(Sequence[dict[str, np.ndarray]]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, number: Any) -> dict[str, np.ndarray]:
+    def __getitem__(self, number: Any) -> Any:
         return _read(self.dataset, self.indices[number])
 
 
@@ -71,7 +71,7 @@ class _Training(Sequence[dict[str, np.ndarray]]):
     def __len__(self) -> int:
         return 2**31  # without an end; only what is asked for is read
 
-    def __getitem__(self, number: Any) -> dict[str, np.ndarray]:
+    def __getitem__(self, number: Any) -> Any:
         epoch, step = divmod(self.first + number, len(self.sizes))
         order = _remembered(self.order, len(self.dataset), self.sizes, epoch)
         return _read(self.dataset, order[step][self.rows[self.sizes[step]]])
@@ -90,11 +90,10 @@ class Loader:
     Args:
       order: of the training examples; None for evaluation only.
       epochs, max_steps: how far the training goes.
-      steps_per_call: consecutive whole batches of an epoch that go as one, for a
-        compiled step that scans over them. They begin at multiples of it, so that a
-        resumed epoch has the same. None is 1 on CPUs, where XLA's loops compute with
-        one thread, and 20 elsewhere, where it saves the time between steps; 1 if
-        images are read when they are needed.
+      cfg: its steps_per_call whole batches go as one, for a compiled step that scans
+        over them. They begin at multiples of it, so that a resumed epoch has the same.
+        None is 1 on CPUs, where XLA's loops compute with one thread, and 20 elsewhere,
+        where it saves the time between steps; 1 if images are read when needed.
       held: whether whole splits lie on each device, as uint8, and a batch is indices
         only; None holds them if they fit.
 
@@ -108,34 +107,24 @@ class Loader:
         mesh: Mesh,
         splits: Splits,
         cfg: DataConfig,
-        *,
         order: Order | None = None,
         epochs: int = 1,
         max_steps: int | None = None,
-        steps_per_call: int | None = None,
         held: bool | None = None,
     ) -> None:
         self.mesh, self.splits = mesh, splits
         self._cfg, self._order = cfg, order
         self._epochs, self._max_steps = epochs, max_steps
-        parts = (splits.train, splits.validation, splits.test)
-        self._in_memory = all(isinstance(p.images, np.ndarray) for p in parts)
-        self._given_held, self._given_steps = held, steps_per_call
+        self._in_memory = all(isinstance(p.images, np.ndarray) for p in splits[:3])
+        self._given_held = held
         # The next step of the run, and the reader that is at it.
         self._ahead: tuple[int, Generator[dict[str, np.ndarray]]] | None = None
         self._sources: dict[int, tuple[Dataset, Source]] = {}
 
     def with_splits(self, splits: Splits) -> "Loader":
         """The same batches, of splits that have other images, which are held."""
-        return Loader(
-            self.mesh,
-            splits,
-            self._cfg,
-            order=self._order,
-            epochs=self._epochs,
-            max_steps=self._max_steps,
-            steps_per_call=self._given_steps,
-        )
+        length = (self._epochs, self._max_steps)
+        return Loader(self.mesh, splits, self._cfg, self._order, *length)
 
     def close(self) -> None:
         """Ends the processes that read images."""
@@ -147,17 +136,15 @@ class Loader:
     def _held(self) -> bool:
         if self._given_held is not None:
             return self._given_held
-        splits = self.splits
-        parts = (splits.train, splits.validation, splits.test)
-        num_bytes = sum(part.images.nbytes for part in parts)
+        num_bytes = sum(part.images.nbytes for part in self.splits[:3])
         fits = self._in_memory and devices.fits(num_bytes, self.mesh)
         processes.agree()  # for the next line is not answered by one that failed
         return not processes.any_process(not fits)  # all load alike
 
     @cached_property
     def _steps_per_call(self) -> int:
-        if self._given_steps is not None:
-            return self._given_steps
+        if self._cfg.steps_per_call is not None:
+            return self._cfg.steps_per_call
         on_cpu = self.mesh.devices.flat[0].platform == "cpu"
         return 1 if on_cpu or not self._held else 20
 
@@ -224,8 +211,9 @@ class Loader:
                     "--max-train-samples, or train one seed at a time"
                 )
             rows = {size: self._rows((size,)) for size in set(self.sizes)}
+            order: Any = self._order
             dataset, sizes = self.splits.train, self.sizes
-            training = _Training(dataset, sizes, rows, self._order, first)
+            training = _Training(dataset, sizes, rows, order, first)
             self._ahead = first, stream.prefetched(training, self._cfg.workers)
         _, reader = self._ahead
         for step in range(first, first + count):
@@ -307,4 +295,5 @@ class Loader:
         """An array of `shape`, spread along the last of its first num_axes axes."""
         axis = (num_axes or len(shape)) - 1
         sharding = devices.spread(self.mesh, shape[axis], axis=axis)
-        return jax.make_array_from_process_local_data(sharding, rows, shape)
+        found: jax.Array = jax.make_array_from_process_local_data(sharding, rows, shape)
+        return found

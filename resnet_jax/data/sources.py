@@ -123,17 +123,18 @@ def _open_folder(cfg: DataConfig) -> tuple[int, Load]:
 def _load_folder(listing: folder.Listing, cfg: DataConfig) -> tuple[Dataset, Dataset]:
     size = image_shape(cfg)[0]
     num_bytes = size * size * 3 * sum(len(part.paths) for part in listing.splits)
-    if cfg.stream or stream.is_large(num_bytes):
-        if cfg.skip_bad_images:
-            raise ConfigError(
-                "skip_bad_images reads all images before training, which stream does "
-                "not: choose one"
-            )
-        read = partial(stream.from_folder, size=size, crop_pct=cfg.crop_pct)
-    else:
-        sizes = {"size": size, "crop_pct": cfg.crop_pct}
-        read = partial(folder.load, skip_bad=cfg.skip_bad_images, **sizes)
-    train, test = (Dataset(*read(part), listing.class_names) for part in listing.splits)
+    read: Callable[..., tuple[Any, np.ndarray]] = stream.from_folder
+    if not (cfg.stream or stream.is_large(num_bytes)):
+        read = partial(folder.load, skip_bad=cfg.skip_bad_images)
+    elif cfg.skip_bad_images:
+        raise ConfigError(
+            "skip_bad_images reads all images before training, which stream does not: "
+            "choose one"
+        )
+    train, test = (
+        Dataset(*read(part, size=size, crop_pct=cfg.crop_pct), listing.class_names)
+        for part in listing.splits
+    )
     return train, test
 
 

@@ -154,7 +154,7 @@ class _Parcels(Sequence[_Parcel]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, number: Any) -> _Parcel:
+    def __getitem__(self, number: Any) -> Any:
         return _Parcel(self.items[number])
 
 

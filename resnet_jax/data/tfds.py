@@ -221,7 +221,7 @@ def write_cifar10(arrays: Arrays, data_dir: Path, old: Path | None = None) -> Pa
     # writer, which are what makes the directory standard, do not need it.
     with tfds.core.registered.skip_registration():
 
-        class Cifar10(tfds.image_classification.Cifar10):
+        class Cifar10(tfds.image_classification.Cifar10):  # type: ignore[misc]
             def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
                 self.info.features["label"].names = list(arrays.class_names)
                 parts = {"train": arrays.train, "test": arrays.test}

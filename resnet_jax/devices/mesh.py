@@ -25,7 +25,7 @@ def make_mesh(num_devices: int | None = None, platform: str | None = None) -> Me
     except (RuntimeError, AssertionError) as error:  # jax 0.10 asserts
         reason = (str(error) or "it has no device here").splitlines()[0][:150]
         raise ConfigError(
-            f"platform {platform or jax.config.jax_platforms} cannot be used "
+            f"platform {platform or jax.config.values['jax_platforms']} cannot be used "
             f"({reason}): choose another --platform, or install jax's package for it"
         ) from None
     here = [d for d in found if d.process_index == jax.process_index()]
@@ -41,6 +41,15 @@ def make_mesh(num_devices: int | None = None, platform: str | None = None) -> Me
     ]
     # Auto: the arithmetic is written for the whole batch, and XLA divides it.
     return Mesh(np.array(chosen), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def layout(mesh: Mesh) -> dict[str, str]:
+    """What of the devices decides a run's bits, by name."""
+    return {
+        "platform": mesh.devices.flat[0].platform,
+        "devices": str(mesh.size),
+        "processes": str(jax.process_count()),
+    }
 
 
 def check_batch_size(
@@ -84,7 +93,7 @@ def spread(mesh: Mesh, num_rows: int, *, axis: int = 0) -> NamedSharding:
 def local_rows(sharding: NamedSharding, num_rows: int) -> slice:
     """The rows that lie on the devices of this process."""
     rows = sharding.addressable_devices_indices_map((num_rows,)).values()
-    bounds = [part[0].indices(num_rows) for part in rows]
+    bounds = [part[0].indices(num_rows) for part in rows if part is not None]
     return slice(min(b[0] for b in bounds), max(b[1] for b in bounds))
 
 
@@ -96,10 +105,11 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
     everywhere = replicated(mesh)
 
     def put(leaf: Any) -> jax.Array:
-        if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(
             leaf.dtype, jax.dtypes.prng_key
         ):
-            return jax.random.wrap_key_data(put(jax.random.key_data(leaf)))
+            found: jax.Array = jax.random.wrap_key_data(put(jax.random.key_data(leaf)))
+            return found
         whole = np.array(leaf)
         return jax.make_array_from_callback(whole.shape, everywhere, whole.__getitem__)
 
@@ -165,4 +175,5 @@ def fits(num_bytes: int, mesh: Mesh) -> bool:
         (device.memory_stats() or {}).get("bytes_limit", share)
         for device in mesh.local_devices
     ]
-    return num_bytes <= 0.4 * min(limits)
+    found: bool = num_bytes <= 0.4 * min(limits)
+    return found

@@ -67,7 +67,7 @@ def _keep_compiled() -> None:
 
     Whoever can write there can have this user run any program: it is nobody else's.
     """
-    if jax.config.jax_compilation_cache_dir is not None:
+    if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
         return
     # Programs for CPUs are for those of one kind, and homes are shared.
     directory = cache_dir() / f"xla-{_cpu_kind()}"

@@ -177,7 +177,8 @@ def _shared(text: bytes, own: UserError | None) -> UserError:
 
 def is_shared(error: UserError) -> bool:
     """Whether the other processes raise `error` as well."""
-    return error.__dict__.get("is_shared", False)
+    found: bool = error.__dict__.get("is_shared", False)
+    return found
 
 
 def from_first(tree: Any) -> Any:

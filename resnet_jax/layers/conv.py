@@ -1,6 +1,7 @@
 """torch.nn.Conv2d, with gradients that are quick on every platform."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -36,13 +37,13 @@ def convolve(
 def _convolve(stride: int, padding: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
     by_xla = partial(_by_xla, stride, padding)
     if _suits_dot(x, kernel):
-        by_dot = partial(_by_dot, stride, padding)
-        return lax.platform_dependent(x, kernel, cpu=by_dot, default=by_xla)
-    if _suits_winograd(stride, padding, x, kernel, _MANY):
-        return lax.platform_dependent(
-            x, kernel, cpu=lambda x, k: winograd.convolve(x, k, padding), default=by_xla
-        )
-    return by_xla(x, kernel)
+        by_cpu: Callable[..., jax.Array] = partial(_by_dot, stride, padding)
+    elif _suits_winograd(stride, padding, x, kernel, _MANY):
+        by_cpu = partial(winograd.convolve, padding=padding)
+    else:
+        return by_xla(x, kernel)
+    found: jax.Array = lax.platform_dependent(x, kernel, cpu=by_cpu, default=by_xla)
+    return found
 
 
 def _suits_dot(x: jax.Array, kernel: jax.Array) -> bool:
@@ -64,8 +65,9 @@ def _suits_winograd(
     precision does not want.
     """
     size, _, channels, features = kernel.shape
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     return (
-        jax.config.jax_default_matmul_precision not in ("highest", "float32")
+        precision not in ("highest", "float32")
         and (size, stride) == (3, 1)
         and padding <= 2
         and min(channels, features) >= many
@@ -88,13 +90,19 @@ def _backward(
     stride: int, padding: int, inputs: tuple[jax.Array, jax.Array], dy: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     def by_xla(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> tuple[jax.Array, ...]:
-        return jax.vjp(partial(_by_xla, stride, padding), x, kernel)[1](dy)
+        found: tuple[jax.Array, ...] = jax.vjp(
+            partial(_by_xla, stride, padding), x, kernel
+        )[1](dy)
+        return found
 
     def by_dots(
         x: jax.Array, kernel: jax.Array, dy: jax.Array
     ) -> tuple[jax.Array, ...]:
         if _is_small(x):
-            return jax.vjp(partial(_by_dot, stride, padding), x, kernel)[1](dy)
+            found: tuple[jax.Array, ...] = jax.vjp(
+                partial(_by_dot, stride, padding), x, kernel
+            )[1](dy)
+            return found
         suits = partial(_suits_winograd, stride, padding, x, kernel)
         work = dy.size // dy.shape[-1] * kernel.size
         if kernel.shape[0] > 1 and work < _LITTLE:
@@ -112,7 +120,10 @@ def _backward(
         to_x = jax.linear_transpose(lambda x: by(stride, padding, x, kernel), x)
         return *to_x(dy), dk
 
-    return lax.platform_dependent(*inputs, dy, cpu=by_dots, default=by_xla)
+    found: tuple[jax.Array, jax.Array] = lax.platform_dependent(
+        *inputs, dy, cpu=by_dots, default=by_xla
+    )
+    return found
 
 
 _convolve.defvjp(_forward, _backward)

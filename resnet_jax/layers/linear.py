@@ -14,14 +14,20 @@ Init = Literal["torch", "kaiming"]
 
 def _torch_init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
     bound = math.prod(shape[:-1]) ** -0.5
-    return bound * _draw(partial(jax.random.uniform, minval=-1), key, shape, dtype)
+    found: jax.Array = bound * _draw(
+        partial(jax.random.uniform, minval=-1), key, shape, dtype
+    )
+    return found
 
 
 def _kaiming_init(
     key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype
 ) -> jax.Array:
     fan_out = math.prod(shape) // shape[-2]
-    return (2 / fan_out) ** 0.5 * _draw(jax.random.normal, key, shape, dtype)
+    found: jax.Array = (2 / fan_out) ** 0.5 * _draw(
+        jax.random.normal, key, shape, dtype
+    )
+    return found
 
 
 def _draw(
@@ -37,13 +43,13 @@ def _draw(
 # nn.Conv2d and nn.Linear draw from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), which is what
 # kaiming_uniform_(a=sqrt(5)) comes to; torchvision's ResNet redraws its convolutions
 # with kaiming_normal_(mode="fan_out").
-KERNEL_INITS: dict[str, jax.nn.initializers.Initializer] = {
+KERNEL_INITS: dict[str, Callable[..., jax.Array]] = {
     "torch": _torch_init,
     "kaiming": _kaiming_init,
 }
 
 
-def bias_init(fan_in: int) -> jax.nn.initializers.Initializer:
+def bias_init(fan_in: int) -> Callable[..., jax.Array]:
     bound = fan_in**-0.5
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:

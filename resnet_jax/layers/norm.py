@@ -86,7 +86,7 @@ def normalize(
 
 def _normalize(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
-) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
     mean = x.mean(range(x.ndim - 1))
     centred = _kept(x - _expand(mean, x))
     var = jnp.square(centred).mean(range(x.ndim - 1))
@@ -118,7 +118,10 @@ normalize.defvjp(_normalize, _normalize_backward)
 
 def _kept(x: jax.Array) -> jax.Array:
     """x, which XLA for CPUs would compute anew for each that reads it."""
-    return lax.platform_dependent(x, cpu=lax.optimization_barrier, default=lambda x: x)
+    found: jax.Array = lax.platform_dependent(
+        x, cpu=lax.optimization_barrier, default=lambda x: x
+    )
+    return found
 
 
 def _expand(value: jax.Array, x: jax.Array) -> jax.Array:

@@ -57,7 +57,8 @@ def max_pool(x: jax.Array) -> jax.Array:
 
 
 def _max_pool(x: jax.Array) -> jax.Array:
-    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    found: jax.Array = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    return found
 
 
 def _max_pool_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -66,7 +67,8 @@ def _max_pool_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _max_pool_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
     def by_xla(x: jax.Array, dy: jax.Array) -> jax.Array:
-        return jax.vjp(_max_pool, x)[1](dy)[0]
+        found: jax.Array = jax.vjp(_max_pool, x)[1](dy)[0]
+        return found
 
     def by_lines(x: jax.Array, dy: jax.Array) -> jax.Array:
         across = _windows(x, 2)

@@ -37,7 +37,8 @@ def convolve(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
             lax.dot_general(pixels, taps, sides)
             for pixels, taps in zip(_pixels(x, padding), weights, strict=True)
         ]
-        columns = [_to_pixels(line) for line in _at_once(_to_pixels, products)]
+        lines = _at_once(_to_pixels, products)
+        columns = [_to_pixels(list(line)) for line in lines]
         y = jnp.stack([jnp.stack(column, -3) for column in columns], -2)
         *rest, high, _, wide, _, features = y.shape
         y = y.reshape(*rest, 4 * high, 4 * wide, features)
@@ -90,12 +91,13 @@ def _tiles(transform: Transform, x: jax.Array, size: int) -> Line:
 
 def _at_once(transform: Transform, line: Line) -> Line:
     """`transform`, for XLA would compute it anew for each sum that it is part of."""
-    return lax.optimization_barrier(transform(line))
+    found: Line = lax.optimization_barrier(transform(line))
+    return found
 
 
 def _both_ways(transform: Transform, grid: jax.Array) -> Line:
     """`transform` along the first axis of `grid`, then along the second, as _tiles."""
-    return transform(jnp.stack(transform(grid)).swapaxes(0, 1))
+    return transform(list(jnp.stack(transform(list(grid))).swapaxes(0, 1)))
 
 
 def _of_pixels(d: Line) -> Line:
@@ -178,7 +180,8 @@ def map_chunks(
 
     def put(step: jax.Array, values: jax.Array) -> jax.Array:
         of_step = function(lax.dynamic_index_in_dim(parts, step, keepdims=False))
-        return lax.dynamic_update_index_in_dim(values, of_step, step, 0)
+        found: jax.Array = lax.dynamic_update_index_in_dim(values, of_step, step, 0)
+        return found
 
     shape = jax.eval_shape(function, parts[0])
     values = jnp.full((len(parts), *shape.shape), late_zero(parts, shape.dtype))

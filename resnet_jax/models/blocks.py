@@ -16,7 +16,7 @@ from resnet_jax.layers.norm import BatchNorm
 
 Norm = Literal["batch", "none"]
 Shortcut = Literal["identity", "pad", "conv", "conv_bn", "none"]
-ModuleDef = Callable[..., nn.Module]
+ModuleDef = Callable[..., Any]  # makes a module, or what is called as one
 
 
 def no_norm(*, name: str, **options: Any) -> Callable[..., jax.Array]:
@@ -43,12 +43,15 @@ def _shortcut(
     changes = block.stride != 1 or x.shape[-1] != features
     project = partial(block.conv, features, 1, stride=block.stride, padding=0)
     if block.shortcut == "conv":
-        return project(name="downsample")(x)
+        x = project(name="downsample")(x)
+        return x
     if not changes:
         return x
     if block.shortcut == "conv_bn":
-        x = project(name="downsample.0")(x)
-        return block.norm(name="downsample.1")(x, train=train)
+        x = block.norm(name="downsample.1")(
+            project(name="downsample.0")(x), train=train
+        )
+        return x
     if block.shortcut == "pad" and x.shape[-1] <= features:
         missing = features - x.shape[-1]
         before, after = missing // 2, missing - missing // 2
@@ -62,7 +65,8 @@ def _shortcut(
 
 def _last_norm(block: nn.Module, name: str) -> Callable[..., jax.Array]:
     options = {"scale_init": nn.initializers.zeros} if block.zero_init_last else {}
-    return block.norm(name=name, **options)
+    found: Callable[..., jax.Array] = block.norm(name=name, **options)
+    return found
 
 
 def _drop_path(block: nn.Module, y: jax.Array, train: bool) -> jax.Array:
@@ -166,15 +170,16 @@ class PreActBlock(nn.Module):
                 f"shortcut {self.shortcut!r} is not one of PreActBlock: 'conv', 'none'"
             )
         y = nn.relu(self.norm(name="bn1")(x, train=train))
+        shortcut: jax.Array | float = x
         if self.shortcut == "none":
-            x = 0.0
+            shortcut = 0.0
         elif self.stride != 1 or x.shape[-1] != self.features:
             project = partial(self.conv, self.features, 1, padding=0)
-            x = project(stride=self.stride, name="downsample")(y)
+            shortcut = project(stride=self.stride, name="downsample")(y)
         y = self.conv(self.features, 3, stride=self.stride, padding=1, name="conv1")(y)
         y = nn.relu(self.norm(name="bn2")(y, train=train))
         y = self.conv(self.features, 3, padding=1, name="conv2")(y)
-        return x + _drop_path(self, y, train)
+        return shortcut + _drop_path(self, y, train)
 
 
 class Network(nn.Module, kw_only=True):
@@ -255,9 +260,12 @@ def check_halved_thrice(name: str, x: jax.Array) -> None:
 
 def apply_block(block: nn.Module, x: jax.Array, train: bool, remat: bool) -> jax.Array:
     """block(x); with `remat`, of which the gradient computes all but x again."""
-    if not remat:
+
+    def apply(block: Any, x: jax.Array) -> Any:
         return block(x, train=train)
-    return nn.remat(lambda block, x: block(x, train=train))(block, x)
+
+    y: jax.Array = nn.remat(apply)(block, x) if remat else apply(block, x)
+    return y
 
 
 def dropout(x: jax.Array, rate: float, train: bool) -> jax.Array:

@@ -28,7 +28,7 @@ _IMAGENET = {
 _CIFAR = {f"resnet{6 * n + 2}": n for n in (1, 3, 5, 7, 9, 18)}
 
 # For images of 32 pixels, as in their papers.
-_PREACT = {
+_PREACT: dict[str, dict[str, Any]] = {
     "preact_resnet18": {"stage_sizes": (2, 2, 2, 2), "widths": (64, 128, 256, 512)},
     "wrn28_10": {
         "stage_sizes": (4, 4, 4),
@@ -69,8 +69,9 @@ def list_models() -> list[str]:
 
 def create(cfg: ModelConfig, num_classes: int, in_channels: int = 3) -> nn.Module:
     """The model of a configuration, see create_model."""
-    options = {**vars(cfg), "in_channels": in_channels}
-    return create_model(options.pop("model"), num_classes=num_classes, **options)
+    options: dict[str, Any] = {**vars(cfg), "in_channels": in_channels}
+    name = options.pop("model")
+    return create_model(name, num_classes=num_classes, **options)
 
 
 def create_model(name: str, *, num_classes: int, **options: Any) -> nn.Module:

@@ -1,6 +1,6 @@
 """He et al.'s residual networks of any block, depth and width."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -10,7 +10,6 @@ import numpy as np
 from resnet_jax.errors import ConfigError
 from resnet_jax.layers.pool import max_pool
 from resnet_jax.models.blocks import (
-    ModuleDef,
     Network,
     Shortcut,
     apply_block,
@@ -40,7 +39,7 @@ class ResNet(Network):
       use_bias: whether convolutions have biases; without BatchNorm they always have.
     """
 
-    block: ModuleDef
+    block: Any
     stage_sizes: tuple[int, ...]
     widths: tuple[int, ...] = (64, 128, 256, 512)
     stem_width: int | None = None

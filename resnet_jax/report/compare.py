@@ -8,7 +8,7 @@ from typing import Any
 from resnet_jax.errors import ConfigError
 from resnet_jax.fields import flat
 from resnet_jax.report import figures
-from resnet_jax.report.page import Picture, Table, write
+from resnet_jax.report.page import Content, Picture, Table, write
 from resnet_jax.run.directory import CONFIG, METRICS, read_run
 from resnet_jax.run.logs import Record, read_metrics
 
@@ -41,7 +41,10 @@ def compare(run_dirs: Sequence[str], page: Path) -> str:
         figures.plot_curves(records, path)
         names = ", ".join(records)
         alt = f"Training loss, and test accuracy by epoch and by time, of {names}"
-        sections = {"Figures": [table], "Curves": [Picture(path, alt)]}
+        sections: dict[str, list[Content]] = {
+            "Figures": [table],
+            "Curves": [Picture(path, alt)],
+        }
         write(page, "Comparison of runs", sections)
     return _text(table)
 

@@ -14,6 +14,7 @@ _FILLS = {
     **{"Linear": "#D5EFE6", "": "#EEEEEE"},
 }
 _RELU = ("ReLU", "")
+Row = tuple[str, list[tuple[str, str]], str | None]  # see list_rows
 _SHORTCUTS = {
     "identity": "identity",
     "pad": "every 2nd pixel, zero channels",
@@ -47,9 +48,9 @@ def draw(model: nn.Module, image_shape: tuple[int, int, int], path: Path) -> Non
     figure.savefig(path, dpi=120)
 
 
-def list_rows(found: Structure) -> list[tuple[str, list[tuple[str, str]], str | None]]:
+def list_rows(found: Structure) -> list[Row]:
     """(title, boxes as (text, kind), shortcut or None) of each row."""
-    inside = {b.name: [] for b in found.blocks}
+    inside: dict[str, list[Layer]] = {b.name: [] for b in found.blocks}
     outside: dict[str, list[Layer]] = {"": []}  # by the block before; "" the stem
     latest = ""
     for layer in found.layers:
@@ -61,7 +62,7 @@ def list_rows(found: Structure) -> list[tuple[str, list[tuple[str, str]], str | 
     # A stage of pre-activation blocks begins with what its first block activates.
     activated = not any(block.kind == "PreActBlock" for block in found.blocks)
     stem = _boxes(before, last=activated)
-    rows = [(_title("stem", before), stem, None)] if before else []
+    rows: list[Row] = [(_title("stem", before), stem, None)] if before else []
     stages: dict[str, list[Block]] = {}
     for block in found.blocks:
         stages.setdefault(block.name.split(".")[0], []).append(block)

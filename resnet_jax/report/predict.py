@@ -11,7 +11,7 @@ import numpy as np
 
 from resnet_jax import fields, files
 from resnet_jax.data import folder, sources
-from resnet_jax.data.augment import make_preprocess
+from resnet_jax.data.augment import Images, make_preprocess
 from resnet_jax.data.dataset import Dataset, Splits
 from resnet_jax.data.loader import Loader
 from resnet_jax.devices.mesh import make_mesh
@@ -95,7 +95,7 @@ def _probabilities(
 
 
 def grad_cam(
-    model: nn.Module, variables: dict[str, Any], images: jax.Array, classes: jax.Array
+    model: nn.Module, variables: dict[str, Any], images: Images, classes: Images
 ) -> jax.Array:
     """Maps [B, h, w] in [0, 1] of what in the last block speaks for `classes` [B].
 
@@ -109,7 +109,8 @@ def grad_cam(
     Raises:
       ConfigError: the network has no residual block.
     """
-    blocks = structure(model, images.shape[1:]).blocks
+    _, height, width, channels = images.shape
+    blocks = structure(model, (height, width, channels)).blocks
     if not blocks:
         raise ConfigError("saliency needs a network with residual blocks")
     last = blocks[-1]
@@ -126,7 +127,7 @@ def grad_cam(
             return y
 
         with nn.intercept_methods(add):
-            out = model.apply(variables, images, train=False)
+            out: Any = model.apply(variables, images, train=False)
         return jnp.take_along_axis(out, classes[:, None], 1).sum(), seen[0]
 
     zeros = jnp.zeros((len(images), *last.output), jnp.float32)

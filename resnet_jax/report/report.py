@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,8 @@ def write_report(
     class_names, images, labels = test.class_names, test.images, test.labels
     inputs = np.asarray(preprocess(np.asarray(images[:1])))
     records = read_metrics(run_dir)
-    if subject.index is not None:
-        records = [seeds.of_seed(record, subject.index) for record in records]
+    if subject.seed_index is not None:
+        records = [seeds.of_seed(record, subject.seed_index) for record in records]
     logits = evaluation.predict(model, preprocess, loader, variables, test)
     probabilities = scores.softmax(logits)
     found = scores.score(probabilities, labels, class_names)
@@ -58,17 +59,11 @@ def write_report(
     sections: dict[str, list[Content]] = {"Result": [_result(found)]}
     if records:
         alt = "Loss and accuracy by epoch, the learning rate beneath"
-        sections["Training"] = [
-            picture("curves", alt, figures.plot_history, records),
-            _last(records),
-        ]
-    confusion = picture(
-        "confusion",
-        "Confusion matrix: rows are true classes, columns predicted ones",
-        figures.plot_confusion,
-        found["confusion"],
-        class_names,
-    )
+        curves = picture("curves", alt, figures.plot_history, records)
+        sections["Training"] = [curves, _last(records)]
+    alt = "Confusion matrix: rows are true classes, columns predicted ones"
+    draw = figures.plot_confusion
+    confusion = picture("confusion", alt, draw, found["confusion"], class_names)
     sections["Classes"] = [confusion, _classes(found)]
     sections["Predictions"] = [
         picture(
@@ -79,37 +74,36 @@ def write_report(
         )
         if len(chosen)
     ]
-    sections["Calibration"] = [
-        "Of pictures that the network is 80 % sure of, 80 % should be right. The ECE "
-        "is the mean distance from that, over 15 bins of confidence.",
-        picture(
-            "reliability",
-            f"Reliability diagram, ECE {100 * found['ece']:.2f} %",
-            figures.plot_reliability,
-            found["bins"],
-            found["ece"],
-        ),
-    ]
+    sections["Calibration"] = _calibration(picture, found)
     sections["Inside the network"] = _inside(picture, model, variables, inputs)
-    shape = inputs.shape[1:]
-    sections["Structure"] = [
-        picture(
-            "structure",
-            f"{cfg.model.model}: stages, blocks, shortcuts, shapes, parameters",
-            lambda path: diagram.draw(model, shape, path),
-        )
-    ]
+    alt = f"{cfg.model.model}: stages, blocks, shortcuts, shapes, parameters"
+    draw = partial(diagram.draw, model, subject.image_shape)
+    sections["Structure"] = [picture("structure", alt, draw)]
     rows = [(one.name, value) for one, value in flat(cfg)]
     sections["Configuration"] = [Table(("field", "value"), rows)]
+    sections["Versions and machine"] = [_machine()]
+    page = directory / "index.html"
+    write(page, subject.title, sections)
+    return page
+
+
+def _calibration(picture: Any, found: Mapping[str, Any]) -> list[Content]:
+    ece = found["ece"]
+    alt = f"Reliability diagram, ECE {100 * ece:.2f} %"
+    return [
+        "80 % of the images that the network is 80 % sure of should be right. The ECE "
+        "is the mean distance from that, over 15 bins of confidence.",
+        picture("reliability", alt, figures.plot_reliability, found["bins"], ece),
+    ]
+
+
+def _machine() -> Table:
     machine = {
         "machine": platform.platform(),
         "devices": ", ".join(sorted({d.device_kind for d in jax.devices()})),
         **export.versions(),
     }
-    sections["Versions and machine"] = [Table(("what", "value"), list(machine.items()))]
-    page = directory / "index.html"
-    write(page, subject.title, sections)
-    return page
+    return Table(("what", "value"), list(machine.items()))
 
 
 def _result(found: Mapping[str, Any]) -> Table:

@@ -10,7 +10,8 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """Probabilities [N, C] float64 of logits [N, C]."""
     shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
     exponentials = np.exp(shifted)
-    return exponentials / exponentials.sum(1, keepdims=True)
+    found: np.ndarray = exponentials / exponentials.sum(1, keepdims=True)
+    return found
 
 
 def score(

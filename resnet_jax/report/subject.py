@@ -31,7 +31,7 @@ class Subject(NamedTuple):
     state: TrainState
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...] | None  # None if nothing says them
-    index: int | None = None  # of the one seed, among several of a run
+    seed_index: int | None = None  # among several of a run
 
 
 def load(

@@ -34,7 +34,7 @@ _FIRST: dict[str, Any] = {
 }
 
 
-class _Keep(policies.PreservationPolicy):
+class _Keep(policies.PreservationPolicy):  # type: ignore[misc]
     """The last ones, and the best."""
 
     def __init__(self, last: int, best: Callable[[Iterable[int]], int | None]) -> None:
@@ -88,8 +88,10 @@ class Checkpoints:
         step: int | None = self._manager.latest_step()
         return step
 
-    def restore(self, state: Any) -> tuple[Any, Manifest] | None:
-        """The newest sound checkpoint in the form of `state`, as NumPy arrays, or None.
+    def restore(self, state: Any) -> tuple[Any, Manifest | None]:
+        """The newest sound checkpoint in the form of `state`, and its manifest.
+
+        NumPy arrays; `state` itself and None, if there is no checkpoint.
 
         Damaged ones after it are moved out of the way, and kept.
 
@@ -98,7 +100,7 @@ class Checkpoints:
         """
         steps = self._manager.all_steps()
         if not steps:
-            return None
+            return state, None
         target = ocp.args.StandardRestore(jax.device_get(state))
         (found, manifest), damaged = restore.newest(
             self._dir,

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import logging
 import os
 import socket
@@ -15,6 +14,7 @@ import filelock
 
 from resnet_jax import fields, files
 from resnet_jax.config import Config
+from resnet_jax.data.dataset import changed
 from resnet_jax.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -28,10 +28,10 @@ FILES = (CONFIG, CLASSES, METRICS, LAYERS)
 LOCK, HOLDER = ".lock", ".holder.json"
 
 
-def write_config(run_dir: Path, cfg: Config) -> None:
-    """Writes config.json: the fields of `cfg` by their groups."""
-    text = json.dumps(dataclasses.asdict(cfg), indent=2) + "\n"
-    files.write_text(run_dir / CONFIG, text)
+def write_config(run_dir: Path, cfg: Config, class_names: list[str]) -> None:
+    """Writes config.json, the fields of `cfg` by their groups, and classes.json."""
+    files.write_json(run_dir / CONFIG, dataclasses.asdict(cfg))
+    files.write_json(run_dir / CLASSES, class_names)
 
 
 def read_config(path: Path) -> Config:
@@ -96,6 +96,16 @@ def remove_unsaved(run_dir: Path, written: Iterable[str]) -> None:
         # Beside the metrics of a killed run it says that they are one's.
         if not (run_dir / METRICS).exists():
             (run_dir / CHECKPOINTS).rmdir()
+
+
+def check_data(run_dir: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises ConfigError unless two data.dataset.identify may be the same data's."""
+    others = changed(then, now)
+    if others:
+        raise ConfigError(
+            f"{run_dir} was begun on other {' and '.join(others)}: bring them back, or "
+            "choose another --workdir for a new run"
+        )
 
 
 def check_resumable(cfg: Config, run_dir: Path) -> None:

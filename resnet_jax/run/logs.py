@@ -38,7 +38,7 @@ def read_metrics(run_dir: Path, *, of_ours: bool = True) -> list[Record]:
     names += [name for name in _VALIDATION if records and name in records[0]]
     for number, record in enumerate(records, start=1):
         for name in names:
-            value = record.get(name)
+            value: Any = record.get(name)
             is_count = name in ("epoch", "step")
             fits = type(value) is int if is_count else type(value) in (int, float)
             if not fits or not -_LARGEST < value < _LARGEST:

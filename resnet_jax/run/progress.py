@@ -32,6 +32,7 @@ class Progress:
         self._shape = shape
         self.step = self.total_steps = 0
         self.steps_per_epoch = 1
+        self._scored: int | None = None  # the step of the last line
         self.sums: metrics.Sums | None = None  # of the steps of the epoch so far
         self._seconds = 0.0  # that they took in earlier starts of the run
         self._begun: float | None = None  # those of this one
@@ -69,13 +70,27 @@ class Progress:
         sums = {name: np.float64(value) for name, value in place["train_sums"].items()}
         self.sums, self._seconds = sums or None, place["train_seconds"]
 
-    def begin_epoch(self) -> None:
-        """Forgets what the steps so far gave and took."""
-        self.sums, self._seconds = None, 0.0
+    @property
+    def is_unscored(self) -> bool:
+        """Whether an epoch's steps are done and its line is not written."""
+        is_new = 0 < self.step <= self.total_steps and self.step != self._scored
+        return is_new and self.at_epoch_end
 
-    def steps(self, epoch: int) -> range:
+    @property
+    def epoch(self) -> int:
+        """The epoch that is to do, from 0, or to score."""
+        return (self.step - self.is_unscored) // self.steps_per_epoch
+
+    def note_scored(self, step: int | None) -> None:
+        """Takes note of the last line's step; the sums of the next epoch begin."""
+        self._scored = step
+        if not self.is_unscored and not self.step % self.steps_per_epoch:
+            self.sums, self._seconds = None, 0.0
+
+    @property
+    def steps(self) -> range:
         """The steps of the epoch, from 0, that are to do, up to the run's last."""
-        first = epoch * self.steps_per_epoch
+        first = self.epoch * self.steps_per_epoch
         last = min(self.steps_per_epoch, self.total_steps - first)
         return range(self.step - first, last)
 
@@ -101,11 +116,9 @@ class Progress:
         elapsed = time.monotonic() - self._saved_at
         return processes.any_process(elapsed >= 60 * minutes)
 
-    def batches(
-        self, batches: Iterable[dict[str, Any]], epoch: int
-    ) -> Iterator[dict[str, Any]]:
+    def batches(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """`batches` of the epoch's steps, with a progress bar on a terminal."""
-        steps = self.steps(epoch)
+        steps, epoch = self.steps, self.epoch
         self._begun = time.monotonic()
         with tqdm(
             total=steps.stop,

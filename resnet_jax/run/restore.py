@@ -42,7 +42,7 @@ def digests(tree: Any) -> dict[str, str]:
     def digest(leaf: Any) -> str:
         array = np.asarray(leaf)
         found = hashlib.sha256(f"{array.dtype} {array.shape} ".encode())
-        found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return found.hexdigest()
 
     return {
@@ -186,7 +186,8 @@ def load_variables(
 
         steps = sorted(manager.all_steps())
         if not steps or checkpoint == "last":
-            return newest(run_dir, steps, read)[0]
+            found: tuple[dict[str, Any], int] = newest(run_dir, steps, read)[0]
+            return found
         if checkpoint == "best":
             step = best_step(read_metrics(run_dir), steps)
             if step is None:

@@ -5,19 +5,19 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
 import jax
 import numpy as np
 
-from resnet_jax import files
 from resnet_jax.config import Config
-from resnet_jax.data.dataset import Dataset, changed
+from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.loader import Loader
 from resnet_jax.devices import processes
-from resnet_jax.devices.mesh import local, make_mesh
-from resnet_jax.errors import ConfigError, NonFiniteLossError
+from resnet_jax.devices.mesh import layout, local, make_mesh
+from resnet_jax.errors import NonFiniteLossError
 from resnet_jax.run import directory
 from resnet_jax.run.checkpoints import Checkpoints, is_finite
 from resnet_jax.run.logs import Layers, Logs, Record, last_line
@@ -52,26 +52,19 @@ class Run:
         self._schedule: Callable[[int], Any] = lambda step: math.nan
         self._measure: Measure | None = None
         self._begun = time.monotonic()
-        # Seconds that the next line tells of; the second, to the end of the first step.
         self._compile_seconds = 0.0
-        self._startup_seconds: float | None = None
+        self._startup_seconds: float | None = None  # to the end of the first step
         self._stack = contextlib.ExitStack()
         self._preparing = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
-            remove = directory.remove_unsaved
-            stack.callback(lambda: remove(self.dir, self._written))
+            stack.callback(lambda: directory.remove_unsaved(self.dir, self._written))
             stack.enter_context(self._preparing)
             self._preparing.enter_context(self._signals.at_once())
             if processes.is_first():
-                layout = {
-                    "platform": self.mesh.devices.flat[0].platform,
-                    "devices": str(self.mesh.size),
-                    "processes": str(jax.process_count()),
-                }
                 keep = self._cfg.run.keep_checkpoints
-                self._checkpoints = Checkpoints(self.dir, keep, layout)
+                self._checkpoints = Checkpoints(self.dir, keep, layout(self.mesh))
                 stack.callback(self._checkpoints.close)
             self._stack = stack.pop_all()
         return self
@@ -82,8 +75,7 @@ class Run:
     def restore(self, state: Any, loader: Loader) -> Any:
         """The state of the newest checkpoint, or `state` itself if there is none.
 
-        Of several processes the first reads it, and tells the others. Says so if the
-        run goes on from there, or is finished.
+        Of several processes the first reads it, and tells the others.
 
         Raises:
           CheckpointError: no checkpoint fits `state` and can be read.
@@ -95,15 +87,9 @@ class Run:
         self._meet()
         records: list[Record] = []
         if self._checkpoints is not None:
-            found = self._checkpoints.restore(state)
-            if found is not None:
-                state, manifest = found
-                others = changed(manifest["data"], self._identity)
-                if others:
-                    raise ConfigError(
-                        f"{self.dir} was begun on other {' and '.join(others)}: bring "
-                        "them back, or choose another --workdir for a new run"
-                    )
+            state, manifest = self._checkpoints.restore(state)
+            if manifest is not None:
+                directory.check_data(self.dir, manifest["data"], self._identity)
                 progress.go_to(manifest)
                 records = manifest["metrics"]
             records += last_line(self.dir, records, progress.step)
@@ -119,20 +105,20 @@ class Run:
         )
         self._stack.callback(self._log.close)
         self._written = directory.FILES
-        directory.write_config(self.dir, self._cfg)
-        files.write_json(self.dir / directory.CLASSES, self._identity["classes"])
+        directory.write_config(self.dir, self._cfg, self._identity["classes"])
         progress.steps_per_epoch = loader.steps_per_epoch
         progress.total_steps = loader.total_steps
-        self._forget_whole_epoch()
-        if self.is_finished or self.resumed:
-            done = f"{progress.step} of {progress.total_steps}"
-            said = f"is finished: {done} steps done"
-            print(self.dir, said if self.is_finished else f"goes on after step {done}")
+        progress.note_scored(self._log.last_step)
+        done = f"{progress.step} of {progress.total_steps}"
+        if self.is_finished:
+            print(f"{self.dir} is finished: {done} steps done")
+        elif self.resumed:
+            print(f"{self.dir} goes on after step {done}")
         self._meet()
         return state
 
     def _meet(self) -> None:
-        """Waits for the other processes; all end if one has an error or a signal."""
+        """Waits for the others; all end if one has an error or a signal."""
         if processes.is_alone():
             return
         # To be interrupted while they ask each other would leave the others waiting.
@@ -150,27 +136,13 @@ class Run:
     def is_finished(self) -> bool:
         """Whether all steps are done and scored."""
         progress = self.progress
-        return progress.step >= progress.total_steps and not self._unscored
+        return progress.step >= progress.total_steps and not progress.is_unscored
 
     @property
     def _logs(self) -> Logs:
         if self._log is None:
             raise RuntimeError("restore comes first")
         return self._log
-
-    @property
-    def _unscored(self) -> bool:
-        """Whether an epoch's steps are done and its line is not written."""
-        progress = self.progress
-        if not 0 < progress.step <= progress.total_steps:
-            return False
-        return progress.step != self._logs.last_step and progress.at_epoch_end
-
-    def _forget_whole_epoch(self) -> None:
-        """Begins the sums of the next epoch, if the line of this one is written."""
-        progress = self.progress
-        if not self._unscored and not progress.step % progress.steps_per_epoch:
-            progress.begin_epoch()
 
     def epochs(
         self,
@@ -181,13 +153,11 @@ class Run:
     ) -> Iterator[tuple[int, int]]:
         """(epoch, its first step to do), from 0, until all steps are done.
 
-        An epoch that was stopped in its evaluation has no step to do.
-
         Args:
           state: at the beginning.
           schedule: of the step from 0, its learning rate.
-          compile_seconds: what compiling took, for the first line of metrics.
-          measure: what layers.jsonl is to have, at step 0 and after each epoch.
+          compile_seconds: for the first line of metrics.
+          measure: what layers.jsonl has, at step 0 and after each epoch.
         """
         progress = self.progress
         self._schedule = schedule
@@ -202,20 +172,17 @@ class Run:
         self._meet()
         self.is_training = True
         progress.begin_clock()
-        while progress.step < progress.total_steps or self._unscored:
-            epoch = (progress.step - self._unscored) // progress.steps_per_epoch
-            yield epoch, progress.steps(epoch).start
+        while progress.step < progress.total_steps or progress.is_unscored:
+            yield progress.epoch, progress.steps.start
 
     def track(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """The `batches` of an epoch, up to the run's last step, with a progress bar."""
-        progress = self.progress
-        epoch = (progress.step - self._unscored) // progress.steps_per_epoch
-        return progress.batches(batches, epoch)
+        return self.progress.batches(batches)
 
     def record(self, state: Any, sums: metrics.Sums) -> None:
         """Takes note of the steps that gave `sums`; saves and stops on a signal.
 
-        Several processes ask each other for it, and the time, every log_every_steps.
+        Several processes ask each other every log_every_steps.
         """
         progress = self.progress
         steps = progress.add(sums)
@@ -265,15 +232,15 @@ class Run:
 
         Raises:
           NonFiniteLossError: a score is not finite; nothing is written.
-          Interrupted: a signal came. In the middle of an evaluation the state is
-            saved, and the same command evaluates it.
-          CheckpointError: the last checkpoint before it ends could not be saved.
+          Interrupted: a signal came; after one in the evaluation the state is saved,
+            and the same command evaluates it.
+          CheckpointError: the last checkpoint could not be saved.
         """
-        progress = self.progress
-        step = progress.step
+        progress, step = self.progress, self.progress.step
         place = {"epoch": progress.epochs_begun, "step": step}
         try:
-            with self._at_once():
+            # Of several processes one cannot stop without the others.
+            with self._signals.at_once() if processes.is_alone() else nullcontext():
                 sums = {name: evaluate(state, part) for name, part in parts.items()}
                 layers = self._measure(local(state)) if self._measure else None
         except Interrupted:
@@ -302,13 +269,7 @@ class Run:
         self._save(state, last=ends)
         if ends and not is_done:
             raise Interrupted
-        self._forget_whole_epoch()
-
-    def _at_once(self) -> contextlib.AbstractContextManager[None]:
-        """Where this process may stop without the others, signals.at_once."""
-        if processes.is_alone():
-            return self._signals.at_once()
-        return contextlib.nullcontext()
+        progress.note_scored(step)
 
     def _save(self, state: Any, *, last: bool = False) -> None:
         """Begins a checkpoint, unless it is there; the run's last one it waits for.

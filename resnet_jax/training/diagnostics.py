@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from resnet_jax.data.augment import Augment
 from resnet_jax.layers.conv import Conv
 from resnet_jax.layers.linear import Linear
 from resnet_jax.layers.norm import BatchNorm
 from resnet_jax.models import torch_names
 from resnet_jax.training.freezing import Predicate, inference_batch_norm
 from resnet_jax.training.state import Batch, TrainState
-from resnet_jax.training.step import Augment, loss_fn, model_key
+from resnet_jax.training.step import loss_fn, model_key
 
 # By PyTorch's name, in the order of the forward pass.
 Layers = dict[str, dict[str, Any]]
@@ -47,27 +48,12 @@ def layer_statistics(
     key = jax.random.fold_in(key, 0)
     images, targets = augment(key, batch["images"], batch["labels"])
     found: Layers = {}
-
-    def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        y = call(*args, **kwargs)
-        layer = context.module
-        if context.method_name == "__call__" and isinstance(
-            layer, Conv | Linear | BatchNorm
-        ):
-            x = args[0].astype(jnp.float32)
-            found[".".join(layer.path)] = {
-                "activation": jnp.sqrt(jnp.square(y.astype(jnp.float32)).mean()),
-                "input_mean": x.mean(),
-                "input_std": x.std(),
-            }
-        return y
-
     loss = partial(loss_fn, model)
     key = model_key(key)
     args = (state.params, state.batch_stats, images, targets, key)
     with inference_batch_norm(trainable if backbone_bn == "frozen" else None):
         grads, _ = jax.grad(loss, has_aux=True)(*args)
-        with nn.intercept_methods(watch):
+        with nn.intercept_methods(_watch(found)):
             loss(*args)
     updates, _ = tx.update(grads, state.opt_state, state.params)
     gradients, changes, sizes = (
@@ -87,6 +73,24 @@ def layer_statistics(
     }
 
 
+def _watch(found: Layers) -> Callable[..., Any]:
+    """An interceptor of calls that puts into `found` what goes in and comes out."""
+
+    def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        y, layer = call(*args, **kwargs), context.module
+        is_call = context.method_name == "__call__"
+        if is_call and isinstance(layer, Conv | Linear | BatchNorm):
+            x = args[0].astype(jnp.float32)
+            found[".".join(layer.path)] = {
+                "activation": jnp.sqrt(jnp.square(y.astype(jnp.float32)).mean()),
+                "input_mean": x.mean(),
+                "input_std": x.std(),
+            }
+        return y
+
+    return watch
+
+
 def _norms(tree: Any) -> dict[str, jax.Array]:
     """The L2 norm of each layer's leaves, by the layer's name."""
     leaves: dict[str, list[jax.Array]] = {}
@@ -102,7 +106,6 @@ def make_layer_statistics(
     augment: Augment,
     first_batch: Callable[[], Batch],
     key: jax.Array,
-    *,
     trainable: Predicate | None = None,
     backbone_bn: str = "update",
 ) -> Callable[[TrainState], Layers]:

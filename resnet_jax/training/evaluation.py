@@ -47,10 +47,9 @@ def logits_of(
     """
     images = preprocess(batch["images"])
     shown = [(1.0, images)] if views is None else views(images)
-    total: jax.Array = sum(
-        share * model.apply(variables, view, train=False) for share, view in shown
-    )
-    return total
+    apply: Callable[..., Any] = model.apply
+    total = sum(share * apply(variables, view, train=False) for share, view in shown)
+    return jnp.asarray(total)
 
 
 def eval_step(

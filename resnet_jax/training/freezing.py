@@ -73,7 +73,7 @@ def inference_batch_norm(trainable: Predicate | None) -> Iterator[None]:
     def in_inference(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         layer = context.module
         if isinstance(layer, BatchNorm) and context.method_name == "__call__":
-            if not trainable(".".join([*layer.path, "weight"])):
+            if trainable and not trainable(".".join([*layer.path, "weight"])):
                 kwargs = {**kwargs, "train": False}
         return call(*args, **kwargs)
 

@@ -71,7 +71,6 @@ def _onecycle(lr: float, total_steps: int, pct_start: float) -> optax.Schedule:
 def make_optimizer(
     cfg: OptimConfig,
     schedule: optax.Schedule,
-    *,
     trainable: Callable[[str], bool] | None = None,
     lr_scale: Callable[[str], float] | None = None,
 ) -> optax.GradientTransformation:
@@ -136,7 +135,8 @@ def _muon(momentum: float, nesterov: bool) -> optax.GradientTransformation:
 
     def as_adamw(update: jax.Array) -> jax.Array:  # Liu et al. 2025
         *inputs, features = update.shape
-        return 0.2 * max(math.prod(inputs), features) ** 0.5 * update
+        found: jax.Array = 0.2 * max(math.prod(inputs), features) ** 0.5 * update
+        return found
 
     orthogonal = optax.chain(
         optax.contrib.scale_by_muon(

@@ -33,7 +33,8 @@ class TrainState:
     def with_variables(self, variables: dict[str, Any]) -> "TrainState":
         """The state before its first step, with other initial variables."""
         ema = None if self.ema is None else jax.tree.map(jnp.array, variables)
-        return self.replace(**variables, ema=ema)
+        found: TrainState = self.replace(**variables, ema=ema)  # type: ignore[attr-defined]
+        return found
 
     @property
     def scored(self) -> dict[str, Any]:
@@ -66,14 +67,14 @@ def variable_shapes(
 ) -> dict[str, Any]:
     """The shapes and types of what init_variables gives; nothing is computed."""
     init = partial(init_variables, model, image_shape)
-    return jax.eval_shape(init, key=jax.random.key(0))
+    found: dict[str, Any] = jax.eval_shape(init, key=jax.random.key(0))
+    return found
 
 
 def init_state(
     model: nn.Module,
     tx: optax.GradientTransformation,
     image_shape: tuple[int, int, int],
-    *,
     key: jax.Array,
     has_ema: bool = False,
     each: Each = lambda function: function,

@@ -110,7 +110,6 @@ def make_train_step(
     tx: optax.GradientTransformation,
     augment: Augment,
     trainable: Predicate | None = None,
-    *,
     backbone_bn: str = "update",
     grad_accum_steps: int = 1,
     local_bn: Mesh | None = None,
@@ -168,19 +167,34 @@ def loss_and_gradient(
 
     Args:
       grad_accum_steps: micro-batches that are computed one after the other. Loss and
-        gradient are the whole batch's but for BatchNorm, which sees a micro-batch at a time, as
-        in a PyTorch loop that calls backward() for each. Row i is in the micro-batch
-        i % grad_accum_steps, so that each is spread over the devices as the batch is.
+        gradient are the whole batch's but for BatchNorm, which sees a micro-batch at a
+        time, as in a PyTorch loop that calls backward() for each. Row i is in the
+        micro-batch i % grad_accum_steps, so that each is spread over the devices.
       local_bn: the mesh, where BatchNorm is to see each device's rows alone.
     """
-    loss = partial(loss_fn, model)
+    loss: Callable[..., Any] = partial(loss_fn, model)
     if local_bn is not None:
         loss = mesh.local_statistics(loss, local_bn)
     gradient = jax.value_and_grad(loss, has_aux=True)
-    num_rows = len(targets)
-    grad_accum_steps = min(grad_accum_steps, num_rows)
+    grad_accum_steps = min(grad_accum_steps, len(targets))
     if grad_accum_steps == 1:
         return gradient(params, batch_stats, images, targets, key)
+    return _accumulated(
+        gradient, params, batch_stats, images, targets, key, grad_accum_steps
+    )
+
+
+def _accumulated(
+    gradient: Callable[..., Any],
+    params: Any,
+    batch_stats: Any,
+    images: jax.Array,
+    targets: jax.Array,
+    key: jax.Array,
+    parts: int,
+) -> tuple[tuple[jax.Array, tuple[jax.Array, Any]], Any]:
+    """What `gradient` gives of the batch, in so many parts."""
+    num_rows = len(targets)
 
     def add(carry: Any, micro: tuple[Any, ...]) -> tuple[Any, jax.Array]:
         total, batch_stats = carry
@@ -192,41 +206,28 @@ def loss_and_gradient(
         total = jax.tree.map(lambda t, x: t + share * x, total, (loss, grads))
         return (total, batch_stats), logits
 
+    def split(x: jax.Array) -> jax.Array:
+        return x.reshape(num_rows // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
     dtype = jnp.result_type(targets, *jax.tree.leaves(params))
     zeros = (jnp.zeros((), dtype), jax.tree.map(jnp.zeros_like, params))
-    carry = (zeros, batch_stats)
-    if num_rows % grad_accum_steps:
-        parts = []
-        for index in range(grad_accum_steps):
-            rows = slice(index, None, grad_accum_steps)
-            carry, part = add(carry, (images[rows], targets[rows], index))
-            parts.append(part)
-        order = np.concatenate(
-            [
-                np.arange(index, num_rows, grad_accum_steps)
-                for index in range(grad_accum_steps)
-            ]
-        )
-        logits = jnp.concatenate(parts)[np.argsort(order)]
+    carry: Any = (zeros, batch_stats)
+    if num_rows % parts:
+        found = []
+        for index in range(parts):
+            rows = slice(index, None, parts)
+            carry, logits = add(carry, (images[rows], targets[rows], index))
+            found.append(logits)
+        order = [np.arange(index, num_rows, parts) for index in range(parts)]
+        logits = jnp.concatenate(found)[np.argsort(np.concatenate(order))]
     else:
-
-        def split(x: jax.Array) -> jax.Array:
-            parts = x.reshape(
-                num_rows // grad_accum_steps, grad_accum_steps, *x.shape[1:]
-            )
-            return parts.swapaxes(0, 1)
-
         # XLA's loops on CPUs compute with one thread.
         unroll = jax.default_backend() == "cpu"
-        carry, parts = jax.lax.scan(
-            add,
-            carry,
-            (split(images), split(targets), jnp.arange(grad_accum_steps)),
-            unroll=unroll,
-        )
-        logits = parts.swapaxes(0, 1).reshape(num_rows, -1)
-    (total_loss, grads), batch_stats = carry
-    return (total_loss, (logits, batch_stats)), grads
+        whole = (split(images), split(targets), jnp.arange(parts))
+        carry, stacked = jax.lax.scan(add, carry, whole, unroll=unroll)
+        logits = stacked.swapaxes(0, 1).reshape(num_rows, -1)
+    (loss, grads), batch_stats = carry
+    return (loss, (logits, batch_stats)), grads
 
 
 def compile_step(
@@ -249,7 +250,9 @@ def compile_step(
     fed = partial(_fed, step)
     source = loader.source(loader.splits.train)
     sharding = state.step.sharding
-    if jax.config.jax_debug_nans:  # JAX runs it again, op by op, on the same arguments
+    if jax.config.values[
+        "jax_debug_nans"
+    ]:  # JAX runs it again, op by op, on the same arguments
         jitted = jax.jit(fed, out_shardings=sharding)
         return lambda state, batch: jitted(state, batch, source, key), 0.0
     jitted = jax.jit(fed, donate_argnums=0, out_shardings=sharding)
@@ -259,7 +262,10 @@ def compile_step(
     }
 
     def run(state: TrainState, batch: Batch) -> tuple[TrainState, metrics.Sums]:
-        return compiled[_form(batch)](state, batch, source, key)
+        found: tuple[TrainState, metrics.Sums] = compiled[_form(batch)](
+            state, batch, source, key
+        )
+        return found
 
     return run, time.monotonic() - begun
 
@@ -277,4 +283,5 @@ def _fed(
 
 def _form(batch: Batch) -> tuple[int, ...]:
     """([steps,] [seeds,] rows) of a batch."""
-    return batch["indices" if "indices" in batch else "labels"].shape
+    found: tuple[int, ...] = batch["indices" if "indices" in batch else "labels"].shape
+    return found

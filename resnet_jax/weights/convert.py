@@ -91,7 +91,10 @@ def from_torch(
         if not jnp.issubdtype(found[name].dtype, jnp.floating):
             raise DataError(f"{name} is {found[name].dtype}, not floating")
         values.append(jnp.asarray(_to_flax(found[name]), leaf.dtype))
-    return jax.tree.unflatten(jax.tree.structure(dict(variables)), values)
+    tree: dict[str, Any] = jax.tree.unflatten(
+        jax.tree.structure(dict(variables)), values
+    )
+    return tree
 
 
 def to_torch(variables: Mapping[str, Any]) -> StateDict:

@@ -164,12 +164,12 @@ def _check_opcodes(file: io.BytesIO | mmap.mmap) -> None:
         if opcode.name == "MARK":
             stack.append(None)
         elif opcode.name.endswith("PUT") or opcode.name == "MEMOIZE":
-            number = len(memo) if argument is None else int(argument)
+            number = len(memo) if argument is None else int(str(argument))
             if number > num_opcodes:
                 raise ValueError(f"it numbers an object {number}")
             memo[number] = stack[-1] or 0
         elif opcode.name.endswith("GET"):
-            stack.append(memo[int(argument)])
+            stack.append(memo[int(str(argument))])
         else:
             size = 1
             if "mark" in before:
