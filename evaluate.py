@@ -3,7 +3,8 @@
 The story is in resnet_jax/commands/evaluate.py.
 """
 
-from resnet_jax.commands.evaluate import cli, main  # noqa: F401
+from resnet_jax import commands
+from resnet_jax.commands.evaluate import main  # noqa: F401
 
 if __name__ == "__main__":
-    cli()
+    commands.run("evaluate", "evaluate.py")

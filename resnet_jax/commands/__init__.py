@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import typing
 
 COMMANDS = ("train", "evaluate", "predict", "compare", "export", "models", "doctor")
 
@@ -10,10 +11,8 @@ def main() -> None:
     """`resnet-jax NAME ...`, or `python -m resnet_jax NAME ...`."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in COMMANDS:
-        module = importlib.import_module(f"resnet_jax.commands.{name}")
-        program = f"resnet-jax {name}"
-        sys.argv = [program, *sys.argv[2:]]
-        module.cli(program)
+        sys.argv = [f"resnet-jax {name}", *sys.argv[2:]]
+        run(name, sys.argv[0])
     print("usage: resnet-jax COMMAND ... (each has its own --help)\n")
     for command in COMMANDS:
         module = importlib.import_module(f"resnet_jax.commands.{command}")
@@ -21,3 +20,25 @@ def main() -> None:
     if name not in ("-h", "--help"):
         print(f"\nresnet-jax: no command {name!r}", file=sys.stderr)
         raise SystemExit(2)
+
+
+def run(name: str, program: str) -> typing.NoReturn:
+    """Runs a command on what the command line says of its options, and ends.
+
+    The options are what its main takes: a Config, from a recipe, or a class of its own.
+    """
+    from resnet_jax.commands.command_line import command_line, parse, parse_recipe
+    from resnet_jax.config import Config
+
+    module = importlib.import_module(f"resnet_jax.commands.{name}")
+    (options,) = {
+        hint
+        for argument, hint in typing.get_type_hints(module.main).items()
+        if argument != "return"
+    }
+    with command_line(program):
+        if options is Config:
+            module.main(parse_recipe(module.__doc__))
+        else:
+            module.main(parse(options, module.__doc__))
+    raise SystemExit(0)

@@ -30,11 +30,3 @@ def main(options: CompareConfig) -> None:
     if not options.runs:
         raise ConfigError("name run directories: resnet-jax compare RUN RUN")
     print(compare.compare(options.runs, Path(options.page)))
-
-
-def cli(program: str) -> None:
-    """`resnet-jax compare`, as a user types it."""
-    from resnet_jax.commands.command_line import command_line, parse
-
-    with command_line(program):
-        main(parse(CompareConfig, __doc__))

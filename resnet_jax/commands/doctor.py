@@ -130,11 +130,3 @@ CHECKS: dict[str, Callable[[], float]] = {
     "batch norm": check_batch_norm,
     "reduction": check_reduction,
 }
-
-
-def cli(program: str) -> None:
-    """`resnet-jax doctor`, as a user types it."""
-    from resnet_jax.commands.command_line import command_line, parse
-
-    with command_line(program):
-        main(parse(DoctorConfig, __doc__))

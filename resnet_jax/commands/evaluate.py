@@ -161,11 +161,3 @@ def _say_moved(option: str, command: str) -> None:
     log.warning(
         "evaluate %s goes with the next release: use `resnet-jax %s`", option, command
     )
-
-
-def cli(program: str = "evaluate.py") -> None:
-    """`evaluate.py RUN ...`, as a user types it."""
-    from resnet_jax.commands.command_line import command_line, parse
-
-    with command_line(program):
-        main(parse(EvaluateConfig, __doc__))

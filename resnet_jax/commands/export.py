@@ -59,11 +59,3 @@ def write(directory: Path, found: "Evaluation") -> None:
     }
     export.write(directory, subject.state.variables, said)
     print(f"exported: {directory}")
-
-
-def cli(program: str) -> None:
-    """`resnet-jax export`, as a user types it."""
-    from resnet_jax.commands.command_line import command_line, parse
-
-    with command_line(program):
-        main(parse(ExportConfig, __doc__))

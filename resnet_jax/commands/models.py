@@ -45,11 +45,3 @@ def main(options: ModelsConfig) -> None:
     model = models.create(cfg, options.num_classes, options.in_channels)
     side = options.image_size
     print(models.summarize(model, (side, side, options.in_channels)))
-
-
-def cli(program: str) -> None:
-    """`resnet-jax models`, as a user types it."""
-    from resnet_jax.commands.command_line import command_line, parse
-
-    with command_line(program):
-        main(parse(ModelsConfig, __doc__))

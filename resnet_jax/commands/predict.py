@@ -50,11 +50,3 @@ def predict(options: SubjectConfig, paths: Sequence[str], saliency: bool) -> Non
     one = subject.load(options, one="--images", is_prediction=True)
     home = Path(options.run or ".") / "saliency"
     predict_files(one, paths, home if saliency else None)
-
-
-def cli(program: str) -> None:
-    """`resnet-jax predict`, as a user types it."""
-    from resnet_jax.commands.command_line import command_line, parse
-
-    with command_line(program):
-        main(parse(PredictConfig, __doc__))

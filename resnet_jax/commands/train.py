@@ -100,11 +100,3 @@ def train(
             state, sums = train_step(state, batch)
             this_run.record(state, sums)
         this_run.end_epoch(state, evaluate, loader.splits.scored)
-
-
-def cli(program: str = "train.py") -> None:
-    """`train.py RECIPE ...`, as a user types it."""
-    from resnet_jax.commands.command_line import command_line, parse_recipe
-
-    with command_line(program):
-        main(parse_recipe(__doc__))
