@@ -54,7 +54,7 @@ class DataConfig(Group):
     """Fetch and prepare CIFAR-10 again, replacing a damaged copy."""
     skip_bad_images: bool = False
     """Leave out, and count, images of a folder that cannot be read."""
-    stream: bool = ranged(False, resume="free")
+    stream: bool = ranged(False, resume="free", one_seed=True)
     """Read images while training, as is done anyway if they do not fit in memory;
     folder and prepared data sets (needs the stream extra)."""
     workers: int = ranged(4, at_least=0, resume="free")
@@ -120,7 +120,7 @@ class TransferConfig(Group):
     in inference mode."""
     backbone_lr_scale: float = ranged(1.0, within="[0, inf)")
     """Learning rate of all but the last layer, as a multiple of lr."""
-    cache_features: bool = False
+    cache_features: bool = ranged(False, one_seed=True)
     """Compute the frozen backbone's features once, and train the last layer on them."""
 
     def __post_init__(self) -> None:
@@ -234,7 +234,7 @@ class RunConfig(Group):
     """Resume a run although its length or its logging was changed."""
     log_every_steps: int = ranged(20, at_least=1, resume="override")
     """Steps between updates of the progress bar and checks of the loss."""
-    log_gradients: bool = ranged(False, resume="override")
+    log_gradients: bool = ranged(False, resume="override", one_seed=True)
     """Write every layer's gradient, activation and update to layers.jsonl, at step 0
     and after each epoch."""
     tensorboard: bool = ranged(False, resume="override")
@@ -271,14 +271,9 @@ def _check_seeds(cfg: Config) -> None:
         raise ConfigError(f"seed {cfg.seed} is too large: below 2**32")
     if cfg.run.num_seeds == 1:
         return
-    apart = {
-        "log_gradients": cfg.run.log_gradients,
-        "cache_features": cfg.transfer.cache_features,
-        "stream": cfg.data.stream,
-    }
-    for name, is_set in apart.items():
-        if is_set:
-            raise ConfigError(f"num_seeds is without {name}, which is of one seed")
+    for one, value in flat(cfg):
+        if value and one.metadata.get("one_seed"):
+            raise ConfigError(f"num_seeds is without {one.name}, which is of one seed")
     if not cfg.devices.sync_bn:
         raise ConfigError("num_seeds needs --sync-bn")
 

@@ -24,6 +24,7 @@ def ranged(
     at_most: float = math.inf,
     resume: Resume = "same",
     alters_features: bool = False,
+    one_seed: bool = False,
 ) -> Any:
     """A dataclass field with what is known about its values.
 
@@ -32,12 +33,17 @@ def ranged(
         a field may be that, is always allowed.
       alters_features: whether a value other than the default makes the features of an
         image differ from step to step.
+      one_seed: whether it is not for a run of several seeds.
     """
-    known = {"within": within, "at_least": at_least, "at_most": at_most}
-    return field(
-        default=default,
-        metadata={**known, "resume": resume, "alters_features": alters_features},
-    )
+    known = {
+        "within": within,
+        "at_least": at_least,
+        "at_most": at_most,
+        "resume": resume,
+        "alters_features": alters_features,
+        "one_seed": one_seed,
+    }
+    return field(default=default, metadata=known)
 
 
 class Group:

@@ -132,13 +132,13 @@ def _config(options: SubjectConfig) -> Config:
         )
     else:
         cfg = fields.replace(read_run(Path(str(options.run))), stream=False)
-    given = {
-        "dataset": options.dataset,
-        "data_dir": options.data_dir,
-        "normalize": options.normalize,
-        "image_size": options.image_size,
-        "eval_batch_size": options.batch_size,
-    }
+    given = dict(
+        dataset=options.dataset,
+        data_dir=options.data_dir,
+        normalize=options.normalize,
+        image_size=options.image_size,
+        eval_batch_size=options.batch_size,
+    )
     return fields.replace(cfg, **{k: v for k, v in given.items() if v is not None})
 
 
