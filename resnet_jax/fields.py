@@ -1,5 +1,6 @@
 """What the fields of a configuration are: ranges, groups, and their form in JSON."""
 
+import contextlib
 import dataclasses
 import math
 import types
@@ -167,7 +168,8 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
             return tuple(_typed(item, options[0], where) for item in value)
     elif hint is float:
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
+            with contextlib.suppress(OverflowError):  # an integer beyond all floats
+                return float(value)
     elif type(value) is hint:
         return value
     raise ConfigError(f"{where} is {value!r}, not {hint}")

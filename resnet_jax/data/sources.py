@@ -1,6 +1,7 @@
 """The data sets by name: what each is, and how it is had. A new one is an entry."""
 
 import gzip
+import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -167,6 +168,7 @@ _FASHION_CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
+_FASHION_BYTES = 2**26  # to read of a file; the largest has 60,000 images
 
 
 def _read_fashion_mnist(data_dir: Path) -> Arrays:
@@ -182,9 +184,9 @@ def _read_fashion_mnist(data_dir: Path) -> Arrays:
     def read(name: str, *shape: int) -> np.ndarray:
         try:
             with gzip.open(home / f"{name}-ubyte.gz") as file:
-                content = np.frombuffer(file.read(), np.uint8)
+                content = np.frombuffer(file.read(_FASHION_BYTES), np.uint8)
             return content[8 + 4 * len(shape) :].reshape(-1, *shape)
-        except (OSError, EOFError, ValueError) as error:
+        except (OSError, EOFError, ValueError, zlib.error) as error:
             raise DataError(
                 f"{home / name}-ubyte.gz cannot be read ({error})"
             ) from None

@@ -74,6 +74,7 @@ def read_info(directory: str | Path) -> dict[str, Any]:
         known = (
             type(architecture["num_classes"]) is int
             and type(channels) is int
+            and channels in (1, 3)  # grey or RGB
             and isinstance(names, list)
             and all(isinstance(name, str) for name in names)
             and len(names) == architecture["num_classes"]

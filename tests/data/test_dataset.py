@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resnet_jax import data
+from resnet_jax.config import DataConfig
 from resnet_jax.errors import ConfigError
 
 
@@ -60,30 +61,20 @@ def test_order_is_a_function_of_seed_and_epoch():
 
 def test_an_epoch_shows_every_example_once_and_ends_partial(dataset):
     sizes = data.batch_sizes(23, 5)
-    batches = list(data.train_batches(dataset, sizes, seed=0, epoch=0))
-    assert [len(b["labels"]) for b in batches] == [5, 5, 5, 5, 3]
-    seen = np.concatenate([b["images"][:, 0, 0, 0] for b in batches])
+    batches = [dataset.take(i) for i in data.epoch_batches(23, sizes, 0, seed=0)]
+    assert [len(batch) for batch in batches] == [5, 5, 5, 5, 3]
+    seen = np.concatenate([batch.images[:, 0, 0, 0] for batch in batches])
     assert sorted(seen) == list(range(23))
     for batch in batches:
-        np.testing.assert_array_equal(batch["images"][:, 0, 0, 0] % 3, batch["labels"])
+        np.testing.assert_array_equal(batch.images[:, 0, 0, 0] % 3, batch.labels)
 
 
-def test_the_partial_batch_can_be_dropped(dataset):
+def test_the_partial_batch_can_be_dropped():
     sizes = data.batch_sizes(23, 5, drop_last=True)
-    batches = list(data.train_batches(dataset, sizes, seed=0, epoch=0))
-    assert [len(b["labels"]) for b in batches] == [5] * 4
+    batches = data.epoch_batches(23, sizes, 0, seed=0)
+    assert [len(batch) for batch in batches] == [5] * 4
     with pytest.raises(ConfigError, match="batch_size 24 with drop_last leaves no"):
         data.batch_sizes(23, 24, drop_last=True)
-
-
-@given(count=st.integers(1, 60), batch_size=st.integers(1, 70))
-def test_evaluation_marks_every_example_once_in_one_shape(count, batch_size):
-    images = np.arange(count, dtype=np.uint8).reshape(-1, 1, 1, 1)
-    dataset = data.Dataset(images, np.zeros(count, np.int32), ("a",))
-    batches = list(data.eval_batches(dataset, batch_size))
-    assert {b["images"].shape for b in batches} == {(min(batch_size, count), 1, 1, 1)}
-    marked = [b["images"][b["mask"] == 1].ravel() for b in batches]
-    np.testing.assert_array_equal(np.concatenate(marked), np.arange(count))
 
 
 @given(
@@ -92,13 +83,11 @@ def test_evaluation_marks_every_example_once_in_one_shape(count, batch_size):
     epoch=st.integers(0, 2**31),
 )
 def test_training_sees_every_example_once(count, batch_size, epoch):
-    images = np.arange(count, dtype=np.uint8).reshape(-1, 1, 1, 1)
-    dataset = data.Dataset(images, np.zeros(count, np.int32), ("a",))
     sizes = data.batch_sizes(count, batch_size)
-    batches = list(data.train_batches(dataset, sizes, seed=1, epoch=epoch))
-    assert [len(b["labels"]) for b in batches] == sizes
+    batches = data.epoch_batches(count, sizes, epoch, seed=1)
+    assert [len(batch) for batch in batches] == sizes
     assert sum(sizes) == count
-    seen = np.concatenate([b["images"].ravel() for b in batches])
+    seen = np.concatenate(batches)
     order = data.epoch_order(count, seed=1, epoch=epoch)
     np.testing.assert_array_equal(seen, order)
     assert sorted(order) == list(range(count))
@@ -106,12 +95,14 @@ def test_training_sees_every_example_once(count, batch_size, epoch):
 
 def test_a_description_is_that_of_the_data():
     train, _ = data.load_dataset("digits")
-    described = data.describe("digits")
+    described = data.describe(DataConfig(dataset="digits"))
     assert described.image_shape == train.images.shape[1:]
     assert described.num_classes == len(train.class_names)
-    assert data.describe("cifar100", image_size=48) == (100, (48, 48, 3))
+    cifar100 = DataConfig(dataset="cifar100", image_size=48)
+    assert data.describe(cifar100)[:2] == (100, (48, 48, 3))
+    assert data.image_shape(cifar100) == (48, 48, 3)
     with pytest.raises(ConfigError, match="no data set 'mnist'"):
-        data.describe("mnist")
+        data.describe(DataConfig(dataset="mnist"))
 
 
 def test_hold_out_parts_the_training_set(dataset):

@@ -3,30 +3,30 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from configs import make_config
 from PIL import Image
-from resnet_jax.commands.options import EvaluateConfig
 from spawn import ROOT, digests, lines
 
-import evaluate
-import train
-from resnet_jax import data
-from resnet_jax.config import Config
+from resnet_jax import data, fields
+from resnet_jax.commands import evaluate, train
+from resnet_jax.commands.evaluate import EvaluateConfig
+from resnet_jax.config import DataConfig
 from resnet_jax.data import folder, stream
+from resnet_jax.devices.mesh import make_mesh
 from resnet_jax.errors import ConfigError, DataError
 
 pytest.importorskip("grain")
 
 
 @pytest.fixture
-def pictures(tmp_path, key):
-    """A folder of 26 + 10 pictures of two classes, of many sizes."""
+def root(tmp_path):
+    """A folder of 26 + 10 images of two classes, of many sizes."""
     rng = np.random.default_rng(0)
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     for split, count in (("train", 13), ("test", 5)):
         for name in ("ant", "bee"):
             home = root / split / name
@@ -38,35 +38,40 @@ def pictures(tmp_path, key):
     return root
 
 
-def test_pictures_are_read_when_they_are_asked_for(pictures, monkeypatch):
+def test_images_are_read_when_they_are_asked_for(root, monkeypatch):
     sizes = {"size": 8, "crop_pct": 0.875}
-    images, labels = folder.load(pictures, "train", **sizes)
-    read = folder.read_picture
+    split = folder.scan(root).splits[0]
+    images, labels = folder.load(split, **sizes)
+    read = folder.read_image
     asked = []
 
     def noted(path, **options):
         asked.append(path)
         return read(path, **options)
 
-    monkeypatch.setattr(folder, "read_picture", noted)
-    streamed, same_labels = stream.from_folder(pictures, "train", **sizes)
+    monkeypatch.setattr(folder, "read_image", noted)
+    streamed, same_labels = stream.from_folder(split, **sizes)
     np.testing.assert_array_equal(labels, same_labels)
     assert streamed.shape == images.shape and streamed.nbytes == images.nbytes
     some = streamed[[3, 25, 4]][1:]
     assert asked == []
     np.testing.assert_array_equal(np.asarray(some), images[[25, 4]])
     assert len(asked) == 2
-    parts = (data.Dataset(x, labels, ("ant", "bee")) for x in (images, streamed))
-    both = (data.eval_batches(part, 8) for part in parts)
+    parts = [data.Dataset(x, labels, ("ant", "bee")) for x in (images, streamed)]
+    cfg = DataConfig(eval_batch_size=8)
+    loader = data.Loader(
+        make_mesh(1), data.Splits(*parts, parts[0], {}), cfg, held=False
+    )
+    both = (loader.evaluation(part) for part in parts)
     for batch, same in zip(*both, strict=True):
         np.testing.assert_array_equal(same["images"], batch["images"])
 
 
 def test_records_are_read_in_the_order_of_their_ids(prepared_dir, small_cifar):
-    parts = data.load_dataset("cifar10", prepared_dir, streamed=True)
+    parts = data.load_dataset("cifar10", prepared_dir, stream=True)
     whole = (small_cifar.train, small_cifar.test)
     for part, (images, labels) in zip(parts, whole, strict=True):
-        assert isinstance(part.images, stream.Pictures)
+        assert isinstance(part.images, stream.Images)
         assert part.class_names == small_cifar.class_names
         np.testing.assert_array_equal(part.labels, labels)
         np.testing.assert_array_equal(np.asarray(part.images[::-1]), images[::-1])
@@ -90,7 +95,7 @@ class Squares:
         }
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.process)])
 def test_what_is_read_ahead_keeps_its_order_and_its_errors(workers):
     seen = []
     with pytest.raises(DataError, match="eight cannot be read"):
@@ -111,6 +116,7 @@ def test_what_is_read_ahead_keeps_its_order_and_its_errors(workers):
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & SIGNALS
 
 
+@pytest.mark.process
 def test_workers_end_with_a_process_that_is_killed(tmp_path):
     code = (
         "import os, signal\n"
@@ -137,76 +143,79 @@ def test_workers_end_with_a_process_that_is_killed(tmp_path):
     raise AssertionError("the worker went on")
 
 
-def config(tiny, root, workdir, **fields):
-    return Config(
-        model=tiny,
-        dataset="folder",
-        data_dir=str(root),
-        image_size=8,
-        normalize="half",
-        epochs=2,
-        batch_size=8,
-        eval_batch_size=4,
-        optimizer="sgd",
-        lr=0.05,
-        flip=True,
-        workdir=str(workdir),
-        **fields,
+def config(one_block, root, workdir, **others):
+    own = {
+        "model": one_block,
+        "dataset": "folder",
+        "data_dir": str(root),
+        "image_size": 8,
+        "normalize": "half",
+        "epochs": 2,
+        "batch_size": 8,
+        "eval_batch_size": 4,
+        "optimizer": "sgd",
+        "lr": 0.05,
+        "flip": "random",
+        "workdir": str(workdir),
+    }
+    return make_config(**{**own, **others})
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.process)])
+def test_a_streamed_run_is_one_in_memory_to_the_bit(workers, one_block, root, tmp_path):
+    train.main(config(one_block, root, tmp_path / "memory"))
+    train.main(
+        config(one_block, root, tmp_path / "stream", stream=True, workers=workers)
     )
-
-
-def test_a_streamed_run_is_one_in_memory_to_the_bit(tiny, pictures, tmp_path):
-    train.main(config(tiny, pictures, tmp_path / "memory"))
-    train.main(config(tiny, pictures, tmp_path / "stream", stream=True, workers=1))
     assert digests(tmp_path / "stream") == digests(tmp_path / "memory")
     assert lines(tmp_path / "stream") == lines(tmp_path / "memory")
 
 
 def test_a_streamed_run_goes_on_in_memory_and_back(
-    tiny, pictures, tmp_path, monkeypatch
+    one_block, root, tmp_path, monkeypatch
 ):
-    whole = config(tiny, pictures, tmp_path / "whole")
+    whole = config(one_block, root, tmp_path / "whole")
     train.main(whole)
     limits = {"override": True, "workdir": str(tmp_path / "parts")}
     for max_steps, streamed in ((2, True), (5, False), (8, True)):
-        part = config(tiny, pictures, "", stream=streamed, workers=0)
-        part = Config(**{**vars(part), **limits, "max_steps": max_steps})
-        train.main(part)
+        part = config(one_block, root, "", stream=streamed, workers=0)
+        train.main(fields.replace(part, **limits, max_steps=max_steps))
     assert digests(tmp_path / "parts")[:2] == digests(tmp_path / "whole")[:2]
 
 
 def test_a_streamed_probe_is_trained_and_reported(
-    tiny, pictures, tmp_path, monkeypatch, capsys
+    one_block, root, tmp_path, monkeypatch, capsys
 ):
-    cfg = replace(config(tiny, pictures, tmp_path / "run"), epochs=1, flip=False)
+    cfg = config(one_block, root, tmp_path / "run", epochs=1, flip="none")
     frozen = {"freeze": "backbone", "backbone_bn": "frozen", "cache_features": True}
-    train.main(replace(cfg, stream=True, workers=1, **frozen))
-    # As where the test pictures do not fit in memory.
+    train.main(fields.replace(cfg, stream=True, workers=0, **frozen))
+    # As where the test images do not fit in memory.
     monkeypatch.setattr(stream, "is_large", lambda num_bytes: True)
-    evaluate.main(EvaluateConfig(run=cfg.workdir, report=True))
+    evaluate.main(EvaluateConfig(run=cfg.run.workdir, report=True))
     page = tmp_path / "run" / "report" / "index.html"
     assert f"report: {page}" in capsys.readouterr().out
     assert page.is_file()
 
 
-def test_a_folder_that_would_not_fit_is_streamed(pictures, monkeypatch):
+def test_a_folder_that_would_not_fit_is_streamed(root, monkeypatch):
     monkeypatch.setattr(stream, "is_large", lambda num_bytes: num_bytes > 1000)
-    loaded, _ = data.load_dataset("folder", pictures, image_size=8)
-    assert isinstance(loaded.images, stream.Pictures)
+    loaded, _ = data.load_dataset("folder", root, image_size=8)
+    assert isinstance(loaded.images, stream.Images)
     with pytest.raises(ConfigError, match="which stream does not: choose one"):
-        data.load_dataset("folder", pictures, skip_bad_images=True)
+        data.load_dataset("folder", root, skip_bad_images=True)
 
 
 def test_digits_are_not_streamed():
     with pytest.raises(ConfigError, match="digits fit"):
-        data.load_dataset("digits", streamed=True)
+        data.load_dataset("digits", stream=True)
 
 
-def test_a_picture_that_cannot_be_read_ends_training_in_one_line(pictures, tmp_path):
-    bad = pictures / "train" / "bee" / "07.png"
-    bad.write_bytes(b"no picture")
+@pytest.mark.process
+def test_an_image_that_cannot_be_read_ends_training_in_one_line(root, tmp_path):
+    bad = root / "train" / "bee" / "07.png"
+    bad.write_bytes(b"no image")
     command = [sys.executable, "train.py", "digits", "--model", "resnet8"]
-    command += ["--dataset", "folder", "--data-dir", str(pictures), "--stream"]
+    command += ["--dataset", "folder", "--data-dir", str(root), "--stream"]
     command += ["--image-size", "8", "--batch-size", "8", "--workers", "1"]
     command += ["--workdir", str(tmp_path / "run")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -215,16 +224,17 @@ def test_a_picture_that_cannot_be_read_ends_training_in_one_line(pictures, tmp_p
     assert f"{bad} cannot be read" in done.stderr
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_all_its_processes_stops_a_streamed_run(number, pictures, tmp_path):
+def test_a_signal_to_all_its_processes_stops_a_streamed_run(number, root, tmp_path):
     """As a terminal has it at Ctrl-C, and a scheduler when time is over.
 
-    It comes while the main process waits for a worker, whose pictures are large.
+    It comes while the main process waits for a worker, whose images are large.
     """
-    for path in pictures.glob("train/*/*"):
+    for path in root.glob("train/*/*"):
         Image.new("RGB", (1500, 1500)).save(path)
     command = [sys.executable, "train.py", "digits", "--model", "resnet8"]
-    command += ["--dataset", "folder", "--data-dir", str(pictures), "--stream"]
+    command += ["--dataset", "folder", "--data-dir", str(root), "--stream"]
     command += ["--image-size", "8", "--batch-size", "4", "--workers", "1"]
     command += ["--epochs", "5000", "--workdir", str(tmp_path / "run")]
     with subprocess.Popen(

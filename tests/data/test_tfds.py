@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from resnet_jax import data, files
-from resnet_jax.data import cifar as cifar10
-from resnet_jax.data import tfds as prepared
+from resnet_jax.data import cache, cifar
+from resnet_jax.data import tfds as tfds_files
+from resnet_jax.data.prepared import Prepared
 from resnet_jax.errors import DataError
 
 
@@ -28,7 +29,7 @@ def directory(prepared_dir, tmp_path):
 
 
 def test_what_is_written_reads_the_same_by_tfds_itself(directory, fake_arrays, tfds):
-    assert_same(prepared.read(directory), fake_arrays)
+    assert_same(tfds_files.read(directory), fake_arrays)
     source = tfds.data_source("cifar10", data_dir=directory.parents[1], split="test")
     by_id = {example["id"].decode(): example for example in source}
     assert len(by_id) == 10
@@ -47,7 +48,7 @@ def test_two_may_prepare_at_once(fake_arrays, tfds, tmp_path):
     def write():
         try:
             barrier.wait()
-            prepared.write_cifar10(fake_arrays, tmp_path)
+            tfds_files.write_cifar10(fake_arrays, tmp_path)
         except BaseException as error:
             errors.append(error)
 
@@ -58,24 +59,24 @@ def test_two_may_prepare_at_once(fake_arrays, tfds, tmp_path):
         thread.join()
     assert not errors
     assert os.listdir(tmp_path) == ["cifar10"]
-    assert_same(prepared.read(prepared.find("cifar10", tmp_path)), fake_arrays)
+    assert_same(tfds_files.read(tfds_files.find("cifar10", tmp_path)), fake_arrays)
 
 
 def test_find_takes_the_newest_version_that_is_whole(tmp_path):
-    assert prepared.find("cifar10", tmp_path) is None
+    assert tfds_files.find("cifar10", tmp_path) is None
     for version in ("3.0.2", "3.0.10", "3.1.0"):
         (tmp_path / "cifar10" / version).mkdir(parents=True)
     for version in ("3.0.2", "3.0.10"):
         (tmp_path / "cifar10" / version / "dataset_info.json").touch()
-    assert prepared.find("cifar10", tmp_path).name == "3.0.10"
+    assert tfds_files.find("cifar10", tmp_path).name == "3.0.10"
 
 
 def test_default_data_dir(monkeypatch, tmp_path):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    assert prepared.default_data_dir() == tmp_path
+    assert tfds_files.default_data_dir() == tmp_path
     monkeypatch.delenv("TFDS_DATA_DIR")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert prepared.default_data_dir() == tmp_path / "tensorflow_datasets"
+    assert tfds_files.default_data_dir() == tmp_path / "tensorflow_datasets"
 
 
 def test_tfrecord_is_read_too(directory, fake_arrays):
@@ -92,12 +93,12 @@ def test_tfrecord_is_read_too(directory, fake_arrays):
         path.unlink()
     info = directory / "dataset_info.json"
     info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
-    assert_same(prepared.read(directory), fake_arrays)
+    assert_same(tfds_files.read(directory), fake_arrays)
 
     (path,) = directory.glob("*test.tfrecord*")
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(DataError, match="ends in the middle of a record"):
-        prepared.read(directory)
+        tfds_files.read(directory)
 
 
 @pytest.mark.parametrize("fault", ["missing", "truncated", "info"])
@@ -111,9 +112,9 @@ def test_a_damaged_directory_is_refused_by_name(directory, fault):
         (directory / "dataset_info.json").write_text("{")
     message = f"{directory} is damaged .*--rebuild-data"
     with pytest.raises(DataError, match=message):
-        prepared.read(directory)
+        tfds_files.read(directory)
     with pytest.raises(DataError, match=message):
-        data.load_dataset("cifar10", directory.parents[1], streamed=True)
+        data.load_dataset("cifar10", directory.parents[1], stream=True)
 
 
 @pytest.mark.parametrize(
@@ -126,24 +127,26 @@ def test_a_damaged_directory_is_refused_by_name(directory, fault):
 def test_an_index_of_other_data_is_refused(
     directory, num_examples, num_classes, message
 ):
-    numbers = {"num_examples": num_examples, "num_classes": num_classes}
+    published = cifar.CIFAR10._replace(
+        num_examples={"train": num_examples}, num_classes=num_classes
+    )
     with pytest.raises(DataError, match=f"is damaged .{message}.: prepare it afresh"):
-        prepared.index(directory, "train", **numbers)
+        tfds_files.index(directory, "train", published)
 
 
 def test_the_cache_serves_until_the_directory_changes(directory, fake_arrays):
-    assert prepared.load_cache("cifar10", directory) is None
-    prepared.save_cache("cifar10", directory, fake_arrays)
-    assert_same(prepared.load_cache("cifar10", directory), fake_arrays)
+    assert cache.load("cifar10", directory) is None
+    cache.save("cifar10", directory, fake_arrays)
+    assert_same(cache.load("cifar10", directory), fake_arrays)
     os.utime(directory / "features.json", (1, 1))
-    assert prepared.load_cache("cifar10", directory) is None
+    assert cache.load("cifar10", directory) is None
 
 
 def test_a_damaged_cache_is_passed_over_with_a_warning(directory, fake_arrays, caplog):
-    prepared.save_cache("cifar10", directory, fake_arrays)
+    cache.save("cifar10", directory, fake_arrays)
     path = files.cache_dir() / "cifar10.npz"
     path.write_bytes(path.read_bytes()[:-100])
-    assert prepared.load_cache("cifar10", directory) is None
+    assert cache.load("cifar10", directory) is None
     assert "is damaged" in caplog.text
 
 
@@ -153,7 +156,7 @@ def test_an_unwritable_cache_only_warns(
     blocked = tmp_path / "file"
     blocked.touch()
     monkeypatch.setenv("RESNET_JAX_CACHE", str(blocked / "cache"))
-    prepared.save_cache("cifar10", directory, fake_arrays)
+    cache.save("cifar10", directory, fake_arrays)
     assert "cannot be written (Not a directory)" in caplog.text
 
 
@@ -161,8 +164,8 @@ def test_loading_by_name_goes_through_directory_and_cache(
     prepared_dir, small_cifar, caplog
 ):
     caplog.set_level("INFO")
-    first = cifar10.load_arrays("cifar10", prepared_dir)
-    second = cifar10.load_arrays("cifar10", prepared_dir)
+    how = Prepared(cifar.CIFAR10)
+    first, second = how.arrays(prepared_dir), how.arrays(prepared_dir)
     assert_same(first, small_cifar)
     assert_same(second, small_cifar)
     assert "by way of its cache" in caplog.messages[-1]
@@ -170,7 +173,7 @@ def test_loading_by_name_goes_through_directory_and_cache(
 
 
 def test_published_data_with_other_bytes_are_refused(prepared_dir, small_cifar):
-    cifar10.SHA256["test"] = ("0" * 64, cifar10.SHA256["test"][1])
+    cifar.CIFAR10.sha256["test"] = ("0" * 64, cifar.CIFAR10.sha256["test"][1])
     with pytest.raises(DataError, match="the test images are not the published ones"):
-        cifar10.load_arrays("cifar10", prepared_dir)
+        Prepared(cifar.CIFAR10).arrays(prepared_dir)
     assert not (files.cache_dir() / "cifar10.npz").exists()

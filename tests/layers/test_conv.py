@@ -69,7 +69,7 @@ WINOGRAD_SHAPES = [  # as above, 3x3 and stride 1
     (3, 5, 8, 6, 4, 3, 1, 1),  # odd height: a pixel over
     (2, 6, 7, 4, 4, 3, 1, 0),
     (3, 3, 4, 4, 6, 3, 1, 2),
-    (6, 96, 96, 4, 3, 3, 1, 1),  # a picture a step
+    (6, 96, 96, 4, 3, 3, 1, 1),  # an image a step
     (4, 4, 4, 130, 4, 3, 1, 1),  # one tile, many channels
 ]
 
@@ -166,7 +166,7 @@ from resnet_jax.layers import winograd as chunks, conv as convolution, winograd
 from resnet_jax.devices.mesh import AXIS, make_mesh
 
 convolution._LITTLE = convolution._MUCH = 0
-convolution._MANY = convolution._COLUMNS = winograd._PIXELS = 1  # a picture a step
+convolution._MANY = convolution._COLUMNS = winograd._PIXELS = 1  # an image a step
 mesh = make_mesh()
 rows, whole = PartitionSpec(AXIS), PartitionSpec()
 placed = [NamedSharding(mesh, spec) for spec in (rows, whole)]
@@ -204,5 +204,6 @@ for stride, size in ((1, 3), (2, 3), (2, 7)):
 """
 
 
+@pytest.mark.process
 def test_devices_exchange_the_gradient_of_the_kernel_alone():
     compute(SCRIPT, 4)

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +7,7 @@ import pytest
 from flax import linen as nn
 
 from resnet_jax.errors import ConfigError
-from resnet_jax.layers import norm
+from resnet_jax.layers import conv, norm
 from resnet_jax.layers.conv import Conv
 from resnet_jax.layers.linear import Linear
 from resnet_jax.layers.norm import BatchNorm
@@ -131,7 +133,7 @@ def test_batchnorm_two_pass_variance_survives_a_large_mean(key):
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 4, 3), (4, 1, 1, 3)])
-def test_batchnorm_of_one_picture_or_of_1x1_maps(key, shape):
+def test_batchnorm_of_one_image_or_of_1x1_maps(key, shape):
     x = make_input(key, shape)
     layer = BatchNorm(momentum=1.0)
     variables = layer.init(key, x, train=True)
@@ -176,6 +178,39 @@ def test_batchnorm_in_float64(key):
         np.testing.assert_allclose(
             moved["batch_stats"]["var"], flat.var(0, ddof=1), rtol=1e-13
         )
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+def test_batchnorm_takes_numpys_arrays(train, dtype):
+    x = np.random.default_rng(0).integers(0, 9, (4, 3, 2, 5)).astype(dtype)
+    layer = BatchNorm()
+    given = layer.init(jax.random.key(0), x, train=train)
+    variables = jax.tree.map(lambda leaf: np.asarray(leaf) + np.float32(0.5), given)
+    apply = partial(layer.apply, train=train, mutable=["batch_stats"])
+    expected = apply(jax.tree.map(jnp.asarray, variables), jnp.asarray(x))
+    jax.tree.map(np.testing.assert_array_equal, apply(variables, x), expected)
+
+
+# By XLA, by a product (one tap; a small map), by fewer products.
+@pytest.mark.parametrize(
+    ("shape", "layer"),
+    [
+        ((2, 8, 8, 8), Conv(4, 3, padding=1)),
+        ((2, 8, 8, 8), Conv(4, 1, use_bias=False)),
+        ((2, 2, 2, 8), Conv(4, 3, stride=2, padding=1)),
+        ((2, 8, 8, 8), Conv(6, 3, padding=1)),
+    ],
+)
+def test_conv_takes_numpys_arrays(shape, layer, monkeypatch):
+    if layer.features == 6:
+        for name in ("_LITTLE", "_MUCH", "_MANY"):
+            monkeypatch.setattr(conv, name, 0)
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    variables = jax.device_get(layer.init(jax.random.key(0), x))
+    assert isinstance(variables["params"]["kernel"], np.ndarray)
+    expected = layer.apply(jax.tree.map(jnp.asarray, variables), jnp.asarray(x))
+    np.testing.assert_array_equal(layer.apply(variables, x), expected)
 
 
 def test_conv_pads_both_sides_alike_at_stride_two():

@@ -8,10 +8,10 @@ from flax import linen as nn
 
 import resnet_jax
 from resnet_jax import training
+from resnet_jax.config import ModelConfig
 from resnet_jax.errors import ConfigError
-from resnet_jax.models import torch_names
+from resnet_jax.models import MODELS, create, torch_names
 from resnet_jax.models.blocks import BasicBlock, Bottleneck, PreActBlock
-from resnet_jax.models.factory import MODELS
 from resnet_jax.models.resnet import ResNet
 
 
@@ -216,6 +216,41 @@ def test_an_identity_shortcut_cannot_change_the_shape(key):
         model.init(key, jnp.zeros((1, 32, 32, 3)), train=False)
 
 
+def test_a_network_of_one_channel(key):
+    model = resnet_jax.create_model("resnet8", num_classes=10, in_channels=1)
+    images = jax.random.normal(key, (3, 28, 28, 1))
+    variables = jax.jit(partial(model.init, train=False))(key, images)
+    assert variables["params"]["conv1"]["kernel"].shape == (3, 3, 1, 16)
+    logits = jax.jit(partial(model.apply, train=False))(variables, images)
+    assert logits.shape == (3, 10) and np.isfinite(logits).all()
+    assert (logits[0] != logits[1]).any()
+    # A first convolution of one channel has a third of the parameters.
+    wide = resnet_jax.create_model("resnet8", num_classes=10)
+    own = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    assert count_params(wide) - own == 2 * 9 * 16
+
+
+@pytest.mark.parametrize("name", ["hresnet", "resnet8", "resnet9", "preact_resnet18"])
+@pytest.mark.parametrize(("own", "given"), [(3, 1), (1, 3)])
+def test_images_of_other_channels_are_refused(name, own, given):
+    model = resnet_jax.create_model(name, num_classes=10, in_channels=own)
+    message = f"takes images of {own} channels, these have {given}: give in_channels"
+    with pytest.raises(ConfigError, match=message):
+        training.variable_shapes(model, (32, 32, given))
+    training.variable_shapes(model, (32, 32, own))
+
+
+def test_a_network_of_a_configuration():
+    cfg = ModelConfig(model="resnet9", width=4, whiten=True, dtype="bfloat16")
+    model = create(cfg, 7, in_channels=1)
+    shapes = training.variable_shapes(model, (28, 28, 1))
+    assert shapes["params"]["conv1"]["kernel"].shape == (1, 1, 9, 4)
+    assert shapes["params"]["fc"]["bias"].shape == (7,)
+    assert model.dtype == jnp.bfloat16
+    with pytest.raises(ConfigError, match="hresnet has no width to choose"):
+        create(ModelConfig(width=4), 7)
+
+
 def test_train_has_no_default(key):
     model = resnet_jax.create_model("resnet8", num_classes=10)
     with pytest.raises(TypeError, match="train"):
@@ -269,28 +304,35 @@ def test_an_unknown_model_is_named_with_a_near_one():
         resnet_jax.create_model("resnet19", num_classes=10)
 
 
-def test_convolutions_are_drawn_as_each_network_asks(key):
-    """Of every model's kind: torchvision's fan out, or PyTorch's default."""
-    images = jnp.zeros((1, 32, 32, 3))
-    for name in ("hresnet", "resnet18", "resnet50", "resnet20"):
-        model = resnet_jax.create_model(name, num_classes=10)
-        params = jax.jit(partial(model.init, train=False))(key, images)["params"]
-        params = jax.device_get(params)  # else each form is compiled for below
-        flat = jax.tree_util.tree_leaves_with_path(params)
-        kernels = [(path, leaf) for path, leaf in flat if path[-1].key == "kernel"]
-        assert len(kernels) > 5
-        for path, kernel in kernels:
-            if kernel.ndim == 4 and name != "hresnet":
-                height, width, _, features = kernel.shape
-                expected = (2 / (height * width * features)) ** 0.5
-            else:
-                expected = (3 * kernel.size / kernel.shape[-1]) ** -0.5
-            error = 5 * expected / (2 * kernel.size) ** 0.5
-            assert abs(kernel.std() - expected) < error, (name, path)
-            assert abs(kernel.mean()) < 5 * expected / kernel.size**0.5, (name, path)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("hresnet", {}),
+        ("resnet18", {"stage_sizes": (1,) * 4}),
+        ("resnet50", {"stage_sizes": (1,) * 4}),
+        ("resnet20", {}),
+    ],
+)
+def test_convolutions_are_drawn_as_each_network_asks(name, options, key):
+    """Every kind of model's: by torchvision's fan out, or PyTorch's default."""
+    model = resnet_jax.create_model(name, num_classes=10, **options)
+    init = jax.jit(partial(training.init_variables, model, (32, 32, 3)))
+    params = jax.device_get(init(key=key)["params"])  # else each form is compiled for
+    flat = jax.tree_util.tree_leaves_with_path(params)
+    kernels = [(path, leaf) for path, leaf in flat if path[-1].key == "kernel"]
+    assert len(kernels) > 5
+    for path, kernel in kernels:
+        if kernel.ndim == 4 and name != "hresnet":
+            height, width, _, features = kernel.shape
+            expected = (2 / (height * width * features)) ** 0.5
+        else:
+            expected = (3 * kernel.size / kernel.shape[-1]) ** -0.5
+        error = 5 * expected / (2 * kernel.size) ** 0.5
+        assert abs(kernel.std() - expected) < error, path
+        assert abs(kernel.mean()) < 5 * expected / kernel.size**0.5, path
 
 
-def test_a_picture_too_small_for_hresnet_is_refused(key):
+def test_an_image_too_small_for_hresnet_is_refused(key):
     model = resnet_jax.create_model("hresnet", num_classes=10)
     with pytest.raises(ConfigError, match="7x7 is too small"):
         model.init(key, jnp.zeros((1, 7, 7, 3)), train=False)
@@ -402,8 +444,8 @@ def test_the_width_of_resnet9_is_of_all_its_layers():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("resnet20", {"width": 8}, "width is resnet9's"),
-        ("hresnet", {"whiten": True}, "whiten is resnet9's"),
+        ("resnet20", {"width": 8}, "resnet20 has no width to choose"),
+        ("hresnet", {"whiten": True}, "hresnet has no whiten to choose"),
         ("resnet9", {"stem": "cifar"}, "resnet9 has no stem to choose"),
         ("wrn28_10", {"zero_init_last": True}, "wrn28_10 has no last BatchNorm"),
         *(
@@ -417,7 +459,7 @@ def test_options_of_other_networks_are_refused(name, options, message):
         resnet_jax.create_model(name, num_classes=10, **options)
 
 
-def test_a_picture_too_small_for_resnet9_is_refused(key):
+def test_an_image_too_small_for_resnet9_is_refused(key):
     model = resnet_jax.create_model("resnet9", num_classes=10, width=4)
     with pytest.raises(ConfigError, match="resnet9 halves pictures thrice: 7x8"):
         model.init(key, jnp.zeros((1, 7, 8, 3)), train=False)

@@ -1,14 +1,17 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax import data, models, training
-from resnet_jax.data import augment
+from resnet_jax import models, training
+from resnet_jax.config import AugmentConfig
+from resnet_jax.data import make_preprocess
 from resnet_jax.models import whitening
 
 
 def smooth(count: int, side: int) -> np.ndarray:
-    """Pictures whose neighbouring pixels and channels are alike."""
+    """Images whose neighbouring pixels and channels are alike."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(count, side + 2, side + 2, 1)) + 0.3 * rng.normal(
         size=(count, side + 2, side + 2, 3)
@@ -20,20 +23,32 @@ def smooth(count: int, side: int) -> np.ndarray:
 
 def test_patches_become_white():
     images = smooth(200, 12)
-    dataset = data.Dataset(images, np.zeros(200, np.int32), ("a",) * 10)
     model = models.create_model("resnet9", num_classes=10, width=4, whiten=True)
-    variables = training.init_variables(model, (12, 12, 3), key=jax.random.key(0))
-    prepare = augment.make_augment(num_classes=10, normalization="half")
-    fitted = whitening.fit(variables, prepare, dataset)
-    x, _ = prepare(jax.random.key(0), images, dataset.labels)
+    init = partial(training.init_variables, model, (12, 12, 3))
+    variables = jax.jit(init)(key=jax.random.key(0))
+    preprocess = make_preprocess(AugmentConfig(normalize="half"), (12, 12, 3))
+    x = preprocess(images)
+    asked = []
 
-    def whitened(variables):
-        found = model.apply(
+    def inputs(count):
+        asked.append(count)
+        yield np.asarray(x[:150])
+        yield np.asarray(x[150:])
+
+    fitted = model.fit_to_images(variables, inputs)
+    assert asked == [5000]
+
+    @jax.jit
+    def outputs(variables):
+        return model.apply(
             variables,
             x,
             train=False,
             capture_intermediates=lambda module, _: module.name == "whiten",
         )[1]["intermediates"]["whiten"]["__call__"][0]
+
+    def whitened(variables):
+        found = outputs(variables)
         inside = np.asarray(found[:, 1:-1, 1:-1]).reshape(-1, 27)
         return inside.T @ inside / len(inside)
 
@@ -59,3 +74,13 @@ def test_the_principal_axes_are_numpy_s():
     )
     expected = axes.T / np.sqrt(singular**2 + 5e-4)
     np.testing.assert_allclose(np.abs(kernel), np.abs(expected), rtol=1e-8)
+
+
+def test_other_networks_learn_nothing_of_the_images():
+    def inputs(count):
+        raise AssertionError("it asked for images")
+
+    for name, options in (("resnet8", {}), ("resnet9", {"width": 4})):
+        model = models.create_model(name, num_classes=10, **options)
+        shapes = training.variable_shapes(model, (32, 32, 3))
+        assert model.fit_to_images(shapes, inputs) is shapes

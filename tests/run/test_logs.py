@@ -102,7 +102,7 @@ def test_a_log_goes_on_after_its_checkpoint(tmp_path_factory, losses, step, cut)
     path = run_dir / "metrics.jsonl"
     path.write_text(text[: len(text) - cut], encoding="utf-8")
     kept = [line for line in lines if line["step"] <= step]
-    opened = logs.Logs(run_dir, kept, step=step, tensorboard=False)
+    opened = logs.Logs(run_dir, kept, step=step, tensorboard=False, layers=False)
     assert opened.last_step == (kept[-1]["step"] if kept else None)
     opened.write(LINE | {"epoch": 9, "step": 9})
     assert logs.read_metrics(run_dir) == [*kept, LINE | {"epoch": 9, "step": 9}]
@@ -113,7 +113,7 @@ def test_the_line_of_the_checkpoints_own_step_stays(tmp_path):
     lines = [LINE, LINE | {"epoch": 2, "step": 10}, LINE | {"epoch": 3, "step": 15}]
     write(tmp_path, *map(json.dumps, lines))
     kept = [*lines[:1], *logs.last_line(tmp_path, lines[:1], 10)]
-    opened = logs.Logs(tmp_path, kept, step=10, tensorboard=False)
+    opened = logs.Logs(tmp_path, kept, step=10, tensorboard=False, layers=False)
     assert opened.records == lines[:2] == logs.read_metrics(tmp_path)
     assert logs.last_line(tmp_path, lines[:2], 10) == []
 
@@ -121,7 +121,7 @@ def test_the_line_of_the_checkpoints_own_step_stays(tmp_path):
 def test_a_spoilt_file_is_written_anew(tmp_path, caplog):
     write(tmp_path, json.dumps(LINE), "spoilt", json.dumps(LINE | {"step": 10}))
     assert logs.last_line(tmp_path, [LINE], 5) == []
-    logs.Logs(tmp_path, [LINE], step=5, tensorboard=False)
+    logs.Logs(tmp_path, [LINE], step=5, tensorboard=False, layers=False)
     assert logs.read_metrics(tmp_path) == [LINE]
     assert "line 2" in caplog.text and "written anew from the checkpoint" in caplog.text
 
@@ -130,9 +130,7 @@ LAYERS = {"conv1": {"gradient": 0.5}}
 
 
 def reopen(run_dir, records, step):
-    opened = logs.Logs(run_dir, records, step=step, tensorboard=False)
-    opened.add_layers(lambda state: LAYERS)
-    return opened
+    return logs.Logs(run_dir, records, step=step, tensorboard=False, layers=True)
 
 
 def layer_steps(run_dir):
@@ -187,7 +185,7 @@ class FullDisk:
 
 
 def test_what_a_full_disk_took_of_a_line_is_not_left(tmp_path, monkeypatch, caplog):
-    opened = logs.Logs(tmp_path, [LINE], step=5, tensorboard=False)
+    opened = logs.Logs(tmp_path, [LINE], step=5, tensorboard=False, layers=False)
     whole = (tmp_path / "metrics.jsonl").read_bytes()
     disk = FullDisk(monkeypatch, room=40)
     opened.write(LINE | {"step": 10})
@@ -202,21 +200,22 @@ def test_what_a_full_disk_took_of_a_line_is_not_left(tmp_path, monkeypatch, capl
 
 
 def test_a_file_that_vanished_ends_the_run(tmp_path):
-    opened = logs.Logs(tmp_path, [], step=0, tensorboard=False)
+    opened = logs.Logs(tmp_path, [], step=0, tensorboard=False, layers=False)
     (tmp_path / "metrics.jsonl").unlink()
     with pytest.raises(ConfigError, match="metrics.jsonl cannot be written .No such"):
         opened.write(LINE)
 
 
-def test_tensorboard_on_a_full_disk_is_left_out(tmp_path, caplog):
+def test_tensorboard_has_the_numbers_of_each_line(tmp_path):
     pytest.importorskip("tensorboardX")
-    opened = logs.Logs(tmp_path, [], step=0, tensorboard=True)
-    (tmp_path / "tensorboard").touch()  # no folder can be made
-    opened.write(LINE)
-    assert "tensorboard: File exists; a line is left out" in caplog.text
-    (tmp_path / "tensorboard").unlink()
+    opened = logs.Logs(tmp_path, [], step=0, tensorboard=True, layers=False)
+    opened.write(LINE | {"test_accuracy_seeds": [0.2, 0.4]})
     opened.write(LINE | {"step": 10})
     opened.close()
     (events,) = (tmp_path / "tensorboard").iterdir()
-    assert b"test_accuracy" in events.read_bytes()
+    content = events.read_bytes()
+    assert (
+        content.count(b"test_accuracy") == 2 and b"test_accuracy_seeds" not in content
+    )
+    assert b"epoch" not in content
     assert len(logs.read_metrics(tmp_path)) == 2

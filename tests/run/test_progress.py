@@ -1,10 +1,11 @@
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax.run.progress import Progress
+from resnet_jax.run.progress import Progress, Trace
 
 
 class Failed(Exception):
@@ -32,15 +33,17 @@ def make(step=0, steps_per_epoch=4, total_steps=10):
 def test_an_epoch_ends_where_the_run_does(step, epoch, count):
     progress = make(step)
     first = step - 4 * epoch
-    assert progress.steps(epoch) == range(first, first + count)
-    for _ in progress.batches(iter(progress.steps(epoch)), epoch):
+    progress.note_scored(None if step == 10 else step)
+    assert progress.epoch == epoch
+    assert progress.steps == range(first, first + count)
+    for _ in progress.batches(iter(progress.steps)):
         assert progress.add(sums(1.0)) == 1
     assert progress.at_epoch_end and progress.epochs_begun == epoch + 1
 
 
 def test_a_call_of_many_steps_is_as_many():
     progress = make(step=2)
-    for _ in progress.batches(iter(range(1)), 0):
+    for _ in progress.batches(iter(range(1))):
         pair = {"loss": jnp.array([0.5, 1.0]), "count": jnp.array([2, 3])}
         assert progress.add(pair) == 2
     assert progress.step == 4 and progress.sums == {"loss": 1.5, "count": 5.0}
@@ -54,7 +57,7 @@ def test_only_the_last_steps_may_still_be_computing():
 
     waited = []
     progress = make()
-    for step in progress.batches(iter(range(4)), 0):
+    for step in progress.batches(iter(range(4))):
         loss = np.array(step).view(Computing)
         progress.add({"loss": loss, "count": np.array(1)})
         assert waited == list(range(step))
@@ -63,7 +66,7 @@ def test_only_the_last_steps_may_still_be_computing():
 def test_sums_are_added_from_where_they_were():
     progress = make(step=1)
     progress.sums = {"loss": 0.5, "count": 3.0}
-    for _ in progress.batches(iter(range(3)), 0):
+    for _ in progress.batches(iter(range(3))):
         progress.add(sums(0.25))
         progress.collect()
     assert progress.sums == {"loss": 1.25, "count": 9.0}
@@ -78,15 +81,15 @@ def test_the_seconds_of_an_epoch_are_of_all_its_steps_though_it_stopped(monkeypa
             return self.now
 
     clock = Clock()
-    monkeypatch.setattr("resnet_jax.progress.time", clock)
+    monkeypatch.setattr("resnet_jax.run.progress.time", clock)
 
     def train(place=None, steps=4):
-        """Steps of two pictures, each of ten seconds."""
+        """Steps of two images, each of ten seconds."""
         progress = make()
         if place is not None:
             progress.go_to(json.loads(json.dumps(place)))
-        left = progress.steps(0)[:steps]
-        for _ in progress.batches(iter(left), 0):
+        left = progress.steps[:steps]
+        for _ in progress.batches(iter(left)):
             clock.now += 10
             progress.add(sums(1.0))
             progress.collect()
@@ -100,12 +103,54 @@ def test_the_seconds_of_an_epoch_are_of_all_its_steps_though_it_stopped(monkeypa
     assert middle["train_seconds"] == 30.0
     assert train(middle)[0].times == progress.times
     assert train(progress.place)[0].times == progress.times  # in its evaluation
-    progress.begin_epoch()
+    progress.note_scored(progress.step)
     assert progress.place["train_seconds"] == 0.0
 
 
 def test_a_loss_that_is_not_finite_is_told_with_its_step():
     progress = make()
     with pytest.raises(Failed, match="the training loss is nan at step 2"):
-        for number, _ in enumerate(progress.batches(iter(range(4)), 0)):
+        for number, _ in enumerate(progress.batches(iter(range(4)))):
             progress.add(sums(float("nan") if number else 1.0))
+
+
+@pytest.fixture
+def noted(monkeypatch):
+    """What the profiler is told, in the place of the profiler."""
+    told = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda path: told.append("start"))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: told.append("stop"))
+    return told
+
+
+def go(trace, noted, steps):
+    """{what the profiler was told: the step after which}."""
+    found = {}
+    for step in steps:
+        before = len(noted)
+        trace.step(step, None)
+        found |= dict.fromkeys(noted[before:], step)
+    return found
+
+
+@pytest.mark.parametrize(
+    "together, begin, end",
+    [(1, 5, 10), (2, 6, 12), (5, 5, 10), (6, 6, 12), (20, 20, 40)],
+)
+def test_a_trace_is_of_whole_calls(noted, tmp_path, capsys, together, begin, end):
+    trace = Trace(tmp_path)
+    trace.begin_after(300)
+    found = go(trace, noted, range(300 + together, 500, together))
+    trace.close()
+    assert found == {"start": 300 + begin, "stop": 300 + end}
+    assert noted == ["start", "stop"]
+    told = f"profile of steps {300 + begin + 1} to {300 + end} in {tmp_path}"
+    assert capsys.readouterr().out.strip() == told
+
+
+def test_a_trace_that_the_run_does_not_outlast_is_ended(noted, tmp_path):
+    trace = Trace(tmp_path)
+    assert go(trace, noted, range(1, 5)) == {}
+    assert go(trace, noted, range(5, 8)) == {"start": 5}
+    trace.close()
+    assert noted == ["start", "stop"]

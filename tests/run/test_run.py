@@ -1,19 +1,23 @@
-import dataclasses
 import json
 import os
 import shutil
 import signal
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from configs import make_config
 from safetensors.numpy import save_file
 
-import train
-from resnet_jax import data, models, run, training
+from resnet_jax import fields, models
+from resnet_jax.commands import train
 from resnet_jax.config import Config
-from resnet_jax.data.loader import Feed
+from resnet_jax.data import sources
+from resnet_jax.data.dataset import Dataset
+from resnet_jax.data.loader import Loader
 from resnet_jax.errors import (
     CheckpointError,
     ConfigError,
@@ -22,28 +26,44 @@ from resnet_jax.errors import (
     StoppedError,
 )
 from resnet_jax.recipes import RECIPES
-from resnet_jax.run import restore as checkpoint
-from resnet_jax.run import session, store
+from resnet_jax.run import restore, run, session
+from resnet_jax.run.checkpoints import Checkpoints
 from resnet_jax.run.directory import read_run
 from resnet_jax.run.session import open_run
-from resnet_jax.training import evaluation, metrics
+from resnet_jax.training import evaluation, metrics, state
+from resnet_jax.training import step as step_module
 from resnet_jax.weights import convert
 
 TIMES = {"seconds", "images_per_second", "compile_seconds", "startup_seconds"}
 
 
 @pytest.fixture
-def cfg(one_block, tmp_path, monkeypatch) -> Config:
-    """Three epochs of five steps, the last of each on a partial batch."""
+def small(monkeypatch):
+    """Replaces the digits by (train, test), of three classes and 8x8 pixels."""
+
+    def replace(train_split, test_split):
+        parts = (train_split, test_split)
+        source = sources.Source((8, 8, 3), lambda cfg: (3, lambda: parts))
+        monkeypatch.setitem(sources.SOURCES, "digits", source)
+        return parts
+
+    return replace
+
+
+@pytest.fixture
+def parts(small):
+    """36 and 10 images."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (46, 8, 8, 3), np.uint8)
     labels = (np.arange(46) % 3).astype(np.int32)
-    whole = data.Dataset(images, labels, ("a", "b", "c"))
-    parts = whole.take(slice(36)), whole.take(slice(36, None))
-    monkeypatch.setattr(data, "load_dataset", lambda *args, **options: parts)
-    description = data.Description(3, (8, 8, 3))
-    monkeypatch.setattr(data, "describe", lambda *args, **options: description)
-    return Config(
+    whole = Dataset(images, labels, ("a", "b", "c"))
+    return small(whole.take(slice(36)), whole.take(slice(36, None)))
+
+
+@pytest.fixture
+def cfg(one_block, parts, tmp_path) -> Config:
+    """Three epochs of five steps, the last of each on a partial batch."""
+    return make_config(
         model=one_block,
         dataset="digits",
         epochs=3,
@@ -53,31 +73,38 @@ def cfg(one_block, tmp_path, monkeypatch) -> Config:
         schedule="cosine",
         lr=0.05,
         crop_padding=1,
-        flip=True,
+        flip="random",
         workdir=str(tmp_path / "run"),
     )
 
 
-def change(cfg, **fields):
-    return dataclasses.replace(cfg, **fields)
+change = fields.replace
+
+
+def fetch_raises(error, monkeypatch):
+    """The digits cannot be had."""
+
+    def load():
+        raise error
+
+    source = sources.Source((8, 8, 3), lambda cfg: (3, load))
+    monkeypatch.setitem(sources.SOURCES, "digits", source)
 
 
 def records(cfg):
-    with open(f"{cfg.workdir}/metrics.jsonl", encoding="utf-8") as file:
+    with open(f"{cfg.run.workdir}/metrics.jsonl", encoding="utf-8") as file:
         lines = [json.loads(line) for line in file]
     return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
 
 
 def variables(cfg, which="last"):
-    model = models.create_model(cfg.model, num_classes=3)
-    template = training.init_variables(model, (8, 8, 3), key=jax.random.key(0))
-    return checkpoint.load_variables(read_run_dir(cfg), which, template)
+    model = models.create_model(cfg.model.model, num_classes=3)
+    template = state.init_variables(model, (8, 8, 3), key=jax.random.key(0))
+    return restore.load_variables(read_run_dir(cfg), which, template)
 
 
 def read_run_dir(cfg):
-    from pathlib import Path
-
-    return Path(cfg.workdir)
+    return Path(cfg.run.workdir)
 
 
 def assert_same_end(one, two):
@@ -120,25 +147,6 @@ class Killed(BaseException):
     """Stands for the end of a process: nothing that handles errors sees it."""
 
 
-def test_killed_between_epochs_a_run_ends_as_one_left_alone(cfg, monkeypatch, tmp_path):
-    alone = change(cfg, workdir=str(tmp_path / "alone"))
-    train.main(alone)
-    evaluate = evaluation.evaluate
-
-    def die(eval_step, make_batches, state, dataset):
-        if int(state.step) == 10:
-            raise Killed
-        return evaluate(eval_step, make_batches, state, dataset)
-
-    monkeypatch.setattr(evaluation, "evaluate", die)
-    with pytest.raises(Killed):
-        train.main(cfg)
-    assert [line["step"] for line in records(cfg)] == [5]
-    monkeypatch.setattr(evaluation, "evaluate", evaluate)
-    train.main(cfg)
-    assert_same_end(cfg, alone)
-
-
 def test_a_line_without_its_checkpoint_is_written_again(cfg, tmp_path):
     cfg = change(cfg, schedule="constant")
     alone = change(cfg, workdir=str(tmp_path / "alone"))
@@ -146,19 +154,22 @@ def test_a_line_without_its_checkpoint_is_written_again(cfg, tmp_path):
     train.main(change(cfg, max_steps=5))
     # Killed between the line of the second epoch and its checkpoint, and in the middle
     # of another line.
-    with open(f"{cfg.workdir}/metrics.jsonl", "a", encoding="utf-8") as file:
+    with open(f"{cfg.run.workdir}/metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"epoch": 2, "step": 10}\n{"epoch": 3, "st')
     train.main(change(cfg, max_steps=15, override=True))
     assert_same_end(cfg, alone)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.process)],
+)
 def test_a_signal_in_the_middle_of_an_epoch_saves_and_the_run_ends_the_same(
     cfg, monkeypatch, tmp_path, number
 ):
     alone = change(cfg, workdir=str(tmp_path / "alone"))
     train.main(alone)
-    batches, seen = Feed.train, []
+    batches, seen = Loader.train, []
 
     def signalling(*args, **options):
         for batch in batches(*args, **options):
@@ -167,7 +178,7 @@ def test_a_signal_in_the_middle_of_an_epoch_saves_and_the_run_ends_the_same(
                 os.kill(os.getpid(), number)
             yield batch
 
-    monkeypatch.setattr(Feed, "train", signalling)
+    monkeypatch.setattr(Loader, "train", signalling)
     with pytest.raises(StoppedError, match=f"{number.name}, saved at step 8 of 15"):
         train.main(cfg)
     assert [line["step"] for line in records(cfg)] == [5]
@@ -210,7 +221,7 @@ def test_a_part_of_the_pictures(cfg, monkeypatch):
 
 
 def test_validation_joins_the_metrics_and_chooses_the_best(cfg):
-    cfg = change(cfg, validation_split=0.25, keep=1, epochs=4, lr=0.3)
+    cfg = change(cfg, validation_split=0.25, keep_checkpoints=1, epochs=4, lr=0.3)
     train.main(cfg)
     lines = records(cfg)
     assert all("val_loss" in line for line in lines)
@@ -222,8 +233,8 @@ def test_validation_joins_the_metrics_and_chooses_the_best(cfg):
 
 
 def test_old_checkpoints_go(cfg):
-    train.main(change(cfg, keep=2))
-    steps = {int(name) for name in os.listdir(f"{cfg.workdir}/checkpoints")}
+    train.main(change(cfg, keep_checkpoints=2))
+    steps = {int(name) for name in os.listdir(f"{cfg.run.workdir}/checkpoints")}
     assert steps == {10, 15}
 
 
@@ -254,10 +265,10 @@ def test_override_lets_epochs_and_logging_through(cfg, capsys):
 def test_a_failure_before_the_first_step_leaves_nothing(cfg):
     with pytest.raises(ConfigError, match="no model"):
         train.main(change(cfg, model="resnet19"))
-    assert not os.path.exists(cfg.workdir)
+    assert not os.path.exists(cfg.run.workdir)
     with pytest.raises(ConfigError, match="normalize 'sepia'"):
         train.main(change(cfg, normalize="sepia"))
-    assert not os.path.exists(cfg.workdir)
+    assert not os.path.exists(cfg.run.workdir)
 
 
 def test_a_run_directory_that_cannot_be_written(cfg, tmp_path):
@@ -269,50 +280,51 @@ def test_a_run_directory_that_cannot_be_written(cfg, tmp_path):
 def test_metrics_without_checkpoints_are_not_overwritten(cfg):
     train.main(change(cfg, max_steps=2))
     before = records(cfg)
-    shutil.rmtree(f"{cfg.workdir}/checkpoints")
+    shutil.rmtree(f"{cfg.run.workdir}/checkpoints")
     with pytest.raises(ConfigError, match="and none of its checkpoints"):
         train.main(change(cfg, max_steps=2))
     assert records(cfg) == before
 
 
 def test_a_run_killed_before_its_first_step_begins_afresh(cfg):
-    os.makedirs(f"{cfg.workdir}/checkpoints")
+    os.makedirs(f"{cfg.run.workdir}/checkpoints")
     train.main(change(cfg, max_steps=2))
     assert [line["step"] for line in records(cfg)] == [2]
 
 
 def test_what_lay_in_the_directory_stays_where_a_run_fails(cfg, monkeypatch):
-    os.makedirs(cfg.workdir)
-    with open(f"{cfg.workdir}/config.json", "w", encoding="utf-8") as file:
+    os.makedirs(cfg.run.workdir)
+    with open(f"{cfg.run.workdir}/config.json", "w", encoding="utf-8") as file:
         file.write("mine")
 
     def fail(*args, **options):
         raise ConfigError("no")
 
-    monkeypatch.setattr(training, "init_state", fail)
+    monkeypatch.setattr("resnet_jax.training.state.init_state", fail)
+    monkeypatch.setattr("resnet_jax.training.init_state", fail, raising=False)
     with pytest.raises(ConfigError, match="no"):
         train.main(cfg)
-    with open(f"{cfg.workdir}/config.json", encoding="utf-8") as file:
+    with open(f"{cfg.run.workdir}/config.json", encoding="utf-8") as file:
         assert file.read() == "mine"
 
 
 def test_a_signal_at_the_very_last_step_leaves_the_evaluation_to_the_next_call(
     cfg, monkeypatch
 ):
-    batches = Feed.train
+    batches = Loader.train
 
-    def signalling(*args, **options):
-        for number, batch in enumerate(batches(*args, **options)):
-            if options["epoch"] == 1 and number == 1:
+    def signalling(self, epoch, start):
+        for number, batch in enumerate(batches(self, epoch, start)):
+            if epoch == 1 and number == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
-    monkeypatch.setattr(Feed, "train", signalling)
-    alone = change(cfg, max_steps=7, workdir=cfg.workdir + "-alone")
+    monkeypatch.setattr(Loader, "train", signalling)
+    alone = change(cfg, max_steps=7, workdir=cfg.run.workdir + "-alone")
     with pytest.raises(StoppedError, match="saved at step 7 of 7"):
         train.main(change(cfg, max_steps=7))
     assert [line["step"] for line in records(cfg)] == [5]
-    monkeypatch.setattr(Feed, "train", batches)
+    monkeypatch.setattr(Loader, "train", batches)
     train.main(alone)
     train.main(change(cfg, max_steps=7))
     assert [line["step"] for line in records(cfg)] == [5, 7]
@@ -335,7 +347,7 @@ def test_an_evaluation_that_is_not_finite_is_not_saved(cfg, monkeypatch):
 
 def test_half_a_run_is_refused(cfg):
     train.main(change(cfg, max_steps=2))
-    os.remove(f"{cfg.workdir}/config.json")
+    os.remove(f"{cfg.run.workdir}/config.json")
     with pytest.raises(ConfigError, match="config.json cannot be read"):
         train.main(cfg)
 
@@ -343,22 +355,22 @@ def test_half_a_run_is_refused(cfg):
 @pytest.mark.parametrize("bad_step", [1, 8])
 def test_a_loss_that_is_not_finite_stops_the_run(cfg, monkeypatch, bad_step):
     cfg = change(cfg, log_every_steps=1)
-    batches, seen = Feed.train, []
+    batches, seen = Loader.train, []
 
     def poisoned(*args, **options):
         for batch in batches(*args, **options):
             seen.append(batch)
             yield batch
 
-    step = training.train_step
+    before = step_module.train_step
 
     def spoil(model, tx, augment, state, batch, key, **options):
-        state, sums = step(model, tx, augment, state, batch, key, **options)
+        state, sums = before(model, tx, augment, state, batch, key, **options)
         loss = jax.numpy.where(state.step == bad_step, jax.numpy.nan, sums["loss"])
         return state, {**sums, "loss": loss}
 
-    monkeypatch.setattr(Feed, "train", poisoned)
-    monkeypatch.setattr(training, "train_step", spoil)
+    monkeypatch.setattr(Loader, "train", poisoned)
+    monkeypatch.setattr(step_module, "train_step", spoil)
     lr = {1: 0.05, 8: 0.0276132}[bad_step]  # the cosine's, there
     with pytest.raises(
         NonFiniteLossError, match=f"is nan at step {bad_step}, lr {lr}: try"
@@ -366,7 +378,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(cfg, monkeypatch, bad_step):
         train.main(cfg)
     assert len(seen) == bad_step  # not a step further
     if bad_step == 1:  # nothing was saved, and nothing is left
-        assert not os.path.exists(cfg.workdir)
+        assert not os.path.exists(cfg.run.workdir)
     else:
         assert [line["step"] for line in records(cfg)] == [5]
         assert variables(cfg)[1] == 5
@@ -374,7 +386,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(cfg, monkeypatch, bad_step):
 
 def test_a_checkpoint_of_another_model_is_refused(cfg):
     train.main(change(cfg, max_steps=2))
-    path = f"{cfg.workdir}/config.json"
+    path = f"{cfg.run.workdir}/config.json"
     with open(path, encoding="utf-8") as file:
         text = file.read()
     with open(path, "w", encoding="utf-8") as file:
@@ -385,11 +397,11 @@ def test_a_checkpoint_of_another_model_is_refused(cfg):
 
 def test_a_checkpoint_with_more_layers_than_the_model_is_refused(cfg):
     train.main(change(cfg, max_steps=2))
-    model = models.create_model(cfg.model, num_classes=3)
-    template = training.init_variables(model, (8, 8, 3), key=jax.random.key(0))
+    model = models.create_model(cfg.model.model, num_classes=3)
+    template = state.init_variables(model, (8, 8, 3), key=jax.random.key(0))
     del template["params"]["layer1.0"]
     with pytest.raises(CheckpointError, match="params.layer1.0.* there, none here"):
-        checkpoint.load_variables(read_run_dir(cfg), "last", template)
+        restore.load_variables(read_run_dir(cfg), "last", template)
 
 
 def test_checkpoints_that_are_not_there(cfg, tmp_path):
@@ -402,7 +414,7 @@ def test_checkpoints_that_are_not_there(cfg, tmp_path):
         variables(cfg, "first")
     assert variables(cfg, "2")[1] == 2
     with pytest.raises(CheckpointError, match="no checkpoint yet"):
-        checkpoint.load_variables(tmp_path, "last", {})
+        restore.load_variables(tmp_path, "last", {})
 
 
 def test_no_run_and_half_a_run_to_read(tmp_path):
@@ -420,12 +432,10 @@ def test_tensorboard_events(cfg):
 
 
 def test_tensorboard_without_its_package(cfg, monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(ConfigError, match="pip install tensorboardX"):
+    with pytest.raises(ConfigError, match="pip install -e"):
         train.main(change(cfg, max_steps=5, tensorboard=True))
-    assert not os.path.exists(cfg.workdir)
+    assert not os.path.exists(cfg.run.workdir)
 
 
 @pytest.mark.parametrize("max_steps", [7, 15])  # within the traced steps, and after
@@ -437,7 +447,7 @@ def test_profile_leaves_a_trace(cfg, max_steps):
 def test_summary_trains_nothing(cfg, capsys):
     train.main(change(cfg, summary=True))
     assert "multiply-adds" in capsys.readouterr().out
-    assert not os.path.exists(cfg.workdir)
+    assert not os.path.exists(cfg.run.workdir)
 
 
 def test_names_and_directories_are_looked_at_before_data_are_fetched(
@@ -445,10 +455,7 @@ def test_names_and_directories_are_looked_at_before_data_are_fetched(
 ):
     train.main(change(cfg, max_steps=2))
 
-    def fetch(*args, **options):
-        raise AssertionError("the data were fetched")
-
-    monkeypatch.setattr(data, "load_dataset", fetch)
+    fetch_raises(AssertionError("the data were fetched"), monkeypatch)
     (tmp_path / "file").touch()
     for wrong, part in (
         ({"summary": True}, None),
@@ -469,16 +476,18 @@ def test_a_batch_that_cannot_be_trained_on_is_refused_before_the_first_step(cfg)
     # Five batches of seven and one of a single picture, on maps of 1x1.
     with pytest.raises(ConfigError, match="cannot train on one value per channel"):
         train.main(change(cfg, batch_size=7, stem="imagenet", model="resnet18"))
-    assert not os.path.exists(cfg.workdir)
+    assert not os.path.exists(cfg.run.workdir)
 
 
 def test_open_run_probes_without_a_trace(cfg):
     with open_run(cfg):
-        assert os.path.isdir(cfg.workdir)
-    assert not os.path.exists(cfg.workdir)
+        assert os.path.isdir(cfg.run.workdir)
+    assert not os.path.exists(cfg.run.workdir)
 
 
-@pytest.mark.parametrize("module, name", [(session, "check_resumable"), (run, "Saver")])
+@pytest.mark.parametrize(
+    "module, name", [(session, "check_resumable"), (run, "Checkpoints")]
+)
 def test_a_signal_while_a_run_is_being_opened(module, name, cfg, monkeypatch):
     before = getattr(module, name)
 
@@ -489,14 +498,12 @@ def test_a_signal_while_a_run_is_being_opened(module, name, cfg, monkeypatch):
     monkeypatch.setattr(module, name, signalling)
     with pytest.raises(StoppedError, match="by SIGTERM before its first step"):
         train.main(cfg)
-    assert not os.path.exists(cfg.workdir)
+    assert not os.path.exists(cfg.run.workdir)
 
 
-def test_other_classes_are_refused(cfg, monkeypatch):
+def test_other_classes_are_refused(cfg, parts, small):
     train.main(change(cfg, max_steps=2))
-    loaded = data.load_dataset()
-    renamed = [data.Dataset(p.images, p.labels, ("a", "b", "d")) for p in loaded]
-    monkeypatch.setattr(data, "load_dataset", lambda *args, **options: renamed)
+    small(*(Dataset(p.images, p.labels, ("a", "b", "d")) for p in parts))
     with pytest.raises(ConfigError, match="begun on other classes"):
         train.main(change(cfg, max_steps=4, override=True))
 
@@ -504,8 +511,8 @@ def test_other_classes_are_refused(cfg, monkeypatch):
 @pytest.fixture
 def weights(cfg, tmp_path):
     """A file of random weights of the network, with other classes."""
-    model = models.create_model(cfg.model, num_classes=7)
-    variables = training.init_variables(model, (8, 8, 3), key=jax.random.key(9))
+    model = models.create_model(cfg.model.model, num_classes=7)
+    variables = state.init_variables(model, (8, 8, 3), key=jax.random.key(9))
     path = tmp_path / "weights.safetensors"
     save_file(convert.to_torch(variables), path)
     return str(path)
@@ -513,35 +520,31 @@ def weights(cfg, tmp_path):
 
 def test_a_command_that_failed_does_not_spoil_what_a_killed_one_left(cfg, monkeypatch):
     """Killed between the line of an epoch and its checkpoint; then data are missing."""
-    save = run.Saver.save
 
     def die(*args, **options):
         raise Killed
 
-    monkeypatch.setattr(run.Saver, "save", die)
-    with pytest.raises(Killed):
-        train.main(cfg)
-    monkeypatch.setattr(run.Saver, "save", save)
-    os.makedirs(f"{cfg.workdir}/checkpoints")  # a process that is killed leaves it
-    with open(f"{cfg.workdir}/metrics.jsonl", "w", encoding="utf-8") as file:
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", die)
+        with pytest.raises(Killed):
+            train.main(cfg)
+    os.makedirs(f"{cfg.run.workdir}/checkpoints")  # a process that is killed leaves it
+    with open(f"{cfg.run.workdir}/metrics.jsonl", "w", encoding="utf-8") as file:
         file.write('{"epoch": 1, "step": 5}\n')
-    loaded = data.load_dataset
-
-    def missing(*args, **options):
-        raise DataError("no data")
-
-    monkeypatch.setattr(data, "load_dataset", missing)
-    with pytest.raises(DataError):
-        train.main(cfg)
-    monkeypatch.setattr(data, "load_dataset", loaded)
+    with monkeypatch.context() as patch:
+        fetch_raises(DataError("no data"), patch)
+        with pytest.raises(DataError):
+            train.main(cfg)
     train.main(cfg)
     assert [line["step"] for line in records(cfg)] == [5, 10, 15]
 
 
 def test_the_best_stays_although_a_better_one_could_not_be_saved(cfg, monkeypatch):
-    cfg = change(cfg, validation_split=0.25, keep=1, epochs=4)  # of 4 steps each
+    cfg = change(
+        cfg, validation_split=0.25, keep_checkpoints=1, epochs=4
+    )  # of 4 steps each
     accuracies = iter([0.8, 0.9, 0.1, 0.1])
-    means, save = metrics.means, store.Store.save
+    means, save = metrics.means, Checkpoints.save
 
     def given(sums, part):
         found = means(sums, part)
@@ -551,12 +554,13 @@ def test_the_best_stays_although_a_better_one_could_not_be_saved(cfg, monkeypatc
 
     def full(self, step, *args):
         if step != 8:  # the save of the better one fails
-            save(self, step, *args)
+            return save(self, step, *args)
+        return None
 
     monkeypatch.setattr(metrics, "means", given)
-    monkeypatch.setattr(store.Store, "save", full)
+    monkeypatch.setattr(Checkpoints, "save", full)
     train.main(cfg)
-    assert sorted(map(int, os.listdir(f"{cfg.workdir}/checkpoints"))) == [4, 16]
+    assert sorted(map(int, os.listdir(f"{cfg.run.workdir}/checkpoints"))) == [4, 16]
     assert variables(cfg, "best")[1] == 4
 
 
@@ -577,29 +581,40 @@ def test_fewer_epochs_than_are_done(cfg, monkeypatch):
     assert [line["step"] for line in records(cfg)] == [5]
 
 
-@pytest.mark.parametrize("name", RECIPES)
+# One of them in the default run.
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == "digits" else pytest.param(name, marks=pytest.mark.process)
+        for name in RECIPES
+    ],
+)
 def test_a_resume_is_exact_for_every_recipe(name, cfg, weights, monkeypatch):
     """Parameters, statistics, optimizer, order, augmentation, sums: to the bit."""
     recipe = RECIPES[name][1]
     recipe = change(
         recipe,
-        **{"dataset": "digits", "epochs": 2, "max_steps": None},
-        **{"batch_size": 8, "eval_batch_size": 4, "normalize": "half"},
-        pretrained=recipe.pretrained and weights,
-        crop_padding=min(recipe.crop_padding, 1),
+        dataset="digits",
+        epochs=2,
+        max_steps=None,
+        batch_size=8,
+        eval_batch_size=4,
+        normalize="half",
+        pretrained=recipe.transfer.pretrained and weights,
+        crop_padding=min(recipe.augment.crop_padding, 1),
         log_gradients=name == "resnet20",
         validation_split=0.1 if name == "resnet18" else 0.0,
-        workdir=cfg.workdir,
+        workdir=cfg.run.workdir,
     )
     if name == "resnet20":
         recipe = change(recipe, schedule="step", lr_milestones=(3, 7))
-    if recipe.model == "resnet9":
+    if recipe.model.model == "resnet9":
         recipe = change(recipe, width=4)
     else:  # one_block's own stem
-        recipe = change(recipe, model=cfg.model, stem=None)
-    alone = change(recipe, workdir=cfg.workdir + "-alone")
+        recipe = change(recipe, model=cfg.model.model, stem=None)
+    alone = change(recipe, workdir=cfg.run.workdir + "-alone")
     train.main(alone)
-    batches, seen = Feed.train, []
+    batches, seen = Loader.train, []
 
     def signalling(*args, **options):
         for batch in batches(*args, **options):
@@ -609,7 +624,7 @@ def test_a_resume_is_exact_for_every_recipe(name, cfg, weights, monkeypatch):
             yield batch
 
     stops = (1, 5, 8)  # of ten; the fifth is an epoch's last
-    monkeypatch.setattr(Feed, "train", signalling)
+    monkeypatch.setattr(Loader, "train", signalling)
     for step in stops:
         with pytest.raises(StoppedError, match=f"saved at step {step} of"):
             train.main(recipe)
@@ -618,7 +633,7 @@ def test_a_resume_is_exact_for_every_recipe(name, cfg, weights, monkeypatch):
     assert records(recipe) == records(alone)
     for key in ("step", "digests", "train_sums"):
         assert manifest(recipe)[key] == manifest(alone)[key]
-    if recipe.log_gradients:
+    if recipe.run.log_gradients:
         one, two = (read_run_dir(c) / "layers.jsonl" for c in (recipe, alone))
         assert one.read_text() == two.read_text() != ""
 
@@ -630,12 +645,15 @@ def manifest(cfg):
     return json.loads((newest / "manifest" / "metadata").read_text())
 
 
+@pytest.mark.process
 def test_calls_of_many_steps_stop_and_go_on_to_the_bit(cfg, monkeypatch, tmp_path):
     """Five steps an epoch: two calls of two, and the partial batch."""
-    cfg = change(cfg, steps_per_call=2, accumulate=2, remat=True, save_every_steps=3)
+    cfg = change(
+        cfg, steps_per_call=2, grad_accum_steps=2, remat=True, save_every_steps=3
+    )
     alone = change(cfg, workdir=str(tmp_path / "alone"))
     train.main(alone)
-    batches, seen = Feed.train, []
+    batches, seen = Loader.train, []
 
     def signalling(*args, **options):
         for batch in batches(*args, **options):
@@ -644,7 +662,7 @@ def test_calls_of_many_steps_stop_and_go_on_to_the_bit(cfg, monkeypatch, tmp_pat
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
-    monkeypatch.setattr(Feed, "train", signalling)
+    monkeypatch.setattr(Loader, "train", signalling)
     with pytest.raises(StoppedError, match="saved at step 9 of 15"):
         train.main(cfg)
     assert seen == [(2, 8), (2, 8), (4,), (2, 8), (2, 8)]
@@ -667,4 +685,4 @@ def test_a_last_save_that_is_refused_is_an_error(cfg, monkeypatch):
         with pytest.raises(CheckpointError, match=message):
             train.main(cfg)
     train.main(cfg)
-    assert sorted(map(int, os.listdir(f"{cfg.workdir}/checkpoints"))) == [5, 10, 15]
+    assert sorted(map(int, os.listdir(f"{cfg.run.workdir}/checkpoints"))) == [5, 10, 15]

@@ -1,5 +1,8 @@
 import hashlib
+import subprocess
+import sys
 from collections import OrderedDict
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from spawn import ROOT
 
 import resnet_jax
 from resnet_jax import training
@@ -14,14 +18,21 @@ from resnet_jax.errors import DataError
 from resnet_jax.weights import convert, pth
 
 
-def init(name="resnet8", num_classes=10, side=32):
-    model = resnet_jax.create_model(name, num_classes=num_classes)
-    return training.init_variables(model, (side, side, 3), key=jax.random.key(1))
-
-
 @pytest.fixture(scope="module")
 def variables():
-    return init()
+    model = resnet_jax.create_model("resnet8", num_classes=10)
+    init = partial(training.init_variables, model, (32, 32, 3))
+    return jax.jit(init)(key=jax.random.key(1))
+
+
+def draw(name):
+    """Random numbers in the place of a model's variables, and their shapes."""
+    model = resnet_jax.create_model(name, num_classes=10)
+    shapes = training.variable_shapes(model, (32, 32, 3))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes
+    ), shapes
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +46,7 @@ def state_dict(variables):
 
 @pytest.mark.parametrize("name", resnet_jax.list_models())
 def test_every_model_goes_out_and_in_bit_for_bit(name):
-    model = resnet_jax.create_model(name, num_classes=10)
-    shapes = training.variable_shapes(model, (32, 32, 3))
-    rng = np.random.default_rng(0)
-    start = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes)
+    start, shapes = draw(name)
     out = resnet_jax.to_torch(start)
     back = resnet_jax.from_torch(out, shapes)
     jax.tree.map(np.testing.assert_array_equal, start, back)
@@ -108,7 +116,7 @@ def test_other_names_of_the_classifier_are_recognised(
 
 
 def test_a_shortcut_is_a_downsample(caplog):
-    variables = init("resnet18")
+    variables, _ = draw("resnet18")
     out = resnet_jax.to_torch(variables)
     renamed = {k.replace("downsample", "shortcut"): v for k, v in out.items()}
     assert renamed.keys() != out.keys()
@@ -214,17 +222,13 @@ def test_contents_that_are_no_state_dict(tmp_path, monkeypatch):
             resnet_jax.read_state_dict(path)
 
 
+@pytest.mark.process
 def test_torch_is_never_imported(tmp_path, state_dict):
-    import subprocess
-    import sys
-    from pathlib import Path
-
     save_file(arrays_only(state_dict), tmp_path / "model.safetensors")
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "import resnet_jax\n"
         f"resnet_jax.read_state_dict({str(tmp_path / 'model.safetensors')!r})\n"
     )
-    root = Path(__file__).parents[1]
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
     assert convert.read_state_dict is resnet_jax.read_state_dict

@@ -1,15 +1,18 @@
+import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
-from resnet_jax.commands.options import EvaluateConfig
+from configs import make_config
 
-import evaluate
 import resnet_jax
-import train
 from resnet_jax import data
-from resnet_jax.config import Config
+from resnet_jax.commands import evaluate, train
+from resnet_jax.commands.evaluate import EvaluateConfig
+from resnet_jax.config import ModelConfig
+from resnet_jax.data import sources
 from resnet_jax.errors import ConfigError, DataError
 
 
@@ -19,12 +22,21 @@ def digits():
     return train.take(slice(96)), test.take(slice(50))
 
 
-@pytest.fixture
-def run(digits, tmp_path, monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def few(digits):
+    """These in the place of all digits."""
+    with pytest.MonkeyPatch.context() as patch:
+        small = sources.Source((32, 32, 3), lambda cfg: (10, lambda: digits))
+        patch.setitem(sources.SOURCES, "digits", small)
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(few, tmp_path_factory):
     """A short run of resnet8, and the folder that it is exported to."""
-    monkeypatch.setattr(data, "load_dataset", lambda *args, **options: digits)
-    run_dir, folder = tmp_path / "run", tmp_path / "exported"
-    cfg = Config(
+    home = tmp_path_factory.mktemp("export")
+    run_dir, folder = home / "run", home / "exported"
+    cfg = make_config(
         model="resnet8",
         dataset="digits",
         normalize="half",
@@ -36,6 +48,14 @@ def run(digits, tmp_path, monkeypatch):
     train.main(cfg)
     evaluate.main(EvaluateConfig(run=str(run_dir), export=str(folder)))
     return run_dir, folder
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """Copies of both, to be spoiled."""
+    for path in trained:
+        shutil.copytree(path, tmp_path / path.name)
+    return tmp_path / "run", tmp_path / "exported"
 
 
 def last_line(run_dir):
@@ -52,7 +72,7 @@ def test_an_exported_folder_says_everything(run, capsys):
     modes = {p.stat().st_mode for p in folder.iterdir()}
     assert len(modes) == 1  # who may read the card may read the weights
     info = json.loads((folder / "config.json").read_text())
-    assert info["architecture"] == {
+    architecture = {
         "model": "resnet8",
         "num_classes": 10,
         "stem": None,
@@ -61,7 +81,10 @@ def test_an_exported_folder_says_everything(run, capsys):
         "width": None,
         "whiten": False,
         "dtype": "float32",
+        "in_channels": 3,
     }
+    others = dataclasses.asdict(ModelConfig())
+    assert info["architecture"] == {**others, **architecture}
     assert info["class_names"] == list("0123456789")
     assert info["preprocessing"]["mean"] == [0.5] * 3
     assert info["preprocessing"]["image_size"] == info["preprocessing"]["size"] == 32
@@ -70,6 +93,18 @@ def test_an_exported_folder_says_everything(run, capsys):
     assert info["parameters"] == 75_290 and info["versions"]["jax"] == jax.__version__
     card = (folder / "README.md").read_text()
     assert "# resnet8, trained on digits" in card and "75,290 parameters" in card
+
+
+def test_a_folder_that_says_less_of_the_network_is_read(run):
+    """As versions before in_channels wrote it."""
+    _, folder = run
+    info = json.loads((folder / "config.json").read_text())
+    old = ("model", "num_classes", "stem", "skip", "norm", "width", "whiten", "dtype")
+    info["architecture"] = {name: info["architecture"][name] for name in old}
+    (folder / "config.json").write_text(json.dumps(info))
+    model, variables, _ = resnet_jax.load_pretrained(folder)
+    assert model.in_channels == 3
+    assert variables["params"]["conv1"]["kernel"].shape == (3, 3, 3, 16)
 
 
 def test_it_is_scored_as_the_run_is(run, tmp_path):
@@ -101,7 +136,7 @@ def test_it_is_loaded_and_trained_on(run, digits, tmp_path):
     accuracy = float((logits.argmax(-1) == digits[1].labels).mean())
     assert accuracy == pytest.approx(last_line(run_dir)["test_accuracy"])
 
-    cfg = Config(
+    cfg = make_config(
         model="resnet8",
         dataset="digits",
         pretrained=str(folder),
@@ -114,7 +149,7 @@ def test_it_is_loaded_and_trained_on(run, digits, tmp_path):
     train.main(cfg)
     assert last_line(tmp_path / "more")["test_accuracy"] == pytest.approx(accuracy)
     saved = json.loads((tmp_path / "more" / "config.json").read_text())
-    assert saved["normalize"] == "half"  # the weights' own
+    assert saved["augment"]["normalize"] == "half"  # the weights' own
 
 
 def test_another_number_of_classes_draws_a_new_head(run, caplog):
@@ -156,7 +191,8 @@ def test_a_damaged_config_is_refused(run, text):
 def test_data_of_other_classes_are_refused(run, digits, monkeypatch):
     _, folder = run
     named = [data.Dataset(d.images, d.labels, tuple("abcdefghij")) for d in digits]
-    monkeypatch.setattr(data, "load_dataset", lambda *args, **options: named)
+    other = sources.Source((32, 32, 3), lambda cfg: (10, lambda: named))
+    monkeypatch.setitem(sources.SOURCES, "digits", other)
     with pytest.raises(DataError, match=r"classes \(0, 1, 2, ...\) are not the data's"):
         evaluate.main(EvaluateConfig(run=str(folder)))
 
@@ -194,7 +230,10 @@ def test_other_values_in_a_config_are_refused(run):
         (("class_names",), ["a"]),
         (("class_names",), [1] * 10),
         (("architecture", "num_classes"), 10**12),
+        (("architecture", "in_channels"), 10**12),
+        (("architecture", "in_channels"), "3"),
         (("architecture", "stem"), 3),
+        (("architecture", "colour"), 3),
         (("architecture", "dtype"), "x"),
         (("architecture", "width"), "8"),
         (("architecture", "width"), -3),

@@ -1,0 +1,54 @@
+"""Parts of a training, from fields of the configuration by their names."""
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from resnet_jax import fields
+from resnet_jax.config import AugmentConfig, DataConfig, OptimConfig
+from resnet_jax.data import augment
+from resnet_jax.data.dataset import Dataset, Splits, epoch_batches
+from resnet_jax.data.loader import Loader
+from resnet_jax.devices.mesh import make_mesh
+from resnet_jax.training import optim
+
+
+def make_schedule(*, total_steps=10, steps_per_epoch=1, **values: Any):
+    """The schedule of OptimConfig(**values)."""
+    return optim.make_schedule(OptimConfig(**values), total_steps, steps_per_epoch)
+
+
+def make_optimizer(*, trainable=None, lr_scale=None, total_steps=10, **values: Any):
+    """The optimizer of OptimConfig(**values), and by default plain SGD's."""
+    cfg = fields.replace(OptimConfig(optimizer="sgd"), **values)
+    schedule = optim.make_schedule(cfg, total_steps)
+    return optim.make_optimizer(cfg, schedule, trainable=trainable, lr_scale=lr_scale)
+
+
+def make_preprocess(image_shape, **values: Any):
+    """preprocess of AugmentConfig(**values), and by default to (x - .5) / .25."""
+    cfg = fields.replace(AugmentConfig(normalize="half"), **values)
+    return augment.make_preprocess(cfg, image_shape)
+
+
+def make_augment(image_shape, num_classes, **values: Any):
+    """augment of AugmentConfig(**values), preprocessing as make_preprocess."""
+    cfg = fields.replace(AugmentConfig(normalize="half"), **values)
+    preprocess = augment.make_preprocess(cfg, image_shape)
+    return augment.make_augment(cfg, preprocess, num_classes)
+
+
+def make_loader(
+    dataset, *, mesh=None, seed=0, order=None, epochs=1, held=None, **values: Any
+):
+    """A loader that trains on `dataset`, and scores it; of DataConfig(**values)."""
+    none = Dataset(dataset.images[:0], np.zeros(0, np.int32), dataset.class_names)
+    return Loader(
+        make_mesh(1) if mesh is None else mesh,
+        Splits(dataset, none, dataset, {}),
+        DataConfig(**values),
+        order=order or functools.partial(epoch_batches, seed=seed),
+        epochs=epochs,
+        held=held,
+    )
