@@ -1,9 +1,15 @@
-"""train.py in a process of its own, on few pictures, and what it left."""
+"""Processes that train: forked from one that has imported JAX, and what they left."""
 
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -11,26 +17,151 @@ ROOT = Path(__file__).parent.parent
 ARGUMENTS = (
     *("digits", "--model", "small", "--epochs", "2", "--batch-size", "32"),
     *("--max-train-samples", "160", "--max-test-samples", "40"),
-    *("--crop-padding", "1", "--save-every-steps", "2", "--keep", "2"),
-)
-# The network `small`, of one block: each process traces it anew. And pictures for the
-# digits: to import scikit-learn takes as long as all the rest of such a run.
-SMALL = (
-    "import numpy as np\n"
-    "from resnet_jax import data, models\n"
-    "from resnet_jax.models import blocks, resnet\n"
-    "def small(**options):\n"
-    "    options = {'stem': 'cifar', **options}\n"
-    "    return resnet.ResNet(blocks.BasicBlock, (1,), widths=(4,), **options)\n"
-    "models.MODELS['small'] = small\n"
-    "def pictures(count):\n"
-    "    rng = np.random.default_rng(count)\n"
-    "    images = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)\n"
-    "    labels = np.arange(count, dtype=np.int32) % 10\n"
-    "    return data.Dataset(images, labels, tuple('0123456789'))\n"
-    "data._load_digits = lambda: (pictures(200), pictures(50))\n"
+    *("--crop-padding", "1", "--save-every-steps", "2", "--keep-checkpoints", "2"),
 )
 TIMES = {"seconds", "images_per_second", "compile_seconds", "startup_seconds"}
+_server = multiprocessing.get_context("forkserver")
+# Nothing of these computes, or starts a thread, when it is imported.
+_PRELOADED = ["spawn", "faults", "resnet_jax.commands.train", "resnet_jax.run.session"]
+
+
+def make_small() -> None:
+    """Makes known the network `small`, of one block: each process traces it anew.
+
+    And images for the digits: to import scikit-learn takes as long as the rest of a run.
+    """
+    import numpy as np
+
+    from resnet_jax import models
+    from resnet_jax.data import sources
+    from resnet_jax.data.dataset import Dataset
+    from resnet_jax.models.blocks import BasicBlock
+    from resnet_jax.models.resnet import ResNet
+
+    def images(count):
+        rng = np.random.default_rng(count)
+        pixels = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
+        labels = np.arange(count, dtype=np.int32) % 10
+        return Dataset(pixels, labels, tuple("0123456789"))
+
+    models.MODELS["small"] = partial(
+        ResNet, block=BasicBlock, stage_sizes=(1,), widths=(4,), stem="cifar"
+    )
+    sources.SOURCES["digits"] = sources.Source(
+        (32, 32, 3), lambda cfg: (10, lambda: (images(200), images(50)))
+    )
+
+
+class Started:
+    """A process, in the form of subprocess.Popen's.
+
+    Args:
+      function, args: what it does.
+      environ: what is added to its environment.
+    """
+
+    def __init__(self, function: Callable[..., None], *args, environ=None) -> None:
+        folder = Path(tempfile.mkdtemp())
+        self._paths = [folder / name for name in ("out", "err")]
+        for path in self._paths:
+            path.touch()
+        given = {**os.environ, **(environ or {})}
+        self._process = _server.Process(
+            target=_run, args=(self._paths, given, function, args)
+        )
+        self._process.start()
+        self.pid = self._process.pid
+
+    @property
+    def stdout(self) -> str:
+        return self._paths[0].read_text()
+
+    @property
+    def stderr(self) -> str:
+        return self._paths[1].read_text()
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def wait(self, timeout: float = 300) -> int | None:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            self.kill()
+            raise TimeoutError(self.stderr)
+        return self._process.exitcode
+
+
+def _run(paths, environ, function, args) -> None:
+    for number, path in enumerate(paths, start=1):
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+        os.dup2(descriptor, number)
+    sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1) for n in (1, 2))
+    os.environ.clear()
+    os.environ.update(environ)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    code = 1
+    try:
+        function(*args)
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # As Python's own end, which waits for orbax's threads, and not multiprocessing's.
+        os._exit(code)
+
+
+def train(run_dir, arguments: Sequence[str], faults=()) -> None:
+    """`train.py` of the small network, with `faults`, which are called before."""
+    from resnet_jax.commands import train as command
+    from resnet_jax.commands.command_line import command_line, parse_recipe
+
+    make_small()
+    for fault in faults:
+        fault()
+    args = [*ARGUMENTS, "--workdir", str(run_dir), *arguments]
+    with command_line("train.py"):
+        command.main(parse_recipe(None, args))
+
+
+def evaluate(run_dir, *arguments) -> None:
+    """`evaluate.py` of a run of the small network."""
+    from resnet_jax import commands
+
+    make_small()
+    sys.argv = ["evaluate.py", str(run_dir), *arguments]
+    commands.run("evaluate", "evaluate.py")
+
+
+def start(run_dir, *arguments, faults=()) -> Started:
+    return Started(train, run_dir, [*map(str, arguments)], list(faults))
+
+
+def run(run_dir, *arguments, faults=()) -> Started:
+    process = start(run_dir, *arguments, faults=faults)
+    process.wait()
+    return process
+
+
+def finish(*started: Started):
+    """(exit codes, standard errors) of processes, none of which is left."""
+    try:
+        for process in started:
+            process.wait()
+    finally:
+        for process in started:
+            process.kill()
+    return [process.returncode for process in started], [p.stderr for p in started]
 
 
 def compute(code, num_devices):
@@ -42,44 +173,6 @@ def compute(code, num_devices):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def start(run_dir, *arguments, patch=""):
-    """A process that trains in `run_dir`, after the Python of `patch`."""
-    # As train.py's last lines; the patch is where a fault is to happen.
-    code = (
-        "import os, signal, sys, time, tyro\n"
-        f"{SMALL}{patch}\n"
-        "import train\n"
-        "from resnet_jax.commands.command_line import command_line\n"
-        "from resnet_jax.recipes import RECIPES\n"
-        "with command_line('train.py'):\n"
-        "    train.main(tyro.extras.overridable_config_cli(RECIPES))\n"
-    )
-    command = [sys.executable, "-c", code, *ARGUMENTS, "--workdir", str(run_dir)]
-    return subprocess.Popen(
-        [*command, *arguments],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(*started):
-    """(exit codes, standard errors) of processes, none of which is left."""
-    try:
-        errors = [process.communicate(timeout=300)[1] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    return [process.returncode for process in started], errors
-
-
-def run(run_dir, *arguments, patch=""):
-    process = start(run_dir, *arguments, patch=patch)
-    out, err = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def lines(run_dir):
@@ -104,18 +197,4 @@ def digests(run_dir):
     return manifest["step"], manifest["digests"], manifest["train_sums"]
 
 
-def at_step(number, action):
-    """A patch that does `action` when step `number` is done."""
-    return (
-        "from resnet_jax import run as module\n"
-        "before = module.Run.step\n"
-        "def step(self, state, sums):\n"
-        f"    if self._progress.step + 1 == {number}:\n"
-        f"        {action}\n"
-        "    before(self, state, sums)\n"
-        "module.Run.step = step\n"
-    )
-
-
-KILL = "os.kill(os.getpid(), signal.SIGKILL)"
-TERM = "os.kill(os.getpid(), signal.SIGTERM)"
+_server.set_forkserver_preload(_PRELOADED)

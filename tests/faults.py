@@ -1,0 +1,194 @@
+"""Faults that happen to a process, each a callable that arranges for it.
+
+They can be sent to another process, and lean on what is public: Run.record, the table
+of sources, the manager of checkpoints.
+"""
+
+import os
+import shutil
+import signal
+import time
+from dataclasses import dataclass
+from typing import Any
+
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class AtStep:
+    """Calls action(*args) when step `number` is done, before it is recorded."""
+
+    number: int
+    action: Any
+    args: tuple = ()
+
+    def __call__(self):
+        from resnet_jax.run.run import Run
+
+        before = Run.record
+
+        def record(run, state, sums):
+            if int(state.step) == self.number:
+                self.action(*self.args)
+            before(run, state, sums)
+
+        Run.record = record
+
+
+@dataclass(frozen=True)
+class SpoilStep:
+    """Makes the loss, or the parameters, of step `number` NaN."""
+
+    number: int
+    what: str
+
+    def __call__(self):
+        import jax
+
+        from resnet_jax.run.run import Run
+
+        before = Run.record
+
+        def record(run, state, sums):
+            if int(state.step) == self.number:
+                if self.what == "loss":
+                    sums = {**sums, "loss": sums["loss"] * float("nan")}
+                else:
+                    bad = jax.tree.map(lambda x: x * float("nan"), state.params)
+                    state = state.replace(params=bad)
+            before(run, state, sums)
+
+        Run.record = record
+
+
+def limit_files(size):
+    """The largest file that the process may write: a full disk, without a disk."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, -1))
+
+
+def wait_for_saves():
+    """Waits until no save is in progress."""
+    for manager in _MANAGERS:
+        manager.wait_until_finished()
+
+
+_MANAGERS: list[Any] = []
+
+
+def know_managers():
+    """Takes note of orbax's managers, for wait_for_saves."""
+    import orbax.checkpoint as ocp
+
+    before = ocp.CheckpointManager.__init__
+
+    def init(manager, *args, **options):
+        before(manager, *args, **options)
+        _MANAGERS.append(manager)
+
+    ocp.CheckpointManager.__init__ = init
+
+
+def limit_after_saves(size):
+    wait_for_saves()
+    limit_files(size)
+
+
+def remove_after_saves(folder):
+    """Not under a save in progress, whose library would make the folder anew."""
+    wait_for_saves()
+    shutil.rmtree(folder)
+
+
+def say_and_sleep():
+    print("here", flush=True)
+    time.sleep(600)
+
+
+def flip_a_pixel():
+    """The training images differ by one bit."""
+    from resnet_jax.data import sources
+
+    source = sources.SOURCES["digits"]
+
+    def open_(cfg):
+        num_classes, load = source.open(cfg)
+
+        def other():
+            train, test = load()
+            train.images[3, 4, 5] ^= 1
+            return train, test
+
+        return num_classes, other
+
+    sources.SOURCES["digits"] = source._replace(open=open_)
+
+
+def another_jax():
+    """JAX says that it is of version 99."""
+    import importlib.metadata
+
+    before = importlib.metadata.version
+    importlib.metadata.version = lambda name: "99" if name == "jax" else before(name)
+
+
+def clock_goes_back():
+    """By ten days."""
+    clock = time.time
+    time.time = lambda: clock() - 864_000
+
+
+@dataclass(frozen=True)
+class DataFail:
+    """The data cannot be had."""
+
+    message: str
+
+    def __call__(self):
+        from resnet_jax.data import sources
+        from resnet_jax.errors import DataError
+
+        def load():
+            raise DataError(self.message)
+
+        source = sources.SOURCES["digits"]
+        sources.SOURCES["digits"] = source._replace(open=lambda cfg: (10, load))
+
+
+@dataclass(frozen=True)
+class Published:
+    """Other images are the published CIFAR-10, and nothing can be fetched."""
+
+    num_examples: dict
+    sha256: dict
+
+    def __call__(self):
+        from resnet_jax import download
+        from resnet_jax.data import cifar
+
+        cifar.CIFAR10.num_examples.update(self.num_examples)
+        cifar.CIFAR10.sha256.update(self.sha256)
+        download.fetch = None
+
+
+@dataclass(frozen=True)
+class Impatient:
+    """JAX's own patience with a process that died is 100 s."""
+
+    seconds: int
+
+    def __call__(self):
+        import functools
+
+        import jax
+
+        jax.distributed.initialize = functools.partial(
+            jax.distributed.initialize, heartbeat_timeout_seconds=self.seconds
+        )
