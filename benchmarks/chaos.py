@@ -37,10 +37,10 @@ TIMES = {"seconds", "images_per_second", "compile_seconds", "startup_seconds"}
 COMMON = (
     *("digits", "--model", "resnet8", "--epochs", "2", "--batch-size", "32"),
     *("--max-train-samples", "380", "--max-test-samples", "60"),
-    *("--save-every-steps", "2", "--keep", "2"),
+    *("--save-every-steps", "2", "--keep-checkpoints", "2"),
 )
 VARIANTS = (
-    ("--crop-padding", "1", "--flip"),
+    ("--crop-padding", "1", "--flip", "random"),
     ("--optimizer", "adam", "--lr", "0.001", "--validation-split", "0.1"),
     ("--dropout", "0.2", "--label-smoothing", "0.1", "--log-gradients"),
 )
@@ -56,7 +56,7 @@ class Chaos:
     faults: int = 200
     """So many, over all kinds."""
     seed: int = 0
-    """Of what happens when; the moments themselves differ with the machine's speed."""
+    """Seed of what happens when; the moments themselves differ with the speed."""
     out: Path = Path("runs/chaos")
     """The folder of the runs; it is emptied first."""
 
@@ -262,7 +262,7 @@ def fill(disk: Path) -> Path:
 def outcome(run_dir: Path) -> dict[str, Any]:
     """What must not differ: the lines of the logs without times, and the arrays."""
     from resnet_jax import models, training
-    from resnet_jax.run import restore as checkpoint
+    from resnet_jax.run import restore
 
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     last = steps(run_dir)[-1]
@@ -270,7 +270,7 @@ def outcome(run_dir: Path) -> dict[str, Any]:
     manifest = json.loads(path.read_text(encoding="utf-8"))
     model = models.create_model("resnet8", num_classes=10)
     shapes = training.variable_shapes(model, (32, 32, 3))
-    checkpoint.load_variables(run_dir, str(last), shapes)  # or raises
+    restore.load_variables(run_dir, str(last), shapes)  # or raises
     logs = {}
     for name in ("metrics.jsonl", "layers.jsonl"):
         if (run_dir / name).exists():

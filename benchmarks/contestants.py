@@ -18,14 +18,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from resnet_jax.config import Config
+from resnet_jax import fields
+from resnet_jax.config import AugmentConfig, Config
 from resnet_jax.recipes import RECIPES
 
 OURS = "ours"
 AT_224 = ("resnet34", "resnet50", "resnet101", "resnet152")  # the others see 32 pixels
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # PyTorch's, of all
 
-Run = Callable[[int], int]  # so many steps (epochs), to their end; pictures seen
+Run = Callable[[int], int]  # so many steps (epochs), to their end; images seen
 
 
 @dataclass(frozen=True)
@@ -52,28 +53,29 @@ class Program(NamedTuple):
     run: Run
     make_multiply: Callable[[], Callable[[], Any]]  # a square product, to its end
     peak_bytes: Callable[[], int | None]  # the most that the device's memory held
-    num_macs: Callable[[], int | None]  # multiply-adds of a picture, forward
+    num_macs: Callable[[], int | None]  # multiply-adds of an image, forward
 
 
 def recipe(model: str) -> Config:
     """The configuration that trains `model`: the tutorial's, else He et al.'s."""
     if model == "hresnet":
         return RECIPES[model][1]
-    found = Config(
-        **{"model": model, "normalize": "cifar10", "crop_padding": 4, "flip": True},
+    found = fields.replace(
+        Config(),
+        **{"model": model, "normalize": "cifar10", "crop_padding": 4, "flip": "random"},
         **{"optimizer": "sgd", "lr": 0.1, "weight_decay": 1e-4},
     )
     if model in AT_224:
-        return replace(found, stem="imagenet", image_size=224)
-    return replace(found, stem="cifar") if model == "resnet18" else found
+        return fields.replace(found, stem="imagenet", image_size=224)
+    return fields.replace(found, stem="cifar") if model == "resnet18" else found
 
 
 def num_classes(cfg: Config) -> int:
-    return 1000 if cfg.image_size else 10
+    return 1000 if cfg.data.image_size else 10
 
 
 def image_shape(cfg: Config) -> tuple[int, int, int]:
-    side = cfg.image_size or 32
+    side = cfg.data.image_size or 32
     return side, side, 3
 
 
@@ -135,9 +137,7 @@ def our_program(task: Task) -> Program:
 def our_model(cfg: Config, dtype: str = "float32") -> Any:
     from resnet_jax import models
 
-    return models.create_model(
-        cfg.model, num_classes=num_classes(cfg), stem=cfg.stem, dtype=dtype
-    )
+    return models.create(replace(cfg.model, dtype=dtype), num_classes(cfg))
 
 
 def our_multiply(task: Task) -> Callable[[], Any]:
@@ -149,44 +149,52 @@ def our_multiply(task: Task) -> Callable[[], Any]:
     return lambda: square(a, a).block_until_ready()
 
 
-def our_step(cfg: Config, model: Any, **augmentation: Any) -> tuple[Any, Any, Any]:
-    """(train step, not compiled; state; key of the augmentation) of cfg's training."""
-    from resnet_jax import training
-    from resnet_jax.data import augment
-    from resnet_jax.training import optim
+def our_step(
+    cfg: Config, model: Any, is_augmented: bool = False
+) -> tuple[Any, Any, Any]:
+    """(train step, not compiled; state; key of the augmentation) of cfg's training.
 
-    schedule = optim.make_schedule(total_steps=100_000, **cfg.scheduling)
-    tx = optim.make_optimizer(schedule=schedule, **cfg.optimization)
-    prepare = augment.make_augment(
-        num_classes=num_classes(cfg), normalization=cfg.normalize, **augmentation
+    Args:
+      is_augmented: whether the images are; they are normalized in any case.
+    """
+    from resnet_jax import data, training
+
+    schedule = training.make_schedule(cfg.optim, 100_000)
+    tx = training.make_optimizer(cfg.optim, schedule)
+    made = (
+        cfg.augment if is_augmented else AugmentConfig(normalize=cfg.augment.normalize)
     )
-    keys = training.make_keys(cfg.seed)
+    preprocess = data.make_preprocess(made, image_shape(cfg))
+    augment = data.make_augment(made, preprocess, num_classes(cfg))
+    keys = training.make_keys(cfg.seed, 1)
     state = training.init_state(model, tx, image_shape(cfg), key=keys.init)
-    return training.make_train_step(model, tx, prepare), state, keys.augment
+    return training.make_train_step(model, tx, augment), state, keys.augment
 
 
 def compiled(
     cfg: Config,
     model: Any,
     train: Any,
-    sizes: list[int],
+    batch_size: int,
     steps_per_call: int | None = 1,
-    **augmentation: Any,
+    is_augmented: bool = False,
 ) -> tuple[Callable[..., Any], Any, Any]:
-    """(step, state, feed) of cfg's training on `train`, on one device, compiled."""
-    from resnet_jax.data import loader as feed
-    from resnet_jax.devices import mesh as parallel
-    from resnet_jax.training import compiling
+    """(step, state, loader) of cfg's training on `train`, on one device, compiled."""
+    from resnet_jax import data, devices, training
 
-    train_step, state, key = our_step(cfg, model, **augmentation)
-    mesh = parallel.make_mesh(1)
-    state, key = parallel.replicate(mesh, (state, key))
-    fed = feed.make_feed(mesh, train, steps_per_call=steps_per_call, workers=0)
-    step, _ = compiling.compile_step(
-        train_step,
-        *(state, fed.examples(train, sizes), fed.source(train), key),
+    train_step, state, key = our_step(cfg, model, is_augmented)
+    mesh = devices.make_mesh(1)
+    state, key = devices.replicate(mesh, (state, key))
+    none = train.take(slice(0))
+    loader = data.Loader(
+        mesh,
+        data.Splits(train, none, none, {}),
+        replace(cfg.data, batch_size=batch_size, steps_per_call=steps_per_call),
+        order=training.make_order(cfg.seed, 1),
+        epochs=100_000,
     )
-    return step, state, fed
+    step, _ = training.compile_step(train_step, state, loader, key)
+    return step, state, loader
 
 
 def our_training(task: Task, cfg: Config, model: Any) -> Run:
@@ -195,9 +203,8 @@ def our_training(task: Task, cfg: Config, model: Any) -> Run:
     from resnet_jax import data
 
     train = data.Dataset(*random_batch(cfg, task.batch_size), ())
-    sizes = [task.batch_size]
-    step, state, fed = compiled(cfg, model, train, sizes)
-    batch = next(fed.examples(train, sizes))
+    step, state, loader = compiled(cfg, model, train, task.batch_size)
+    batch = next(loader.examples())
 
     def run(steps: int) -> int:
         nonlocal state
@@ -216,7 +223,7 @@ def our_inference(task: Task, cfg: Config, model: Any) -> Run:
     from resnet_jax.data import augment
 
     images, _ = jax.device_put(random_batch(cfg, task.batch_size))
-    mean, std = augment.parse_normalization(cfg.normalize or "cifar10")
+    mean, std = augment.parse_normalization(cfg.augment.normalize or "cifar10")
     init = partial(training.init_variables, model, image_shape(cfg))
     variables = jax.jit(init)(key=jax.random.key(0))
 
@@ -241,19 +248,17 @@ def our_epochs(task: Task, cfg: Config, model: Any) -> Run:
     from resnet_jax import data
 
     train = data.Dataset(*load(task), tuple("0123456789"))
-    sizes = data.batch_sizes(len(train), task.batch_size)
-    step, state, fed = compiled(cfg, model, train, sizes, None, **cfg.augmentation)
+    step, state, loader = compiled(cfg, model, train, task.batch_size, None, True)
     epoch = 0
 
     def run(epochs: int) -> int:
         nonlocal state, epoch
         for _ in range(epochs):
-            pending, steps = [], range(len(sizes))
-            batches = fed.train(train, sizes, seed=cfg.seed, epoch=epoch, steps=steps)
-            for batch in batches:
+            pending = []
+            for batch in loader.train(epoch):
                 state, sums = step(state, batch)
                 pending.append(sums)
-                if sum(s["loss"].size for s in pending) >= cfg.log_every_steps:
+                if sum(s["loss"].size for s in pending) >= cfg.run.log_every_steps:
                     jax.device_get(pending)
                     pending.clear()
             jax.device_get(pending)
@@ -278,7 +283,7 @@ def torch_program(task: Task) -> Program:
     layout = torch.contiguous_format if is_eager else torch.channels_last
     place = {"device": device, "memory_format": layout}
     cfg = recipe(task.model)
-    model = create_twin(task.model, cfg.stem, num_classes(cfg)).to(**place)
+    model = create_twin(task.model, cfg.model.stem, num_classes(cfg)).to(**place)
     model.train(task.kind != "infer")
     is_mixed = task.dtype == "bfloat16"
     mean, std = (torch.tensor(x, device=device).view(1, 3, 1, 1) for x in (MEAN, STD))
@@ -339,14 +344,15 @@ def torch_program(task: Task) -> Program:
 def torch_optimizer(cfg: Config, model: Any) -> Any:
     import torch
 
-    options = {"lr": cfg.lr, "weight_decay": cfg.weight_decay, "fused": True}
-    if cfg.optimizer == "adam":
+    optim = cfg.optim
+    options = {"lr": optim.lr, "weight_decay": optim.weight_decay, "fused": True}
+    if optim.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), **options)
-    return torch.optim.SGD(model.parameters(), momentum=cfg.momentum, **options)
+    return torch.optim.SGD(model.parameters(), momentum=optim.momentum, **options)
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Images:
     """What a DataLoader takes, as torchvision.datasets.CIFAR10 has it."""
 
     images: np.ndarray
@@ -359,8 +365,8 @@ class Pictures:
     def __getitem__(self, index: int) -> tuple[Any, int]:
         from PIL import Image
 
-        picture = Image.fromarray(self.images[index])
-        return self.transform(picture), int(self.labels[index])
+        image = Image.fromarray(self.images[index])
+        return self.transform(image), int(self.labels[index])
 
 
 def torch_epochs(
@@ -370,14 +376,15 @@ def torch_epochs(
     import torch
     from torchvision import transforms as T
 
-    crop = [T.RandomCrop(32, padding=cfg.crop_padding)] if cfg.crop_padding else []
-    flip = [T.RandomHorizontalFlip()] if cfg.flip else []
+    padding = cfg.augment.crop_padding
+    crop = [T.RandomCrop(32, padding=padding)] if padding else []
+    flip = [T.RandomHorizontalFlip()] if cfg.augment.flip == "random" else []
     transform = T.Compose([*crop, *flip, T.ToTensor(), T.Normalize(MEAN, STD)])
     images, labels = load(task)
     device = place["device"]
 
     loader = torch.utils.data.DataLoader(
-        Pictures(images, labels, transform),
+        Images(images, labels, transform),
         batch_size=task.batch_size,
         shuffle=True,
         num_workers=os.cpu_count() or 1,
@@ -421,7 +428,7 @@ def describe(task: Task) -> dict[str, Any]:
 
 
 def gflops(task: Task, multiply: Callable[[], Any]) -> float:
-    """Of the best of five products; a first one compiles."""
+    """The rate of the best of five products; a first one compiles."""
     seconds = []
     for _ in range(6):
         begun = time.perf_counter()

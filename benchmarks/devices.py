@@ -4,7 +4,7 @@
 
 Each layout is train.py in processes of its own, from one seed. Prints how far loss,
 parameters and BatchNorm statistics part from the first layout's, the largest difference
-over the largest value of the same kind, and how many test pictures evaluate.py counts
+over the largest value of the same kind, and how many test images evaluate.py counts
 on as many devices. Ends with 1 if one parts by more than --tolerance.
 
 --control adds a run of the first layout whose convolutions round otherwise: so far do
@@ -41,11 +41,11 @@ class Devices:
     model: str = "hresnet"
     """Recipe."""
     steps: int = 20
-    """Of training."""
+    """Steps of training."""
     batch_size: int = 128
-    """Of all devices together."""
+    """Images a step, on all devices together."""
     num_test: int = 1003
-    """Test pictures of the loss, which need not divide."""
+    """Test images of the loss, which need not divide."""
     layouts: tuple[str, ...] = ("1", "2", "4", "8", "2x2")
     """Devices, or processes x devices of each; the first is compared with."""
     tolerance: float = 1e-5
@@ -63,11 +63,11 @@ class Outcome(NamedTuple):
     """What a layout came to."""
 
     values: dict[str, list[np.ndarray]]  # loss, parameters, statistics
-    count: int  # test pictures that evaluate.py scored
+    count: int  # test images that evaluate.py scored
 
 
 def main(cfg: Devices) -> None:
-    print("| layout | loss | parameters | statistics | test pictures |")
+    print("| layout | loss | parameters | statistics | test images |")
     print("|---|---|---|---|---|")
     outcomes: list[Outcome] = []
     apart = []
@@ -93,7 +93,7 @@ def main(cfg: Devices) -> None:
                 if not value <= cfg.tolerance
             ]
             if last.count != first.count:
-                apart.append(f"{layout}: {last.count} test pictures, not {first.count}")
+                apart.append(f"{layout}: {last.count} test images, not {first.count}")
     if apart:
         sys.exit(f"benchmarks.devices: more than {cfg.tolerance:g}: {'; '.join(apart)}")
 
@@ -130,7 +130,7 @@ def train(cfg: Devices, layout: str, run_dir: Path, environ: Mapping[str, str]) 
 
 
 def count(layout: str, run_dir: Path) -> int:
-    """Test pictures that evaluate.py scores on as many devices, in one process."""
+    """Test images that evaluate.py scores on as many devices, in one process."""
     figures = run_dir / "figures.json"
     command = [sys.executable, "evaluate.py", str(run_dir), "--output", str(figures)]
     command += ["--platform", "cpu", "--devices", str(math.prod(sizes(layout)))]
@@ -145,13 +145,13 @@ def read(run_dir: Path) -> dict[str, list[np.ndarray]]:
     import jax
 
     from resnet_jax import data, models, training
-    from resnet_jax.run import restore as checkpoint
+    from resnet_jax.run import restore
     from resnet_jax.run.directory import read_run
 
     cfg = read_run(run_dir)
-    model = models.create_model(cfg.model, num_classes=10, **cfg.architecture)
-    shapes = training.variable_shapes(model, data.image_shape(cfg.dataset))
-    variables, _ = checkpoint.load_variables(run_dir, "last", shapes)
+    model = models.create(cfg.model, num_classes=10)
+    shapes = training.variable_shapes(model, data.image_shape(cfg.data))
+    variables, _ = restore.load_variables(run_dir, "last", shapes)
     line = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
     return {
         "loss": [np.array([line["train_loss"], line["test_loss"]])],

@@ -5,14 +5,16 @@
 
 Sound files of each kind (.pth, zip and legacy; .safetensors; config.json;
 metrics.jsonl; layers.jsonl; classes.json; the config.json of an exported network; the
-cache of arrays; pictures) are mutated: bits turned over, parts cut out, doubled, or
-overwritten with lengths that mean harm; and from inside, with checksums and lengths
-made right again: a pickle, a header, a JSON value. Each is read as the commands read
-it, in a process whose memory is bounded. Failures: any other exception than a
-UserError, the end of the process, five seconds without an answer, more than 1 GB.
-torch.save makes the first two, so it needs torch.
+cache of arrays; Fashion-MNIST's archives; images) are mutated: bits turned over, parts
+cut out, doubled, or overwritten with lengths that mean harm; and from inside, with
+checksums and lengths made right again: a pickle, a header, a JSON value. Each is read
+as the commands read it, in a process whose memory is bounded. Failures: any other
+exception than a UserError, the end of the process, five seconds without an answer, more
+than 1 GB. torch.save makes the first two, so it needs torch.
 """
 
+import dataclasses
+import gzip
 import hashlib
 import io
 import json
@@ -48,7 +50,7 @@ class Fuzz:
     inputs: int = 12_000
     """So many, over all kinds."""
     seed: int = 0
-    """Of the mutations."""
+    """Seed of the mutations."""
 
 
 @dataclass(frozen=True)
@@ -274,10 +276,8 @@ def make_kinds() -> list[Kind]:
 
     from resnet_jax import models, training
     from resnet_jax.config import Config
-    from resnet_jax.data import folder
-    from resnet_jax.data import tfds as prepared
-    from resnet_jax.run import config_json, logs
-    from resnet_jax.run import directory as rundir
+    from resnet_jax.data import cache, folder, sources, tfds
+    from resnet_jax.run import directory, logs
     from resnet_jax.weights import convert, hub
 
     logging.disable()
@@ -300,11 +300,12 @@ def make_kinds() -> list[Kind]:
 
         return read_folder
 
-    def read_picture(path: Path) -> None:
+    def read_image(path: Path) -> None:
         for split in ("train", "test"):
             (path.parent / split / "a").mkdir(parents=True, exist_ok=True)
             shutil.copy(path, path.parent / split / "a")
-        folder.load(path.parent, "train", size=32, crop_pct=0.875)
+        train, _ = folder.scan(path.parent).splits
+        folder.load(train, size=32, crop_pct=0.875)
 
     line = {
         **{"epoch": 1, "step": 5, "lr": 0.1, "train_loss": 2.3, "train_accuracy": 0.1},
@@ -329,37 +330,45 @@ def make_kinds() -> list[Kind]:
 
     def read_layers(home: Path) -> None:
         (home / "metrics.jsonl").unlink(missing_ok=True)
-        opened = logs.Logs(home, [], step=5, tensorboard=False)
-        opened.add_layers(lambda state: {})
+        logs.Logs(home, [], step=5, tensorboard=False, layers=True)
 
-    # What load_cache is asked for: the arrays of a folder, here of an empty one.
+    def read_fashion(path: Path) -> None:
+        archives = [f"{split}-images-idx3" for split in ("train", "t10k")]
+        archives += [f"{split}-labels-idx1" for split in ("train", "t10k")]
+        for name in archives:
+            shutil.copy(path, path.parent / f"{name}-ubyte.gz")
+        sources._read_fashion_mnist(path.parent)
+
+    # What cache.load is asked for: the arrays of a folder, here of an empty one.
     empty = Path(tempfile.gettempdir(), "resnet_jax-fuzz")
     empty.mkdir(exist_ok=True)
-    arrays = prepared.Arrays(*[(np.zeros((2, 4)), np.arange(2))] * 2, ("a", "b"))
-    with tempfile.TemporaryDirectory() as cache:
-        os.environ["RESNET_JAX_CACHE"] = cache
-        prepared.save_cache("cifar10", empty, arrays)
-        cached = Path(cache, "cifar10.npz").read_bytes()
+    arrays = tfds.Arrays(*[(np.zeros((2, 4)), np.arange(2))] * 2, ("a", "b"))
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["RESNET_JAX_CACHE"] = home
+        cache.save("cifar10", empty, arrays)
+        cached = Path(home, "cifar10.npz").read_bytes()
 
     def read_cache(home: Path) -> None:
         os.environ["RESNET_JAX_CACHE"] = str(home)
-        prepared.load_cache("cifar10", empty)
+        cache.load("cifar10", empty)
 
+    # Images by their shape, and as many labels: 784 bytes after a header of 16 or 8.
+    fashion = gzip.compress(rng.integers(0, 10, 8 * 784 + 16, np.uint8).tobytes())
     layers = [json.dumps({"step": n, "layers": {}}) + "\n" for n in range(5)]
-    picture = Image.fromarray(rng.integers(0, 256, (40, 30, 3), np.uint8))
-    pictures = {}
+    image = Image.fromarray(rng.integers(0, 256, (40, 30, 3), np.uint8))
+    images = {}
     for suffix in ("png", "jpeg", "bmp", "ppm", "tiff", "webp"):
         file = io.BytesIO()
-        picture.save(file, suffix)
-        pictures[suffix] = file.getvalue()
+        image.save(file, suffix)
+        images[suffix] = file.getvalue()
     return [
         Kind("zip.pth", _torch_file(weights, legacy=False), read_weights, _mutate_zip),
         Kind("legacy.pth", _torch_file(weights, legacy=True), read_weights),
         Kind("safetensors", save(weights), read_weights, _mutate_safetensors),
         Kind(
             "config.json",
-            config_json.to_json(Config()).encode(),
-            config_json.read_config,
+            json.dumps(dataclasses.asdict(Config()), indent=2).encode(),
+            directory.read_config,
             mutate_json,
         ),
         Kind(
@@ -377,7 +386,7 @@ def make_kinds() -> list[Kind]:
         Kind(
             "classes",
             json.dumps(["cat", "dog"]).encode(),
-            beside("classes.json", rundir.read_classes),
+            beside("classes.json", directory.read_classes),
             mutate_json,
         ),
         Kind(
@@ -387,9 +396,10 @@ def make_kinds() -> list[Kind]:
             mutate_json,
         ),
         Kind("cache", cached, beside("cifar10.npz", read_cache), _mutate_zip),
+        Kind("fashion.gz", fashion, read_fashion),
         *(
-            Kind(f"picture.{suffix}", content, read_picture)
-            for suffix, content in pictures.items()
+            Kind(f"image.{suffix}", content, read_image)
+            for suffix, content in images.items()
         ),
     ]
 

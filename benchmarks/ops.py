@@ -25,9 +25,9 @@ class Ops:
     """What is profiled."""
 
     model: str = "resnet20"
-    """Of resnet_jax.list_models(), as benchmarks.throughput trains it."""
+    """Name of the network, which is trained as benchmarks.throughput trains it."""
     batch_size: int = 128
-    """Pictures a step."""
+    """Images a step."""
     steps: int = 5
     """Under the profiler, after two more."""
     most: int = 12

@@ -2,7 +2,7 @@
 
     python -m benchmarks.published resnet20 resnet20-12fca82f.th --normalize imagenet
 
-Scores the file on CIFAR-10's 10,000 test pictures in both and prints accuracy and mean
+Scores the file on CIFAR-10's 10,000 test images in both and prints accuracy and mean
 cross-entropy of each, the largest difference of a logit, and how many predictions
 differ. (`python evaluate.py --weights FILE --model NAME` scores it without PyTorch.)
 """
@@ -36,6 +36,7 @@ def main(cfg: Published) -> None:
     import resnet_jax
     from benchmarks.torch_models import create_twin
     from resnet_jax import data, training
+    from resnet_jax.config import AugmentConfig
     from resnet_jax.data import augment
     from resnet_jax.weights import convert
 
@@ -54,7 +55,8 @@ def main(cfg: Published) -> None:
     missing = {n for n in twin.state_dict() if "tracked" not in n} - named.keys()
     assert not missing, missing
 
-    prepare = augment.make_augment(num_classes=10, normalization=cfg.normalize)
+    made = AugmentConfig(normalize=cfg.normalize)
+    preprocess = data.make_preprocess(made, (32, 32, 3))
     mean, std = (
         torch.tensor(values).reshape(1, 3, 1, 1)
         for values in augment.parse_normalization(cfg.normalize)
@@ -63,8 +65,7 @@ def main(cfg: Published) -> None:
     ours, theirs = [], []
     for start in range(0, len(test), 500):
         images = test.images[start : start + 500]
-        inputs, _ = prepare(jax.random.key(0), images, test.labels[start : start + 500])
-        ours.append(np.asarray(apply(variables, inputs)))
+        ours.append(np.asarray(apply(variables, preprocess(images))))
         x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
         with torch.inference_mode():
             theirs.append(twin((x - mean) / std).numpy())

@@ -11,7 +11,7 @@ again, with as many epochs or more, goes on where it stopped.
 import json
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +23,24 @@ class ReferenceRun:
     """What is compared, and for how long."""
 
     epochs: int = 3
-    """Of each program."""
+    """Epochs of each program."""
     seed: int = 0
-    """Of the weights and of the order."""
+    """Seed of the weights and of the order."""
     data_dir: str | None = None
     """A tensorflow-datasets directory, as train.py has it."""
     workdir: str = "runs/reference"
     """Where both runs are kept."""
     num_train: int | None = None
-    """Train on the first so many pictures only."""
+    """Train only on the first so many images."""
 
 
 def main(cfg: ReferenceRun) -> None:
     import torch
 
-    import train
     from benchmarks.torch_models import HResNet
-    from resnet_jax import data, files
+    from resnet_jax import data, fields, files
+    from resnet_jax.commands import train
+    from resnet_jax.data import sources
     from resnet_jax.recipes import RECIPES
     from resnet_jax.report import figures
 
@@ -52,7 +53,7 @@ def main(cfg: ReferenceRun) -> None:
     loaded = data.load_dataset("cifar10", cfg.data_dir)
     if cfg.num_train is not None:
         loaded = (loaded[0].take(slice(cfg.num_train)), loaded[1])
-    recipe = replace(
+    recipe = fields.replace(
         RECIPES["hresnet"][1],
         pretrained=str(initial),
         data_dir=cfg.data_dir,
@@ -61,16 +62,17 @@ def main(cfg: ReferenceRun) -> None:
         override=True,
     )
     paths = {name: root / name / "metrics.jsonl" for name in ("torch", "jax")}
-    original = data.load_dataset
-    data.load_dataset = lambda *args, **options: loaded  # once for all epochs
+    original = sources.SOURCES["cifar10"]
+    held = original._replace(open=lambda cfg: (10, lambda: loaded))
+    sources.SOURCES["cifar10"] = held  # loaded once for all epochs
     try:
         for epoch in range(cfg.epochs):
             if len(files.read_jsonl(paths["torch"])) <= epoch:
                 _torch_epoch(root, recipe, loaded, epoch)
             if len(files.read_jsonl(paths["jax"])) <= epoch:
-                train.main(replace(recipe, epochs=epoch + 1))
+                train.main(fields.replace(recipe, epochs=epoch + 1))
     finally:
-        data.load_dataset = original
+        sources.SOURCES["cifar10"] = original
     runs = {name: files.read_jsonl(path)[: cfg.epochs] for name, path in paths.items()}
     print(table(runs["torch"], runs["jax"]))
     figures.plot_curves(
@@ -89,7 +91,7 @@ def _torch_epoch(root: Path, recipe: Any, loaded: Any, epoch: int) -> None:
 
     train, test = loaded
     model = HResNet().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr)
+    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.optim.lr)
     if epoch == 0:
         model.load_state_dict(torch.load(root / "initial.pth", weights_only=True))
     else:
@@ -98,20 +100,20 @@ def _torch_epoch(root: Path, recipe: Any, loaded: Any, epoch: int) -> None:
         optimizer.load_state_dict(saved["optimizer"])
     mean, std = (
         torch.tensor(values).reshape(1, 3, 1, 1)
-        for values in parse_normalization(recipe.normalize)
+        for values in parse_normalization(recipe.augment.normalize)
     )
 
-    def inputs(batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        images = torch.from_numpy(batch["images"]).permute(0, 3, 1, 2)
-        labels = torch.from_numpy(batch["labels"]).long()
+    def inputs(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        images = torch.from_numpy(batch.images).permute(0, 3, 1, 2)
+        labels = torch.from_numpy(batch.labels).long()
         return (images.float() / 255 - mean) / std, labels
 
-    sizes = data.batch_sizes(len(train), recipe.batch_size)
-    batches = data.train_batches(train, sizes, seed=recipe.seed, epoch=epoch)
+    sizes = data.batch_sizes(len(train), recipe.data.batch_size)
+    batches = data.epoch_batches(len(train), sizes, epoch, seed=recipe.seed)
     model.train()
     begun, losses, correct = time.monotonic(), 0.0, 0
-    for batch in batches:
-        x, y = inputs(batch)
+    for indices in batches:
+        x, y = inputs(train.take(indices))
         optimizer.zero_grad()
         logits = model(x)
         loss = torch.nn.functional.cross_entropy(logits, y)
@@ -123,15 +125,12 @@ def _torch_epoch(root: Path, recipe: Any, loaded: Any, epoch: int) -> None:
     model.eval()
     test_loss, test_correct = 0.0, 0
     with torch.inference_mode():
-        for batch in data.eval_batches(test, 500):
-            x, y = inputs(batch)
+        for start in range(0, len(test), 500):
+            x, y = inputs(test.take(slice(start, start + 500)))
             logits = model(x)
-            cross_entropy = torch.nn.functional.cross_entropy(
-                logits, y, reduction="none"
-            )
-            mask = torch.from_numpy(batch["mask"])
-            test_loss += (cross_entropy * mask).sum().item()
-            test_correct += ((logits.argmax(1) == y) * mask).sum().item()
+            loss = torch.nn.functional.cross_entropy(logits, y, reduction="sum")
+            test_loss += loss.item()
+            test_correct += (logits.argmax(1) == y).sum().item()
     content = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
     _save(content, root / "torch" / f"{epoch + 1}.pth")
     record = {
@@ -160,7 +159,7 @@ def table(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> str:
     """Both programs' figures by epoch, as Markdown."""
     lines = [
         "| epoch | loss PyTorch / here | difference | test % PyTorch / here | "
-        "difference | pictures/s PyTorch / here |",
+        "difference | images/s PyTorch / here |",
         "|---|---|---|---|---|---|",
     ]
     for a, b in zip(theirs, ours, strict=True):

@@ -29,34 +29,30 @@ class Saving:
 
 
 def main(cfg: Saving) -> None:
-    from resnet_jax.run.store import Store, is_finite
-    from resnet_jax.training.compiling import compile_step
-
-    from resnet_jax import data, models, training
-    from resnet_jax.data import augment
-    from resnet_jax.data.loader import Feed
-    from resnet_jax.devices.mesh import make_mesh, replicate
+    from resnet_jax import data, devices, models, training
     from resnet_jax.recipes import RECIPES
-    from resnet_jax.training import optim
+    from resnet_jax.run.checkpoints import Checkpoints, is_finite
 
     recipe = RECIPES["hresnet"][1]
-    train, _ = data.load_dataset("cifar10")
-    sizes = data.batch_sizes(len(train), recipe.batch_size)
-    model = models.create_model("hresnet", num_classes=10)
-    schedule = optim.make_schedule(total_steps=len(sizes), **recipe.scheduling)
-    tx = optim.make_optimizer(schedule=schedule, **recipe.optimization)
-    prepare = augment.make_augment(num_classes=10, **recipe.preprocessing)
-    keys = training.make_keys(0)
-    state = training.init_state(model, tx, (32, 32, 3), key=keys.init)
-    mesh = make_mesh(1)
-    state, key = replicate(mesh, (state, keys.augment))
-    feed = Feed(mesh, held=True)
-    batch = next(feed.examples(train, sizes[:1]))
-    train_step = training.make_train_step(model, tx, prepare)
-    step, _ = compile_step(train_step, state, [batch], feed.source(train), key)
+    described = data.describe(recipe.data)
+    mesh = devices.make_mesh(1)
+    order = training.make_order(0, 1)
+    splits = data.load(recipe.data, described)
+    loader = data.Loader(mesh, splits, recipe.data, order=order, held=True)
+    model = models.create(recipe.model, described.num_classes)
+    schedule = training.make_schedule(recipe.optim, loader.total_steps)
+    tx = training.make_optimizer(recipe.optim, schedule)
+    preprocess = data.make_preprocess(recipe.augment, described.image_shape)
+    augment = data.make_augment(recipe.augment, preprocess, described.num_classes)
+    keys = training.make_keys(0, 1)
+    state = training.init_state(model, tx, described.image_shape, key=keys.init)
+    state, key = devices.replicate(mesh, (state, keys.augment))
+    train_step = training.make_train_step(model, tx, augment)
+    step, _ = training.compile_step(train_step, state, loader, key)
+    batch = next(loader.train(0))
     blocked, seconds = [], {True: [], False: []}
     with tempfile.TemporaryDirectory() as folder:
-        store = Store(Path(folder), recipe.keep, {})
+        store = Checkpoints(Path(folder), recipe.run.keep_checkpoints, {})
         for pair in range(-1, cfg.pairs):  # one to warm up
             for saves in (True, False) if pair % 2 else (False, True):
                 begun = time.monotonic()
@@ -74,7 +70,7 @@ def main(cfg: Saving) -> None:
     del blocked[0], seconds[True][0], seconds[False][0]
     alone, saving = (statistics.mean(seconds[kind]) for kind in (False, True))
     spread = [a - b for a, b in zip(seconds[True], seconds[False], strict=True)]
-    epoch = alone / cfg.steps * len(sizes)
+    epoch = alone / cfg.steps * loader.steps_per_epoch
     print(f"{cfg.steps} steps: {alone:.2f} s, with a save {saving:.2f} s")
     print(f"the loop waits {statistics.mean(blocked):.2f} s in the save itself")
     print(

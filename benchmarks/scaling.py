@@ -4,16 +4,16 @@
     python -m benchmarks.scaling --model resnet18 --batch-per-device 256 --held
     python -m benchmarks.scaling --flops 150e12 --bandwidth 50e9      # another chip
 
-Three times are added up: the arithmetic of a device's pictures, the sums over all
-devices, and the pictures' way to a device. The bytes of the sums are exact: they follow
-from the shapes of the network's variables, and tests/test_scaling.py finds as many in
-the program that XLA compiles. All else is the assumptions below.
+Three times are added up: the arithmetic of a device's images, the sums over all
+devices, and the images' way to a device. The bytes of the sums are exact: they follow
+from the shapes of the network's variables, and tests/benchmarks/test_scaling.py finds
+as many in the program that XLA compiles. All else is the assumptions below.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import tyro
 
@@ -28,15 +28,15 @@ class Scaling:
     model: str = "resnet50"
     """Name of the network; resnet_jax.list_models() has them all."""
     image_size: int = 224
-    """Side of the pictures."""
+    """Side of the images."""
     num_classes: int = 1000
     """Outputs of the network."""
     batch_per_device: int = 128
-    """Pictures per step on each device, however many there are (weak scaling)."""
+    """Images per step on each device, however many there are (weak scaling)."""
     devices: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512, 1024)
     """Numbers of devices, a row each."""
-    bn_scope: Literal["global", "local"] = "global"
-    """As train.py's: with local, BatchNorm waits for no other device."""
+    sync_bn: bool = True
+    """As train.py's: with --no-sync-bn, BatchNorm waits for no other device."""
 
     flops: float = 62e12
     """Assumed: FLOP/s that a device sustains in a whole training step: a fifth of the
@@ -48,9 +48,9 @@ class Scaling:
     """Assumed: seconds of a collective, whatever its size, each time that the number of
     devices doubles."""
     host_bandwidth: float = 10e9
-    """Assumed: bytes/s of decoded pictures from its host to a device."""
+    """Assumed: bytes/s of decoded images from its host to a device."""
     held: bool = False
-    """The data lie on the device, so that no pictures come in a step."""
+    """The data lie on the device, so that no images come in a step."""
 
     def __post_init__(self) -> None:
         for name in ("image_size", "num_classes", "batch_per_device", "devices"):
@@ -90,8 +90,8 @@ def reduced(variables: Mapping[str, Any]) -> Reduced:
 
     Every gradient is summed once, in float32. A BatchNorm layer of C channels has four
     sums of C values: the mean, the variance, and in the backward pass the gradients of
-    bias and scale, which its input's gradient needs first. With bn_scope local as much
-    is summed: the moved running mean and variance in place of the batch's. (There XLA
+    bias and scale, which its input's gradient needs first. Without sync_bn as much is
+    summed: the moved running mean and variance in place of the batch's. (There XLA
     sums once what two layers have the same, the gradient by bias of a block's last
     BatchNorm and of its shortcut's.) Counted is a step without micro-batches.
     """
@@ -139,7 +139,7 @@ def collective_seconds(
 
 
 def training_flops(num_macs: int) -> int:
-    """FLOPs of a training step for one picture, of its forward pass's multiply-adds.
+    """FLOPs of a training step for one image, of its forward pass's multiply-adds.
 
     A multiply-add is two; the backward pass computes two products for each.
     """
@@ -152,23 +152,23 @@ def predict(
     """The modelled step on `num_devices` devices.
 
     Args:
-      num_macs: multiply-adds of the forward pass, for one picture.
+      num_macs: multiply-adds of the forward pass, for one image.
       batch_norms: layers; each waits for three sums, one after the other: mean,
         variance, and those of the backward pass, which go together.
     """
     link = {"bandwidth": cfg.bandwidth, "latency": cfg.latency}
     compute = training_flops(num_macs) * cfg.batch_per_device / cfg.flops
-    picture = 0 if cfg.held else 3 * cfg.image_size**2
-    brought = picture * cfg.batch_per_device / cfg.host_bandwidth
+    image = 0 if cfg.held else 3 * cfg.image_size**2
+    brought = image * cfg.batch_per_device / cfg.host_bandwidth
     late, waited = parts.gradients + parts.metrics, parts.batch_norm
     count = 3 * batch_norms
-    if cfg.bn_scope == "local":  # nobody waits for these: they go with the gradients
+    if not cfg.sync_bn:  # nobody waits for these: they go with the gradients
         late, waited, count = late + waited, 0, 0
     gradients = collective_seconds(late, num_devices, **link)
     batch_norm = collective_seconds(waited, num_devices, count=count, **link)
     alone = (compute + brought, max(compute, brought))
     # Layers wait for BatchNorm's sums. Gradients can be summed while the backward pass,
-    # two thirds of the arithmetic, goes on, and pictures come in the step before.
+    # two thirds of the arithmetic, goes on, and images come in the step before.
     hidden = compute + batch_norm + max(0.0, gradients - compute * 2 / 3)
     step = (alone[0] + gradients + batch_norm, max(hidden, brought))
     efficiency = (alone[0] / step[0], alone[1] / step[1])
@@ -202,14 +202,15 @@ def table(cfg: Scaling) -> str:
         efficiency = " to ".join(f"{100 * e:.0f}" for e in found.efficiency)
         rows.append(f"| {n:,} | {batch:,} | {sums} | {step} | {rate} | {efficiency} |")
     alone = 1e3 * found.compute, 1e3 * found.input
+    scope = "of the whole batch" if cfg.sync_bn else "of each device's part"
     return "\n".join(
         [
-            f"{cfg.model}, {cfg.image_size} pixels, {cfg.batch_per_device} pictures a "
-            f"device, BatchNorm {cfg.bn_scope}: modelled, not measured.",
+            f"{cfg.model}, {cfg.image_size} pixels, {cfg.batch_per_device} images a "
+            f"device, BatchNorm {scope}: modelled, not measured.",
             "",
             f"- a device's arithmetic: {num_macs / 1e9:.3f} G multiply-adds x 2 x 3 x "
             f"{cfg.batch_per_device} at {cfg.flops:.3g} FLOP/s: {alone[0]:.1f} ms",
-            f"- its pictures: {alone[1]:.1f} ms"
+            f"- its images: {alone[1]:.1f} ms"
             + (" (held)" if cfg.held else f" at {cfg.host_bandwidth:.3g} bytes/s"),
             f"- summed over the devices: {sum(parts):,} bytes (gradients "
             f"{parts.gradients:,}, {batch_norms} BatchNorm layers "
@@ -217,7 +218,7 @@ def table(cfg: Scaling) -> str:
             f"bytes/s, and {1e6 * cfg.latency:g} us per collective and doubling",
             "",
             "| devices | batch | modelled sums, ms: gradients + BatchNorm | modelled "
-            "step, ms | modelled pictures/s | modelled efficiency, % |",
+            "step, ms | modelled images/s | modelled efficiency, % |",
             "|---|---|---|---|---|---|",
             *rows,
         ]

@@ -1,7 +1,7 @@
-"""Choices of a recipe, made on pictures that are held out of its training set.
+"""Choices of a recipe, made on images that are held out of its training set.
 
     python -m benchmarks.sweep fast --grid lr=.03,.06,.1 batch_size=128,256
-    python -m benchmarks.sweep fast --each crop_padding=0 flip=false --seeds 3
+    python -m benchmarks.sweep fast --each crop_padding=0 flip=none --seeds 3
     python -m benchmarks.sweep resnet20 --set epochs=30 --grid lr=.02,.03,.06
 
 Trains every combination of --grid, or the recipe with each value of --each alone in the
@@ -11,7 +11,6 @@ was stopped. Test accuracies are in each run's metrics.jsonl; nothing here reads
 
 import ast
 import contextlib
-import dataclasses
 import itertools
 import re
 import statistics
@@ -23,14 +22,14 @@ from typing import Any
 import tyro
 
 from experiments import variants
+from resnet_jax import fields
 from resnet_jax.commands.command_line import command_line
 from resnet_jax.config import Config
 from resnet_jax.errors import ConfigError
 from resnet_jax.recipes import RECIPES
-from resnet_jax.run import config_json
 
 Fields = dict[str, Any]
-_KNOWN = {field.name for field in dataclasses.fields(Config)}
+_KNOWN = {field.name for field, _ in fields.flat(Config())}
 _OWN = ("seed", "num_seeds", "validation_split", "workdir", "summary")
 
 
@@ -41,7 +40,7 @@ class Sweep:
     recipe: tyro.conf.Positional[str]
     """Name of the recipe that the runs begin from."""
     grid: tuple[str, ...] = ()
-    """FIELD=VALUE,VALUE,...: fields of config.json, in all combinations."""
+    """FIELD=VALUE,VALUE,...: fields of a recipe, in all combinations."""
     each: tuple[str, ...] = ()
     """FIELD=VALUE,...: one at a time, beside the recipe as it is."""
     set: tuple[str, ...] = ()
@@ -79,7 +78,7 @@ def trials(cfg: Sweep) -> dict[str, Config]:
             raise ConfigError(f"{name} has several values: --grid or --each")
         fixed[name] = values[0]
     recipe = RECIPES[cfg.recipe][1]
-    base = dataclasses.replace(recipe, validation_split=cfg.validation_split)
+    base = fields.replace(recipe, validation_split=cfg.validation_split)
     axes = _axes(cfg.grid)
     chosen: list[Fields] = [
         dict(zip(axes, values, strict=True))
@@ -89,10 +88,10 @@ def trials(cfg: Sweep) -> dict[str, Config]:
         name, values = parse(axis)
         chosen += [{name: value} for value in values]
     found = {}
-    for fields in ({**fixed, **own} for own in chosen):
+    for values in ({**fixed, **own} for own in chosen):
         for seed in range(base.seed, base.seed + cfg.seeds):
-            changed = dataclasses.replace(base, **fields, seed=seed)
-            found[f"{name_of(cfg.recipe, fields)}-seed={seed}"] = changed
+            changed = fields.replace(base, **values, seed=seed)
+            found[f"{name_of(cfg.recipe, values)}-seed={seed}"] = changed
     return found
 
 
@@ -110,7 +109,7 @@ def parse(axis: str) -> tuple[str, list[Any]]:
     """A field and its values, from FIELD=VALUE,VALUE."""
     name, equals, text = axis.partition("=")
     if not equals or name not in _KNOWN:
-        raise ConfigError(f"{axis!r} is not FIELD=VALUE,... of a field of config.json")
+        raise ConfigError(f"{axis!r} is not FIELD=VALUE,... of a field of a recipe")
     if name in _OWN:
         raise ConfigError(f"{axis!r}: a sweep says {name} itself")
     parts = re.split(r",(?![^\[]*\])", text)  # no comma of a [list]
@@ -125,15 +124,15 @@ def _typed(name: str, text: str, axis: str) -> Any:
         readings.append(ast.literal_eval(text))
     for value in readings:
         try:
-            return config_json.of_type(name, value, axis)
+            return fields.typed(Config(), name, value, axis)
         except ConfigError as failure:
             error = failure
     raise error
 
 
-def name_of(recipe: str, fields: Mapping[str, Any]) -> str:
+def name_of(recipe: str, values: Mapping[str, Any]) -> str:
     """What a run of these fields is called, as a folder."""
-    return "-".join([recipe, *(f"{name}={value}" for name, value in fields.items())])
+    return "-".join([recipe, *(f"{name}={value}" for name, value in values.items())])
 
 
 def table(outcomes: Mapping[str, variants.Outcome]) -> str:

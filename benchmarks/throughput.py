@@ -10,7 +10,7 @@ does hits both alike. The ratio is of the blocks of one round, ours to PyTorch's
 mode by the median of its rates: eager (NCHW), channels_last, compile (torch.compile and
 channels_last), and, if asked for, reduce-overhead (the same with CUDA graphs); all with
 the fused optimizer.
-Both take uint8 pictures that lie on the device, normalise them, and compute on as many
+Both take uint8 images that lie on the device, normalise them, and compute on as many
 threads; bfloat16 is torch.autocast there. The first step is counted from the start of
 the process, imports included: cold with an empty cache of compiled programs, warm with
 a filled one. The peak of memory is that of the process with its imports, cold with its
@@ -63,31 +63,31 @@ class Throughput:
     """What is measured, and for how long."""
 
     models: tuple[str, ...] = tuple(BATCH_SIZES)
-    """Of resnet_jax.list_models(); those of ImageNet, but resnet18, at 224 pixels."""
+    """Names of networks; those of ImageNet, but resnet18, see 224 pixels."""
     modes: tuple[Literal["train", "infer"], ...] = ("train", "infer")
     """Training steps, and forward passes in inference mode."""
     torch_modes: tuple[TorchMode, ...] = ("eager", "channels_last", "compile")
     """How PyTorch may run; the best counts."""
     batch_size: int | None = None
-    """Pictures a step, instead of each model's default."""
+    """Images a step, instead of each model's default."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the arithmetic."""
+    """Type of the arithmetic."""
     rounds: int = 5
     """Blocks (epochs) of each program; one block more goes before to warm up."""
     seconds: float = 5.0
     """Length of a block, about."""
     epoch: bool = False
-    """Measure epochs of CIFAR-10 instead, from pictures in memory."""
+    """Measure epochs of CIFAR-10 instead, from images in memory."""
     max_train_samples: int | None = None
-    """Of --epoch: the first so many pictures only."""
+    """With --epoch: only the first so many images."""
     scaling: str | None = None
     """Measure instead how training grows with the batch of this model, and by depth."""
     batch_sizes: tuple[int, ...] = (32, 64, 128, 256, 512, 1024)
-    """Of --scaling."""
+    """Batches of --scaling."""
     depths: tuple[int, ...] = (20, 32, 44, 56, 110)
-    """Of --scaling, at a batch of 128: resnet20 and so on; none leaves them out."""
+    """Depths of --scaling, at a batch of 128: resnet20 and so on, or none."""
     plot: Path | None = None
-    """Of --scaling: a PNG file to write."""
+    """With --scaling: a PNG file to write."""
     json: Path | None = None
     """A file to write everything to."""
 
@@ -138,12 +138,12 @@ def main(cfg: Throughput) -> None:
         with tempfile.TemporaryDirectory() as folder:
             source, file = "noise, on the device", Path(folder, "train.npz")
             if cfg.epoch:
-                source = write_pictures(file, cfg.max_train_samples)
+                source = write_images(file, cfg.max_train_samples)
             tasks = make_tasks(cfg, gpu=bool(machine["gpu"]), data=str(file))
             record |= {"data": source, "rows": [measure(cfg, task) for task in tasks]}
-        text = f"{table(record['rows'])}\n- Pictures: {source}."
+        text = f"{table(record['rows'])}\n- Images: {source}."
         for model in set(cfg.models) & set(AT_224) if cfg.epoch else ():
-            text += f"\n- {model} epoch: not measured, CIFAR-10 has no such pictures."
+            text += f"\n- {model} epoch: not measured, CIFAR-10 has no such images."
     if cfg.json is not None:
         cfg.json.write_text(json.dumps(record, indent=1, default=str), encoding="utf-8")
     print(f"{machine['text']}\n\n{text}")
@@ -241,13 +241,13 @@ def describe(programs: Sequence[str]) -> Row:
     return {**machine, "text": text}
 
 
-def write_pictures(path: Path, count: int | None) -> str:
-    """Writes CIFAR-10's training pictures, or noise like them; says which."""
+def write_images(path: Path, count: int | None) -> str:
+    """Writes CIFAR-10's training images, or noise like them; says which."""
     from resnet_jax import data
-    from resnet_jax.data import tfds as prepared
+    from resnet_jax.data import tfds
 
     try:
-        if prepared.find("cifar10", prepared.default_data_dir()) is None:
+        if tfds.find("cifar10", tfds.default_data_dir()) is None:
             raise DataError("CIFAR-10 is not prepared here")
         train, _ = data.load_dataset("cifar10")
         source, images, labels = "CIFAR-10's", train.images, train.labels
@@ -271,7 +271,7 @@ def make_tasks(cfg: Throughput, *, gpu: bool, data: str) -> list[Task]:
             options["batch_size"] = size
             tasks += [Task(OURS, kind, **options) for kind in cfg.modes]
         elif model not in AT_224:
-            options["batch_size"] = cfg.batch_size or recipe(model).batch_size
+            options["batch_size"] = cfg.batch_size or recipe(model).data.batch_size
             tasks.append(Task(OURS, "epoch", data=data, **options))
     return tasks
 
@@ -347,7 +347,7 @@ def spread(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
 def table(rows: Sequence[Row]) -> str:
     """The rows as Markdown, and below it the peaks and what could not run."""
     header = (
-        *("model", "what", "batch", "dtype", "pictures/s ours / PyTorch"),
+        *("model", "what", "batch", "dtype", "images/s ours / PyTorch"),
         *("PyTorch's best", "ratio (of rounds)", "GFLOP/s", "of the matmul peak"),
         *("peak memory cold, MB", "warm, MB", "first step cold, s", "warm, s"),
     )
@@ -393,7 +393,7 @@ def both(pair: Sequence[Row], key: str, form: str, *, scale: float = 1) -> str:
 def scaling(cfg: Throughput, model: str, gpu: bool) -> dict[str, list[Row]]:
     """Our training step by batch and by depth, a process each: points, and cliffs.
 
-    The cost of a point is seconds a picture, by depth those of a multiply-add.
+    The cost of a point is seconds an image, by depth those of a multiply-add.
     """
     curves = {"batch": [(size, model, size) for size in sorted(cfg.batch_sizes)]}
     if cfg.depths:
@@ -424,14 +424,14 @@ def scaling(cfg: Throughput, model: str, gpu: bool) -> dict[str, list[Row]]:
 
 
 def cliffs(costs: Sequence[float]) -> list[bool]:
-    """Of each cost, whether it is over CLIFF times the one before."""
+    """Whether each cost is over CLIFF times the one before."""
     before = [float("inf"), *costs]
     return [b > CLIFF * a for a, b in zip(before, costs, strict=False)]
 
 
 def scaling_table(curves: Mapping[str, Sequence[Row]]) -> str:
     lines = [
-        "| model | batch | ms a step | pictures/s (rounds) | peak memory, MB | cliff |",
+        "| model | batch | ms a step | images/s (rounds) | peak memory, MB | cliff |",
         "|---|---|---|---|---|---|",
     ]
     for point in (point for points in curves.values() for point in points):

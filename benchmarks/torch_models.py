@@ -108,7 +108,7 @@ class PreActBlock(nn.Module):
 
 
 class PreActResNet(nn.Module):
-    """Stages of PreActBlocks, then BatchNorm, ReLU and the mean of the picture."""
+    """Stages of PreActBlocks, then BatchNorm, ReLU and the mean of the image."""
 
     def __init__(
         self, sizes: Sequence[int], widths: Sequence[int], stem: int, num_classes: int

@@ -8,12 +8,12 @@
 it with torch.save. `transfer` and `probe` give it a new head for all ten: frozen
 parameters, with BatchNorm in training mode (its statistics move) or in inference mode.
 One line an epoch. With --framework jax the recipe of that name does the same; on all
-pictures that is `python train.py transfer --pretrained FILE`.
+images that is `python train.py transfer --pretrained FILE`.
 """
 
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -32,19 +32,19 @@ class Transfer:
     epochs: int = 30
     """Passes over the training set."""
     lr: float = 1e-4
-    """Of Adam."""
+    """Learning rate of Adam."""
     batch_size: int = 128
-    """Pictures a step."""
+    """Images a step."""
     image_size: int | None = None
     """Resize to this side, as torchvision does tensors (antialiased)."""
     num_train: int | None = None
-    """Train on the first so many pictures only."""
+    """Train only on the first so many images."""
     num_test: int | None = None
-    """Test on the first so many pictures only."""
+    """Test only on the first so many images."""
     workdir: str = "runs/transfer-benchmark"
     """The run directory of the recipe."""
     seed: int = 0
-    """Of weights and order."""
+    """Seed of weights and order."""
 
 
 def main(cfg: Transfer) -> None:
@@ -59,11 +59,12 @@ def main(cfg: Transfer) -> None:
 
 
 def _run_recipe(cfg: Transfer, train: Any, test: Any) -> None:
-    from resnet_jax import data
+    from resnet_jax import fields
+    from resnet_jax.commands import train as command
+    from resnet_jax.data import sources
     from resnet_jax.recipes import RECIPES
-    from train import main as train_main
 
-    recipe = replace(
+    recipe = fields.replace(
         RECIPES[cfg.mode][1],
         pretrained=cfg.file,
         epochs=cfg.epochs,
@@ -74,12 +75,13 @@ def _run_recipe(cfg: Transfer, train: Any, test: Any) -> None:
         seed=cfg.seed,
         workdir=cfg.workdir,
     )
-    original = data.load_dataset
-    data.load_dataset = lambda *args, **options: (train, test)
+    original = sources.SOURCES["cifar10"]
+    held = original._replace(open=lambda cfg: (10, lambda: (train, test)))
+    sources.SOURCES["cifar10"] = held
     try:
-        train_main(recipe)
+        command.main(recipe)
     finally:
-        data.load_dataset = original
+        sources.SOURCES["cifar10"] = original
 
 
 def _run_torch(cfg: Transfer, train: Any, test: Any) -> None:

@@ -25,18 +25,18 @@ class BatchNorm(Experiment):
     model: str = "resnet20"
     """The network."""
     lrs: tuple[float, ...] = (0.01, 0.1, 1.0)
-    """Of SGD with momentum, constant."""
+    """Learning rates of SGD with momentum, constant."""
     epochs: int = 10
-    """Of each run."""
+    """Epochs of each run."""
     batch_size: int = 128
-    """Pictures a step."""
+    """Images a step."""
     workdir: Path = Path("runs/experiments/batchnorm")
     """Where the runs and the page are kept."""
 
     def variants(self) -> dict[str, Config]:
         """All runs by name."""
         return {
-            f"{label}-{init}-{lr:g}": Config(
+            f"{label}-{init}-{lr:g}": self.config(
                 model=self.model,
                 norm=norm,
                 dropout=dropout,
@@ -45,7 +45,6 @@ class BatchNorm(Experiment):
                 batch_size=self.batch_size,
                 lr=lr,
                 log_gradients=True,
-                **self.common,
             )
             for label, (norm, dropout) in NORMS.items()
             for lr in self.lrs
@@ -91,7 +90,11 @@ class BatchNorm(Experiment):
         best = {label: _best(outcomes, label) for label in NORMS}
         largest = {
             label: max(
-                (o.cfg.lr for n, o in _of(outcomes, label).items() if is_training(o)),
+                (
+                    o.cfg.optim.lr
+                    for n, o in _of(outcomes, label).items()
+                    if is_training(o)
+                ),
                 default=None,
             )
             for label in NORMS
@@ -104,8 +107,8 @@ class BatchNorm(Experiment):
         return [
             "A run trains if its loss is finite and its last training accuracy exceeds "
             "15 % (chance is 10 %).",
-            "Speed: after the first epoch the best run has so many of the test "
-            f"pictures right: {_each(first, '{:.2f} %')}.",
+            "Speed: after the first epoch the best run has this share of the test "
+            f"images right: {_each(first, '{:.2f} %')}.",
             f"The largest learning rate that trains: {_each(largest, '{:g}')}.",
             "Initialisation: the two end at most so many points of test accuracy "
             f"apart at one learning rate: {_each(apart, '{:.2f}')}. (A diverged run "

@@ -25,17 +25,17 @@ class Gradients(Experiment):
     of SGD; and a run that has converged beside one that has vanished."""
 
     depths: tuple[int, ...] = (8, 20, 56, 110)
-    """Of He et al.'s networks for CIFAR-10."""
+    """Depths of He et al.'s networks for CIFAR-10."""
     steps: int = 200
-    """Of training, for each of the networks."""
+    """Steps of training, for each of the networks."""
     batch_size: int = 64
-    """Pictures a step."""
+    """Images a step."""
     lr: float = 0.01
     """Constant, of SGD with momentum."""
     pair_depth: int = 20
-    """Of the converged and of the vanished network."""
+    """Depth of the converged and of the vanished network."""
     pair_epochs: int = 5
-    """Of those two."""
+    """Epochs of those two."""
     workdir: Path = Path("runs/experiments/gradients")
     """Where the runs and the page are kept."""
 
@@ -43,12 +43,11 @@ class Gradients(Experiment):
         """All runs by name."""
 
         def config(depth: int, **fields: object) -> Config:
-            return Config(
+            return self.config(
                 model=f"resnet{depth}",
                 lr=self.lr,
                 batch_size=self.batch_size,
                 log_gradients=True,
-                **self.common,
                 **fields,
             )
 

@@ -14,18 +14,18 @@ class Skip(Experiment):
     """Plain and residual networks of two depths, trained alike."""
 
     depths: tuple[int, ...] = (20, 56)
-    """Of He et al.'s networks for CIFAR-10."""
+    """Depths of He et al.'s networks for CIFAR-10."""
     epochs: int = 40
-    """Of SGD with a cosine from lr .1."""
+    """Epochs of SGD with a cosine from lr .1."""
     batch_size: int = 128
-    """Pictures a step."""
+    """Images a step."""
     workdir: Path = Path("runs/experiments/skip")
     """Where the runs and the page are kept."""
 
     def variants(self) -> dict[str, Config]:
         """All runs by name."""
         return {
-            f"{'residual' if skip else 'plain'}-{depth}": Config(
+            f"{'residual' if skip else 'plain'}-{depth}": self.config(
                 model=f"resnet{depth}",
                 skip=skip,
                 epochs=self.epochs,
@@ -34,8 +34,7 @@ class Skip(Experiment):
                 weight_decay=1e-4,
                 schedule="cosine",
                 crop_padding=4,
-                flip=True,
-                **self.common,
+                flip="random",
             )
             for depth in self.depths
             for skip in (False, True)

@@ -1,20 +1,20 @@
 """Several training runs that differ in a few fields, run one after the other."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from resnet_jax import files
+from resnet_jax import fields, files
 from resnet_jax.config import Config
-from resnet_jax.data import cifar as cifar10
+from resnet_jax.data import cifar
 from resnet_jax.errors import ConfigError, NonFiniteLossError
 from resnet_jax.report import page
-from resnet_jax.run import config_json
-from resnet_jax.run.logs import LAYERS, METRICS
+from resnet_jax.run.directory import LAYERS, METRICS
 
 _DIVERGED = "diverged.json"
 
@@ -24,37 +24,38 @@ class Experiment:
     """What all experiments have in common."""
 
     max_train_samples: int | None = None
-    """Train on so many of the training pictures; None on all."""
+    """Train on this many of the training images; None on all."""
     max_test_samples: int | None = None
-    """Score so many of the test pictures each epoch; None all."""
+    """Score this many of the test images each epoch; None all."""
     seed: int = 0
-    """Of all runs."""
+    """The seed of all runs."""
     data_dir: str | None = None
     """As train.py has it."""
 
-    @property
-    def common(self) -> dict[str, Any]:
-        """The fields of Config that all runs share."""
-        return {
-            "optimizer": "sgd",
-            "max_train_samples": self.max_train_samples,
-            "max_test_samples": self.max_test_samples,
-            "seed": self.seed,
-            "data_dir": self.data_dir,
-        }
+    def config(self, **values: Any) -> Config:
+        """The configuration of a run: what all runs share, and these fields."""
+        return fields.replace(
+            Config(),
+            optimizer="sgd",
+            max_train_samples=self.max_train_samples,
+            max_test_samples=self.max_test_samples,
+            seed=self.seed,
+            data_dir=self.data_dir,
+            **values,
+        )
 
     @property
     def setting(self) -> str:
-        """A sentence that says on how many pictures the figures rest."""
+        """A sentence that says on how many images the figures rest."""
         train, test = (
-            f"{size:,} of {cifar10.NUM_EXAMPLES[part]:,}" if size else "all"
+            f"{size:,} of {cifar.CIFAR10.num_examples[part]:,}" if size else "all"
             for part, size in (
                 ("train", self.max_train_samples),
                 ("test", self.max_test_samples),
             )
         )
         return (
-            f"CIFAR-10, {train} training pictures and {test} test pictures; "
+            f"CIFAR-10, {train} training images and {test} test images; "
             f"one run of each network, seed {self.seed}."
         )
 
@@ -74,14 +75,14 @@ def run(variants: Mapping[str, Config], root: Path) -> dict[str, Outcome]:
     A run whose loss is not finite any more is a result, which is kept; a signal stops
     all (StoppedError), and the same call goes on from there.
     """
-    import train
+    from resnet_jax.commands import train
 
     outcomes = {}
     bar = tqdm(variants.items(), unit="run", disable=None)
     for name, cfg in bar:
         bar.set_description(name)
         run_dir = root / name
-        cfg = replace(cfg, workdir=str(run_dir), keep=1)
+        cfg = fields.replace(cfg, workdir=str(run_dir), keep_checkpoints=1)
         said = _diverged(run_dir)
         if said is not None and said["config"] != _plain(cfg):
             raise ConfigError(
@@ -114,7 +115,7 @@ def _diverged(run_dir: Path) -> dict[str, Any] | None:
 
 def _plain(cfg: Config) -> dict[str, Any]:
     """`cfg` as JSON has it."""
-    return json.loads(config_json.to_json(cfg))
+    return json.loads(json.dumps(dataclasses.asdict(cfg)))
 
 
 def table(

@@ -54,7 +54,7 @@ def test_layouts_that_agree_pass(faked, capsys):
     [
         ((2.1, 1003), "more than 1e-05: 2x2: loss by 5.0e-02"),
         ((np.nan, 1003), "2x2: loss by nan"),
-        ((2.0, 1004), "2x2: 1004 test pictures, not 1003"),
+        ((2.0, 1004), "2x2: 1004 test images, not 1003"),
     ],
 )
 def test_layouts_that_part_fail(faked, last, message):

@@ -17,30 +17,25 @@ from resnet_jax.models.factory import create_model
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.training import variable_shapes
 
-# The program of train.py's step for 16 pictures on four devices, as XLA divided it.
+# The program of train.py's step for 16 images on four devices, as XLA divided it.
 SCRIPT = """
 import json, sys
 from functools import partial
 
 import jax, numpy as np
-from resnet_jax.data import augment
-from resnet_jax.training import compiling, optim
-from resnet_jax import data, training
-from resnet_jax.devices import mesh as parallel
-from resnet_jax.models.blocks import BasicBlock, Bottleneck
-from resnet_jax.data.loader import Feed
-from resnet_jax.models.factory import create_model
-from resnet_jax.models.resnet import ResNet
+from resnet_jax import data, devices, training
+from resnet_jax.config import AugmentConfig, DataConfig, OptimConfig
+from resnet_jax.models import BasicBlock, Bottleneck, ResNet, create_model
 
 rng = np.random.default_rng(0)
 images = rng.integers(0, 256, (32, 8, 8, 3), np.uint8)
 train = data.Dataset(images, np.zeros(32, np.int32), ("a", "b", "c"))
-tx = optim.make_optimizer("sgd", optim.make_schedule("constant", lr=.1, total_steps=9))
-prepare = augment.make_augment(
-    num_classes=3, normalization="half", crop_padding=1, flip=True
-)
-keys = training.make_keys(0)
-mesh = parallel.make_mesh()
+cfg = OptimConfig(optimizer="sgd", lr=.1)
+tx = training.make_optimizer(cfg, training.make_schedule(cfg, 9))
+made = AugmentConfig(normalize="half", crop_padding=1, flip="random")
+num_classes = 3
+keys = training.make_keys(0, 1)
+mesh = devices.make_mesh()
 assert mesh.size == 4
 # The compiled program is what compile_step keeps for the form of a batch.
 lower = jax.stages.Lowered.compile
@@ -57,14 +52,18 @@ texts = []
 
 
 def program(model, held, rows, local_bn=None):
-    feed = Feed(mesh, held=held)
-    state = training.init_state(model, tx, train.images.shape[1:], key=keys.init)
-    state, key = parallel.replicate(mesh, (state, keys.augment))
-    texts.clear()
-    compiling.compile_step(
-        training.make_train_step(model, tx, prepare, local_bn=local_bn),
-        state, feed.examples(train, [rows]), feed.source(train), key,
+    shape = train.images.shape[1:]
+    augment = data.make_augment(made, data.make_preprocess(made, shape), num_classes)
+    loader = data.Loader(
+        mesh, data.Splits(train, train, train, {}),
+        DataConfig(batch_size=rows, drop_last=True),
+        order=training.make_order(0, 1), held=held,
     )
+    state = training.init_state(model, tx, shape, key=keys.init)
+    state, key = devices.replicate(mesh, (state, keys.augment))
+    texts.clear()
+    step = training.make_train_step(model, tx, augment, local_bn=local_bn)
+    training.compile_step(step, state, loader, key)
     (text,) = texts
     return text
 
@@ -81,7 +80,7 @@ json.dump({
 """
 LARGE = """
 train = data.Dataset(np.zeros((32, 64, 64, 3), np.uint8), train.labels, ("a",))
-prepare = augment.make_augment(num_classes=1000, normalization="half")
+made, num_classes = AugmentConfig(normalize="half"), 1000
 json.dump(program(create_model("resnet50", num_classes=1000), True, 16), sys.stdout)
 """
 COLLECTIVES = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
@@ -134,6 +133,7 @@ def test_collectives_are_read_from_a_program():
     ]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "name, block", [("basic", BasicBlock), ("bottleneck", Bottleneck)]
 )
@@ -161,16 +161,18 @@ def test_bytes_of_the_table_s_network_are_those_that_are_documented():
 
 @pytest.mark.slow
 def test_so_are_those_of_its_compiled_program():
-    """Of pictures of 64 pixels: of smaller ones parts of kernels have no gradient."""
+    """Images of 64 pixels: of smaller ones parts of kernels have no gradient."""
     found = collectives(json.loads(compute(SCRIPT + LARGE, 4)))
     assert {operation for operation, _ in found} == {"all-reduce"}
     assert sum(size for _, size in found) == RESNET50
 
 
+@pytest.mark.process
 def test_a_batch_that_does_not_divide_needs_no_other_device(programs):
     assert collectives(programs["odd"]) == []
 
 
+@pytest.mark.process
 def test_local_statistics_make_nobody_wait(programs):
     """All is summed at the end, what two layers have the same only once."""
     found = collectives(programs["local"])
@@ -225,7 +227,7 @@ def test_a_step_by_hand():
 def test_what_makes_a_step_shorter():
     held = scaling.predict(replace(CFG, held=True), num_devices=2, **MODEL)
     assert held.input == 0.0
-    local = scaling.predict(replace(CFG, bn_scope="local"), num_devices=2, **MODEL)
+    local = scaling.predict(replace(CFG, sync_bn=False), num_devices=2, **MODEL)
     assert local.batch_norm == 0.0
     assert local.gradients == 1000 / 100 + 0.5
     alone = scaling.predict(CFG, num_devices=1, **MODEL)
@@ -264,6 +266,7 @@ def test_assumptions_that_cannot_be(fields, message):
         scaling.Scaling(**fields)
 
 
+@pytest.mark.process
 def test_an_unknown_network_is_one_line():
     command = [sys.executable, "-m", "benchmarks.scaling", "--model", "resnet21"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

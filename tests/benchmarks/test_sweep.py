@@ -1,11 +1,10 @@
-import dataclasses
-
 import pytest
 
-import train
 from benchmarks import sweep
 from benchmarks.sweep import Sweep
 from experiments.variants import Outcome
+from resnet_jax import fields
+from resnet_jax.commands import train
 from resnet_jax.config import Config
 from resnet_jax.errors import ConfigError
 from resnet_jax.recipes import RECIPES
@@ -13,14 +12,15 @@ from resnet_jax.recipes import RECIPES
 
 def test_a_grid_is_every_combination_for_every_seed():
     cfg = Sweep(
-        "hresnet", grid=("lr=.1,2e-3", "flip=true,false"), set=("epochs=2",), seeds=2
+        "hresnet", grid=("lr=.1,2e-3", "flip=random,none"), set=("epochs=2",), seeds=2
     )
     found = sweep.trials(cfg)
     assert len(found) == 8
-    one = found["hresnet-epochs=2-lr=0.002-flip=False-seed=1"]
-    assert (one.lr, one.flip, one.seed, one.epochs) == (2e-3, False, 1, 2)
-    base = dataclasses.replace(RECIPES["hresnet"][1], epochs=2, validation_split=0.1)
-    assert dataclasses.replace(one, lr=base.lr, flip=False, seed=0) == base
+    one = found["hresnet-epochs=2-lr=0.002-flip=none-seed=1"]
+    assert (one.optim.lr, one.augment.flip) == (2e-3, "none")
+    assert (one.seed, one.run.epochs) == (1, 2)
+    base = fields.replace(RECIPES["hresnet"][1], epochs=2, validation_split=0.1)
+    assert fields.replace(one, lr=base.optim.lr, flip="none", seed=0) == base
 
 
 def test_each_is_one_change_at_a_time_beside_the_recipe():
@@ -31,7 +31,7 @@ def test_each_is_one_change_at_a_time_beside_the_recipe():
         f"resnet20{change}-seed=0"
         for change in ("", "-crop_padding=0", "-lr=0.2", "-lr=0.3", "-width=None")
     ]
-    assert found["resnet20-lr=0.3-seed=0"].crop_padding == 2
+    assert found["resnet20-lr=0.3-seed=0"].augment.crop_padding == 2
 
 
 @pytest.mark.parametrize(
@@ -85,16 +85,16 @@ def test_what_is_set_is_in_the_name_so_that_two_sweeps_have_their_own_runs():
 
 
 @pytest.mark.parametrize(
-    "fields, message",
+    "values, message",
     [
         ({"recipe": "resnet21"}, "no recipe 'resnet21'"),
         ({"seeds": 0}, "seeds 0 is too small"),
         ({"validation_split": 0.0}, "nothing to choose by"),
     ],
 )
-def test_a_sweep_that_cannot_choose_is_refused(fields, message):
+def test_a_sweep_that_cannot_choose_is_refused(values, message):
     with pytest.raises(ConfigError, match=message):
-        Sweep(**{"recipe": "hresnet", **fields})
+        Sweep(**{"recipe": "hresnet", **values})
 
 
 def outcome(accuracy, seconds=2.0, diverged=None):
@@ -122,13 +122,13 @@ def test_the_table_is_of_validation_with_the_best_first():
 
 def test_a_sweep_goes_on_where_it_was_stopped(digits_run, monkeypatch, tmp_path):
     base, _ = digits_run(max_steps=1)
-    base = dataclasses.replace(base, epochs=1, max_steps=None)
+    base = fields.replace(base, epochs=1, max_steps=None)
     monkeypatch.setitem(RECIPES, "few", ("", base))
     cfg = Sweep("few", grid=("lr=.01,.1",), workdir=tmp_path / "sweep")
     trained, whole = [], train.main
 
     def stop(given):
-        trained.append(given.lr)
+        trained.append(given.optim.lr)
         whole(given)
         if len(trained) == 1:
             raise KeyboardInterrupt

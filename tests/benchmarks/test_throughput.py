@@ -11,8 +11,9 @@ import pytest
 from benchmarks import contestants, throughput
 from benchmarks.contestants import OURS, Task
 from benchmarks.throughput import Throughput
-from resnet_jax.data.loader import Feed
-from resnet_jax.devices.mesh import make_mesh
+from resnet_jax import data, training
+from resnet_jax.config import DataConfig
+from resnet_jax.devices import make_mesh
 from resnet_jax.errors import ConfigError
 
 
@@ -64,6 +65,7 @@ def test_numbers_that_cannot_be_are_refused(options):
         Throughput(**options)
 
 
+@pytest.mark.process
 def test_a_model_that_does_not_exist_is_one_line():
     command = [sys.executable, "-m", "benchmarks.throughput", "--models", "resnet21"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -78,21 +80,23 @@ def test_torch_that_is_missing_is_named(monkeypatch):
         throughput.main(Throughput(models=("resnet8",)))
 
 
+@pytest.mark.process
 def test_a_program_that_ends_gives_its_reason():
     with pytest.raises(throughput.ProgramError, match="no model 'resnet21'"):
         with throughput.started(Task(OURS, "infer", "resnet21", 4)):
             pass
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("kind", ["infer", "train"])
-def test_pytorchs_step_sees_its_pictures_once(kind):
+def test_pytorchs_step_sees_its_images_once(kind):
     pytest.importorskip("torchvision", reason="needs torch and torchvision")
     task = Task("channels_last", kind, "resnet8", 4, "bfloat16")
     run = contestants.torch_program(task).run
     assert (run(1), run(3)) == (4, 12)
 
 
-def test_our_epoch_sees_every_picture_once(tmp_path):
+def test_our_epoch_sees_every_image_once(tmp_path):
     path = tmp_path / "train.npz"
     cfg = contestants.recipe("resnet8")
     images, labels = contestants.random_batch(cfg, 7)
@@ -103,9 +107,14 @@ def test_our_epoch_sees_every_picture_once(tmp_path):
         seen.append(labels[batch["indices"]])
         return state, {"loss": np.zeros(())}
 
-    fed = Feed(make_mesh(1), held=True)
+    whole = data.Dataset(images, labels, ())
+    splits = data.Splits(whole, whole, whole, {})
+    loader = data.Loader(
+        *(make_mesh(1), splits, DataConfig(batch_size=4)),
+        **{"order": training.make_order(0, 1), "epochs": 9, "held": True},
+    )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contestants, "compiled", lambda *args, **options: (step, 0, fed))
+        patch.setattr(contestants, "compiled", lambda *args: (step, 0, loader))
         run = contestants.our_epochs(
             Task(OURS, "epoch", "resnet8", 4, data=str(path)), cfg, None
         )
@@ -115,6 +124,8 @@ def test_our_epoch_sees_every_picture_once(tmp_path):
         assert sorted(np.concatenate(epoch)) == sorted(labels)
 
 
+@pytest.mark.parity
+@pytest.mark.process
 def test_a_small_measurement(tmp_path, capsys):
     pytest.importorskip("torchvision", reason="compares with torch and torchvision")
     path = tmp_path / "deep" / "throughput.json"

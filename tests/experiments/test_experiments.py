@@ -1,3 +1,6 @@
+from functools import partial
+
+import numpy as np
 import pytest
 
 from experiments import variants
@@ -5,22 +8,25 @@ from experiments.__main__ import main
 from experiments.batchnorm import BatchNorm
 from experiments.gradients import Gradients, convolutions
 from experiments.skip import Skip
-from resnet_jax import data, files, models
+from resnet_jax import data, fields, files, models
+from resnet_jax.data import sources
+from resnet_jax.errors import ConfigError
 from resnet_jax.models.blocks import BasicBlock
 from resnet_jax.models.resnet import ResNet
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
-    """60 digits as CIFAR-10, and two names for a network of one block."""
-
-    def make(**options):
-        options = {"shortcut": "pad", **options}
-        return ResNet(BasicBlock, (1,), widths=(4,), stem="cifar", **options)
-
-    loaded = data.load_dataset("digits")
-    few = tuple(p.take(slice(n)) for p, n in zip(loaded, (60, 20), strict=True))
-    monkeypatch.setattr(data, "load_dataset", lambda *args, **options: few)
+    """60 images of noise as CIFAR-10, and two names for a network of one block."""
+    sizes = {"stage_sizes": (1,), "widths": (4,)}
+    make = partial(ResNet, block=BasicBlock, stem="cifar", shortcut="pad", **sizes)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (80, 8, 8, 3), np.uint8)
+    labels = np.arange(80, dtype=np.int32) % 10
+    whole = data.Dataset(images, labels, tuple("0123456789"))
+    few = whole.take(slice(60)), whole.take(slice(60, None))
+    source = sources.Source((8, 8, 3), lambda cfg: (10, lambda: few))
+    monkeypatch.setitem(sources.SOURCES, "cifar10", source)
     for name in ("resnet8", "resnet14"):
         monkeypatch.setitem(models.MODELS, name, make)
 
@@ -32,6 +38,7 @@ def page_of(experiment):
     return text
 
 
+@pytest.mark.process  # for its time: ten runs
 def test_gradients(tmp_path):
     experiment = Gradients(
         depths=(8,), steps=2, batch_size=30, pair_depth=8, pair_epochs=1,
@@ -52,7 +59,7 @@ def test_gradients(tmp_path):
 
 def test_skip(tmp_path):
     experiment = Skip(depths=(8, 14), epochs=1, workdir=tmp_path)
-    assert [c.skip for c in experiment.variants().values()] == [False, True] * 2
+    assert [c.model.skip for c in experiment.variants().values()] == [False, True] * 2
     main(experiment)
     page_of(experiment)
     # The sentence, of errors that are known.
@@ -81,6 +88,26 @@ def record_of(accuracy):
     return {"epoch": 1, "step": 1, "train_loss": 1.0, **scores}
 
 
+def test_a_variant_that_diverges_is_a_result_and_is_kept(tmp_path, capsys):
+    experiment = BatchNorm(model="resnet8", lrs=(0.1, 1e20), epochs=2, workdir=tmp_path)
+    every = experiment.variants()
+    few = {name: every[name] for name in ("BatchNorm-torch-0.1", "none-kaiming-1e+20")}
+    first = variants.run(few, tmp_path)
+    capsys.readouterr()
+    outcomes = variants.run(few, tmp_path)
+    assert outcomes == first
+    shown = capsys.readouterr().out  # the second call trains nothing
+    assert "is finished" in shown and "-- none-kaiming-1e+20" not in shown
+    diverged, trained = outcomes["none-kaiming-1e+20"], outcomes["BatchNorm-torch-0.1"]
+    assert diverged.diverged is not None and trained.diverged is None
+    assert len(trained.records) == 2 and len(trained.layers) == 3
+    changed = {name: fields.replace(cfg, epochs=3) for name, cfg in few.items()}
+    del changed["BatchNorm-torch-0.1"]
+    with pytest.raises(ConfigError, match="another configuration, which diverged"):
+        variants.run(changed, tmp_path)
+
+
+@pytest.mark.process  # for its time: twelve runs
 def test_batchnorm_and_a_variant_that_diverges(tmp_path, capsys):
     experiment = BatchNorm(model="resnet8", lrs=(0.1, 1e20), epochs=2, workdir=tmp_path)
     main(experiment)
@@ -91,7 +118,7 @@ def test_batchnorm_and_a_variant_that_diverges(tmp_path, capsys):
     assert outcomes["none-kaiming-1e+20"].diverged is not None
     shown = capsys.readouterr().out  # the second call trains nothing
     assert "is finished" in shown and "-- none-kaiming-1e+20" not in shown
-    lrs = {o.cfg.lr for o in outcomes.values() if o.diverged is None}
+    lrs = {o.cfg.optim.lr for o in outcomes.values() if o.diverged is None}
     assert 0.1 in lrs
 
 
@@ -140,7 +167,7 @@ def test_the_sentences_of_batchnorm_are_those_of_known_figures(tmp_path):
         "learning rate: 20.00 with BatchNorm, 20.00 without, 1.00 without but",
         "in points: +10.00 with BatchNorm, -2.00 without, -1.00 without but",
         "before training: 0.50 with BatchNorm, 2.50 without, 0.00 without but",
-        "CIFAR-10, 10,000 of 50,000 training pictures and all test pictures; one run "
+        "CIFAR-10, 10,000 of 50,000 training images and all test images; one run "
         "of each network, seed 3.",
     ):
         assert sentence in text, sentence

@@ -43,17 +43,17 @@ def test_the_notebook_is_that_of_the_tutorial(name, tmp_path):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize("name", notebook.TUTORIALS)
 def test_the_notebook_runs(name, tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     # What the tutorial's commands have left where its cells need it.
-    for script, *arguments in (
-        ("train.py", "digits", "--epochs", "1"),
-        ("evaluate.py", "runs/digits", "--export", "digits-resnet8"),
+    for arguments in (
+        ("train", "digits", "--epochs", "1"),
+        ("export", "runs/digits", "digits-resnet8"),
     ):
-        command = [sys.executable, str(ROOT / script), *arguments]
+        command = [sys.executable, "-m", "resnet_jax", *arguments]
         subprocess.run(command, cwd=tmp_path, check=True, env=os.environ)
     (tmp_path / "docs").mkdir()
     made = nbformat.read(ROOT / "docs" / f"{name}.ipynb", as_version=4)
