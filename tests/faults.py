@@ -192,3 +192,74 @@ class Impatient:
         jax.distributed.initialize = functools.partial(
             jax.distributed.initialize, heartbeat_timeout_seconds=self.seconds
         )
+
+
+@dataclass(frozen=True)
+class SignalIn:
+    """Sends itself a signal when `name` of `module` is called, and waits."""
+
+    module: str
+    name: str
+    number: int
+
+    def __call__(self):
+        import importlib
+
+        def signalling(*args, **options):
+            os.kill(os.getpid(), self.number)
+            time.sleep(60)
+
+        setattr(importlib.import_module(self.module), self.name, signalling)
+
+
+@dataclass(frozen=True)
+class SignalInData:
+    """Sends itself a signal when the data are loaded, and waits."""
+
+    number: int
+
+    def __call__(self):
+        from resnet_jax.data import sources
+
+        def load():
+            os.kill(os.getpid(), self.number)
+            time.sleep(60)
+
+        source = sources.SOURCES["digits"]
+        sources.SOURCES["digits"] = source._replace(open=lambda cfg: (10, load))
+
+
+def kill_in_a_save():
+    """In the middle of the checkpoint of step 6."""
+    import orbax.checkpoint as ocp
+
+    save = ocp.CheckpointManager.save
+
+    def half(manager, step, **options):
+        save(manager, step, **options)
+        if step == 6:
+            kill()
+
+    ocp.CheckpointManager.save = half
+
+
+def stick_in_compiling():
+    """Calls a function of C, as a compilation is one, that does not come back.
+
+    usleep would come back at a signal, so the mask leaves that to the other threads.
+    """
+    import ctypes
+
+    from resnet_jax.training import step
+
+    def stuck(*args, **options):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        print("stuck", flush=True)
+        ctypes.CDLL(None).usleep(60_000_000)
+
+    step.compile_step = stuck
+
+
+def leave_a_half_written_save(folder):
+    """As a thread of orbax may, after a save that failed."""
+    os.mkdir(folder)

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -28,7 +28,7 @@ _PRELOADED = ["spawn", "faults", "resnet_jax.commands.train", "resnet_jax.run.se
 def make_small() -> None:
     """Makes known the network `small`, of one block: each process traces it anew.
 
-    And images for the digits: to import scikit-learn takes as long as the rest of a run.
+    And images for the digits: importing scikit-learn takes as long as all the rest.
     """
     import numpy as np
 
@@ -55,30 +55,37 @@ def make_small() -> None:
 class Started:
     """A process, in the form of subprocess.Popen's.
 
+    What it writes comes through pipes: a file would count where files are limited.
+
     Args:
       function, args: what it does.
       environ: what is added to its environment.
     """
 
     def __init__(self, function: Callable[..., None], *args, environ=None) -> None:
-        folder = Path(tempfile.mkdtemp())
-        self._paths = [folder / name for name in ("out", "err")]
-        for path in self._paths:
-            path.touch()
+        pipes = [_server.Pipe(duplex=False) for _ in ("out", "err")]
+        writers = [writer for _, writer in pipes]
         given = {**os.environ, **(environ or {})}
         self._process = _server.Process(
-            target=_run, args=(self._paths, given, function, args)
+            target=_run, args=(writers, given, function, args)
         )
         self._process.start()
         self.pid = self._process.pid
+        self._written = [bytearray(), bytearray()]
+        self._threads = []
+        for (reader, writer), buffer in zip(pipes, self._written, strict=True):
+            writer.close()
+            thread = threading.Thread(target=_read, args=(reader, buffer), daemon=True)
+            thread.start()
+            self._threads.append(thread)
 
     @property
     def stdout(self) -> str:
-        return self._paths[0].read_text()
+        return self._written[0].decode()
 
     @property
     def stderr(self) -> str:
-        return self._paths[1].read_text()
+        return self._written[1].decode()
 
     @property
     def returncode(self) -> int | None:
@@ -95,13 +102,21 @@ class Started:
         if self._process.exitcode is None:
             self.kill()
             raise TimeoutError(self.stderr)
+        for thread in self._threads:
+            thread.join(10)
         return self._process.exitcode
 
 
-def _run(paths, environ, function, args) -> None:
-    for number, path in enumerate(paths, start=1):
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
-        os.dup2(descriptor, number)
+def _read(reader, buffer: bytearray) -> None:
+    while part := os.read(reader.fileno(), 2**16):
+        buffer += part
+    reader.close()
+
+
+def _run(writers, environ, function, args) -> None:
+    for number, writer in enumerate(writers, start=1):
+        os.dup2(writer.fileno(), number)
+        writer.close()
     sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1) for n in (1, 2))
     os.environ.clear()
     os.environ.update(environ)
@@ -117,8 +132,7 @@ def _run(paths, environ, function, args) -> None:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        # As Python's own end, which waits for orbax's threads, and not multiprocessing's.
-        os._exit(code)
+        os._exit(code)  # without multiprocessing's own end
 
 
 def train(run_dir, arguments: Sequence[str], faults=()) -> None:

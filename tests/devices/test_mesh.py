@@ -6,57 +6,57 @@ import numpy as np
 import pytest
 from spawn import compute
 
-from resnet_jax.devices import mesh as parallel
+from resnet_jax.devices import mesh as devices
 from resnet_jax.errors import ConfigError
 
 
 @pytest.mark.parametrize(
-    "batch_size, devices, accumulate, nearest",
+    "batch_size, num_devices, micro_batches, nearest",
     [(10, 4, 1, 8), (3, 4, 1, 4), (11, 2, 3, 12), (129, 8, 1, 128)],
 )
-def test_a_batch_that_does_not_divide(batch_size, devices, accumulate, nearest):
+def test_a_batch_that_does_not_divide(batch_size, num_devices, micro_batches, nearest):
     with pytest.raises(ConfigError, match=f"the nearest that does is {nearest}$"):
-        parallel.check_batch_size(batch_size, devices, accumulate)
-    parallel.check_batch_size(nearest, devices, accumulate)
+        devices.check_batch_size(batch_size, num_devices, micro_batches)
+    devices.check_batch_size(nearest, num_devices, micro_batches)
 
 
 def test_devices_that_are_not_there():
     with pytest.raises(ConfigError, match="devices 99 are not there: JAX has"):
-        parallel.make_mesh(99)
+        devices.make_mesh(99)
     with pytest.raises(ConfigError, match="platform tpu cannot be used"):
-        parallel.make_mesh(platform="tpu")
+        devices.make_mesh(platform="tpu")
 
 
 def test_replicated_copies_are_of_their_own_and_keys_stay_keys(key):
-    mesh = parallel.make_mesh(1)
+    mesh = devices.make_mesh(1)
     host = np.arange(6.0, dtype=np.float32)
-    placed, moved_key = parallel.replicate(mesh, (host, key))
+    placed, moved_key = devices.replicate(mesh, (host, key))
     host[0] = 99.0
     assert placed[0] == 0.0
     assert jax.random.bits(moved_key) == jax.random.bits(key)
-    assert placed.sharding == parallel.replicated(mesh)
+    assert placed.sharding == devices.replicated(mesh)
 
 
 def test_data_on_cpus_take_a_part_of_the_machine_s_memory(monkeypatch):
     pages = {"SC_PAGE_SIZE": 10, "SC_PHYS_PAGES": 100}
     monkeypatch.setattr(os, "sysconf", pages.__getitem__)
-    mesh = parallel.make_mesh(1)
-    assert parallel.fits(200, mesh) and not parallel.fits(201, mesh)
+    mesh = devices.make_mesh(1)
+    assert devices.fits(200, mesh) and not devices.fits(201, mesh)
 
 
 # One process with eight devices trains on 1, 2, 4 and 8 of them.
 SCRIPT = """
 import json, sys
 import jax, numpy as np
-from resnet_jax.data import augment
-from resnet_jax import data
-from resnet_jax.training import (evaluation, freezing, gradients, optim)
-from resnet_jax.devices import mesh as parallel
-from resnet_jax import training
-from resnet_jax.models.blocks import BasicBlock
-from resnet_jax.training.compiling import compile_step
-from resnet_jax.data.loader import Feed
-from resnet_jax.models.resnet import ResNet
+
+sys.path.insert(0, "tests")
+from parts import make_augment, make_loader, make_optimizer, make_preprocess
+from resnet_jax import data, training
+from resnet_jax.devices import mesh as devices
+from resnet_jax.models import BasicBlock, ResNet
+from resnet_jax.training import evaluation, freezing
+from resnet_jax.training.state import make_keys
+from resnet_jax.training.step import loss_and_gradient
 
 jax.config.update("jax_enable_x64", True)
 rng = np.random.default_rng(0)
@@ -65,33 +65,28 @@ labels = rng.integers(0, 3, 43).astype(np.int32)
 train = data.Dataset(images, labels, ("a", "b", "c"))
 model = ResNet(BasicBlock, (1,), num_classes=3, widths=(4,), stem="cifar",
                dtype=np.float64)
-tx = optim.make_optimizer("sgd", optim.make_schedule("constant", lr=.1, total_steps=9))
-prepare = augment.make_augment(num_classes=3, normalization="half", crop_padding=1,
-                               flip=True)
-as_it_is = augment.make_augment(num_classes=3, normalization="half")
-keys = training.make_keys(0)
-sizes = data.batch_sizes(len(train), 16)  # 16, 16, 11
+tx = make_optimizer(lr=.1)
+augment = make_augment((8, 8, 3), 3, crop_padding=1, flip="random")
+keys = make_keys(0)
 found = {}
 
 
-def run(name, devices, held=True, scope="global", **options):
-    mesh = parallel.make_mesh(devices)
-    feed = Feed(mesh, held=held, **options.pop("feed", {}))
+def run(name, num_devices, held=True, local=False, **options):
+    mesh = devices.make_mesh(num_devices)
+    # Batches of 16, 16 and 11 images; the last does not divide into parts.
+    loader = make_loader(train, mesh=mesh, seed=1, epochs=2, held=held, batch_size=16,
+                         eval_batch_size=10, drop_last=local, **options)
     state = training.init_state(model, tx, (8, 8, 3), key=keys.init)
-    state, key = parallel.replicate(mesh, (state, keys.augment))
-    local = mesh if scope == "local" else None
-    step, _ = compile_step(
-        training.make_train_step(model, tx, prepare, local_bn=local, **options),
-        state, feed.examples(train, sizes[:2] if local else sizes), feed.source(train),
-        key,
-    )
+    state, key = devices.replicate(mesh, (state, keys.augment))
+    local_bn = mesh if local else None
+    step = training.make_train_step(model, tx, augment, local_bn=local_bn)
+    step, _ = training.compile_step(step, state, loader, key)
     losses = []
     for epoch in range(2):
-        steps = range(2 if local else 3)
-        for batch in feed.train(train, sizes, seed=1, epoch=epoch, steps=steps):
+        for batch in loader.train(epoch):
             state, sums = step(state, batch)
             losses += np.asarray(sums["loss"]).reshape(-1).tolist()
-    evaluate = evaluation.make_evaluate(model, as_it_is, feed, 10)
+    evaluate = evaluation.make_evaluate(model, make_preprocess((8, 8, 3)), loader)
     sums = evaluate(state, train)
     leaves = [np.asarray(x).ravel() for x in jax.tree.leaves(state)]
     found[name] = {
@@ -100,18 +95,18 @@ def run(name, devices, held=True, scope="global", **options):
     }
 
 
-for devices in (1, 2, 4, 8):
-    run(f"{devices}", devices)
+for num_devices in (1, 2, 4, 8):
+    run(f"{num_devices}", num_devices)
 run("fed", 4, held=False)
-run("calls", 2, feed={"steps_per_call": 2})
-run("fed calls", 2, held=False, feed={"steps_per_call": 2})
-run("local 1", 1, scope="local")
-run("local 4", 4, scope="local")
+run("calls", 2, steps_per_call=2)
+run("fed calls", 2, held=False, steps_per_call=2)
+run("local 1", 1, local=True)
+run("local 4", 4, local=True)
 
 
 def gradient(model, variables, rows, key, mesh=None):
     x, targets = rows
-    found = gradients.loss_and_gradient(
+    found = loss_and_gradient(
         model, variables["params"], variables["batch_stats"], x, targets, key,
         local_bn=mesh,
     )
@@ -129,10 +124,10 @@ parts = [
     )
     for i in range(0, 16, 4)
 ]
-mesh = parallel.make_mesh(4)
-placed = [jax.device_put(x, parallel.spread(mesh, 16)) for x in rows]
+mesh = devices.make_mesh(4)
+placed = [jax.device_put(x, devices.spread(mesh, 16)) for x in rows]
 whole, logits = jax.jit(gradient, static_argnums=(0, 4))(
-    model, *parallel.replicate(mesh, (variables,)), placed, key, mesh
+    model, *devices.replicate(mesh, (variables,)), placed, key, mesh
 )
 
 
@@ -150,12 +145,12 @@ for name, mine, theirs in (
     found[f"local {name}"] = flat(mine).tolist(), flat(theirs).tolist()
 
 # Statistics of a layer that is not trained; a third of three is not always exact.
-mesh = parallel.make_mesh(3)
+mesh = devices.make_mesh(3)
 stats = variables["batch_stats"]
 stats = jax.tree.map(lambda x: x + rng.uniform(size=x.shape), stats)
 with freezing.inference_batch_norm(lambda name: False):
     (_, _, stayed), _ = jax.jit(gradient, static_argnums=(0, 4))(
-        model, *parallel.replicate(mesh, ({**variables, "batch_stats": stats},)),
+        model, *devices.replicate(mesh, ({**variables, "batch_stats": stats},)),
         [x[:15] for x in rows], key, mesh
     )
 found["frozen"] = flat(stats).tolist(), flat(stayed).tolist()
@@ -168,6 +163,7 @@ def trained():
     return json.loads(compute(SCRIPT, 8))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["2", "4", "8", "fed", "calls", "fed calls"])
 def test_any_devices_give_the_same_run(trained, name):
     one, other = trained["1"], trained[name]
@@ -178,13 +174,15 @@ def test_any_devices_give_the_same_run(trained, name):
     np.testing.assert_allclose(other["loss"], one["loss"], rtol=1e-12)
 
 
+@pytest.mark.process
 def test_feeding_batches_changes_no_bit(trained):
     assert trained["fed"]["state"] == trained["4"]["state"]
     assert trained["fed calls"]["state"] == trained["calls"]["state"]
 
 
+@pytest.mark.process
 def test_local_statistics_are_those_of_a_part(trained):
-    """On one device a part is the whole; on four BatchNorm sees four pictures."""
+    """On one device a part is the whole; on four BatchNorm sees four images."""
     one, four = trained["local 1"], trained["local 4"]
     np.testing.assert_allclose(
         one["losses"][:2], trained["1"]["losses"][:2], rtol=1e-12
@@ -192,6 +190,7 @@ def test_local_statistics_are_those_of_a_part(trained):
     assert abs(four["losses"][0] / one["losses"][0] - 1) > 1e-3
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["loss", "gradient", "statistics", "logits"])
 def test_local_is_the_mean_of_the_parts_by_hand(trained, name):
     """Each on one device, with a key of its own; in float64, with dropout."""
@@ -200,6 +199,7 @@ def test_local_is_the_mean_of_the_parts_by_hand(trained, name):
     np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.process
 def test_frozen_statistics_stay_to_the_bit_under_local(trained):
     before, after = trained["frozen"]
     assert len(before) > 8 and before == after

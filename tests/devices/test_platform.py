@@ -4,19 +4,20 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from resnet_jax.devices import platform as numerics
+from resnet_jax.config import DevicesConfig
+from resnet_jax.devices import platform
 from resnet_jax.errors import NonFiniteLossError
 
 
 def test_a_nan_is_named_by_its_operation():
     with pytest.raises(NonFiniteLossError, match="nan.*encountered.*in log"):
-        with numerics.configured(deterministic=False, debug_nans=True):
+        with platform.configured(DevicesConfig(debug_nans=True)):
             jnp.log(-jnp.ones(3))
     assert not jax.config.jax_debug_nans
 
 
 def test_without_it_a_nan_passes_and_other_errors_too():
-    with numerics.configured(deterministic=False, debug_nans=False):
+    with platform.configured(DevicesConfig()):
         assert jnp.isnan(jnp.log(-jnp.ones(()))).item()
         with pytest.raises(FloatingPointError, match="mine"):
             raise FloatingPointError("mine")
@@ -24,7 +25,7 @@ def test_without_it_a_nan_passes_and_other_errors_too():
 
 def test_deterministic_is_said_to_xla(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
-    with numerics.configured(deterministic=True, debug_nans=False):
+    with platform.configured(DevicesConfig(deterministic=True)):
         found = os.environ["XLA_FLAGS"].split()
     assert found == [
         "--xla_cpu_enable_fast_math=false",
@@ -45,17 +46,17 @@ def no_cache():
 
 
 def test_compiled_programs_are_kept_where_only_the_user_can_write(no_cache, tmp_path):
-    numerics.prepare(None, None)
+    platform.prepare(None, None)
     directory = jax.config.jax_compilation_cache_dir
     assert os.path.dirname(directory) == str(tmp_path / "cache")
     assert os.stat(directory).st_mode & 0o777 == 0o700
 
 
 def test_a_cache_that_others_could_write_is_not_used(no_cache, tmp_path, caplog):
-    numerics.prepare(None, None)
+    platform.prepare(None, None)
     os.chmod(jax.config.jax_compilation_cache_dir, 0o770)
     jax.config.update("jax_compilation_cache_dir", None)
-    numerics.prepare(None, None)
+    platform.prepare(None, None)
     assert jax.config.jax_compilation_cache_dir is None
     assert "others could write there; chmod 700" in caplog.text
 
@@ -66,7 +67,7 @@ def test_the_folders_made_for_the_cache_are_the_user_s_alone(
     monkeypatch.setenv("RESNET_JAX_CACHE", str(tmp_path / "a" / "b"))
     umask = os.umask(0o002)
     try:
-        numerics.prepare(None, None)
+        platform.prepare(None, None)
     finally:
         os.umask(umask)
     assert jax.config.jax_compilation_cache_dir is not None
@@ -84,7 +85,7 @@ def test_nor_is_one_that_others_could_replace(
     parent.mkdir()
     parent.chmod(mode)
     monkeypatch.setenv("RESNET_JAX_CACHE", str(parent / "mine"))
-    numerics.prepare(None, None)
+    platform.prepare(None, None)
     assert (jax.config.jax_compilation_cache_dir is not None) == is_used
     told = f"is not used: others could write in {parent}; chmod go-w"
     assert (told in caplog.text) != is_used
@@ -93,7 +94,7 @@ def test_nor_is_one_that_others_could_replace(
 def test_nor_is_one_in_the_folder_of_another(no_cache, tmp_path, monkeypatch, caplog):
     parent = tmp_path / "theirs"
     monkeypatch.setenv("RESNET_JAX_CACHE", str(parent / "mine"))
-    ask = numerics.Path.stat
+    ask = platform.Path.stat
 
     def stat(path, **options):
         found = ask(path, **options)
@@ -101,8 +102,8 @@ def test_nor_is_one_in_the_folder_of_another(no_cache, tmp_path, monkeypatch, ca
             return found
         return os.stat_result([*found[:4], 12345, *found[5:]])
 
-    monkeypatch.setattr(numerics.Path, "stat", stat)
-    numerics.prepare(None, None)
+    monkeypatch.setattr(platform.Path, "stat", stat)
+    platform.prepare(None, None)
     monkeypatch.undo()
     assert jax.config.jax_compilation_cache_dir is None
     assert f"others could write in {parent}" in caplog.text
@@ -111,16 +112,16 @@ def test_nor_is_one_in_the_folder_of_another(no_cache, tmp_path, monkeypatch, ca
 def test_programs_that_compile_in_no_time_are_kept_too(no_cache, monkeypatch):
     name = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
     monkeypatch.setenv(name, "1")
-    numerics.prepare(None, None)
+    platform.prepare(None, None)
     assert jax.config.jax_compilation_cache_dir is not None
     assert jax.config.jax_persistent_cache_min_compile_time_secs == 1
     jax.config.update("jax_compilation_cache_dir", None)
     monkeypatch.delenv(name)
-    numerics.prepare(None, None)
+    platform.prepare(None, None)
     assert jax.config.jax_persistent_cache_min_compile_time_secs == 0
 
 
 def test_the_user_s_own_cache_stays():
     before = jax.config.jax_compilation_cache_dir
-    numerics.prepare(None, None)
+    platform.prepare(None, None)
     assert jax.config.jax_compilation_cache_dir == before is not None

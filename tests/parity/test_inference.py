@@ -9,12 +9,11 @@ import pytest
 
 import resnet_jax
 
-pytestmark = [pytest.mark.optimized, pytest.mark.parity]
-
-
 pytest.importorskip("torchvision", reason="parity needs torch and torchvision")
 import torch
 import twins
+
+pytestmark = [pytest.mark.optimized, pytest.mark.parity]
 
 SLOW = ("resnet101", "resnet152")  # resnet50 has all they have
 CASES = [
@@ -44,7 +43,7 @@ def test_features_and_logits(name, stem):
     side = 64 if stem == "imagenet" else 32
     # The rounding of 20 logits in two programs is by chance 2.5 times apart, that of 80
     # up to 1.3 (resnet8, three draws). Other networks have more layers, or such as are
-    # computed with fewer products where there are more pictures.
+    # computed with fewer products where there are more images.
     shape = (8 if name == "resnet8" else 2, side, side, 3)
     images = np.random.default_rng(0).normal(size=shape)
     images = images.astype(np.float32)  # the same numbers in both precisions

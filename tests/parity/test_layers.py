@@ -12,10 +12,9 @@ from resnet_jax.layers.conv import Conv
 from resnet_jax.layers.linear import Linear
 from resnet_jax.layers.norm import BatchNorm
 
-pytestmark = pytest.mark.optimized
-
-
 torch = pytest.importorskip("torch", reason="parity needs torch")
+
+pytestmark = [pytest.mark.optimized, pytest.mark.parity]
 
 
 @pytest.fixture(autouse=True)

@@ -5,13 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
-from resnet_jax.training import optim
-
-pytestmark = [pytest.mark.optimized, pytest.mark.parity]
-
+from parts import make_optimizer, make_schedule
 
 torch = pytest.importorskip("torch", reason="parity needs torch")
+
+pytestmark = [pytest.mark.optimized, pytest.mark.parity]
 
 STEPS = 20
 
@@ -54,8 +52,7 @@ def test_optimizer(name, options, make):
     start, grads = rng.normal(size=5), rng.normal(size=(STEPS, 5))
     theirs = torch.nn.Parameter(torch.tensor(start))
     optimizer = make([theirs])
-    schedule = optim.make_schedule("constant", lr=1e-2, total_steps=STEPS)
-    tx = optim.make_optimizer(name, schedule, **options)
+    tx = make_optimizer(optimizer=name, lr=1e-2, **options)
     ours = jnp.asarray(start)
     state = tx.init(ours)
     for grad in grads:
@@ -77,8 +74,9 @@ def test_schedule(name):
             optimizer, 0.3, total_steps=STEPS, pct_start=0.27, cycle_momentum=False
         ),
     }[name]()
-    ours = optim.make_schedule(
-        name, lr=0.3, total_steps=STEPS, milestones=(5, 12), gamma=0.2, pct_start=0.27
+    ours = make_schedule(
+        **{"schedule": name, "lr": 0.3, "total_steps": STEPS, "pct_start": 0.27},
+        **{"lr_milestones": (5, 12), "lr_gamma": 0.2},
     )
     for step in range(STEPS):
         expected = optimizer.param_groups[0]["lr"]
@@ -93,8 +91,8 @@ def test_a_one_cycle_of_few_steps(total, pct_start):
     theirs = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, 0.3, total_steps=total, pct_start=pct_start, cycle_momentum=False
     )
-    ours = optim.make_schedule(
-        "onecycle", lr=0.3, total_steps=total, pct_start=pct_start
+    ours = make_schedule(
+        schedule="onecycle", lr=0.3, total_steps=total, pct_start=pct_start
     )
     for step in range(total):
         expected = optimizer.param_groups[0]["lr"]
@@ -110,8 +108,7 @@ def test_clipping(clip_grad):
     start = [rng.normal(size=5), rng.normal(size=(2, 3))]
     theirs = [torch.nn.Parameter(torch.tensor(value)) for value in start]
     optimizer = torch.optim.SGD(theirs, lr=0.1, momentum=0.9)
-    schedule = optim.make_schedule("constant", lr=0.1, total_steps=STEPS)
-    tx = optim.make_optimizer("sgd", schedule, clip_grad=clip_grad)
+    tx = make_optimizer(lr=0.1, clip_grad=clip_grad)
     ours = [jnp.asarray(value) for value in start]
     state = tx.init(ours)
     for _ in range(STEPS):

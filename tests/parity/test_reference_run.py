@@ -4,11 +4,10 @@ import pytest
 
 from resnet_jax import files
 
-pytestmark = [pytest.mark.optimized, pytest.mark.parity]
-
-
 pytest.importorskip("torch", reason="parity needs torch")
 from benchmarks import reference_run
+
+pytestmark = [pytest.mark.optimized, pytest.mark.parity]
 
 TIMES = ("seconds", "images_per_second", "compile_seconds", "startup_seconds")
 

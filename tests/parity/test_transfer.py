@@ -1,24 +1,26 @@
-"""Freezing as requires_grad=False, and pictures as torchvision's transforms."""
+"""Freezing as requires_grad=False, and images as torchvision's transforms."""
+
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from parts import make_optimizer, make_preprocess
 from PIL import Image
 
 from resnet_jax import models, training
 from resnet_jax.data import augment, folder
-from resnet_jax.training import freezing, optim
+from resnet_jax.training import freezing
 from resnet_jax.weights import convert
-
-pytestmark = [pytest.mark.optimized, pytest.mark.parity]
-
 
 pytest.importorskip("torchvision", reason="parity needs torch and torchvision")
 import torch
 import torchvision
 import twins
 from torchvision.transforms.v2 import functional as T
+
+pytestmark = [pytest.mark.optimized, pytest.mark.parity]
 
 
 @pytest.mark.parametrize("backbone_bn", ["update", "frozen"])
@@ -36,9 +38,8 @@ def test_a_frozen_backbone_does_what_pytorchs_does(backbone_bn):
         model = make(jnp.float64)
         variables = twins.variables_of(twin, model, 16)
         trainable = freezing.make_trainable("backbone", model, (16, 16, 3))
-        schedule = optim.make_schedule("constant", lr=1e-2, total_steps=5)
-        tx = optim.make_optimizer(
-            "adam", schedule, weight_decay=0.1, trainable=trainable
+        tx = make_optimizer(
+            optimizer="adam", lr=1e-2, weight_decay=0.1, trainable=trainable
         )
         state = training.TrainState(
             jnp.zeros((), jnp.int32),
@@ -47,12 +48,12 @@ def test_a_frozen_backbone_does_what_pytorchs_does(backbone_bn):
             tx.init(variables["params"]),
         )
 
-        def prepare(key, images, labels, step):
+        def as_they_are(key, images, labels, step):
             return images, jax.nn.one_hot(labels, 10, dtype=images.dtype)
 
         step = jax.jit(
             training.make_train_step(
-                model, tx, prepare, trainable, backbone_bn=backbone_bn
+                model, tx, as_they_are, trainable, backbone_bn=backbone_bn
             )
         )
         rng = np.random.default_rng(0)
@@ -84,16 +85,15 @@ def test_a_frozen_backbone_does_what_pytorchs_does(backbone_bn):
 @pytest.mark.parametrize("size", [224, 48, 20])
 def test_resize_is_torchvisions(size):
     images = np.random.default_rng(0).uniform(size=(3, 32, 32, 3)).astype(np.float32)
-    found = augment.resize(jnp.asarray(images), size)
+    found = augment.resize(jnp.asarray(images), (size, size))
     expected = T.resize(twins.nchw(images, torch.float32), [size, size], antialias=True)
     expected = expected.numpy().transpose(0, 2, 3, 1)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_pictures_are_normalised_as_by_totensor_and_normalize():
+def test_images_are_normalised_as_by_totensor_and_normalize():
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
-    prepare = augment.make_augment(num_classes=2, normalization="imagenet")
-    found, _ = prepare(jax.random.key(0), images, np.zeros(3, np.int32))
+    found = make_preprocess((32, 32, 3), normalize="imagenet")(images)
     x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).float() / 255
     expected = T.normalize(x, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     expected = expected.numpy().transpose(0, 2, 3, 1)
@@ -107,22 +107,24 @@ def test_a_folder_is_torchvisions_imagefolder(tmp_path):
         directory.mkdir(parents=True, exist_ok=True)
         for index, suffix in enumerate((".png", ".jpg", ".PNG")):
             shape = (*rng.integers(40, 90, 2), 3)
-            picture = Image.fromarray(rng.integers(0, 256, shape, np.uint8))
-            picture.save(directory / f"{index}{suffix}")
+            image = Image.fromarray(rng.integers(0, 256, shape, np.uint8))
+            image.save(directory / f"{index}{suffix}")
     transforms = torchvision.transforms
     theirs = torchvision.datasets.ImageFolder(
         tmp_path / "train",
         transforms.Compose([transforms.Resize(32), transforms.CenterCrop(28)]),
     )
-    images, labels = folder.load(tmp_path, "train", size=28, crop_pct=0.875)
-    assert folder.class_names(tmp_path) == tuple(theirs.classes)
+    shutil.copytree(tmp_path / "train", tmp_path / "test")  # a folder has both
+    listing = folder.scan(tmp_path)
+    images, labels = folder.load(listing.splits[0], size=28, crop_pct=0.875)
+    assert listing.class_names == tuple(theirs.classes)
     assert labels.tolist() == theirs.targets
     for image, (expected, _) in zip(images, theirs, strict=True):
         np.testing.assert_array_equal(image, np.asarray(expected))
 
 
 def test_the_initial_values_are_drawn_as_pytorch_draws_them():
-    """Of every layer of both families, mean and deviation within sampling error."""
+    """Mean and deviation of every layer are within the error of the sample."""
     for name in ("hresnet", "resnet18", "resnet50"):
         torch.manual_seed(0)
         twin = twins.create_twin(name)

@@ -11,12 +11,11 @@ from resnet_jax import training
 from resnet_jax.errors import DataError
 from resnet_jax.weights import hub
 
-pytestmark = [pytest.mark.optimized, pytest.mark.parity]
-
-
 pytest.importorskip("torchvision", reason="parity needs torch and torchvision")
 import torch
 import twins
+
+pytestmark = [pytest.mark.optimized, pytest.mark.parity]
 
 
 def assert_same(found, expected):

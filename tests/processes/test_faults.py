@@ -5,21 +5,18 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import faults
 import jax
 import numpy as np
 import pytest
+from faults import AtStep, SignalIn, SignalInData, SpoilStep, kill, terminate
 from spawn import (
-    KILL,
-    ROOT,
-    SMALL,
-    TERM,
-    at_step,
+    Started,
     digests,
+    evaluate,
     lines,
     manifest_of,
     run,
@@ -27,8 +24,9 @@ from spawn import (
     steps,
 )
 
-from resnet_jax.data import cifar as cifar10
-from resnet_jax.data import tfds as prepared
+from resnet_jax.data import cifar, tfds
+
+pytestmark = pytest.mark.process
 
 
 def assert_same_end(run_dir, alone):
@@ -49,7 +47,7 @@ def alone(tmp_path_factory):
 @pytest.mark.parametrize("number", [1, 7])
 def test_kill_9_between_two_steps(number, alone, tmp_path):
     run_dir = tmp_path / "run"
-    assert run(run_dir, patch=at_step(number, KILL)).returncode == -signal.SIGKILL
+    assert run(run_dir, faults=[AtStep(number, kill)]).returncode == -signal.SIGKILL
     saved = steps(run_dir)
     assert (saved[-1] if saved else 0) >= number - 3  # the interval is 2
     again = run(run_dir)
@@ -59,15 +57,7 @@ def test_kill_9_between_two_steps(number, alone, tmp_path):
 
 def test_kill_9_inside_a_save(alone, tmp_path):
     run_dir = tmp_path / "run"
-    patch = (
-        "import orbax.checkpoint as ocp\n"
-        "save = ocp.CheckpointManager.save\n"
-        "def half(self, step, **options):\n"
-        "    save(self, step, **options)\n"
-        f"    if step == 6: {KILL}\n"
-        "ocp.CheckpointManager.save = half\n"
-    )
-    assert run(run_dir, patch=patch).returncode == -signal.SIGKILL
+    assert run(run_dir, faults=[faults.kill_in_a_save]).returncode == -signal.SIGKILL
     (left,) = (run_dir / "checkpoints").glob("6*tmp*")  # it was in the middle of it
     shutil.copytree(left, left.with_name(left.name.replace("6", "4")))
     assert 5 in steps(run_dir)
@@ -82,65 +72,47 @@ def test_kill_9_inside_a_save(alone, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("place", "number"),
+    "fault",
     [
-        ("data.load_dataset", "SIGTERM"),
-        ("compiling.compile_step", "SIGINT"),
-        ("evaluation.evaluate", "SIGTERM"),
-        ("evaluation.evaluate", "SIGINT"),
+        SignalInData(signal.SIGTERM),
+        SignalIn("resnet_jax.training.step", "compile_step", signal.SIGINT),
+        SignalIn("resnet_jax.training.evaluation", "evaluate", signal.SIGTERM),
+        SignalIn("resnet_jax.training.evaluation", "evaluate", signal.SIGINT),
     ],
 )
-def test_a_signal_outside_of_steps(place, number, alone, tmp_path):
+def test_a_signal_outside_of_steps(fault, alone, tmp_path):
     run_dir = tmp_path / "run"
-    module, name = place.split(".")
-    patch = (
-        f"from resnet_jax import {module}\n"
-        f"before = {place}\n"
-        "def signalling(*args, **options):\n"
-        f"    os.kill(os.getpid(), signal.{number})\n"
-        "    time.sleep(60)\n"
-        f"{place} = signalling\n"
-    )
-    done = run(run_dir, patch=patch)
+    is_evaluation = getattr(fault, "name", "") == "evaluate"
+    number = signal.Signals(fault.number).name
+    done = run(run_dir, faults=[fault])
     assert done.returncode == 75, done.stderr
-    saved = "saved at step 5 of 10" if name == "evaluate" else "before its first step"
+    saved = "saved at step 5 of 10" if is_evaluation else "before its first step"
     assert f"stopped by {number}" in done.stderr and saved in done.stderr
     assert done.stderr.count("\n") == 1
-    assert run_dir.exists() == (name == "evaluate")
+    assert run_dir.exists() == is_evaluation
     again = run(run_dir)
     assert again.returncode == 0, again.stderr
     assert_same_end(run_dir, alone)
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path):
-    # While a function of C, as a compilation is one, does not come back: usleep would
-    # come back at a signal, so the mask leaves that to the other threads.
-    patch = (
-        "import ctypes\n"
-        "from resnet_jax.training import compiling\n"
-        "def stuck(*args, **options):\n"
-        "    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
-        "    print('stuck', flush=True)\n"
-        "    ctypes.CDLL(None).usleep(60_000_000)\n"
-        "compiling.compile_step = stuck\n"
-    )
-    process = start(tmp_path / "run", patch=patch)
-    assert process.stdout.readline() == "stuck\n"
+    process = start(tmp_path / "run", faults=[faults.stick_in_compiling])
+    while "stuck" not in process.stdout:
+        time.sleep(0.05)
     time.sleep(1)  # until it is in C
     begun = time.monotonic()
     process.send_signal(signal.SIGTERM)
     time.sleep(0.5)
-    assert process.poll() is None
+    assert process.returncode is None
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 130
     assert time.monotonic() - begun < 30
-    process.communicate()
 
 
 def test_three_signals_in_the_middle_of_epochs(alone, tmp_path):
     run_dir = tmp_path / "run"
     for number in (1, 3, 8):
-        done = run(run_dir, patch=at_step(number, TERM))
+        done = run(run_dir, faults=[AtStep(number, terminate)])
         assert done.returncode == 75
         assert f"saved at step {number} of 10" in done.stderr
         assert steps(run_dir)[-1] == number
@@ -152,7 +124,7 @@ def test_three_signals_in_the_middle_of_epochs(alone, tmp_path):
 def stopped(tmp_path_factory):
     """A run that stopped after step 8, with the checkpoints 6 and 8."""
     run_dir = tmp_path_factory.mktemp("faults") / "stopped"
-    assert run(run_dir, patch=at_step(8, TERM)).returncode == 75
+    assert run(run_dir, faults=[AtStep(8, terminate)]).returncode == 75
     assert steps(run_dir) == [6, 8]
     return run_dir
 
@@ -192,17 +164,18 @@ def test_a_damaged_checkpoint_is_named_and_skipped(how, stopped, alone, tmp_path
 
 
 # In a process of its own, for what orbax had begun to read complains when collected.
-READ_EACH = f"""{SMALL}
-import json, sys
-from pathlib import Path
-from resnet_jax.run import restore as checkpoint
-from resnet_jax import training
-model = models.create_model("small", num_classes=10)
-template = training.variable_shapes(model, (32, 32, 3))
-for name in sys.argv[1:]:
-    variables, step = checkpoint.load_variables(Path(name), "last", template)
-    print(json.dumps([step, checkpoint.digests(variables)]))
-"""
+def read_each(names):
+    from spawn import make_small
+
+    from resnet_jax import models, training
+    from resnet_jax.run import restore
+
+    make_small()
+    model = models.create_model("small", num_classes=10)
+    template = training.variable_shapes(model, (32, 32, 3))
+    for name in names:
+        variables, step = restore.load_variables(Path(name), "last", template)
+        print(json.dumps([step, restore.digests(variables)]))
 
 
 def test_no_file_of_a_checkpoint_can_be_damaged_unnoticed(stopped, tmp_path):
@@ -213,9 +186,8 @@ def test_no_file_of_a_checkpoint_can_be_damaged_unnoticed(stopped, tmp_path):
             damaged.append(tmp_path / f"{number}-{how}")
             shutil.copytree(stopped, damaged[-1])
             damage(damaged[-1] / path.relative_to(stopped), how)
-    command = [sys.executable, "-c", READ_EACH, *map(str, damaged)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = Started(read_each, [*map(str, damaged)])
+    assert done.wait() == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(found) == len(damaged)
     for step, digests_found in found:
@@ -240,30 +212,22 @@ def test_a_damaged_checkpoint_that_was_asked_for_is_exit_4(stopped, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(stopped, run_dir)
     damage(run_dir / "checkpoints" / "8" / "manifest" / "metadata", "flipped")
-    code = f"{SMALL}import runpy; runpy.run_path('evaluate.py', run_name='__main__')"
-    evaluate = [sys.executable, "-c", code, str(run_dir)]
-    options = {"cwd": ROOT, "capture_output": True, "text": True}
-    asked = subprocess.run([*evaluate, "--checkpoint", "8"], **options)
-    assert asked.returncode == 4
+    asked = Started(evaluate, run_dir, "--checkpoint", "8")
+    assert asked.wait() == 4
     assert re.fullmatch("evaluate.py: checkpoint 8 of .* damaged.*\n", asked.stderr)
-    last = subprocess.run(evaluate, **options)
-    assert last.returncode == 0 and "skipped, step 6 is used" in last.stderr
-
-
-# The largest file that the process may write: a disk that is full, without a disk.
-FULL = "__import__('resource').setrlimit(__import__('resource').RLIMIT_FSIZE, ({}, -1))"
+    last = Started(evaluate, run_dir)
+    assert last.wait() == 0 and "skipped, step 6 is used" in last.stderr
 
 
 def test_a_full_disk_while_saving(alone, tmp_path):
     run_dir = tmp_path / "run"
     late = run_dir / "checkpoints" / "5.orbax-checkpoint-tmp"  # a thread's of orbax
-    patch = at_step(3, FULL.format(2_000)).replace(
-        "    before(",
-        f"    if self._progress.step + 1 == 7: {FULL.format(-1)}\n"
-        f"    if self._progress.step + 1 == 9: __import__('os').mkdir({str(late)!r})\n"
-        "    before(",
-    )
-    done = run(run_dir, patch=patch)
+    happens = [
+        AtStep(3, faults.limit_files, (2_000,)),
+        AtStep(7, faults.limit_files, (-1,)),
+        AtStep(9, faults.leave_a_half_written_save, (str(late),)),
+    ]
+    done = run(run_dir, faults=happens)
     assert done.returncode == 0, done.stderr
     assert "a checkpoint could not be saved" in done.stderr
     assert_same_end(run_dir, alone)
@@ -275,8 +239,8 @@ def test_a_disk_that_stays_full_is_exit_4_and_the_old_checkpoints_are_sound(
     alone, tmp_path
 ):
     run_dir = tmp_path / "run"
-    full = f"self._saver._store.wait(); {FULL.format(2_000)}"
-    done = run(run_dir, patch=at_step(5, full))
+    full = AtStep(5, faults.limit_after_saves, (2_000,))
+    done = run(run_dir, faults=[faults.know_managers, full])
     assert done.returncode == 4, done.stderr
     assert "the checkpoint of step 10 could not be saved" in done.stderr
     assert steps(run_dir) == [2, 4]
@@ -288,11 +252,11 @@ def test_a_disk_that_stays_full_is_exit_4_and_the_old_checkpoints_are_sound(
 
 def test_a_full_disk_at_the_metrics(alone, tmp_path):
     run_dir = tmp_path / "run"
-    patch = at_step(5, FULL.format(10)).replace(
-        "    before(",
-        f"    if self._progress.step + 1 == 7: {FULL.format(-1)}\n    before(",
+    full, empty = (
+        AtStep(number, faults.limit_files, (size,))
+        for number, size in ((5, 10), (7, -1))
     )
-    done = run(run_dir, patch=patch)
+    done = run(run_dir, faults=[full, empty])
     assert done.returncode == 0, done.stderr
     assert "the line is kept back" in done.stderr
     assert_same_end(run_dir, alone)
@@ -300,8 +264,7 @@ def test_a_full_disk_at_the_metrics(alone, tmp_path):
 
 def test_a_loss_that_explodes_keeps_the_last_good_checkpoint(tmp_path):
     run_dir = tmp_path / "run"
-    patch = at_step(7, "sums = {**sums, 'loss': sums['loss'] * float('nan')}")
-    done = run(run_dir, "--log-every-steps", "1", patch=patch)
+    done = run(run_dir, "--log-every-steps", "1", faults=[SpoilStep(7, "loss")])
     assert done.returncode == 5, done.stderr
     assert "the training loss is nan at step 7, lr 0.0345491: try" in done.stderr
     assert "--debug-nans to see where (last good checkpoint here: 6)" in done.stderr
@@ -320,33 +283,19 @@ def test_debug_nans_names_the_operation(tmp_path):
 
 def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
     run_dir = tmp_path / "run"
-    patch = "import jax\n" + at_step(
-        4,
-        "state = state.replace(params=jax.tree.map(lambda x: x * float('nan'), "
-        "state.params))",
-    )
-    done = run(run_dir, "--keep", "1", patch=patch)
+    spoiled = SpoilStep(4, "parameters")
+    done = run(run_dir, "--keep-checkpoints", "1", faults=[spoiled])
     assert done.returncode == 5
     assert "a parameter is not finite at step 4" in done.stderr
     assert steps(run_dir) == [2]
 
 
-def test_other_data_are_refused(stopped, tmp_path):
-    run_dir = tmp_path / "run"
-    shutil.copytree(stopped, run_dir)
-    patch = (
-        "from resnet_jax import data\n"
-        "before = data.load_dataset\n"
-        "def other(*args, **options):\n"
-        "    train, test = before(*args, **options)\n"
-        "    train.images[3, 4, 5] ^= 1\n"
-        "    return train, test\n"
-        "data.load_dataset = other\n"
-    )
-    # All of the pictures, so that the one is among them.
+def test_other_data_are_refused(tmp_path):
+    # All of the images, so that the one is among them.
     whole = ("--max-train-samples", "200")
-    assert run(tmp_path / "a", *whole, patch=at_step(2, TERM)).returncode == 75
-    done = run(tmp_path / "a", *whole, patch=patch)
+    stopped = run(tmp_path / "a", *whole, faults=[AtStep(2, terminate)])
+    assert stopped.returncode == 75
+    done = run(tmp_path / "a", *whole, faults=[faults.flip_a_pixel])
     assert done.returncode == 2
     assert "was begun on other training data: bring" in done.stderr
 
@@ -354,15 +303,7 @@ def test_other_data_are_refused(stopped, tmp_path):
 def test_another_version_is_said(stopped, alone, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(stopped, run_dir)
-    patch = (
-        "from resnet_jax.run import store\n"
-        "begin = store.Store.__init__\n"
-        "def of_another(self, *args):\n"
-        "    begin(self, *args)\n"
-        "    self._decide_bits['jax'] = '99'\n"
-        "store.Store.__init__ = of_another\n"
-    )
-    done = run(run_dir, patch=patch)
+    done = run(run_dir, faults=[faults.another_jax])
     assert done.returncode == 0, done.stderr
     notice = f"{run_dir}: jax {jax.__version__} -> 99, so bits may differ"
     assert notice in done.stderr and done.stderr.count("\n") == 1
@@ -371,9 +312,9 @@ def test_another_version_is_said(stopped, alone, tmp_path):
 
 def test_a_second_process_is_told_who_holds_the_run(tmp_path):
     run_dir = tmp_path / "run"
-    patch = at_step(3, "print('here', flush=True); time.sleep(600)")
-    first = start(run_dir, patch=patch)
-    assert first.stdout.readline() == "here\n"
+    first = start(run_dir, faults=[AtStep(3, faults.say_and_sleep)])
+    while "here" not in first.stdout:
+        time.sleep(0.05)
     second = run(run_dir)
     assert second.returncode == 2
     assert re.search(
@@ -382,7 +323,7 @@ def test_a_second_process_is_told_who_holds_the_run(tmp_path):
     )
     assert second.stderr.count("\n") == 1
     first.kill()
-    first.communicate()
+    first.wait()
     third = run(run_dir)
     assert third.returncode == 0, third.stderr
     assert f"taken over from process {first.pid}" in third.stderr
@@ -390,11 +331,9 @@ def test_a_second_process_is_told_who_holds_the_run(tmp_path):
 
 def test_a_run_directory_that_vanishes(tmp_path):
     run_dir = tmp_path / "run"
-    # Not under a save in progress, whose library would make the folder anew.
-    rmtree = f"__import__('shutil').rmtree({str(run_dir)!r})"
-    action = f"self._saver._store.wait(); {rmtree}"
     for number in (3, 5):  # before a save in the middle, before the line of an epoch
-        done = run(run_dir, patch=at_step(number, action))
+        vanishes = AtStep(number, faults.remove_after_saves, (str(run_dir),))
+        done = run(run_dir, faults=[faults.know_managers, vanishes])
         assert done.returncode == 2, done.stderr
         assert done.stderr.splitlines()[-1].startswith(f"train.py: {run_dir}")
         assert "Traceback" not in done.stderr
@@ -407,9 +346,7 @@ def test_order_is_by_step_and_not_by_the_clock(stopped, alone, tmp_path):
     for path in (run_dir / "checkpoints" / "8").rglob("*"):
         os.utime(path, (1, 1))
     os.utime(run_dir / "checkpoints" / "8", (1, 1))
-    # And the clock goes back ten days.
-    patch = "clock = time.time\ntime.time = lambda: clock() - 864_000\n"
-    again = run(run_dir, patch=patch)
+    again = run(run_dir, faults=[faults.clock_goes_back])
     assert again.returncode == 0, again.stderr
     assert "goes on after step 8 of 10" in again.stdout
     assert_same_end(run_dir, alone)
@@ -417,9 +354,9 @@ def test_order_is_by_step_and_not_by_the_clock(stopped, alone, tmp_path):
 
 def test_save_every_minutes(tmp_path):
     run_dir = tmp_path / "run"
-    patch = at_step(7, KILL)
     arguments = ("--save-every-minutes", "0", "--save-every-steps", "100")
-    assert run(run_dir, *arguments, patch=patch).returncode == -signal.SIGKILL
+    killed = run(run_dir, *arguments, faults=[AtStep(7, kill)])
+    assert killed.returncode == -signal.SIGKILL
     assert steps(run_dir)[-1] >= 5
 
 
@@ -436,15 +373,10 @@ def test_the_manifest_says_what_a_checkpoint_is(alone):
 
 @pytest.fixture
 def published_here(small_cifar, prepared_dir, tmp_path):
-    """(a patch that makes conftest's pictures the published CIFAR-10, their folder)."""
+    """(a fault that makes conftest's images the published CIFAR-10, their folder)."""
     shutil.copytree(prepared_dir, tmp_path / "data")
-    patch = (
-        "from resnet_jax.data import cifar as cifar10\n"
-        f"cifar10.NUM_EXAMPLES.update({cifar10.NUM_EXAMPLES})\n"
-        f"cifar10.SHA256.update({cifar10.SHA256})\n"
-        "cifar10.download.fetch = None  # what comes next is not to be fetched\n"
-    )
-    return patch, tmp_path / "data"
+    known = cifar.CIFAR10
+    return faults.Published(known.num_examples, known.sha256), tmp_path / "data"
 
 
 def spoil(directory, arrays, fault):
@@ -477,7 +409,7 @@ def spoil(directory, arrays, fault):
             train = images[1:], labels[1:]
         else:
             train = images, np.where(np.arange(50) == 7, (labels + 1) % 10, labels)
-        prepared.write_cifar10(arrays._replace(train=train), directory)
+        tfds.write_cifar10(arrays._replace(train=train), directory)
 
 
 @pytest.mark.parametrize(
@@ -493,10 +425,10 @@ def spoil(directory, arrays, fault):
 def test_spoilt_data_are_refused_before_the_first_step(
     fault, what, published_here, small_cifar, tmp_path
 ):
-    patch, directory = published_here
+    published, directory = published_here
     spoil(directory, small_cifar, fault)
     arguments = ("--dataset", "cifar10", "--data-dir", str(directory))
-    done = run(tmp_path / "run", *arguments, patch=patch)
+    done = run(tmp_path / "run", *arguments, faults=[published])
     assert done.returncode == 3, done.stderr
     error = done.stderr.splitlines()[-1]
     assert re.match(f"train.py: {directory}/cifar10/3.0.2 is damaged", error)

@@ -1,55 +1,53 @@
 import contextlib
-from dataclasses import replace
+import functools
 from functools import partial
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType
-from resnet_jax.training.compiling import compile_step
+from parts import make_augment, make_loader, make_optimizer
 
-from resnet_jax import data, models, training
-from resnet_jax.data import augment, stream
-from resnet_jax.data.loader import Feed
-from resnet_jax.devices import mesh as parallel
+from resnet_jax import data, fields, models, training
+from resnet_jax.data import stream
+from resnet_jax.devices import mesh as devices
 from resnet_jax.recipes import RECIPES
-from resnet_jax.training import compiling, freezing, optim
+from resnet_jax.training import step as step_module
+from resnet_jax.training.state import make_keys
 
 
 def traced_program(cfg):
     """The recipe's program as accelerators run it, of arguments that are but shapes.
 
-    Twenty steps one after the other, their pictures taken from those that are held.
+    Twenty steps one after the other, their images taken from those that are held.
     """
-    shape = data.describe("cifar10", image_size=cfg.image_size)
-    model = models.create_model(cfg.model, num_classes=10, **cfg.architecture)
-    normalized = {**cfg.preprocessing, "normalization": cfg.normalize or "imagenet"}
-    prepare = augment.make_augment(num_classes=10, **normalized, **cfg.augmentation)
-    trainable = freezing.make_trainable(cfg.freeze, model, shape.image_shape)
-    schedule = optim.make_schedule(total_steps=1000, **cfg.scheduling)
-    tx = optim.make_optimizer(
-        schedule=schedule,
+    shape = data.image_shape(cfg.data)
+    model = models.create(cfg.model, num_classes=10)
+    preprocess = data.make_preprocess(cfg.augment, shape)
+    augment = data.make_augment(cfg.augment, preprocess, num_classes=10)
+    trainable = training.make_trainable(cfg.transfer.freeze, model, shape)
+    tx = training.make_optimizer(
+        cfg.optim,
+        training.make_schedule(cfg.optim, total_steps=1000),
         trainable=trainable,
-        lr_scale=freezing.make_lr_scale(cfg.backbone_lr_scale, model),
-        **cfg.optimization,
+        lr_scale=training.make_lr_scale(cfg.transfer.backbone_lr_scale, model),
     )
-    mesh = AbstractMesh((4,), (parallel.AXIS,), axis_types=(AxisType.Auto,))
+    mesh = AbstractMesh((4,), (devices.AXIS,), axis_types=(AxisType.Auto,))
     step = training.make_train_step(
-        *(model, tx, prepare, trainable),
-        backbone_bn=cfg.backbone_bn,
-        accumulate=cfg.accumulate,
-        local_bn=mesh if cfg.bn_scope == "local" else None,
+        *(model, tx, augment, trainable),
+        backbone_bn=cfg.transfer.backbone_bn,
+        grad_accum_steps=cfg.devices.grad_accum_steps,
+        local_bn=None if cfg.devices.sync_bn else mesh,
     )
     state = jax.eval_shape(
-        lambda key: training.init_state(model, tx, shape.image_shape, key=key),
-        jax.random.key(0),
+        lambda key: training.init_state(model, tx, shape, key=key), jax.random.key(0)
     )
     source = {
         "images": jax.ShapeDtypeStruct((50_000, 32, 32, 3), np.uint8),
         "labels": jax.ShapeDtypeStruct((50_000,), np.int32),
     }
-    batch = {"indices": jax.ShapeDtypeStruct((20, cfg.batch_size), np.int32)}
-    program = jax.jit(partial(compiling._fed, step), donate_argnums=0)
+    batch = {"indices": jax.ShapeDtypeStruct((20, cfg.data.batch_size), np.int32)}
+    program = jax.jit(partial(step_module._fed, step), donate_argnums=0)
     return program.trace(state, batch, source, jax.random.key(0))
 
 
@@ -70,16 +68,16 @@ def test_every_recipe_s_program_lowers_for_tpu_and_gpu(name):
 
 
 @pytest.mark.parametrize(
-    "fields, sign",
+    "options, sign",
     [
         ({"dtype": "bfloat16"}, "xbf16>"),
-        ({"accumulate": 2}, "64x32x32x3xf32"),
-        ({"bn_scope": "local"}, "sdy.manual_computation"),
+        ({"grad_accum_steps": 2}, "64x32x32x3xf32"),
+        ({"sync_bn": False}, "sdy.manual_computation"),
         ({"remat": True}, "optimization_barrier"),
     ],
 )
-def test_so_does_what_an_option_makes_of_it(fields, sign):
-    cfg = replace(RECIPES["resnet20"][1], model="resnet8", **fields)
+def test_so_does_what_an_option_makes_of_it(options, sign):
+    cfg = fields.replace(RECIPES["resnet20"][1], model="resnet8", **options)
     for text in lowered(cfg):
         assert sign in text
 
@@ -89,10 +87,8 @@ def test_bfloat16_is_of_the_arithmetic_alone(tiny):
     images = rng.integers(0, 256, (8, 8, 8, 3), np.uint8)
     batch = {"images": images, "labels": np.arange(8, dtype=np.int32) % 3}
     model = models.create_model(tiny, num_classes=3, dtype="bfloat16")
-    schedule = optim.make_schedule("constant", lr=0.05, total_steps=9)
-    tx = optim.make_optimizer("sgd", schedule)
-    prepare = augment.make_augment(num_classes=3, normalization="half")
-    keys = training.make_keys(0)
+    tx, prepare = make_optimizer(lr=0.05), make_augment((8, 8, 3), 3)
+    keys = make_keys(0)
     state = training.init_state(model, tx, (8, 8, 3), key=keys.init)
     step = jax.jit(training.make_train_step(model, tx, prepare))
     assert "bf16" in step.lower(state, batch, keys.augment).as_text()
@@ -111,35 +107,36 @@ def test_bfloat16_is_of_the_arithmetic_alone(tiny):
     assert losses[-1] < 0.9 * losses[0]
 
 
-def compiled_run(tiny, feed, together, *, streamed=False):
-    """(losses, the last state) of six steps of the tiny network."""
+@functools.cache
+def compiled_run(one_block, *, held, steps=1, streamed=False):
+    """(shape of each call's loss, losses, the last state) of six steps, `steps` a call.
+
+    The epoch has five batches of 8 and one of 3.
+    """
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (43, 8, 8, 3), np.uint8)
     labels = rng.integers(0, 3, 43).astype(np.int32)
-    unread = stream.Pictures(images.__getitem__, np.arange(43), (8, 8, 3))
+    unread = stream.Images(images.__getitem__, np.arange(43), (8, 8, 3))
     train = data.Dataset(unread if streamed else images, labels, ("a", "b", "c"))
-    model = models.create_model(tiny, num_classes=3)
-    schedule = optim.make_schedule("constant", lr=0.05, total_steps=9)
-    tx = optim.make_optimizer("sgd", schedule)
-    prepare = augment.make_augment(num_classes=3, normalization="half", flip=True)
-    keys = training.make_keys(0)
+    sizes = {"batch_size": 8, "steps_per_call": steps, "workers": 0}
+    loader = make_loader(train, seed=1, held=held, **sizes)
+    model = models.create_model(one_block, num_classes=3)
+    tx = make_optimizer(lr=0.05)
+    prepare = make_augment((8, 8, 3), 3, flip="random")
+    keys = make_keys(0)
     state = training.init_state(model, tx, (8, 8, 3), key=keys.init)
-    state, key = parallel.replicate(feed.mesh, (state, keys.augment))
-    sizes = data.batch_sizes(len(train), 8)  # five of 8 and one of 3
-    examples = list(feed.examples(train, sizes))
-    assert len(examples) == (3 if together > 1 else 2)
-    step, seconds = compile_step(
-        training.make_train_step(model, tx, prepare),
-        *(state, examples, feed.source(train), key),
-    )
+    state, key = devices.replicate(loader.mesh, (state, keys.augment))
+    assert len(list(loader.examples())) == (3 if steps > 1 and not streamed else 2)
+    step = training.make_train_step(model, tx, prepare)
+    step, seconds = training.compile_step(step, state, loader, key)
     assert seconds > 0
     losses, calls = [], []
     with compiles_nothing():
-        for batch in feed.train(train, sizes, seed=1, epoch=0, steps=range(6)):
+        for batch in loader.train(0):
             state, sums = step(state, batch)
             calls.append(sums["loss"].shape)
             losses += np.asarray(sums["loss"]).reshape(-1).tolist()
-    feed.close()
+    loader.close()
     return calls, losses, state
 
 
@@ -165,23 +162,20 @@ def test_what_is_compiled_is_counted():
 
 
 @pytest.mark.parametrize("held", [True, False])
-def test_steps_of_one_call_are_steps(tiny, held):
-    mesh = parallel.make_mesh(1)
-    calls, losses, state = compiled_run(tiny, Feed(mesh, held=held), 1)
+def test_steps_of_one_call_are_steps(one_block, held):
+    calls, losses, state = compiled_run(one_block, held=held)
     assert calls == [()] * 6
-    two = Feed(mesh, held=held, steps_per_call=2)
-    calls, same_losses, same_state = compiled_run(tiny, two, 2)
+    calls, same_losses, same_state = compiled_run(one_block, held=held, steps=2)
     assert calls == [(2,), (2,), (), ()]
     np.testing.assert_allclose(same_losses, losses, rtol=1e-5)
     assert int(state.step) == int(same_state.step) == 6
 
 
-def test_streamed_steps_are_those_of_pictures_in_memory(tiny):
+def test_streamed_steps_are_those_of_images_in_memory(one_block):
     pytest.importorskip("grain")
-    mesh = parallel.make_mesh(1)
-    _, losses, state = compiled_run(tiny, Feed(mesh, held=True), 1)
-    feed = Feed(mesh, held=False, steps_per_call=2)
-    calls, same_losses, same_state = compiled_run(tiny, feed, 1, streamed=True)
+    _, losses, state = compiled_run(one_block, held=True)
+    found = compiled_run(one_block, held=False, steps=2, streamed=True)
+    calls, same_losses, same_state = found
     assert calls == [()] * 6
     assert same_losses == losses
     for one, other in zip(*map(jax.tree.leaves, (state, same_state)), strict=True):
@@ -189,11 +183,12 @@ def test_streamed_steps_are_those_of_pictures_in_memory(tiny):
 
 
 def test_calls_begin_at_multiples_wherever_an_epoch_is_entered():
-    feed = Feed(parallel.make_mesh(1), held=True, steps_per_call=3)
-    sizes = [8] * 7 + [5]
+    num = 7 * 8 + 5
+    whole = data.Dataset(np.zeros((num, 1, 1, 3), np.uint8), np.zeros(num), ("a",))
+    loader = make_loader(whole, held=True, steps_per_call=3, batch_size=8)
 
     def calls(start, stop):
-        return list(feed._calls(sizes, range(start, stop)))
+        return list(loader._calls(range(start, stop)))
 
     assert calls(0, 8) == [[0, 1, 2], [3, 4, 5], [6], [7]]
     assert calls(3, 8) == [[3, 4, 5], [6], [7]]

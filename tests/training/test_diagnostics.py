@@ -1,16 +1,16 @@
 import json
-from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from parts import make_augment, make_optimizer
 
-import train
-from resnet_jax import models, training
-from resnet_jax.data import augment
-from resnet_jax.training import diagnostics, optim
+from resnet_jax import fields, models, training
+from resnet_jax.commands import train
+from resnet_jax.training import diagnostics
 
 LAYERS = ["conv1", "bn1", "layer1.0.conv1", "layer1.0.bn1", "layer1.0.conv2"]
 
@@ -18,26 +18,28 @@ LAYERS = ["conv1", "bn1", "layer1.0.conv1", "layer1.0.bn1", "layer1.0.conv2"]
 @pytest.fixture
 def parts(tiny, key):
     model = models.create_model(tiny, num_classes=3)
-    schedule = optim.make_schedule("constant", lr=0.1, total_steps=9)
-    tx = optim.make_optimizer("sgd", schedule, momentum=0.0)
-    prepare = augment.make_augment(num_classes=3, normalization="half")
+    tx = make_optimizer(lr=0.1, momentum=0.0)
+    augment = make_augment((8, 8, 3), 3)
     state = training.init_state(model, tx, (8, 8, 3), key=key)
     rng = np.random.default_rng(0)
     batch = {
         "images": rng.integers(0, 256, (4, 8, 8, 3), np.uint8),
         "labels": np.array([0, 1, 2, 0], np.int32),
     }
-    return model, tx, prepare, state, batch
+    return model, tx, augment, state, batch
+
+
+def moved_by_a_step(model, tx, augment, *args):
+    return jax.jit(partial(training.train_step, model, tx, augment))(*args)[0]
 
 
 def test_the_figures_are_those_of_the_step(parts, key):
-    model, tx, prepare, state, batch = parts
-    found = diagnostics.make_layer_statistics(model, tx, prepare, batch=batch, key=key)(
-        state
-    )
+    model, tx, augment, state, batch = parts
+    measure = diagnostics.make_layer_statistics(model, tx, augment, lambda: batch, key)
+    found = measure(state)
     assert list(found)[:5] == LAYERS and list(found)[-1] == "fc"
 
-    moved, _ = training.train_step(model, tx, prepare, state, batch, key)
+    moved = moved_by_a_step(model, tx, augment, state, batch, key)
     name, layer = "layer1.0.conv2", ("layer1.0", "conv2")
     before, after = (
         np.asarray(s.params[layer[0]][layer[1]]["kernel"]) for s in (state, moved)
@@ -49,7 +51,7 @@ def test_the_figures_are_those_of_the_step(parts, key):
     )
     assert own["gradient"] == pytest.approx(change / 0.1, rel=1e-4)  # SGD, lr .1
 
-    x = np.asarray(prepare(key, batch["images"], batch["labels"])[0])
+    x = np.asarray(augment(key, batch["images"], batch["labels"])[0])
     assert found["conv1"]["input_mean"] == pytest.approx(x.mean(), rel=1e-5)
     assert found["conv1"]["input_std"] == pytest.approx(x.std(), rel=1e-5)
     y = jax.lax.conv(
@@ -66,14 +68,10 @@ def test_the_figures_are_those_of_the_step(parts, key):
 
 def test_augmentation_is_that_of_step_0_at_every_step(parts, key):
     model, tx, _, state, batch = parts
-    prepare = augment.make_augment(
-        num_classes=3, normalization="half", crop_padding=4, flip=True
-    )
-    measure = diagnostics.make_layer_statistics(
-        model, tx, prepare, batch=batch, key=key
-    )
+    augment = make_augment((8, 8, 3), 3, crop_padding=4, flip="random")
+    measure = diagnostics.make_layer_statistics(model, tx, augment, lambda: batch, key)
     assert measure(state) == measure(state.replace(step=state.step + 7))
-    moved, _ = training.train_step(model, tx, prepare, state, batch, key)
+    moved = moved_by_a_step(model, tx, augment, state, batch, key)
     change = moved.params["fc"]["bias"] - state.params["fc"]["bias"]
     weights = moved.params["fc"]["kernel"] - state.params["fc"]["kernel"]
     norm = float(jnp.sqrt(jnp.square(change).sum() + jnp.square(weights).sum()))
@@ -81,19 +79,19 @@ def test_augmentation_is_that_of_step_0_at_every_step(parts, key):
 
 
 def test_nothing_moves_and_what_is_frozen_has_no_update(parts, key):
-    model, _, prepare, state, batch = parts
+    model, _, augment, state, batch = parts
 
     def only_head(name):
         return name.startswith("fc.")
 
-    schedule = optim.make_schedule("constant", lr=0.1, total_steps=9)
-    tx = optim.make_optimizer("sgd", schedule, trainable=only_head)
+    tx = make_optimizer(lr=0.1, trainable=only_head)
     state = state.replace(opt_state=tx.init(state.params))
-    found = diagnostics.layer_statistics(
-        model, tx, prepare, state, batch, key, trainable=only_head
+    measure = diagnostics.make_layer_statistics(
+        model, tx, augment, lambda: batch, key, trainable=only_head
     )
-    assert float(found["conv1"]["update_ratio"]) == 0.0
-    assert float(found["fc"]["update_ratio"]) > 0.0
+    found = measure(state)
+    assert found["conv1"]["update_ratio"] == 0.0
+    assert found["fc"]["update_ratio"] > 0.0
 
 
 def test_a_run_logs_step_0_and_every_epoch_and_resumes(digits_run):
@@ -104,7 +102,7 @@ def test_a_run_logs_step_0_and_every_epoch_and_resumes(digits_run):
     cfg, parted = digits_run(epochs=1, log_gradients=True)
     with (parted / "layers.jsonl").open("a") as file:  # of a step that was lost
         file.write(json.dumps({"epoch": 2, "step": 8, "layers": {}}) + "\n")
-    train.main(replace(cfg, epochs=2, override=True))
+    train.main(fields.replace(cfg, epochs=2, override=True))
     assert (parted / "layers.jsonl").read_text().splitlines() == whole
 
 
@@ -116,12 +114,13 @@ def test_no_layer_is_logged_without_the_option(digits_run):
 def test_dropout_and_a_network_without_norm_are_measured(tiny, key):
     model = models.create_model(tiny, num_classes=3, norm="none", dropout=0.5)
     tx = optax.sgd(0.1)
-    prepare = augment.make_augment(num_classes=3, normalization="half")
+    augment = make_augment((8, 8, 3), 3)
     state = training.init_state(model, tx, (8, 8, 3), key=key)
     batch = {"images": jnp.ones((2, 8, 8, 3), jnp.uint8), "labels": jnp.zeros(2, int)}
-    found = diagnostics.layer_statistics(model, tx, prepare, state, batch, key)
+    find = jax.jit(partial(diagnostics.layer_statistics, model, tx, augment))
+    found = find(state, batch, key)
     assert not any("bn" in name for name in found) and "layer2.0.conv2" in found
-    moved, _ = training.train_step(model, tx, prepare, state, batch, key)
+    moved = moved_by_a_step(model, tx, augment, state, batch, key)
     step = jax.tree.map(jnp.subtract, state.params["fc"], moved.params["fc"])
     norm = float(optax.global_norm(step)) / 0.1  # what dropout left, the step's own
     assert float(found["fc"]["gradient"]) == pytest.approx(norm, rel=1e-4)

@@ -3,12 +3,13 @@ import json
 import jax
 import numpy as np
 import pytest
+from configs import make_config
+from parts import make_loader, make_preprocess
 
-import train
 from resnet_jax import data, models, training
-from resnet_jax.config import Config
-from resnet_jax.data import augment
-from resnet_jax.run import config_json
+from resnet_jax.commands import train
+from resnet_jax.data import sources
+from resnet_jax.run import directory
 from resnet_jax.training import features
 
 
@@ -18,9 +19,8 @@ def parts(monkeypatch):
     images = rng.integers(0, 256, (46, 8, 8, 3), np.uint8)
     whole = data.Dataset(images, (np.arange(46) % 3).astype(np.int32), tuple("abc"))
     found = whole.take(slice(36)), whole.take(slice(36, None))
-    monkeypatch.setattr(data, "load_dataset", lambda *args, **options: found)
-    description = data.Description(3, (8, 8, 3))
-    monkeypatch.setattr(data, "describe", lambda *args, **options: description)
+    source = sources.Source((8, 8, 3), lambda cfg: (3, lambda: found))
+    monkeypatch.setitem(sources.SOURCES, "digits", source)
     return found
 
 
@@ -31,11 +31,11 @@ def test_the_head_on_the_features_gives_the_networks_logits(tiny, parts, name, d
     options = {"width": 1} if name == "resnet9" else {}
     model = models.create_model(name, num_classes=3, dtype=dtype, **options)
     variables = training.init_variables(model, (8, 8, 3), key=jax.random.key(0))
-    prepare = augment.make_augment(num_classes=3, normalization="half")
-    cached = features.compute(model, prepare, variables, parts[1], batch_size=4)
+    preprocess = make_preprocess((8, 8, 3))
+    loader = make_loader(parts[1], eval_batch_size=4)
+    cached = features.compute(model, preprocess, variables, loader, parts[1])
     assert cached.images.shape == (10, 8) and cached.images.dtype == np.float32
-    images, _ = prepare(jax.random.key(0), parts[1].images, parts[1].labels)
-    expected = model.apply(variables, images, train=False)
+    expected = model.apply(variables, preprocess(parts[1].images), train=False)
     found = features.head_of(model).apply(variables, cached.images, train=False)
     tolerance = 1e-5 if dtype == "float32" else 2e-2
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
@@ -44,17 +44,17 @@ def test_the_head_on_the_features_gives_the_networks_logits(tiny, parts, name, d
 def test_nothing_has_no_features(tiny, parts):
     model = models.create_model(tiny, num_classes=3)
     variables = training.init_variables(model, (8, 8, 3), key=jax.random.key(0))
-    prepare = augment.make_augment(num_classes=3, normalization="half")
-    empty = parts[1].take(slice(0))
-    assert len(features.compute(model, prepare, variables, empty, batch_size=4)) == 0
+    preprocess, empty = make_preprocess((8, 8, 3)), parts[1].take(slice(0))
+    loader = make_loader(parts[1], eval_batch_size=4)
+    assert len(features.compute(model, preprocess, variables, loader, empty)) == 0
 
 
-def test_training_on_cached_features_is_the_long_way(tiny, parts, tmp_path):
+def test_training_on_cached_features_is_the_long_way(one_block, parts, tmp_path):
     """And a run may be stopped in the one way and go on in no other."""
     runs = []
     for cached in (False, True):
-        cfg = Config(
-            model=tiny,
+        cfg = make_config(
+            model=one_block,
             dataset="digits",
             epochs=3,
             batch_size=8,
@@ -81,4 +81,4 @@ def test_training_on_cached_features_is_the_long_way(tiny, parts, tmp_path):
             assert long[f"{name}_loss"] == pytest.approx(
                 short[f"{name}_loss"], rel=1e-5
             )
-    assert config_json.read_config(tmp_path / "True" / "config.json").cache_features
+    assert directory.read_run(tmp_path / "True").transfer.cache_features

@@ -1,3 +1,4 @@
+import functools
 from functools import partial
 
 import jax
@@ -7,8 +8,8 @@ import pytest
 from numpy.testing import assert_allclose
 
 from resnet_jax import models, training
-from resnet_jax.devices import mesh as parallel
-from resnet_jax.training import gradients
+from resnet_jax.devices.mesh import make_mesh
+from resnet_jax.training.step import loss_and_gradient
 
 
 @pytest.fixture
@@ -17,8 +18,8 @@ def x64():
         yield
 
 
-def network(tiny, **options):
-    model = models.create_model(tiny, num_classes=3, dtype="float64", **options)
+def network(name, **options):
+    model = models.create_model(name, num_classes=3, dtype="float64", **options)
     variables = training.init_variables(model, (8, 8, 3), key=jax.random.key(1))
     rng = np.random.default_rng(0)
     images = jnp.array(rng.normal(size=(7, 8, 8, 3)))
@@ -26,10 +27,14 @@ def network(tiny, **options):
     return model, variables, images, targets
 
 
+@functools.cache
+def compiled(model, **options):
+    return jax.jit(partial(loss_and_gradient, model, **options))
+
+
 def compute(model, variables, images, targets, **options):
     """(loss, logits, moved statistics, gradient)."""
-    call = jax.jit(partial(gradients.loss_and_gradient, model, **options))
-    (loss, (logits, moved)), gradient = call(
+    (loss, (logits, moved)), gradient = compiled(model, **options)(
         *(variables["params"], variables["batch_stats"], images, targets),
         jax.random.key(2),
     )
@@ -40,22 +45,24 @@ def assert_trees_close(one, other):
     jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-10, atol=1e-13), one, other)
 
 
-@pytest.mark.parametrize("num_rows, accumulate", [(6, 3), (6, 2), (7, 3), (2, 9)])
+@pytest.mark.parametrize("num_rows, num_parts", [(6, 3), (6, 2), (7, 3), (2, 9)])
 def test_micro_batches_sum_to_the_batch_without_batch_norm(
-    tiny, x64, num_rows, accumulate
+    one_block, x64, num_rows, num_parts
 ):
-    model, variables, images, targets = network(tiny, norm="none")
+    model, variables, images, targets = network(one_block, norm="none")
     rows = (images[:num_rows], targets[:num_rows])
     whole = compute(model, variables, *rows)
-    parts = compute(model, variables, *rows, accumulate=accumulate)
+    parts = compute(model, variables, *rows, grad_accum_steps=num_parts)
     assert_trees_close(parts, whole)
 
 
 @pytest.mark.parametrize("num_rows", [6, 7])
-def test_batch_norm_sees_a_micro_batch_at_a_time(tiny, x64, num_rows):
-    model, variables, images, targets = network(tiny)
+def test_batch_norm_sees_a_micro_batch_at_a_time(one_block, x64, num_rows):
+    model, variables, images, targets = network(one_block)
     images, targets = images[:num_rows], targets[:num_rows]
-    _, _, moved, gradient = compute(model, variables, images, targets, accumulate=2)
+    _, _, moved, gradient = compute(
+        model, variables, images, targets, grad_accum_steps=2
+    )
     state, total = variables, None
     for i in (0, 1):  # a loop that calls backward() for each
         part = (images[i::2], targets[i::2])
@@ -68,29 +75,33 @@ def test_batch_norm_sees_a_micro_batch_at_a_time(tiny, x64, num_rows):
     assert_trees_close(moved, state["batch_stats"])
 
 
-def test_micro_batches_have_dropout_of_their_own(tiny):
-    model = models.create_model(tiny, num_classes=3, dropout=0.5, norm="none")
+def test_micro_batches_have_dropout_of_their_own(one_block):
+    model = models.create_model(one_block, num_classes=3, dropout=0.5, norm="none")
     variables = training.init_variables(model, (8, 8, 3), key=jax.random.key(1))
     image = jnp.ones((1, 8, 8, 3))
     images, targets = jnp.repeat(image, 4, 0), jnp.full((4, 3), 1 / 3)
-    _, logits, _, _ = compute(model, variables, images, targets, accumulate=4)
+    _, logits, _, _ = compute(model, variables, images, targets, grad_accum_steps=4)
     assert len({tuple(row.tolist()) for row in logits}) > 1
 
 
-def test_on_one_device_its_own_statistics_are_the_batch_s(tiny, x64):
-    model, variables, images, targets = network(tiny)
-    mesh = parallel.make_mesh(1)
-    local = compute(model, variables, images, targets, local_bn=mesh)
+def test_on_one_device_its_own_statistics_are_the_batch_s(one_block, x64):
+    model, variables, images, targets = network(one_block)
+    local = compute(model, variables, images, targets, local_bn=make_mesh(1))
     assert_trees_close(local, compute(model, variables, images, targets))
 
 
-def test_rematerialisation_changes_no_gradient(tiny, x64):
-    model, variables, images, targets = network(tiny)
-    again, *_ = network(tiny, remat=True)
+def test_rematerialisation_changes_no_gradient(one_block, x64):
+    model, variables, images, targets = network(one_block)
+    again, *_ = network(one_block, remat=True)
     one, other = (
-        compute(m, variables, images, targets, accumulate=2) for m in (model, again)
+        compute(m, variables, images, targets, grad_accum_steps=2)
+        for m in (model, again)
     )
     assert_trees_close(other, one)
+
+
+def test_each_block_is_rematerialised(tiny, x64):
+    again, variables, images, targets = network(tiny, remat=True)
     jaxpr = str(
         jax.make_jaxpr(lambda v: compute(again, v, images, targets)[3])(variables)
     )

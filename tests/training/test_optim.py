@@ -3,7 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from parts import make_optimizer, make_schedule
 
+from resnet_jax.config import OptimConfig
 from resnet_jax.errors import ConfigError
 from resnet_jax.training import optim
 
@@ -27,8 +29,7 @@ def test_adam_is_pytorchs_by_hand(weight_decay):
         m = 0.9 * m + 0.1 * g
         v = 0.999 * v + 0.001 * g**2
         p = p - 0.01 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
-    schedule = optim.make_schedule("constant", lr=0.01, total_steps=3)
-    tx = optim.make_optimizer("adam", schedule, weight_decay=weight_decay)
+    tx = make_optimizer(optimizer="adam", lr=0.01, weight_decay=weight_decay)
     np.testing.assert_allclose(run(tx), p, rtol=1e-5)
 
 
@@ -39,9 +40,9 @@ def test_sgd_is_pytorchs_by_hand(nesterov):
         g = grad + 0.05 * p
         buffer = 0.8 * buffer + g
         p = p - lr * (g + 0.8 * buffer if nesterov else buffer)
-    schedule = optim.make_schedule("step", lr=0.1, total_steps=3, milestones=(2,))
-    tx = optim.make_optimizer(
-        "sgd", schedule, momentum=0.8, nesterov=nesterov, weight_decay=0.05
+    tx = make_optimizer(
+        **{"schedule": "step", "lr": 0.1, "lr_milestones": (2,)},
+        **{"momentum": 0.8, "nesterov": nesterov, "weight_decay": 0.05},
     )
     np.testing.assert_allclose(run(tx), p, rtol=1e-5)
 
@@ -51,18 +52,17 @@ def values(schedule, steps):
 
 
 def test_schedules():
-    make = optim.make_schedule
-    assert values(make("constant", lr=0.5, total_steps=9), (0, 8)) == [0.5, 0.5]
-    cosine = make("cosine", lr=0.5, total_steps=10)
+    assert values(make_schedule(lr=0.5, total_steps=9), (0, 8)) == [0.5, 0.5]
+    cosine = make_schedule(schedule="cosine", lr=0.5, total_steps=10)
     expected = [0.25 * (1 + np.cos(np.pi * t / 10)) for t in range(11)]
     np.testing.assert_allclose(values(cosine, range(11)), expected, atol=1e-7)
-    step = make("step", lr=1.0, total_steps=9, milestones=(3, 5), gamma=0.1)
+    step = make_schedule(schedule="step", lr=1.0, lr_milestones=(3, 5), lr_gamma=0.1)
     expected = [1, 1, 1, 0.1, 0.1, 0.01, 0.01]
     np.testing.assert_allclose(values(step, range(7)), expected, rtol=1e-6)
 
 
 def test_a_schedule_is_a_function_of_a_traced_step():
-    schedule = optim.make_schedule("step", lr=1.0, total_steps=9, milestones=(3,))
+    schedule = make_schedule(schedule="step", lr=1.0, lr_milestones=(3,))
     assert float(jax.jit(schedule)(jnp.int32(3))) == pytest.approx(0.1)
 
 
@@ -70,22 +70,21 @@ def test_unknown_names_are_refused():
     with pytest.raises(
         ConfigError, match="no optimizer 'lion': one of adam, sgd, adamw, muon"
     ):
-        optim.make_optimizer("lion", lambda step: 0.1)
+        optim.make_optimizer(OptimConfig(optimizer="lion"), lambda step: 0.1)
     with pytest.raises(ConfigError, match="no schedule 'poly'"):
-        optim.make_schedule("poly", lr=0.1, total_steps=1)
+        optim.make_schedule(OptimConfig(schedule="poly"), total_steps=1)
 
 
 def test_adamw_decays_the_parameters_and_not_the_moments():
-    schedule = optim.make_schedule("constant", lr=0.01, total_steps=3)
-    plain = run(optim.make_optimizer("adamw", schedule))
-    np.testing.assert_allclose(plain, run(optim.make_optimizer("adam", schedule)))
+    plain = run(make_optimizer(optimizer="adamw", lr=0.01))
+    tx = make_optimizer(optimizer="adam", lr=0.01)
+    np.testing.assert_allclose(plain, run(tx))
     p = np.array([1.0, -2.0])
-    tx = optim.make_optimizer("adam", schedule)
     state = tx.init(jnp.asarray(p))
     for grad in GRADS:
         updates, state = tx.update(jnp.asarray(grad, jnp.float32), state)
         p = p * (1 - 0.01 * 0.1) + updates
-    found = run(optim.make_optimizer("adamw", schedule, weight_decay=0.1))
+    found = run(make_optimizer(optimizer="adamw", lr=0.01, weight_decay=0.1))
     np.testing.assert_allclose(found, p, rtol=1e-5)
 
 
@@ -96,11 +95,10 @@ def test_muon_makes_kernels_orthogonal_and_leaves_the_rest_to_adamw(key):
         "fc": {"kernel": jax.random.normal(keys[1], (16, 5)), "bias": jnp.ones(5)},
     }
     grads = jax.tree.map(lambda p: jax.random.normal(keys[2], p.shape), params)
-    schedule = optim.make_schedule("constant", lr=0.01, total_steps=3)
-    options = {"weight_decay": 0.1, "momentum": 0.9, "nesterov": True}
-    tx = optim.make_optimizer("muon", schedule, **options)
+    options = {"lr": 0.01, "weight_decay": 0.1}
+    tx = make_optimizer(optimizer="muon", momentum=0.9, nesterov=True, **options)
     updates, _ = tx.update(grads, tx.init(params), params)
-    adamw = optim.make_optimizer("adamw", schedule, weight_decay=0.1)
+    adamw = make_optimizer(optimizer="adamw", **options)
     expected, _ = adamw.update(grads, adamw.init(params), params)
     for leaf in ("kernel", "bias"):
         np.testing.assert_allclose(updates["fc"][leaf], expected["fc"][leaf], rtol=1e-6)
@@ -119,8 +117,7 @@ def test_muon_makes_kernels_orthogonal_and_leaves_the_rest_to_adamw(key):
 def test_what_muon_makes_orthogonal_is_the_momentum(nesterov, key):
     """As one step gives it for that momentum, whatever its size, as a gradient."""
     kernel = {"conv": {"kernel": jnp.ones((3, 3, 4, 16))}}
-    schedule = optim.make_schedule("constant", lr=0.01, total_steps=3)
-    tx = optim.make_optimizer("muon", schedule, momentum=0.6, nesterov=nesterov)
+    tx = make_optimizer(optimizer="muon", lr=0.01, momentum=0.6, nesterov=nesterov)
 
     def step(grad, state):
         updates, state = tx.update({"conv": {"kernel": grad}}, state, kernel)
@@ -146,9 +143,8 @@ def test_each_kind_of_parameter_decays_at_its_own_rate(name, frozen):
         "bn1": {"scale": jnp.ones(4), "bias": jnp.ones(4)},
         "fc": {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)},
     }
-    tx = optim.make_optimizer(
-        name,
-        optim.make_schedule("constant", lr=0.5, total_steps=1),
+    tx = make_optimizer(
+        **{"optimizer": name, "lr": 0.5},
         **{"weight_decay": 0.1, "norm_weight_decay": 0.2, "bias_weight_decay": 0.4},
         trainable=frozen and (lambda name: not name.startswith(f"{frozen}.")),
     )
@@ -164,26 +160,25 @@ def test_each_kind_of_parameter_decays_at_its_own_rate(name, frozen):
 
 def test_clipping_is_of_the_norm_of_all_gradients_together():
     grads = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([0.0, 4.0])}
-    schedule = optim.make_schedule("constant", lr=1.0, total_steps=1)
     for largest, share in ((1.0, 0.2), (10.0, 1.0)):
-        tx = optim.make_optimizer("sgd", schedule, momentum=0.0, clip_grad=largest)
+        tx = make_optimizer(lr=1.0, momentum=0.0, clip_grad=largest)
         updates, _ = tx.update(grads, tx.init(grads), grads)
         for name, grad in grads.items():
             np.testing.assert_allclose(updates[name], -share * grad, rtol=1e-6)
 
 
 def test_a_warm_up_is_a_factor_that_rises_to_one():
-    bare = optim.make_schedule("cosine", lr=0.4, total_steps=10)
-    warm = optim.make_schedule("cosine", lr=0.4, total_steps=10, warmup_epochs=3)
+    bare = make_schedule(schedule="cosine", lr=0.4)
+    warm = make_schedule(schedule="cosine", lr=0.4, warmup_epochs=3)
     factors = [0.25, 0.5, 0.75, 1, 1, 1]
     expected = np.multiply(factors, values(bare, range(6)))
     np.testing.assert_allclose(values(warm, range(6)), expected, rtol=1e-5)
     in_epochs = {"warmup_epochs": 0.6, "steps_per_epoch": 5}
-    again = optim.make_schedule("cosine", lr=0.4, total_steps=10, **in_epochs)
+    again = make_schedule(schedule="cosine", lr=0.4, **in_epochs)
     assert values(again, range(6)) == values(warm, range(6))
 
 
 def test_the_linear_schedule_ends_at_zero():
-    linear = optim.make_schedule("linear", lr=0.4, total_steps=8)
+    linear = make_schedule(schedule="linear", lr=0.4, total_steps=8)
     found = values(linear, (0, 2, 7, 8, 9))
     np.testing.assert_allclose(found, [0.4, 0.3, 0.05, 0, 0], rtol=1e-5)

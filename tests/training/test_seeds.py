@@ -1,48 +1,50 @@
-import dataclasses
+import contextlib
+import functools
+import io
 import json
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from resnet_jax.commands.options import EvaluateConfig
+from configs import make_config
+from parts import make_augment, make_loader, make_optimizer
 
-import evaluate
-import train
-from resnet_jax import models, training
-from resnet_jax.config import Config
-from resnet_jax.data import augment
-from resnet_jax.data import loader as feed
-from resnet_jax.data.loader import Feed
+from resnet_jax import data, fields, models, training
+from resnet_jax.commands import evaluate, train
+from resnet_jax.commands.evaluate import EvaluateConfig
+from resnet_jax.data import stream
+from resnet_jax.data.loader import Loader
 from resnet_jax.errors import ConfigError, StoppedError
 from resnet_jax.report import figures
-from resnet_jax.run import restore as checkpoint
-from resnet_jax.training import optim, seeds
+from resnet_jax.run import restore
+from resnet_jax.training import evaluation, metrics, seeds
+from resnet_jax.training.state import make_keys
 from resnet_jax.weights.hub import load_pretrained
 
 
-@pytest.mark.parametrize("each", [seeds.unrolled, jax.vmap])
+# One after the other, seeds are compared in whole runs below as well.
+@pytest.mark.parametrize(
+    "each", [pytest.param(seeds.unrolled, marks=pytest.mark.slow), jax.vmap]
+)
 def test_each_seed_s_step_is_its_own(one_block, each):
     """As on CPUs, and as on accelerators."""
     model = models.create_model(one_block, num_classes=3)
-    schedule = optim.make_schedule("constant", lr=0.05, total_steps=9)
-    tx = optim.make_optimizer("muon", schedule, weight_decay=0.01)
-    prepare = augment.make_augment(
-        num_classes=3, normalization="half", crop_padding=2, flip=True, mixup_alpha=1.0
-    )
-    step = training.make_train_step(model, tx, prepare, ema_decay=0.9)
     shape, init = (8, 8, 3), training.init_state
+    tx = make_optimizer(optimizer="muon", lr=0.05, weight_decay=0.01)
+    prepare = make_augment(shape, 3, crop_padding=2, flip="random", mixup=1.0)
+    step = training.make_train_step(model, tx, prepare, ema_decay=0.9)
     keys = training.make_keys(7, 3)
-    state = init(model, tx, shape, key=keys.init, has_ema=True)
+    state = init(model, tx, shape, key=keys.init, has_ema=True, each=each)
     images = np.random.default_rng(0).integers(0, 256, (3, 6, *shape), np.uint8)
     labels = (np.arange(18, dtype=np.int32) % 3).reshape(3, 6)
     batch = {"images": images, "labels": labels}
-    together, losses = state, []
+    together, losses, of_all = state, [], jax.jit(each(step))
     for _ in range(3):
-        together, sums = jax.jit(each(step))(together, batch, keys.augment)
+        together, sums = of_all(together, batch, keys.augment)
         losses.append(sums["loss"])
     for index, seed in enumerate(range(7, 10)):
-        own = training.make_keys(seed)
+        own = make_keys(seed)
         alone = init(model, tx, shape, key=own.init, has_ema=True)
         for number in range(3):
             mine = seeds.take(batch, index)
@@ -62,7 +64,7 @@ def lines_of(run_dir):
 
 
 def state_of(run_dir, step):
-    with checkpoint.make_manager(run_dir) as manager:
+    with restore.make_reader(run_dir) as manager:
         return manager.restore(step)["state"]
 
 
@@ -72,19 +74,21 @@ _TRAINED = []
 @pytest.fixture
 def three(digits_run):
     """A run of seeds 5 to 7, trained once: no test adds to it but a report."""
-    fields = {"epochs": 2, "crop_padding": 1, "validation_split": 0.2}
-    fields |= {"max_train_samples": 100, "schedule": "cosine", "ema_decay": 0.5}
+    options = {"epochs": 2, "crop_padding": 1, "validation_split": 0.2}
+    options |= {"schedule": "cosine", "ema_decay": 0.5}
+    # Batches of one size, to train and to score, are compiled once.
+    options |= {"max_train_samples": 75, "batch_size": 20, "eval_batch_size": 15}
     if not _TRAINED:
-        _TRAINED[:] = digits_run(**fields, seed=5, num_seeds=3)
-    return *_TRAINED, fields
+        _TRAINED[:] = digits_run(**options, seed=5, num_seeds=3)
+    return *_TRAINED, options
 
 
 def test_a_run_of_seeds_is_the_runs_of_each(three, digits_run):
-    cfg, run_dir, fields = three
+    cfg, run_dir, options = three
     lines, together = lines_of(run_dir), state_of(run_dir, 6)
     assert together["step"].tolist() == [6, 6, 6]
     for index in range(3):
-        _, alone = digits_run(**fields, seed=5 + index)
+        _, alone = digits_run(**options, seed=5 + index)
         jax.tree.map(
             lambda a, b, i=index: np.testing.assert_allclose(a[i], b, atol=2e-4),
             together,
@@ -101,65 +105,80 @@ def test_a_run_of_seeds_is_the_runs_of_each(three, digits_run):
 
 def test_a_run_of_seeds_resumes_to_the_bit(three, monkeypatch):
     cfg, run_dir, _ = three
-    elsewhere = dataclasses.replace(cfg, workdir=f"{cfg.workdir}-cut")
-    whole, served = Feed.train, []
+    workdir = f"{cfg.run.workdir}-cut"
+    whole, served = Loader.train, []
 
-    def cut(*args, **options):
-        for batch in whole(*args, **options):
+    def cut(*args):
+        for batch in whole(*args):
             served.append(batch)
             if len(served) == 5:
                 raise StoppedError("cut")
             yield batch
 
-    again = dataclasses.replace(elsewhere, save_every_steps=2)
+    again = fields.replace(cfg, workdir=workdir, save_every_steps=2)
     with monkeypatch.context() as patch:
-        patch.setattr(Feed, "train", cut)
+        patch.setattr(Loader, "train", cut)
         with pytest.raises(StoppedError):
             train.main(again)
-    assert len(lines_of(again.workdir)) == 1
+    assert len(lines_of(workdir)) == 1
     train.main(again)
     jax.tree.map(
         np.testing.assert_array_equal,
         state_of(run_dir, 6),
-        state_of(Path(again.workdir), 6),
+        state_of(Path(workdir), 6),
     )
-    for a, b in zip(lines_of(run_dir), lines_of(again.workdir), strict=True):
+    for a, b in zip(lines_of(run_dir), lines_of(workdir), strict=True):
         assert a["train_loss_seeds"] == b["train_loss_seeds"]
 
 
 def test_several_steps_a_call_are_the_same(three, digits_run):
-    """Of the two whole batches of an epoch: rounding has not flipped a ReLU yet."""
-    fields = {**three[2], "seed": 5, "num_seeds": 3, "max_steps": 2}
-    states = [
-        state_of(digits_run(**fields, steps_per_call=steps)[1], 2) for steps in (1, 2)
-    ]
+    """An epoch has three: two together and one alone."""
+    _, run_dir, options = three
+    _, called = digits_run(**options, seed=5, num_seeds=3, steps_per_call=2)
+    states = state_of(run_dir, 6), state_of(called, 6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), *states)
 
 
-def test_a_run_as_on_accelerators_is_the_same(three, digits_run, tmp_path, monkeypatch):
-    _, unrolled, fields = three
-    output = tmp_path / "found.json"
+def test_each_seed_has_an_order_of_its_own():
+    whole = data.Dataset(np.zeros((11, 8, 8, 3), np.uint8), np.arange(11), ("a",))
+    order = seeds.make_order(5, 3)
+    loader = make_loader(whole, order=order, epochs=2, held=True, batch_size=4)
+    for epoch in (0, 1):
+        batches = [np.asarray(batch["indices"]) for batch in loader.train(epoch)]
+        assert [rows.shape for rows in batches] == [(3, 4), (3, 4), (3, 3)]
+        for index, rows in enumerate(np.concatenate(batches, 1)):
+            expected = data.epoch_order(11, seed=5 + index, epoch=epoch)
+            np.testing.assert_array_equal(rows, expected)
 
-    def scores(run_dir):
+
+@functools.cache
+def scored(run_dir):
+    """(figures, what is printed) of an evaluation, with test-time augmentation."""
+    output, text = run_dir / "found.json", io.StringIO()
+    with contextlib.redirect_stdout(text):
         evaluate.main(EvaluateConfig(str(run_dir), output=str(output), tta=True))
-        return json.loads(output.read_text())
+    return json.loads(output.read_text()), text.getvalue()
 
-    expected = scores(unrolled)
+
+@pytest.mark.slow  # the step and the scores are compared by themselves, too
+def test_a_run_as_on_accelerators_is_the_same(three, digits_run, monkeypatch):
+    _, unrolled, options = three
+    expected, _ = scored(unrolled)
     used = []
 
     def vmapped(num_seeds, mesh):
         used.append(num_seeds)
         return jax.vmap
 
-    monkeypatch.setattr(seeds, "make_each", vmapped)
-    _, run_dir = digits_run(**fields, seed=5, num_seeds=3)
+    monkeypatch.setattr(training, "make_each", vmapped)
+    _, run_dir = digits_run(**options, seed=5, num_seeds=3)
     jax.tree.map(  # of seeds that are apart by .1 and more
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3),
         *(state_of(path, 6) for path in (unrolled, run_dir)),
     )
     for line, other in zip(lines_of(unrolled), lines_of(run_dir), strict=True):
         assert line["val_loss_seeds"] == pytest.approx(other["val_loss_seeds"], 1e-3)
-    found = scores(run_dir)
+    found, _ = scored(run_dir)
     assert used == [3, 3]
     for name in ("tta", "ensemble"):
         assert found[name]["loss"] == pytest.approx(expected[name]["loss"], 1e-3)
@@ -172,7 +191,7 @@ def test_seeds_share_pretrained_weights_and_draw_heads_of_their_own(
     evaluate.main(EvaluateConfig(str(three[1]), seed=6, export=str(folder)))
     given = load_pretrained(folder).variables["params"]
     _, run_dir = digits_run(
-        pretrained=str(folder), fresh_head=True, freeze="backbone",
+        pretrained=str(folder), reset_head=True, freeze="backbone",
         backbone_bn="frozen", num_seeds=2, max_steps=1, clip_grad=1e-6,
     )  # fmt: skip
     params = state_of(run_dir, 1)["params"]
@@ -184,20 +203,18 @@ def test_seeds_share_pretrained_weights_and_draw_heads_of_their_own(
         jax.tree.map(np.testing.assert_array_equal, kept, given)
 
 
-def test_seeds_want_pictures_in_memory():
-    class Streamed:
-        images = None
+def test_seeds_want_images_in_memory():
+    unread = stream.Images(np.zeros, np.arange(4), (8, 8, 3))
+    dataset = data.Dataset(unread, np.zeros(4, np.int32), ("a",))
+    loader = make_loader(dataset, order=seeds.make_order(0, 2))
+    with pytest.raises(ConfigError, match="num_seeds needs images that fit"):
+        next(loader.train(0))
 
-    with pytest.raises(ConfigError, match="num_seeds needs pictures that fit"):
-        feed.make_feed(None, Streamed, steps_per_call=1, workers=0, num_seeds=2)
 
-
-def test_evaluation_scores_each_seed_and_their_ensemble(three, tmp_path, capsys):
+def test_evaluation_scores_each_seed_and_their_ensemble(three, tmp_path):
     _, run_dir, _ = three
     output = tmp_path / "found.json"
-    evaluate.main(EvaluateConfig(str(run_dir), output=str(output), tta=True))
-    text = capsys.readouterr().out
-    found = json.loads(output.read_text())
+    found, text = scored(run_dir)
     logged = lines_of(run_dir)[-1]
     each = [found["seeds"][str(seed)]["accuracy"] for seed in (5, 6, 7)]
     assert each == pytest.approx(logged["test_accuracy_seeds"])
@@ -233,9 +250,29 @@ def test_a_seed_s_report_shows_its_own_figures(three, monkeypatch):
         assert record["train_loss"] == line["train_loss_seeds"][1]
 
 
-def test_an_ensemble_is_the_mean_of_probabilities(key):
-    from resnet_jax.training.evaluation import eval_step
+def test_the_means_of_one_seed_are_its_own():
+    sums = {"loss": np.float64(6.0), "correct": np.float64(3), "count": np.float64(4)}
+    found = seeds.means(sums, "test")
+    assert found == {"test_loss": 1.5, "test_accuracy": 0.75}
+    assert found == metrics.means(sums, "test")
 
+
+def test_the_means_of_several_seeds_come_with_their_spread_and_values():
+    counts = {"correct": np.array([1.0, 2.0, 4.0]), "count": np.array([4.0, 4.0, 4.0])}
+    found = seeds.means({"loss": np.array([2.0, 4.0, 12.0]), **counts}, "val")
+    assert found == {
+        "val_loss": 1.5,
+        "val_loss_std": pytest.approx(1.75**0.5),  # of .5, 1 and 3: divided by n - 1
+        "val_loss_seeds": [0.5, 1.0, 3.0],
+        "val_accuracy": pytest.approx(7 / 12),
+        "val_accuracy_std": pytest.approx((7 / 48) ** 0.5),
+        "val_accuracy_seeds": [0.25, 0.5, 1.0],
+    }
+    json.dumps(found)
+
+
+@pytest.mark.parametrize("each", [seeds.unrolled, jax.vmap])
+def test_an_ensemble_is_the_mean_of_probabilities(key, each):
     class Given:
         def apply(self, variables, images, *, train):
             return variables
@@ -247,10 +284,10 @@ def test_an_ensemble_is_the_mean_of_probabilities(key):
     class State:
         scored = logits
 
-    sums = eval_step(
-        *(Given(), lambda key, images, labels: (images, labels), State, batch),
-        each=seeds.unrolled,
-        ensemble=True,
+    sums = evaluation.eval_step(
+        *(Given(), lambda images: images, State, batch),
+        each=each,
+        combine=seeds.with_ensemble,
     )
     probabilities = np.asarray(jax.nn.softmax(logits)).mean(0)
     right = probabilities.argmax(1) == labels
@@ -262,17 +299,17 @@ def test_an_ensemble_is_the_mean_of_probabilities(key):
 
 
 @pytest.mark.parametrize(
-    "fields, message",
+    "options, message",
     [
         ({"log_gradients": True}, "num_seeds is without log_gradients"),
-        ({"bn_scope": "local"}, "num_seeds needs --bn-scope global"),
+        ({"sync_bn": False}, "num_seeds needs --sync-bn"),
         ({"num_seeds": 0}, "num_seeds 0 is too small"),
         ({"seed": 2**32 - 1}, "seed 4294967295 is too large"),
     ],
 )
-def test_what_does_not_go_with_seeds_is_refused(fields, message):
+def test_what_does_not_go_with_seeds_is_refused(options, message):
     with pytest.raises(ConfigError, match=message):
-        Config(**{"num_seeds": 2, **fields})
+        make_config(**{"num_seeds": 2, **options})
 
 
 @pytest.mark.parametrize(

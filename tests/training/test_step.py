@@ -1,3 +1,4 @@
+import functools
 import itertools
 from functools import partial
 
@@ -5,10 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from parts import make_augment, make_loader, make_optimizer, make_preprocess
 
 from resnet_jax import data, models, training
-from resnet_jax.data import augment, mixing
-from resnet_jax.training import evaluation, optim
+from resnet_jax.data import augment
+from resnet_jax.training import evaluation
+from resnet_jax.training import step as step_module
+from resnet_jax.training.state import make_keys
 
 GOLDEN = (
     "The golden {name} step gives other numbers. Either the arithmetic, the order of "
@@ -17,21 +21,23 @@ GOLDEN = (
     "RESULTS.md; or it was not meant to, and this is the bug."
 )
 
+SHAPE = (16, 16, 3)
+
 
 @pytest.fixture
 def batch():
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (8, 16, 16, 3), np.uint8)
+    images = rng.integers(0, 256, (8, *SHAPE), np.uint8)
     return {"images": images, "labels": np.arange(8, dtype=np.int32) % 4}
 
 
+@functools.cache
 def make(tiny, optimizer="sgd", lr=0.1, **augmentation):
     model = models.create_model(tiny, num_classes=4)
-    schedule = optim.make_schedule("constant", lr=lr, total_steps=10)
-    tx = optim.make_optimizer(optimizer, schedule, weight_decay=1e-3)
-    prepare = augment.make_augment(num_classes=4, normalization="half", **augmentation)
-    keys = training.make_keys(0)
-    state = training.init_state(model, tx, (16, 16, 3), key=keys.init)
+    tx = make_optimizer(optimizer=optimizer, lr=lr, weight_decay=1e-3)
+    prepare = make_augment(SHAPE, 4, **augmentation)
+    keys = make_keys(0)
+    state = training.init_state(model, tx, SHAPE, key=keys.init)
     step = jax.jit(partial(training.train_step, model, tx, prepare))
     return model, state, partial(step, key=keys.augment)
 
@@ -44,32 +50,36 @@ def flat(tree):
 
 
 def test_keys_have_one_purpose_each():
-    keys = training.make_keys(0)
+    keys = make_keys(0)
     data_ = {tuple(jax.random.key_data(key).tolist()) for key in keys}
     assert len(data_) == len(keys)
-    again = training.make_keys(0)
+    again = make_keys(0)
     assert all((a == b).all() for a, b in zip(keys, again, strict=True))
 
 
 def test_nothing_in_a_step_is_drawn_from_another_s_key(tiny, batch, monkeypatch):
     drawn = {}
 
-    def watch(module, name, at):
+    class ReachedError(Exception):
+        pass
+
+    def watch(module, name, at, is_last=False):
         function = getattr(module, name)
 
         def watched(*args, **options):
             drawn[name] = args[at]
+            if is_last:  # the network, operation by operation, takes long
+                raise ReachedError
             return function(*args, **options)
 
         monkeypatch.setattr(module, name, watched)
 
-    for name in ("random_crop", "random_flip", "cutout"):
+    for name in ("random_crop", "random_flip", "cutout", "mix"):
         watch(augment, name, 0)
-    watch(mixing, "mix", 0)
-    watch(training, "loss_and_gradient", 5)
-    options = {"crop_padding": 1, "flip": True, "cutout_size": 2, "mixup_alpha": 1.0}
+    watch(step_module, "loss_and_gradient", 5, is_last=True)
+    options = {"crop_padding": 1, "flip": "random", "cutout": 2, "mixup": 1.0}
     _, state, step = make(tiny, **options)
-    with jax.disable_jit():
+    with jax.disable_jit(), pytest.raises(ReachedError):
         step(state, batch)
     found = {}
     for name, key in drawn.items():  # what each gives, and what comes of it
@@ -89,7 +99,7 @@ def test_nothing_in_a_step_is_drawn_from_another_s_key(tiny, batch, monkeypatch)
     ],
 )
 def test_golden_step(tiny, batch, name, lr, losses, moved):
-    _, state, step = make(tiny, name, lr, crop_padding=2, flip=True)
+    _, state, step = make(tiny, name, lr, crop_padding=2, flip="random")
     after, sums = step(state, batch)
     _, second = step(after, batch)
     distance = sum(
@@ -115,7 +125,7 @@ def test_a_step_moves_parameters_statistics_and_count(tiny, batch):
 
 
 def test_a_step_is_pure(tiny, batch):
-    _, state, step = make(tiny, crop_padding=2, flip=True)
+    _, state, step = make(tiny, crop_padding=2, flip="random")
     before = flat(state)
     one, two = flat(step(state, batch)), flat(step(state, batch))
     assert all(np.array_equal(one[name], two[name]) for name in one)
@@ -159,14 +169,14 @@ def test_a_small_set_can_be_learnt_by_heart(tiny, batch):
 
 def test_evaluation_leaves_the_state_and_counts_once(tiny, batch):
     model, state, _ = make(tiny)
-    prepare = augment.make_augment(num_classes=4, normalization="half")
-    step = jax.jit(partial(evaluation.eval_step, model, prepare))
+    step = jax.jit(partial(evaluation.eval_step, model, make_preprocess(SHAPE)))
     dataset = data.Dataset(batch["images"], batch["labels"], ("a", "b", "c", "d"))
+    loaders = [
+        make_loader(dataset, held=False, eval_batch_size=n) for n in (1, 3, 8, 20)
+    ]
     results = [
-        evaluation.evaluate(
-            step, partial(data.eval_batches, batch_size=n), state, dataset
-        )
-        for n in (1, 3, 8, 20)
+        evaluation.evaluate(step, loader.evaluation, state, dataset)
+        for loader in loaders
     ]
     for sums in results:
         assert sums["count"] == 8
@@ -177,24 +187,41 @@ def test_evaluation_leaves_the_state_and_counts_once(tiny, batch):
 
 def test_evaluation_that_loses_an_example_raises(tiny, batch):
     model, state, _ = make(tiny)
-    prepare = augment.make_augment(num_classes=4, normalization="half")
-    step = jax.jit(partial(evaluation.eval_step, model, prepare))
+    step = jax.jit(partial(evaluation.eval_step, model, make_preprocess(SHAPE)))
     dataset = data.Dataset(batch["images"], batch["labels"], ("a", "b", "c", "d"))
+    loader = make_loader(dataset, held=False, eval_batch_size=4)
 
     def lossy(dataset):
-        return data.eval_batches(dataset.take(slice(7)), 4)
+        return loader.evaluation(dataset.take(slice(7)))
 
     with pytest.raises(RuntimeError, match="scored 7 examples of 8"):
         evaluation.evaluate(step, lossy, state, dataset)
 
 
+@pytest.mark.parametrize("held", [True, False])
+def test_what_is_predicted_is_the_model_s_own_in_order(tiny, batch, held):
+    """The logits of every example, whether the last batch is padded or not."""
+    model, state, _ = make(tiny)
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (7, *SHAPE), np.uint8)
+    dataset = data.Dataset(images, np.zeros(7, np.int32), ("a", "b", "c", "d"))
+    preprocess = make_preprocess(SHAPE)
+    logits = jax.jit(lambda x: model.apply(state.variables, preprocess(x), train=False))
+    expected = np.asarray(logits(images))
+    apart = np.abs(expected[:, None] - expected).max(-1) + np.eye(7)
+    assert apart.min() > 1e-2  # so that none passes for another
+    for size in (2, 3, 7, 20):  # 1, 2, 0 and 0 rows are padding
+        loader = make_loader(dataset, held=held, eval_batch_size=size)
+        whole = evaluation.predict(model, preprocess, loader, state.variables, dataset)
+        assert whole.shape == (7, 4)
+        np.testing.assert_allclose(whole, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_the_average_is_of_parameters_and_statistics(tiny, batch):
     model, _, _ = make(tiny)
-    schedule = optim.make_schedule("constant", lr=0.1, total_steps=10)
-    tx = optim.make_optimizer("sgd", schedule)
-    prepare = augment.make_augment(num_classes=4, normalization="half")
-    keys = training.make_keys(0)
-    state = training.init_state(model, tx, (16, 16, 3), key=keys.init, has_ema=True)
+    tx, prepare = make_optimizer(lr=0.1), make_augment(SHAPE, 4)
+    keys = make_keys(0)
+    state = training.init_state(model, tx, SHAPE, key=keys.init, has_ema=True)
     step = jax.jit(
         partial(training.train_step, model, tx, prepare, ema_decay=0.3),
         donate_argnums=0,
@@ -222,10 +249,9 @@ def test_the_average_is_of_parameters_and_statistics(tiny, batch):
 
 def test_what_is_scored_is_the_average(tiny, batch):
     model, state, _ = make(tiny)
-    prepare = augment.make_augment(num_classes=4, normalization="half")
     masked = {**batch, "mask": np.ones(8, np.float32)}
     other = jax.tree.map(lambda x: x + 0.5, state.variables)
-    score = partial(evaluation.eval_step, model, prepare)
+    score = partial(evaluation.eval_step, model, make_preprocess(SHAPE))
     plain = score(state, masked)["loss"]
     averaged = score(state.replace(ema=other), masked)["loss"]
     assert averaged == score(state.replace(**other), masked)["loss"] != plain
@@ -247,19 +273,19 @@ def test_views_are_shifts_by_a_pixel_and_mirrored_and_add_to_one(batch):
 
 def test_logits_of_the_views_are_averaged(tiny, batch):
     model, state, _ = make(tiny)
-    prepare = augment.make_augment(num_classes=4, normalization="half")
+    preprocess = make_preprocess(SHAPE)
     masked = {**batch, "mask": np.ones(8, np.float32)}
 
     def views(x):
         return [(0.75, x), (0.25, x[:, :, ::-1])]
 
-    found = evaluation.eval_step(model, prepare, state, masked, views=views)
-    x, targets = prepare(jax.random.key(0), batch["images"], batch["labels"])
+    found = evaluation.eval_step(model, preprocess, state, masked, views=views)
+    x, targets = preprocess(batch["images"]), jax.nn.one_hot(batch["labels"], 4)
     one, other = (
         model.apply(state.variables, v, train=False) for v in (x, x[:, :, ::-1])
     )
     logits = 0.75 * one + 0.25 * other
     loss = -(jax.nn.log_softmax(logits) * targets).sum()
     np.testing.assert_allclose(found["loss"], loss, rtol=1e-5)
-    plain = evaluation.eval_step(model, prepare, state, masked)
+    plain = evaluation.eval_step(model, preprocess, state, masked)
     assert abs(float(plain["loss"] - loss)) > 1e-4
