@@ -10,14 +10,17 @@ import time
 
 import numpy as np
 import pytest
+from faults import AtStep, DataFail, Impatient, kill, terminate
 from jax.experimental import multihost_utils
-from spawn import KILL, ROOT, TERM, at_step, finish, lines, start, steps
+from spawn import ROOT, finish, lines, start, steps
 
-from resnet_jax import run as run_module
-from resnet_jax.devices import processes as distributed
+from resnet_jax.devices import processes
 from resnet_jax.errors import DataError, UserError
-from resnet_jax.run import saving
-from resnet_jax.training import compiling, evaluation
+from resnet_jax.run.checkpoints import Checkpoints
+from resnet_jax.run.run import Run
+from resnet_jax.training import evaluation, step
+
+pytestmark = pytest.mark.process
 
 SLURM = {
     "SLURM_JOB_ID": "7",
@@ -47,22 +50,22 @@ SLURM = {
     ],
 )
 def test_a_launcher_is_known_by_what_it_sets(environ, launcher):
-    assert distributed.detect(environ) == launcher
+    assert processes.detect(environ) == launcher
 
 
 def test_alone_nothing_is_waited_for():
-    distributed.wait()
-    distributed.agree()
-    assert distributed.is_alone() and distributed.is_first()
-    assert distributed.any_process(True) and not distributed.any_process(False)
-    assert distributed.json_from_first({"a": [1, None]}) == {"a": [1, None]}
+    processes.wait()
+    processes.agree()
+    assert processes.is_alone() and processes.is_first()
+    assert processes.any_process(True) and not processes.any_process(False)
+    assert processes.json_from_first({"a": [1, None]}) == {"a": [1, None]}
 
 
 PARTIAL = ("--max-train-samples", "150")  # the last batch of an epoch
 
 
-def run(run_dir, *arguments, patch=""):
-    codes, errors = finish(start(run_dir, *PARTIAL, *arguments, patch=patch))
+def run(run_dir, *arguments, faults=()):
+    codes, errors = finish(start(run_dir, *PARTIAL, *arguments, faults=faults))
     return codes[0], errors[0]
 
 
@@ -85,14 +88,14 @@ def test_a_long_error_of_another_process_keeps_its_exit_code(message, monkeypatc
         told.append(mine)
         return np.stack([mine, told[0]])
 
-    monkeypatch.setattr(distributed, "is_alone", lambda: False)
-    monkeypatch.setattr(distributed, "wait", lambda: None)
+    monkeypatch.setattr(processes, "is_alone", lambda: False)
+    monkeypatch.setattr(processes, "wait", lambda: None)
     monkeypatch.setattr(multihost_utils, "process_allgather", gather)
     with pytest.raises(DataError) as own:
-        distributed.agree(DataError(message))
+        processes.agree(DataError(message))
     assert str(own.value) == message
     with pytest.raises(UserError) as theirs:
-        distributed.agree()
+        processes.agree()
     assert theirs.value.exit_code == 3
     text = str(theirs.value).removesuffix(" (in another process)")
     assert message.startswith(text) and len(text) >= 80
@@ -111,26 +114,24 @@ def test_an_error_is_told_to_others_but_while_they_compute(digits_run, monkeypat
 
         monkeypatch.setattr(owner, name, noting)
 
-    enter = run_module.Run.__enter__
-    monkeypatch.setattr(
-        run_module.Run, "__enter__", lambda self: opened.append(self) or enter(self)
-    )
+    enter = Run.__enter__
+    monkeypatch.setattr(Run, "__enter__", lambda run: opened.append(run) or enter(run))
     sums = {"loss": np.ones(()), "correct": np.ones(()), "count": np.ones(())}
 
     def compile_step(*args):
         return lambda state, batch: (state, sums), 0.0
 
-    monkeypatch.setattr(compiling, "compile_step", compile_step)
+    monkeypatch.setattr(step, "compile_step", compile_step)
     monkeypatch.setattr(evaluation, "evaluate", lambda *args: sums)
-    note(run_module.Run, "make_feed")
-    note(compiling, "compile_step")
-    note(run_module.Run, "step")
+    note(Run, "restore")
+    note(step, "compile_step")
+    note(Run, "record")
     note(evaluation, "evaluate")
-    note(saving.Saver, "save")
+    note(Checkpoints, "save")
     digits_run(epochs=2, max_train_samples=32)
-    an_epoch = [("step", True), ("evaluate", True)]
+    an_epoch = [("record", True), ("evaluate", True)]
     assert seen == [
-        ("make_feed", False),
+        ("restore", False),
         ("compile_step", False),
         *(*an_epoch, ("save", True)),
         *(*an_epoch, ("save", False)),
@@ -143,19 +144,19 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start_two(run_dir, *arguments, patches=("", "")):
+def start_two(run_dir, *arguments, faults=((), ())):
     """Two processes of two devices each."""
     address = f"127.0.0.1:{free_port()}"
     joining = ("--coordinator", address, "--num-processes", "2", "--devices", "2")
     common = (*PARTIAL, *joining, *arguments)
     return [
-        start(run_dir, *common, "--process-id", str(i), patch=patches[i])
+        start(run_dir, *common, "--process-id", str(i), faults=faults[i])
         for i in (0, 1)
     ]
 
 
-def run_two(run_dir, *arguments, patches=("", "")):
-    return finish(*start_two(run_dir, *arguments, patches=patches))
+def run_two(run_dir, *arguments, faults=((), ())):
+    return finish(*start_two(run_dir, *arguments, faults=faults))
 
 
 @pytest.fixture(scope="module")
@@ -177,8 +178,8 @@ def assert_alike(run_dir, alone):
 
 def test_a_signal_to_one_stops_both_and_any_number_goes_on(alone, tmp_path):
     run_dir = tmp_path / "run"
-    patch = at_step(3, TERM)
-    codes, errors = run_two(run_dir, "--log-every-steps", "4", patches=("", patch))
+    stops = [AtStep(3, terminate)]
+    codes, errors = run_two(run_dir, "--log-every-steps", "4", faults=((), stops))
     assert codes == [75, 75], errors
     saved = "saved at step 4 of 10; the same command goes on from there"
     assert f"{run_dir}: stopped by a signal, {saved}" in errors[0]
@@ -205,148 +206,18 @@ def test_seeds_on_two_devices_are_the_runs_of_each(alone, tmp_path):
 
 
 def test_an_error_of_one_is_the_end_of_both(tmp_path):
-    fails = (
-        "from resnet_jax import data, errors\n"
-        "def load_dataset(*args, **options):\n"
-        "    raise errors.DataError('no such disk here')\n"
-        "data.load_dataset = load_dataset\n"
-    )
-    codes, errors = run_two(tmp_path / "run", patches=("", fails))
+    fails = [DataFail("no such disk here")]
+    codes, errors = run_two(tmp_path / "run", faults=((), fails))
     assert codes == [3, 3], errors
     assert "no such disk here (in another process)" in errors[0]
     assert not (tmp_path / "run").exists()
-
-
-# Two processes of two devices, joined once, train again and again. A patch is in force
-# in the process of its number; None is both.
-PAIR = """
-import contextlib, dataclasses, itertools, json, logging, os, signal, sys
-from pathlib import Path
-from unittest import mock
-
-import jax
-import tyro
-from jax.experimental import multihost_utils
-
-sys.path.insert(0, "tests")
-import spawn, train
-from resnet_jax.training import compiling, evaluation
-from resnet_jax import data, run
-from resnet_jax.data import loader as feed
-from resnet_jax.run import store
-from resnet_jax.weights import hub
-from resnet_jax.devices import mesh as parallel
-from resnet_jax.errors import DataError, UserError
-from resnet_jax.recipes import RECIPES
-
-index, address, root = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
-jax.config.update("jax_num_cpu_devices", 2)
-jax.config.update("jax_enable_preemption_service", False)
-jax.distributed.initialize(address, 2, index)
-exec(spawn.SMALL)
-args = [*spawn.ARGUMENTS, *sys.argv[4:]]
-recipe = tyro.extras.overridable_config_cli(RECIPES, args=args)
-found = {}
-told, counts, held = [], [], []
-listener = logging.Handler()
-listener.emit = lambda record: told.append(record.getMessage())
-logging.getLogger("resnet_jax").addHandler(listener)
-
-
-def scenario(name, *patches, run_dir=None, **fields):
-    print(name, file=sys.stderr, flush=True)
-    for notes in (told, counts, held):
-        notes.clear()
-    cfg = dataclasses.replace(recipe, workdir=str(root / (run_dir or name)), **fields)
-    code, message = 0, ""
-    with contextlib.ExitStack() as stack:
-        for process, patch in patches:
-            if process in (index, None):
-                stack.enter_context(patch)
-        try:
-            train.main(cfg)
-        except UserError as error:
-            code, message = error.exit_code, str(error)
-    found[name] = {
-        "code": code, "message": message, "told": list(told), "counts": list(counts),
-        "held": list(held),
-    }
-
-
-def fails(owner, name, message):
-    return mock.patch.object(owner, name, side_effect=DataError(message))
-
-
-def signalled(owner, name, number):
-    # SIGTERM before the call of this number.
-    function, numbers = getattr(owner, name), itertools.count(1)
-
-    def signalling(*args, **options):
-        if next(numbers) == number:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return function(*args, **options)
-
-    return mock.patch.object(owner, name, signalling)
-
-
-evaluate, make_feed, step = evaluation.evaluate, feed.make_feed, run.Run.step
-compile_step, compiled = compiling.compile_step, {}
-
-
-def counting(*args):
-    sums = evaluate(*args)
-    counts.append(int(sums["count"]))
-    return sums
-
-
-def noting(*args, **options):
-    made = make_feed(*args, **options)
-    held.append(made._held)
-    return made
-
-
-def poisoned(self, state, sums):
-    if self._progress.step == 3:
-        bad = jax.tree.map(lambda x: x * float("nan"), state.params)
-        state = state.replace(params=bad)
-    step(self, state, sums)
-
-
-def compile_once(step, state, examples, source, key):
-    # All train the same, with data that are held or are not.
-    if bool(source) not in compiled:
-        compiled[bool(source)] = compile_step(step, state, examples, source, key)
-    return compiled[bool(source)]
-
-
-evaluation.evaluate, feed.make_feed = counting, noting
-compiling.compile_step = compile_once
-kept = mock.patch.object(hub, "adopt", lambda variables, *args, **options: variables)
-no_room = mock.patch.object(store.Store, "save", lambda self, *args: "no room")
-small = mock.patch.object(parallel, "fits", lambda *args: False)
-
-scenario("describe", (1, fails(data, "describe", "no such folder")))
-scenario("prepare", (1, signalled(multihost_utils, "process_allgather", 1)))
-scenario("adopt", (0, kept), (1, fails(hub, "adopt", "no such weights")),
-         pretrained="weights")
-scenario("compile", (1, signalled(compiling, "compile_step", 1)))
-scenario("poisoned", (None, mock.patch.object(run.Run, "step", poisoned)))
-scenario("full", (0, no_room), (1, signalled(run.Run, "step", 3)), log_every_steps=4)
-scenario("apart", (1, small), max_steps=3, max_test_samples=41, eval_batch_size=16,
-         log_every_steps=2, save_every_steps=None,
-         save_every_minutes=[1e9, 0.0][index])
-scenario("seed", run_dir="four", seed=1)
-scenario("four")
-(root / f"{index}.json").write_text(json.dumps(found))
-jax.distributed.shutdown()
-"""
 
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory):
     """A run on four devices of one process, stopped in its first epoch."""
     run_dir = tmp_path_factory.mktemp("distributed") / "four"
-    code, error = run(run_dir, "--devices", "4", patch=at_step(3, TERM))
+    code, error = run(run_dir, "--devices", "4", faults=[AtStep(3, terminate)])
     assert code == 75, error
     assert steps(run_dir)[-1] == 3
     return run_dir
@@ -354,13 +225,13 @@ def four(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pair(four, tmp_path_factory):
-    """(Folder of the runs, scenario -> what both say) of PAIR."""
+    """(Folder of the runs, scenario -> what both say) of pair.py."""
     root = tmp_path_factory.mktemp("pair")
     shutil.copytree(four, root / "four")
     address = f"127.0.0.1:{free_port()}"
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", PAIR, str(index), address, str(root), *PARTIAL],
+            [sys.executable, "tests/pair.py", str(index), address, str(root), *PARTIAL],
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -368,8 +239,12 @@ def pair(four, tmp_path_factory):
         )
         for index in (0, 1)
     ]
-    codes, errors = finish(*started)
-    assert codes == [0, 0], errors
+    try:
+        errors = [process.communicate(timeout=300)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0, 0], errors
     one, other = (json.loads((root / f"{i}.json").read_text()) for i in (0, 1))
     return root, {name: (one[name], other[name]) for name in one}
 
@@ -429,16 +304,11 @@ def test_a_run_on_four_devices_goes_on_on_one_and_on_two_by_two(
 @pytest.mark.parametrize("dead", [0, 1])
 def test_a_dead_process_ends_the_others_and_the_command_goes_on(dead, alone, tmp_path):
     run_dir = tmp_path / "run"
-    impatient = (  # JAX's own patience is 100 s
-        "import functools, jax\n"
-        "jax.distributed.initialize = functools.partial(\n"
-        "    jax.distributed.initialize, heartbeat_timeout_seconds=20)\n"
-    )
-    patches = [impatient, impatient]
-    patches[dead] += at_step(7, KILL)
+    faults = [[Impatient(20)], [Impatient(20)]]
+    faults[dead].append(AtStep(7, kill))
     options = () if dead else ("--drop-last",)  # one program less to compile
     begun = time.monotonic()
-    codes, errors = run_two(run_dir, *options, patches=patches)
+    codes, errors = run_two(run_dir, *options, faults=faults)
     assert codes[dead] == -signal.SIGKILL
     assert codes[1 - dead] not in (0, 75), errors
     assert time.monotonic() - begun < 100
