@@ -25,7 +25,7 @@ from resnet_jax.weights.hub import load_pretrained
 
 # One after the other, seeds are compared in whole runs below as well.
 @pytest.mark.parametrize(
-    "each", [pytest.param(seeds.unrolled, marks=pytest.mark.slow), jax.vmap]
+    "each", [pytest.param(seeds.unrolled, marks=pytest.mark.process), jax.vmap]
 )
 def test_each_seed_s_step_is_its_own(one_block, each):
     """As on CPUs, and as on accelerators."""
