@@ -1,4 +1,3 @@
-import logging
 import subprocess
 import sys
 
@@ -78,15 +77,3 @@ def test_ctrl_c_before_the_first_step(capsys):
         raise KeyboardInterrupt
     assert caught.value.code == 130
     assert len(capsys.readouterr().err.splitlines()) == 1
-
-
-@pytest.fixture(autouse=True)
-def _restore_logging():
-    log = logging.getLogger("resnet_jax")
-    before = log.handlers[:], log.level, log.propagate
-    hook = sys.unraisablehook
-    yield
-    sys.unraisablehook = hook
-    log.handlers[:], log.level, log.propagate = before
-    for narrator in ("absl", "asyncio"):
-        logging.getLogger(narrator).setLevel(logging.NOTSET)

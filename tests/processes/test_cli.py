@@ -305,28 +305,6 @@ def test_bad_weights_to_evaluate(tmp_path):
     assert_one_line(alone, 2, "--weights and --model go together")
 
 
-@pytest.mark.parametrize(
-    ("script", "args"),
-    [("train.py", ()), ("train.py", ("digits",)), ("evaluate.py", ())],
-)
-def test_help_does_not_wake_jax(script, args):
-    code = (
-        "import runpy, sys\n"
-        f"sys.argv = {[script, *args, '--help']!r}\n"
-        "try:\n"
-        f"    runpy.run_path({str(ROOT / script)!r}, run_name='__main__')\n"
-        "except SystemExit as end:\n"
-        "    assert not end.code\n"
-        "heavy = {'jax', 'flax', 'sklearn', 'tensorflow_datasets', 'orbax'}\n"
-        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr
-    assert "usage" in done.stdout
-
-
 def test_import_does_not_wake_jax_and_offers_its_names():
     code = "import sys, resnet_jax; assert 'jax' not in sys.modules; dir(resnet_jax)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

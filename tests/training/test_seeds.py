@@ -160,7 +160,7 @@ def scored(run_dir):
     return json.loads(output.read_text()), text.getvalue()
 
 
-@pytest.mark.slow  # the step and the scores are compared by themselves, too
+@pytest.mark.process  # the step and the scores are compared by themselves, too
 def test_a_run_as_on_accelerators_is_the_same(three, digits_run, monkeypatch):
     _, unrolled, options = three
     expected, _ = scored(unrolled)

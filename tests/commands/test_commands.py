@@ -1,0 +1,216 @@
+"""The commands as functions, in one process: what each prints, writes and refuses."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+import resnet_jax
+from resnet_jax import commands
+from resnet_jax.commands import doctor
+from resnet_jax.data import sources
+from resnet_jax.weights import hub
+
+OPTIONS = ("--dataset", "digits", "--normalize", "half", "--stem", "cifar")
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """What `resnet-jax ARGUMENTS` exits with, prints, and says on stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["resnet-jax", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            commands.main()
+        return end.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+_TRAINED = []
+
+
+@pytest.fixture
+def run_dir(digits_run, tmp_path):
+    """A copy of a run of a few steps, in which few digits are all there are."""
+    if not _TRAINED:
+        _TRAINED.append(digits_run(epochs=1, max_train_samples=64)[1])
+    return shutil.copytree(_TRAINED[0], tmp_path / "trained")
+
+
+@pytest.fixture
+def image(tmp_path):
+    """The path of a file with one of the digits, and its label."""
+    test = sources.load_dataset("digits")[1]
+    Image.fromarray(np.asarray(test.images[0])).save(tmp_path / "a.png")
+    return tmp_path / "a.png"
+
+
+def last_line(text):
+    return text.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", commands.COMMANDS)
+def test_every_command_has_its_help(name, command):
+    code, out, err = command(name, "--help")
+    assert (code, err) == (0, "") and f"resnet-jax {name}" in out
+    _, listed, _ = command("--help")
+    assert re.search(rf"^  {name} +\S", listed, re.MULTILINE)
+
+
+def test_a_command_that_is_not_there(command):
+    code, out, err = command("nonsense")
+    assert code == 2 and err == "\nresnet-jax: no command 'nonsense'\n"
+    assert "evaluate" in out
+
+
+def test_the_networks_are_listed(command, one_block):
+    code, out, _ = command("models", "list")
+    assert code == 0 and out.splitlines() == resnet_jax.list_models()
+    assert {"hresnet", "resnet18", "resnet9", one_block} <= set(out.splitlines())
+
+
+def test_a_network_is_summarized(command):
+    code, out, _ = command(
+        *("models", "summary", "resnet8", "--num-classes", 10, "--image-size", 32)
+    )
+    assert code == 0 and "75,290" in out and "multiply-adds" in out
+    code, out, _ = command(
+        *("models", "summary", "resnet8", "--num-classes", 10, "--image-size", 32),
+        *("--in-channels", 1),
+    )
+    assert code == 0 and f"{75_290 - 2 * 9 * 16:,}" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("models", "summary"), "name a network: resnet-jax models summary"),
+        (("models", "summary", "resnet19"), "no model 'resnet19'"),
+        (("models", "summary", "resnet8", "--image-size", 0), "image_size 0 is too"),
+        (("predict", "run"), "name files of images: resnet-jax predict RUN"),
+        (("predict", "nowhere", "a.png"), "no run at nowhere"),
+        (("compare",), "name run directories: resnet-jax compare RUN RUN"),
+        (("export", "run"), "name the folder to write: resnet-jax export RUN DIR"),
+        (("export", "nowhere", "folder"), "no run at nowhere"),
+        (("export", "--weights", "a.pth", "folder"), "--weights and --model go"),
+    ],
+)
+def test_what_a_command_cannot_do_is_one_line(arguments, message, command):
+    code, out, err = command(*arguments)
+    assert code == 2 and out == ""
+    assert err.startswith(f"resnet-jax {arguments[0]}: {message}")
+    assert err.count("\n") == 1
+
+
+def test_a_file_is_classified_the_same_by_a_run_its_export_and_its_weights(
+    command, run_dir, image, one_block, tmp_path
+):
+    code, expected, err = command("predict", run_dir, image)
+    assert (code, err) == (0, "")
+    assert len(expected.splitlines()) == 6 and expected.startswith(f"{image}\n")
+
+    folder = tmp_path / "folder"
+    code, out, err = command("export", run_dir, folder)
+    assert (code, out, err) == (0, f"exported: {folder}\n", "")
+    assert command("predict", folder, image) == (0, expected, "")
+    weights = folder / hub.WEIGHTS
+    named = ("--weights", weights, "--model", one_block, *OPTIONS)
+    assert command("predict", *named, image) == (0, expected, "")
+    assert command("predict", *named, image, image) == (0, 2 * expected, "")
+
+    # The whole of it goes out again from bare weights.
+    again = tmp_path / "again"
+    assert command("export", *named, again)[:2] == (0, f"exported: {again}\n")
+    for name, array in load_file(weights).items():
+        np.testing.assert_array_equal(load_file(again / hub.WEIGHTS)[name], array)
+    assert last_line(command("evaluate", folder)[1]) == last_line(
+        command("evaluate", run_dir)[1]
+    )
+
+
+def test_the_old_options_of_evaluate_do_it_still_and_say_the_new_command(
+    command, run_dir, image, tmp_path
+):
+    def old(*arguments):
+        code, out, err = command("evaluate", *arguments)
+        assert code == 0 and err.count("\n") == 1
+        (new,) = re.findall("use `resnet-jax (.*)`", err)
+        return out, new
+
+    out, new = old(run_dir, "--images", image)
+    assert new == "predict RUN FILES" and out == command("predict", run_dir, image)[1]
+
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    out, new = old(run_dir, "--export", ours)
+    assert new == "export RUN DIR" and f"exported: {ours}\n" in out
+    assert last_line(out).startswith("Acc@1 ")
+    command("export", run_dir, theirs)
+    for name in (hub.WEIGHTS, hub.CONFIG, hub.CARD):
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes()
+
+    out, new = old("--compare", run_dir, "--page", tmp_path / "page.html")
+    assert new == "compare RUNS" and (tmp_path / "page.html").exists()
+    ours = command("compare", run_dir, "--page", tmp_path / "other.html")
+    assert ours == (0, out, "")
+    page = (tmp_path / "page.html").read_bytes()
+    assert (tmp_path / "other.html").read_bytes() == page
+
+
+def test_the_doctor_says_what_is_here_and_checks_the_arithmetic(command):
+    code, out, err = command("doctor")
+    assert (code, err) == (0, "")
+    lines = [line.split() for line in out.splitlines()]
+    assert ["jax", sys.modules["jax"].__version__] in lines
+    assert out.count("device") == 1 + out.count("devices")
+    for name in ("cifar10", "cifar100", "fashion_mnist"):
+        assert re.search(rf"^data: {name} +not in ", out, re.MULTILINE)
+    checked = re.findall(r"^check: (.+?) {2,}right, differs by \S+$", out, re.MULTILINE)
+    assert checked == list(doctor.CHECKS)
+
+
+@pytest.mark.parametrize("difference", [0.01, float("nan")])
+def test_a_wrong_check_of_the_doctor_is_exit_1(difference, command, monkeypatch):
+    monkeypatch.setitem(doctor.CHECKS, "batch norm", lambda: difference)
+    code, out, _ = command("doctor")
+    assert code == 1
+    assert re.findall(r"^check: (.+?) {2,}WRONG", out, re.MULTILINE) == ["batch norm"]
+    assert out.count("right") == 2
+
+
+def test_the_doctor_would_see_a_wrong_percent(monkeypatch):
+    import jax.numpy as jnp
+
+    from resnet_jax import layers
+
+    right, mean = layers.convolve, jnp.mean
+    monkeypatch.setattr(layers, "convolve", lambda *a, **k: 1.01 * right(*a, **k))
+    monkeypatch.setattr(layers.BatchNorm, "__call__", lambda *a, **k: _worse(*a, **k))
+    monkeypatch.setattr(jnp, "mean", lambda *a, **k: 1.01 * mean(*a, **k))
+    before = layers.BatchNorm.__call__
+    assert before is not None
+    for name, check in doctor.CHECKS.items():
+        assert check() > 1e-3, name
+
+
+def test_messages_name_no_package_that_is_not_ours_to_install():
+    """resnet-jax is not on the index, so its extras come from the checkout."""
+    root = Path(resnet_jax.__file__).parent
+    texts = [path.read_text(encoding="utf-8") for path in root.rglob("*.py")]
+    told = [match for text in texts for match in re.findall(r"pip install(.{4})", text)]
+    assert len(told) >= 2 and set(told) == {" -e "}
+
+
+def test_the_exported_config_says_how_it_scored(command, run_dir, tmp_path):
+    command("export", run_dir, tmp_path / "folder")
+    said = json.loads((tmp_path / "folder" / hub.CONFIG).read_text())["metrics"]
+    line = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert said["accuracy"] == line["test_accuracy"] and said["count"] == 40
+    assert said["step"] == line["step"] == 2

@@ -1,0 +1,118 @@
+"""Real processes, one of each kind; tests/processes has the others."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from faults import AtStep, kill, terminate
+from spawn import ROOT, digests, finish, lines, run, start, steps
+
+from resnet_jax.models import list_models
+
+SCRIPT = str(Path(sys.executable).with_name("resnet-jax"))
+SMALL = (
+    *("digits", "--model", "resnet8", "--epochs", "1", "--batch-size", "32"),
+    *("--max-train-samples", "64", "--max-test-samples", "32"),
+)
+
+
+def shell(*command):
+    words = [sys.executable if word == "python" else str(word) for word in command]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_train_then_evaluate(tmp_path):
+    done = shell("python", "train.py", *SMALL, "--workdir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("epoch   1  step 2 ") and done.stderr == ""
+    done = shell("python", "evaluate.py", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].endswith(" n 360")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("train.py", "digits", "--help"),
+        ("evaluate.py", "--help"),
+        ("-m", "resnet_jax", "train", "--help"),
+    ],
+)
+def test_help_does_not_wake_jax(command):
+    # What -X importtime lists is what was imported.
+    done = shell("python", "-X", "importtime", *command)
+    assert done.returncode == 0 and "usage" in done.stdout
+    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
+    assert "tyro" in imported
+    assert not imported & {"jax", "flax", "sklearn", "tensorflow_datasets", "orbax"}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A run that nothing happened to."""
+    run_dir = tmp_path_factory.mktemp("smoke") / "alone"
+    done = run(run_dir)
+    assert done.returncode == 0, done.stderr
+    return run_dir
+
+
+@pytest.mark.parametrize(
+    "action, code, saved", [(kill, -signal.SIGKILL, {5, 6}), (terminate, 75, {7})]
+)
+def test_killed_or_stopped_the_same_command_goes_on(
+    action, code, saved, alone, tmp_path
+):
+    run_dir = tmp_path / "run"
+    done = run(run_dir, faults=[AtStep(7, action)])
+    assert done.returncode == code, done.stderr
+    assert steps(run_dir)[-1] in saved
+    again = run(run_dir)
+    assert again.returncode == 0, again.stderr
+    assert lines(run_dir) == lines(alone)
+    assert digests(run_dir) == digests(alone)
+
+
+def test_two_processes_are_one_run(alone, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    joining = ("--coordinator", address, "--num-processes", "2", "--process-id")
+    started = [start(tmp_path / "run", *joining, number) for number in (0, 1)]
+    codes, errors = finish(*started)
+    assert codes == [0, 0], errors
+    assert [process.stdout.count("epoch ") for process in started] == [2, 0]
+    for line, other in zip(lines(tmp_path / "run"), lines(alone), strict=True):
+        assert line["train_loss"] == pytest.approx(other["train_loss"], rel=1e-3)
+
+
+def test_the_commands_that_look():
+    listed = shell(SCRIPT, "models", "list")
+    assert listed.stdout.split() == list_models()
+    found = shell("python", "-m", "resnet_jax", "doctor")
+    assert found.returncode == 0, found.stderr
+    for check in ("convolution", "batch norm", "reduction"):
+        assert f"check: {check}" in found.stdout
+    assert found.stdout.count("right, differs by") == 3
+
+
+@pytest.mark.parametrize(
+    "command, part",
+    [
+        (("python", "train.py", "digits", "--learning-rate", "1"), "--learning-rate"),
+        ((SCRIPT, "nonsense"), "no command 'nonsense'"),
+        ((SCRIPT, "predict"), "name files of images"),
+    ],
+)
+def test_bad_usage_is_exit_2(command, part):
+    done = shell(*command)
+    assert done.returncode == 2
+    assert part in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_run_says_what_it_is(alone):
+    written = json.loads((alone / "config.json").read_text())
+    assert written["model"]["model"] == "small" and written["run"]["epochs"] == 2
