@@ -107,6 +107,11 @@ def remove_after_saves(folder):
     shutil.rmtree(folder)
 
 
+def kill_after_saves():
+    wait_for_saves()
+    kill()
+
+
 def say_and_sleep():
     print("here", flush=True)
     time.sleep(600)

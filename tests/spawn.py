@@ -157,6 +157,15 @@ def evaluate(run_dir, *arguments) -> None:
     commands.run("evaluate", "evaluate.py")
 
 
+def describe_server() -> None:
+    """Prints what a process got from its server, and the threads that this has.
+
+    Those of a backend of JAX, or of orbax, would be missing after a fork.
+    """
+    threads = os.listdir(f"/proc/{os.getppid()}/task")
+    print(json.dumps({"has_jax": "jax" in sys.modules, "threads": len(threads)}))
+
+
 def start(run_dir, *arguments, faults=()) -> Started:
     return Started(train, run_dir, [*map(str, arguments)], list(faults))
 

@@ -1,4 +1,4 @@
-"""Real processes, one of each kind; tests/processes has the others."""
+"""The programs as a user starts them; tests/processes has the many ways they end."""
 
 import json
 import signal
@@ -8,30 +8,64 @@ import sys
 from pathlib import Path
 
 import pytest
-from faults import AtStep, kill, terminate
-from spawn import ROOT, digests, finish, lines, run, start, steps
+from spawn import ROOT, digests, lines, steps
 
 from resnet_jax.models import list_models
 
 SCRIPT = str(Path(sys.executable).with_name("resnet-jax"))
-SMALL = (
-    *("digits", "--model", "resnet8", "--epochs", "1", "--batch-size", "32"),
-    *("--max-train-samples", "64", "--max-test-samples", "32"),
+TRAIN = (
+    *("train.py", "digits", "--model", "resnet8", "--max-train-samples", "64"),
+    *("--max-test-samples", "32", "--epochs", "1", "--batch-size", "32"),
 )
+# A script, after faults.
+FAULTY = """
+import runpy, sys
+sys.path.insert(1, "tests")
+from faults import *
+for fault in [{faults}]:
+    fault()
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def begin(*command):
+    words = [sys.executable if word == "python" else str(word) for word in command]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(words, cwd=ROOT, text=True, **pipes)
+
+
+def end(process):
+    """(exit code, standard output, standard error)"""
+    try:
+        out, err = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    return process.returncode, out, err
 
 
 def shell(*command):
-    words = [sys.executable if word == "python" else str(word) for word in command]
-    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    return end(begin(*command))
 
 
-def test_train_then_evaluate(tmp_path):
-    done = shell("python", "train.py", *SMALL, "--workdir", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("epoch   1  step 2 ") and done.stderr == ""
-    done = shell("python", "evaluate.py", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].endswith(" n 360")
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(Run directory, what was printed) of a run that nothing happened to."""
+    run_dir = tmp_path_factory.mktemp("smoke") / "run"
+    code, out, err = shell("python", *TRAIN, "--workdir", run_dir)
+    assert (code, err) == (0, "")
+    return run_dir, out
+
+
+def test_train_then_evaluate(trained):
+    run_dir, printed = trained
+    assert printed.startswith("epoch   1  step 2 ") and printed.count("\n") == 1
+    assert steps(run_dir) == [2]
+    config = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
+    assert config["model"]["model"] == "resnet8" and config["run"]["epochs"] == 1
+    code, out, err = shell("python", "evaluate.py", run_dir)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1].endswith(" n 360")
 
 
 @pytest.mark.parametrize(
@@ -44,59 +78,62 @@ def test_train_then_evaluate(tmp_path):
 )
 def test_help_does_not_wake_jax(command):
     # What -X importtime lists is what was imported.
-    done = shell("python", "-X", "importtime", *command)
-    assert done.returncode == 0 and "usage" in done.stdout
-    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
+    code, out, err = shell("python", "-X", "importtime", *command)
+    assert code == 0 and "usage" in out
+    imported = {line.rsplit("|", 1)[-1].strip() for line in err.splitlines()}
     assert "tyro" in imported
     assert not imported & {"jax", "flax", "sklearn", "tensorflow_datasets", "orbax"}
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """A run that nothing happened to."""
-    run_dir = tmp_path_factory.mktemp("smoke") / "alone"
-    done = run(run_dir)
-    assert done.returncode == 0, done.stderr
-    return run_dir
-
-
-@pytest.mark.parametrize(
-    "action, code, saved", [(kill, -signal.SIGKILL, {5, 6}), (terminate, 75, {7})]
-)
-def test_killed_or_stopped_the_same_command_goes_on(
-    action, code, saved, alone, tmp_path
+def test_stopped_then_killed_the_same_command_goes_on_to_the_same_end(
+    trained, tmp_path
 ):
-    run_dir = tmp_path / "run"
-    done = run(run_dir, faults=[AtStep(7, action)])
-    assert done.returncode == code, done.stderr
-    assert steps(run_dir)[-1] in saved
-    again = run(run_dir)
-    assert again.returncode == 0, again.stderr
-    assert lines(run_dir) == lines(alone)
-    assert digests(run_dir) == digests(alone)
+    command = (*TRAIN, "--save-every-steps", "1", "--workdir", tmp_path / "run")
+
+    def train_with(*faults):
+        return shell("python", "-c", FAULTY.format(faults=", ".join(faults)), *command)
+
+    code, out, err = train_with("AtStep(1, terminate)")
+    assert code == 75 and out == "" and err.count("\n") == 1
+    assert "stopped by SIGTERM, saved at step 1 of 2" in err
+    assert steps(tmp_path / "run") == [1]
+
+    code, out, err = train_with("know_managers", "AtStep(2, kill_after_saves)")
+    assert code == -signal.SIGKILL
+    assert "goes on after step 1 of 2" in out and steps(tmp_path / "run") == [1]
+
+    code, out, err = shell("python", *command)
+    assert code == 0 and "taken over from process" in err
+    assert "goes on after step 1 of 2" in out
+    assert lines(tmp_path / "run") == lines(trained[0])
+    assert digests(tmp_path / "run") == digests(trained[0])
 
 
-def test_two_processes_are_one_run(alone, tmp_path):
+def test_two_processes_are_one_run(trained, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     joining = ("--coordinator", address, "--num-processes", "2", "--process-id")
-    started = [start(tmp_path / "run", *joining, number) for number in (0, 1)]
-    codes, errors = finish(*started)
-    assert codes == [0, 0], errors
-    assert [process.stdout.count("epoch ") for process in started] == [2, 0]
-    for line, other in zip(lines(tmp_path / "run"), lines(alone), strict=True):
-        assert line["train_loss"] == pytest.approx(other["train_loss"], rel=1e-3)
+    both = [
+        begin("python", *TRAIN, "--workdir", tmp_path / "run", *joining, number)
+        for number in (0, 1)
+    ]
+    (code, out, err), (other_code, other_out, other_err) = map(end, both)
+    assert (code, other_code) == (0, 0), (err, other_err)
+    assert (out.count("epoch "), other_out.count("epoch ")) == (1, 0)  # Gloo talks, too
+    (ours,), (theirs,) = lines(tmp_path / "run"), lines(trained[0])
+    assert ours["step"] == theirs["step"] == 2
+    assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-3)
 
 
 def test_the_commands_that_look():
-    listed = shell(SCRIPT, "models", "list")
-    assert listed.stdout.split() == list_models()
-    found = shell("python", "-m", "resnet_jax", "doctor")
-    assert found.returncode == 0, found.stderr
+    code, out, err = shell(SCRIPT, "models", "list")
+    assert (code, err) == (0, "") and out.split() == list_models()
+    code, out, err = shell(SCRIPT, "doctor")
+    assert code == 0, err
     for check in ("convolution", "batch norm", "reduction"):
-        assert f"check: {check}" in found.stdout
-    assert found.stdout.count("right, differs by") == 3
+        assert f"check: {check}" in out
+    assert out.count("right, differs by") == 3
 
 
 @pytest.mark.parametrize(
@@ -108,11 +145,6 @@ def test_the_commands_that_look():
     ],
 )
 def test_bad_usage_is_exit_2(command, part):
-    done = shell(*command)
-    assert done.returncode == 2
-    assert part in done.stderr and "Traceback" not in done.stderr
-
-
-def test_a_run_says_what_it_is(alone):
-    written = json.loads((alone / "config.json").read_text())
-    assert written["model"]["model"] == "small" and written["run"]["epochs"] == 2
+    code, _, err = shell(*command)
+    assert code == 2
+    assert part in err and "Traceback" not in err

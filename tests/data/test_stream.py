@@ -171,6 +171,7 @@ def test_a_streamed_run_is_one_in_memory_to_the_bit(workers, one_block, root, tm
     assert lines(tmp_path / "stream") == lines(tmp_path / "memory")
 
 
+@pytest.mark.process
 def test_a_streamed_run_goes_on_in_memory_and_back(
     one_block, root, tmp_path, monkeypatch
 ):
@@ -183,6 +184,7 @@ def test_a_streamed_run_goes_on_in_memory_and_back(
     assert digests(tmp_path / "parts")[:2] == digests(tmp_path / "whole")[:2]
 
 
+@pytest.mark.process
 def test_a_streamed_probe_is_trained_and_reported(
     one_block, root, tmp_path, monkeypatch, capsys
 ):

@@ -57,6 +57,7 @@ def test_gradients(tmp_path):
     assert f"Vanished: training loss by epoch {vanished[0]['train_loss']:.3f}" in text
 
 
+@pytest.mark.process
 def test_skip(tmp_path):
     experiment = Skip(depths=(8, 14), epochs=1, workdir=tmp_path)
     assert [c.model.skip for c in experiment.variants().values()] == [False, True] * 2

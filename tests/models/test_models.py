@@ -74,6 +74,7 @@ def test_hresnet_has_the_tutorials_layers():
     assert count_params(model) == count
 
 
+@pytest.mark.process
 def test_hresnet_flattens_in_the_order_of_pytorch(key):
     model = resnet_jax.create_model("hresnet", num_classes=10)
     images = jax.random.normal(key, (1, 32, 32, 3))
@@ -111,7 +112,11 @@ def stages(model, side):
 @pytest.mark.parametrize(
     ("name", "widening"),
     [(f"resnet{depth}", 1) for depth in (18, 34)]
-    + [(f"resnet{depth}", 4) for depth in (50, 101, 152)],
+    + [("resnet50", 4)]
+    + [
+        pytest.param(f"resnet{depth}", 4, marks=pytest.mark.process)
+        for depth in (101, 152)
+    ],
 )
 @pytest.mark.parametrize(("stem", "side"), [("imagenet", 56), ("cifar", 224)])
 def test_stages_of_the_imagenet_family(name, widening, stem, side):
@@ -308,8 +313,8 @@ def test_an_unknown_model_is_named_with_a_near_one():
     ("name", "options"),
     [
         ("hresnet", {}),
-        ("resnet18", {"stage_sizes": (1,) * 4}),
-        ("resnet50", {"stage_sizes": (1,) * 4}),
+        pytest.param("resnet18", {"stage_sizes": (1,) * 4}, marks=pytest.mark.process),
+        pytest.param("resnet50", {"stage_sizes": (1,) * 4}, marks=pytest.mark.process),
         ("resnet20", {}),
     ],
 )

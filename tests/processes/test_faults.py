@@ -15,6 +15,7 @@ import pytest
 from faults import AtStep, SignalIn, SignalInData, SpoilStep, kill, terminate
 from spawn import (
     Started,
+    describe_server,
     digests,
     evaluate,
     lines,
@@ -42,6 +43,12 @@ def alone(tmp_path_factory):
     assert done.returncode == 0, done.stderr
     assert steps(run_dir) == [8, 10]
     return run_dir
+
+
+def test_what_processes_are_forked_from_has_imported_jax_and_not_woken_it():
+    process = Started(describe_server)
+    assert process.wait() == 0, process.stderr
+    assert json.loads(process.stdout) == {"has_jax": True, "threads": 1}
 
 
 @pytest.mark.parametrize("number", [1, 7])
@@ -205,6 +212,9 @@ def test_all_checkpoints_damaged_is_exit_4_and_nothing_is_moved(stopped, tmp_pat
     done = run(run_dir)
     assert done.returncode == 4
     assert re.fullmatch("train.py: checkpoint 8 of .* is damaged.*\n", done.stderr)
+    read = Started(evaluate, run_dir)
+    assert read.wait() == 4
+    assert re.fullmatch("evaluate.py: checkpoint 8 of .* is damaged.*\n", read.stderr)
     assert steps(run_dir) == [6, 8]
 
 

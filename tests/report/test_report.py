@@ -164,6 +164,7 @@ def test_the_surest_mistakes_come_first_and_say_what_is_true():
     assert list(right[2]) == [1] and right[3] == ["b 90.0 %"]
 
 
+@pytest.mark.process
 def test_a_whitened_network_has_its_report_and_its_export(
     digits_run, tmp_path, capsys, monkeypatch
 ):

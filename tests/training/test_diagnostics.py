@@ -66,6 +66,7 @@ def test_the_figures_are_those_of_the_step(parts, key):
     assert found["bn1"]["activation"] == pytest.approx(1.0, rel=1e-3)
 
 
+@pytest.mark.process
 def test_augmentation_is_that_of_step_0_at_every_step(parts, key):
     model, tx, _, state, batch = parts
     augment = make_augment((8, 8, 3), 3, crop_padding=4, flip="random")

@@ -25,7 +25,12 @@ def parts(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name, dtype", [("tiny", "float32"), ("tiny", "bfloat16"), ("resnet9", "float32")]
+    "name, dtype",
+    [
+        ("tiny", "float32"),
+        pytest.param("tiny", "bfloat16", marks=pytest.mark.process),
+        pytest.param("resnet9", "float32", marks=pytest.mark.process),
+    ],
 )
 def test_the_head_on_the_features_gives_the_networks_logits(tiny, parts, name, dtype):
     options = {"width": 1} if name == "resnet9" else {}

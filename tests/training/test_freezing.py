@@ -85,6 +85,7 @@ def test_a_frozen_parameter_has_no_moments_and_no_update(model):
     assert moved == {"fc"}
 
 
+@pytest.mark.process
 def test_a_frozen_negative_zero_keeps_its_sign_without_a_compiler_too(one_block):
     """-0. + 0. is 0.; compiled, the addition of nothing happens to be left out."""
     model = models.create_model(one_block, num_classes=3)

@@ -131,6 +131,7 @@ def test_a_run_of_seeds_resumes_to_the_bit(three, monkeypatch):
         assert a["train_loss_seeds"] == b["train_loss_seeds"]
 
 
+@pytest.mark.process
 def test_several_steps_a_call_are_the_same(three, digits_run):
     """An epoch has three: two together and one alone."""
     _, run_dir, options = three
@@ -184,6 +185,7 @@ def test_a_run_as_on_accelerators_is_the_same(three, digits_run, monkeypatch):
         assert found[name]["loss"] == pytest.approx(expected[name]["loss"], 1e-3)
 
 
+@pytest.mark.process
 def test_seeds_share_pretrained_weights_and_draw_heads_of_their_own(
     three, digits_run, tmp_path
 ):

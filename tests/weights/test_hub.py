@@ -47,6 +47,7 @@ def served(published, monkeypatch):
     return asked
 
 
+@pytest.mark.process
 def test_imagenets_weights_are_fetched_once_and_the_head_is_new(
     served, imagenet_weights, caplog
 ):
