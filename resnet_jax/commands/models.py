@@ -1,7 +1,9 @@
 """The networks by name, and what they are made of.
 
-resnet-jax models list
-resnet-jax models summary resnet18 --stem cifar --image-size 32
+    resnet-jax models list
+    resnet-jax models summary resnet18 --stem cifar --image-size 32
+
+Nothing is computed: the summary has shapes, parameters and multiply-adds.
 """
 
 from dataclasses import dataclass
