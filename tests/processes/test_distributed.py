@@ -273,7 +273,7 @@ def test_two_end_alike(name, code, part, pair):
         assert steps(root / name) == [2]
 
 
-def test_each_picture_is_counted_once_and_all_feed_and_save_alike(pair):
+def test_each_image_is_counted_once_and_all_feed_and_save_alike(pair):
     """Where one process has no room for the data, and its clock says to save."""
     root, found = pair
     for one in found["apart"]:

@@ -390,7 +390,7 @@ def published_here(small_cifar, prepared_dir, tmp_path):
 
 
 def spoil(directory, arrays, fault):
-    """Damages a prepared folder, or writes one of other pictures."""
+    """Damages a prepared folder, or writes one of other images."""
     (path,) = directory.glob("cifar10/*/*train.array_record*")
     images, labels = arrays.train
     if fault == "flipped byte":
