@@ -28,7 +28,16 @@ import numpy as np
 import pytest
 from configs import make_config
 
-from resnet_jax import models
+from resnet_jax import (
+    data,
+    devices,
+    layers,
+    models,
+    report,
+    run,
+    training,
+    weights,
+)
 from resnet_jax.data import archives, cifar, sources
 from resnet_jax.data import tfds as tfds_files
 from resnet_jax.data.tfds import Arrays
@@ -36,6 +45,11 @@ from resnet_jax.models.blocks import BasicBlock
 from resnet_jax.models.resnet import ResNet
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The faces keep what they have resolved: now, and not while a test has replaced it.
+for _room in (data, devices, layers, models, report, run, training, weights):
+    for _name in _room.__all__:
+        getattr(_room, _name)
 
 
 def pytest_unconfigure() -> None:

@@ -20,7 +20,7 @@ import jax
 import spawn
 from jax.experimental import multihost_utils
 
-from resnet_jax import fields
+from resnet_jax import fields, training
 from resnet_jax.commands import train
 from resnet_jax.commands.command_line import parse_recipe
 from resnet_jax.data import sources
@@ -28,7 +28,7 @@ from resnet_jax.devices import mesh
 from resnet_jax.errors import DataError, UserError
 from resnet_jax.run.checkpoints import Checkpoints
 from resnet_jax.run.run import Run
-from resnet_jax.training import evaluation, step
+from resnet_jax.training import evaluation
 from resnet_jax.weights import hub
 
 index, address, root = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
@@ -92,7 +92,7 @@ def signalled(owner, name, number):
 def watch():
     """Takes notes, and compiles once: all train the same, from held data or not."""
     evaluate, record = evaluation.evaluate, Run.record
-    compile_step, compiled = step.compile_step, {}
+    compile_step, compiled = training.compile_step, {}
 
     def counting(*args):
         sums = evaluate(*args)
@@ -112,7 +112,7 @@ def watch():
             state = state.replace(params=bad)
         record(run, state, sums)
 
-    evaluation.evaluate, step.compile_step = counting, once
+    evaluation.evaluate, training.compile_step = counting, once
     return mock.patch.object(Run, "record", poisoned)
 
 
@@ -134,7 +134,7 @@ def main():
     scenario(recipe, "prepare", (1, allgather))
     unknown = fails(hub, "adopt", "no such weights")
     scenario(recipe, "adopt", (0, kept), (1, unknown), pretrained="weights")
-    scenario(recipe, "compile", (1, signalled(step, "compile_step", 1)))
+    scenario(recipe, "compile", (1, signalled(training, "compile_step", 1)))
     scenario(recipe, "poisoned", (None, poisoned))
     signal_at_3 = signalled(Run, "record", 3)
     scenario(recipe, "full", (0, no_room), (1, signal_at_3), log_every_steps=4)

@@ -14,11 +14,12 @@ from faults import AtStep, DataFail, Impatient, kill, terminate
 from jax.experimental import multihost_utils
 from spawn import ROOT, finish, lines, start, steps
 
+from resnet_jax import training
 from resnet_jax.devices import processes
 from resnet_jax.errors import DataError, UserError
 from resnet_jax.run.checkpoints import Checkpoints
 from resnet_jax.run.run import Run
-from resnet_jax.training import evaluation, step
+from resnet_jax.training import evaluation
 
 pytestmark = pytest.mark.process
 
@@ -121,10 +122,10 @@ def test_an_error_is_told_to_others_but_while_they_compute(digits_run, monkeypat
     def compile_step(*args):
         return lambda state, batch: (state, sums), 0.0
 
-    monkeypatch.setattr(step, "compile_step", compile_step)
+    monkeypatch.setattr(training, "compile_step", compile_step)
     monkeypatch.setattr(evaluation, "evaluate", lambda *args: sums)
     note(Run, "restore")
-    note(step, "compile_step")
+    note(training, "compile_step")
     note(Run, "record")
     note(evaluation, "evaluate")
     note(Checkpoints, "save")

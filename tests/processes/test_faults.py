@@ -82,7 +82,7 @@ def test_kill_9_inside_a_save(alone, tmp_path):
     "fault",
     [
         SignalInData(signal.SIGTERM),
-        SignalIn("resnet_jax.training.step", "compile_step", signal.SIGINT),
+        SignalIn("resnet_jax.training", "compile_step", signal.SIGINT),
         SignalIn("resnet_jax.training.evaluation", "evaluate", signal.SIGTERM),
         SignalIn("resnet_jax.training.evaluation", "evaluate", signal.SIGINT),
     ],

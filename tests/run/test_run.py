@@ -300,8 +300,7 @@ def test_what_lay_in_the_directory_stays_where_a_run_fails(cfg, monkeypatch):
     def fail(*args, **options):
         raise ConfigError("no")
 
-    monkeypatch.setattr("resnet_jax.training.state.init_state", fail)
-    monkeypatch.setattr("resnet_jax.training.init_state", fail, raising=False)
+    monkeypatch.setattr("resnet_jax.training.init_state", fail)
     with pytest.raises(ConfigError, match="no"):
         train.main(cfg)
     with open(f"{cfg.run.workdir}/config.json", encoding="utf-8") as file:
