@@ -5,6 +5,7 @@ import pytest
 from benchmarks import ops
 
 
+@pytest.mark.process
 @pytest.mark.filterwarnings("ignore:builtin type event_stats:DeprecationWarning")
 def test_the_parts_of_a_step(capsys):
     ops.main(ops.Ops(model="resnet8", batch_size=16, steps=1))

@@ -120,6 +120,7 @@ def test_the_table_is_of_validation_with_the_best_first():
     ]
 
 
+@pytest.mark.process
 def test_a_sweep_goes_on_where_it_was_stopped(digits_run, monkeypatch, tmp_path):
     base, _ = digits_run(max_steps=1)
     base = fields.replace(base, epochs=1, max_steps=None)

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from spawn import ROOT, digests, lines, steps
+from faults import AtStep, kill, terminate
+from spawn import ROOT, digests, finish, lines, run, start, steps
 
 from resnet_jax.models import list_models
 
@@ -17,35 +18,13 @@ TRAIN = (
     *("train.py", "digits", "--model", "resnet8", "--max-train-samples", "64"),
     *("--max-test-samples", "32", "--epochs", "1", "--batch-size", "32"),
 )
-# A script, after faults.
-FAULTY = """
-import runpy, sys
-sys.path.insert(1, "tests")
-from faults import *
-for fault in [{faults}]:
-    fault()
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-def begin(*command):
-    words = [sys.executable if word == "python" else str(word) for word in command]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(words, cwd=ROOT, text=True, **pipes)
-
-
-def end(process):
-    """(exit code, standard output, standard error)"""
-    try:
-        out, err = process.communicate(timeout=300)
-    finally:
-        process.kill()
-    return process.returncode, out, err
 
 
 def shell(*command):
-    return end(begin(*command))
+    """(exit code, standard output, standard error)"""
+    words = [sys.executable if word == "python" else str(word) for word in command]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -85,45 +64,42 @@ def test_help_does_not_wake_jax(command):
     assert not imported & {"jax", "flax", "sklearn", "tensorflow_datasets", "orbax"}
 
 
-def test_stopped_then_killed_the_same_command_goes_on_to_the_same_end(
-    trained, tmp_path
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A run that nothing happened to."""
+    run_dir = tmp_path_factory.mktemp("smoke") / "alone"
+    done = run(run_dir)
+    assert done.returncode == 0, done.stderr
+    return run_dir
+
+
+@pytest.mark.parametrize(
+    "action, code, saved", [(kill, -signal.SIGKILL, {5, 6}), (terminate, 75, {7})]
+)
+def test_killed_or_stopped_the_same_command_goes_on(
+    action, code, saved, alone, tmp_path
 ):
-    command = (*TRAIN, "--save-every-steps", "1", "--workdir", tmp_path / "run")
-
-    def train_with(*faults):
-        return shell("python", "-c", FAULTY.format(faults=", ".join(faults)), *command)
-
-    code, out, err = train_with("AtStep(1, terminate)")
-    assert code == 75 and out == "" and err.count("\n") == 1
-    assert "stopped by SIGTERM, saved at step 1 of 2" in err
-    assert steps(tmp_path / "run") == [1]
-
-    code, out, err = train_with("know_managers", "AtStep(2, kill_after_saves)")
-    assert code == -signal.SIGKILL
-    assert "goes on after step 1 of 2" in out and steps(tmp_path / "run") == [1]
-
-    code, out, err = shell("python", *command)
-    assert code == 0 and "taken over from process" in err
-    assert "goes on after step 1 of 2" in out
-    assert lines(tmp_path / "run") == lines(trained[0])
-    assert digests(tmp_path / "run") == digests(trained[0])
+    run_dir = tmp_path / "run"
+    done = run(run_dir, faults=[AtStep(7, action)])
+    assert done.returncode == code, done.stderr
+    assert steps(run_dir)[-1] in saved
+    again = run(run_dir)
+    assert again.returncode == 0, again.stderr
+    assert lines(run_dir) == lines(alone)
+    assert digests(run_dir) == digests(alone)
 
 
-def test_two_processes_are_one_run(trained, tmp_path):
+def test_two_processes_are_one_run(alone, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     joining = ("--coordinator", address, "--num-processes", "2", "--process-id")
-    both = [
-        begin("python", *TRAIN, "--workdir", tmp_path / "run", *joining, number)
-        for number in (0, 1)
-    ]
-    (code, out, err), (other_code, other_out, other_err) = map(end, both)
-    assert (code, other_code) == (0, 0), (err, other_err)
-    assert (out.count("epoch "), other_out.count("epoch ")) == (1, 0)  # Gloo talks, too
-    (ours,), (theirs,) = lines(tmp_path / "run"), lines(trained[0])
-    assert ours["step"] == theirs["step"] == 2
-    assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-3)
+    started = [start(tmp_path / "run", *joining, number) for number in (0, 1)]
+    codes, errors = finish(*started)
+    assert codes == [0, 0], errors
+    assert [process.stdout.count("epoch ") for process in started] == [2, 0]
+    for line, other in zip(lines(tmp_path / "run"), lines(alone), strict=True):
+        assert line["train_loss"] == pytest.approx(other["train_loss"], rel=1e-3)
 
 
 def test_the_commands_that_look():

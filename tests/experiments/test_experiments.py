@@ -89,6 +89,7 @@ def record_of(accuracy):
     return {"epoch": 1, "step": 1, "train_loss": 1.0, **scores}
 
 
+@pytest.mark.process
 def test_a_variant_that_diverges_is_a_result_and_is_kept(tmp_path, capsys):
     experiment = BatchNorm(model="resnet8", lrs=(0.1, 1e20), epochs=2, workdir=tmp_path)
     every = experiment.variants()

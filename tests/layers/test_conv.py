@@ -141,6 +141,7 @@ def test_a_late_zero_is_zero_whatever_it_waits_for(dtype):
             assert zero == 0 and zero.dtype == jnp.float32
 
 
+@pytest.mark.process
 def test_kernels_do_not_wait_transformed_for_their_turn(winograd_always):
     x, kernel = jnp.zeros((2, 8, 8, 64)), jnp.zeros((3, 3, 64, 64))
 

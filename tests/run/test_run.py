@@ -147,6 +147,7 @@ class Killed(BaseException):
     """Stands for the end of a process: nothing that handles errors sees it."""
 
 
+@pytest.mark.process
 def test_a_line_without_its_checkpoint_is_written_again(cfg, tmp_path):
     cfg = change(cfg, schedule="constant")
     alone = change(cfg, workdir=str(tmp_path / "alone"))
@@ -160,6 +161,7 @@ def test_a_line_without_its_checkpoint_is_written_again(cfg, tmp_path):
     assert_same_end(cfg, alone)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "number",
     [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.process)],

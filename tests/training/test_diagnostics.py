@@ -112,6 +112,7 @@ def test_no_layer_is_logged_without_the_option(digits_run):
     assert not (run_dir / "layers.jsonl").exists()
 
 
+@pytest.mark.process
 def test_dropout_and_a_network_without_norm_are_measured(tiny, key):
     model = models.create_model(tiny, num_classes=3, norm="none", dropout=0.5)
     tx = optax.sgd(0.1)

@@ -24,6 +24,7 @@ from resnet_jax.weights.hub import load_pretrained
 
 
 # One after the other, seeds are compared in whole runs below as well.
+@pytest.mark.process
 @pytest.mark.parametrize(
     "each", [pytest.param(seeds.unrolled, marks=pytest.mark.process), jax.vmap]
 )
@@ -103,6 +104,7 @@ def test_a_run_of_seeds_is_the_runs_of_each(three, digits_run):
     assert lines[-1]["test_accuracy_std"] == pytest.approx(np.std(values, ddof=1))
 
 
+@pytest.mark.process
 def test_a_run_of_seeds_resumes_to_the_bit(three, monkeypatch):
     cfg, run_dir, _ = three
     workdir = f"{cfg.run.workdir}-cut"

@@ -44,7 +44,16 @@ def state_dict(variables):
     }
 
 
-@pytest.mark.parametrize("name", resnet_jax.list_models())
+DEEP = ("resnet101", "resnet152", "resnet110", "wrn28_10")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.process] * (name in DEEP))
+        for name in resnet_jax.list_models()
+    ],
+)
 def test_every_model_goes_out_and_in_bit_for_bit(name):
     start, shapes = draw(name)
     out = resnet_jax.to_torch(start)
