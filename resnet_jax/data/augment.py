@@ -189,7 +189,7 @@ def make_augment(
 def make_targets(
     labels: jax.Array, num_classes: int, label_smoothing: float = 0.0
 ) -> jax.Array:
-    """Target distributions [B, num_classes] of labels [B]."""
+    """Target distributions [B, num_classes] of labels [B], with label smoothing."""
     found: jax.Array = optax.smooth_labels(
         jax.nn.one_hot(labels, num_classes), label_smoothing
     )

@@ -1,4 +1,10 @@
-"""A run: its directory, how far it is, and how it goes on."""
+"""A run: its directory, how far it is, and how it goes on.
+
+A resume is exact: a checkpoint has the whole state (step, parameters, statistics,
+optimizer, average) and the sums of the epoch so far; the keys of a step are folded from
+the seed and the step (training/step.py), and the order of an epoch is a function of
+(seed, epoch) (data/dataset.py). Run.restore is where a run goes on.
+"""
 
 import lazy_loader
 

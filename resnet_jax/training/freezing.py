@@ -67,6 +67,8 @@ def make_lr_scale(scale: float, model: nn.Module) -> Callable[[str], float] | No
 def inference_batch_norm(trainable: Predicate | None) -> Iterator[None]:
     """Inside, BatchNorm layers whose weight is not trainable are in inference mode.
 
+    What `backbone_bn="frozen"` does (--backbone-bn).
+
     They normalise by their running statistics, which stay, whatever `train` says.
     """
 
