@@ -99,7 +99,8 @@ def main(options: EvaluateConfig) -> None:
         _say_moved("--export", "export RUN DIR")
         files.check_writable(Path(options.export).parent, "folder", "--export")
 
-    found = evaluate(options, options.tta)
+    one = "--report" if options.report else "--export" if options.export else ""
+    found = evaluate(options, one=one, tta=options.tta)
     subject, test = found.subject, found.loader.splits.test
     print(subject.title)
     print(metrics.class_table(found.all.best, test.class_names))
@@ -127,13 +128,16 @@ def main(options: EvaluateConfig) -> None:
     print(metrics.summary_line(found.all.sums))
 
 
-def evaluate(options: SubjectConfig, tta: bool = False) -> Evaluation:
-    """Scores what `options` name, by the functions that training used."""
+def evaluate(options: SubjectConfig, *, one: str, tta: bool = False) -> Evaluation:
+    """Scores what `options` name, by the functions that training used.
+
+    Args:
+      one: the option that wants one network, if there is any; see subject.load.
+    """
     from resnet_jax import data, devices, training
     from resnet_jax.report import subject
 
-    one = [name for name in ("report", "images", "export") if getattr(options, name, 0)]
-    scored = subject.load(options, one=f"--{one[0]}" if one else "")
+    scored = subject.load(options, one=one)
     cfg = scored.cfg
     splits = data.load_test(cfg.data)
     subject.check_classes(scored, splits.test)

@@ -42,7 +42,7 @@ def main(options: ExportConfig) -> None:
     platform.prepare(options.platform, options.devices)
     directory = Path(options.export)
     files.check_writable(directory.parent, "folder", "DIR")
-    write(directory, evaluate(options))
+    write(directory, evaluate(options, one="--export"))
 
 
 def write(directory: Path, found: "Evaluation") -> None:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax.errors import DataError
+from resnet_jax.errors import DataError, first_line
 from resnet_jax.files import check_sha256
 from resnet_jax.models import torch_names
 from resnet_jax.weights import pth
@@ -184,8 +184,9 @@ def read_state_dict(path: str | Path) -> StateDict:
         *(TypeError, AttributeError, IndexError, OSError, OverflowError, MemoryError),
         RuntimeError,  # of an unknown compression too
     ) as error:
-        reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
-        raise DataError(f"{path} is damaged or truncated: {reason}") from None
+        raise DataError(
+            f"{path} is damaged or truncated: {first_line(error)}"
+        ) from None
     return _unwrap(path, content)
 
 
