@@ -157,13 +157,13 @@ def prepared_dir(fake_arrays, tfds, tmp_path_factory):
 
 @pytest.fixture
 def digits_run(one_block, tmp_path, monkeypatch):
-    """Trains `one_block` on 120 digits: (cfg, run directory) of fields of Config."""
+    """Trains `one_block` on 128 digits: (cfg, run directory) of fields of Config."""
     from resnet_jax.commands import train
 
     digits = sources.SOURCES["digits"]
     few = [
         p.take(slice(n))
-        for p, n in zip(sources.load_dataset("digits"), (120, 40), strict=True)
+        for p, n in zip(sources.load_dataset("digits"), (128, 40), strict=True)
     ]
     small = digits._replace(open=lambda cfg: (10, lambda: tuple(few)))
     monkeypatch.setitem(sources.SOURCES, "digits", small)

@@ -51,9 +51,10 @@ SHAPES = [  # batch, height, width, channels, features, kernel, stride, padding
 
 
 def with_types(shapes, **tolerances):
-    """Each shape in each type, with the tolerance of the type."""
-    for dtype, rtol in {"float64": 1e-13, **tolerances}.items():
-        yield from ((shape, dtype, rtol) for shape in shapes)
+    """Each shape in float64; the first three in others too, with their tolerance."""
+    yield from ((shape, "float64", 1e-13) for shape in shapes)
+    for dtype, rtol in tolerances.items():
+        yield from ((shape, dtype, rtol) for shape in shapes[:3])
 
 
 @pytest.mark.parametrize(

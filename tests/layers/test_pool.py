@@ -11,7 +11,7 @@ from resnet_jax.layers import pool as pooling
 pytestmark = pytest.mark.optimized
 
 
-@pytest.mark.parametrize("height, width", [(6, 4), (5, 7), (2, 2)])
+@pytest.mark.parametrize("height, width", [(6, 4), (5, 7)])
 def test_avg_pool_is_flax_s_with_its_gradient(height, width):
     x = jax.random.normal(jax.random.key(0), (3, height, width, 2))
     theirs = partial(nn.avg_pool, window_shape=(2, 2), strides=(2, 2))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from parts import init_variables
 
 import resnet_jax
 from resnet_jax import training
@@ -407,7 +408,7 @@ def test_dropout_is_of_training_alone_and_keeps_the_mean(key):
 def test_init_overrides_the_models_own(key):
     for init, gain in (("kaiming", 2.0), ("torch", 1 / 3)):
         model = resnet_jax.create_model("resnet8", num_classes=10, init=init)
-        params = training.init_variables(model, (32, 32, 3), key=key)["params"]
+        params = init_variables(model, (32, 32, 3), key=key)["params"]
         kernel = params["layer3.0"]["conv2"]["kernel"]  # fan in and out are the same
         spread = float(kernel.std()) * (9 * 64) ** 0.5
         assert spread == pytest.approx(gain**0.5, rel=0.03)
@@ -477,7 +478,7 @@ def test_blocks_may_begin_as_their_shortcuts(name, key):
     last = "bn3" if name == "resnet50" else "bn2"
 
     def drawn():  # no kernel, which takes the time
-        params = training.init_variables(model, (side, side, 3), key=key)["params"]
+        params = init_variables(model, (side, side, 3), key=key)["params"]
         blocks = [block for block in params.values() if last in block]
         return [(block[last]["scale"], block["bn1"]["scale"]) for block in blocks]
 

@@ -3,6 +3,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from parts import init_variables
 
 from resnet_jax import models, training
 from resnet_jax.config import AugmentConfig
@@ -60,7 +61,7 @@ def test_patches_become_white():
 
 def test_an_unfitted_layer_copies_the_patches(key):
     model = models.create_model("resnet9", num_classes=10, width=4, whiten=True)
-    variables = training.init_variables(model, (8, 8, 3), key=key)
+    variables = init_variables(model, (8, 8, 3), key=key)
     kernel = variables["batch_stats"]["whiten"]["kernel"]
     np.testing.assert_array_equal(kernel.reshape(27, 27), jnp.eye(27))
 

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 from configs import make_config
-from parts import make_loader, make_preprocess
+from parts import init_variables, make_loader, make_preprocess
 
-from resnet_jax import data, models, training
+from resnet_jax import data, models
 from resnet_jax.commands import train
 from resnet_jax.data import sources
 from resnet_jax.run import directory
@@ -35,7 +35,7 @@ def parts(monkeypatch):
 def test_the_head_on_the_features_gives_the_networks_logits(tiny, parts, name, dtype):
     options = {"width": 1} if name == "resnet9" else {}
     model = models.create_model(name, num_classes=3, dtype=dtype, **options)
-    variables = training.init_variables(model, (8, 8, 3), key=jax.random.key(0))
+    variables = init_variables(model, (8, 8, 3), key=jax.random.key(0))
     preprocess = make_preprocess((8, 8, 3))
     loader = make_loader(parts[1], eval_batch_size=4)
     cached = features.compute(model, preprocess, variables, loader, parts[1])
@@ -48,7 +48,7 @@ def test_the_head_on_the_features_gives_the_networks_logits(tiny, parts, name, d
 
 def test_nothing_has_no_features(tiny, parts):
     model = models.create_model(tiny, num_classes=3)
-    variables = training.init_variables(model, (8, 8, 3), key=jax.random.key(0))
+    variables = init_variables(model, (8, 8, 3), key=jax.random.key(0))
     preprocess, empty = make_preprocess((8, 8, 3)), parts[1].take(slice(0))
     loader = make_loader(parts[1], eval_batch_size=4)
     assert len(features.compute(model, preprocess, variables, loader, empty)) == 0

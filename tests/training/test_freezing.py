@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from parts import make_augment, make_optimizer
+from parts import init_variables, make_augment, make_optimizer
 
 from resnet_jax import models, training
 from resnet_jax.errors import ConfigError
@@ -71,7 +71,7 @@ def test_with_frozen_batch_norm_not_one_bit_of_the_backbone_moves(model):
 def test_a_frozen_parameter_has_no_moments_and_no_update(model):
     trainable = freezing.make_trainable("backbone", model, SHAPE)
     tx = make_optimizer(optimizer="adam", lr=0.1, weight_decay=0.1, trainable=trainable)
-    params = training.init_variables(model, SHAPE, key=jax.random.key(0))["params"]
+    params = init_variables(model, SHAPE, key=jax.random.key(0))["params"]
     state = tx.init(params)
     head = sum(leaf.size for leaf in jax.tree.leaves(params["fc"]))
     moments = sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim)
@@ -103,7 +103,7 @@ def test_a_regular_expression_freezes_what_it_finds(model):
 
 def test_frozen_layers_normalise_by_their_running_statistics(model):
     """In training as in inference, and unlike the statistics of the batch."""
-    variables = training.init_variables(model, SHAPE, key=jax.random.key(0))
+    variables = init_variables(model, SHAPE, key=jax.random.key(0))
     images = jax.random.normal(jax.random.key(1), (6, *SHAPE))
     apply = partial(model.apply, variables, images, mutable=["batch_stats"])
     expected, _ = apply(train=False)

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from parts import init_variables
 
-from resnet_jax import models, training
+from resnet_jax import models
 from resnet_jax.devices.mesh import make_mesh
 from resnet_jax.training.step import loss_and_gradient
 
@@ -20,7 +21,7 @@ def x64():
 
 def network(name, **options):
     model = models.create_model(name, num_classes=3, dtype="float64", **options)
-    variables = training.init_variables(model, (8, 8, 3), key=jax.random.key(1))
+    variables = init_variables(model, (8, 8, 3), key=jax.random.key(1))
     rng = np.random.default_rng(0)
     images = jnp.array(rng.normal(size=(7, 8, 8, 3)))
     targets = jax.nn.one_hot(jnp.arange(7) % 3, 3, dtype=jnp.float64)
@@ -45,7 +46,7 @@ def assert_trees_close(one, other):
     jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-10, atol=1e-13), one, other)
 
 
-@pytest.mark.parametrize("num_rows, num_parts", [(6, 3), (6, 2), (7, 3), (2, 9)])
+@pytest.mark.parametrize("num_rows, num_parts", [(6, 3), (7, 3), (2, 9)])
 def test_micro_batches_sum_to_the_batch_without_batch_norm(
     one_block, x64, num_rows, num_parts
 ):
@@ -77,7 +78,7 @@ def test_batch_norm_sees_a_micro_batch_at_a_time(one_block, x64, num_rows):
 
 def test_micro_batches_have_dropout_of_their_own(one_block):
     model = models.create_model(one_block, num_classes=3, dropout=0.5, norm="none")
-    variables = training.init_variables(model, (8, 8, 3), key=jax.random.key(1))
+    variables = init_variables(model, (8, 8, 3), key=jax.random.key(1))
     image = jnp.ones((1, 8, 8, 3))
     images, targets = jnp.repeat(image, 4, 0), jnp.full((4, 3), 1 / 3)
     _, logits, _, _ = compute(model, variables, images, targets, grad_accum_steps=4)
