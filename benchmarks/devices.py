@@ -151,7 +151,7 @@ def read(run_dir: Path) -> dict[str, list[np.ndarray]]:
     cfg = read_run(run_dir)
     model = models.create(cfg.model, num_classes=10)
     shapes = training.variable_shapes(model, data.image_shape(cfg.data))
-    variables, _ = restore.load_variables(run_dir, "last", shapes)
+    variables = restore.load_variables(run_dir, "last", shapes).variables
     line = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
     return {
         "loss": [np.array([line["train_loss"], line["test_loss"]])],

@@ -47,7 +47,7 @@ class DataConfig(Group):
 
     dataset: str = "cifar10"
     """cifar10, cifar100, fashion_mnist, digits, or folder: DATA_DIR/train/CLASS/*."""
-    data_dir: str | None = ranged(None, resume="free")
+    data_dir: str | None = ranged(None, resume="free", path="absolute")
     """The folder, or a tensorflow-datasets directory: else $TFDS_DATA_DIR,
     ~/tensorflow_datasets."""
     rebuild_data: bool = ranged(False, resume="free")
@@ -108,7 +108,7 @@ class AugmentConfig(Group):
 class TransferConfig(Group):
     """Pretrained weights, and what of them is trained."""
 
-    pretrained: str | None = None
+    pretrained: str | None = ranged(None, path="absolute or name")
     """Begin from a weights file, an exported folder, or torchvision's: imagenet."""
     reset_head: bool = False
     """Draw the last layer again even if the weights have one of this shape."""
@@ -222,7 +222,7 @@ class RunConfig(Group):
     """End after this many steps, if the epochs do not end before."""
     num_seeds: int = ranged(1, at_least=1)
     """Train this many networks at once, with seed, seed + 1, ..., in one program."""
-    workdir: str = ranged("runs/hresnet", resume="free")
+    workdir: str = ranged("runs/hresnet", resume="free", path="as typed")
     """The run directory."""
     save_every_steps: int | None = ranged(None, at_least=1, resume="override")
     """Save in the middle of epochs, too."""

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import os
 import types
 import typing
 from collections.abc import Iterator
@@ -10,10 +11,12 @@ from dataclasses import field, fields
 from typing import Any, Literal, TypeVar
 
 from resnet_jax.errors import ConfigError
+from resnet_jax.paths import expand
 
 # What a resume may change: nothing; a field with --override; or a field freely, because
 # it belongs to one invocation and not to the run.
 Resume = Literal["same", "override", "free"]
+PathKind = Literal["", "as typed", "absolute", "absolute or name"]
 T = TypeVar("T")
 
 
@@ -26,6 +29,7 @@ def ranged(
     resume: Resume = "same",
     alters_features: bool = False,
     one_seed: bool = False,
+    path: PathKind = "",
 ) -> Any:
     """A dataclass field with what is known about its values.
 
@@ -35,6 +39,9 @@ def ranged(
       alters_features: whether a value other than the default makes the features of an
         image differ from step to step.
       one_seed: whether it is not for a run of several seeds.
+      path: whether it is a path, of which ~ is a home folder; kept as it was typed, or
+        made absolute where it is to mean the same in another folder. What may be a
+        name is one where there is no such file.
     """
     known = {
         "within": within,
@@ -43,6 +50,7 @@ def ranged(
         "resume": resume,
         "alters_features": alters_features,
         "one_seed": one_seed,
+        "path": path,
     }
     return field(default=default, metadata=known)
 
@@ -51,7 +59,7 @@ class Group:
     """Base of the groups of fields.
 
     Raises:
-      ConfigError: a value is outside its range.
+      ConfigError: a value is outside its range, or is no path of this machine.
     """
 
     def __post_init__(self) -> None:
@@ -59,6 +67,18 @@ class Group:
             value = getattr(self, one.name)
             if value is not None and one.metadata:
                 _check(one.name, value, **one.metadata)
+                if one.metadata["path"]:
+                    found = _as_path(value, one.metadata["path"])
+                    object.__setattr__(self, one.name, found)
+
+
+def _as_path(value: Any, kind: PathKind) -> Any:
+    """A path, or a tuple of them, as a field has it."""
+    if isinstance(value, tuple):
+        return tuple(_as_path(one, kind) for one in value)
+    found = expand(value)
+    is_name = kind == "absolute or name" and not os.path.exists(found)
+    return found if kind == "as typed" or is_name else os.path.abspath(found)
 
 
 def _check(

@@ -1,6 +1,7 @@
 """Files of a run: read as they are, written whole or not at all."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from typing import Any
 import pooch
 
 from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.paths import expand, has_home
 
 _SCRATCH = ".resnet_jax-"
 _MAX_JSON = 2**26  # bytes; what we write takes a thousandth
@@ -138,8 +140,18 @@ def write_json(path: Path, content: dict[str, Any] | list[Any]) -> None:
 
 
 def cache_dir() -> Path:
-    """$RESNET_JAX_CACHE, else the user's cache folder for this package."""
-    return Path(os.environ.get("RESNET_JAX_CACHE") or pooch.os_cache("resnet_jax"))
+    """$RESNET_JAX_CACHE, else the user's cache folder for this package.
+
+    Raises:
+      FileNotFoundError: the user has no home, as in some containers.
+    """
+    named = os.environ.get("RESNET_JAX_CACHE")
+    if named:
+        return Path(expand(named))
+    if not (has_home() or os.environ.get("XDG_CACHE_HOME")):
+        reason = "no home folder: set HOME, or RESNET_JAX_CACHE"
+        raise FileNotFoundError(errno.ENOENT, reason)
+    return Path(pooch.os_cache("resnet_jax"))
 
 
 def make_private(directory: Path) -> None:

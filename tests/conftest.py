@@ -157,19 +157,20 @@ def prepared_dir(fake_arrays, tfds, tmp_path_factory):
 
 @pytest.fixture
 def digits_run(one_block, tmp_path, monkeypatch):
-    """Trains `one_block` on 128 digits: (cfg, run directory) of fields of Config."""
+    """Trains `one_block` on some digits: (cfg, run directory) of fields of Config."""
     from resnet_jax.commands import train
 
     digits = sources.SOURCES["digits"]
-    few = [
-        p.take(slice(n))
-        for p, n in zip(sources.load_dataset("digits"), (128, 40), strict=True)
-    ]
-    small = digits._replace(open=lambda cfg: (10, lambda: tuple(few)))
-    monkeypatch.setitem(sources.SOURCES, "digits", small)
+    train_images, test_images = sources.load_dataset("digits")
     numbers = itertools.count()
 
-    def run(**fields):
+    def use(num_train):
+        few = train_images.take(slice(num_train)), test_images.take(slice(40))
+        small = digits._replace(open=lambda cfg: (10, lambda: few))
+        monkeypatch.setitem(sources.SOURCES, "digits", small)
+
+    def run(num_train=128, **fields):
+        use(num_train)
         cfg = make_config(
             **{
                 "dataset": "digits",
@@ -186,4 +187,5 @@ def digits_run(one_block, tmp_path, monkeypatch):
         train.main(cfg)
         return cfg, Path(cfg.run.workdir)
 
+    use(128)
     return run

@@ -34,8 +34,13 @@ def command_line(program: str) -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    for narrator in ("absl", "asyncio"):  # orbax's, of every save and every failure
-        logging.getLogger(narrator).setLevel(logging.CRITICAL)
+    # What libraries warn of is shown; their errors are raised as well, and are told by
+    # whoever catches them.
+    theirs = logging.StreamHandler()
+    theirs.addFilter(lambda record: record.levelno == logging.WARNING)
+    logging.getLogger("absl").addHandler(theirs)
+    logging.getLogger("absl").propagate = False
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     # Where orbax meets a damaged file it leaves tasks whose destructors complain.
     sys.unraisablehook = lambda args: log.debug("ignored: %s", args.exc_value)
     warnings.filterwarnings("ignore", "coroutine .* never awaited", RuntimeWarning)

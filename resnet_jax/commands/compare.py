@@ -11,15 +11,16 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from resnet_jax.errors import ConfigError
+from resnet_jax.fields import Group, ranged
 
 
 @dataclass(frozen=True)
-class CompareConfig:
+class CompareConfig(Group):
     """Compare runs."""
 
-    runs: Positional[tuple[str, ...]]
+    runs: Positional[tuple[str, ...]] = ranged((), path="as typed")
     """Run directories."""
-    page: str = "comparison.html"
+    page: str = ranged("comparison.html", path="as typed")
     """The page that is written."""
 
 

@@ -7,13 +7,13 @@ convolution, a BatchNorm training step and a reduction over 32,769 rows are comp
 held against NumPy. Exits with 1 if one of them is wrong.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from resnet_jax.errors import ConfigError
 
 ROWS = 32_769
 _TOLERANCE = 1e-4  # relative to the largest value; float32 sums differ by 1e-6
@@ -31,10 +31,9 @@ def main(options: DoctorConfig) -> None:
     """Prints what is here; exits with 1 if an arithmetic check fails."""
     import jax
 
-    from resnet_jax import files
     from resnet_jax.data import tfds
     from resnet_jax.devices import make_mesh, platform
-    from resnet_jax.weights import export
+    from resnet_jax.weights import export, hub
 
     platform.prepare(options.platform, None)
     for name, version in export.versions().items():
@@ -44,11 +43,14 @@ def main(options: DoctorConfig) -> None:
     kept: Any = jax.config
     cached = kept.jax_compilation_cache_dir or "not kept"
     print(f"{'compiled programs':24}{cached}")
-    home = tfds.default_data_dir()
-    for name in ("cifar10", "cifar100", "fashion_mnist"):
-        print(f"{'data: ' + name:24}{tfds.find(name, home) or f'not in {home}'}")
-    torch_home = Path(os.environ.get("TORCH_HOME") or "~/.cache/torch").expanduser()
-    for folder in (files.cache_dir(), torch_home / "hub" / "checkpoints"):
+    try:
+        home = tfds.default_data_dir()
+    except ConfigError as error:
+        print(f"{'data':24}{error}")
+    else:
+        for name in ("cifar10", "cifar100", "fashion_mnist"):
+            print(f"{'data: ' + name:24}{tfds.find(name, home) or f'not in {home}'}")
+    for folder in hub.weights_folders():
         found = ", ".join(sorted(path.name for path in folder.glob("resnet*.pth")))
         print(f"{'weights':24}{folder}: {found or 'none'}")
     wrong = 0

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from resnet_jax.errors import ConfigError
+from resnet_jax.fields import ranged
 from resnet_jax.report.options import SubjectConfig
 
 if TYPE_CHECKING:  # JAX wakes up inside
@@ -37,17 +38,17 @@ class EvaluateConfig(SubjectConfig):
     pixel, and mirrored."""
     report: bool = False
     """Write RUN/report: one page of curves, confusion, predictions, and the network."""
-    output: str | None = None
+    output: str | None = ranged(None, path="as typed")
     """Write all figures to this JSON file."""
-    images: tuple[str, ...] = ()
+    images: tuple[str, ...] = ranged((), path="as typed")
     """Use `resnet-jax predict RUN FILES` instead; this works for one release."""
     saliency: bool = False
     """With --images: see `resnet-jax predict`."""
-    compare: tuple[str, ...] = ()
+    compare: tuple[str, ...] = ranged((), path="as typed")
     """Use `resnet-jax compare RUNS` instead; this works for one release."""
-    page: str = "comparison.html"
+    page: str = ranged("comparison.html", path="as typed")
     """With --compare: the page."""
-    export: str | None = None
+    export: str | None = ranged(None, path="as typed")
     """Use `resnet-jax export RUN DIR` instead; this works for one release."""
 
     def __post_init__(self) -> None:
@@ -74,6 +75,7 @@ class Evaluation(NamedTuple):
     all: "Scores"
     one_batch: "Scores"
     augmented: "Scores | None"
+    note: str  # of the test images; "" if they are those of its training
 
 
 def main(options: EvaluateConfig) -> None:
@@ -125,7 +127,8 @@ def main(options: EvaluateConfig) -> None:
         print(f"report: {page}")
     if options.export is not None:
         export.write(Path(options.export), found)
-    print(metrics.summary_line(found.all.sums))
+    note = f" ({found.note})" if found.note else ""
+    print(f"{metrics.summary_line(found.all.sums)}{note}")
 
 
 def evaluate(options: SubjectConfig, *, one: str, tta: bool = False) -> Evaluation:
@@ -140,7 +143,9 @@ def evaluate(options: SubjectConfig, *, one: str, tta: bool = False) -> Evaluati
     scored = subject.load(options, one=one)
     cfg = scored.cfg
     splits = data.load_test(cfg.data)
-    subject.check_classes(scored, splits.test)
+    note = subject.check_data(scored, splits.test)
+    if note:
+        scored = scored._replace(title=f"{scored.title}, {note}")
     mesh = devices.make_mesh(options.devices, options.platform)
     loader = data.Loader(mesh, splits, cfg.data)
     preprocess = data.make_preprocess(cfg.augment, scored.image_shape)
@@ -158,6 +163,7 @@ def evaluate(options: SubjectConfig, *, one: str, tta: bool = False) -> Evaluati
         training.score(make, state, test, seeds),
         training.score(make, state, test.take(slice(cfg.data.batch_size)), seeds),
         training.score(partial(make, views=views), state, test, seeds) if tta else None,
+        note,
     )
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from tyro.conf import Positional
 
 from resnet_jax.errors import ConfigError
+from resnet_jax.fields import ranged
 from resnet_jax.report.options import SubjectConfig
 
 if TYPE_CHECKING:  # JAX wakes up inside
@@ -25,7 +26,7 @@ if TYPE_CHECKING:  # JAX wakes up inside
 class ExportConfig(SubjectConfig):
     """Write a network out."""
 
-    export: Positional[str | None] = None
+    export: Positional[str | None] = ranged(None, path="as typed")
     """The folder to write."""
 
 
@@ -47,12 +48,15 @@ def main(options: ExportConfig) -> None:
 
 def write(directory: Path, found: "Evaluation") -> None:
     """Writes the network to `directory`, and says so."""
+    from resnet_jax.data.dataset import digest
     from resnet_jax.report.subject import info
     from resnet_jax.weights import export
 
-    subject = found.subject
-    said = info(subject, found.loader.splits.test.class_names)
+    subject, test = found.subject, found.loader.splits.test
+    said = info(subject, test.class_names)
+    said["test_data"] = digest(test)
     said["metrics"] = {
+        "note": found.note,
         "step": int(subject.state.step),
         **found.all.figures,
         "one_batch": found.one_batch.figures,

@@ -15,6 +15,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from resnet_jax.errors import ConfigError
+from resnet_jax.fields import ranged
 from resnet_jax.report.options import SubjectConfig
 
 
@@ -22,7 +23,7 @@ from resnet_jax.report.options import SubjectConfig
 class PredictConfig(SubjectConfig):
     """Classify files of images."""
 
-    images: Positional[tuple[str, ...]] = ()
+    images: Positional[tuple[str, ...]] = ranged((), path="as typed")
     """The files."""
     saliency: bool = False
     """Save where each class comes from (Grad-CAM) in RUN/saliency."""

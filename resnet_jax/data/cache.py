@@ -24,8 +24,9 @@ def _fingerprint(directory: Path) -> str:
 
 def load(name: str, directory: Path) -> Arrays | None:
     """The arrays that were last read from `directory`, if it has not changed since."""
-    path = cache_dir() / f"{name}.npz"
+    path = Path(f"{name}.npz")
     try:
+        path = cache_dir() / path
         # Opened here: np.load would leave a damaged file open.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             if file["fingerprint"].item() != _fingerprint(directory):
@@ -52,7 +53,10 @@ def save(name: str, directory: Path, arrays: Arrays) -> None:
         "test_images": arrays.test[0],
         "test_labels": arrays.test[1],
     }
-    path = cache_dir() / f"{name}.npz"
+    try:
+        path = cache_dir() / f"{name}.npz"
+    except FileNotFoundError:  # no home, which was said
+        return
     try:
         make_private(path.parent)
         with files.scratch(path.parent) as scratch:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,6 +65,14 @@ def changed(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
         return bool(one == other)
 
     return [name for name in now if not are_alike(then[name], now[name])]
+
+
+def differing(then: Sequence[str], now: Sequence[str]) -> str:
+    """Where two lists of class names differ, to be told."""
+    pairs = enumerate(zip_longest(then, now))
+    index, (old, new) = next(pair for pair in pairs if pair[1][0] != pair[1][1])
+    counts = "" if len(then) == len(now) else f", {len(then)} and {len(now)} in all"
+    return f"class {index} was {old!a}, is {new!a}{counts}"
 
 
 def digest(dataset: Dataset) -> str:

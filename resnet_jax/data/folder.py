@@ -3,20 +3,28 @@
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from resnet_jax import limits
 from resnet_jax.errors import DataError, first_line
+from resnet_jax.paths import as_text
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 log = logging.getLogger(__name__)
 
 _MAX_PIXELS = 2**26  # of a resized image; a crop of 4096 with .5 beside it has these
 # torchvision.datasets.folder's.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+_HIDDEN = (".", "__MACOSX")
+_NO_IMAGES = ("Thumbs.db", "desktop.ini")  # Windows' own, of which nobody need be told
 
 
 class Split(NamedTuple):
@@ -51,7 +59,7 @@ def scan(data_dir: Path) -> Listing:
             f"{train} is no folder: images belong in {train}/CLASS/* and "
             f"{data_dir / 'test'}/CLASS/*"
         )
-    found = tuple(sorted(entry.name for entry in train.iterdir() if entry.is_dir()))
+    found = tuple(sorted(_classes(train)))
     if not found:
         raise DataError(f"{train} has no class: images belong in {train}/CLASS/*")
     return Listing(
@@ -59,27 +67,54 @@ def scan(data_dir: Path) -> Listing:
     )
 
 
+def _classes(root: Path) -> dict[str, Path]:
+    """The folders of the classes in `root`, by their names as text.
+
+    Hidden ones, as .ipynb_checkpoints is, are none.
+    """
+    found: dict[str, Path] = {}
+    for entry in sorted(root.iterdir()):
+        if entry.is_dir() and not entry.name.startswith(_HIDDEN):
+            name = as_text(entry.name)
+            if name in found:
+                raise DataError(
+                    f"{root} has two folders that are called {name}, once composed "
+                    "and once decomposed (Unicode): put them together"
+                )
+            found[name] = entry
+    return found
+
+
 def _scan_split(root: Path, names: tuple[str, ...]) -> Split:
-    there = {e.name for e in root.iterdir() if e.is_dir()} if root.is_dir() else set()
-    strangers = sorted(there - set(names))
+    if not root.is_dir():
+        others = [root.with_name(name) for name in ("val", "valid", "validation")]
+        there = [other for other in others if other.is_dir()]
+        hint = f"rename or link {there[0]}" if there else "make it"
+        raise DataError(f"{root} is missing, with the images to score: {hint}")
+    own = _classes(root)
+    strangers = sorted(own.keys() - set(names))
     if strangers:
         raise DataError(
-            f"{root / strangers[0]} is a class that {root.parent / 'train'} has not: "
+            f"{own[strangers[0]]} is a class that {root.parent / 'train'} has not: "
             "give both the same folders"
         )
     paths: list[Path] = []
     labels: list[int] = []
+    ignored: Counter[str] = Counter()
     for label, name in enumerate(names):
-        if name not in there:
+        if name not in own:
             raise DataError(f"{root / name} is missing: every class needs its folder")
-        found = list(_images(root / name))
+        found = list(list_images(own[name], ignored))
         if not found:
             raise DataError(
-                f"{root / name} has no image ({', '.join(SUFFIXES)}): "
+                f"{own[name]} has no image ({', '.join(SUFFIXES)}): "
                 "fill it, or remove the class"
             )
         paths += found
         labels += [label] * len(found)
+    if ignored:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(ignored.items()))
+        log.warning("%s: files that are no images by their names: %s", root, kinds)
     return Split(root, names, paths, np.array(labels, np.int32))
 
 
@@ -108,7 +143,9 @@ def load(
 
     images = np.zeros((len(paths), size, size, 3), np.uint8)
     good = np.ones(len(paths), bool)
-    with ThreadPool() as pool:  # Pillow decodes and resizes without the GIL
+    with ThreadPool(
+        limits.cpus()
+    ) as pool:  # Pillow decodes and resizes without the GIL
         for index, image in enumerate(pool.imap(read, paths, chunksize=16)):
             if isinstance(image, str):
                 if not skip_bad:
@@ -130,24 +167,62 @@ def load(
     return images, kept
 
 
-def _images(directory: Path) -> Iterator[Path]:
-    for folder, _, files in sorted(os.walk(directory, followlinks=True)):
-        for name in sorted(files):
+def list_images(directory: Path, ignored: Counter[str] | None = None) -> Iterator[Path]:
+    """The images below `directory`, by their names, in ImageFolder's order.
+
+    Hidden files and folders are passed over. Links are followed, but not to a folder
+    that was seen already, so that one which leads up does not multiply the images.
+
+    Args:
+      ignored: counts the other files by suffix.
+
+    Raises:
+      DataError: a folder cannot be read.
+    """
+
+    def fail(error: OSError) -> None:
+        raise DataError(
+            f"{error.filename} cannot be read ({error.strerror}): remove it, or let "
+            "this user read it"
+        ) from None
+
+    def is_new(folder: Path) -> bool:
+        place = folder.resolve()
+        if place in seen:
+            log.warning("%s leads to %s, which is read once", folder, place)
+            return False
+        seen.add(place)
+        return True
+
+    # With those above it: what they have is of other classes, too.
+    seen = {directory.resolve(), *directory.resolve().parents}
+    found: list[tuple[str, list[str]]] = []
+    for folder, inside, names in os.walk(directory, onerror=fail, followlinks=True):
+        shown = sorted(name for name in inside if not name.startswith(_HIDDEN))
+        inside[:] = [name for name in shown if is_new(Path(folder, name))]
+        found.append((folder, names))
+    for folder, names in sorted(found):
+        for name in sorted(names):
+            if name.startswith(_HIDDEN) or name in _NO_IMAGES:
+                continue
             if name.lower().endswith(SUFFIXES):
                 yield Path(folder, name)
+            elif ignored is not None:
+                ignored[Path(name).suffix.lower() or "without a suffix"] += 1
 
 
 def read_image(
     path: Path, *, size: int, crop_pct: float, channels: int = 3
 ) -> np.ndarray:
     """One image as [size, size, channels] uint8, see load; a huge one raises."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     with Image.open(path) as file:
         # Pillow only warns of these, and warnings are of all threads alike.
         if file.width * file.height > (Image.MAX_IMAGE_PIXELS or sys.maxsize):
             raise ValueError(f"{file.width}x{file.height}: a decompression bomb?")
-        image = ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
+        image = _upright(file, _to_8_bits(file))
+        image = image.convert("L" if channels == 1 else "RGB")
     side = round(size / crop_pct)
     width, height = image.size
     # torchvision's Resize(int): the longer side is cut to an integer.
@@ -162,3 +237,42 @@ def read_image(
     left, top = (round((length - size) / 2) for length in shape)
     cropped = np.asarray(image.crop((left, top, left + size, top + size)))
     return cropped.reshape(size, size, channels)
+
+
+def _upright(file: "Image.Image", image: "Image.Image") -> "Image.Image":
+    """`image` turned as the EXIF of `file` says, of which nothing else is read."""
+    from PIL.Image import Transpose
+
+    try:
+        orientation = int(file.getexif().get(274, 1))
+    except Exception:  # Pillow's readers raise of every kind; the pixels are sound
+        orientation = 1
+    turn = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }.get(orientation)
+    return image if turn is None else image.transpose(turn)
+
+
+def _to_8_bits(image: "Image.Image") -> "Image.Image":
+    """`image`, of 16 bits scaled to 8; Pillow itself cuts off what is above 255.
+
+    Raises:
+      ValueError: it has floats or 32 bits, of which nobody says the range.
+    """
+    from PIL import Image
+
+    is_16 = image.mode.startswith("I;16")
+    if not is_16 and image.mode not in ("I", "F"):
+        return image
+    # Pillow has 16 bits of PNG and PPM as "I" as well.
+    if not is_16 and (image.mode == "F" or image.format not in (None, "PNG", "PPM")):
+        bits = "floats" if image.mode == "F" else "32 bits"
+        raise ValueError(f"pixels of {bits}, of no known range: save them with 8 or 16")
+    values = np.asarray(image).astype(np.float64)
+    return Image.fromarray(np.rint(values / 257).clip(0, 255).astype(np.uint8))

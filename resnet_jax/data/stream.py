@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from resnet_jax import limits
 from resnet_jax.data import folder, tfds
 from resnet_jax.errors import ConfigError, DataError, first_line
 
@@ -132,8 +133,8 @@ def from_records(
 
 
 def is_large(num_bytes: int) -> bool:
-    """Whether so many bytes are over half of the machine's memory."""
-    return num_bytes > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
+    """Whether so many bytes are over half of the memory that there is."""
+    return num_bytes > limits.memory() / 2
 
 
 @dataclass(frozen=True)

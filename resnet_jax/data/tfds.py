@@ -15,6 +15,7 @@ import numpy as np
 
 from resnet_jax import files
 from resnet_jax.errors import DataError, first_line
+from resnet_jax.paths import expand
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def sha256(array: np.ndarray) -> str:
 
 def default_data_dir() -> Path:
     """$TFDS_DATA_DIR, else ~/tensorflow_datasets, as tensorflow-datasets has it."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    return Path(expand(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
 
 
 def find(name: str, data_dir: Path) -> Path | None:

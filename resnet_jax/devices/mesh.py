@@ -1,6 +1,5 @@
 """The mesh of devices: which rows of a batch, and what of the state, lie where."""
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from resnet_jax import limits
 from resnet_jax.errors import ConfigError
 
 AXIS = "data"  # the mesh's one axis: rows of the batch
@@ -169,11 +169,10 @@ def fits(num_bytes: int, mesh: Mesh) -> bool:
     CPUs have the machine's memory in common, and half of it is left to the data
     themselves: they lie there too, and are copied.
     """
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    share = memory / 2 / len(mesh.local_devices)
-    limits = [
+    share = limits.memory() / 2 / len(mesh.local_devices)
+    rooms = [
         (device.memory_stats() or {}).get("bytes_limit", share)
         for device in mesh.local_devices
     ]
-    found: bool = num_bytes <= 0.4 * min(limits)
+    found: bool = num_bytes <= 0.4 * min(rooms)
     return found

@@ -69,14 +69,15 @@ def _keep_compiled() -> None:
     """
     if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
         return
-    # Programs for CPUs are for those of one kind, and homes are shared.
-    directory = cache_dir() / f"xla-{_cpu_kind()}"
     try:
+        # Programs for CPUs are for those of one kind, and homes are shared.
+        directory = cache_dir() / f"xla-{_cpu_kind()}"
         make_private(directory)
         directory = directory.resolve()
         status, exposed = directory.stat(), _exposed(directory)
     except OSError as error:
-        log.warning("%s cannot be made (%s)", directory, error.strerror)
+        where = error.filename or "a cache"
+        log.warning("compiled programs are not kept: %s: %s", where, error.strerror)
         return
     if status.st_uid != os.getuid() or status.st_mode & 0o077:
         log.warning("%s is not used: others could write there; chmod 700", directory)

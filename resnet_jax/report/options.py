@@ -13,14 +13,14 @@ from resnet_jax.errors import ConfigError
 class SubjectConfig(fields.Group):
     """What is evaluated, and on what."""
 
-    run: Positional[str | None] = None
+    run: Positional[str | None] = fields.ranged(None, path="as typed")
     """A run directory, as train.py leaves it, or a folder that `export` wrote."""
     checkpoint: str = "last"
     """For a run: last, best (by validation accuracy), or a step."""
     seed: int | None = None
     """For a run of several seeds: the one to score (default: each, and their
     ensemble)."""
-    weights: str | None = None
+    weights: str | None = fields.ranged(None, path="as typed")
     """Instead of a run: a .safetensors or .pth file of the network --model."""
     model: str | None = None
     """With --weights: the name of the network."""
@@ -29,7 +29,7 @@ class SubjectConfig(fields.Group):
     dataset: str | None = None
     """cifar10, cifar100, fashion_mnist, digits or folder (default: the run's own, else
     cifar10)."""
-    data_dir: str | None = None
+    data_dir: str | None = fields.ranged(None, path="absolute")
     """A tensorflow-datasets directory or the folder (default: the run's own, else as in
     training)."""
     normalize: str | None = None

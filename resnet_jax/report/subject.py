@@ -11,12 +11,12 @@ from resnet_jax import fields
 from resnet_jax.config import AugmentConfig, Config, DataConfig, ModelConfig
 from resnet_jax.data import sources
 from resnet_jax.data.augment import parse_normalization
-from resnet_jax.data.dataset import Dataset
+from resnet_jax.data.dataset import Dataset, changed, differing, digest, subset
 from resnet_jax.errors import DataError
 from resnet_jax.models import factory
 from resnet_jax.report.options import SubjectConfig
 from resnet_jax.run import restore
-from resnet_jax.run.directory import read_classes, read_run
+from resnet_jax.run.directory import moved_data_dir, read_classes, read_run
 from resnet_jax.training import seeds
 from resnet_jax.training.state import TrainState, variable_shapes
 from resnet_jax.weights import convert, hub
@@ -32,6 +32,7 @@ class Subject(NamedTuple):
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...] | None  # None if nothing says them
     seed_index: int | None = None  # among several of a run
+    data: dict[str, Any] | None = None  # of its training; None if nothing says it
 
 
 def load(
@@ -56,8 +57,11 @@ def load(
     factory.create(cfg.model, num_classes=0)  # a misspelt name, before a file is read
     weights = None if source is None else hub.read_weights(source, cfg.model.model)
     class_names: tuple[str, ...] | None = None
+    data: dict[str, Any] | None = None
     if options.weights is None and source is not None:
-        class_names = tuple(hub.read_info(source)["class_names"])
+        known = hub.read_info(source)
+        class_names = tuple(known["class_names"])
+        data = {"test data": known["test_data"]} if "test_data" in known else None
     elif weights is None:
         class_names = read_classes(run_dir)
     elif options.dataset is None and is_prediction and _is_imagenets(weights):
@@ -74,7 +78,7 @@ def load(
         variables = convert.from_torch(weights, template)
         state = TrainState(step=0, opt_state=(), **variables)  # type: ignore[arg-type]
         title = f"{source}: {cfg.model.model} on {cfg.data.dataset}"
-        return Subject(title, cfg, model, state, shape, class_names)
+        return Subject(title, cfg, model, state, shape, class_names, data=data)
     return _of_run(options, one, cfg, model, template, shape, class_names)
 
 
@@ -89,7 +93,7 @@ def _of_run(
 ) -> Subject:
     run_dir, num_seeds = Path(str(options.run)), cfg.run.num_seeds
     index = seeds.index_of(options.seed, cfg.seed, num_seeds, options.run or "", one)
-    variables, step = restore.load_variables(
+    variables, step, data = restore.load_variables(
         run_dir,
         options.checkpoint,
         seeds.shapes(template, num_seeds),
@@ -101,7 +105,7 @@ def _of_run(
         cfg = fields.replace(cfg, seed=cfg.seed + index, num_seeds=1)
         title += f", seed {cfg.seed}"
     state = TrainState(step=step, opt_state=(), **variables)  # type: ignore[arg-type]
-    return Subject(title, cfg, model, state, shape, class_names, index)
+    return Subject(title, cfg, model, state, shape, class_names, index, data)
 
 
 def _is_imagenets(weights: convert.StateDict) -> bool:
@@ -131,7 +135,9 @@ def _config(options: SubjectConfig) -> Config:
             augment=AugmentConfig(normalize=shown["normalize"]),
         )
     else:
-        cfg = fields.replace(read_run(Path(str(options.run))), stream=False)
+        run_dir = Path(str(options.run))
+        cfg = fields.replace(read_run(run_dir), stream=False)
+        cfg = fields.replace(cfg, data_dir=moved_data_dir(cfg, run_dir))
     given = dict(
         dataset=options.dataset,
         data_dir=options.data_dir,
@@ -168,11 +174,19 @@ def info(subject: Subject, class_names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def check_classes(subject: Subject, dataset: Dataset) -> None:
-    """Raises DataError if the data's classes are not those it was trained on."""
+def check_data(subject: Subject, test: Dataset) -> str:
+    """What to say of the test images: nothing, if they are those of its training.
+
+    Raises:
+      DataError: their classes are not those it was trained on.
+    """
     known = subject.class_names
-    if known is not None and known != dataset.class_names:
+    if known is not None and known != test.class_names:
         raise DataError(
-            f"{subject.title}: its classes ({', '.join(known[:3])}, ...) are not the "
-            f"data's ({', '.join(dataset.class_names[:3])}, ...): choose --dataset"
+            f"{subject.title}: its classes are not the data's "
+            f"({differing(known, test.class_names)}): choose --dataset or --data-dir"
         )
+    if subject.data is None:
+        return ""
+    now = {"test data": digest(subset(test, subject.cfg.data.max_test_samples))}
+    return "other test images than in training" if changed(subject.data, now) else ""

@@ -3,7 +3,9 @@
 A resume is exact: a checkpoint has the whole state (step, parameters, statistics,
 optimizer, average) and the sums of the epoch so far; the keys of a step are folded from
 the seed and the step (training/step.py), and the order of an epoch is a function of
-(seed, epoch) (data/dataset.py). Run.restore is where a run goes on.
+(seed, epoch) (data/dataset.py). Run.restore (run.py) reads the state and the step;
+Progress.epoch and Progress.steps (progress.py) make of the step the epoch and the first
+step in it; Loader.train (data/loader.py) begins the epoch's order there.
 """
 
 import lazy_loader

@@ -4,7 +4,7 @@ import contextlib
 import importlib.metadata
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers as policies
 
 from resnet_jax.devices import processes
 from resnet_jax.errors import CheckpointError, ConfigError, first_line
@@ -34,24 +33,11 @@ _FIRST: dict[str, Any] = {
 }
 
 
-class _Keep(policies.PreservationPolicy):  # type: ignore[misc]
-    """The last ones, and the best."""
-
-    def __init__(self, last: int, best: Callable[[Iterable[int]], int | None]) -> None:
-        self._last, self._best = last, best
-
-    def should_preserve(
-        self, checkpoints: Sequence[Any], *, context: Any
-    ) -> Sequence[bool]:
-        steps = [checkpoint.step for checkpoint in checkpoints]
-        kept = {*sorted(steps)[-self._last :], self._best(steps)}
-        return [step in kept for step in steps]
-
-
 class Checkpoints:
     """The checkpoints of the run in `run_dir`: the last `keep`, and the best.
 
-    A save that fails is a warning, and leaves what was there before.
+    A save counts when its index was read back, and older ones go only then. One that
+    fails is a warning, and leaves what was there before.
 
     Args:
       layout: what else than versions decides a run's bits: its devices, by name.
@@ -65,22 +51,19 @@ class Checkpoints:
         }
         self._records: list[Record] = []  # of the epochs, for the best of them
         self._has_failed = False
+        self._saving: Manifest | None = None  # that of what was not read back yet
+        self._stack = contextlib.ExitStack()
+        self._named = self._stack.enter_context(restore.plainly_named(run_dir))
         self._manager = self._make_manager()
 
     def _make_manager(self) -> ocp.CheckpointManager:
-        def best(steps: Iterable[int]) -> int | None:
-            return restore.best_step(self._records, steps)
-
-        if not processes.is_alone():
-            # which orbax will not make for one of several processes
-            (self._dir / CHECKPOINTS).mkdir(exist_ok=True)
+        # orbax will not make it for one of several processes, nor at a link's end
+        (self._dir / CHECKPOINTS).mkdir(exist_ok=True)
         options = ocp.CheckpointManagerOptions(
             cleanup_tmp_directories=True,
-            preservation_policy=_Keep(self._keep, best),
             **{} if processes.is_alone() else _FIRST,
         )
-        directory = (self._dir / CHECKPOINTS).absolute()
-        return ocp.CheckpointManager(directory, options=options)
+        return ocp.CheckpointManager(self._named, options=options)
 
     @property
     def latest(self) -> int | None:
@@ -146,6 +129,7 @@ class Checkpoints:
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), manifest=ocp.args.JsonSave(manifest)
         )
+        self._saving = manifest
         try:
             self._manager.save(step, args=items, force=True)
         except Exception as error:  # orbax raises of every kind
@@ -181,12 +165,26 @@ class Checkpoints:
         )
 
     def wait(self) -> str | None:
-        """Waits for the save in progress; the reason, if it failed."""
+        """Waits for the save in progress, and looks at it; the reason, if it failed."""
+        saving = self._saving
         try:
             self._manager.wait_until_finished()
+            if saving is not None:
+                restore.check_written(self._manager, saving)
         except Exception as error:  # orbax raises of every kind
             return self._give_up(error)
+        if saving is not None:
+            self._saving = None
+            self._remove_old()
         return None
+
+    def _remove_old(self) -> None:
+        """Removes all but the last ones, and the best."""
+        steps = sorted(self._manager.all_steps())
+        kept = {*steps[-self._keep :], restore.best_step(self._records, steps)}
+        for step in steps:
+            if step not in kept:
+                self._manager.delete(step)
 
     def _give_up(self, error: Exception) -> str:
         """Warns, and makes ready for another try."""
@@ -196,6 +194,10 @@ class Checkpoints:
         log.warning("%s: a checkpoint could not be saved: %s", self._dir, reason)
         with contextlib.suppress(Exception):  # the same error once more
             self._manager.close()
+        if self._saving is not None:  # it may look like one, and is not
+            left = self._dir / CHECKPOINTS / str(self._saving["step"])
+            shutil.rmtree(left, ignore_errors=True)
+            self._saving = None
         self._manager = self._make_manager()
         return reason
 
@@ -214,6 +216,7 @@ class Checkpoints:
         if self._has_failed:  # orbax's threads may go on to write after an error
             for left in (self._dir / CHECKPOINTS).glob("*.orbax-checkpoint-tmp"):
                 shutil.rmtree(left, ignore_errors=True)
+        self._stack.close()
 
 
 def is_finite(state: Any) -> bool:

@@ -14,7 +14,7 @@ import filelock
 
 from resnet_jax import fields, files
 from resnet_jax.config import Config
-from resnet_jax.data.dataset import changed
+from resnet_jax.data.dataset import changed, differing
 from resnet_jax.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,12 @@ LOCK, HOLDER = ".lock", ".holder.json"
 
 
 def write_config(run_dir: Path, cfg: Config, class_names: list[str]) -> None:
-    """Writes config.json, the fields of `cfg` by their groups, and classes.json."""
+    """Writes config.json, the fields of `cfg` by their groups, and classes.json.
+
+    The run directory is absolute there, so that what lies beside it is found again
+    where both have moved.
+    """
+    cfg = fields.replace(cfg, workdir=str(Path(cfg.run.workdir).absolute()))
     files.write_json(run_dir / CONFIG, dataclasses.asdict(cfg))
     files.write_json(run_dir / CLASSES, class_names)
 
@@ -58,6 +63,16 @@ def read_run(run_dir: Path) -> Config:
     if not (run_dir / CONFIG).is_file():
         raise ConfigError(f"{run_dir} is no run: it has no {CONFIG}")
     return read_config(run_dir / CONFIG)
+
+
+def moved_data_dir(cfg: Config, run_dir: Path) -> str | None:
+    """The folder of the data of the run in `run_dir`, which may have moved with it."""
+    then = cfg.data.data_dir
+    if then is None or Path(then).exists():
+        return then
+    way = os.path.relpath(then, cfg.run.workdir)
+    now = os.path.normpath(run_dir.absolute() / way)
+    return now if Path(now).exists() else then
 
 
 def read_classes(run_dir: Path) -> tuple[str, ...] | None:
@@ -102,9 +117,12 @@ def check_data(run_dir: Path, then: dict[str, Any], now: dict[str, Any]) -> None
     """Raises ConfigError unless two data.dataset.identify may be the same data's."""
     others = changed(then, now)
     if others:
+        where = ""
+        if "classes" in others:
+            where = f" ({differing(then['classes'], now['classes'])})"
         raise ConfigError(
-            f"{run_dir} was begun on other {' and '.join(others)}: bring them back, or "
-            "choose another --workdir for a new run"
+            f"{run_dir} was begun on other {' and '.join(others)}{where}: bring them "
+            "back, or choose another --workdir for a new run"
         )
 
 

@@ -4,13 +4,16 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 
 from resnet_jax.errors import CheckpointError, ConfigError, first_line
 from resnet_jax.run.directory import CHECKPOINTS
@@ -21,10 +24,37 @@ log = logging.getLogger(__name__)
 Manifest = dict[str, Any]  # what lies beside the arrays, see checkpoints.py
 
 
-def make_reader(run_dir: Path) -> ocp.CheckpointManager:
+@contextlib.contextmanager
+def plainly_named(run_dir: Path) -> Iterator[Path]:
+    """A path to the checkpoints in `run_dir` that orbax takes as it is.
+
+    It reads the characters * ? [ ] as a pattern of many paths, and TensorStore takes
+    names that are UTF-8 alone: a folder of such a name is reached by a link.
+    """
+    directory = (run_dir / CHECKPOINTS).absolute()
+    if re.fullmatch(r"[\w/.,+=@ -]*", str(directory), re.ASCII):
+        yield directory
+        return
+    with tempfile.TemporaryDirectory(prefix="resnet_jax-") as folder:
+        link = Path(folder, CHECKPOINTS)
+        link.symlink_to(directory, target_is_directory=True)
+        yield link
+
+
+@contextlib.contextmanager
+def reading(run_dir: Path) -> Iterator[ocp.CheckpointManager]:
     """orbax's manager of the checkpoints in `run_dir`, to read."""
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    return ocp.CheckpointManager((run_dir / CHECKPOINTS).absolute(), options=options)
+    absl = logging.getLogger("absl")
+    level = absl.level
+    absl.setLevel(logging.ERROR)  # it warns of what was asked for, and of what may lack
+    try:
+        options = ocp.CheckpointManagerOptions(read_only=True)
+        with plainly_named(run_dir) as directory:
+            manager = ocp.CheckpointManager(directory, options=options)
+            with contextlib.closing(manager):
+                yield manager
+    finally:
+        absl.setLevel(level)
 
 
 def best_step(
@@ -55,6 +85,25 @@ def manifest_sha256(manifest: Manifest) -> str:
     """The sha256 of a manifest, but for the one in it."""
     text = json.dumps({k: v for k, v in manifest.items() if k != "sha256"})
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_written(manager: ocp.CheckpointManager, manifest: Manifest) -> None:
+    """Raises ValueError unless a checkpoint has its manifest, and an index of arrays.
+
+    A store may answer that all is written, and have kept nothing.
+    """
+    step = manifest["step"]
+    read = ocp.args.Composite(manifest=ocp.args.JsonRestore())
+    found = manager.restore(step, args=read)["manifest"]
+    if manifest_sha256(found) != manifest["sha256"]:
+        raise ValueError("its manifest is not what was written")
+    path = str(manager.directory / str(step) / "state") + "/"
+    base = {"driver": "file", "path": path}
+    index = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    there = {key.decode().rpartition("/")[0] for key in index.list().result()}
+    missing = sorted(manifest["digests"].keys() - there)
+    if missing:
+        raise ValueError(f"{len(missing)} arrays are not there, the first {missing[0]}")
 
 
 def read_step(
@@ -109,7 +158,9 @@ def _unfit(run_dir: Path, step: int, reason: Any) -> CheckpointError:
     )
 
 
-def _check_fits(run_dir: Path, step: int, variables: dict[str, Any]) -> None:
+def _check_fits(
+    manager: ocp.CheckpointManager, run_dir: Path, step: int, variables: dict[str, Any]
+) -> None:
     """Raises CheckpointError unless the checkpoint has just these names and shapes.
 
     orbax's partial restore passes over what is missing on either side.
@@ -126,8 +177,8 @@ def _check_fits(run_dir: Path, step: int, variables: dict[str, Any]) -> None:
 
     try:
         with ocp.StandardCheckpointer() as reader:
-            path = (run_dir / CHECKPOINTS / str(step) / "state").absolute()
-            metadata = reader.metadata(path).item_metadata
+            metadata = reader.metadata(manager.directory / str(step) / "state")
+            metadata = metadata.item_metadata
         if metadata is None:
             raise ValueError("no arrays can be read from it")
         stored = shapes(metadata.tree)
@@ -149,14 +200,22 @@ def _check_fits(run_dir: Path, step: int, variables: dict[str, Any]) -> None:
         )
 
 
+class Loaded(NamedTuple):
+    """What a checkpoint has for who only looks."""
+
+    variables: dict[str, Any]
+    step: int
+    data: dict[str, Any]  # what the run was trained on, see data.dataset.identify
+
+
 def load_variables(
     run_dir: Path,
     checkpoint: str,
     variables: dict[str, Any],
     *,
     averaged: bool = False,
-) -> tuple[dict[str, Any], int]:
-    """(variables, step) of a checkpoint: "last", "best" or a step.
+) -> Loaded:
+    """The variables of a checkpoint: "last", "best" or a step.
 
     Of "last", a damaged one is named and the one before it is taken.
 
@@ -171,7 +230,7 @@ def load_variables(
     if not (run_dir / CHECKPOINTS).is_dir():
         raise CheckpointError(f"{run_dir} has no checkpoint yet: train it first")
     wanted = {"ema": variables} if averaged else variables
-    with contextlib.closing(make_reader(run_dir)) as manager:
+    with reading(run_dir) as manager:
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         target = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), wanted
@@ -179,14 +238,15 @@ def load_variables(
         placed = ocp.checkpoint_utils.construct_restore_args(target)
         part = ocp.args.PyTreeRestore(target, placed, partial_restore=True)
 
-        def read(step: int) -> tuple[dict[str, Any], int]:
-            _check_fits(run_dir, step, wanted)
-            found = read_step(manager, run_dir, step, part)[0]
-            return found["ema"] if averaged else found, step
+        def read(step: int) -> Loaded:
+            _check_fits(manager, run_dir, step, wanted)
+            found, manifest = read_step(manager, run_dir, step, part)
+            found = found["ema"] if averaged else found
+            return Loaded(found, step, manifest["data"])
 
         steps = sorted(manager.all_steps())
         if not steps or checkpoint == "last":
-            found: tuple[dict[str, Any], int] = newest(run_dir, steps, read)[0]
+            found: Loaded = newest(run_dir, steps, read)[0]
             return found
         if checkpoint == "best":
             step = best_step(read_metrics(run_dir), steps)

@@ -65,6 +65,7 @@ def _card(info: Mapping[str, Any]) -> str:
     architecture, shown = info["architecture"], info["preprocessing"]
     model, classes = architecture["model"], info["class_names"]
     scores = info["metrics"]
+    note = f" ({scores['note']})" if scores.get("note") else ""
     code = f"""import resnet_jax
 
 model, variables, preprocessing = resnet_jax.load_pretrained("DIRECTORY")
@@ -93,8 +94,9 @@ metrics: [accuracy]
 {info["parameters"]:,} parameters, {len(classes)} classes: \
 {", ".join(classes[:20])}{", ..." if len(classes) > 20 else ""}.
 
-On the {scores["count"]:,} test pictures: accuracy {100 * scores["accuracy"]:.2f} %, \
-top 5 {100 * scores["accuracy_top5"]:.2f} %, mean cross-entropy {scores["loss"]:.4f}.
+On the {scores["count"]:,} test pictures{note}: accuracy \
+{100 * scores["accuracy"]:.2f} %, top 5 {100 * scores["accuracy_top5"]:.2f} %, \
+mean cross-entropy {scores["loss"]:.4f}.
 
 Pictures: RGB, scaled to [0, 1], {shown["image_size"]}x{shown["image_size"]} \
 (shorter side to {shown["size"]}, {shown["interpolation"]}, then the middle), less the \

@@ -1,5 +1,6 @@
 """Weights by name, by file, or by exported folder: what to begin from."""
 
+import contextlib
 import logging
 import os
 import re
@@ -17,6 +18,7 @@ from resnet_jax.data.augment import parse_normalization
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.fields import from_json
 from resnet_jax.models.factory import create
+from resnet_jax.paths import expand, has_home
 from resnet_jax.training.state import init_variables
 from resnet_jax.weights import convert
 
@@ -145,14 +147,13 @@ def _imagenet_file(model: str) -> Path:
             "another, name its file with --pretrained"
         )
     name = IMAGENET[model]
-    torch_home = os.environ.get("TORCH_HOME") or "~/.cache/torch"
-    cache = files.cache_dir()
-    for folder in (cache, Path(torch_home, "hub", "checkpoints").expanduser()):
+    for folder in weights_folders():
         if (folder / name).is_file():
             log.info("weights: from %s", folder / name)
             return folder / name
-    prefix = Path(name).stem.rsplit("-", 1)[-1]
+    prefix, cache = Path(name).stem.rsplit("-", 1)[-1], Path()
     try:
+        cache = files.cache_dir()
         log.info("weights: downloading %s", URL + name)
         download.fetch(URL + name, prefix, cache / name)
     except (DataError, OSError) as error:
@@ -161,6 +162,18 @@ def _imagenet_file(model: str) -> Path:
             f"(sha256 begins {prefix}), into {cache}"
         ) from None
     return cache / name
+
+
+def weights_folders() -> list[Path]:
+    """Where published weights may lie: this package's cache, and torch.hub's."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):  # no home
+        found.append(files.cache_dir())
+    torch_home = os.environ.get("TORCH_HOME")
+    if torch_home or has_home():
+        home = expand(torch_home or "~/.cache/torch")
+        found.append(Path(home, "hub", "checkpoints"))
+    return found
 
 
 def adopt(

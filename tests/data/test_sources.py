@@ -207,17 +207,17 @@ def test_a_folder_is_looked_through_once_a_start(tmp_path, monkeypatch):
             home.mkdir(parents=True)
             Image.new("RGB", (9, 9)).save(home / "0.png")
     walked, read = [], []
-    images, read_image = folder._images, folder.read_image
+    images, read_image = folder.list_images, folder.read_image
 
-    def counted(directory):
+    def counted(directory, *args):
         walked.append(str(directory.relative_to(tmp_path)))
-        return images(directory)
+        return images(directory, *args)
 
     def noted(path, **options):
         read.append(path)
         return read_image(path, **options)
 
-    monkeypatch.setattr(folder, "_images", counted)
+    monkeypatch.setattr(folder, "list_images", counted)
     monkeypatch.setattr(folder, "read_image", noted)
     cfg = DataConfig(dataset="folder", data_dir=str(tmp_path), image_size=8)
     described = data.describe(cfg)

@@ -181,7 +181,7 @@ def read_each(names):
     model = models.create_model("small", num_classes=10)
     template = training.variable_shapes(model, (32, 32, 3))
     for name in names:
-        variables, step = restore.load_variables(Path(name), "last", template)
+        variables, step, _ = restore.load_variables(Path(name), "last", template)
         print(json.dumps([step, restore.digests(variables)]))
 
 

@@ -199,5 +199,5 @@ def test_a_whitened_network_has_its_report_and_its_export(
 
 
 def state_of(run_dir):
-    with restore.make_reader(run_dir) as manager:
+    with restore.reading(run_dir) as manager:
         return manager.restore(manager.latest_step())["state"]

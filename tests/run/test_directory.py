@@ -113,5 +113,7 @@ def test_a_config_is_written_by_groups_and_read_back(tmp_path):
     directory.write_config(tmp_path, cfg, ["a", "b"])
     written = json.loads((tmp_path / "config.json").read_text())
     assert written["optim"]["lr"] == 0.5 and written["model"]["model"] == "resnet8"
-    assert directory.read_run(tmp_path) == cfg
+    found = directory.read_run(tmp_path)
+    assert found.run.workdir == os.path.abspath(cfg.run.workdir)
+    assert fields.replace(found, workdir=cfg.run.workdir) == cfg
     assert directory.read_classes(tmp_path) == ("a", "b")

@@ -100,7 +100,7 @@ def records(cfg):
 def variables(cfg, which="last"):
     model = models.create_model(cfg.model.model, num_classes=3)
     template = state.init_variables(model, (8, 8, 3), key=jax.random.key(0))
-    return restore.load_variables(read_run_dir(cfg), which, template)
+    return restore.load_variables(read_run_dir(cfg), which, template)[:2]
 
 
 def read_run_dir(cfg):

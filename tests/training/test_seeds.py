@@ -65,7 +65,7 @@ def lines_of(run_dir):
 
 
 def state_of(run_dir, step):
-    with restore.make_reader(run_dir) as manager:
+    with restore.reading(run_dir) as manager:
         return manager.restore(step)["state"]
 
 
@@ -75,7 +75,7 @@ _TRAINED = []
 @pytest.fixture
 def three(digits_run):
     """A run of seeds 5 to 7, trained once: no test adds to it but a report."""
-    options = {"epochs": 2, "crop_padding": 1, "validation_split": 0.2}
+    options = {"num_train": 120, "epochs": 2, "crop_padding": 1, "validation_split": 0.2}
     options |= {"schedule": "cosine", "ema_decay": 0.5}
     # Batches of one size, to train and to score, are compiled once.
     options |= {"max_train_samples": 75, "batch_size": 20, "eval_batch_size": 15}
