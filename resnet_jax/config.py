@@ -267,8 +267,10 @@ class Config(Group):
 
 
 def _check_seeds(cfg: Config) -> None:
-    if cfg.seed + cfg.run.num_seeds > 2**32:
-        raise ConfigError(f"seed {cfg.seed} is too large: below 2**32")
+    last = cfg.seed + cfg.run.num_seeds - 1
+    if last >= 2**32:
+        which = "" if last == cfg.seed else f", the last of {cfg.run.num_seeds},"
+        raise ConfigError(f"seed {last}{which} is too large: below 2**32")
     if cfg.run.num_seeds == 1:
         return
     for one, value in flat(cfg):

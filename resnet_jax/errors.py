@@ -7,8 +7,11 @@ class UserError(Exception):
     exit_code = 2
 
 
-class ConfigError(UserError, ValueError):
-    """A recipe, a field, an argument or a run directory that cannot be used."""
+class ConfigError(UserError):
+    """A recipe, a field, an argument or a run directory that cannot be used.
+
+    No ValueError: a parser of command lines would take it for one of its own.
+    """
 
 
 class DataError(UserError):

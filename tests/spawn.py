@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from resnet_jax.run import signals
+
 ROOT = Path(__file__).parent.parent
 # Two epochs of five steps, a save at every second.
 ARGUMENTS = (
@@ -121,6 +123,7 @@ def _run(writers, environ, function, args) -> None:
     os.environ.clear()
     os.environ.update(environ)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signals.owns_process = lambda: True
     code = 1
     try:
         function(*args)

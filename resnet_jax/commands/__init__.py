@@ -29,6 +29,7 @@ def run(name: str, program: str) -> typing.NoReturn:
     """
     from resnet_jax.commands.command_line import command_line, parse, parse_recipe
     from resnet_jax.config import Config
+    from resnet_jax.hosting import owns_process
 
     module = importlib.import_module(f"resnet_jax.commands.{name}")
     (options,) = {
@@ -36,8 +37,9 @@ def run(name: str, program: str) -> typing.NoReturn:
         for argument, hint in typing.get_type_hints(module.main).items()
         if argument != "return"
     }
-    with command_line(program):
-        if options is Config:
+    is_config = options is Config
+    with command_line(program, owns_process=owns_process(), is_printed=not is_config):
+        if is_config:
             module.main(parse_recipe(module.__doc__))
         else:
             module.main(parse(options, module.__doc__))

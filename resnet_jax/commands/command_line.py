@@ -1,7 +1,6 @@
 """The frame of a command: its log lines, its errors in a line, its exit code."""
 
 import contextlib
-import io
 import logging
 import os
 import sys
@@ -12,57 +11,92 @@ from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from resnet_jax.commands.hugepages import start_with_huge_pages
+from resnet_jax.commands.streams import Stream, open_missing
 from resnet_jax.config import Config
-from resnet_jax.errors import StoppedError, UserError
+from resnet_jax.errors import StoppedError, UserError, first_line
 from resnet_jax.recipes import RECIPES
 
 T = TypeVar("T")
 
 
 @contextlib.contextmanager
-def command_line(program: str) -> Iterator[None]:
+def command_line(
+    program: str, *, owns_process: bool = True, is_printed: bool = False
+) -> Iterator[None]:
     """The frame of a script: log lines and a UserError's one line go to stderr.
 
     Exits with the error's code, or with 130 after a Ctrl-C that nothing waited for.
+
+    Args:
+      owns_process: whether all else ends with it; where not, as in Jupyter, it leaves
+        the process as it was.
+      is_printed: whether the result is what it prints, so that it fails where that is
+        lost. Training's is in files.
     """
-    start_with_huge_pages()
-    log = logging.getLogger("resnet_jax")
-    log.addHandler(logging.StreamHandler())
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    # Names of files need not be text: those that are not are shown escaped.
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    # What libraries warn of is shown; their errors are raised as well, and are told by
-    # whoever catches them.
-    theirs = logging.StreamHandler()
-    theirs.addFilter(lambda record: record.levelno == logging.WARNING)
-    logging.getLogger("absl").addHandler(theirs)
-    logging.getLogger("absl").propagate = False
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    # Where orbax meets a damaged file it leaves tasks whose destructors complain.
-    sys.unraisablehook = lambda args: log.debug("ignored: %s", args.exc_value)
-    warnings.filterwarnings("ignore", "coroutine .* never awaited", RuntimeWarning)
+    if owns_process:
+        start_with_huge_pages()
     code = 1
-    try:
-        yield
-        code = 0
-    except UserError as error:
-        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
-        code = error.exit_code
-        if isinstance(error, StoppedError):
-            # Threads of XLA and TensorStore may be at work still for what the signal
-            # cut off; Python's own end would crash with them (seen: exit -11).
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)
-        code = 130
-    finally:
-        threading.Thread(target=_end, args=(code,), daemon=True).start()
+    with _settings() as (stack, stdout):
+        try:
+            yield
+            code = 0
+        except UserError as error:
+            print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+            code = error.exit_code
+            if isinstance(error, StoppedError) and owns_process:
+                # Threads of XLA and TensorStore may be at work still for what the
+                # signal cut off; Python's own end would crash with them (seen: -11).
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        except KeyboardInterrupt:
+            print(f"{program}: interrupted", file=sys.stderr)
+            code = 130
+        finally:
+            if owns_process:
+                stack.pop_all()
+                threading.Thread(target=_end, args=(code,), daemon=True).start()
+        stdout.flush()
+        if stdout.is_lost:
+            reason = first_line(stdout.failure)
+            print(f"{program}: what it prints is lost: {reason}", file=sys.stderr)
+            code = code or int(is_printed)
     sys.exit(code)
+
+
+@contextlib.contextmanager
+def _settings() -> Iterator[tuple[contextlib.ExitStack, Stream]]:
+    """What a command changes of its process, and the stack that takes it back."""
+    with contextlib.ExitStack() as stack:
+        open_missing()
+        stdout, stderr = Stream(sys.stdout), Stream(sys.stderr)
+        stack.enter_context(contextlib.redirect_stdout(stdout))
+        stack.enter_context(contextlib.redirect_stderr(stderr))
+        log = logging.getLogger("resnet_jax")
+        _hand_to(log, logging.StreamHandler(), stack)
+        log.setLevel(logging.INFO)
+        # What libraries warn of is shown; their errors are raised as well, and are
+        # told by whoever catches them.
+        theirs = logging.StreamHandler()
+        theirs.addFilter(lambda record: record.levelno == logging.WARNING)
+        _hand_to(logging.getLogger("absl"), theirs, stack)
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        # Where orbax meets a damaged file it leaves tasks whose destructors complain.
+        stack.callback(setattr, sys, "unraisablehook", sys.unraisablehook)
+        sys.unraisablehook = lambda args: log.debug("ignored: %s", args.exc_value)
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "coroutine .* never awaited", RuntimeWarning)
+        yield stack, stdout
+
+
+def _hand_to(
+    log: logging.Logger, handler: logging.Handler, stack: contextlib.ExitStack
+) -> None:
+    """Has `handler` alone show what `log` gets."""
+    stack.callback(setattr, log, "propagate", log.propagate)
+    stack.callback(log.removeHandler, handler)
+    log.addHandler(handler)
+    log.propagate = False
 
 
 def _end(code: int) -> None:

@@ -20,7 +20,7 @@ from resnet_jax.data import folder, tfds
 from resnet_jax.errors import ConfigError, DataError, first_line
 
 T = TypeVar("T")
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _opening = threading.Lock()
 
 

@@ -138,10 +138,9 @@ class Logs:
         self._layers = self._open_layers() if layers else None
 
     def write(self, record: Record) -> None:
-        """Appends `record`, of an epoch, and prints it."""
+        """Appends `record`, of an epoch."""
         self.records.append(record)
         self._lines.write(record)
-        print(metrics.epoch_line(record), flush=True)
         if self._writer is not None:
             for name in sorted(record.keys() - {"epoch", "step"}):
                 if isinstance(record[name], float):  # not the values behind a mean

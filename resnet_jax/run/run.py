@@ -246,9 +246,8 @@ class Run:
         except Interrupted:
             self._save(state, last=True)
             raise
-        scored: dict[str, Any] = {}
-        for part, found in sums.items():
-            scored |= seeds.means(found, part)
+        means = [seeds.means(found, part) for part, found in sums.items()]
+        scored = {name: value for own in means for name, value in own.items()}
         for name, value in scored.items():
             if not np.isfinite(value).all():
                 self._raise_non_finite(f"{name} is {value}", step)
@@ -267,6 +266,7 @@ class Run:
         is_done = step == progress.total_steps
         ends = self._is_signalled() or is_done
         self._save(state, last=ends)
+        print(metrics.epoch_line(record), flush=True)  # nothing depends on it
         if ends and not is_done:
             raise Interrupted
         progress.note_scored(step)

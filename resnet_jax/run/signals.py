@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: at once where nothing is lost by it, else when it is safe."""
+"""SIGINT, SIGTERM and SIGHUP: at once where nothing is lost, else when it is safe."""
 
 import contextlib
 import os
@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Self
 
-_NUMBERS = (signal.SIGINT, signal.SIGTERM)
+from resnet_jax.hosting import owns_process
+
+_NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(BaseException):
@@ -19,9 +21,14 @@ class Interrupted(BaseException):
     """
 
 
+def _is_ignored(number: signal.Signals) -> bool:
+    return signal.getsignal(number) is signal.SIG_IGN
+
+
 class Signals:
     """A context in which the first signal is noted and a second one ends the process.
 
+    Of another program's process, as in Jupyter, the second one is a KeyboardInterrupt.
     Outside the main thread, where Python delivers no signals, nothing is noted.
     """
 
@@ -33,6 +40,8 @@ class Signals:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in _NUMBERS:
+                if number == signal.SIGHUP and _is_ignored(number):
+                    continue  # by nohup
                 before = signal.signal(number, self._note)
                 self._stack.callback(signal.signal, number, before)
             self._watch()
@@ -42,6 +51,8 @@ class Signals:
         self._stack.close()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received and not owns_process():
+            raise KeyboardInterrupt
         self.received = self.received or signal.Signals(number)
         if self._at_once:
             raise Interrupted
@@ -61,7 +72,7 @@ class Signals:
             with reader:
                 while number := reader.recv(1):
                     seen += number[0] in _NUMBERS
-                    if seen == 2:
+                    if seen == 2 and owns_process():
                         os._exit(130)
 
         def close() -> None:

@@ -87,7 +87,7 @@ def read_info(directory: str | Path) -> dict[str, Any]:
         )
         if not known:
             raise ValueError("it is not what --export writes")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ConfigError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} is not an exported network's ({error!r}): export it again"
         ) from None

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -41,8 +42,9 @@ def test_after_at_once_a_signal_is_noted_again():
 def test_the_second_signal_ends_the_process_at_once(first):
     code = (
         "import os, signal, time\n"
-        "from resnet_jax.run.signals import Signals\n"
-        "with Signals():\n"
+        "from resnet_jax.run import signals\n"
+        "signals.owns_process = lambda: True\n"
+        "with signals.Signals():\n"
         f"    os.kill(os.getpid(), signal.{first})\n"
         "    print('first', flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
@@ -51,6 +53,26 @@ def test_the_second_signal_ends_the_process_at_once(first):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 130
     assert done.stdout == "first\n" and done.stderr == ""
+
+
+def test_in_another_program_the_second_signal_is_its_ctrl_c():
+    with Signals() as noted:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+    assert noted.received == signal.SIGTERM
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_terminal_that_closes_is_noted_unless_nohup_said_so(ignored):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        with Signals() as noted:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert noted.received == (None if ignored else signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_outside_the_main_thread_nothing_is_noted():

@@ -75,7 +75,12 @@ _TRAINED = []
 @pytest.fixture
 def three(digits_run):
     """A run of seeds 5 to 7, trained once: no test adds to it but a report."""
-    options = {"num_train": 120, "epochs": 2, "crop_padding": 1, "validation_split": 0.2}
+    options = {
+        "num_train": 120,
+        "epochs": 2,
+        "crop_padding": 1,
+        "validation_split": 0.2,
+    }
     options |= {"schedule": "cosine", "ema_decay": 0.5}
     # Batches of one size, to train and to score, are compiled once.
     options |= {"max_train_samples": 75, "batch_size": 20, "eval_batch_size": 15}
@@ -308,7 +313,7 @@ def test_an_ensemble_is_the_mean_of_probabilities(key, each):
         ({"log_gradients": True}, "num_seeds is without log_gradients"),
         ({"sync_bn": False}, "num_seeds needs --sync-bn"),
         ({"num_seeds": 0}, "num_seeds 0 is too small"),
-        ({"seed": 2**32 - 1}, "seed 4294967295 is too large"),
+        ({"seed": 2**32 - 1}, "seed 4294967296, the last of 2, is too large"),
     ],
 )
 def test_what_does_not_go_with_seeds_is_refused(options, message):

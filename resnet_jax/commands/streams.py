@@ -1,0 +1,65 @@
+"""Standard streams that may be closed, full, or gone: no work depends on them."""
+
+import contextlib
+import errno
+import io
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+
+class Stream:
+    """A text stream whose failure is noted, and not raised; what follows is dropped."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.failure: OSError | None = None
+        # Names of files need not be text: those that are not are shown escaped.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+    def write(self, text: str) -> int:
+        """Writes `text`, where that can be done."""
+        with self._noting():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Hands on what was written, where that can be done."""
+        with self._noting():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @contextlib.contextmanager
+    def _noting(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.failure = self.failure or error
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())  # for what is in buffers, too
+            os.close(nowhere)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether somebody misses what was written: not who closed a pipe."""
+        return self.failure is not None and self.failure.errno != errno.EPIPE
+
+
+def open_missing() -> None:
+    """Opens what of descriptors 0 to 2 is closed, to nowhere.
+
+    Else the next file that is opened would have the number, and whatever writes to
+    standard error, as XLA does, would write into it.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it has the lowest number that is free
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
