@@ -15,6 +15,6 @@ from .recipes import RECIPES as RECIPES
 from .weights.convert import from_torch as from_torch
 from .weights.convert import read_state_dict as read_state_dict
 from .weights.convert import to_torch as to_torch
-from .weights.hub import Preprocessing as Preprocessing
 from .weights.hub import Pretrained as Pretrained
 from .weights.hub import load_pretrained as load_pretrained
+from .weights.preprocessing import Preprocessing as Preprocessing

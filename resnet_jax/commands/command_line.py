@@ -1,6 +1,7 @@
 """The frame of a command: its log lines, its errors in a line, its exit code."""
 
 import contextlib
+import errno
 import logging
 import os
 import sys
@@ -17,6 +18,12 @@ from resnet_jax.errors import StoppedError, UserError, first_line
 from resnet_jax.recipes import RECIPES
 
 T = TypeVar("T")
+# What a file system may answer anywhere, and is no fault of a program.
+_OF_FILES = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO),
+    *(errno.ESTALE, errno.ENOLCK, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG),
+    *(errno.EMFILE, errno.ENFILE),
+}
 
 
 @contextlib.contextmanager
@@ -49,6 +56,11 @@ def command_line(
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)
+        except OSError as error:
+            if error.errno not in _OF_FILES or error.filename is None:
+                raise
+            print(f"{program}: {error.filename}: {error.strerror}", file=sys.stderr)
+            code = UserError.exit_code
         except KeyboardInterrupt:
             print(f"{program}: interrupted", file=sys.stderr)
             code = 130

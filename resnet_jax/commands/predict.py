@@ -1,6 +1,6 @@
 """Classify files of images: the five most likely classes of each.
 
-    resnet-jax predict runs/hresnet a.jpg b.png
+    resnet-jax predict runs/hresnet a.jpg b.png photographs/
     resnet-jax predict runs/hresnet a.jpg --saliency    and where they come from
     resnet-jax predict --weights FILE --model resnet18 a.jpg
 
@@ -24,7 +24,7 @@ class PredictConfig(SubjectConfig):
     """Classify files of images."""
 
     images: Positional[tuple[str, ...]] = ranged((), path="as typed")
-    """The files."""
+    """The files, or folders of them."""
     saliency: bool = False
     """Save where each class comes from (Grad-CAM) in RUN/saliency."""
 

@@ -221,8 +221,21 @@ def read_image(
         # Pillow only warns of these, and warnings are of all threads alike.
         if file.width * file.height > (Image.MAX_IMAGE_PIXELS or sys.maxsize):
             raise ValueError(f"{file.width}x{file.height}: a decompression bomb?")
-        image = _upright(file, _to_8_bits(file))
-        image = image.convert("L" if channels == 1 else "RGB")
+        return fit(file, size=size, crop_pct=crop_pct, channels=channels)
+
+
+def fit(
+    file: "Image.Image", *, size: int, crop_pct: float, channels: int = 3
+) -> np.ndarray:
+    """`file`, open or made in memory, as [size, size, channels] uint8, see load.
+
+    Raises:
+      ValueError: its pixels have no known range, or it would become huge.
+    """
+    from PIL import Image
+
+    image = _upright(file, _to_8_bits(file))
+    image = image.convert("L" if channels == 1 else "RGB")
     side = round(size / crop_pct)
     width, height = image.size
     # torchvision's Resize(int): the longer side is cut to an integer.

@@ -30,7 +30,7 @@ def convolve(
     shard_map, a kernel that is the same on each device needs
     `jax.lax.pcast(kernel, axis, to="varying")`.
     """
-    return _convolve(stride, padding, x, kernel)
+    return _convolve(stride, padding, jnp.asarray(x), jnp.asarray(kernel))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -239,6 +239,22 @@ def _copies(
     return jnp.concatenate(copies, -1)
 
 
+def check_images(x: jax.Array, channels: int, name: str) -> None:
+    """Raises ConfigError unless x is [B, H, W, channels], as `name` takes it."""
+    if x.ndim == 4 and x.shape[-1] == channels:
+        return
+    hint = f"{channels} channels last"
+    if x.ndim == 3 and x.shape[-1] == channels:
+        hint = "one image is a batch of one: x[None]"
+    elif x.ndim == 4 and x.shape[1] == channels:
+        hint = "channels come last, not as in PyTorch: x.transpose(0, 2, 3, 1)"
+    elif x.ndim == 4 and name == "the network":
+        hint = f"give in_channels={x.shape[-1]} where it is made"
+    raise ConfigError(
+        f"{name} takes images [B, H, W, {channels}], these are {list(x.shape)}: {hint}"
+    )
+
+
 class Conv(nn.Module):
     """A 2-D convolution with torch.nn.Conv2d's padding and initialisation.
 
@@ -261,6 +277,10 @@ class Conv(nn.Module):
             raise ConfigError(
                 f"no weight_init {self.weight_init!r}: one of {', '.join(KERNEL_INITS)}"
             )
+        channels = x.shape[-1]
+        if self.has_variable("params", "kernel"):
+            channels = self.get_variable("params", "kernel").shape[2]
+        check_images(x, channels, " ".join(["Conv", *self.path]))
         param_dtype = storage_dtype(self.dtype, self.param_dtype)
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param(

@@ -9,6 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from resnet_jax.errors import ConfigError
+
 Init = Literal["torch", "kaiming"]
 
 
@@ -74,6 +76,13 @@ class Linear(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         param_dtype = storage_dtype(self.dtype, self.param_dtype)
         shape = (x.shape[-1], self.features)
+        if self.has_variable("params", "kernel"):
+            shape = self.get_variable("params", "kernel").shape
+        if x.ndim != 2 or x.shape[-1] != shape[0]:
+            raise ConfigError(
+                f"{' '.join(['Linear', *self.path])} takes features [B, {shape[0]}], "
+                f"these are {list(x.shape)}"
+            )
         kernel = self.param("kernel", KERNEL_INITS["torch"], shape, param_dtype)
         bias = self.param("bias", bias_init(shape[0]), (self.features,), param_dtype)
         x = x.astype(self.dtype) @ kernel.astype(self.dtype)

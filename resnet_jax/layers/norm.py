@@ -14,7 +14,7 @@ class BatchNorm(nn.Module):
 
     In training (`train=True`) x is normalised by the mean and the *biased* variance of
     the batch, computed in two passes, and the running statistics in the `batch_stats`
-    collection move, where it is mutable, by
+    collection, which must be mutable, move by
 
         running = (1 - momentum) * running + momentum * batch
 
@@ -25,6 +25,8 @@ class BatchNorm(nn.Module):
 
     Raises:
       ConfigError: in training with one value per channel, whose variance is undefined.
+      flax.errors.ModifyScopeVariableError: in training where apply was not called with
+        mutable=["batch_stats"].
     """
 
     momentum: float = 0.1
@@ -54,13 +56,14 @@ class BatchNorm(nn.Module):
         if train:
             count = x.size // x.shape[-1]
             if count == 1 and not self.is_initializing():
+                name = " ".join(["BatchNorm", *filter(None, [".".join(self.path)])])
                 raise ConfigError(
-                    f"BatchNorm {'.'.join(self.path)} cannot train on one value per "
-                    f"channel (input {x.shape}): use a larger batch or picture, or "
-                    "drop the last partial batch"
+                    f"{name} cannot train on one value per channel (input "
+                    f"{x.shape}): use a larger batch or image, or drop the last "
+                    "partial batch"
                 )
             y, mean, var = normalize(x, scale, bias, self.epsilon)
-            if not self.is_initializing() and self.is_mutable_collection("batch_stats"):
+            if not self.is_initializing():
                 unbiased = var * (count / (count - 1))
                 running_mean.value += self.momentum * (mean - running_mean.value)
                 running_var.value += self.momentum * (unbiased - running_var.value)

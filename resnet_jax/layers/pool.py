@@ -8,6 +8,7 @@ from jax import lax
 
 def avg_pool(x: jax.Array) -> jax.Array:
     """torch.nn.AvgPool2d(2, 2): x [B, H, W, C] to [B, H // 2, W // 2, C]."""
+    x = jnp.asarray(x)
     batch, height, width, channels = x.shape
     x = x[:, : height // 2 * 2, : width // 2 * 2]
     return _mean_of_four(x.reshape(batch, height // 2, 2, width // 2, 2, channels))
@@ -53,7 +54,7 @@ def max_pool(x: jax.Array) -> jax.Array:
     Of equal pixels in a window the first has the gradient. It has derivatives in
     reverse mode alone.
     """
-    return _max_pool(x)
+    return _max_pool(jnp.asarray(x))
 
 
 def _max_pool(x: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.errors import ConfigError
-from resnet_jax.layers.conv import Conv
+from resnet_jax.layers.conv import Conv, check_images
 from resnet_jax.layers.linear import Init, Linear
 from resnet_jax.layers.norm import BatchNorm
 
@@ -234,10 +234,11 @@ class Network(nn.Module, kw_only=True):
 
     def make_layers(self, x: jax.Array, use_bias: bool) -> tuple[ModuleDef, ModuleDef]:
         """(conv, norm) for images x; without BatchNorm, convolutions have biases."""
-        if x.shape[-1] != self.in_channels:
+        check_images(x, self.in_channels, "the network")
+        if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ConfigError(
-                f"the network takes images of {self.in_channels} channels, these have "
-                f"{x.shape[-1]}: give in_channels"
+                f"the network takes normalized images, these are {x.dtype} as loaded: "
+                "give them to preprocessing(images), or to data.make_preprocess's"
             )
         if self.norm not in get_args(Norm):
             known = ", ".join(get_args(Norm))

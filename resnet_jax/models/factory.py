@@ -62,6 +62,17 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+# What users of timm and torchvision ask for.
+_ELSEWHERE = {
+    "in_chans": ": it is in_channels here",
+    "pretrained": ": load_pretrained(name) gives a network with its weights",
+    "weights": ": load_pretrained(name) gives a network with its weights",
+    "drop_rate": ": it is dropout here",
+    "drop_path_rate": ": it is drop_path here",
+    "zero_init_residual": ": it is zero_init_last here",
+}
+
+
 def list_models() -> list[str]:
     """The names that create_model takes."""
     return list(MODELS)
@@ -102,7 +113,8 @@ def create_model(name: str, *, num_classes: int, **options: Any) -> nn.Module:
             option, value = "shortcut", "none"
         option = {"init": "weight_init"}.get(option, option)
         if option not in own:
-            raise ConfigError(f"{name} has no {option} to choose")
+            hint = _ELSEWHERE.get(option, "")
+            raise ConfigError(f"{name} has no {option} to choose{hint}")
         is_type = option in ("dtype", "param_dtype")
         chosen[option] = jnp.dtype(value) if is_type else value
     model = make(num_classes=num_classes, **chosen)

@@ -1,5 +1,6 @@
 """What a network makes of files of images, and where in them it comes from."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,14 @@ def predict_files(
     if saliency_dir is not None:
         files.check_writable(saliency_dir, "folder", "RUN")
     read, bad = [], []
-    for path in paths:
+    files_of = [
+        list(folder.list_images(Path(path))) if Path(path).is_dir() else [Path(path)]
+        for path in paths
+    ]
+    for path in itertools.chain.from_iterable(files_of):
         try:
             image = folder.read_image(
-                Path(path), size=size, crop_pct=crop_pct, channels=channels
+                path, size=size, crop_pct=crop_pct, channels=channels
             )
             read.append((path, image))
         except Exception as error:  # Pillow's readers raise of every kind
@@ -72,12 +77,15 @@ def predict_files(
                 preprocess(image[None]),
                 np.array([label]),
             )
-            target = saliency_dir / f"{index}-{Path(path).stem}.png"
+            target = saliency_dir / f"{index}-{path.stem}.png"
             title = f"{class_names[label]}, {100 * probabilities[index, label]:.1f} %"
             figures.plot_overlay(image, np.asarray(heat[0]), title, target)
             print(f"  {target}")
     if bad:
-        raise DataError(f"{len(bad)} of {len(paths)} cannot be read: {', '.join(bad)}")
+        total = len(read) + len(bad)
+        raise DataError(f"{len(bad)} of {total} cannot be read: {', '.join(bad)}")
+    if not read:
+        raise DataError(f"{', '.join(paths)}: there is no image")
 
 
 def _probabilities(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import logging
 import os
 import socket
@@ -26,6 +27,7 @@ LAYERS = "layers.jsonl"
 CHECKPOINTS = "checkpoints"  # the folder of them
 FILES = (CONFIG, CLASSES, METRICS, LAYERS)
 LOCK, HOLDER = ".lock", ".holder.json"
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}  # of a file system
 
 
 def write_config(run_dir: Path, cfg: Config, class_names: list[str]) -> None:
@@ -167,13 +169,23 @@ def claim(run_dir: Path) -> Iterator[None]:
       ConfigError: it cannot be written, or another process holds it.
     """
     files.check_writable(run_dir, "run directory", "--workdir")
-    lock = filelock.FileLock(run_dir / LOCK)
+    lock: filelock.BaseFileLock = filelock.FileLock(run_dir / LOCK)
     try:
-        lock.acquire(timeout=0)
+        try:
+            lock.acquire(timeout=0)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            lock = filelock.SoftFileLock(run_dir / LOCK)
+            lock.acquire(timeout=0)
     except filelock.Timeout:
         raise ConfigError(
             f"{run_dir} is in use by {_describe(_read(run_dir))}: wait for it, stop "
             "it, or choose another --workdir"
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"{run_dir} cannot be locked ({error.strerror}): choose another --workdir"
         ) from None
     try:
         left = _read(run_dir)

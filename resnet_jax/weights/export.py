@@ -69,7 +69,9 @@ def _card(info: Mapping[str, Any]) -> str:
     code = f"""import resnet_jax
 
 model, variables, preprocessing = resnet_jax.load_pretrained("DIRECTORY")
-logits = model.apply(variables, images, train=False)  # [B, {len(classes)}]
+x = preprocessing(["a.jpg", "b.png"])  # or uint8 images [B, H, W, {len(shown["mean"])}]
+logits = model.apply(variables, x, train=False)  # [2, {len(classes)}]
+names = [preprocessing.class_names[label] for label in logits.argmax(-1)]
 """
     stem = _STEMS.get(architecture["stem"], "")
     torch_code = f"""

@@ -21,6 +21,7 @@ from resnet_jax.models.factory import create
 from resnet_jax.paths import expand, has_home
 from resnet_jax.training.state import init_variables
 from resnet_jax.weights import convert
+from resnet_jax.weights.preprocessing import Preprocessing
 
 log = logging.getLogger(__name__)
 
@@ -35,16 +36,6 @@ IMAGENET = {
 }
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 _SIDES = range(1, 4097)  # of pictures, in pixels
-
-
-class Preprocessing(NamedTuple):
-    """What the pictures of a network go through, and what its classes are."""
-
-    size: int  # of the shorter side, before the crop
-    crop: int  # side of the square that the network sees
-    mean: tuple[float, ...]  # of the channels, pictures scaled to [0, 1]
-    std: tuple[float, ...]
-    class_names: tuple[str, ...] | None = None  # None where the head is new
 
 
 class Pretrained(NamedTuple):

@@ -1,5 +1,6 @@
 from functools import partial
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,12 +86,12 @@ def test_batchnorm_init_does_not_move_the_statistics(key, train):
     np.testing.assert_array_equal(stats["var"], np.ones(3))
 
 
-def test_batchnorm_train_without_mutable_statistics_leaves_them(key):
+def test_batchnorm_in_training_wants_its_statistics_mutable(key):
     x = make_input(key)
     layer = BatchNorm()
     variables = layer.init(key, x, train=True)
-    y = layer.apply(variables, x, train=True)
-    np.testing.assert_allclose(y.mean((0, 1, 2)), np.zeros(3), atol=1e-5)
+    with pytest.raises(flax.errors.ModifyScopeVariableError, match="batch_stats"):
+        layer.apply(variables, x, train=True)
 
 
 def test_batchnorm_output_depends_on_batch_mates_in_training_only(key):
@@ -100,7 +101,8 @@ def test_batchnorm_output_depends_on_batch_mates_in_training_only(key):
     variables = layer.init(key, x, train=True)
     evaluated = [layer.apply(variables, v, train=False)[0] for v in (x, other)]
     np.testing.assert_array_equal(*evaluated)
-    trained = [layer.apply(variables, v, train=True)[0] for v in (x, other)]
+    train = partial(layer.apply, train=True, mutable=["batch_stats"])
+    trained = [train(variables, v)[0][0] for v in (x, other)]
     assert np.abs(trained[0] - trained[1]).max() > 0.01
 
 
@@ -111,7 +113,8 @@ def test_batchnorm_gradients_flow_through_the_batch_statistics(key):
     weights = jax.random.normal(jax.random.key(1), x.shape)
 
     def loss(x, train):
-        return (layer.apply(variables, x, train=train) * weights).sum()
+        y, _ = layer.apply(variables, x, train=train, mutable=["batch_stats"])
+        return (y * weights).sum()
 
     grad = jax.grad(loss)(x, True)
     # A shift of a channel changes nothing that is normalised by the batch itself.

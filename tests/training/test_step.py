@@ -141,7 +141,7 @@ def test_the_update_is_minus_lr_times_the_gradient(tiny, batch):
 
     def loss(params):
         variables = {"params": params, "batch_stats": state.batch_stats}
-        logits = model.apply(variables, x, train=True)
+        logits, _ = model.apply(variables, x, train=True, mutable=["batch_stats"])
         return -jax.nn.log_softmax(logits)[jnp.arange(8), batch["labels"]].mean()
 
     value, grads = jax.jit(jax.value_and_grad(loss))(state.params)

@@ -1,0 +1,69 @@
+"""Images as they are loaded, to what a pretrained network takes."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from PIL import Image
+
+from resnet_jax.data import folder
+from resnet_jax.data.augment import normalize, resize
+
+
+class Preprocessing(NamedTuple):
+    """What the images of a network go through, and what its classes are.
+
+    `preprocessing(images)` does it.
+    """
+
+    size: int  # of the shorter side, before the crop
+    crop: int  # side of the square that the network sees
+    mean: tuple[float, ...]  # of the channels, images scaled to [0, 1]
+    std: tuple[float, ...]
+    class_names: tuple[str, ...] | None = None  # None where the head is new
+
+    def __call__(self, images: Any) -> jax.Array:
+        """Images as they are loaded, to what the network takes.
+
+        Args:
+          images: uint8 [B, H, W, C], or a list of images of any sizes: Pillow's, the
+            paths of files, or arrays uint8 [H, W, C].
+
+        Returns:
+          float32 [B, crop, crop, C]: the shorter side brought to `size`, the middle
+          cropped, scaled to [0, 1], less `mean`, divided by `std`.
+
+        Raises:
+          ValueError: arrays are not uint8, or of another form.
+        """
+        if isinstance(images, np.ndarray | jax.Array):
+            form = tuple(images.shape[1:3])
+            if images.dtype != np.uint8 or images.ndim != 4:
+                raise ValueError(
+                    f"images are uint8 [B, H, W, {len(self.mean)}], or a list of such "
+                    f"or of files; these are {images.dtype} {list(images.shape)}"
+                )
+            # As data of one size are: resized where they are computed with.
+            if self.size == self.crop and form[0] == form[1]:
+                x = normalize(images, mean=self.mean, std=self.std)
+                return resize(x, (self.crop, self.crop))
+        whole = np.stack([self._fit(image) for image in images])
+        return normalize(whole, mean=self.mean, std=self.std)
+
+    def _fit(self, image: Any) -> np.ndarray:
+        crop_pct, channels = self.crop / self.size, len(self.mean)
+        fit = partial(folder.fit, size=self.crop, crop_pct=crop_pct, channels=channels)
+        if isinstance(image, str | Path):
+            with Image.open(image) as file:
+                return fit(file)
+        if isinstance(image, Image.Image):
+            return fit(image)
+        array = np.asarray(image)
+        if array.dtype != np.uint8 or array.ndim != 3:
+            raise ValueError(
+                f"an image is uint8 [H, W, {channels}], or a file; this is "
+                f"{array.dtype} {list(array.shape)}"
+            )
+        return fit(Image.fromarray(array[..., 0] if channels == 1 else array))
