@@ -5,11 +5,14 @@
 
 Faults: SIGKILL, SIGTERM, SIGINT and two signals at a random moment, half of them while
 steps and saves go on; a full disk (a small tmpfs, which mounting needs root for), that
-is emptied after a while or only after the run has given up; and, between two processes,
-a file of the newest checkpoint cut short, with one bit turned over, or removed. After
-each the same command goes on. At its end a run must have the metrics and the arrays,
-to the bit, of one that nothing happened to; else it is lost, and so it is if a process
-ends with an exit code that README does not give for what happened to it.
+is emptied after a while or only after the run has given up; a store that reports one
+save as done and keeps nothing of it, or no index; standard streams that are full, are
+closed, or lose their reader at a random moment; and, between two processes, a file of
+the newest checkpoint cut short, with one bit turned over, or removed. After each the
+same command goes on. At its end a run must have the metrics and the arrays, to the bit,
+of one that nothing happened to; else it is lost, and so it is if a process ends with an
+exit code that README does not give for what happened to it, says nothing of a save that
+was not kept, or has removed the checkpoint before that.
 """
 
 import contextlib
@@ -17,6 +20,7 @@ import json
 import logging
 import os
 import random
+import runpy
 import shutil
 import signal
 import subprocess
@@ -32,6 +36,7 @@ import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
 DISK = 24  # MB; a run needs a tenth of it
+FILLER = "filler"  # the file that takes all of its room
 TIMES = {"seconds", "images_per_second", "compile_seconds", "startup_seconds"}
 # Each is 2 epochs of 12 steps with a save at every second, with something of its own.
 COMMON = (
@@ -47,6 +52,15 @@ VARIANTS = (
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT", "two signals")
 DAMAGES = ("truncated", "bit flipped", "removed")
 DISKS = ("disk full for a while", "disk full to the end")
+READERS = ("reader of stdout gone", "readers of stdout and stderr gone")
+STORES = ("store keeps nothing", "store keeps no index")
+STREAMS = {  # from the start of a process on, as a shell says it
+    "stdout full": ">/dev/full",
+    "stdout and stderr full": ">/dev/full 2>&1",
+    "stdout closed": ">&-",
+    "stdout and stderr closed": ">&- 2>&-",
+}
+SAVES = 8  # a store fails at one of so many of a process; a whole run has 12
 
 
 @dataclass(frozen=True)
@@ -89,7 +103,7 @@ def main(cfg: Chaos) -> None:
     counts: Counter[str] = Counter()
     lost = survived = 0
     with small_disk(cfg.out / "disk") as disk:
-        kinds = [*SIGNALS, *DAMAGES, *(DISKS if disk else ())]
+        kinds = [*SIGNALS, *READERS, *(DISKS if disk else ())]
         if not disk:
             print("no tmpfs can be mounted here: without full disks")
         while sum(counts.values()) < cfg.faults:
@@ -119,21 +133,68 @@ def main(cfg: Chaos) -> None:
         raise SystemExit(1)
 
 
-def start(cfg: Chaos, run_dir: Path, variant: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "train.py", *COMMON, *VARIANTS[variant]]
+def start(
+    cfg: Chaos, run_dir: Path, variant: int, fault: str = "", save: int = 0
+) -> subprocess.Popen[str]:
+    """Starts the command, with a fault of STREAMS or, from a save on, of STORES."""
+    program = ["train.py"]
+    if fault in STORES:
+        code = "from benchmarks import chaos; chaos.train_forgetting()"
+        program = ["-c", code, fault, str(save)]
+    command = [sys.executable, *program, *COMMON, *VARIANTS[variant]]
+    command += ["--workdir", str(run_dir.absolute())]
+    if fault in STREAMS:
+        command = ["sh", "-c", f'exec "$@" {STREAMS[fault]}', "sh", *command]
     caching = {
         "JAX_COMPILATION_CACHE_DIR": str((cfg.out / "compiled").absolute()),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
     return subprocess.Popen(
-        [*command, "--workdir", str(run_dir.absolute())],
+        command,
         cwd=ROOT,
         env={**os.environ, "JAX_PLATFORMS": "cpu", **caching},
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def train_forgetting() -> None:
+    """train.py as a process of its own, on a store that forgets one save.
+
+    Its arguments are the kind, how many saves come before, and those of train.py. It
+    waits for a save that another checkpoint is before, and tells of it on stderr.
+    """
+    from resnet_jax.commands.hugepages import start_with_huge_pages
+
+    start_with_huge_pages()  # here, for train.py would begin anew without this
+    import orbax.checkpoint as ocp
+
+    kind, left, sys.argv = sys.argv[1], int(sys.argv[2]), ["train.py", *sys.argv[3:]]
+    keep, before = ocp.CheckpointManager.save, None
+
+    def save(manager: ocp.CheckpointManager, step: int, **options: Any) -> bool:
+        nonlocal left, before
+        known = steps(Path(manager.directory).parent)
+        if before and before not in known:
+            print(f"chaos: step {before} is gone", file=sys.stderr, flush=True)
+        before = before and 0  # later ones may remove it
+        is_kept: bool = keep(manager, step, **options)
+        left -= 1
+        if left < 0 and known and before is None:
+            manager.wait_until_finished()
+            before, folder = max(known), Path(manager.directory) / str(step)
+            if kind == STORES[0]:
+                shutil.rmtree(folder)
+            else:
+                (folder / "state" / "manifest.ocdbt").unlink()
+            print(f"chaos: step {step}, {kind}", file=sys.stderr, flush=True)
+        return is_kept
+
+    ocp.CheckpointManager.save = save
+    sys.orig_argv = [sys.executable, *sys.argv]  # by which it owns the process
+    runpy.run_path("train.py", run_name="__main__")
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
@@ -150,47 +211,76 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
 def live(
     cfg: Chaos, life: Life, kinds: list[str], rng: random.Random, seconds: float
 ) -> None:
-    """Disturbs a run of about `seconds` one to five times, then lets it end."""
+    """Disturbs a run of about `seconds` one to five times, then lets it end.
+
+    Args:
+      kinds: of what may happen to a process while it is at work.
+    """
     left = rng.randint(1, 5)
-    during = [kind for kind in kinds if kind not in DAMAGES]
     while not life.problems:
         damage = rng.choice(DAMAGES)
         if left and rng.random() < 0.4 and damage_newest(life.run_dir, damage, rng):
             life.faults.append(damage)
             left -= 1
-        process = start(cfg, life.run_dir, life.variant)
-        allowed, filler = {0}, None
-        kind = rng.choice(during)
+        kind, inborn = rng.choice(kinds), ""
+        if left and kind not in READERS and rng.random() < 0.4:
+            inborn = rng.choice([rng.choice(STORES), rng.choice([*STREAMS])])
+            left -= 1
+        process = start(cfg, life.run_dir, life.variant, inborn, rng.randrange(SAVES))
+        allowed = {0}
         if left and wait(process, life.run_dir, rng, seconds):
             left -= 1
             life.faults.append(kind)
-            if kind in DISKS:
-                filler = fill(life.run_dir.parent)
-                if kind == DISKS[0]:
-                    time.sleep(rng.uniform(0.1, 1))
-                    filler.unlink()
-                # Full at the last save, or so early that there is no run directory.
-                allowed |= {2, 4}
-            elif kind == "two signals":
-                first, second = (rng.choice(SIGNALS[1:3]) for _ in range(2))
-                process.send_signal(signal.Signals[first])
-                time.sleep(rng.uniform(0, 0.2))
-                process.send_signal(signal.Signals[second])
-                # Before anything listens, and after all was done, they act as usual.
-                allowed |= {75, 130, -signal.SIGTERM, -signal.SIGINT}
-            else:
-                process.send_signal(signal.Signals[kind])
-                allowed |= {-signal.Signals[kind]}
-                allowed |= set() if kind == "SIGKILL" else {75, 130}
+            allowed |= disturb(process, life.run_dir, kind, rng)
         code, errors = finish(process)
-        if filler is not None:
-            filler.unlink(missing_ok=True)
+        (life.run_dir.parent / FILLER).unlink(missing_ok=True)
+        if inborn in STREAMS or f", {inborn}\n" in errors:
+            life.faults.append(inborn)
+            life.problems += unheeded(code, errors)
         if code not in allowed or ("Traceback" in errors and code not in (130, -2)):
             life.problems.append(f"exit {code}: {errors[-2000:]}")
         if code == 0 and not left:
             return
         if code == 0:  # it ended before all could happen to it
             left = 0
+
+
+def disturb(
+    process: subprocess.Popen[str], run_dir: Path, kind: str, rng: random.Random
+) -> set[int]:
+    """Has something happen to a process; the exit codes that it may have, besides 0."""
+    if kind in DISKS:
+        filler = fill(run_dir.parent)
+        if kind == DISKS[0]:
+            time.sleep(rng.uniform(0.1, 1))
+            filler.unlink()
+        # Full at the last save, or so early that there is no run directory.
+        return {2, 4}
+    if kind in READERS:
+        for stream in (process.stdout, process.stderr)[: 1 + READERS.index(kind)]:
+            if stream is not None:
+                stream.close()
+        return set()
+    if kind == "two signals":
+        first, second = (rng.choice(SIGNALS[1:3]) for _ in range(2))
+        process.send_signal(signal.Signals[first])
+        time.sleep(rng.uniform(0, 0.2))
+        process.send_signal(signal.Signals[second])
+        # Before anything listens, and after all was done, they act as usual.
+        return {75, 130, -signal.SIGTERM, -signal.SIGINT}
+    process.send_signal(signal.Signals[kind])
+    saved = set() if kind == "SIGKILL" else {75, 130}
+    return {-signal.Signals[kind], *saved}
+
+
+def unheeded(code: int, errors: str) -> list[str]:
+    """What is wrong with a process whose store forgot a save, and that went on."""
+    _, _, after = errors.partition("chaos: ")
+    silent = code in (0, 75) and after and "could not be saved" not in after
+    return [
+        *(["it said nothing of a save that was not kept"] if silent else ()),
+        *(["the checkpoint before it is gone"] if " is gone\n" in after else ()),
+    ]
 
 
 def wait(
@@ -250,7 +340,7 @@ def small_disk(folder: Path) -> Iterator[Path | None]:
 
 def fill(disk: Path) -> Path:
     """A file that leaves no room."""
-    path = disk / "filler"
+    path = disk / FILLER
     with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         for size in (2**20, 2**12):
             with contextlib.suppress(OSError):

@@ -6,7 +6,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import field, fields
 from typing import Any, Literal, TypeVar
 
@@ -125,6 +125,13 @@ def replace(group: T, **values: Any) -> T:
     if values:
         raise ConfigError(f"no field {', '.join(values)}")
     return dataclasses.replace(group, **changed)  # type: ignore[type-var]
+
+
+def refuse(group: Any, names: Iterable[str], why: str) -> None:
+    """Raises ConfigError if one of the fields `names` is not as by default."""
+    for one, value in flat(group):
+        if one.name in names and value != one.default:
+            raise ConfigError(f"--{one.name.replace('_', '-')} {why}")
 
 
 def changes(old: Any, new: Any) -> dict[str, tuple[Any, Any, Resume]]:

@@ -15,7 +15,7 @@ from typing import Any
 import pooch
 
 from resnet_jax.errors import ConfigError, DataError
-from resnet_jax.paths import expand, has_home
+from resnet_jax.paths import expand, has_home, shown
 
 _SCRATCH = ".resnet_jax-"
 _MAX_JSON = 2**26  # bytes; what we write takes a thousandth
@@ -122,9 +122,8 @@ def write_text(path: Path, text: str) -> None:
     try:
         with scratch(path.parent) as folder:
             whole = Path(folder, path.name)
-            # Names of files need not be text: those that are not are shown escaped.
-            with whole.open("w", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(text)
+            with whole.open("w", encoding="utf-8") as file:
+                file.write(shown(text))
                 file.flush()
                 os.fsync(file.fileno())
             whole.replace(path)

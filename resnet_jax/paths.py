@@ -41,3 +41,12 @@ def as_text(name: str) -> str:
     """
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return unicodedata.normalize("NFC", text)
+
+
+def shown(text: str) -> str:
+    """`text` with the bytes of file names that are no UTF-8 as \\xff, to be printed."""
+    try:
+        content = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a lone surrogate of another origin
+        content = text.encode("utf-8", "backslashreplace")
+    return content.decode("utf-8", "backslashreplace")

@@ -11,11 +11,14 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
+from resnet_jax.commands import environment
 from resnet_jax.commands.hugepages import start_with_huge_pages
 from resnet_jax.commands.streams import Stream, open_missing
 from resnet_jax.config import Config
 from resnet_jax.errors import StoppedError, UserError, first_line
 from resnet_jax.recipes import RECIPES
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 # What a file system may answer anywhere, and is no fault of a program.
@@ -45,6 +48,8 @@ def command_line(
     code = 1
     with _settings() as (stack, stdout):
         try:
+            if owns_process:
+                environment.look()
             yield
             code = 0
         except UserError as error:
@@ -84,9 +89,9 @@ def _settings() -> Iterator[tuple[contextlib.ExitStack, Stream]]:
         stdout, stderr = Stream(sys.stdout), Stream(sys.stderr)
         stack.enter_context(contextlib.redirect_stdout(stdout))
         stack.enter_context(contextlib.redirect_stderr(stderr))
-        log = logging.getLogger("resnet_jax")
-        _hand_to(log, logging.StreamHandler(), stack)
-        log.setLevel(logging.INFO)
+        ours = logging.getLogger("resnet_jax")
+        _hand_to(ours, logging.StreamHandler(), stack)
+        ours.setLevel(logging.INFO)
         # What libraries warn of is shown; their errors are raised as well, and are
         # told by whoever catches them.
         theirs = logging.StreamHandler()
@@ -97,6 +102,8 @@ def _settings() -> Iterator[tuple[contextlib.ExitStack, Stream]]:
         stack.callback(setattr, sys, "unraisablehook", sys.unraisablehook)
         sys.unraisablehook = lambda args: log.debug("ignored: %s", args.exc_value)
         stack.enter_context(warnings.catch_warnings())
+        stack.callback(setattr, warnings, "formatwarning", warnings.formatwarning)
+        warnings.formatwarning = lambda text, *_: f"{first_line(text)}\n"
         warnings.filterwarnings("ignore", "coroutine .* never awaited", RuntimeWarning)
         yield stack, stdout
 

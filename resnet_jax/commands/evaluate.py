@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from resnet_jax.errors import ConfigError
-from resnet_jax.fields import ranged
+from resnet_jax.commands.predict import UNUSED
+from resnet_jax.fields import flat, ranged, refuse
 from resnet_jax.report.options import SubjectConfig
 
 if TYPE_CHECKING:  # JAX wakes up inside
@@ -53,16 +53,19 @@ class EvaluateConfig(SubjectConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.tta and (self.images or self.compare):
-            raise ConfigError("--tta scores a data set: not with --images or --compare")
+        names = {one.name for one, _ in flat(self)}
         if self.compare:
-            if self.run is not None or self.weights is not None:
-                raise ConfigError("--compare takes run directories and nothing else")
+            others = names - {"compare", "page"}
+            refuse(self, others, "does nothing with --compare, but for --page")
             return
-        if self.report and self.run is None:
-            raise ConfigError("--report is a run's: name its directory")
-        if self.saliency and not self.images:
-            raise ConfigError("--saliency goes with --images")
+        refuse(self, ["page"], "goes with --compare")
+        if self.images:
+            others = names & {"tta", "report", "output", "export", *UNUSED}
+            refuse(self, others, "is of scores: not with --images")
+        else:
+            refuse(self, ["saliency"], "goes with --images")
+        if self.run is None:
+            refuse(self, ["report"], "is a run's: name its directory")
         self.check()
 
 

@@ -39,6 +39,8 @@ def main(options: ModelsConfig) -> None:
     from resnet_jax import models
 
     if options.what == "list":
+        names = [one.name for one, _ in fields.flat(options) if one.name != "what"]
+        fields.refuse(options, names, "goes with summary")
         print("\n".join(models.list_models()))
         return
     if options.name is None:

@@ -15,8 +15,10 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from resnet_jax.errors import ConfigError
-from resnet_jax.fields import ranged
+from resnet_jax.fields import ranged, refuse
 from resnet_jax.report.options import SubjectConfig
+
+UNUSED = ("batch_size",)  # fields of SubjectConfig
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ def main(options: PredictConfig) -> None:
     """Prints the most likely classes of each image."""
     from resnet_jax.devices import platform
 
+    refuse(options, UNUSED, "is of scores: files are taken one by one")
     paths = options.images
     if options.weights is not None and options.run is not None:  # all are images
         paths = (options.run, *paths)

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from resnet_jax.paths import shown
+
 
 class Stream:
     """A text stream whose failure is noted, and not raised; what follows is dropped."""
@@ -15,14 +17,13 @@ class Stream:
     def __init__(self, stream: Any) -> None:
         self._stream = stream
         self.failure: OSError | None = None
-        # Names of files need not be text: those that are not are shown escaped.
-        if isinstance(stream, io.TextIOWrapper):
+        if isinstance(stream, io.TextIOWrapper):  # it may not have all characters
             stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
         """Writes `text`, where that can be done."""
         with self._noting():
-            self._stream.write(text)
+            self._stream.write(shown(text))
         return len(text)
 
     def flush(self) -> None:

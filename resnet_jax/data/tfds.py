@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from resnet_jax import files
-from resnet_jax.errors import DataError, first_line
-from resnet_jax.paths import expand
+from resnet_jax.errors import ConfigError, DataError, first_line
+from resnet_jax.paths import expand, has_home
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +64,15 @@ def sha256(array: np.ndarray) -> str:
 
 
 def default_data_dir() -> Path:
-    """$TFDS_DATA_DIR, else ~/tensorflow_datasets, as tensorflow-datasets has it."""
-    return Path(expand(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
+    """$TFDS_DATA_DIR, else ~/tensorflow_datasets, as tensorflow-datasets has it.
+
+    Raises:
+      ConfigError: nothing says where, and the user has no home.
+    """
+    named = os.environ.get("TFDS_DATA_DIR")
+    if not named and not has_home():
+        raise ConfigError("there is no home folder for data: name one with --data-dir")
+    return Path(expand(named or "~/tensorflow_datasets"))
 
 
 def find(name: str, data_dir: Path) -> Path | None:

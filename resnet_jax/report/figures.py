@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from resnet_jax.paths import shown
+
 Records = Sequence[Mapping[str, Any]]  # of metrics.jsonl, a line an epoch
 
 # Okabe and Ito's colours, told apart by colour-blind eyes too.
@@ -40,7 +42,7 @@ def _style(index: int) -> dict[str, Any]:
 
 def _plain(text: str) -> str:
     """`text` from outside, of which matplotlib is to make no formula."""
-    return text.replace("$", r"\$")
+    return shown(text).replace("$", r"\$")
 
 
 def plot_curves(runs: Mapping[str, Records], path: Path) -> None:

@@ -8,6 +8,8 @@ from tyro.conf import Positional
 from resnet_jax import fields
 from resnet_jax.errors import ConfigError
 
+OF_RUNS = ("checkpoint", "seed")  # fields
+
 
 @dataclass(frozen=True)
 class SubjectConfig(fields.Group):
@@ -45,10 +47,12 @@ class SubjectConfig(fields.Group):
     """cpu, cuda, tpu, ... (default: JAX's choice)."""
 
     def check(self) -> None:
-        """Raises ConfigError unless this names one network."""
-        if self.seed is not None and self.run is None:
-            raise ConfigError("--seed is a run's: name its directory")
+        """Raises ConfigError unless this names one network, and nothing besides."""
+        if self.run is None:
+            fields.refuse(self, OF_RUNS, "is a run's: name its directory")
         if (self.run is None) == (self.weights is None):
             raise ConfigError("name a run directory, or --weights FILE --model NAME")
         if (self.weights is None) != (self.model is None):
             raise ConfigError("--weights and --model go together")
+        if self.weights is None:
+            fields.refuse(self, ["stem"], "goes with --weights: a run has its own")

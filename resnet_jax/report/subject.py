@@ -14,7 +14,7 @@ from resnet_jax.data.augment import parse_normalization
 from resnet_jax.data.dataset import Dataset, changed, differing, digest, subset
 from resnet_jax.errors import DataError
 from resnet_jax.models import factory
-from resnet_jax.report.options import SubjectConfig
+from resnet_jax.report.options import OF_RUNS, SubjectConfig
 from resnet_jax.run import restore
 from resnet_jax.run.directory import moved_data_dir, read_classes, read_run
 from resnet_jax.training import seeds
@@ -53,6 +53,7 @@ def load(
     source, run_dir = options.weights, Path(str(options.run))
     if source is None and hub.is_exported(run_dir):
         source = str(run_dir)
+        fields.refuse(options, OF_RUNS, f"is a run's, and {source} is exported")
     cfg = _config(options)
     factory.create(cfg.model, num_classes=0)  # a misspelt name, before a file is read
     weights = None if source is None else hub.read_weights(source, cfg.model.model)

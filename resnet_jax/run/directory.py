@@ -128,8 +128,8 @@ def check_data(run_dir: Path, then: dict[str, Any], now: dict[str, Any]) -> None
         )
 
 
-def check_resumable(cfg: Config, run_dir: Path) -> None:
-    """Says what `cfg` overrides of the run in `run_dir`, if there is one.
+def check_resumable(cfg: Config, run_dir: Path) -> str:
+    """What `cfg` overrides of the run in `run_dir`, if there is one, to be told.
 
     Raises:
       ConfigError: what lies there is not a run of `cfg`.
@@ -142,10 +142,10 @@ def check_resumable(cfg: Config, run_dir: Path) -> None:
                 "choose another --workdir, or remove it"
             )
     if newest_step(run_dir) is None:
-        return
+        return ""
     changed = fields.changes(read_config(run_dir / CONFIG), cfg)
     if not changed:
-        return
+        return ""
     shown = ", ".join(
         f"{name} {old} -> {new}" for name, (old, new, _) in changed.items()
     )
@@ -156,7 +156,7 @@ def check_resumable(cfg: Config, run_dir: Path) -> None:
             f"{run_dir} holds a run of another configuration ({shown}): "
             f"{way}another --workdir for a new run"
         )
-    print(f"{run_dir}: configuration overridden: {shown}")
+    return f", configuration overridden: {shown}"
 
 
 @contextlib.contextmanager

@@ -36,8 +36,10 @@ class Run:
     they have met, stop together where all ask for signals.
     """
 
-    def __init__(self, cfg: Config, run_dir: Path, signals: Signals) -> None:
-        self.dir = run_dir
+    def __init__(
+        self, cfg: Config, run_dir: Path, signals: Signals, overridden: str = ""
+    ) -> None:
+        self.dir, self._overridden = run_dir, overridden
         self.mesh = make_mesh(cfg.devices.devices, cfg.devices.platform)
         # Whether the other processes, if there are any, compute and do not listen.
         self.is_training = False
@@ -51,8 +53,7 @@ class Run:
         self._identity: dict[str, Any] = {}  # of the data
         self._schedule: Callable[[int], Any] = lambda step: math.nan
         self._measure: Measure | None = None
-        self._begun = time.monotonic()
-        self._compile_seconds = 0.0
+        self._begun, self._compile_seconds = time.monotonic(), 0.0
         self._startup_seconds: float | None = None  # to the end of the first step
         self._stack = contextlib.ExitStack()
         self._preparing = contextlib.ExitStack()
@@ -113,7 +114,7 @@ class Run:
         if self.is_finished:
             print(f"{self.dir} is finished: {done} steps done")
         elif self.resumed:
-            print(f"{self.dir} goes on after step {done}")
+            print(f"{self.dir} goes on after step {done}{self._overridden}")
         self._meet()
         return state
 
@@ -184,8 +185,7 @@ class Run:
 
         Several processes ask each other every log_every_steps.
         """
-        progress = self.progress
-        steps = progress.add(sums)
+        steps = (progress := self.progress).add(sums)
         if self._startup_seconds is None:
             jax.block_until_ready(sums)
             self._startup_seconds = time.monotonic() - self._begun
@@ -211,11 +211,11 @@ class Run:
         self.is_training = False  # all have the same numbers, and come here
         if self._checkpoints is not None:
             self._checkpoints.wait()  # for the last good one may be on its way
-        lr = float(self._schedule(step - 1))
         good = f" (last good checkpoint here: {directory.newest_step(self.dir)})"
         raise NonFiniteLossError(
-            f"{self._cfg.run.workdir}: {what} at step {step}, lr {lr:g}: try a smaller "
-            "--lr in another --workdir, or --debug-nans to see where"
+            f"{self._cfg.run.workdir}: {what} at step {step}, lr "
+            f"{float(self._schedule(step - 1)):g}: try a smaller --lr in another "
+            "--workdir, or --debug-nans to see where"
             f"{good if processes.is_first() else ''}"
         )
 

@@ -33,8 +33,8 @@ def open_run(cfg: Config) -> Iterator[Run]:
         try:
             stack.enter_context(claim(run_dir))
             signals = stack.enter_context(Signals())
-            check_resumable(cfg, run_dir)
-            run = Run(cfg, run_dir, signals)
+            overridden = check_resumable(cfg, run_dir)
+            run = Run(cfg, run_dir, signals, overridden)
             check_batch_size(
                 cfg.data.batch_size, run.mesh.size, cfg.devices.grad_accum_steps
             )

@@ -250,9 +250,10 @@ def compile_step(
     fed = partial(_fed, step)
     source = loader.source(loader.splits.train)
     sharding = state.step.sharding
-    if jax.config.values[
-        "jax_debug_nans"
-    ]:  # JAX runs it again, op by op, on the same arguments
+    config: Any = jax.config
+    # To find a NaN, JAX runs it again, op by op, on the same arguments; without jit
+    # there is nothing to compile.
+    if config.jax_debug_nans or config.jax_disable_jit:
         jitted = jax.jit(fed, out_shardings=sharding)
         return lambda state, batch: jitted(state, batch, source, key), 0.0
     jitted = jax.jit(fed, donate_argnums=0, out_shardings=sharding)

@@ -39,14 +39,14 @@ class Preprocessing(NamedTuple):
           ValueError: arrays are not uint8, or of another form.
         """
         if isinstance(images, np.ndarray | jax.Array):
-            form = tuple(images.shape[1:3])
-            if images.dtype != np.uint8 or images.ndim != 4:
+            is_batch = images.ndim == 4 and images.shape[-1] == len(self.mean)
+            if images.dtype != np.uint8 or not is_batch:
                 raise ValueError(
                     f"images are uint8 [B, H, W, {len(self.mean)}], or a list of such "
                     f"or of files; these are {images.dtype} {list(images.shape)}"
                 )
             # As data of one size are: resized where they are computed with.
-            if self.size == self.crop and form[0] == form[1]:
+            if self.size == self.crop and images.shape[1] == images.shape[2]:
                 x = normalize(images, mean=self.mean, std=self.std)
                 return resize(x, (self.crop, self.crop))
         whole = np.stack([self._fit(image) for image in images])
@@ -61,7 +61,7 @@ class Preprocessing(NamedTuple):
         if isinstance(image, Image.Image):
             return fit(image)
         array = np.asarray(image)
-        if array.dtype != np.uint8 or array.ndim != 3:
+        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != channels:
             raise ValueError(
                 f"an image is uint8 [H, W, {channels}], or a file; this is "
                 f"{array.dtype} {list(array.shape)}"

@@ -63,8 +63,8 @@ def test_names_that_are_not_text_are_shown_escaped():
     )
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (3, "a\\udcff\n")
-    assert done.stderr == "train.py: b\\udcff\n"
+    assert (done.returncode, done.stdout) == (3, "a\\xff\n")
+    assert done.stderr == "train.py: b\\xff\n"
 
 
 def test_a_bug_stays_a_traceback():
