@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from resnet_jax.commands.predict import UNUSED
+from resnet_jax.errors import ConfigError
 from resnet_jax.fields import flat, ranged, refuse
 from resnet_jax.report.options import SubjectConfig
 
@@ -55,6 +56,8 @@ class EvaluateConfig(SubjectConfig):
         super().__post_init__()
         names = {one.name for one, _ in flat(self)}
         if self.compare:
+            if self.run is not None or self.weights is not None:
+                raise ConfigError("--compare takes run directories and nothing else")
             others = names - {"compare", "page"}
             refuse(self, others, "does nothing with --compare, but for --page")
             return

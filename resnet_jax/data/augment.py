@@ -44,7 +44,7 @@ def parse_normalization(
             f"normalize {text!r}: one of {', '.join(NORMALIZATIONS)}, or mean and std "
             "as r,g,b/r,g,b of images scaled to [0, 1]"
         ) from None
-    if max(map(abs, mean)) > 1 or max(std) > 1:
+    if max(map(abs, mean)) > 1 or max(std) > 10:
         raise ConfigError(
             f"normalize {text} is of images from 0 to 255, and they are scaled to "
             "[0, 1] first: divide its numbers by 255"

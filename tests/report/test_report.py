@@ -146,8 +146,11 @@ def test_class_names_come_with_the_run(run_dir):
         ({"compare": ("a",), "run": "b"}, "--compare takes run directories"),
         ({"weights": "w", "model": "resnet8", "report": True}, "--report is a run's"),
         ({"run": "a", "saliency": True}, "--saliency goes with --images"),
-        ({"run": "a", "images": ("b",), "tta": True}, "--tta scores a data set"),
-        ({"compare": ("a",), "tta": True}, "--tta scores a data set"),
+        (
+            {"run": "a", "images": ("b",), "tta": True},
+            "--tta is of scores: not with --images",
+        ),
+        ({"compare": ("a",), "tta": True}, "--tta does nothing with --compare"),
     ],
 )
 def test_options_that_do_not_go_together(options, message):

@@ -1,0 +1,84 @@
+"""Every flag of a command does something, or is refused."""
+
+import pytest
+
+from resnet_jax import fields
+from resnet_jax.commands import models, predict
+from resnet_jax.commands.evaluate import EvaluateConfig
+from resnet_jax.errors import ConfigError
+from resnet_jax.report import subject
+from resnet_jax.report.options import SubjectConfig
+
+GIVEN = {
+    "checkpoint": "best",
+    "seed": 3,
+    "stem": "cifar",
+    "dataset": "digits",
+    "data_dir": "/data",
+    "normalize": "half",
+    "image_size": 8,
+    "batch_size": 7,
+    "devices": 1,
+    "platform": "cpu",
+    "tta": True,
+    "report": True,
+    "output": "o.json",
+    "saliency": True,
+    "page": "p.html",
+    "export": "e",
+    "images": ("a.png",),
+}
+RUN = {"run": "r"}
+WEIGHTS = {"weights": "w", "model": "resnet8"}
+MODES = {  # a call of evaluate, and the flags that mean nothing to it
+    "run": (RUN, {"stem", "saliency", "page"}),
+    "weights": (WEIGHTS, {"checkpoint", "seed", "report", "saliency", "page"}),
+    "images of a run": (
+        {**RUN, "images": ("a.png",)},
+        {"stem", "batch_size", "tta", "report", "output", "export", "page"},
+    ),
+    "images by weights": (
+        {**WEIGHTS, "images": ("a.png",)},
+        {"checkpoint", "seed", "batch_size", "tta", "report", "output", "export"}
+        | {"page"},
+    ),
+    "compare": ({"compare": ("a", "b")}, {*GIVEN, "run", "weights"} - {"page"}),
+}
+
+
+def test_every_flag_of_evaluate_is_in_the_table():
+    names = {one.name for one, _ in fields.flat(EvaluateConfig(run="r"))}
+    assert names == {*GIVEN, "run", "weights", "model", "compare"}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("flag", GIVEN)
+def test_a_flag_is_taken_or_refused_by_name(mode, flag):
+    call, refused = MODES[mode]
+    if flag in call:
+        return
+    if flag in refused:
+        with pytest.raises(ConfigError, match=f"--{flag.replace('_', '-')} "):
+            EvaluateConfig(**call, **{flag: GIVEN[flag]})
+    else:
+        EvaluateConfig(**call, **{flag: GIVEN[flag]})
+
+
+@pytest.mark.parametrize("flag", ["checkpoint", "seed"])
+def test_an_exported_folder_has_one_network(flag, tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    options = SubjectConfig(run=str(tmp_path), **{flag: GIVEN[flag]})
+    with pytest.raises(ConfigError, match=f"--{flag} is a run's, and .* is exported"):
+        subject.load(options)
+
+
+def test_predict_takes_files_one_by_one():
+    options = predict.PredictConfig(run="r", images=("a.png",), batch_size=3)
+    with pytest.raises(ConfigError, match="--batch-size is of scores"):
+        predict.main(options)
+
+
+@pytest.mark.parametrize("given", [{"name": "resnet18"}, {"stem": "cifar"}])
+def test_a_list_of_networks_wants_nothing_else(given):
+    with pytest.raises(ConfigError, match="goes with summary"):
+        models.main(models.ModelsConfig("list", **given))
