@@ -57,7 +57,7 @@ def scan(data_dir: Path) -> Listing:
     if not train.is_dir():
         raise DataError(
             f"{train} is no folder: images belong in {train}/CLASS/* and "
-            f"{data_dir / 'test'}/CLASS/*"
+            f"{data_dir / 'test'}/CLASS/*; --data-dir names the one above"
         )
     found = tuple(sorted(_classes(train)))
     if not found:

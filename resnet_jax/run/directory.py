@@ -26,7 +26,7 @@ METRICS = "metrics.jsonl"
 LAYERS = "layers.jsonl"
 CHECKPOINTS = "checkpoints"  # the folder of them
 FILES = (CONFIG, CLASSES, METRICS, LAYERS)
-LOCK, HOLDER = ".lock", ".holder.json"
+LOCK, SOFT_LOCK, HOLDER = ".lock", ".lock.soft", ".holder.json"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}  # of a file system
 
 
@@ -176,7 +176,7 @@ def claim(run_dir: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
-            lock = filelock.SoftFileLock(run_dir / LOCK)
+            lock = filelock.SoftFileLock(run_dir / SOFT_LOCK)
             lock.acquire(timeout=0)
     except filelock.Timeout:
         raise ConfigError(

@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import json
 import os
 import socket
@@ -117,3 +118,29 @@ def test_a_config_is_written_by_groups_and_read_back(tmp_path):
     assert found.run.workdir == os.path.abspath(cfg.run.workdir)
     assert fields.replace(found, workdir=cfg.run.workdir) == cfg
     assert directory.read_classes(tmp_path) == ("a", "b")
+
+
+def _refuse_locks(monkeypatch, number):
+    def flock(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+def test_where_a_file_system_has_no_locks_a_file_is_one(tmp_path, monkeypatch):
+    _refuse_locks(monkeypatch, errno.ENOLCK)
+    with directory.claim(tmp_path / "run"):
+        assert (tmp_path / "run" / ".lock.soft").exists()
+        with pytest.raises(ConfigError, match=f"in use by process {os.getpid()} on"):
+            with directory.claim(tmp_path / "run"):
+                pass
+    with directory.claim(tmp_path / "run"):  # it was given back
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ESTALE, errno.EDQUOT])
+def test_a_lock_that_is_refused_is_an_error_of_one_line(number, tmp_path, monkeypatch):
+    _refuse_locks(monkeypatch, number)
+    message = rf"cannot be locked \({os.strerror(number)}\): choose another --workdir"
+    with pytest.raises(ConfigError, match=message), directory.claim(tmp_path / "run"):
+        pass
