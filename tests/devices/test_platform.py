@@ -109,6 +109,20 @@ def test_nor_is_one_in_the_folder_of_another(no_cache, tmp_path, monkeypatch, ca
     assert f"others could write in {parent}" in caplog.text
 
 
+def test_without_a_home_it_is_said_once_and_the_work_goes_on(
+    no_cache, monkeypatch, caplog
+):
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    for name in ("RESNET_JAX_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    platform.prepare(None, None)
+    assert jax.config.jax_compilation_cache_dir is None
+    assert [record.getMessage() for record in caplog.records] == [
+        "compiled programs are not kept: a cache: no home folder: set HOME, or "
+        "RESNET_JAX_CACHE"
+    ]
+
+
 def test_programs_that_compile_in_no_time_are_kept_too(no_cache, monkeypatch):
     name = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
     monkeypatch.setenv(name, "1")
