@@ -1,9 +1,11 @@
+import os
 import struct
+import unicodedata
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from resnet_jax import data
 from resnet_jax.config import DataConfig
@@ -189,3 +191,143 @@ def test_a_bomb_is_refused(root, width, height, message):
         path.write_bytes(png(width, height))
     with pytest.raises(DataError, match=f"bomb.png cannot be read .*{message}"):
         load(root, size=224)
+
+
+def test_hidden_files_and_folders_are_passed_over_in_silence(root, caplog):
+    names = ("._0.png", ".hidden.png", "Thumbs.db", "desktop.ini", ".DS_Store")
+    for name in names:
+        (root / "train" / "cat" / name).write_bytes(b"no image")
+    for name in (".ipynb_checkpoints", "__MACOSX"):
+        for place in (root / "train", root / "train" / "dog"):
+            (place / name).mkdir()
+            make_image(1).save(place / name / "0.png")
+    images, _ = load(root)
+    assert len(images) == 6 and not caplog.records
+
+
+def test_other_files_are_counted_in_one_warning(root, caplog):
+    for name in ("a.gif", "b.GIF", "README", "notes.txt"):
+        (root / "train" / "cat" / name).touch()
+    (root / "train" / "dog" / "c.gif").touch()
+    assert len(load(root)[0]) == 6
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"{root / 'train'}: files that are no images by their names: "
+        "3 .gif, 1 .txt, 1 without a suffix"
+    )
+
+
+def test_a_link_that_leads_up_multiplies_no_images(root, caplog):
+    cat = root / "train" / "cat"
+    (cat / "more").mkdir()
+    (cat / "more" / "self").symlink_to(cat)
+    (cat / "up").symlink_to(root / "train")
+    (root / "elsewhere").mkdir()
+    make_image(1).save(root / "elsewhere" / "0.png")
+    (cat / "once").symlink_to(root / "elsewhere")
+    (cat / "twice").symlink_to(root / "elsewhere")
+    assert len(load(root)[0]) == 7
+    for name, place in (("more/self", "train/cat"), ("up", "train")):
+        assert f"{cat / name} leads to {root / place}, which is read" in caplog.text
+    assert f"{cat / 'twice'} leads to {root / 'elsewhere'}" in caplog.text
+    assert len(caplog.records) == 3
+
+
+def test_a_folder_that_cannot_be_read_is_named(root, monkeypatch):
+    locked = root / "train" / "cat" / "locked"
+    locked.mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.fspath(path) == str(locked):
+            raise PermissionError(13, "Permission denied", str(locked))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=f"^{locked} cannot be read .Permission denied"):
+        load(root)
+
+
+def test_a_class_is_the_same_in_both_forms_of_unicode(root):
+    composed = "caf\u00e9"
+    decomposed = unicodedata.normalize("NFD", composed)
+    (root / "train" / "cat").rename(root / "train" / decomposed)
+    (root / "test" / "cat").rename(root / "test" / composed)
+    found = folder.scan(root)
+    assert found.class_names == (composed, "dog")
+    assert [len(split.paths) for split in found.splits] == [6, 2]
+    (root / "train" / composed).mkdir()
+    with pytest.raises(DataError, match=f"train has two folders .* {composed}, once"):
+        folder.scan(root)
+
+
+def test_a_class_whose_name_is_not_utf_8_is_shown_escaped(root):
+    for split in ("train", "test"):
+        (root / split / "cat").rename(root / split / os.fsdecode(b"c\xff"))
+    found = folder.scan(root)
+    assert found.class_names == ("c\\xff", "dog")
+    assert len(load(root)[0]) == 6
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_16_bits_are_scaled_and_not_cut_off(root, suffix):
+    ramp = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
+    path = root / f"ramp.{suffix}"
+    if suffix == "pgm":
+        path.write_bytes(b"P5 16 16 65535\n" + ramp.astype(">u2").tobytes())
+    else:
+        Image.fromarray(ramp).save(path)
+    found = folder.read_image(path, size=16, crop_pct=1.0, channels=1)
+    np.testing.assert_array_equal(found[..., 0], ramp // 257)
+    coloured = folder.read_image(path, size=16, crop_pct=1.0)
+    np.testing.assert_array_equal(coloured, np.repeat(found, 3, -1))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [(np.float32, "floats"), (np.int32, "32 bits")]
+)
+def test_pixels_of_no_known_range_are_refused(root, dtype, kind):
+    path = root / "train" / "cat" / "deep.tif"
+    Image.fromarray(np.zeros((8, 8), dtype)).save(path)
+    message = f"deep.tif cannot be read .pixels of {kind}, of no known range"
+    with pytest.raises(DataError, match=message):
+        load(root)
+
+
+def test_exif_that_cannot_be_read_is_not_the_image_s_fault(root, monkeypatch):
+    image = make_image(7, (8, 8))
+    path = root / "image.png"
+    image.save(path, exif=b"Exif\0\0no tags")
+    found = folder.read_image(path, size=8, crop_pct=1.0)
+    np.testing.assert_array_equal(found, np.asarray(image))
+    for fault in (SyntaxError("not a TIFF file"), struct.error("short"), KeyError(1)):
+
+        def getexif(self, fault=fault):
+            raise fault
+
+        monkeypatch.setattr(Image.Image, "getexif", getexif)
+        found = folder.read_image(path, size=8, crop_pct=1.0)
+        np.testing.assert_array_equal(found, np.asarray(image))
+
+
+@pytest.mark.parametrize("orientation", [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+def test_all_orientations_are_those_of_pillow(root, orientation):
+    image = make_image(7, (8, 8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = root / "turned.png"
+    image.save(path, exif=exif)
+    found = folder.read_image(path, size=8, crop_pct=1.0)
+    with Image.open(path) as opened:
+        wanted = ImageOps.exif_transpose(opened)
+        np.testing.assert_array_equal(found, np.asarray(wanted))
+
+
+def test_a_folder_for_validation_is_no_folder_for_tests(root):
+    (root / "test").rename(root / "val")
+    message = f"test is missing, .*: rename or link {root / 'val'}$"
+    with pytest.raises(DataError, match=message):
+        describe(root)
+    (root / "val").rename(root / "other")
+    with pytest.raises(DataError, match="test is missing, .*: make it$"):
+        describe(root)
