@@ -16,7 +16,7 @@ from resnet_jax.paths import expand
 # What a resume may change: nothing; a field with --override; or a field freely, because
 # it belongs to one invocation and not to the run.
 Resume = Literal["same", "override", "free"]
-PathKind = Literal["", "as typed", "absolute", "absolute or name"]
+PathKind = Literal["", "as typed", "absolute"]
 T = TypeVar("T")
 
 
@@ -30,6 +30,7 @@ def ranged(
     alters_features: bool = False,
     one_seed: bool = False,
     path: PathKind = "",
+    names: tuple[str, ...] = (),
 ) -> Any:
     """A dataclass field with what is known about its values.
 
@@ -40,8 +41,8 @@ def ranged(
         image differ from step to step.
       one_seed: whether it is not for a run of several seeds.
       path: whether it is a path, of which ~ is a home folder; kept as it was typed, or
-        made absolute where it is to mean the same in another folder. What may be a
-        name is one where there is no such file.
+        made absolute where it is to mean the same in another folder.
+      names: values of a path that are none.
     """
     known = {
         "within": within,
@@ -51,6 +52,7 @@ def ranged(
         "alters_features": alters_features,
         "one_seed": one_seed,
         "path": path,
+        "names": names,
     }
     return field(default=default, metadata=known)
 
@@ -67,7 +69,7 @@ class Group:
             value = getattr(self, one.name)
             if value is not None and one.metadata:
                 _check(one.name, value, **one.metadata)
-                if one.metadata["path"]:
+                if one.metadata["path"] and value not in one.metadata["names"]:
                     found = _as_path(value, one.metadata["path"])
                     object.__setattr__(self, one.name, found)
 
@@ -77,8 +79,7 @@ def _as_path(value: Any, kind: PathKind) -> Any:
     if isinstance(value, tuple):
         return tuple(_as_path(one, kind) for one in value)
     found = expand(value)
-    is_name = kind == "absolute or name" and not os.path.exists(found)
-    return found if kind == "as typed" or is_name else os.path.abspath(found)
+    return os.path.abspath(found) if kind == "absolute" else found
 
 
 def _check(

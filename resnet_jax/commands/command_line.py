@@ -46,7 +46,7 @@ def command_line(
     if owns_process:
         start_with_huge_pages()
     code = 1
-    with _settings() as (stack, stdout):
+    with _settings(owns_process) as (stack, stdout):
         try:
             if owns_process:
                 environment.look()
@@ -82,22 +82,25 @@ def command_line(
 
 
 @contextlib.contextmanager
-def _settings() -> Iterator[tuple[contextlib.ExitStack, Stream]]:
+def _settings(owns_process: bool) -> Iterator[tuple[contextlib.ExitStack, Stream]]:
     """What a command changes of its process, and the stack that takes it back."""
     with contextlib.ExitStack() as stack:
         open_missing()
-        stdout, stderr = Stream(sys.stdout), Stream(sys.stderr)
+        stdout = Stream(sys.stdout, is_own=owns_process)
+        stderr = Stream(sys.stderr, is_own=owns_process)
         stack.enter_context(contextlib.redirect_stdout(stdout))
         stack.enter_context(contextlib.redirect_stderr(stderr))
         ours = logging.getLogger("resnet_jax")
         _hand_to(ours, logging.StreamHandler(), stack)
-        ours.setLevel(logging.INFO)
+        narrator = logging.getLogger("asyncio")
+        for each, level in ((ours, logging.INFO), (narrator, logging.CRITICAL)):
+            stack.callback(each.setLevel, each.level)
+            each.setLevel(level)
         # What libraries warn of is shown; their errors are raised as well, and are
         # told by whoever catches them.
         theirs = logging.StreamHandler()
         theirs.addFilter(lambda record: record.levelno == logging.WARNING)
         _hand_to(logging.getLogger("absl"), theirs, stack)
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         # Where orbax meets a damaged file it leaves tasks whose destructors complain.
         stack.callback(setattr, sys, "unraisablehook", sys.unraisablehook)
         sys.unraisablehook = lambda args: log.debug("ignored: %s", args.exc_value)

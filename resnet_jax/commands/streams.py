@@ -12,10 +12,14 @@ from resnet_jax.paths import shown
 
 
 class Stream:
-    """A text stream whose failure is noted, and not raised; what follows is dropped."""
+    """A text stream whose failure is noted, and not raised; what follows is dropped.
 
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
+    Args:
+      is_own: whether its descriptor is this program's to give up.
+    """
+
+    def __init__(self, stream: Any, *, is_own: bool = True) -> None:
+        self._stream, self._is_own = stream, is_own
         self.failure: OSError | None = None
         if isinstance(stream, io.TextIOWrapper):  # it may not have all characters
             stream.reconfigure(errors="backslashreplace")
@@ -39,10 +43,11 @@ class Stream:
         try:
             yield
         except OSError as error:
+            if self.failure is None and self._is_own:
+                # For what is in buffers: at its end Python tries to write that.
+                with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
+                    os.dup2(nowhere.fileno(), self._stream.fileno())
             self.failure = self.failure or error
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())  # for what is in buffers, too
-            os.close(nowhere)
 
     @property
     def is_lost(self) -> bool:

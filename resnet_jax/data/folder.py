@@ -234,6 +234,7 @@ def fit(
     """
     from PIL import Image
 
+    file.load()  # by which Pillow itself turns a TIFF
     image = _upright(file, _to_8_bits(file))
     image = image.convert("L" if channels == 1 else "RGB")
     side = round(size / crop_pct)
