@@ -33,16 +33,19 @@ def module(layer, x, **options):
     return layer.apply(variables, x, **options, mutable=["batch_stats"])
 
 
-def network(x):
-    model = models.ResNet(
+def make_network():
+    return models.ResNet(
         num_classes=3, block=models.BasicBlock, stage_sizes=(1,), widths=(4,),
         stem="cifar",
     )  # fmt: skip
-    return module(model, x, train=True)
+
+
+def network(x):
+    return module(make_network(), x, train=True)
 
 
 def cam(images, classes):
-    model = resnet_jax.create_model("resnet8", num_classes=3)
+    model = make_network()
     variables = jax.jit(lambda: model.init(KEY, X, train=False))()
     return grad_cam(model, variables, images, classes)
 

@@ -89,6 +89,7 @@ def three(digits_run):
     return *_TRAINED, options
 
 
+@pytest.mark.process  # whole runs of three networks
 def test_a_run_of_seeds_is_the_runs_of_each(three, digits_run):
     cfg, run_dir, options = three
     lines, together = lines_of(run_dir), state_of(run_dir, 6)
@@ -220,6 +221,7 @@ def test_seeds_want_images_in_memory():
         next(loader.train(0))
 
 
+@pytest.mark.process  # whole runs of three networks
 def test_evaluation_scores_each_seed_and_their_ensemble(three, tmp_path):
     _, run_dir, _ = three
     output = tmp_path / "found.json"
@@ -242,6 +244,7 @@ def test_evaluation_scores_each_seed_and_their_ensemble(three, tmp_path):
         assert one["accuracy"] == pytest.approx(accuracy) and "seeds" not in one
 
 
+@pytest.mark.process  # whole runs of three networks
 def test_a_seed_s_report_shows_its_own_figures(three, monkeypatch):
     _, run_dir, _ = three
     drawn = []
@@ -321,6 +324,7 @@ def test_what_does_not_go_with_seeds_is_refused(options, message):
         make_config(**{"num_seeds": 2, **options})
 
 
+@pytest.mark.process  # whole runs of three networks
 @pytest.mark.parametrize(
     "options, message",
     [
