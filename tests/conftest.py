@@ -188,4 +188,5 @@ def digits_run(one_block, tmp_path, monkeypatch):
         return cfg, Path(cfg.run.workdir)
 
     use(128)
+    run.use = use  # the images of a run that is trained already
     return run

@@ -84,6 +84,7 @@ def three(digits_run):
     options |= {"schedule": "cosine", "ema_decay": 0.5}
     # Batches of one size, to train and to score, are compiled once.
     options |= {"max_train_samples": 75, "batch_size": 20, "eval_batch_size": 15}
+    digits_run.use(options["num_train"])
     if not _TRAINED:
         _TRAINED[:] = digits_run(**options, seed=5, num_seeds=3)
     return *_TRAINED, options
