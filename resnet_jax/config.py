@@ -108,7 +108,7 @@ class AugmentConfig(Group):
 class TransferConfig(Group):
     """Pretrained weights, and what of them is trained."""
 
-    pretrained: str | None = ranged(None, path="absolute", names=("imagenet",))
+    pretrained: str | None = ranged(None, path="as typed", resume="override")
     """Begin from a weights file, an exported folder, or torchvision's: imagenet."""
     reset_head: bool = False
     """Draw the last layer again even if the weights have one of this shape."""

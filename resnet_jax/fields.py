@@ -30,7 +30,6 @@ def ranged(
     alters_features: bool = False,
     one_seed: bool = False,
     path: PathKind = "",
-    names: tuple[str, ...] = (),
 ) -> Any:
     """A dataclass field with what is known about its values.
 
@@ -42,7 +41,6 @@ def ranged(
       one_seed: whether it is not for a run of several seeds.
       path: whether it is a path, of which ~ is a home folder; kept as it was typed, or
         made absolute where it is to mean the same in another folder.
-      names: values of a path that are none.
     """
     known = {
         "within": within,
@@ -52,7 +50,6 @@ def ranged(
         "alters_features": alters_features,
         "one_seed": one_seed,
         "path": path,
-        "names": names,
     }
     return field(default=default, metadata=known)
 
@@ -69,7 +66,7 @@ class Group:
             value = getattr(self, one.name)
             if value is not None and one.metadata:
                 _check(one.name, value, **one.metadata)
-                if one.metadata["path"] and value not in one.metadata["names"]:
+                if one.metadata["path"]:
                     found = _as_path(value, one.metadata["path"])
                     object.__setattr__(self, one.name, found)
 

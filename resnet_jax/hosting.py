@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 _OURS = ("train.py", "evaluate.py", "resnet-jax")
-_WITH_VALUE = ("-W", "-X", "--check-hash-based-pycs")
 
 
 def owns_process() -> bool:
@@ -15,15 +14,27 @@ def owns_process() -> bool:
     """
     arguments = iter(sys.orig_argv[1:])
     for argument in arguments:
-        if argument == "-m":
-            return next(arguments, "").split(".")[0] == "resnet_jax"
-        if argument in _WITH_VALUE:
+        if argument.startswith("--"):  # --check-hash-based-pycs alone has a value
             next(arguments, "")
-        elif not argument.startswith("-"):
+            continue
+        if not argument.startswith("-"):
             return _is_our_script(argument)
-        elif argument.startswith("-c"):
+        kind, value = _split(argument)
+        if kind == "c":
             return False
+        if kind and not value:
+            value = next(arguments, "")
+        if kind == "m":
+            return value.split(".")[0] == "resnet_jax"
     return False
+
+
+def _split(argument: str) -> tuple[str, str]:
+    """The option of Python's in `argument` that has a value, and the value in it."""
+    for index, letter in enumerate(argument):
+        if letter in "cmWX":
+            return letter, argument[index + 1 :]
+    return "", ""
 
 
 def _is_our_script(name: str) -> bool:

@@ -20,6 +20,8 @@ def expand(path: str) -> str:
             f"{path} is a URL, and only folders and files of this machine are read and "
             "written: mount it, or copy what it names, and give the path"
         )
+    if os.path.lexists(path):  # it may begin with ~
+        return path
     found = os.path.expanduser(path)
     if path.startswith("~") and found == path:
         raise ConfigError(

@@ -134,7 +134,9 @@ def test_layers_name_the_form_that_they_take():
     conv, linear = Conv(4, 3), Linear(4)
     with pytest.raises(ConfigError, match=r"^Conv takes images \[B, H, W, 3\], these"):
         conv.apply(conv.init(KEY, X), X[..., :2])
-    with pytest.raises(ConfigError, match=r"^Linear takes features \[B, 3\], these"):
+    with pytest.raises(
+        ConfigError, match=r"^Linear takes features \[\.\.\., 3\], these"
+    ):
         linear.apply(linear.init(KEY, X[:, 0, 0]), X[:, 0, 0, :2])
 
 
@@ -162,3 +164,18 @@ def test_flax_itself_says_which_collection_must_be_mutable():
     layer = layers.BatchNorm()
     with pytest.raises(flax.errors.ModifyScopeVariableError, match="batch_stats"):
         layer.apply(layer.init(KEY, X, train=True), X, train=True)
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 4), (2, 3, 4)])
+def test_a_linear_layer_takes_any_leading_axes(shape):
+    layer, x = Linear(5), np.ones(shape, np.float32)
+    variables = layer.init(KEY, x)
+    kernel, bias = (variables["params"][name] for name in ("kernel", "bias"))
+    expected = x @ np.asarray(kernel) + np.asarray(bias)
+    np.testing.assert_allclose(layer.apply(variables, x), expected, rtol=1e-6)
+
+
+def test_pixels_of_32_bits_in_memory_are_refused():
+    image = Image.fromarray(np.full((8, 8), 128, np.int32))
+    with pytest.raises(ValueError, match="pixels of 32 bits, of no known range"):
+        Preprocessing(8, 8, (0.5,), (0.25,))([image])

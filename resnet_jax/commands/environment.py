@@ -27,5 +27,7 @@ def look() -> None:
     probe = "from jaxlib import xla_client; xla_client.make_cpu_client()"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
     if done.returncode:
-        reason = first_line(done.stderr).split("] ")[-1]
+        lines = done.stderr.strip().splitlines() or ["XLA_FLAGS"]
+        said = [line for line in lines if "XLA_FLAGS" in line] or lines
+        reason = first_line(said[-1]).split("] ")[-1]
         raise ConfigError(f"{reason}: put it right, or unset XLA_FLAGS")

@@ -21,7 +21,8 @@ class Stream:
     def __init__(self, stream: Any, *, is_own: bool = True) -> None:
         self._stream, self._is_own = stream, is_own
         self.failure: OSError | None = None
-        if isinstance(stream, io.TextIOWrapper):  # it may not have all characters
+        # It may not have all characters.
+        if is_own and isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
@@ -48,6 +49,8 @@ class Stream:
                 with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
                     os.dup2(nowhere.fileno(), self._stream.fileno())
             self.failure = self.failure or error
+        except ValueError:  # it was closed
+            self.failure = self.failure or OSError(errno.EBADF, "closed")
 
     @property
     def is_lost(self) -> bool:

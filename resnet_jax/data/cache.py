@@ -24,9 +24,11 @@ def _fingerprint(directory: Path) -> str:
 
 def load(name: str, directory: Path) -> Arrays | None:
     """The arrays that were last read from `directory`, if it has not changed since."""
-    path = Path(f"{name}.npz")
     try:
-        path = cache_dir() / path
+        path = cache_dir() / f"{name}.npz"
+    except FileNotFoundError:  # no home, which was said
+        return None
+    try:
         # Opened here: np.load would leave a damaged file open.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             if file["fingerprint"].item() != _fingerprint(directory):

@@ -75,13 +75,14 @@ def differing(then: Sequence[str], now: Sequence[str]) -> str:
     return f"class {index} was {old!a}, is {new!a}{counts}"
 
 
-def digest(dataset: Dataset) -> str:
+def digest(dataset: Dataset, *, unread: bool = False) -> str:
     """The sha256 of its images and labels, in their order.
 
-    For images that are not in memory, only of how many there are, which it says.
+    For images that are not in memory, or are to be taken as such, only of how many
+    there are, which it says.
     """
     labels = sha256(dataset.labels)
-    if not isinstance(dataset.images, np.ndarray):
+    if unread or not isinstance(dataset.images, np.ndarray):
         return f"{UNREAD}{dataset.images.shape} {labels}"
     form = f"{dataset.images.dtype} {dataset.images.shape}"
     images = dataset.images_sha256 or sha256(dataset.images)

@@ -285,7 +285,7 @@ def _to_8_bits(image: "Image.Image") -> "Image.Image":
     if not is_16 and image.mode not in ("I", "F"):
         return image
     # Pillow has 16 bits of PNG and PPM as "I" as well.
-    if not is_16 and (image.mode == "F" or image.format not in (None, "PNG", "PPM")):
+    if not is_16 and (image.mode == "F" or image.format not in ("PNG", "PPM")):
         bits = "floats" if image.mode == "F" else "32 bits"
         raise ValueError(f"pixels of {bits}, of no known range: save them with 8 or 16")
     values = np.asarray(image).astype(np.float64)

@@ -66,7 +66,8 @@ def storage_dtype(dtype: jnp.dtype, param_dtype: jnp.dtype | None = None) -> jnp
 
 
 class Linear(nn.Module):
-    """torch.nn.Linear with its initialisation: x [B, C] to [B, features]."""
+    """torch.nn.Linear with its initialisation: x [..., C] to
+    [..., features]."""
 
     features: int
     dtype: jnp.dtype = jnp.float32
@@ -78,12 +79,12 @@ class Linear(nn.Module):
         shape = (x.shape[-1], self.features)
         if self.has_variable("params", "kernel"):
             shape = self.get_variable("params", "kernel").shape
-        if x.ndim != 2 or x.shape[-1] != shape[0]:
+        if x.shape[-1] != shape[0]:
             raise ConfigError(
-                f"{' '.join(['Linear', *self.path])} takes features [B, {shape[0]}], "
+                f"{' '.join(['Linear', *self.path])} takes features [..., {shape[0]}], "
                 f"these are {list(x.shape)}"
             )
         kernel = self.param("kernel", KERNEL_INITS["torch"], shape, param_dtype)
         bias = self.param("bias", bias_init(shape[0]), (self.features,), param_dtype)
         x = x.astype(self.dtype) @ kernel.astype(self.dtype)
-        return x + bias.astype(self.dtype).reshape(1, -1)
+        return x + bias.astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))

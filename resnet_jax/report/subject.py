@@ -11,7 +11,14 @@ from resnet_jax import fields
 from resnet_jax.config import AugmentConfig, Config, DataConfig, ModelConfig
 from resnet_jax.data import sources
 from resnet_jax.data.augment import parse_normalization
-from resnet_jax.data.dataset import Dataset, changed, differing, digest, subset
+from resnet_jax.data.dataset import (
+    UNREAD,
+    Dataset,
+    changed,
+    differing,
+    digest,
+    subset,
+)
 from resnet_jax.errors import DataError
 from resnet_jax.models import factory
 from resnet_jax.report.options import OF_RUNS, SubjectConfig
@@ -33,6 +40,7 @@ class Subject(NamedTuple):
     class_names: tuple[str, ...] | None  # None if nothing says them
     seed_index: int | None = None  # among several of a run
     data: dict[str, Any] | None = None  # of its training; None if nothing says it
+    is_resized: bool = False  # by the options, so that pixels cannot be compared
 
 
 def load(
@@ -79,7 +87,16 @@ def load(
         variables = convert.from_torch(weights, template)
         state = TrainState(step=0, opt_state=(), **variables)  # type: ignore[arg-type]
         title = f"{source}: {cfg.model.model} on {cfg.data.dataset}"
-        return Subject(title, cfg, model, state, shape, class_names, data=data)
+        return Subject(
+            title,
+            cfg,
+            model,
+            state,
+            shape,
+            class_names,
+            data=data,
+            is_resized=options.image_size is not None,
+        )
     return _of_run(options, one, cfg, model, template, shape, class_names)
 
 
@@ -106,7 +123,10 @@ def _of_run(
         cfg = fields.replace(cfg, seed=cfg.seed + index, num_seeds=1)
         title += f", seed {cfg.seed}"
     state = TrainState(step=step, opt_state=(), **variables)  # type: ignore[arg-type]
-    return Subject(title, cfg, model, state, shape, class_names, index, data)
+    is_resized = options.image_size is not None
+    return Subject(
+        title, cfg, model, state, shape, class_names, index, data, is_resized
+    )
 
 
 def _is_imagenets(weights: convert.StateDict) -> bool:
@@ -187,7 +207,9 @@ def check_data(subject: Subject, test: Dataset) -> str:
             f"{subject.title}: its classes are not the data's "
             f"({differing(known, test.class_names)}): choose --dataset or --data-dir"
         )
-    if subject.data is None:
+    if subject.data is None or subject.is_resized:
         return ""
-    now = {"test data": digest(subset(test, subject.cfg.data.max_test_samples))}
+    scored = subset(test, subject.cfg.data.max_test_samples)
+    unread = str(subject.data["test data"]).startswith(UNREAD)
+    now = {"test data": digest(scored, unread=unread)}
     return "other test images than in training" if changed(subject.data, now) else ""

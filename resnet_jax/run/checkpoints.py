@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from resnet_jax import files
 from resnet_jax.devices import processes
 from resnet_jax.errors import CheckpointError, ConfigError, first_line
 from resnet_jax.run import restore
@@ -45,6 +46,8 @@ class Checkpoints:
 
     def __init__(self, run_dir: Path, keep: int, layout: dict[str, str]) -> None:
         self._dir, self._keep = run_dir, keep
+        # orbax will not make it for one of several processes, nor at a link's end
+        files.check_writable(run_dir / CHECKPOINTS, "folder", "--workdir")
         self._decide_bits = {
             **{name: importlib.metadata.version(name) for name in _PACKAGES},
             **layout,
@@ -57,8 +60,6 @@ class Checkpoints:
         self._manager = self._make_manager()
 
     def _make_manager(self) -> ocp.CheckpointManager:
-        # orbax will not make it for one of several processes, nor at a link's end
-        (self._dir / CHECKPOINTS).mkdir(exist_ok=True)
         options = ocp.CheckpointManagerOptions(
             cleanup_tmp_directories=True,
             **{} if processes.is_alone() else _FIRST,
@@ -183,8 +184,13 @@ class Checkpoints:
         steps = sorted(self._manager.all_steps())
         kept = {*steps[-self._keep :], restore.best_step(self._records, steps)}
         for step in steps:
-            if step not in kept:
+            if step in kept:
+                continue
+            try:
                 self._manager.delete(step)
+            except Exception as error:  # orbax raises of every kind
+                reason = first_line(error)
+                log.warning("%s: checkpoint %d stays: %s", self._dir, step, reason)
 
     def _give_up(self, error: Exception) -> str:
         """Warns, and makes ready for another try."""

@@ -202,8 +202,9 @@ def claim(run_dir: Path) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):  # it has vanished, or cannot be written now
             (run_dir / HOLDER).unlink(missing_ok=True)
-            if set(run_dir.iterdir()) <= {run_dir / LOCK}:
+            if set(run_dir.iterdir()) <= {run_dir / LOCK, run_dir / SOFT_LOCK}:
                 (run_dir / LOCK).unlink(missing_ok=True)
+                lock.release()  # with which a soft one goes
                 run_dir.rmdir()
         lock.release()
 

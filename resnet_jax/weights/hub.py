@@ -213,6 +213,7 @@ def load_pretrained(
       ConfigError: an unknown name.
       DataError: the weights cannot be had, or are damaged.
     """
+    source = expand(str(source))
     if is_exported(source):
         info = read_info(source)
         known, shown = info["architecture"], info["preprocessing"]
@@ -222,7 +223,7 @@ def load_pretrained(
         preprocessing = Preprocessing(
             shown["size"], shown["image_size"], mean, std, tuple(info["class_names"])
         )
-        spec = str(source)
+        spec = source
     elif source in IMAGENET:
         cfg, own, channels = ModelConfig(model=str(source)), 1000, 3
         spec = "imagenet"

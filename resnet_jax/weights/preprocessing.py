@@ -56,8 +56,10 @@ class Preprocessing(NamedTuple):
         crop_pct, channels = self.crop / self.size, len(self.mean)
         fit = partial(folder.fit, size=self.crop, crop_pct=crop_pct, channels=channels)
         if isinstance(image, str | Path):
-            with Image.open(image) as file:
-                return fit(file)
+            path, size = Path(image), self.crop
+            return folder.read_image(
+                path, size=size, crop_pct=crop_pct, channels=channels
+            )
         if isinstance(image, Image.Image):
             return fit(image)
         array = np.asarray(image)

@@ -63,3 +63,10 @@ def test_what_a_file_system_answers_is_one_line(errno, code):
         done.stderr.startswith("train.py: runs/a: ") and done.stderr.count("\n") == 1
     )
     assert is_line == (code == 2)
+
+
+def test_a_value_that_xla_cannot_take_is_named(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=0")
+    with pytest.raises(ConfigError) as caught:
+        environment.look()
+    assert not str(caught.value).startswith("Traceback")

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_jax import fields
+from resnet_jax import data, fields
 from resnet_jax.commands import evaluate, train
 from resnet_jax.commands.evaluate import EvaluateConfig
 from resnet_jax.errors import ConfigError, DataError
-from resnet_jax.report import figures
+from resnet_jax.report import figures, subject
+from resnet_jax.report.options import SubjectConfig
 
 NOTE = "other test images than in training"
 
@@ -123,3 +124,21 @@ def test_class_names_are_shown_where_they_differ(trained, capsys):
         (root / split / "hound").rename(root / split / "dog")
     with pytest.raises(DataError, match=r"\(class 0 was 'cat', is 'ant', 2 and 3 in"):
         printed(capsys, run_dir)
+
+
+def test_of_resized_images_nothing_is_said(trained, capsys):
+    _, run_dir, _ = trained
+    assert printed(capsys, run_dir, image_size=16)[-1].endswith("n 6")
+
+
+def test_images_that_training_did_not_hold_are_known_by_their_number_and_labels(
+    trained, capsys
+):
+    cfg, run_dir, root = trained
+    test = data.load_test(fields.replace(cfg.data, max_test_samples=None)).test
+    found = subject.load(SubjectConfig(run=str(run_dir)))
+    scored = data.subset(test, 4)
+    then = {"test data": data.digest(scored, unread=True)}
+    assert subject.check_data(found._replace(data=then), test) == ""
+    fewer = test.take(np.array([1, 1, 1, 1, 1, 1]))
+    assert subject.check_data(found._replace(data=then), fewer) == NOTE

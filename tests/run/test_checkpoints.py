@@ -1,5 +1,6 @@
 """Stores that keep nothing of what they say is written."""
 
+import errno
 import json
 import os
 import shutil
@@ -8,7 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from resnet_jax.errors import CheckpointError
+from resnet_jax.errors import CheckpointError, ConfigError
 from resnet_jax.run.checkpoints import Checkpoints
 
 STATE = {"params": {"w": np.arange(6, dtype=np.float32), "b": np.ones(2, np.float32)}}
@@ -114,3 +115,23 @@ def test_older_checkpoints_go_when_the_new_one_was_read_back(
     assert steps(tmp_path)[0] == 1
     assert opened.wait() is None
     assert seen == [[1, 2]] and steps(tmp_path) == [2]
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_stays(
+    digits_run, monkeypatch, caplog
+):
+    def delete(manager, step):
+        raise PermissionError(errno.EACCES, "Permission denied", "manifest")
+
+    monkeypatch.setattr(ocp.CheckpointManager, "delete", delete)
+    _, run_dir = digits_run(epochs=2, num_train=32, keep_checkpoints=1)
+    found = {path.name for path in (run_dir / "checkpoints").iterdir()}
+    assert {"1", "2"} <= found
+    assert "checkpoint 1 stays: [Errno 13] Permission denied" in caplog.text
+
+
+def test_checkpoints_that_are_no_folder_are_an_error_of_one_line(digits_run, tmp_path):
+    (tmp_path / "run0").mkdir()
+    (tmp_path / "run0" / "checkpoints").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="checkpoints cannot be written"):
+        digits_run(epochs=1, num_train=32)

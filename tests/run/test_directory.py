@@ -136,6 +136,7 @@ def test_where_a_file_system_has_no_locks_a_file_is_one(tmp_path, monkeypatch):
                 pass
     with directory.claim(tmp_path / "run"):  # it was given back
         pass
+    assert not (tmp_path / "run").exists()  # nothing was put there
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ESTALE, errno.EDQUOT])
