@@ -134,9 +134,7 @@ def test_layers_name_the_form_that_they_take():
     conv, linear = Conv(4, 3), Linear(4)
     with pytest.raises(ConfigError, match=r"^Conv takes images \[B, H, W, 3\], these"):
         conv.apply(conv.init(KEY, X), X[..., :2])
-    with pytest.raises(
-        ConfigError, match=r"^Linear takes features \[.{3}, 3\], "
-    ):
+    with pytest.raises(ConfigError, match=r"^Linear takes features \[.{3}, 3\], "):
         linear.apply(linear.init(KEY, X[:, 0, 0]), X[:, 0, 0, :2])
 
 
