@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -123,7 +124,9 @@ class Checkpoints:
         self._check_there()
         self.wait()
         state = jax.device_get(state)
-        self._records = list(manifest["metrics"])
+        # As it is now: orbax writes it while the run goes on.
+        manifest = json.loads(json.dumps(manifest))
+        self._records = manifest["metrics"]
         versions, digests = self._decide_bits, restore.digests(state)
         manifest = {"step": step, "versions": versions, **manifest, "digests": digests}
         manifest["sha256"] = restore.manifest_sha256(manifest)

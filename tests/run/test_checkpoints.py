@@ -135,3 +135,15 @@ def test_checkpoints_that_are_no_folder_are_an_error_of_one_line(digits_run, tmp
     (tmp_path / "run0" / "checkpoints").symlink_to(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="checkpoints cannot be written"):
         digits_run(epochs=1, num_train=32)
+
+
+def test_lines_written_after_a_save_has_begun_are_not_in_it(tmp_path):
+    """The manifest is written by another thread, at any time before the next save."""
+    checkpoints = Checkpoints(tmp_path, 3, {"devices": "1"})
+    for step in range(1, 6):
+        records = [{"step": step}]
+        manifest = {"metrics": records, "data": {}}
+        assert checkpoints.save(step, STATE, manifest) is None
+        records.append({"step": -1})
+        assert checkpoints.wait() is None
+    checkpoints.close()
