@@ -143,9 +143,8 @@ def load(
 
     images = np.zeros((len(paths), size, size, 3), np.uint8)
     good = np.ones(len(paths), bool)
-    with ThreadPool(
-        limits.cpus()
-    ) as pool:  # Pillow decodes and resizes without the GIL
+    # Pillow decodes and resizes without the GIL.
+    with ThreadPool(limits.cpus()) as pool:
         for index, image in enumerate(pool.imap(read, paths, chunksize=16)):
             if isinstance(image, str):
                 if not skip_bad:

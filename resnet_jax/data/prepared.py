@@ -10,7 +10,6 @@ from resnet_jax.data import cache, stream, tfds
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.tfds import Arrays, Published
 from resnet_jax.errors import ConfigError, DataError
-from resnet_jax.paths import expand
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +89,7 @@ class Prepared:
             raise ConfigError(
                 f"rebuild_data is for cifar10: {name} is not prepared here"
             )
-        home = Path(expand(str(data_dir or tfds.default_data_dir())))
+        home = Path(data_dir or tfds.default_data_dir())
         directory = tfds.find(name, home)
         if directory is not None and not rebuild:
             return directory

@@ -11,6 +11,7 @@ from jax import lax
 
 from resnet_jax.errors import ConfigError
 from resnet_jax.layers import winograd
+from resnet_jax.layers.inputs import check_images, name_of
 from resnet_jax.layers.linear import KERNEL_INITS, Init, bias_init, storage_dtype
 from resnet_jax.layers.winograd import contract, split, sum_chunks
 
@@ -239,22 +240,6 @@ def _copies(
     return jnp.concatenate(copies, -1)
 
 
-def check_images(x: jax.Array, channels: int, name: str) -> None:
-    """Raises ConfigError unless x is [B, H, W, channels], as `name` takes it."""
-    if x.ndim == 4 and x.shape[-1] == channels:
-        return
-    hint = f"{channels} channels last"
-    if x.ndim == 3 and x.shape[-1] == channels:
-        hint = "one image is a batch of one: x[None]"
-    elif x.ndim == 4 and x.shape[1] == channels:
-        hint = "channels come last, not as in PyTorch: x.transpose(0, 2, 3, 1)"
-    elif x.ndim == 4 and name == "the network":
-        hint = f"give in_channels={x.shape[-1]} where it is made"
-    raise ConfigError(
-        f"{name} takes images [B, H, W, {channels}], these are {list(x.shape)}: {hint}"
-    )
-
-
 class Conv(nn.Module):
     """A 2-D convolution with torch.nn.Conv2d's padding and initialisation.
 
@@ -280,7 +265,7 @@ class Conv(nn.Module):
         channels = x.shape[-1]
         if self.has_variable("params", "kernel"):
             channels = self.get_variable("params", "kernel").shape[2]
-        check_images(x, channels, " ".join(["Conv", *self.path]))
+        check_images(x, channels, name_of(self))
         param_dtype = storage_dtype(self.dtype, self.param_dtype)
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param(

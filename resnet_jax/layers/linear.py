@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from resnet_jax.errors import ConfigError
+from resnet_jax.layers.inputs import name_of
 
 Init = Literal["torch", "kaiming"]
 
@@ -66,8 +67,7 @@ def storage_dtype(dtype: jnp.dtype, param_dtype: jnp.dtype | None = None) -> jnp
 
 
 class Linear(nn.Module):
-    """torch.nn.Linear with its initialisation: x [..., C] to
-    [..., features]."""
+    """torch.nn.Linear with its initialisation: x [..., C] to [..., features]."""
 
     features: int
     dtype: jnp.dtype = jnp.float32
@@ -81,8 +81,8 @@ class Linear(nn.Module):
             shape = self.get_variable("params", "kernel").shape
         if x.shape[-1] != shape[0]:
             raise ConfigError(
-                f"{' '.join(['Linear', *self.path])} takes features [..., {shape[0]}], "
-                f"these are {list(x.shape)}"
+                f"{name_of(self)} takes features [..., {shape[0]}], these are "
+                f"{list(x.shape)}"
             )
         kernel = self.param("kernel", KERNEL_INITS["torch"], shape, param_dtype)
         bias = self.param("bias", bias_init(shape[0]), (self.features,), param_dtype)

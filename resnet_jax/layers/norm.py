@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from resnet_jax.errors import ConfigError
+from resnet_jax.layers.inputs import name_of
 from resnet_jax.layers.linear import storage_dtype
 
 
@@ -56,9 +57,8 @@ class BatchNorm(nn.Module):
         if train:
             count = x.size // x.shape[-1]
             if count == 1 and not self.is_initializing():
-                name = " ".join(["BatchNorm", *filter(None, [".".join(self.path)])])
                 raise ConfigError(
-                    f"{name} cannot train on one value per channel (input "
+                    f"{name_of(self)} cannot train on one value per channel (input "
                     f"{x.shape}): use a larger batch or image, or drop the last "
                     "partial batch"
                 )

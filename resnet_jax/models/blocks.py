@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.errors import ConfigError
-from resnet_jax.layers.conv import Conv, check_images
+from resnet_jax.layers.conv import Conv
+from resnet_jax.layers.inputs import check_images
 from resnet_jax.layers.linear import Init, Linear
 from resnet_jax.layers.norm import BatchNorm
 

@@ -263,11 +263,11 @@ class Run:
         self._compile_seconds = self._startup_seconds = 0.0  # of the epochs to come
         self._logs.write_layers(place, layers)
         self._logs.write(record)
-        is_done = step == progress.total_steps
-        ends = self._is_signalled() or is_done
-        self._save(state, last=ends)
-        print(metrics.epoch_line(record), flush=True)  # nothing depends on it
-        if ends and not is_done:
+        ends = self._is_signalled() or step == progress.total_steps
+        with contextlib.ExitStack() as last:  # nothing depends on what is shown
+            last.callback(print, metrics.epoch_line(record), flush=True)
+            self._save(state, last=ends)
+        if ends and step < progress.total_steps:
             raise Interrupted
         progress.note_scored(step)
 

@@ -672,7 +672,7 @@ def test_calls_of_many_steps_stop_and_go_on_to_the_bit(cfg, monkeypatch, tmp_pat
     assert_same_end(cfg, alone)
 
 
-def test_a_last_save_that_is_refused_is_an_error(cfg, monkeypatch):
+def test_a_last_save_that_is_refused_is_an_error(cfg, monkeypatch, capsys):
     save = ocp.CheckpointManager.save
 
     def full(self, step, *args, **options):
@@ -685,5 +685,6 @@ def test_a_last_save_that_is_refused_is_an_error(cfg, monkeypatch):
         message = r"checkpoint of step 15 could not be saved \(no room\)"
         with pytest.raises(CheckpointError, match=message):
             train.main(cfg)
+    assert "epoch   3  step 15" in capsys.readouterr().out  # its line is in the file
     train.main(cfg)
     assert sorted(map(int, os.listdir(f"{cfg.run.workdir}/checkpoints"))) == [5, 10, 15]
