@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from parts import make_augment, make_preprocess
 from PIL import Image
 
 import resnet_jax
@@ -55,6 +56,25 @@ FUNCTIONS = {
     "Conv": (lambda x: module(Conv(4, 3, padding=1), x), X),
     "Linear": (lambda x: module(Linear(4), x), X[:, 0, 0]),
     "ResNet": (network, X),
+    "ResNet9": (
+        lambda x: module(models.ResNet9(num_classes=3, width=2), x, train=True),
+        X,
+    ),
+    "HResNet": (lambda x: module(models.HResNet(num_classes=3), x, train=False), X),
+    "BasicBlock": (lambda x: module(models.BasicBlock(4), x, train=True), X),
+    "Bottleneck": (lambda x: module(models.Bottleneck(2), x, train=True), X),
+    "PreActBlock": (lambda x: module(models.PreActBlock(4), x, train=True), X),
+    "make_augment": (
+        lambda x, y: make_augment((8, 8, 3), 3, crop_padding=1, cutmix=0.5)(KEY, x, y),
+        *(UINT8, LABELS),
+    ),
+    "make_preprocess": (make_preprocess((8, 8, 3)), UINT8),
+    "from_torch": (
+        lambda w: resnet_jax.from_torch(
+            {"c.weight": w}, {"params": {"c": {"kernel": KERNEL}}}
+        ),
+        KERNEL.transpose(3, 2, 0, 1),
+    ),
     "convolve": (lambda x, k: layers.convolve(x, k, stride=1, padding=1), X, KERNEL),
     "avg_pool": (layers.avg_pool, X),
     "max_pool": (layers.max_pool, X),
