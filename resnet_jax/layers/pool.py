@@ -5,6 +5,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from resnet_jax.layers.linear_map import linear_map
+
+Arrays = tuple[jax.Array, ...]
+
 
 def avg_pool(x: jax.Array) -> jax.Array:
     """torch.nn.AvgPool2d(2, 2): x [B, H, W, C] to [B, H // 2, W // 2, C]."""
@@ -14,7 +18,7 @@ def avg_pool(x: jax.Array) -> jax.Array:
     return _mean_of_four(x.reshape(batch, height // 2, 2, width // 2, 2, channels))
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _mean_of_four(x: jax.Array) -> jax.Array:
     # Sums that XLA joins to what comes before, as it does not join reductions.
     top, bottom = x[:, :, 0], x[:, :, 1]
@@ -22,17 +26,16 @@ def _mean_of_four(x: jax.Array) -> jax.Array:
     return (rows[..., 0, :] + rows[..., 1, :]) / 4
 
 
-def _mean_of_four_forward(x: jax.Array) -> tuple[jax.Array, None]:
-    return _mean_of_four(x), None
+@_mean_of_four.defjvp
+def _mean_of_four_jvp(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
+    by_x = linear_map(_mean_of_four, _mean_of_four_backward, (), *tangents)
+    return _mean_of_four(*primals), by_x
 
 
-def _mean_of_four_backward(_: None, dy: jax.Array) -> tuple[jax.Array]:
+def _mean_of_four_backward(dy: jax.Array) -> jax.Array:
     batch, height, width, channels = dy.shape
     shape = (batch, height, 2, width, 2, channels)
-    return (jnp.broadcast_to((dy / 4)[:, :, None, :, None], shape),)
-
-
-_mean_of_four.defvjp(_mean_of_four_forward, _mean_of_four_backward)
+    return jnp.broadcast_to((dy / 4)[:, :, None, :, None], shape)
 
 
 def max_pool_2x2(x: jax.Array) -> jax.Array:
@@ -47,28 +50,44 @@ def max_pool_2x2(x: jax.Array) -> jax.Array:
     return jnp.maximum(rows[..., 0, :], rows[..., 1, :])
 
 
-@jax.custom_vjp
 def max_pool(x: jax.Array) -> jax.Array:
     """torch.nn.MaxPool2d(3, 2, 1): x [B, H, W, C] to half its height and width.
 
-    Of equal pixels in a window the first has the gradient. It has derivatives in
-    reverse mode alone.
+    Of equal pixels in a window the first has the gradient.
     """
     return _max_pool(jnp.asarray(x))
 
 
-def _max_pool(x: jax.Array) -> jax.Array:
+def _by_xla(x: jax.Array) -> jax.Array:
     found: jax.Array = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
     return found
 
 
-def _max_pool_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return _max_pool(x), x
+_max_pool = jax.custom_jvp(_by_xla)
 
 
-def _max_pool_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
+@_max_pool.defjvp
+def _max_pool_jvp(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
+    (x,) = primals
+    by_x = linear_map(_forward, _backward, (lax.stop_gradient(x),), *tangents)
+    return _max_pool(x), by_x
+
+
+def _forward(x: jax.Array, dx: jax.Array) -> jax.Array:
+    """Of the tangent `dx` what is at the maxima of x."""
+    across = _windows(x, 2)
+    rows = jnp.maximum(jnp.maximum(across[0], across[1]), across[2])
+    return _pick(_windows(rows, 1), _windows(_pick(across, _windows(dx, 2)), 1))
+
+
+def _pick(windows: list[jax.Array], values: list[jax.Array]) -> jax.Array:
+    (a, b, c), (of_a, of_b, of_c) = windows, values
+    return jnp.where((a >= b) & (a >= c), of_a, jnp.where(b >= c, of_b, of_c))
+
+
+def _backward(x: jax.Array, dy: jax.Array) -> jax.Array:
     def by_xla(x: jax.Array, dy: jax.Array) -> jax.Array:
-        found: jax.Array = jax.vjp(_max_pool, x)[1](dy)[0]
+        found: jax.Array = jax.vjp(_by_xla, x)[1](dy)[0]
         return found
 
     def by_lines(x: jax.Array, dy: jax.Array) -> jax.Array:
@@ -78,10 +97,8 @@ def _max_pool_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
         return _give(across, d_rows, 2)[:, :, : x.shape[2]]
 
     # XLA's own takes ten times as long on CPUs.
-    return (lax.platform_dependent(x, dy, cpu=by_lines, default=by_xla),)
-
-
-max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+    found: jax.Array = lax.platform_dependent(x, dy, cpu=by_lines, default=by_xla)
+    return found
 
 
 def _windows(x: jax.Array, axis: int) -> list[jax.Array]:

@@ -252,7 +252,7 @@ def test_normalize_has_the_gradient_that_jax_derives():
         dy = jax.random.normal(keys[3], x.shape)
         y, pull = jax.vjp(lambda *args: norm.normalize(*args, 1e-5)[0], x, scale, bias)
         expected, expected_pull = jax.vjp(
-            lambda *args: norm._normalize(*args, 1e-5)[0][0], x, scale, bias
+            lambda *args: norm._normalize(*args, 1e-5, None)[0][0], x, scale, bias
         )
         for one, other in zip(
             (y, *pull(dy)), (expected, *expected_pull(dy)), strict=True

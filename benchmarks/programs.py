@@ -1,0 +1,201 @@
+"""Reads a compiled program's text, in XLA's notation: kernels, bytes, collectives."""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+_ARRAY = re.compile(r"\b(pred|[a-z]+\d+[a-z0-9]*)\[([\d,<=]*)\](?:\{([\d,]*))?")
+_NAME = re.compile(r"%[\w.\-]+")
+_HEADER = re.compile(r"^(ENTRY )?(%[\w.\-]+) \(")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?(%[\w.\-]+) = ")
+_CALLED = re.compile(r"(?:calls|to_apply|body|called_computations)=\{?(%[\w.\-]+)")
+_TARGET = re.compile(r'custom_call_target="([^"]+)"')
+
+# What names, joins or reads parts of arrays, and starts nothing on the device.
+_FREE = (
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
+    *("partition-id", "replica-id", "call", "while", "conditional", "iota"),
+    *("opt-barrier", "optimization-barrier", "async-done", "async-update"),
+)
+_COLLECTIVES = (
+    *("all-reduce", "all-gather", "all-to-all", "collective-permute"),
+    "reduce-scatter",
+)
+_BITS = re.compile(r"\d+")
+
+
+class Array(NamedTuple):
+    """An array's type, as "bf16", its shape, and its layout, minor dimension first."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    layout: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        bits = _BITS.search(self.dtype)
+        return self.size * max(1, int(bits[0]) // 8) if bits else self.size
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One operation of a program."""
+
+    name: str
+    opcode: str
+    results: tuple[Array, ...]
+    operands: tuple[str, ...]
+    called: tuple[str, ...]  # computations
+    target: str  # of a custom call
+    line: str
+
+    @property
+    def is_collective(self) -> bool:
+        return self.opcode.removesuffix("-start") in _COLLECTIVES
+
+
+class Program:
+    """The computations of a compiled program, by name, and which the device begins."""
+
+    def __init__(self, text: str) -> None:
+        self.computations: dict[str, list[Instruction]] = {}
+        entry = current = ""
+        for line in text.splitlines():
+            if header := _HEADER.match(line):
+                current = header[2]
+                self.computations[current] = []
+                entry = current if header[1] else entry
+            elif found := _parse(line):
+                self.computations[current].append(found)
+        self.entry = entry
+
+    def kernels(self) -> list[Instruction]:
+        """What the device starts one by one, loops' bodies counted once."""
+        return [k for k in self._started(self.entry) if k.opcode not in _FREE]
+
+    def _started(self, computation: str) -> Iterator[Instruction]:
+        for instruction in self.computations[computation]:
+            yield instruction
+            if instruction.opcode in ("call", "while", "conditional", "async-start"):
+                for called in instruction.called:
+                    yield from self._started(called)
+
+    def inside(self, kernel: Instruction) -> list[Instruction]:
+        """The operations of a fusion, or the kernel itself."""
+        if kernel.opcode != "fusion":
+            return [kernel]
+        return [i for name in kernel.called for i in self.computations[name]]
+
+    def kernel_bytes(self) -> int:
+        """The operands and results of all kernels, each once: an upper bound.
+
+        A fusion may read a part of an operand only, which the compiler's own count
+        takes into account, where it gives one.
+        """
+        results = {
+            i.name: sum(a.num_bytes for a in i.results)
+            for c in self.computations.values()
+            for i in c
+        }
+        return sum(
+            results[kernel.name] + sum(results.get(name, 0) for name in kernel.operands)
+            for kernel in self.kernels()
+            if not kernel.opcode.endswith("-done")
+        )
+
+    def collectives(self) -> list[tuple[str, int]]:
+        """(name, bytes of the results) of each; an asynchronous one once.
+
+        The results of several that XLA has combined into one are added up.
+        """
+        found = [i for c in self.computations.values() for i in c if i.is_collective]
+        return [
+            (i.opcode.removesuffix("-start"), sum(a.num_bytes for a in i.results))
+            for i in found
+        ]
+
+    def convolutions(self) -> list[Instruction]:
+        """Those of cuDNN, or of XLA's own making, wherever they stand."""
+        return [
+            i
+            for c in self.computations.values()
+            for i in c
+            if i.opcode == "convolution" or "conv" in i.target
+        ]
+
+    def maps(self, least: int, dtype: str | None = None) -> list[Array]:
+        """Arrays of four dimensions and at least so many values that kernels write."""
+        return [
+            array
+            for kernel in self.kernels()
+            for array in kernel.results
+            if is_map(array, least)
+            and dtype in (None, array.dtype)
+            and not kernel.opcode.endswith("-done")
+        ]
+
+    def moved_maps(self, least: int) -> list[Instruction]:
+        """Kernels that only bring a map into another order of its dimensions."""
+        return [
+            kernel
+            for kernel in self.kernels()
+            if any(is_map(array, least) for array in kernel.results)
+            and any(
+                i.opcode in ("transpose", "copy")
+                and any(is_map(array, least) for array in i.results)
+                for i in self.inside(kernel)
+            )
+        ]
+
+
+def is_map(array: Array, least: int) -> bool:
+    return len(array.shape) >= 4 and array.size >= least
+
+
+def _parse(line: str) -> Instruction | None:
+    start = _INSTRUCTION.match(line)
+    if start is None:
+        return None
+    rest = line[start.end() :]
+    end = _closing(rest) + 1 if rest.startswith("(") else rest.index(" ")
+    types, rest = rest[:end], rest[end:].lstrip()
+    opcode, bracket, rest = rest.partition("(")
+    end = _closing("(" + rest)
+    operands, attributes = rest[: end - 1], rest[end:]
+    attributes = attributes.partition(", metadata=")[0]
+    target = _TARGET.search(attributes)
+    return Instruction(
+        start[1],
+        opcode,
+        _arrays(types),
+        tuple(_NAME.findall(operands)),
+        tuple(_CALLED.findall(attributes)),
+        target[1] if target else "",
+        line,
+    )
+
+
+def _arrays(types: str) -> tuple[Array, ...]:
+    def numbers(text: str | None) -> tuple[int, ...]:
+        return tuple(int(n.lstrip("<=")) for n in (text or "").split(",") if n)
+
+    return tuple(
+        Array(dtype, numbers(shape), numbers(layout))
+        for dtype, shape, layout in _ARRAY.findall(types)
+    )
+
+
+def _closing(text: str) -> int:
+    """Where the parenthesis ends that `text` begins with."""
+    depth = 0
+    for place, char in enumerate(text):
+        depth += (char == "(") - (char == ")")
+        if not depth:
+            return place
+    raise ValueError(f"no end of {text[:50]}")

@@ -1,0 +1,112 @@
+"""A convolution and its gradients as products of matrices, which are quick on CPUs.
+
+Maps are x [B, H, W, C], kernels [K, K, C, F].
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from resnet_jax.layers.winograd import contract, split, sum_chunks
+
+_COLUMNS = 2**18  # values of the copies of a few pictures, which stay in cache
+
+
+def convolve(stride: int, padding: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The convolution, one product of the pixels below each tap that meets x."""
+    size = kernel.shape[0]
+    height, width = (
+        (length + 2 * padding - size) // stride + 1 for length in x.shape[1:3]
+    )
+    edge = (padding, padding)
+    padded = jnp.pad(x, ((0, 0), edge, edge, (0, 0)))
+
+    def meets(tap: int, count: int, length: int) -> bool:
+        places = range(tap, tap + stride * count, stride)
+        return any(padding <= place < padding + length for place in places)
+
+    taps = [
+        (i, j)
+        for i in range(size)
+        for j in range(size)
+        if meets(i, height, x.shape[1]) and meets(j, width, x.shape[2])
+    ]
+    columns = [
+        padded[
+            :,
+            i : i + stride * (height - 1) + 1 : stride,
+            j : j + stride * (width - 1) + 1 : stride,
+        ]
+        for i, j in taps
+    ]
+    weights = jnp.concatenate([kernel[i, j] for i, j in taps])
+    return jnp.concatenate(columns, axis=-1) @ weights
+
+
+@jax.named_scope("kernel_gradient")  # in profiles
+def kernel_gradient(
+    stride: int, padding: int, x: jax.Array, kernel: jax.Array, dy: jax.Array
+) -> jax.Array:
+    """The gradient by `kernel` of convolve(x, kernel), where that by its value is `dy`.
+
+    A sum of products of few pictures at a time: x's copies of all taps, side by side,
+    with dy.
+    """
+    size, _, channels, features = kernel.shape
+    height, width = dy.shape[1:3]
+
+    def product(x: jax.Array, dy: jax.Array) -> jax.Array:
+        x = _copies(x, -2, padding, size, stride, width)
+        return contract(_copies(x, -3, padding, size, stride, height), dy)
+
+    if size == 1:
+        total = product(x[None], dy[None])
+    else:
+        pixels = _COLUMNS // (size**2 * channels + features)
+        total = sum_chunks(product, *split(x, dy, pixels=pixels))
+    return total.sum(0).astype(kernel.dtype).reshape(kernel.shape)
+
+
+def by_phases(
+    stride: int, padding: int, x: jax.Array, kernel: jax.Array, dy: jax.Array
+) -> jax.Array:
+    """The gradient by `x`, where that by its value is `dy`.
+
+    The pixels of x that are `stride` apart meet the same taps, and their gradient is a
+    convolution of dy with these. XLA's is with all taps, and zeros in dy.
+    """
+    counts = [-(-(length + padding) // stride) for length in x.shape[1:3]]
+
+    def of_phase(i: int, j: int) -> jax.Array:
+        taps = kernel[i::stride, j::stride][::-1, ::-1]
+        edges = [
+            (size - 1, count - length)
+            for size, count, length in zip(
+                taps.shape[:2], counts, dy.shape[1:3], strict=True
+            )
+        ]
+        numbers = ("NHWC", "HWOI", "NHWC")
+        return lax.conv_general_dilated(dy, taps, (1, 1), edges, None, None, numbers)
+
+    phases = [[of_phase(i, j) for j in range(stride)] for i in range(stride)]
+    dx = jnp.stack([jnp.stack(row, 3) for row in phases], 2)
+    height, width = (count * stride for count in counts)
+    dx = dx.reshape(len(x), height, width, x.shape[-1])
+    return dx[:, padding : padding + x.shape[1], padding : padding + x.shape[2]]
+
+
+def _copies(
+    x: jax.Array, axis: int, padding: int, taps: int, stride: int, length: int
+) -> jax.Array:
+    """x, padded along `axis`, from each of its taps on, side by side in the last."""
+    axis %= x.ndim
+    x = lax.pad(
+        x,
+        jnp.zeros((), x.dtype),
+        [(padding, padding, 0) if i == axis else (0, 0, 0) for i in range(x.ndim)],
+    )
+    copies = [
+        lax.slice_in_dim(x, tap, tap + stride * (length - 1) + 1, stride, axis)
+        for tap in range(taps)
+    ]
+    return jnp.concatenate(copies, -1)
