@@ -1,0 +1,396 @@
+"""What a step costs on an accelerator, by the accelerator's own compiler.
+
+    pip install -e '.[tpu,cuda]'
+    python -m benchmarks.accelerators                     # resnet50 on v5e and H100
+    python -m benchmarks.accelerators --models resnet20 --targets v6e h100:8
+    python -m benchmarks.accelerators --recipes fast --kinds train --targets v5e:4x4
+    python -m benchmarks.accelerators --targets here      # on a device, and timed
+
+No device is needed: libtpu and XLA's compiler for CUDA compile for chips that are not
+there. What they say of the program is real: the flops, bytes and memory of a chip, its
+collectives, kernels and convolutions. Nothing runs, so there are no seconds in it but
+the roofline's: the longer of bytes over bandwidth and flops over peak. `here` compiles
+for JAX's own devices, runs the same programs, and adds the measured time.
+
+Contestants: ours; flax, the network of Flax's ImageNet example; flax-norm, our network
+with flax.linen.BatchNorm. All take our training step with SGD and momentum, on uint8
+images. A recipe is trained as train.py does, with its augmentation.
+
+The compiler for CUDA counts neither bytes nor flops: there the bytes are the operands
+and results of all kernels, an upper bound, and the flops the model's own.
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import tyro
+
+from benchmarks import chips
+from resnet_jax import fields
+from resnet_jax.commands.command_line import command_line
+from resnet_jax.config import AugmentConfig, Config
+from resnet_jax.errors import ConfigError
+from resnet_jax.recipes import RECIPES
+
+Contestant = Literal["ours", "flax", "flax-norm"]
+Kind = Literal["train", "evaluate"]
+MIB = 2**20
+HERE = "here"
+
+
+@dataclass(frozen=True)
+class Accelerators:
+    """What is compiled, and for what."""
+
+    models: tuple[str, ...] = ("resnet50",)
+    """Networks, as benchmarks.throughput trains them."""
+    recipes: tuple[str, ...] = ()
+    """Recipes of train.py, in bfloat16 too."""
+    targets: tuple[str, ...] = ("v5e:2x2", "h100")
+    """Chips: v4, v5e, v5p, v6e with a topology, as v5e:4x4; a100, h100, h200 with a
+    number, as h100:8; or `here`."""
+    kinds: tuple[Kind, ...] = ("train", "evaluate")
+    """The training step, and the evaluation's."""
+    contestants: tuple[Contestant, ...] = ("ours", "flax", "flax-norm")
+    """Of each model, where there is such a network."""
+    batch_per_chip: int = 256
+    """Images a step on each chip."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type of the arithmetic."""
+    remat: bool = False
+    """Compute each block again in the backward pass."""
+    seconds: float = 10.0
+    """With `here`: how long each program runs."""
+    text: Path | None = None
+    """A folder for the programs' texts."""
+    json: Path | None = None
+    """A file to write everything to, after each program."""
+
+    def __post_init__(self) -> None:
+        if self.batch_per_chip < 1:
+            raise ConfigError(f"batch_per_chip {self.batch_per_chip}: at least 1")
+        for name in self.recipes:
+            if name not in RECIPES:
+                raise ConfigError(f"no recipe {name!r}: one of {', '.join(RECIPES)}")
+        for target in self.targets:
+            if target != HERE:
+                chips.parse(target)
+        if HERE in self.targets and len(self.targets) > 1:
+            raise ConfigError("`here` goes alone: the others hide the device")
+
+
+class Task(NamedTuple):
+    """A program to compile."""
+
+    target: str
+    name: str
+    is_recipe: bool
+    contestant: str
+    kind: str
+
+
+class Lowered(NamedTuple):
+    """A step, ready to be compiled, and what it takes."""
+
+    stage: Any
+    arguments: tuple[Any, ...]  # shapes, with their places
+    model_flops: float  # of a chip
+    least_map: int  # values: more than any parameter has
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is in a compiled program, of one chip."""
+
+    target: str
+    program: str
+    contestant: str
+    kind: str
+    chips: int
+    gflops: float
+    model_gflops: float
+    gigabytes: float
+    roofline_ms: float
+    temporaries_mib: float
+    arguments_mib: float
+    memory_mib: float  # of the chip
+    collectives: int
+    all_reduces: int
+    reduced_mib: float
+    kernels: int  # but copies
+    copies: int
+    convolutions: dict[str, int]  # by the type of their results
+    moved_maps: int  # kernels that reorder a map's dimensions
+    float32_maps: int
+    trace_seconds: float
+    compile_seconds: float
+    measured_ms: float | None = None
+
+
+def tasks(cfg: Accelerators) -> Iterator[Task]:
+    for target in cfg.targets:
+        for kind in cfg.kinds:
+            for name in cfg.models:
+                for contestant in cfg.contestants:
+                    yield Task(target, name, False, contestant, kind)
+            for name in cfg.recipes:
+                yield Task(target, name, True, "ours", kind)
+
+
+def lower(task: Task, cfg: Accelerators, devices: Any, platform: str) -> Lowered | None:
+    """The step of a task, lowered for `devices`; None where there is no such network.
+
+    Nothing is computed: all arrays are shapes.
+    """
+    import jax
+    import numpy as np
+    from jax.sharding import Mesh
+
+    from resnet_jax import data, training
+    from resnet_jax.devices import mesh as layout
+    from resnet_jax.models import summary
+    from resnet_jax.training.evaluation import eval_step
+
+    mesh = Mesh(np.array(devices).reshape(-1), (layout.AXIS,))
+    chosen, shape, num_classes = described(task, cfg)
+    model = network(task, chosen, num_classes, shape[-1])
+    if model is None:
+        return None
+    preprocess = data.make_preprocess(chosen.augment, shape)
+    trainable = training.make_trainable(chosen.transfer.freeze, model, shape)
+    lr_scale = None
+    if task.contestant == "ours":
+        lr_scale = training.make_lr_scale(chosen.transfer.backbone_lr_scale, model)
+    schedule = training.make_schedule(chosen.optim, 10_000, 100)
+    tx = training.make_optimizer(chosen.optim, schedule, trainable, lr_scale)
+    keys = jax.eval_shape(lambda: training.make_keys(0, 1))
+    has_ema = chosen.optim.ema_decay > 0
+    init = partial(training.init_state, model, tx, shape, has_ema=has_ema)
+    rows = cfg.batch_per_chip * mesh.size
+    whole, split = layout.replicated(mesh), layout.spread(mesh, rows)
+
+    def place(tree: Any, where: Any) -> Any:
+        def put(leaf: Any) -> Any:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+        return jax.tree.map(put, tree)
+
+    state = place(jax.eval_shape(init, keys.init), whole)
+    batch = {
+        "images": jax.ShapeDtypeStruct((rows, *shape), np.uint8, sharding=split),
+        "labels": jax.ShapeDtypeStruct((rows,), np.int32, sharding=split),
+    }
+    layers = summary.structure(model, shape).layers
+    macs = sum(layer.num_macs for layer in layers)
+    least = max(leaf.size for leaf in jax.tree.leaves(state.params)) + 1
+    flops = 2 * macs * cfg.batch_per_chip * (3 if task.kind == "train" else 1)
+    if task.kind == "evaluate":
+        mask = jax.ShapeDtypeStruct((rows,), np.float32, sharding=split)
+        score = partial(eval_step, model, preprocess)
+        arguments = (state.replace(opt_state=()), {**batch, "mask": mask})
+        jitted = jax.jit(score, out_shardings=whole)
+    else:
+        augment = data.make_augment(chosen.augment, preprocess, num_classes, 100)
+        step = training.make_train_step(
+            *(model, tx, augment, trainable, chosen.transfer.backbone_bn),
+            *(chosen.devices.grad_accum_steps, None, chosen.optim.ema_decay),
+        )
+        arguments = (state, batch, place(keys.augment, whole))
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=whole)
+    stage = jitted.trace(*arguments).lower(lowering_platforms=(platform,))
+    return Lowered(stage, arguments, flops, least)
+
+
+def described(
+    task: Task, cfg: Accelerators
+) -> tuple[Config, tuple[int, int, int], int]:
+    """(configuration, shape of the images, number of classes) of a task."""
+    from benchmarks import contestants
+    from resnet_jax.data import sources
+
+    if task.is_recipe:
+        found = RECIPES[task.name][1]
+        normalize = found.augment.normalize or "cifar10"
+        shape, num_classes = sources.image_shape(found.data), 10
+    else:
+        found = contestants.recipe(task.name)
+        normalize = found.augment.normalize or "cifar10"
+        shape, num_classes = contestants.image_shape(found), 10
+        num_classes = contestants.num_classes(found)
+        found = replace(found, augment=AugmentConfig())
+    options = {"normalize": normalize, "dtype": cfg.dtype, "remat": cfg.remat}
+    return fields.replace(found, **options), shape, num_classes
+
+
+def network(task: Task, cfg: Config, num_classes: int, channels: int) -> Any:
+    from benchmarks import peers
+    from resnet_jax import models
+
+    if task.contestant == "flax":
+        # Its network is ImageNet's.
+        is_alike = cfg.model.stem == "imagenet"
+        found = peers.flax_example(cfg.model.model, num_classes, cfg.model.dtype)
+        return found if is_alike else None
+    ours = models.create(cfg.model, num_classes, channels)
+    return peers.with_flax_norm(ours) if task.contestant == "flax-norm" else ours
+
+
+def read(task: Task, cfg: Accelerators) -> Reading | None:
+    """Compiles the program of a task, and reads it."""
+    import jax
+
+    from benchmarks.programs import Program
+
+    begun = time.monotonic()
+    devices = jax.devices() if task.target == HERE else chips.devices(task.target)
+    chip = chip_of(devices[0]) if task.target == HERE else chips.parse(task.target)[0]
+    lowered = lower(task, cfg, devices, chip.platform)
+    if lowered is None:
+        return None
+    traced = time.monotonic()
+    compiled = lowered.stage.compile()
+    done = time.monotonic()
+    text = compiled.as_text()
+    if cfg.text is not None:
+        cfg.text.mkdir(parents=True, exist_ok=True)
+        name = "-".join(task._replace(is_recipe="")).replace(":", "_")
+        (cfg.text / f"{name}.txt").write_text(text)
+    program, cost = Program(text), compiled.cost_analysis() or {}
+    memory = compiled.memory_analysis()
+    flops = cost.get("flops", 0.0) or lowered.model_flops
+    moved = cost.get("bytes accessed", 0.0) or program.kernel_bytes()
+    collectives = program.collectives()
+    kernels = program.kernels()
+    copies = sum(k.opcode.startswith("copy") for k in kernels)
+    measured = measure(compiled, lowered, cfg) if task.target == HERE else None
+    return Reading(
+        target=task.target,
+        program=task.name,
+        contestant="recipe" if task.is_recipe else task.contestant,
+        kind=task.kind,
+        chips=len(devices),
+        gflops=flops / 1e9,
+        model_gflops=lowered.model_flops / 1e9,
+        gigabytes=moved / 1e9,
+        roofline_ms=1e3 * max(flops / chip.flops, moved / chip.bandwidth),
+        temporaries_mib=memory.temp_size_in_bytes / MIB,
+        arguments_mib=memory.argument_size_in_bytes / MIB,
+        memory_mib=chip.memory / MIB,
+        collectives=len(collectives),
+        all_reduces=sum(name == "all-reduce" for name, _ in collectives),
+        reduced_mib=sum(size for _, size in collectives) / MIB,
+        kernels=sum(not k.opcode.endswith("-done") for k in kernels) - copies,
+        copies=copies,
+        convolutions=dict(Counter(c.results[0].dtype for c in program.convolutions())),
+        moved_maps=len(program.moved_maps(lowered.least_map)),
+        float32_maps=len(program.maps(lowered.least_map, "f32")),
+        trace_seconds=traced - begun,
+        compile_seconds=done - traced,
+        measured_ms=measured,
+    )
+
+
+def chip_of(device: Any) -> chips.Chip:
+    """The chip that a device is.
+
+    Raises:
+      ConfigError: one whose peaks are not known.
+    """
+    for chip in chips.CHIPS.values():
+        if device.device_kind in chip.kinds:
+            return chip
+    known = ", ".join(chips.CHIPS)
+    raise ConfigError(f"{device.device_kind} is none of the chips known: {known}")
+
+
+def measure(compiled: Any, lowered: Lowered, cfg: Accelerators) -> float:
+    """Milliseconds of a step, the median of those that fill cfg.seconds."""
+    import statistics
+
+    import jax
+    import jax.numpy as jnp
+
+    def make(leaf: Any) -> Any:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.device_put(jax.random.key(0), leaf.sharding)
+        return jnp.ones(leaf.shape, leaf.dtype, device=leaf.sharding)
+
+    first, *rest = jax.tree.map(make, lowered.arguments)
+    is_step = len(rest) == 2
+    seconds: list[float] = []
+    while sum(seconds) < cfg.seconds or len(seconds) < 3:
+        begun = time.perf_counter()
+        found = compiled(first, *rest)
+        jax.block_until_ready(found)
+        seconds.append(time.perf_counter() - begun)
+        first = found[0] if is_step else first
+    return 1e3 * statistics.median(seconds[1:])
+
+
+HEADER = (
+    "| target | program | GFLOP (model's) | GB | roofline, ms | temporaries + "
+    "arguments of memory, MiB | all-reduces (MiB) | kernels + copies | convolutions | "
+    "maps reordered / in float32 | compiled in, s | measured, ms (of roofline) |"
+)
+
+
+def row(found: Reading) -> str:
+    memory = f"{found.temporaries_mib:,.0f} + {found.arguments_mib:,.0f}"
+    types = ", ".join(f"{n} {dtype}" for dtype, n in found.convolutions.items())
+    others = found.collectives - found.all_reduces
+    reduced = f"{found.all_reduces} ({found.reduced_mib:.1f})"
+    timed = "-"
+    if found.measured_ms is not None:
+        share = found.measured_ms / found.roofline_ms
+        timed = f"{found.measured_ms:.2f} ({share:.2f})"
+    cells = (
+        f"{found.target} ({found.chips})",
+        f"{found.program}, {found.contestant}, {found.kind}",
+        f"{found.gflops:,.0f} ({found.model_gflops:,.0f})",
+        f"{found.gigabytes:.2f}",
+        f"{found.roofline_ms:.2f}",
+        f"{memory} of {found.memory_mib:,.0f}",
+        reduced + (f" and {others} others" if others else ""),
+        f"{found.kernels} + {found.copies}",
+        types,
+        f"{found.moved_maps} / {found.float32_maps}",
+        f"{found.compile_seconds:.0f}",
+        timed,
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def main(cfg: Accelerators) -> None:
+    if HERE not in cfg.targets:
+        chips.prepare()
+    import flax
+    import jax
+
+    print(
+        f"jax {jax.__version__}, flax {flax.__version__}; {cfg.dtype}, "
+        f"{cfg.batch_per_chip} images a chip\n"
+    )
+    print(HEADER)
+    print("|" + "---|" * HEADER.count(" | ") + "---|", flush=True)
+    readings: list[dict[str, Any]] = []
+    for task in tasks(cfg):
+        found = read(task, cfg)
+        if found is None:
+            continue
+        print(row(found), flush=True)
+        readings.append(asdict(found))
+        if cfg.json is not None:
+            described = {"jax": jax.__version__, "dtype": cfg.dtype}
+            content = {**described, "batch_per_chip": cfg.batch_per_chip}
+            cfg.json.write_text(json.dumps({**content, "programs": readings}, indent=1))
+
+
+if __name__ == "__main__":
+    with command_line("benchmarks.accelerators"):
+        main(tyro.cli(Accelerators, description=__doc__))

@@ -1,0 +1,131 @@
+"""Accelerators that are not here, and their own compilers, which need none.
+
+The peaks are dense bfloat16 products and the memory's bandwidth, from the makers' data
+sheets: cloud.google.com/tpu/docs (v4, v5e, v5p, v6e), and nvidia.com's of the A100 SXM
+of 80 GB, the H100 SXM and the H200 SXM.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from resnet_jax.errors import ConfigError
+
+GB, TIB = 1e9, 1e12
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One accelerator, as XLA's compilers know it."""
+
+    platform: str  # tpu | cuda
+    topology: str  # of the compiler, with {} in the place of the number of GPUs
+    flops: float  # a second, bfloat16
+    bandwidth: float  # bytes a second
+    memory: float  # bytes
+    kinds: tuple[str, ...]  # JAX's device_kind of a real one
+    config: str | None = None  # XLA's GpuTargetConfigProto
+
+
+_GPU = """
+gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
+  shared_memory_per_core: {per_core} threads_per_core_limit: 2048
+  core_count: {cores} fpus_per_core: {units} block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: {bandwidth}
+  l2_cache_size: {cache} clock_rate_ghz: {clock} device_memory_size: {memory}
+  shared_memory_per_block_optin: {optin} registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+  cuda_compute_capability {{ major: {major} minor: 0 }}
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 8 patch: 0 }}
+device_description_str: "{name}"
+"""
+_HOPPER = {
+    **{"per_core": 233472, "optin": 232448, "units": 128, "clock": 1.98, "major": 9},
+    **{"cores": 132, "cache": 52428800},
+}
+_AMPERE = {
+    **{"per_core": 167936, "optin": 166912, "units": 64, "clock": 1.41, "major": 8},
+    **{"cores": 108, "cache": 41943040},
+}
+
+
+def _gpu(
+    name: str, flops: float, bandwidth: float, memory: int, made: dict[str, Any]
+) -> Chip:
+    described = {"name": name, "bandwidth": int(bandwidth), "memory": memory, **made}
+    config = _GPU.format(**described)
+    return Chip("cuda", "1x1x{}", flops, bandwidth, memory, (name,), config)
+
+
+CHIPS = {
+    "v4": Chip("tpu", "2x2x1", 275e12, 1228 * GB, 32 * 2**30, ("TPU v4",)),
+    "v5e": Chip("tpu", "2x2", 197e12, 819 * GB, 16 * 2**30, ("TPU v5 lite", "TPU v5e")),
+    "v5p": Chip("tpu", "2x2x1", 459e12, 2765 * GB, 95 * 2**30, ("TPU v5", "TPU v5p")),
+    "v6e": Chip(
+        "tpu", "2x2", 918e12, 1640 * GB, 32 * 2**30, ("TPU v6 lite", "TPU v6e")
+    ),
+    "a100": _gpu("NVIDIA A100-SXM4-80GB", 312e12, 2039 * GB, 85_899_345_920, _AMPERE),
+    "h100": _gpu("NVIDIA H100 80GB HBM3", 989e12, 3352 * GB, 84_978_434_048, _HOPPER),
+    "h200": _gpu("NVIDIA H200", 989e12, 4800 * GB, 150_754_820_096, _HOPPER),
+}
+
+
+def parse(target: str) -> tuple[Chip, str]:
+    """(chip, topology) of "v5e:4x4", "h100:8", or a chip's name alone.
+
+    Raises:
+      ConfigError: an unknown chip.
+    """
+    name, _, topology = target.partition(":")
+    if name not in CHIPS:
+        raise ConfigError(f"no chip {name!r}: one of {', '.join(CHIPS)}")
+    chip = CHIPS[name]
+    if chip.platform == "cuda":
+        if not (topology or "1").isdigit():
+            raise ConfigError(f"target {target!r}: a number of GPUs after the colon")
+        return chip, chip.topology.format(topology or "1")
+    return chip, topology or chip.topology
+
+
+def prepare() -> None:
+    """The environment in which JAX compiles for chips that are not here.
+
+    It must come before JAX's first use. libtpu would ask a metadata server who it is;
+    the compiler for GPUs would time kernels on one, and takes its defaults instead.
+    """
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
+    )
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_WORKER_ID", "0")
+
+
+def devices(target: str) -> Any:
+    """The devices of a target, to compile for.
+
+    Raises:
+      ConfigError: an unknown chip or topology, or its compiler is not installed.
+    """
+    from jax.experimental import topologies
+
+    chip, topology = parse(target)
+    name, options = f"{target.partition(':')[0]}:{topology}", {}
+    if chip.platform == "cuda":
+        options = {"target_config": chip.config, "topology": topology}
+    if name.startswith("v5p"):
+        name = name.replace("v5p", "v5")
+    try:
+        found = topologies.get_topology_desc(name, chip.platform, **options)
+    except Exception as error:  # JAX and its plugins have no type in common
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(
+            f"nothing compiles for {target} here ({reason[:120]}): is the topology "
+            f"one of its own, and pip install -e '.[{chip.platform}]' done?"
+        ) from None
+    return found.devices

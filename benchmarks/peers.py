@@ -1,0 +1,106 @@
+"""Networks that ours is compared with, as Flax's users write them."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from resnet_jax.models import ResNet
+
+_STAGES = {
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+    "resnet152": (3, 8, 36, 3),
+}
+
+
+class FlaxExample(nn.Module):
+    """The ResNet of Flax's ImageNet example, by its description.
+
+    flax.linen.BatchNorm (E[x^2] - E[x]^2, axis_name None) and Conv with "SAME" padding
+    but for the first; the last BatchNorm of a block begins with a scale of zero.
+    """
+
+    stage_sizes: tuple[int, ...]
+    is_deep: bool  # blocks of 1x1, 3x3, 1x1
+    num_classes: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        conv = partial(nn.Conv, use_bias=False, dtype=self.dtype)
+        norm = partial(
+            nn.BatchNorm,
+            use_running_average=not train,
+            momentum=0.9,
+            epsilon=1e-5,
+            dtype=self.dtype,
+        )
+        x = conv(64, (7, 7), (2, 2), padding=[(3, 3), (3, 3)])(x)
+        x = nn.max_pool(nn.relu(norm()(x)), (3, 3), (2, 2), padding="SAME")
+        for stage, size in enumerate(self.stage_sizes):
+            for index in range(size):
+                stride = 2 if stage > 0 and index == 0 else 1
+                x = self.block(x, 64 * 2**stage, (stride, stride), conv, norm)
+        logits = nn.Dense(self.num_classes, dtype=self.dtype)(x.mean((1, 2)))
+        return logits.astype(jnp.float32)
+
+    def block(
+        self,
+        x: jax.Array,
+        width: int,
+        strides: tuple[int, int],
+        conv: Callable[..., Any],
+        norm: Callable[..., Any],
+    ) -> jax.Array:
+        layers = [(width, 3, strides), (width, 3, (1, 1))]
+        if self.is_deep:
+            one = (1, 1)
+            layers = [(width, 1, one), (width, 3, strides), (4 * width, 1, one)]
+        y = x
+        for features, size, step in layers[:-1]:
+            y = nn.relu(norm()(conv(features, (size, size), step)(y)))
+        features, size, step = layers[-1]
+        y = conv(features, (size, size), step)(y)
+        y = norm(scale_init=nn.initializers.zeros)(y)
+        if x.shape != y.shape:
+            x = norm()(conv(features, (1, 1), strides)(x))
+        return nn.relu(x + y)
+
+
+class WithFlaxNorm(ResNet):
+    """Our network, with flax.linen.BatchNorm in the place of ours."""
+
+    @nn.nowrap
+    def make_layers(self, x: jax.Array, use_bias: bool) -> tuple[Any, Any]:
+        conv, _ = super().make_layers(x, use_bias)
+
+        def norm(**options: Any) -> Callable[..., jax.Array]:
+            own = {"momentum": 0.9, "epsilon": 1e-5, "dtype": self.dtype}
+            layer = nn.BatchNorm(**own, **options)
+            return lambda x, *, train: layer(x, use_running_average=not train)
+
+        return conv, norm
+
+
+def flax_example(name: str, num_classes: int, dtype: Any) -> FlaxExample | None:
+    """Flax's network of the name, where its example has it."""
+    if name not in _STAGES:
+        return None
+    is_deep = name not in ("resnet18", "resnet34")
+    return FlaxExample(_STAGES[name], is_deep, num_classes, dtype)
+
+
+def with_flax_norm(model: Any) -> WithFlaxNorm | None:
+    """`model`, a ResNet, with flax.linen.BatchNorm."""
+    if not isinstance(model, ResNet):
+        return None
+    own = [field.name for field in fields(model)]
+    chosen = {n: getattr(model, n) for n in own if n not in ("parent", "name")}
+    return WithFlaxNorm(**chosen)
