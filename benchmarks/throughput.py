@@ -76,6 +76,8 @@ class Throughput:
     """Blocks (epochs) of each program; one block more goes before to warm up."""
     seconds: float = 5.0
     """Length of a block, about."""
+    warm: bool = True
+    """Start each program twice, for its first step with compiled programs at hand."""
     epoch: bool = False
     """Measure epochs of CIFAR-10 instead, from images in memory."""
     max_train_samples: int | None = None
@@ -276,8 +278,14 @@ def make_tasks(cfg: Throughput, *, gpu: bool, data: str) -> list[Task]:
     return tasks
 
 
-def measure(cfg: Throughput, ours: Task) -> Row:
-    """What ours and each mode of PyTorch give, block by block in turn."""
+def measure(
+    cfg: Throughput, ours: Task, seen: Callable[[Row], None] = lambda row: None
+) -> Row:
+    """What ours and each mode of PyTorch give, block by block in turn.
+
+    Args:
+      seen: called with the row as far as it is, after each start and each round.
+    """
     in_steps = ours.kind != "epoch"
     programs: dict[str, Row] = {}
     asks: dict[str, Ask] = {}
@@ -290,11 +298,14 @@ def measure(cfg: Throughput, ours: Task) -> Row:
             with left_out_if_failing(name, programs, asks):
                 asks[name], cold = stack.enter_context(started(task, cache))
                 if in_steps:
+                    programs[name]["cold"] = cold["seconds"]
+                if in_steps and cfg.warm:
                     with started(task, cache) as (ask, warm):
                         ask("block", cfg.seconds)  # a second step, of known shapes
                         warm_bytes = ask("memory")["bytes"]
-                    times = {"cold": cold["seconds"], "warm": warm["seconds"]}
-                    programs[name] |= {**times, "warm_bytes": warm_bytes}
+                    again = {"warm": warm["seconds"], "warm_bytes": warm_bytes}
+                    programs[name] |= again
+            seen(conclude(row))
         for number in range(0 if in_steps else 1, cfg.rounds + 1):
             for name in list(asks)[:: -1 if number % 2 else 1]:
                 program, ask = programs[name], asks[name]
@@ -307,19 +318,27 @@ def measure(cfg: Throughput, ours: Task) -> Row:
                         program["matmul"].append(ask("matmul")["gflops"])
             last = {name: programs[name]["rates"][-1:] for name in asks}
             note(f"{ours.model} {ours.kind}, round {number}: {last}")
+            seen(conclude(row))
         if OURS in asks:
             row |= asks[OURS]("macs")
-    work = 2 * (row["macs"] or 0) / 1e9 * (1 if ours.kind == "infer" else 3)
-    for name in asks:
+    return conclude(row)
+
+
+def conclude(row: Row) -> Row:
+    """`row` with what its rounds so far come to: medians, PyTorch's best, the ratio."""
+    programs = row["programs"]
+    work = 2 * (row["macs"] or 0) / 1e9 * (1 if row["kind"] == "infer" else 3)
+    measured = [name for name in programs if programs[name].get("rates")]
+    for name in measured:
         program = programs[name]
         program["rate"] = statistics.median(program["rates"])
         if work:
             program["gflops"] = program["rate"] * work
             pairs = zip(program["rates"], program["matmul"], strict=True)
             program["share"] = statistics.median(rate * work / x for rate, x in pairs)
-    rates = {name: programs[name]["rate"] for name in asks if name != OURS}
+    rates = {name: programs[name]["rate"] for name in measured if name != OURS}
     row["best"] = max(rates, key=lambda name: rates[name], default=None)
-    if OURS in asks and row["best"]:
+    if OURS in measured and row["best"]:
         row["ratio"] = spread(programs[OURS]["rates"], programs[row["best"]]["rates"])
     return row
 
