@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -78,11 +79,11 @@ def make_optimizer(
 
     As there, weight decay is an L2 gradient added before the moments of SGD and Adam,
     and AdamW's, and Muon's, is of the parameters, times the learning rate. Adam has
-    betas (.9, .999) and eps 1e-8 outside the root. Muon (optax.contrib) makes the
-    momentum of each convolution's kernel, as a matrix [K * K * C, F], orthogonal, with
-    a root mean square of .2, as AdamW's is; all else has AdamW. clip_grad is the
-    largest norm that the gradient of all parameters together keeps
-    (torch.nn.utils.clip_grad_norm_).
+    betas (.9, .999) and eps 1e-8 outside the root. Muon (as
+    optax.contrib's) makes the momentum of each convolution's kernel, as a matrix
+    [K * K * C, F], orthogonal, with a root mean square of .2, as AdamW's is; all else
+    has AdamW. clip_grad is the largest norm that the gradient of all parameters
+    together keeps (torch.nn.utils.clip_grad_norm_).
 
     Args:
       trainable: by PyTorch's name of a parameter; what is not stays to the bit, and has
@@ -133,22 +134,71 @@ def _muon(momentum: float, nesterov: bool) -> optax.GradientTransformation:
         kernel = optax.contrib.MuonDimensionNumbers((0, 1, 2), 3)
         return jax.tree.map(lambda _: kernel, params)
 
-    def as_adamw(update: jax.Array) -> jax.Array:  # Liu et al. 2025
-        *inputs, features = update.shape
-        found: jax.Array = 0.2 * max(math.prod(inputs), features) ** 0.5 * update
-        return found
-
     orthogonal = optax.chain(
+        # Without steps of its own, the momentum divided by its Frobenius norm.
         optax.contrib.scale_by_muon(
-            beta=momentum, nesterov=nesterov, weight_dimension_numbers=axes
+            ns_steps=0, beta=momentum, nesterov=nesterov, weight_dimension_numbers=axes
         ),
-        optax.stateless(lambda updates, _: jax.tree.map(as_adamw, updates)),
+        optax.stateless(lambda updates, _: _orthogonal_kernels(updates)),
     )
 
     def labels(params: Any) -> Any:
         return jax.tree.map(lambda p: "muon" if p.ndim == 4 else "adam", params)
 
     return optax.partition({"muon": orthogonal, "adam": optax.scale_by_adam()}, labels)
+
+
+def _orthogonal_kernels(kernels: Any) -> Any:
+    """Kernels [K, K, C, F] as orthogonal matrices [K * K * C, F], in AdamW's size.
+
+    Those of one shape are one batch, for fewer and larger kernels of an accelerator.
+    """
+    leaves, tree = jax.tree.flatten(kernels)
+    of_shape: dict[tuple[int, ...], list[int]] = {}
+    for index, leaf in enumerate(leaves):
+        of_shape.setdefault(leaf.shape, []).append(index)
+    for (*inputs, features), indices in of_shape.items():
+        form = (math.prod(inputs), features)
+        stack = jnp.stack([leaves[index].reshape(form) for index in indices])
+        size = 0.2 * max(form) ** 0.5  # Liu et al. 2025
+        found = size * jax.vmap(_orthogonalize)(stack)
+        for index, matrix in zip(indices, found, strict=True):
+            leaves[index] = matrix.reshape(*inputs, features)
+    return jax.tree.unflatten(tree, leaves)
+
+
+def _orthogonalize(matrix: jax.Array) -> jax.Array:
+    """Muon's five steps of Newton and Schulz (Jordan et al. 2024).
+
+    A step multiplies X [N, M] by a I + b G + c G^2, where G = X^T X. All of these
+    commute, so that each G follows from the last and X need only be multiplied by their
+    product (Gram Newton-Schulz, Zhang, Amsel, Chen and Dao 2026): 8 N M^2 + 28 M^3
+    operations in place of 20 N M^2 + 10 M^3. The singular values are squared in G, and
+    rounding counts for more: G is computed afresh after three steps, and all products
+    are in full precision, not TF32 or bfloat16.
+
+    Args:
+      matrix: [N, M], of Frobenius norm 1 or less.
+
+    Returns:
+      [N, M], its singular values, where they were not tiny, between about .7 and 1.2.
+    """
+    if matrix.shape[0] < matrix.shape[1]:
+        return _orthogonalize(matrix.T).T
+    a, b, c = 3.4445, -4.7750, 2.0315
+    times = partial(jnp.matmul, precision="highest")
+    found = matrix
+    for steps in (3, 2):
+        gram = times(found.T, found)  # [M, M]
+        change = b * gram + times(c * gram, gram)  # of the step, without a I
+        product = a * jnp.eye(len(gram), dtype=gram.dtype) + change
+        for _ in range(steps - 1):
+            for _ in range(2):
+                gram = a * gram + times(change, gram)
+            change = b * gram + times(c * gram, gram)
+            product = a * product + times(change, product)
+        found = times(found, product)
+    return found
 
 
 def _scale_by_name(
