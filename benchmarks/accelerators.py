@@ -154,6 +154,7 @@ def lower(task: Task, cfg: Accelerators, devices: Any, platform: str) -> Lowered
 
     from resnet_jax import data, training
     from resnet_jax.devices import mesh as layout
+    from resnet_jax.layers import keep
     from resnet_jax.models import summary
     from resnet_jax.training.evaluation import eval_step
 
@@ -203,7 +204,9 @@ def lower(task: Task, cfg: Accelerators, devices: Any, platform: str) -> Lowered
         )
         arguments = (state, batch, place(keys.augment, whole))
         jitted = jax.jit(step, donate_argnums=0, out_shardings=whole)
-    stage = jitted.trace(*arguments).lower(lowering_platforms=(platform,))
+    with keep.compiling_for(platform):
+        traced = jitted.trace(*arguments)
+    stage = traced.lower(lowering_platforms=(platform,))
     return Lowered(stage, arguments, flops, least)
 
 

@@ -13,6 +13,7 @@ from jax import lax
 from resnet_jax.errors import ConfigError
 from resnet_jax.layers import products, winograd
 from resnet_jax.layers.inputs import check_images, name_of
+from resnet_jax.layers.keep import keep
 from resnet_jax.layers.linear import KERNEL_INITS, Init, bias_init, storage_dtype
 from resnet_jax.layers.linear_map import linear_map
 
@@ -89,8 +90,8 @@ def _convolve_jvp(
     x, kernel = primals
     convolve = partial(_convolve, stride, padding)
     forms = [
-        (lambda x, kernel, dx: convolve(dx, kernel), _gradient_by_x),
-        (lambda x, kernel, dk: convolve(x, dk), _gradient_by_kernel),
+        (lambda x, kernel, dx: convolve(dx, kernel), gradient_by_x),
+        (lambda x, kernel, dk: convolve(x, dk), gradient_by_kernel),
     ]
     by_x, by_kernel = (
         linear_map(forward, partial(backward, stride, padding), primals, tangent)
@@ -99,7 +100,7 @@ def _convolve_jvp(
     return convolve(x, kernel), by_x + by_kernel
 
 
-def _gradient_by_x(
+def gradient_by_x(
     stride: int, padding: int, x: jax.Array, kernel: jax.Array, dy: jax.Array
 ) -> jax.Array:
     def by(convolve: Any, x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
@@ -119,7 +120,7 @@ def _gradient_by_x(
     return _by_platform(by_cpu, by_xla, x, kernel, dy)
 
 
-def _gradient_by_kernel(
+def gradient_by_kernel(
     stride: int, padding: int, x: jax.Array, kernel: jax.Array, dy: jax.Array
 ) -> jax.Array:
     def by(convolve: Any, x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
@@ -212,10 +213,11 @@ class Conv(nn.Module):
         )
         x = convolve(
             x.astype(self.dtype),
-            kernel.astype(self.dtype),
+            keep(kernel.astype(self.dtype)),
             stride=self.stride,
             padding=self.padding,
         )
+        x = keep(x)
         if self.use_bias:
             fan_in = self.kernel_size**2 * shape[2]
             bias = self.param("bias", bias_init(fan_in), (self.features,), param_dtype)

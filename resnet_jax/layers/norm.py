@@ -1,7 +1,6 @@
-"""Batch normalization with PyTorch's arithmetic and a closed-form gradient."""
+"""Batch normalization with PyTorch's arithmetic."""
 
-from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -9,9 +8,17 @@ import jax.numpy as jnp
 from jax import lax
 
 from resnet_jax.errors import ConfigError
+from resnet_jax.layers import projection
 from resnet_jax.layers.inputs import name_of
 from resnet_jax.layers.linear import storage_dtype
-from resnet_jax.layers.linear_map import linear_map
+from resnet_jax.layers.normalize import normalize
+
+
+class Factors(NamedTuple):
+    """Those of a BatchNorm's input: a 1x1 convolution of stride 1, without bias."""
+
+    inputs: jax.Array  # [B, H, W, D]
+    kernel: jax.Array  # [1, 1, D, C]
 
 
 class BatchNorm(nn.Module):
@@ -45,7 +52,9 @@ class BatchNorm(nn.Module):
     param_dtype: jnp.dtype | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, *, train: bool, factors: Factors | None = None
+    ) -> jax.Array:
         stats_dtype = storage_dtype(self.dtype)
         param_dtype = storage_dtype(self.dtype, self.param_dtype)
         shape = (x.shape[-1],)
@@ -73,7 +82,12 @@ class BatchNorm(nn.Module):
                     "partial batch"
                 )
             shift = running_mean.value if is_coarse else None
-            y, mean, var = normalize(x, scale, bias, self.epsilon, shift)
+            if is_coarse and factors is not None:
+                y, mean, var = projection.normalize(
+                    x, *factors, scale, bias, running_mean.value, self.epsilon
+                )
+            else:
+                y, mean, var = normalize(x, scale, bias, self.epsilon, shift)
             mean, var = lax.stop_gradient((mean, var))
             if not self.is_initializing():
                 unbiased = var * (count / (count - 1))
@@ -84,106 +98,3 @@ class BatchNorm(nn.Module):
             y = (x - per_channel(running_mean.value)) * per_channel(gain)
             y = y + per_channel(bias)
         return y.astype(self.dtype)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(3,))
-def normalize(
-    x: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    epsilon: float,
-    shift: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(x by its own mean and biased variance, scaled and moved, these two).
-
-    All is of the type of x [..., C]; scale, bias and shift are [C]. The gradient is in
-    closed form: it passes fewer times over memory than that which JAX derives from the
-    two passes of the variance.
-
-    Args:
-      shift: something near the mean, by which the variance is computed in one pass. It
-        loses what two passes keep where the mean is far from it, see BatchNorm.
-    """
-    return _normalize(x, scale, bias, epsilon, shift)[0]
-
-
-def _normalize(
-    x: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    epsilon: float,
-    shift: jax.Array | None,
-) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    axes = range(x.ndim - 1)
-    if shift is None:
-        mean = x.mean(axes)
-        centred = _kept(x - _expand(mean, x))
-        var = jnp.square(centred).mean(axes)
-    else:
-        moved = x - _expand(shift, x)
-        beside = moved.mean(axes)
-        var = jnp.maximum(jnp.square(moved).mean(axes) - jnp.square(beside), 0)
-        mean = shift + beside
-        centred = _kept(x - _expand(mean, x))
-    inverse = lax.rsqrt(var + epsilon)
-    gain = scale.astype(x.dtype) * inverse
-    y = centred * _expand(gain, x) + _expand(bias.astype(x.dtype), x)
-    return (y, mean, var), (centred, inverse)
-
-
-@normalize.defjvp
-def _normalize_jvp(
-    epsilon: float, primals: tuple[Any, ...], tangents: tuple[Any, ...]
-) -> tuple[Any, Any]:
-    x, scale, bias, shift = primals
-    found, (centred, inverse) = _normalize(x, scale, bias, epsilon, shift)
-    moves, axes = tangents[:3], range(x.ndim - 1)
-    dy = linear_map(_forward, _backward, (centred, inverse, scale), *moves)
-    d_var = 2 * (centred * moves[0]).mean(axes)
-    return found, (dy, moves[0].mean(axes), d_var)
-
-
-def _forward(
-    centred: jax.Array,
-    inverse: jax.Array,
-    scale: jax.Array,
-    dx: jax.Array,
-    d_scale: jax.Array,
-    d_bias: jax.Array,
-) -> jax.Array:
-    axes, scale = range(dx.ndim - 1), scale.astype(dx.dtype)
-    d_inverse = -(inverse**3) * (centred * dx).mean(axes)
-    d_gain = d_scale.astype(dx.dtype) * inverse + scale * d_inverse
-    gain = scale * inverse
-    moved = d_bias.astype(dx.dtype) - gain * dx.mean(axes)
-    return _expand(gain, dx) * dx + centred * _expand(d_gain, dx) + _expand(moved, dx)
-
-
-def _backward(
-    centred: jax.Array, inverse: jax.Array, scale: jax.Array, dy: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The transpose of _forward; scale and bias are of one type."""
-    axes = range(dy.ndim - 1)
-    count = dy.size // dy.shape[-1]
-    d_bias = dy.sum(axes)
-    d_scale = (dy * centred).sum(axes) * inverse
-    gain = scale.astype(dy.dtype) * inverse
-    dx = _expand(gain, dy) * (
-        dy
-        - _expand(d_bias / count, dy)
-        - centred * _expand(d_scale * inverse / count, dy)
-    )
-    return dx, d_scale.astype(scale.dtype), d_bias.astype(scale.dtype)
-
-
-def _kept(x: jax.Array) -> jax.Array:
-    """x, which XLA for CPUs would compute anew for each that reads it."""
-    found: jax.Array = lax.platform_dependent(
-        x, cpu=lax.optimization_barrier, default=lambda x: x
-    )
-    return found
-
-
-def _expand(value: jax.Array, x: jax.Array) -> jax.Array:
-    """`value` [C] in as many dimensions as `x`."""
-    return value.reshape((1,) * (x.ndim - 1) + value.shape)

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.errors import ConfigError
+from resnet_jax.layers import keep
 from resnet_jax.layers.conv import Conv
 from resnet_jax.layers.inputs import check_images
 from resnet_jax.layers.linear import Init, Linear
-from resnet_jax.layers.norm import BatchNorm
+from resnet_jax.layers.norm import BatchNorm, Factors
 
 Norm = Literal["batch", "none"]
 Shortcut = Literal["identity", "pad", "conv", "conv_bn", "none"]
@@ -49,10 +50,8 @@ def _shortcut(
     if not changes:
         return x
     if block.shortcut == "conv_bn":
-        x = block.norm(name="downsample.1")(
-            project(name="downsample.0")(x), train=train
-        )
-        return x
+        layers = project(name="downsample.0"), block.norm(name="downsample.1")
+        return _normalized(*layers, x, train)
     if block.shortcut == "pad" and x.shape[-1] <= features:
         missing = features - x.shape[-1]
         before, after = missing // 2, missing - missing // 2
@@ -68,6 +67,18 @@ def _last_norm(block: nn.Module, name: str) -> Callable[..., jax.Array]:
     options = {"scale_init": nn.initializers.zeros} if block.zero_init_last else {}
     found: Callable[..., jax.Array] = block.norm(name=name, **options)
     return found
+
+
+def _normalized(conv: Any, norm: Any, x: jax.Array, train: bool) -> jax.Array:
+    """norm(conv(x)) of a 1x1 convolution; with its factors, where they are small."""
+    y: jax.Array = conv(x)
+    options: dict[str, Any] = {}
+    widens = 2 * x.shape[-1] <= y.shape[-1] and conv.stride == 1
+    if train and widens and isinstance(norm, BatchNorm) and not conv.use_bias:
+        kernel = conv.get_variable("params", "kernel")
+        options["factors"] = Factors(x.astype(y.dtype), kernel.astype(y.dtype))
+    normalized: jax.Array = norm(y, train=train, **options)
+    return normalized
 
 
 def _drop_path(block: nn.Module, y: jax.Array, train: bool) -> jax.Array:
@@ -138,8 +149,8 @@ class Bottleneck(nn.Module):
         y = nn.relu(self.norm(name="bn1")(y, train=train))
         y = self.conv(self.features, 3, stride=self.stride, padding=1, name="conv2")(y)
         y = nn.relu(self.norm(name="bn2")(y, train=train))
-        y = self.conv(features, 1, padding=0, name="conv3")(y)
-        y = _last_norm(self, "bn3")(y, train=train)
+        conv3 = self.conv(features, 1, padding=0, name="conv3")
+        y = _normalized(conv3, _last_norm(self, "bn3"), y, train)
         y = _drop_path(self, y, train)
         return nn.relu(y + _shortcut(self, x, features, train))
 
@@ -261,12 +272,19 @@ def check_halved_thrice(name: str, x: jax.Array) -> None:
 
 
 def apply_block(block: nn.Module, x: jax.Array, train: bool, remat: bool) -> jax.Array:
-    """block(x); with `remat`, of which the gradient computes all but x again."""
+    """block(x); with `remat`, of which the gradient computes all but x again.
+
+    On GPUs in bfloat16 a map of each convolution is kept in any case, and no other.
+    """
 
     def apply(block: Any, x: jax.Array) -> Any:
         return block(x, train=train)
 
-    y: jax.Array = nn.remat(apply)(block, x) if remat else apply(block, x)
+    if remat:
+        apply = nn.remat(apply)
+    elif train and keep.is_worthwhile(x.dtype):
+        apply = nn.remat(apply, policy=keep.policy)
+    y: jax.Array = apply(block, x)
     return y
 
 

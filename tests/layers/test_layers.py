@@ -8,7 +8,7 @@ import pytest
 from flax import linen as nn
 
 from resnet_jax.errors import ConfigError
-from resnet_jax.layers import conv, norm
+from resnet_jax.layers import conv, normalize
 from resnet_jax.layers.conv import Conv
 from resnet_jax.layers.linear import Linear
 from resnet_jax.layers.norm import BatchNorm
@@ -250,9 +250,11 @@ def test_normalize_has_the_gradient_that_jax_derives():
         x = 3 + jax.random.normal(keys[0], (6, 5, 4, 3))
         scale, bias = (jax.random.normal(k, (3,)) for k in keys[1:3])
         dy = jax.random.normal(keys[3], x.shape)
-        y, pull = jax.vjp(lambda *args: norm.normalize(*args, 1e-5)[0], x, scale, bias)
+        y, pull = jax.vjp(
+            lambda *args: normalize.normalize(*args, 1e-5)[0], x, scale, bias
+        )
         expected, expected_pull = jax.vjp(
-            lambda *args: norm._normalize(*args, 1e-5, None)[0][0], x, scale, bias
+            lambda *args: normalize.moments(*args, 1e-5, None)[0][0], x, scale, bias
         )
         for one, other in zip(
             (y, *pull(dy)), (expected, *expected_pull(dy)), strict=True

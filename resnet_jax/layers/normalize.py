@@ -1,0 +1,133 @@
+"""Normalization by a batch's statistics, with a closed-form gradient."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from resnet_jax.layers.keep import keep
+from resnet_jax.layers.linear_map import linear_map
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
+def normalize(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    epsilon: float,
+    shift: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(x by its own mean and biased variance, scaled and moved, these two).
+
+    All is of the type of x [..., C]; scale, bias and shift are [C]. The gradient is in
+    closed form: it passes fewer times over memory than that which JAX derives from the
+    two passes of the variance.
+
+    Args:
+      shift: something near the mean, by which the variance is computed in one pass. It
+        loses what two passes keep where the mean is far from it, see BatchNorm.
+    """
+    return moments(x, scale, bias, epsilon, shift)[0]
+
+
+def moments(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    epsilon: float,
+    shift: jax.Array | None,
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    axes = tuple(range(x.ndim - 1))
+    if shift is None:
+        mean = keep(x.mean(axes))
+        centred = _kept(x - _expand(mean, x))
+        var = keep(jnp.square(centred).mean(axes))
+    else:
+        moved = x - _expand(shift, x)
+        sums = _sums(moved, jnp.square(moved))
+        beside, square = (total * (x.shape[-1] / x.size) for total in sums)
+        mean = keep(shift + beside)
+        var = keep(jnp.maximum(square - jnp.square(beside), 0))
+        centred = _kept(x - _expand(mean, x))
+    inverse = lax.rsqrt(var + epsilon)
+    gain = scale.astype(x.dtype) * inverse
+    y = centred * _expand(gain, x) + _expand(bias.astype(x.dtype), x)
+    return (y, mean, var), (centred, inverse)
+
+
+@normalize.defjvp
+def _normalize_jvp(
+    epsilon: float, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[Any, Any]:
+    x, scale, bias, shift = primals
+    found, (centred, inverse) = moments(x, scale, bias, epsilon, shift)
+    moves, axes = [jnp.asarray(t) for t in tangents[:3]], tuple(range(x.ndim - 1))
+    dy = linear_map(forward, backward, (centred, inverse, scale), *moves)
+    d_var = 2 * (centred * moves[0]).mean(axes)
+    return found, (dy, moves[0].mean(axes), d_var)
+
+
+def forward(
+    centred: jax.Array,
+    inverse: jax.Array,
+    scale: jax.Array,
+    dx: jax.Array,
+    d_scale: jax.Array,
+    d_bias: jax.Array,
+) -> jax.Array:
+    axes, scale = tuple(range(dx.ndim - 1)), scale.astype(dx.dtype)
+    d_inverse = -(inverse**3) * (centred * dx).mean(axes)
+    d_gain = d_scale.astype(dx.dtype) * inverse + scale * d_inverse
+    gain = scale * inverse
+    moved = d_bias.astype(dx.dtype) - gain * dx.mean(axes)
+    return _expand(gain, dx) * dx + centred * _expand(d_gain, dx) + _expand(moved, dx)
+
+
+def backward(
+    centred: jax.Array, inverse: jax.Array, scale: jax.Array, dy: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The transpose of `forward`; scale and bias are of one type."""
+    count = dy.size // dy.shape[-1]
+    d_bias, along = _sums(dy, dy * centred)
+    d_scale = along * inverse
+    gain = scale.astype(dy.dtype) * inverse
+    dx = _expand(gain, dy) * (
+        dy
+        - _expand(d_bias / count, dy)
+        - centred * _expand(d_scale * inverse / count, dy)
+    )
+    return dx, d_scale.astype(scale.dtype), d_bias.astype(scale.dtype)
+
+
+def _sums(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The sums [C] of both [..., C]."""
+
+    def apart(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+        axes = tuple(range(x.ndim - 1))
+        return x.sum(axes), y.sum(axes)
+
+    def at_once(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+        # Of the sums of images, which one kernel computes, another all the rest.
+        axes = tuple(range(1, x.ndim - 1))
+        both = jnp.stack([x.sum(axes), y.sum(axes)]).sum(1)
+        return both[0], both[1]
+
+    found: tuple[jax.Array, jax.Array] = lax.platform_dependent(
+        x, y, cuda=at_once, default=apart
+    )
+    return found
+
+
+def _kept(x: jax.Array) -> jax.Array:
+    """x, which XLA for CPUs would compute anew for each that reads it."""
+    found: jax.Array = lax.platform_dependent(
+        x, cpu=lax.optimization_barrier, default=lambda x: x
+    )
+    return found
+
+
+def _expand(value: jax.Array, x: jax.Array) -> jax.Array:
+    """`value` [C] in as many dimensions as `x`."""
+    return value.reshape((1,) * (x.ndim - 1) + value.shape)

@@ -1,0 +1,151 @@
+"""BatchNorm of a 1x1 convolution, whose gradient on TPUs needs no output of it.
+
+With x = inputs @ kernel, the gradient by x is gain * dy + along * x + beside, with one
+value of each for a channel. So inputs' x is a product of small matrices,
+
+    dx @ kernel.T = dy @ (gain * kernel).T + inputs @ (along * kernel) @ kernel.T + ...
+    inputs.T @ dx = gain * inputs.T @ dy + along * (inputs.T @ inputs) @ kernel + ...
+
+and sum(dy * x) is that of kernel * (inputs.T @ dy). Where the convolution has more
+channels out than in, as a bottleneck's last has four times as many, neither pass reads
+its output again, and it needs no memory until then.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from resnet_jax.layers import conv
+from resnet_jax.layers import normalize as norm
+from resnet_jax.layers.linear import storage_dtype
+from resnet_jax.layers.linear_map import linear_map
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(6,))
+def normalize(
+    x: jax.Array,
+    inputs: jax.Array,
+    kernel: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    shift: jax.Array,
+    epsilon: float,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """norm.normalize(x, ...), whose derivative goes by x's factors and not by x.
+
+    Args:
+      x: float32, of inputs [B, H, W, D] and kernel [1, 1, D, C] the convolution.
+    """
+    return norm.normalize(x, scale, bias, epsilon, shift)
+
+
+@normalize.defjvp
+def _normalize_jvp(
+    epsilon: float, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[Any, Any]:
+    x, inputs, kernel, scale, bias, shift = primals
+    found, (centred, inverse) = norm.moments(
+        lax.stop_gradient(x), scale, bias, epsilon, shift
+    )
+    residuals = (centred, found[1], inverse, scale, inputs, kernel)
+    dy = linear_map(_forward, _backward, residuals, *tangents[1:5])
+    dx = _tangent(inputs, kernel, tangents[1], tangents[2])
+    axes = tuple(range(x.ndim - 1))
+    return found, (dy, dx.mean(axes), 2 * (centred * dx).mean(axes))
+
+
+def _tangent(
+    inputs: jax.Array,
+    kernel: jax.Array,
+    d_inputs: jax.Array,
+    d_kernel: jax.Array,
+) -> jax.Array:
+    dx = conv.convolve(d_inputs, kernel, stride=1, padding=0)
+    dx += conv.convolve(inputs, d_kernel, stride=1, padding=0)
+    return dx.astype(storage_dtype(dx.dtype))
+
+
+def _forward(
+    centred: jax.Array,
+    mean: jax.Array,
+    inverse: jax.Array,
+    scale: jax.Array,
+    inputs: jax.Array,
+    kernel: jax.Array,
+    *tangents: jax.Array,
+) -> jax.Array:
+    dx = _tangent(inputs, kernel, *tangents[:2])
+    return norm.forward(centred, inverse, scale, dx, *tangents[2:])
+
+
+def _backward(*args: jax.Array) -> tuple[jax.Array, ...]:
+    found: tuple[jax.Array, ...] = lax.platform_dependent(
+        *args, tpu=by_factors, default=by_output
+    )
+    return found
+
+
+def by_output(
+    centred: jax.Array,
+    mean: jax.Array,
+    inverse: jax.Array,
+    scale: jax.Array,
+    inputs: jax.Array,
+    kernel: jax.Array,
+    dy: jax.Array,
+) -> tuple[jax.Array, ...]:
+    """Gradients by inputs, kernel, scale and bias, as of two layers."""
+    dx, d_scale, d_bias = norm.backward(centred, inverse, scale, dy)
+    by_both = (1, 0, inputs, kernel, dx.astype(inputs.dtype))
+    d_inputs = conv.gradient_by_x(*by_both)
+    return d_inputs, conv.gradient_by_kernel(*by_both), d_scale, d_bias
+
+
+def by_factors(
+    centred: jax.Array,
+    mean: jax.Array,
+    inverse: jax.Array,
+    scale: jax.Array,
+    inputs: jax.Array,
+    kernel: jax.Array,
+    dy: jax.Array,
+) -> tuple[jax.Array, ...]:
+    """The same without `centred`."""
+    wide = kernel[0, 0].astype(dy.dtype)
+    count = dy.size // dy.shape[-1]
+    product = _product(inputs, dy.astype(inputs.dtype))
+    gram = _product(inputs, inputs)
+    total = inputs.astype(dy.dtype).sum((0, 1, 2))
+    d_bias = dy.sum((0, 1, 2))
+    d_scale = inverse * ((wide * product).sum(0) - mean * d_bias)
+    gain = scale.astype(dy.dtype) * inverse
+    along = -gain * inverse * d_scale / count
+    beside = -gain * d_bias / count - along * mean
+    moved = wide * along[None]
+    d_kernel = product * gain[None] + gram @ moved + jnp.outer(total, beside)
+    by_dy = dy * gain[None, None, None] + beside[None, None, None]
+    d_inputs = _by_pixel(by_dy.astype(inputs.dtype), wide.T)
+    d_inputs += _by_pixel(inputs, moved @ wide.T)
+    return (
+        d_inputs.astype(inputs.dtype),
+        d_kernel.astype(kernel.dtype).reshape(kernel.shape),
+        d_scale.astype(scale.dtype),
+        d_bias.astype(scale.dtype),
+    )
+
+
+def _product(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x.T @ y [D, C] of pixels [..., D] and [..., C], at least in float32."""
+    pixels = tuple(range(x.ndim - 1))
+    sides = ((pixels, pixels), ((), ()))
+    return lax.dot_general(x, y, sides, preferred_element_type=storage_dtype(x.dtype))
+
+
+def _by_pixel(x: jax.Array, matrix: jax.Array) -> jax.Array:
+    """x @ matrix, at least in float32."""
+    kernel = matrix.astype(x.dtype)[None, None]
+    y = conv.convolve(x, kernel, stride=1, padding=0)
+    return y.astype(storage_dtype(y.dtype))
