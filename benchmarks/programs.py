@@ -2,11 +2,13 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-_ARRAY = re.compile(r"\b(pred|[a-z]+\d+[a-z0-9]*)\[([\d,<=]*)\](?:\{([\d,]*))?")
+_ARRAY = re.compile(
+    r"\b(pred|[a-z]+\d+[a-z0-9]*)\[([\d,<=]*)\](?:\{([\d,]*)([^}]*)\})?"
+)
 _NAME = re.compile(r"%[\w.\-]+")
 _HEADER = re.compile(r"^(ENTRY )?(%[\w.\-]+) \(")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?(%[\w.\-]+) = ")
@@ -32,6 +34,7 @@ class Array(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
     layout: tuple[int, ...]
+    is_near: bool  # on the chip itself, as in a TPU's VMEM
 
     @property
     def size(self) -> int:
@@ -92,31 +95,44 @@ class Program:
             return [kernel]
         return [i for name in kernel.called for i in self.computations[name]]
 
-    def kernel_bytes(self) -> int:
-        """The operands and results of all kernels, each once: an upper bound.
+    def memory_bytes(self) -> int:
+        """What the kernels read from and write to the chip's main memory, at most.
 
-        A fusion may read a part of an operand only, which the compiler's own count
-        takes into account, where it gives one.
+        Operands and results, each once. A fusion may read a part of an operand only.
         """
-        results = {
-            i.name: sum(a.num_bytes for a in i.results)
-            for c in self.computations.values()
-            for i in c
-        }
-        return sum(
-            results[kernel.name] + sum(results.get(name, 0) for name in kernel.operands)
-            for kernel in self.kernels()
-            if not kernel.opcode.endswith("-done")
-        )
+        types = {i.name: i.results for c in self.computations.values() for i in c}
+
+        def far(arrays: Iterable[Array]) -> int:
+            return sum(array.num_bytes for array in arrays if not array.is_near)
+
+        total = 0
+        for kernel in self.kernels():
+            if kernel.opcode.endswith("-done"):
+                continue
+            if kernel.opcode == "copy-start":  # (what is written, what is read, ...)
+                total += far(kernel.results[:2])
+            elif kernel.opcode.endswith(
+                "slice-start"
+            ):  # (what is read, the slice, ...)
+                written = kernel.results[1]
+                total += written.num_bytes + far([written])
+            else:
+                operands = (a for name in kernel.operands for a in types.get(name, ()))
+                total += far(kernel.results) + far(operands)
+        return total
 
     def collectives(self) -> list[tuple[str, int]]:
-        """(name, bytes of the results) of each; an asynchronous one once.
+        """(name, bytes of its operands on a chip) of each; an asynchronous one once.
 
-        The results of several that XLA has combined into one are added up.
+        Those of several that XLA has combined into one are added up.
         """
+        types = {i.name: i.results for c in self.computations.values() for i in c}
         found = [i for c in self.computations.values() for i in c if i.is_collective]
         return [
-            (i.opcode.removesuffix("-start"), sum(a.num_bytes for a in i.results))
+            (
+                i.opcode.removesuffix("-start"),
+                sum(a.num_bytes for name in i.operands for a in types[name]),
+            )
             for i in found
         ]
 
@@ -186,8 +202,8 @@ def _arrays(types: str) -> tuple[Array, ...]:
         return tuple(int(n.lstrip("<=")) for n in (text or "").split(",") if n)
 
     return tuple(
-        Array(dtype, numbers(shape), numbers(layout))
-        for dtype, shape, layout in _ARRAY.findall(types)
+        Array(dtype, numbers(shape), numbers(layout), "S(1)" in place)
+        for dtype, shape, layout, place in _ARRAY.findall(types)
     )
 
 
