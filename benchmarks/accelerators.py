@@ -67,6 +67,10 @@ class Accelerators:
     """Images a step on each chip."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Type of the arithmetic."""
+    recipe_model: str | None = None
+    """A network in the place of the recipes' own, as a small one compiles sooner."""
+    stage_sizes: tuple[int, ...] = ()
+    """Blocks of each stage in the place of the models' own; fewer stages as well."""
     remat: bool = False
     """Compute each block again in the backward pass."""
     seconds: float = 10.0
@@ -165,7 +169,11 @@ def lower(task: Task, cfg: Accelerators, devices: Any, platform: str) -> Lowered
 
     mesh = Mesh(np.array(devices).reshape(-1), (layout.AXIS,))
     chosen, shape, num_classes = described(task, cfg)
-    model = network(task, chosen, num_classes, shape[-1])
+    ours = models.create(chosen.model, num_classes, shape[-1])
+    if cfg.stage_sizes and not task.is_recipe:
+        widths = ours.widths[: len(cfg.stage_sizes)]
+        ours = ours.clone(stage_sizes=cfg.stage_sizes, widths=widths)
+    model = contestant(task, chosen, ours)
     if model is None:
         return None
     preprocess = data.make_preprocess(chosen.augment, shape)
@@ -192,7 +200,6 @@ def lower(task: Task, cfg: Accelerators, devices: Any, platform: str) -> Lowered
         "images": jax.ShapeDtypeStruct((rows, *shape), np.uint8, sharding=split),
         "labels": jax.ShapeDtypeStruct((rows,), np.int32, sharding=split),
     }
-    ours = models.create(chosen.model, num_classes, shape[-1])
     layers = summary.structure(ours, shape).layers
     macs = sum(layer.num_macs for layer in layers)
     least = max(leaf.size for leaf in jax.tree.leaves(state.params)) + 1
@@ -234,19 +241,18 @@ def described(
         num_classes = contestants.num_classes(found)
         found = replace(found, augment=AugmentConfig())
     options = {"normalize": normalize, "dtype": cfg.dtype, "remat": cfg.remat}
+    if task.is_recipe and cfg.recipe_model is not None:
+        options |= {"model": cfg.recipe_model, "width": None, "stem": None}
     return fields.replace(found, **options), shape, num_classes
 
 
-def network(task: Task, cfg: Config, num_classes: int, channels: int) -> Any:
+def contestant(task: Task, cfg: Config, ours: Any) -> Any:
+    """The network of a task, where there is one; `ours` for us."""
     from benchmarks import peers
-    from resnet_jax import models
 
     if task.contestant == "flax":
         # Its network is ImageNet's.
-        is_alike = cfg.model.stem == "imagenet"
-        found = peers.flax_example(cfg.model.model, num_classes, cfg.model.dtype)
-        return found if is_alike else None
-    ours = models.create(cfg.model, num_classes, channels)
+        return peers.flax_example(ours) if cfg.model.stem == "imagenet" else None
     return peers.with_flax_norm(ours) if task.contestant == "flax-norm" else ours
 
 

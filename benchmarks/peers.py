@@ -9,15 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnet_jax.models import ResNet
+from resnet_jax.models import Bottleneck, ResNet
 
-_STAGES = {
-    "resnet18": (2, 2, 2, 2),
-    "resnet34": (3, 4, 6, 3),
-    "resnet50": (3, 4, 6, 3),
-    "resnet101": (3, 4, 23, 3),
-    "resnet152": (3, 8, 36, 3),
-}
+_WIDTHS = (64, 128, 256, 512)
 
 
 class FlaxExample(nn.Module):
@@ -89,12 +83,12 @@ class WithFlaxNorm(ResNet):
         return conv, norm
 
 
-def flax_example(name: str, num_classes: int, dtype: Any) -> FlaxExample | None:
-    """Flax's network of the name, where its example has it."""
-    if name not in _STAGES:
+def flax_example(ours: Any) -> FlaxExample | None:
+    """Flax's network of the same blocks, where its example has them."""
+    if not isinstance(ours, ResNet) or ours.widths != _WIDTHS[: len(ours.widths)]:
         return None
-    is_deep = name not in ("resnet18", "resnet34")
-    return FlaxExample(_STAGES[name], is_deep, num_classes, dtype)
+    is_deep = ours.block is Bottleneck
+    return FlaxExample(ours.stage_sizes, is_deep, ours.num_classes, ours.dtype)
 
 
 def with_flax_norm(model: Any) -> WithFlaxNorm | None:

@@ -69,7 +69,7 @@ class Scaling:
 class Reduced(NamedTuple):
     """Bytes that a device brings to the sums over all devices in a training step."""
 
-    gradients: int  # of convolutions and linear layers, float32
+    gradients: int  # of convolutions and linear layers
     batch_norm: int  # sums for mean, variance, and in the backward pass bias and scale
     metrics: int  # the loss and the number of correct answers
 
@@ -85,13 +85,13 @@ class Prediction(NamedTuple):
     efficiency: tuple[float, float]  # the step on one device over this one
 
 
-def reduced(variables: Mapping[str, Any]) -> Reduced:
+def reduced(variables: Mapping[str, Any], dtype: str = "float32") -> Reduced:
     """What is summed over the devices, from the shapes in {"params", "batch_stats"}.
 
-    Every gradient is summed once, in float32. A BatchNorm layer of C channels has four
-    sums of C values: the mean, the variance, and in the backward pass the gradients of
-    bias and scale, which its input's gradient needs first. Without sync_bn as much is
-    summed: the moved running mean and variance in place of the batch's. (There XLA
+    Every gradient is summed once, in the `dtype` of the arithmetic. A BatchNorm layer of
+    C channels has four float32 sums of C values: the mean, the variance, and in the
+    backward pass the gradients of bias and scale, which its input's gradient needs
+    first. Without sync_bn as much is summed: the moved running mean and variance in place of the batch's. (There XLA
     sums once what two layers have the same, the gradient by bias of a block's last
     BatchNorm and of its shortcut's.) Counted is a step without micro-batches.
     """
@@ -103,12 +103,14 @@ def reduced(variables: Mapping[str, Any]) -> Reduced:
     statistics = size(variables.get("batch_stats", {}))
     # As many values as mean and variance have scale and bias, which are parameters.
     gradients = size(variables["params"]) - statistics
+    if dtype == "bfloat16":
+        gradients //= 2
     return Reduced(gradients, 2 * statistics, 2 * 4)
 
 
-def all_reduce_bytes(variables: Mapping[str, Any]) -> int:
+def all_reduce_bytes(variables: Mapping[str, Any], dtype: str = "float32") -> int:
     """The bytes of all of `reduced`."""
-    return sum(reduced(variables))
+    return sum(reduced(variables, dtype))
 
 
 def num_batch_norms(variables: Mapping[str, Any]) -> int:
