@@ -13,7 +13,7 @@ as many in the program that XLA compiles. All else is the assumptions below.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import tyro
 
@@ -35,6 +35,8 @@ class Scaling:
     """Images per step on each device, however many there are (weak scaling)."""
     devices: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512, 1024)
     """Numbers of devices, a row each."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type of the arithmetic, in which gradients are summed too."""
     sync_bn: bool = True
     """As train.py's: with --no-sync-bn, BatchNorm waits for no other device."""
 
@@ -88,12 +90,13 @@ class Prediction(NamedTuple):
 def reduced(variables: Mapping[str, Any], dtype: str = "float32") -> Reduced:
     """What is summed over the devices, from the shapes in {"params", "batch_stats"}.
 
-    Every gradient is summed once, in the `dtype` of the arithmetic. A BatchNorm layer of
-    C channels has four float32 sums of C values: the mean, the variance, and in the
+    Every gradient is summed once, in the type of the arithmetic. A BatchNorm layer of
+    C channels has four sums of C float32 values: the mean, the variance, and in the
     backward pass the gradients of bias and scale, which its input's gradient needs
-    first. Without sync_bn as much is summed: the moved running mean and variance in place of the batch's. (There XLA
-    sums once what two layers have the same, the gradient by bias of a block's last
-    BatchNorm and of its shortcut's.) Counted is a step without micro-batches.
+    first. Without sync_bn as much is summed: the moved running mean and variance in
+    place of the batch's. (There XLA sums once what two layers have the same, the
+    gradient by bias of a block's last BatchNorm and of its shortcut's.) Counted is a
+    step without micro-batches.
     """
     import jax
 
@@ -155,15 +158,15 @@ def predict(
 
     Args:
       num_macs: multiply-adds of the forward pass, for one image.
-      batch_norms: layers; each waits for three sums, one after the other: mean,
-        variance, and those of the backward pass, which go together.
+      batch_norms: layers; each waits for two sums: that of mean and variance, which go
+        together in bfloat16 and apart in float32, and that of the backward pass.
     """
     link = {"bandwidth": cfg.bandwidth, "latency": cfg.latency}
     compute = training_flops(num_macs) * cfg.batch_per_device / cfg.flops
     image = 0 if cfg.held else 3 * cfg.image_size**2
     brought = image * cfg.batch_per_device / cfg.host_bandwidth
     late, waited = parts.gradients + parts.metrics, parts.batch_norm
-    count = 3 * batch_norms
+    count = (2 if cfg.dtype == "bfloat16" else 3) * batch_norms
     if not cfg.sync_bn:  # nobody waits for these: they go with the gradients
         late, waited, count = late + waited, 0, 0
     gradients = collective_seconds(late, num_devices, **link)
@@ -187,7 +190,8 @@ def table(cfg: Scaling) -> str:
     image_shape = (cfg.image_size, cfg.image_size, 3)
     num_macs = sum(layer.num_macs for layer in structure(model, image_shape).layers)
     variables = variable_shapes(model, image_shape)
-    parts, batch_norms = reduced(variables), num_batch_norms(variables)
+    parts = reduced(variables, cfg.dtype)
+    batch_norms = num_batch_norms(variables)
     rows = []
     for n in cfg.devices:
         found = predict(
