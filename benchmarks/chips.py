@@ -24,7 +24,7 @@ class Chip:
     bandwidth: float  # bytes a second
     memory: float  # bytes
     kinds: tuple[str, ...]  # JAX's device_kind of a real one
-    config: str | None = None  # XLA's GpuTargetConfigProto
+    config: str | None = None  # of the compiler; of a GPU XLA's GpuTargetConfigProto
 
 
 _GPU = """
@@ -61,7 +61,8 @@ def _gpu(
 
 
 CHIPS = {
-    "v4": Chip("tpu", "2x2x1", 275e12, 1228 * GB, 32 * 2**30, ("TPU v4",)),
+    # A chip's two cores as one device, as JAX has them on a v4.
+    "v4": Chip("tpu", "2x2x1", 275e12, 1228 * GB, 32 * 2**30, ("TPU v4",), "megacore"),
     "v5e": Chip("tpu", "2x2", 197e12, 819 * GB, 16 * 2**30, ("TPU v5 lite", "TPU v5e")),
     "v5p": Chip("tpu", "2x2x1", 459e12, 2765 * GB, 95 * 2**30, ("TPU v5", "TPU v5p")),
     "v6e": Chip(
@@ -101,6 +102,7 @@ def prepare() -> None:
         os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
     )
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # others may compile too
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_WORKER_ID", "0")
@@ -118,6 +120,8 @@ def devices(target: str) -> Any:
     name, options = f"{target.partition(':')[0]}:{topology}", {}
     if chip.platform == "cuda":
         options = {"target_config": chip.config, "topology": topology}
+    elif chip.config is not None:
+        options = {"chip_config_name": chip.config}
     if name.startswith("v5p"):
         name = name.replace("v5p", "v5")
     try:

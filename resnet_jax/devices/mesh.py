@@ -134,7 +134,7 @@ def local_statistics(
     def of_part(
         params: Any, batch_stats: Any, images: Any, targets: Any, key: Any
     ) -> Any:
-        # By hand, as a gradient of ours (jax.custom_vjp) is not summed otherwise.
+        # By hand, as a gradient of ours (linear_map) is not summed otherwise.
         params = jax.lax.pcast(params, AXIS, to="varying")
         own_key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
         loss, (logits, moved) = loss_fn(params, batch_stats, images, targets, own_key)
