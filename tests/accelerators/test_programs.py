@@ -128,5 +128,6 @@ def test_a_bottleneck_moves_fewer_bytes_than_flax_s_on_a_tpu(tmp_path):
     ours, peer = (found["resnet50", name] for name in ("ours", "flax"))
     assert ours["all_reduces"] <= peer["all_reduces"]
     assert ours["float32_maps"] == 0
-    assert ours["memory_gigabytes"] < 0.93 * peer["memory_gigabytes"]
-    assert ours["temporaries_mib"] < 0.75 * peer["temporaries_mib"]
+    assert ours["memory_gigabytes"] < 0.9 * peer["memory_gigabytes"]
+    # The stem's maps are there too, which are two blocks' equals.
+    assert ours["temporaries_mib"] < 0.95 * peer["temporaries_mib"]
