@@ -36,8 +36,8 @@ class BatchNorm(nn.Module):
     are those of the global batch.
 
     Of bfloat16 the variance is E[d^2] - E[d]^2, d = x - running mean, in float32 and in
-    one pass, which compilers join to the convolution before. Its rounding is at most
-    a twentieth of that of the values, which have 8 bits, whatever their mean.
+    one pass, which compilers join to the convolution before. It rounds less than a
+    tenth as much as the values, which have 8 bits, whatever their mean.
 
     Raises:
       ConfigError: in training with one value per channel, whose variance is undefined.

@@ -135,6 +135,20 @@ def test_batchnorm_two_pass_variance_survives_a_large_mean(key):
     np.testing.assert_allclose(moved["batch_stats"]["var"], exact, rtol=1e-3)
 
 
+@pytest.mark.parametrize("mean", [1, 10, 30, 100, 256])
+def test_batchnorm_s_one_pass_in_bfloat16_rounds_less_than_the_values(mean):
+    """About a running mean of 0, which is the farthest."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(mean + rng.normal(size=(512, 8, 8, 2)), jnp.bfloat16)
+    layer = BatchNorm(momentum=1.0, dtype=jnp.bfloat16)
+    variables = layer.init(jax.random.key(0), x, train=True)
+    _, moved = layer.apply(variables, x, train=True, mutable=["batch_stats"])
+    found = np.asarray(moved["batch_stats"]["var"], np.float64)
+    exact = np.asarray(x, np.float64).reshape(-1, 2).var(0, ddof=1)
+    step = 2.0 ** (np.floor(np.log2(mean)) - 7)  # between values of bfloat16
+    np.testing.assert_array_less(np.abs(found - exact), 0.1 * step**2 / 12 + 1e-6)
+
+
 @pytest.mark.parametrize("shape", [(1, 4, 4, 3), (4, 1, 1, 3)])
 def test_batchnorm_of_one_image_or_of_1x1_maps(key, shape):
     x = make_input(key, shape)
