@@ -28,7 +28,8 @@ def policy(primitive: Any, *inputs: Any, **params: Any) -> bool:
     """
     if primitive.name == "name":
         return bool(_named(primitive, *inputs, **params))
-    return all(getattr(aval, "ndim", 2) < 2 for aval in inputs)
+    is_map = len(params.get("shape", ())) > 1  # of a constant spread out
+    return not is_map and all(getattr(aval, "ndim", 2) < 2 for aval in inputs)
 
 
 @contextlib.contextmanager

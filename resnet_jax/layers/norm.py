@@ -36,8 +36,9 @@ class BatchNorm(nn.Module):
     are those of the global batch.
 
     Of bfloat16 the variance is E[d^2] - E[d]^2, d = x - running mean, in float32 and in
-    one pass, which compilers join to the convolution before. It rounds less than a
-    tenth as much as the values, which have 8 bits, whatever their mean.
+    one pass, which compilers join to the convolution before. Whatever the mean is, it
+    rounds less than the values are rounded, which have 8 bits. `factors` of x, see
+    Factors, give TPUs another way to the same gradient (layers/projection.py).
 
     Raises:
       ConfigError: in training with one value per channel, whose variance is undefined.

@@ -47,9 +47,8 @@ def _normalize_jvp(
     epsilon: float, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[Any, Any]:
     x, inputs, kernel, scale, bias, shift = primals
-    found, (centred, inverse) = norm.moments(
-        lax.stop_gradient(x), scale, bias, epsilon, shift
-    )
+    # x's own tangent is left out; of second derivatives it has its part.
+    found, (centred, inverse) = norm.moments(x, scale, bias, epsilon, shift)
     residuals = (centred, found[1], inverse, scale, inputs, kernel)
     dy = linear_map(_forward, _backward, residuals, *tangents[1:5])
     dx = _tangent(inputs, kernel, tangents[1], tangents[2])

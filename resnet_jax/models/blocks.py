@@ -73,10 +73,13 @@ def _normalized(conv: Any, norm: Any, x: jax.Array, train: bool) -> jax.Array:
     """norm(conv(x)) of a 1x1 convolution; with its factors, where they are small."""
     y: jax.Array = conv(x)
     options: dict[str, Any] = {}
-    widens = 2 * x.shape[-1] <= y.shape[-1] and conv.stride == 1
-    if train and widens and isinstance(norm, BatchNorm) and not conv.use_bias:
+    is_own = (
+        type(conv) is Conv and type(norm) is BatchNorm
+    )  # not what one makes of them
+    if train and is_own and conv.stride == 1 and not conv.use_bias:
         kernel = conv.get_variable("params", "kernel")
-        options["factors"] = Factors(x.astype(y.dtype), kernel.astype(y.dtype))
+        if 2 * x.shape[-1] <= y.shape[-1]:
+            options["factors"] = Factors(x.astype(y.dtype), kernel.astype(y.dtype))
     normalized: jax.Array = norm(y, train=train, **options)
     return normalized
 

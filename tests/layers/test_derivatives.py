@@ -48,10 +48,13 @@ def check(function, args, step=1e-6, rtol=1e-7):
 
     slope, by_jvp, by_grad = derivatives(*args)
     np.testing.assert_allclose(slope, dot(gradient(*args), directions), rtol=1e-10)
-    beside = [
-        gradient(*(a + sign * step * d for a, d in zip(args, directions, strict=True)))
+    places = [
+        [a + sign * step * d for a, d in zip(args, directions, strict=True)]
         for sign in (1, -1)
     ]
+    one, other = (jax.jit(function)(*place) for place in places)
+    np.testing.assert_allclose(slope, (one - other) / (2 * step), rtol=1e-5)
+    beside = [gradient(*place) for place in places]
     measured = jax.tree.map(lambda a, b: (a - b) / (2 * step), *beside)
     # A convolution's second derivative by one argument alone is that by the other.
     size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(measured))

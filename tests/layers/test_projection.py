@@ -51,6 +51,30 @@ def test_it_is_the_gradient_of_the_two_layers():
             np.testing.assert_allclose(third, other, rtol=1e-12, atol=1e-12)
 
 
+def test_its_second_derivatives_are_those_of_the_two_layers():
+    with jax.enable_x64(True):
+        inputs, kernel, scale, bias, shift, dy = case(np.float64)
+        inputs, dy = inputs[:2, :2, :2], dy[:2, :2, :2]
+
+        def loss(normalized, kernel):
+            x = conv.convolve(inputs, kernel, stride=1, padding=0)
+            return (jnp.sin(normalized(x, kernel)) * dy).sum()
+
+        def two(x, kernel):
+            return normalize.normalize(x, scale, bias, EPSILON, shift)[0]
+
+        def at_once(x, kernel):
+            args = (x, inputs, kernel, scale, bias, shift)
+            return projection.normalize(*args, EPSILON)[0]
+
+        expected, found = (
+            jax.jit(jax.hessian(partial(loss, function)))(kernel)
+            for function in (two, at_once)
+        )
+        size = np.abs(expected).max()
+        np.testing.assert_allclose(found, expected, atol=1e-10 * size)
+
+
 def test_in_bfloat16_it_is_as_near_the_truth():
     """Nearer than twice the error of two layers, each that of float64."""
     with jax.enable_x64(True):
@@ -95,3 +119,19 @@ def test_blocks_give_batch_norm_its_factors_where_the_convolution_widens(monkeyp
     for name in ("bn1", "bn2", "bn3", "downsample.1"):
         given = [has for layer, has in seen if layer == name]
         assert given == expected.get(name, [False] * len(given))
+
+
+def test_layers_of_others_are_called_as_they_are():
+    """A function as a convolution, and a BatchNorm that takes nothing else."""
+
+    class Plain(BatchNorm):
+        def __call__(self, x, *, train):
+            return super().__call__(x, train=train)
+
+    def widen(features, size, stride=1, padding=0, name=None):
+        return lambda x: jnp.tile(x, features // x.shape[-1])
+
+    block = blocks.Bottleneck(4, conv=widen, norm=Plain)
+    x = jnp.ones((2, 4, 4, 4))
+    variables = block.init(jax.random.key(0), x, train=True)
+    block.apply(variables, x, train=True, mutable=["batch_stats"])
