@@ -171,6 +171,8 @@ def lower(task: Task, cfg: Accelerators, devices: Any, platform: str) -> Lowered
     chosen, shape, num_classes = described(task, cfg)
     ours = models.create(chosen.model, num_classes, shape[-1])
     if cfg.stage_sizes and not task.is_recipe:
+        if not isinstance(ours, models.ResNet):
+            raise ConfigError(f"stage_sizes: {task.name} has none to choose")
         widths = ours.widths[: len(cfg.stage_sizes)]
         ours = ours.clone(stage_sizes=cfg.stage_sizes, widths=widths)
     model = contestant(task, chosen, ours)
@@ -274,7 +276,8 @@ def read(task: Task, cfg: Accelerators) -> Reading | None:
     text = compiled.as_text()
     if cfg.text is not None:
         cfg.text.mkdir(parents=True, exist_ok=True)
-        name = "-".join(task._replace(is_recipe="")).replace(":", "_")
+        kind = "recipe" if task.is_recipe else task.contestant
+        name = f"{task.target}-{task.name}-{kind}-{task.kind}".replace(":", "_")
         (cfg.text / f"{name}.txt").write_text(text)
     program, cost = Program(text), compiled.cost_analysis() or {}
     memory = compiled.memory_analysis()
@@ -332,11 +335,21 @@ def measure(compiled: Any, lowered: Lowered, cfg: Accelerators) -> float:
 
     import jax
     import jax.numpy as jnp
+    import numpy as np
+
+    rng = np.random.default_rng(0)
 
     def make(leaf: Any) -> Any:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jax.device_put(jax.random.key(0), leaf.sharding)
-        return jnp.ones(leaf.shape, leaf.dtype, device=leaf.sharding)
+        if leaf.dtype == np.uint8:
+            values = rng.integers(0, 256, leaf.shape, np.uint8)
+        elif jnp.issubdtype(leaf.dtype, jnp.integer):
+            values = np.zeros(leaf.shape, leaf.dtype)
+        else:  # kernels about 0; scales, variances and masks about 1
+            low, high = (-0.1, 0.1) if len(leaf.shape) > 1 else (0.5, 1.5)
+            values = rng.uniform(low, high, leaf.shape).astype(leaf.dtype)
+        return jax.device_put(values, leaf.sharding)
 
     first, *rest = jax.tree.map(make, lowered.arguments)
     is_step = len(rest) == 2
@@ -397,16 +410,20 @@ def main(cfg: Accelerators) -> None:
     print(HEADER)
     print("|" + "---|" * HEADER.count(" | ") + "---|", flush=True)
     readings: list[dict[str, Any]] = []
+    about = {"jax": jax.__version__, "dtype": cfg.dtype}
+    about |= {"batch_per_chip": cfg.batch_per_chip}
+
+    def write() -> None:
+        if cfg.json is not None:
+            cfg.json.write_text(json.dumps({**about, "programs": readings}, indent=1))
+
+    write()  # not found impossible after minutes
     for task in tasks(cfg):
         found = read(task, cfg)
-        if found is None:
-            continue
-        print(row(found), flush=True)
-        readings.append(asdict(found))
-        if cfg.json is not None:
-            described = {"jax": jax.__version__, "dtype": cfg.dtype}
-            content = {**described, "batch_per_chip": cfg.batch_per_chip}
-            cfg.json.write_text(json.dumps({**content, "programs": readings}, indent=1))
+        if found is not None:
+            print(row(found), flush=True)
+            readings.append(asdict(found))
+            write()
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def parse(target: str) -> tuple[Chip, str]:
         raise ConfigError(f"no chip {name!r}: one of {', '.join(CHIPS)}")
     chip = CHIPS[name]
     if chip.platform == "cuda":
-        if not (topology or "1").isdigit():
+        if not (topology or "1").isdigit() or topology == "0":
             raise ConfigError(f"target {target!r}: a number of GPUs after the colon")
         return chip, chip.topology.format(topology or "1")
     return chip, topology or chip.topology

@@ -1,9 +1,18 @@
 """What is read in a compiled program's text, and what can be asked for."""
 
+import jax
 import pytest
 
 from benchmarks import chips
-from benchmarks.accelerators import Accelerators, Task, described, tasks
+from benchmarks.accelerators import (
+    Accelerators,
+    Task,
+    chip_of,
+    described,
+    lower,
+    measure,
+    tasks,
+)
 from benchmarks.programs import Array, Program
 from resnet_jax.errors import ConfigError
 
@@ -110,6 +119,7 @@ def test_targets():
     [
         ({"targets": ("h1000",)}, "no chip 'h1000': one of v4, v5e"),
         ({"targets": ("h100:2x2",)}, "a number of GPUs after the colon"),
+        ({"targets": ("h100:0",)}, "a number of GPUs after the colon"),
         ({"targets": ("here", "h100")}, "`here` goes alone"),
         ({"recipes": ("slow",)}, "no recipe 'slow': one of digits"),
         ({"batch_per_chip": 0}, "batch_per_chip 0: at least 1"),
@@ -118,3 +128,21 @@ def test_targets():
 def test_what_cannot_be_asked_for(options, message):
     with pytest.raises(ConfigError, match=message):
         Accelerators(**options)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_a_program_runs_where_there_is_a_device(kind):
+    cfg = Accelerators(batch_per_chip=8, dtype="float32", seconds=0.05)
+    task = Task("here", "digits", True, "ours", kind)
+    lowered = lower(task, cfg, jax.devices(), "cpu")
+    compiled = lowered.stage.compile()
+    assert 0 < measure(compiled, lowered, cfg) < 60_000
+    # The model's flops are the compiler's but for what is no convolution.
+    flops = compiled.cost_analysis()["flops"]
+    assert 0.7 * flops < lowered.model_flops < 1.3 * flops
+
+
+def test_a_device_whose_peaks_are_unknown_is_refused():
+    with pytest.raises(ConfigError, match="cpu is none of the chips known: v4, v5e"):
+        chip_of(jax.devices()[0])
