@@ -337,6 +337,7 @@ def conclude(row: Row) -> Row:
             pairs = zip(program["rates"], program["matmul"], strict=True)
             program["share"] = statistics.median(rate * work / x for rate, x in pairs)
     rates = {name: programs[name]["rate"] for name in measured if name != OURS}
+    row.pop("ratio", None)  # to a program that has failed since
     row["best"] = max(rates, key=lambda name: rates[name], default=None)
     if OURS in measured and row["best"]:
         row["ratio"] = spread(programs[OURS]["rates"], programs[row["best"]]["rates"])
