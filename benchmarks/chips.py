@@ -7,11 +7,16 @@ of 80 GB, the H100 SXM and the H200 SXM.
 
 import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from resnet_jax.errors import ConfigError
 
-GB, TIB = 1e9, 1e12
+GB = 1e9
+_PLUGINS = {
+    "tpu": ("libtpu",),
+    "cuda": ("jax_cuda12_plugin", "jax_cuda13_plugin"),
+}
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ def parse(target: str) -> tuple[Chip, str]:
         raise ConfigError(f"no chip {name!r}: one of {', '.join(CHIPS)}")
     chip = CHIPS[name]
     if chip.platform == "cuda":
-        if not (topology or "1").isdigit() or topology == "0":
+        if not (topology or "1").isdigit() or int(topology or 1) < 1:
             raise ConfigError(f"target {target!r}: a number of GPUs after the colon")
         return chip, chip.topology.format(topology or "1")
     return chip, topology or chip.topology
@@ -127,9 +132,11 @@ def devices(target: str) -> Any:
     try:
         found = topologies.get_topology_desc(name, chip.platform, **options)
     except Exception as error:  # JAX and its plugins have no type in common
+        if not any(map(find_spec, _PLUGINS[chip.platform])):
+            raise ConfigError(
+                f"nothing compiles for {target} here: pip install -e "
+                f"'.[{chip.platform}]' brings the compiler"
+            ) from None
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(
-            f"nothing compiles for {target} here ({reason[:120]}): is the topology "
-            f"one of its own, and pip install -e '.[{chip.platform}]' done?"
-        ) from None
+        raise ConfigError(f"nothing compiles for {target}: {reason[:150]}") from None
     return found.devices

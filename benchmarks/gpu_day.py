@@ -8,8 +8,8 @@ Parts: smoke (checks of arithmetic, small networks' steps beside a CPU's), throu
 beside PyTorch's of three networks, the `fast` recipe to 94 % of CIFAR-10, four seeds at
 once beside one, and --deterministic beside not. Each is a process, and is killed with
 all that it started when its time is over; what it had measured by then stays. After
-each part OUT/gpu_day.json and OUT/gpu_day.md are written anew; OUT/gpu_day.log has what
-the programs said, and OUT/work the runs.
+each part OUT/gpu_day.json and OUT/gpu_day.md are written again; OUT/gpu_day.log has
+what the programs said, and OUT/work the runs.
 
 No network is needed. CIFAR-10 comes from .npz files with `images` and `labels`,
 train*.npz and test*.npz, the parts of a split in the order of their names. From a
@@ -79,7 +79,7 @@ class GpuDay:
 
     def __post_init__(self) -> None:
         if not 0 < self.minutes < math.inf:
-            refuse(f"minutes {self.minutes} is too small: above 0")
+            refuse(f"minutes {self.minutes} is no time: a finite number above 0")
         for name in self.parts:
             self._check_part(name)
         for one in self.bound:

@@ -35,7 +35,7 @@ class BatchNorm(nn.Module):
     have promote_types(dtype, float32). Under jit over a sharded batch the statistics
     are those of the global batch.
 
-    Of bfloat16 the variance is E[d^2] - E[d]^2, d = x - running mean, in float32 and in
+    In bfloat16 the variance is E[d^2] - E[d]^2, d = x - running mean, in float32 and in
     one pass, which compilers join to the convolution before. Whatever the mean is, it
     rounds less than the values are rounded, which have 8 bits. `factors` of x, see
     Factors, give TPUs another way to the same gradient (layers/projection.py).

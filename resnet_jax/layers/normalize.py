@@ -121,7 +121,7 @@ def _sums(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _kept(x: jax.Array) -> jax.Array:
-    """x, which XLA for CPUs would compute anew for each that reads it."""
+    """x, which XLA for CPUs would compute again for each that reads it."""
     found: jax.Array = lax.platform_dependent(
         x, cpu=lax.optimization_barrier, default=lambda x: x
     )

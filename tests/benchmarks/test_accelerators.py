@@ -131,16 +131,27 @@ def test_what_cannot_be_asked_for(options, message):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("kind", ["train", "evaluate"])
-def test_a_program_runs_where_there_is_a_device(kind):
+@pytest.mark.parametrize(
+    ("recipe", "kind"), [("hresnet", "train"), ("digits", "evaluate")]
+)
+def test_a_program_runs_where_there_is_a_device(recipe, kind):
     cfg = Accelerators(batch_per_chip=8, dtype="float32", seconds=0.05)
-    task = Task("here", "digits", True, "ours", kind)
+    task = Task("here", recipe, True, "ours", kind)
     lowered = lower(task, cfg, jax.devices(), "cpu")
     compiled = lowered.stage.compile()
     assert 0 < measure(compiled, lowered, cfg) < 60_000
     # The model's flops are the compiler's but for what is no convolution.
     flops = compiled.cost_analysis()["flops"]
     assert 0.7 * flops < lowered.model_flops < 1.3 * flops
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("json", "is in the way"), ("text", "there is no folder")]
+)
+def test_a_place_that_cannot_be_written_to(name, reason, tmp_path):
+    path = tmp_path if name == "json" else tmp_path / "no" / "where"
+    with pytest.raises(ConfigError, match=reason):
+        Accelerators(**{name: path})
 
 
 def test_a_device_whose_peaks_are_unknown_is_refused():

@@ -86,7 +86,7 @@ def test_a_bad_option_is_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"minutes": 0.0}, "minutes 0.0 is too small"),
+        ({"minutes": 0.0}, "minutes 0.0 is no time"),
         ({"minutes": float("nan")}, "minutes nan"),
         ({"bound": ("fast",)}, "bound 'fast' is not PART=SECONDS"),
         ({"bound": ("fast=soon",)}, "bound 'fast=soon'"),
