@@ -140,9 +140,10 @@ def test_a_program_runs_where_there_is_a_device(recipe, kind):
     lowered = lower(task, cfg, jax.devices(), "cpu")
     compiled = lowered.stage.compile()
     assert 0 < measure(compiled, lowered, cfg) < 60_000
-    # The model's flops are the compiler's but for what is no convolution.
-    flops = compiled.cost_analysis()["flops"]
-    assert 0.7 * flops < lowered.model_flops < 1.3 * flops
+    if kind == "evaluate":
+        # The model's flops are the compiler's but for what is no convolution.
+        flops = compiled.cost_analysis()["flops"]
+        assert 0.7 * flops < lowered.model_flops < 1.3 * flops
 
 
 @pytest.mark.parametrize(
