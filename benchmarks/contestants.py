@@ -221,16 +221,20 @@ def our_inference(task: Task, cfg: Config, model: Any) -> Run:
 
     from resnet_jax import training
     from resnet_jax.data import augment
+    from resnet_jax.layers import library
+    from resnet_jax.training import evaluation
 
     images, _ = jax.device_put(random_batch(cfg, task.batch_size))
     mean, std = augment.parse_normalization(cfg.augment.normalize or "cifar10")
     init = partial(training.init_variables, model, image_shape(cfg))
     variables = jax.jit(init)(key=jax.random.key(0))
 
-    @jax.jit
+    preprocess = partial(augment.normalize, mean=mean, std=std)
+
+    @library.jit
     def forward(variables: Any, images: jax.Array) -> jax.Array:
-        x = augment.normalize(images, mean=mean, std=std)
-        return model.apply(variables, x, train=False)
+        batch = {"images": images}
+        return evaluation.logits_of(model, preprocess, variables, batch)
 
     def run(steps: int) -> int:
         for _ in range(steps):

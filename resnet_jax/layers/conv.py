@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from resnet_jax.errors import ConfigError
-from resnet_jax.layers import products, winograd
+from resnet_jax.layers import library, products, winograd
 from resnet_jax.layers.inputs import check_images, name_of
 from resnet_jax.layers.keep import keep
 from resnet_jax.layers.linear import KERNEL_INITS, Init, bias_init, storage_dtype
@@ -37,7 +37,7 @@ def convolve(
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _convolve(stride: int, padding: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
     by_xla = partial(_by_xla, stride, padding)
-    if _suits_dot(x, kernel):
+    if _is_small(x) or (_suits_dot(x, kernel) and not library.is_used()):
         by_cpu: Callable[..., jax.Array] = partial(products.convolve, stride, padding)
     elif _suits_winograd(stride, padding, x, kernel, _MANY):
         by_cpu = partial(winograd.convolve, padding=padding)

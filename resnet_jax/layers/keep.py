@@ -48,5 +48,9 @@ def is_worthwhile(dtype: Any) -> bool:
     Where the maps are wider there is memory enough, and TPU's compiler makes them of
     each other without being told, inside the convolutions that read them.
     """
-    platform = _platform.get() or jax.default_backend()
-    return dtype == jnp.bfloat16 and platform in ("gpu", "cuda", "rocm")
+    return dtype == jnp.bfloat16 and platform() in ("gpu", "cuda", "rocm")
+
+
+def platform() -> str:
+    """The one that steps are compiled for."""
+    return _platform.get() or jax.default_backend()

@@ -14,6 +14,8 @@ from resnet_jax.data.augment import Preprocess
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.loader import Loader, Source, fetch
 from resnet_jax.devices import mesh
+from resnet_jax.layers import library
+from resnet_jax.models import folding
 from resnet_jax.training import metrics
 from resnet_jax.training.state import Batch, Each, TrainState
 
@@ -47,6 +49,8 @@ def logits_of(
     """
     images = preprocess(batch["images"])
     shown = [(1.0, images)] if views is None else views(images)
+    if library.is_used():  # which computes a bias and ReLU along with a convolution
+        model, variables = folding.fold(model, variables)
     apply: Callable[..., Any] = model.apply
     total = sum(share * apply(variables, view, train=False) for share, view in shown)
     return jnp.asarray(total)
@@ -89,7 +93,7 @@ def make_evaluate(
       options: see eval_step.
     """
 
-    @jax.jit
+    @library.jit
     def step(state: TrainState, batch: Batch, source: Source) -> metrics.Sums:
         return eval_step(model, preprocess, state, fetch(source, batch), **options)
 
@@ -132,7 +136,7 @@ def predict(
     Logits [N, C], or features [N, F] of a model with num_classes=0.
     """
 
-    @partial(jax.jit, out_shardings=mesh.replicated(loader.mesh))
+    @partial(library.jit, out_shardings=mesh.replicated(loader.mesh))
     def outputs(variables: dict[str, Any], batch: Batch, source: Source) -> jax.Array:
         return logits_of(model, preprocess, variables, fetch(source, batch))
 

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from resnet_jax.data.augment import Augment
 from resnet_jax.data.loader import Loader, Source, fetch
 from resnet_jax.devices import mesh
+from resnet_jax.layers import library
 from resnet_jax.models import torch_names
 from resnet_jax.training import metrics
 from resnet_jax.training.freezing import Predicate, inference_batch_norm
@@ -254,9 +255,9 @@ def compile_step(
     # To find a NaN, JAX runs it again, op by op, on the same arguments; without jit
     # there is nothing to compile.
     if config.jax_debug_nans or config.jax_disable_jit:
-        jitted = jax.jit(fed, out_shardings=sharding)
+        jitted = library.jit(fed, out_shardings=sharding)
         return lambda state, batch: jitted(state, batch, source, key), 0.0
-    jitted = jax.jit(fed, donate_argnums=0, out_shardings=sharding)
+    jitted = library.jit(fed, donate_argnums=0, out_shardings=sharding)
     compiled = {
         _form(batch): jitted.lower(state, batch, source, key).compile()
         for batch in loader.examples()

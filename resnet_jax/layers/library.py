@@ -1,0 +1,80 @@
+"""oneDNN's convolutions, which jaxlib may carry for CPUs and which PyTorch has too."""
+
+import functools
+import math
+import os
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from resnet_jax.layers import keep
+
+_OPTIONS: dict[str, Any] = {
+    "xla_cpu_experimental_onednn_custom_call": True,
+    # XLA's own choice but for convolutions, which YNNPACK would take first.
+    "xla_cpu_experimental_ynn_fusion_type": (
+        "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+    ),
+}
+_LEAST = "jax_persistent_cache_min_compile_time_secs"  # of what is written
+_is_used: ContextVar[bool] = ContextVar("is_used", default=False)
+
+
+def jit(function: Callable[..., Any], **options: Any) -> Any:
+    """jax.jit; with RESNET_JAX_ONEDNN=1 oneDNN computes what XLA's convolutions would.
+
+    It computes bias, sum and ReLU after a convolution along with it, and large products
+    too. Not where steps are not for CPUs, and where jaxlib does not have it. Without
+    the variable nothing changes, for jaxlib cannot write such programs to the cache of
+    compiled ones: each process compiles its own, and from then on keeps none.
+    """
+    if not _can_be_used():
+        return jax.jit(function, **options)
+    # To write one raises std::bad_alloc.
+    jax.config.update(_LEAST, math.inf)
+
+    @functools.wraps(function)
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        token = _is_used.set(True)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _is_used.reset(token)
+
+    return jax.jit(traced, compiler_options=dict(_OPTIONS), **options)
+
+
+def is_used() -> bool:
+    """Whether what is traced now is compiled with oneDNN."""
+    return _is_used.get()
+
+
+def _can_be_used() -> bool:
+    is_wanted = os.environ.get("RESNET_JAX_ONEDNN") == "1"
+    return is_wanted and keep.platform() == "cpu" and _is_there()
+
+
+@functools.cache
+def _is_there() -> bool:
+    x = jax.ShapeDtypeStruct((1, 8, 8, 16), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((3, 3, 16, 16), jnp.float32)
+
+    def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=numbers
+        )
+
+    kept = jax.config.values[_LEAST]
+    jax.config.update(_LEAST, math.inf)
+    jitted = jax.jit(convolve, compiler_options=dict(_OPTIONS))
+    try:
+        program = jitted.lower(x, kernel).compile().as_text()
+    except (jax.errors.JaxRuntimeError, ValueError):  # options of another version
+        return False
+    finally:
+        jax.config.update(_LEAST, kept)
+    return "__onednn$convolution" in (program or "")

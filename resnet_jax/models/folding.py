@@ -1,0 +1,71 @@
+"""BatchNorm in inference mode as part of the convolution before it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from resnet_jax.layers.norm import BatchNorm
+from resnet_jax.models.blocks import BasicBlock, Bottleneck, Network
+from resnet_jax.models.hresnet import HResNet
+from resnet_jax.models.resnet import ResNet
+
+_NORMS = {
+    "conv1": "bn1",
+    "conv2": "bn2",
+    "conv3": "bn3",
+    "downsample.0": "downsample.1",
+}
+
+
+def fold(model: nn.Module, variables: Any) -> tuple[nn.Module, Any]:
+    """(a network without BatchNorm, its variables) that infers what `model` does.
+
+    Exact but for rounding. As they are where a BatchNorm does not follow a convolution,
+    and where the arithmetic is coarser than float32: there kernels would be rounded.
+    """
+    if not _can_fold(model):
+        return model, variables
+    params = _folded(variables["params"], variables["batch_stats"])
+    return model.clone(norm="none"), {"params": params}
+
+
+def _can_fold(model: nn.Module) -> bool:
+    """Whether each BatchNorm of `model` follows the convolution that _NORMS says."""
+    if not isinstance(model, Network) or model.norm != "batch":
+        return False
+    if jnp.dtype(model.dtype).itemsize < 4:
+        return False
+    if type(model) is ResNet:
+        return model.block in (BasicBlock, Bottleneck)
+    return type(model) is HResNet
+
+
+def _folded(params: Mapping[str, Any], stats: Mapping[str, Any]) -> dict[str, Any]:
+    """`params` of one module, and of those in it, with a bias in each convolution."""
+    found: dict[str, Any] = {}
+    for name, layer in params.items():
+        if name in _NORMS.values():
+            continue
+        norm = _NORMS.get(name, "")
+        if norm in params:
+            found[name] = _with_norm(layer, params[norm], stats[norm])
+        elif "kernel" not in layer:
+            found[name] = _folded(layer, stats.get(name, {}))
+        else:
+            zeros = jnp.zeros(layer["kernel"].shape[-1:], layer["kernel"].dtype)
+            found[name] = {"bias": zeros, **layer}
+    return found
+
+
+def _with_norm(
+    conv: Mapping[str, jax.Array],
+    norm: Mapping[str, jax.Array],
+    stats: Mapping[str, jax.Array],
+) -> dict[str, jax.Array]:
+    gain = norm["scale"] * lax.rsqrt(stats["var"] + BatchNorm.epsilon)
+    bias = norm["bias"] + (conv.get("bias", 0) - stats["mean"]) * gain
+    return {"kernel": conv["kernel"] * gain.reshape(1, 1, 1, -1), "bias": bias}
