@@ -104,21 +104,26 @@ def test_many_gpus_sum_what_the_cost_model_says(tmp_path):
         assert reading["all_reduces"] <= 2 * scaling.num_batch_norms(variables) + 2
 
 
+# The compiler for TPUs takes its time: one recipe by default.
 @needs_tpu
-def test_every_recipe_compiles_for_a_tpu(tmp_path):
-    """With a small network, but for that of `fast`: the compiler takes its time."""
-    options = ("--targets", "v5e:2x2", "--models", "--recipe-model", "resnet8")
-    small = compiled(tmp_path, *options, "--recipes", *sorted({*RECIPES} - {"fast"}))
-    own = compiled(tmp_path, *options[:3], "--recipes", "fast")
-    found = {**small, **own}
-    assert {name for name, _ in found} == set(RECIPES)
-    for (name, _), reading in found.items():
-        assert reading["convolutions"]["bf16"] >= 1
-        assert reading["float32_maps"] == 0
-        assert fits(reading)
-        trains_all = not RECIPES[name][1].transfer.freeze == "backbone"
-        # Nine BatchNorm layers' at most, there and back, and the gradients'.
-        assert reading["all_reduces"] <= (20 if trains_all else 12)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name == "digits" else pytest.mark.slow)
+        for name in RECIPES
+    ],
+)
+def test_every_recipe_compiles_for_a_tpu(name, tmp_path):
+    """With a small network, but for that of `fast`."""
+    options = ("--targets", "v5e:2x2", "--models", "--recipes", name)
+    small = () if name == "fast" else ("--recipe-model", "resnet8")
+    (reading,) = compiled(tmp_path, *options, *small).values()
+    assert reading["convolutions"]["bf16"] >= 1
+    assert reading["float32_maps"] == 0
+    assert fits(reading)
+    trains_all = RECIPES[name][1].transfer.freeze != "backbone"
+    # Nine BatchNorm layers' at most, there and back, and the gradients'.
+    assert reading["all_reduces"] <= (20 if trains_all else 12)
 
 
 @needs_tpu
