@@ -1,6 +1,6 @@
 """Batch normalization with PyTorch's arithmetic."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -9,6 +9,7 @@ from jax import lax
 
 from resnet_jax.errors import ConfigError
 from resnet_jax.layers import projection
+from resnet_jax.layers.conv import Conv
 from resnet_jax.layers.inputs import name_of
 from resnet_jax.layers.linear import storage_dtype
 from resnet_jax.layers.normalize import normalize
@@ -99,3 +100,17 @@ class BatchNorm(nn.Module):
             y = (x - per_channel(running_mean.value)) * per_channel(gain)
             y = y + per_channel(bias)
         return y.astype(self.dtype)
+
+
+def normalized(conv: Any, norm: Any, x: jax.Array, train: bool) -> jax.Array:
+    """norm(conv(x)) of a 1x1 convolution; with its factors, where they are small."""
+    y: jax.Array = conv(x)
+    options: dict[str, Any] = {}
+    # Not what somebody made of them.
+    is_own = type(conv) is Conv and type(norm) is BatchNorm
+    if train and is_own and conv.stride == 1 and not conv.use_bias:
+        kernel = conv.get_variable("params", "kernel")
+        if 2 * x.shape[-1] <= y.shape[-1]:
+            options["factors"] = Factors(x.astype(y.dtype), kernel.astype(y.dtype))
+    found: jax.Array = norm(y, train=train, **options)
+    return found

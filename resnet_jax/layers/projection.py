@@ -67,15 +67,8 @@ def _tangent(
     return dx.astype(storage_dtype(dx.dtype))
 
 
-def _forward(
-    centred: jax.Array,
-    mean: jax.Array,
-    inverse: jax.Array,
-    scale: jax.Array,
-    inputs: jax.Array,
-    kernel: jax.Array,
-    *tangents: jax.Array,
-) -> jax.Array:
+def _forward(*args: jax.Array) -> jax.Array:
+    centred, _, inverse, scale, inputs, kernel, *tangents = args
     dx = _tangent(inputs, kernel, *tangents[:2])
     return norm.forward(centred, inverse, scale, dx, *tangents[2:])
 
@@ -87,32 +80,22 @@ def _backward(*args: jax.Array) -> tuple[jax.Array, ...]:
     return found
 
 
-def by_output(
-    centred: jax.Array,
-    mean: jax.Array,
-    inverse: jax.Array,
-    scale: jax.Array,
-    inputs: jax.Array,
-    kernel: jax.Array,
-    dy: jax.Array,
-) -> tuple[jax.Array, ...]:
-    """Gradients by inputs, kernel, scale and bias, as of two layers."""
+def by_output(*args: jax.Array) -> tuple[jax.Array, ...]:
+    """Gradients by inputs, kernel, scale and bias, as of two layers.
+
+    Args:
+      args: x - mean, mean, 1 / deviation, scale, inputs, kernel; and the gradient dy.
+    """
+    centred, _, inverse, scale, inputs, kernel, dy = args
     dx, d_scale, d_bias = norm.backward(centred, inverse, scale, dy)
     by_both = (1, 0, inputs, kernel, dx.astype(inputs.dtype))
     d_inputs = conv.gradient_by_x(*by_both)
     return d_inputs, conv.gradient_by_kernel(*by_both), d_scale, d_bias
 
 
-def by_factors(
-    centred: jax.Array,
-    mean: jax.Array,
-    inverse: jax.Array,
-    scale: jax.Array,
-    inputs: jax.Array,
-    kernel: jax.Array,
-    dy: jax.Array,
-) -> tuple[jax.Array, ...]:
-    """The same without `centred`."""
+def by_factors(*args: jax.Array) -> tuple[jax.Array, ...]:
+    """The same, of the same arguments, without the first."""
+    _, mean, inverse, scale, inputs, kernel, dy = args
     wide = kernel[0, 0].astype(dy.dtype)
     count = dy.size // dy.shape[-1]
     product = _product(inputs, dy.astype(inputs.dtype))

@@ -14,7 +14,7 @@ from resnet_jax.layers import keep
 from resnet_jax.layers.conv import Conv
 from resnet_jax.layers.inputs import check_images
 from resnet_jax.layers.linear import Init, Linear
-from resnet_jax.layers.norm import BatchNorm, Factors
+from resnet_jax.layers.norm import BatchNorm, normalized
 
 Norm = Literal["batch", "none"]
 Shortcut = Literal["identity", "pad", "conv", "conv_bn", "none"]
@@ -51,7 +51,7 @@ def _shortcut(
         return x
     if block.shortcut == "conv_bn":
         layers = project(name="downsample.0"), block.norm(name="downsample.1")
-        return _normalized(*layers, x, train)
+        return normalized(*layers, x, train)
     if block.shortcut == "pad" and x.shape[-1] <= features:
         missing = features - x.shape[-1]
         before, after = missing // 2, missing - missing // 2
@@ -67,21 +67,6 @@ def _last_norm(block: nn.Module, name: str) -> Callable[..., jax.Array]:
     options = {"scale_init": nn.initializers.zeros} if block.zero_init_last else {}
     found: Callable[..., jax.Array] = block.norm(name=name, **options)
     return found
-
-
-def _normalized(conv: Any, norm: Any, x: jax.Array, train: bool) -> jax.Array:
-    """norm(conv(x)) of a 1x1 convolution; with its factors, where they are small."""
-    y: jax.Array = conv(x)
-    options: dict[str, Any] = {}
-    is_own = (
-        type(conv) is Conv and type(norm) is BatchNorm
-    )  # not what one makes of them
-    if train and is_own and conv.stride == 1 and not conv.use_bias:
-        kernel = conv.get_variable("params", "kernel")
-        if 2 * x.shape[-1] <= y.shape[-1]:
-            options["factors"] = Factors(x.astype(y.dtype), kernel.astype(y.dtype))
-    normalized: jax.Array = norm(y, train=train, **options)
-    return normalized
 
 
 def _drop_path(block: nn.Module, y: jax.Array, train: bool) -> jax.Array:
@@ -153,7 +138,7 @@ class Bottleneck(nn.Module):
         y = self.conv(self.features, 3, stride=self.stride, padding=1, name="conv2")(y)
         y = nn.relu(self.norm(name="bn2")(y, train=train))
         conv3 = self.conv(features, 1, padding=0, name="conv3")
-        y = _normalized(conv3, _last_norm(self, "bn3"), y, train)
+        y = normalized(conv3, _last_norm(self, "bn3"), y, train)
         y = _drop_path(self, y, train)
         return nn.relu(y + _shortcut(self, x, features, train))
 
