@@ -12,9 +12,9 @@ from .models.resnet import ResNet as ResNet
 from .models.resnet9 import ResNet9 as ResNet9
 from .models.summary import summarize as summarize
 from .recipes import RECIPES as RECIPES
+from .weights.adopt import read_state_dict as read_state_dict
 from .weights.convert import from_torch as from_torch
-from .weights.convert import read_state_dict as read_state_dict
 from .weights.convert import to_torch as to_torch
-from .weights.hub import Pretrained as Pretrained
-from .weights.hub import load_pretrained as load_pretrained
 from .weights.preprocessing import Preprocessing as Preprocessing
+from .weights.pretrained import Pretrained as Pretrained
+from .weights.pretrained import load_pretrained as load_pretrained

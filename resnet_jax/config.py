@@ -15,6 +15,12 @@ class ModelConfig(Group):
     """Name of the network; `resnet-jax models list` has them all."""
     stem: Literal["imagenet", "cifar"] | None = None
     """7x7 and max-pool, or 3x3 for small images."""
+    shortcut: Literal["pad", "conv", "conv_bn"] | None = None
+    """Shortcuts where the shape changes: He et al.'s A (pad: zero channels) or B
+    (conv_bn: 1x1 convolution and BatchNorm), or a 1x1 convolution without (conv)."""
+    stride_in_1x1: bool = False
+    """Bottlenecks with the stride in the first 1x1 convolution, as in the paper, and
+    not in the 3x3, as in torchvision."""
     skip: bool = True
     """The blocks' shortcuts; without them, a plain network of the same depth."""
     norm: Literal["batch", "none"] = "batch"
@@ -67,8 +73,13 @@ class DataConfig(Group):
     """Fraction of the training set held out and scored each epoch."""
     image_size: int | None = ranged(None, at_least=1, at_most=4096)
     """Resize images to this side (folder: 224 if not given)."""
+    in_channels: Literal[1, 3] | None = None
+    """Channels of the network's input: 1 makes colour images grey, 3 repeats a grey
+    channel (default: the data set's own)."""
     crop_pct: float = ranged(0.875, within="(0, 1]")
     """Folder only: the fraction of the resized shorter side that is kept."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Folder only: how images are resized."""
     batch_size: int = ranged(128, at_least=1)
     """Images per training step, on all devices together."""
     eval_batch_size: int = ranged(500, at_least=1, resume="override")
@@ -109,7 +120,10 @@ class TransferConfig(Group):
     """Pretrained weights, and what of them is trained."""
 
     pretrained: str | None = ranged(None, path="as typed", resume="override")
-    """Begin from a weights file, an exported folder, or torchvision's: imagenet."""
+    """Begin from weights: a file, a folder, torchvision's (imagenet, imagenet-v2), the
+    Hugging Face Hub's (hf-hub:OWNER/NAME), or resnet20-cifar10."""
+    weights_key: str | None = None
+    """Where in that file the weights stand, if it has several (model_ema)."""
     reset_head: bool = False
     """Draw the last layer again even if the weights have one of this shape."""
     freeze: str = "none"
@@ -127,6 +141,8 @@ class TransferConfig(Group):
         super().__post_init__()
         if self.backbone_bn == "frozen" and self.freeze == "none":
             raise ConfigError("backbone_bn frozen needs --freeze, to say which")
+        if self.weights_key is not None and self.pretrained is None:
+            raise ConfigError("weights_key needs --pretrained, to say of which file")
         if self.reset_head and self.pretrained is None:
             raise ConfigError("reset_head needs --pretrained: without, all is new")
 

@@ -29,7 +29,7 @@ from resnet_jax.errors import DataError, UserError
 from resnet_jax.run.checkpoints import Checkpoints
 from resnet_jax.run.run import Run
 from resnet_jax.training import evaluation
-from resnet_jax.weights import hub
+from resnet_jax.weights import pretrained
 
 index, address, root = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 found: dict = {}
@@ -124,7 +124,9 @@ def main():
     recipe = parse_recipe(None, [*spawn.ARGUMENTS, *sys.argv[4:]])
     logging.getLogger("resnet_jax").addHandler(Listener())
     poisoned = watch()
-    kept = mock.patch.object(hub, "adopt", lambda variables, *a, **options: variables)
+    kept = mock.patch.object(
+        pretrained, "begin_from", lambda variables, *a, **options: variables
+    )
     no_room = mock.patch.object(Checkpoints, "save", lambda self, *args: "no room")
     small = mock.patch.object(mesh, "fits", lambda *args: False)
     minutes = [1e9, 0.0][index]
@@ -132,7 +134,7 @@ def main():
     scenario(recipe, "describe", (1, no_data("no such folder")))
     allgather = signalled(multihost_utils, "process_allgather", 1)
     scenario(recipe, "prepare", (1, allgather))
-    unknown = fails(hub, "adopt", "no such weights")
+    unknown = fails(pretrained, "begin_from", "no such weights")
     scenario(recipe, "adopt", (0, kept), (1, unknown), pretrained="weights")
     scenario(recipe, "compile", (1, signalled(training, "compile_step", 1)))
     scenario(recipe, "poisoned", (None, poisoned))

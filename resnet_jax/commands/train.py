@@ -28,7 +28,8 @@ def main(cfg: Config) -> None:
     with devices.start(cfg.devices):
         # The network and what it sees: descriptions, no arrays.
         source = data.describe(cfg.data)
-        normalize = weights.normalization(cfg.transfer.pretrained)
+        pretrained, name = cfg.transfer.pretrained, cfg.model.model
+        normalize = weights.normalization(pretrained, name)
         normalize = cfg.augment.normalize or normalize or source.normalization
         cfg = fields.replace(cfg, normalize=normalize)
         model = models.create(cfg.model, source.num_classes, source.image_shape[-1])

@@ -66,6 +66,22 @@ def normalize(images: Images, *, mean: Any, std: Any) -> jax.Array:
     return x / jnp.asarray(std, jnp.float32).reshape(1, 1, 1, -1)
 
 
+def to_channels(images: Images, channels: int) -> Images:
+    """uint8 images [B, H, W, C] with `channels` of them: grey as Pillow makes it from
+    red, green and blue, or grey repeated.
+    """
+    own = images.shape[-1]
+    if own == channels:
+        return images
+    if (own, channels) == (1, 3):
+        return jnp.repeat(jnp.asarray(images), 3, axis=-1)
+    if (own, channels) != (3, 1):
+        raise ConfigError(f"images of {own} channels cannot be made of {channels}")
+    weights = jnp.asarray([19595, 38470, 7471], jnp.int32)
+    grey = (jnp.asarray(images, jnp.int32) @ weights + 2**15) >> 16
+    return grey[..., None].astype(jnp.uint8)
+
+
 def resize(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Bilinear, antialiased as torchvision's: x [B, H, W, C] to [B, *size, C]."""
     if x.shape[1:3] == size:
@@ -148,6 +164,7 @@ def make_preprocess(
     mean, std = parse_normalization(text, image_shape[2])
 
     def preprocess(images: Images) -> jax.Array:
+        images = to_channels(images, image_shape[2])
         return resize(normalize(images, mean=mean, std=std), image_shape[:2])
 
     return preprocess

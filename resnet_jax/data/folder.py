@@ -119,15 +119,21 @@ def _scan_split(root: Path, names: tuple[str, ...]) -> Split:
 
 
 def load(
-    split: Split, *, size: int, crop_pct: float, skip_bad: bool = False
+    split: Split,
+    *,
+    size: int,
+    crop_pct: float,
+    interpolation: str = "bilinear",
+    skip_bad: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(images [N, size, size, 3] uint8, labels [N] int32) of the files of a split.
 
     Images are turned as their EXIF says and made RGB; their shorter side becomes
-    size / crop_pct, bilinear and antialiased, and the middle is cropped: what
-    torchvision's Resize(256) and CenterCrop(224) do at size 224 and crop_pct .875.
+    size / crop_pct, antialiased, and the middle is cropped: what torchvision's
+    Resize(256) and CenterCrop(224) do at size 224 and crop_pct .875.
 
     Args:
+      interpolation: bilinear or bicubic.
       skip_bad: leave out what cannot be read, with one warning that counts it.
 
     Raises:
@@ -137,7 +143,9 @@ def load(
 
     def read(path: Path) -> np.ndarray | str:
         try:
-            return read_image(path, size=size, crop_pct=crop_pct)
+            return read_image(
+                path, size=size, crop_pct=crop_pct, interpolation=interpolation
+            )
         except Exception as error:  # Pillow's readers raise of every kind
             return first_line(error)
 
@@ -211,7 +219,12 @@ def list_images(directory: Path, ignored: Counter[str] | None = None) -> Iterato
 
 
 def read_image(
-    path: Path, *, size: int, crop_pct: float, channels: int = 3
+    path: Path,
+    *,
+    size: int,
+    crop_pct: float,
+    channels: int = 3,
+    interpolation: str = "bilinear",
 ) -> np.ndarray:
     """One image as [size, size, channels] uint8, see load; a huge one raises."""
     from PIL import Image
@@ -220,11 +233,22 @@ def read_image(
         # Pillow only warns of these, and warnings are of all threads alike.
         if file.width * file.height > (Image.MAX_IMAGE_PIXELS or sys.maxsize):
             raise ValueError(f"{file.width}x{file.height}: a decompression bomb?")
-        return fit(file, size=size, crop_pct=crop_pct, channels=channels)
+        return fit(
+            file,
+            size=size,
+            crop_pct=crop_pct,
+            channels=channels,
+            interpolation=interpolation,
+        )
 
 
 def fit(
-    file: "Image.Image", *, size: int, crop_pct: float, channels: int = 3
+    file: "Image.Image",
+    *,
+    size: int,
+    crop_pct: float,
+    channels: int = 3,
+    interpolation: str = "bilinear",
 ) -> np.ndarray:
     """`file`, open or made in memory, as [size, size, channels] uint8, see load.
 
@@ -246,7 +270,7 @@ def fit(
     # A strip of one pixel's width is small until its width is an image's.
     if shape[0] * shape[1] > _MAX_PIXELS:
         raise ValueError(f"{width}x{height} would become {shape[0]}x{shape[1]} pixels")
-    image = image.resize(shape, Image.Resampling.BILINEAR)
+    image = image.resize(shape, Image.Resampling[interpolation.upper()])
     left, top = (round((length - size) / 2) for length in shape)
     cropped = np.asarray(image.crop((left, top, left + size, top + size)))
     return cropped.reshape(size, size, channels)

@@ -53,7 +53,8 @@ def describe(cfg: DataConfig) -> Description:
 def image_shape(cfg: DataConfig) -> tuple[int, int, int]:
     """(H, W, C) of a data set as the network sees it; looks at no file."""
     height, width, channels = _source(cfg.dataset).image_shape
-    return cfg.image_size or height, cfg.image_size or width, channels
+    side = cfg.image_size
+    return side or height, side or width, cfg.in_channels or channels
 
 
 def load(cfg: DataConfig, described: Description | None = None) -> Splits:
@@ -132,8 +133,9 @@ def _load_folder(listing: folder.Listing, cfg: DataConfig) -> tuple[Dataset, Dat
             "skip_bad_images reads all images before training, which stream does not: "
             "choose one"
         )
+    how = {"crop_pct": cfg.crop_pct, "interpolation": cfg.interpolation}
     train, test = (
-        Dataset(*read(part, size=size, crop_pct=cfg.crop_pct), listing.class_names)
+        Dataset(*read(part, size=size, **how), listing.class_names)
         for part in listing.splits
     )
     return train, test

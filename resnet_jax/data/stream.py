@@ -64,6 +64,7 @@ class _Folder:
     paths: list[Path]
     size: int
     crop_pct: float
+    interpolation: str
 
     def __call__(self, indices: np.ndarray) -> np.ndarray:
         shape = (len(indices), self.size, self.size, 3)
@@ -72,7 +73,10 @@ class _Folder:
             path = self.paths[index]
             try:
                 image[:] = folder.read_image(
-                    path, size=self.size, crop_pct=self.crop_pct
+                    path,
+                    size=self.size,
+                    crop_pct=self.crop_pct,
+                    interpolation=self.interpolation,
                 )
             except Exception as error:  # Pillow's readers raise of every kind
                 reason = first_line(error)
@@ -107,11 +111,15 @@ class _Records:
 
 
 def from_folder(
-    split: folder.Split, *, size: int, crop_pct: float
+    split: folder.Split,
+    *,
+    size: int,
+    crop_pct: float,
+    interpolation: str = "bilinear",
 ) -> tuple[Images, np.ndarray]:
     """What folder.load gives, images to be read."""
     images = Images(
-        _Folder(split.paths, size, crop_pct),
+        _Folder(split.paths, size, crop_pct, interpolation),
         np.arange(len(split.paths)),
         (size, size, 3),
     )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from resnet_jax.errors import ConfigError
-from resnet_jax.layers import library, products, winograd
+from resnet_jax.layers import grouped, library, products, winograd
 from resnet_jax.layers.inputs import check_images, name_of
 from resnet_jax.layers.keep import keep
 from resnet_jax.layers.linear import KERNEL_INITS, Init, bias_init, storage_dtype
@@ -24,14 +24,18 @@ _MANY = 32  # channels, the least likewise; half of them for the kernel's gradie
 
 
 def convolve(
-    x: jax.Array, kernel: jax.Array, *, stride: int, padding: int
+    x: jax.Array, kernel: jax.Array, *, stride: int, padding: int, groups: int = 1
 ) -> jax.Array:
-    """The convolution of x [B, H, W, C] with kernel [K, K, C, F], padded with zeros.
+    """The convolution of x [B, H, W, C] with kernel [K, K, C // groups, F], padded with
+    zeros.
 
     Where the gradient is taken inside shard_map, a kernel that is the same on each
     device needs `jax.lax.pcast(kernel, axis, to="varying")`.
     """
-    return _convolve(stride, padding, jnp.asarray(x), jnp.asarray(kernel))
+    x, kernel = jnp.asarray(x), jnp.asarray(kernel)
+    if groups > 1:
+        return grouped.convolve(stride, padding, groups, x, kernel)
+    return _convolve(stride, padding, x, kernel)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -170,27 +174,22 @@ def _is_little(kernel: jax.Array, dy: jax.Array) -> bool:
     return kernel.shape[0] > 1 and work < _LITTLE
 
 
-def _by_xla(stride: int, padding: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(stride, stride),
-        padding=((padding, padding), (padding, padding)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+_by_xla = partial(grouped.by_xla, groups=1)
 
 
 class Conv(nn.Module):
     """A 2-D convolution with torch.nn.Conv2d's padding and initialisation.
 
     Maps x [B, H, W, C] to [B, H', W', features] with
-    H' = (H + 2 * padding - kernel_size) // stride + 1.
+    H' = (H + 2 * padding - kernel_size) // stride + 1. Each of `groups` equal parts of
+    the features sees that part of the channels.
     """
 
     features: int
     kernel_size: int
     stride: int = 1
     padding: int = 0
+    groups: int = 1
     use_bias: bool = True
     weight_init: Init = "torch"
     dtype: jnp.dtype = jnp.float32
@@ -204,10 +203,16 @@ class Conv(nn.Module):
             )
         channels = x.shape[-1]
         if self.has_variable("params", "kernel"):
-            channels = self.get_variable("params", "kernel").shape[2]
+            channels = self.get_variable("params", "kernel").shape[2] * self.groups
         check_images(x, channels, name_of(self))
+        if x.shape[-1] % self.groups or self.features % self.groups:
+            raise ConfigError(
+                f"{self.groups} groups do not divide {x.shape[-1]} channels and "
+                f"{self.features} features"
+            )
         param_dtype = storage_dtype(self.dtype, self.param_dtype)
-        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        side, inputs = self.kernel_size, x.shape[-1] // self.groups
+        shape = (side, side, inputs, self.features)
         kernel = self.param(
             "kernel", KERNEL_INITS[self.weight_init], shape, param_dtype
         )
@@ -216,6 +221,7 @@ class Conv(nn.Module):
             keep(kernel.astype(self.dtype)),
             stride=self.stride,
             padding=self.padding,
+            groups=self.groups,
         )
         x = keep(x)
         if self.use_bias:

@@ -108,7 +108,7 @@ def normalized(conv: Any, norm: Any, x: jax.Array, train: bool) -> jax.Array:
     options: dict[str, Any] = {}
     # Not what somebody made of them.
     is_own = type(conv) is Conv and type(norm) is BatchNorm
-    if train and is_own and conv.stride == 1 and not conv.use_bias:
+    if train and is_own and conv.stride * conv.groups == 1 and not conv.use_bias:
         kernel = conv.get_variable("params", "kernel")
         if 2 * x.shape[-1] <= y.shape[-1]:
             options["factors"] = Factors(x.astype(y.dtype), kernel.astype(y.dtype))

@@ -117,6 +117,11 @@ class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 convolutions: x [B, H, W, C] to [B, H', W', 4 * features].
 
     The stride is the 3x3's ("V1.5"), as in torchvision.models.resnet.Bottleneck.
+
+    Attributes:
+      groups: of the 3x3 convolution's channels (ResNeXt, Xie et al. 2017).
+      base_width: channels of a group where `features` is 64 (Wide ResNet-50-2: 128).
+      stride_in_1x1: give the first convolution the stride, as in He et al. 2015.
     """
 
     features: int
@@ -126,6 +131,9 @@ class Bottleneck(nn.Module):
     norm: ModuleDef = partial(BatchNorm, momentum=0.1, epsilon=1e-5)
     drop_path: float = 0.0
     zero_init_last: bool = False
+    groups: int = 1
+    base_width: int = 64
+    stride_in_1x1: bool = False
 
     expansion = 4
     is_preact = False
@@ -133,9 +141,15 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         features = self.features * self.expansion
-        y = self.conv(self.features, 1, padding=0, name="conv1")(x)
+        width = self.features * self.base_width // 64 * self.groups
+        first, second = self.stride, 1
+        if not self.stride_in_1x1:
+            first, second = second, first
+        options = {"groups": self.groups} if self.groups > 1 else {}
+        y = self.conv(width, 1, stride=first, padding=0, name="conv1")(x)
         y = nn.relu(self.norm(name="bn1")(y, train=train))
-        y = self.conv(self.features, 3, stride=self.stride, padding=1, name="conv2")(y)
+        conv2 = self.conv(width, 3, stride=second, padding=1, **options, name="conv2")
+        y = conv2(y)
         y = nn.relu(self.norm(name="bn2")(y, train=train))
         conv3 = self.conv(features, 1, padding=0, name="conv3")
         y = normalized(conv3, _last_norm(self, "bn3"), y, train)

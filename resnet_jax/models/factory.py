@@ -25,6 +25,14 @@ _IMAGENET = {
     "resnet101": (Bottleneck, (3, 4, 23, 3)),
     "resnet152": (Bottleneck, (3, 8, 36, 3)),
 }
+# torchvision's too: Zagoruyko and Komodakis 2016, Xie et al. 2017.
+_WIDE: dict[str, tuple[str, dict[str, Any]]] = {
+    "wide_resnet50_2": ("resnet50", {"width_per_group": 128}),
+    "wide_resnet101_2": ("resnet101", {"width_per_group": 128}),
+    "resnext50_32x4d": ("resnet50", {"groups": 32, "width_per_group": 4}),
+    "resnext101_32x8d": ("resnet101", {"groups": 32, "width_per_group": 8}),
+    "resnext101_64x4d": ("resnet101", {"groups": 64, "width_per_group": 4}),
+}
 _CIFAR = {f"resnet{6 * n + 2}": n for n in (1, 3, 5, 7, 9, 18)}
 
 # For images of 32 pixels, as in their papers.
@@ -43,6 +51,10 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     **{
         name: partial(ResNet, block=block, stage_sizes=stage_sizes)
         for name, (block, stage_sizes) in _IMAGENET.items()
+    },
+    **{
+        name: partial(ResNet, block=Bottleneck, stage_sizes=_IMAGENET[depth][1], **own)
+        for name, (depth, own) in _WIDE.items()
     },
     **{
         name: partial(
@@ -106,6 +118,8 @@ def create_model(name: str, *, num_classes: int, **options: Any) -> nn.Module:
     own = {field.name for field in dataclasses.fields(_class_of(make))}
     defaults = vars(ModelConfig())
     chosen: dict[str, Any] = {}
+    if options.get("skip") is False and options.get("shortcut") not in (None, "none"):
+        raise ConfigError("a shortcut is chosen, and left out: not without --skip")
     for option, value in options.items():
         if value is None or (option in defaults and value == defaults[option]):
             continue

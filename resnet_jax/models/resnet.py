@@ -36,6 +36,7 @@ class ResNet(Network):
       stem_width: features of the stem, where they are not widths[0].
       shortcut: identity | pad | conv | conv_bn, see BasicBlock; "none" makes the plain
         network of the same depth.
+      groups, width_per_group, stride_in_1x1: see Bottleneck; the others have none.
       use_bias: whether convolutions have biases; without BatchNorm they always have.
     """
 
@@ -45,6 +46,9 @@ class ResNet(Network):
     stem_width: int | None = None
     stem: Stem = "imagenet"
     shortcut: Shortcut = "conv_bn"
+    groups: int = 1
+    width_per_group: int = 64
+    stride_in_1x1: bool = False
     use_bias: bool = False
 
     @nn.compact
@@ -67,7 +71,7 @@ class ResNet(Network):
         if self.stem == "imagenet":
             x = max_pool(x)
         self.sow("intermediates", "stem", x)
-        options = {"zero_init_last": True} if self.zero_init_last else {}
+        options: dict[str, Any] = self._block_options()
         rates = iter(np.linspace(0.0, self.drop_path, sum(self.stage_sizes)).tolist())
         stages = enumerate(zip(self.stage_sizes, self.widths, strict=True), start=1)
         for stage, (size, width) in stages:
@@ -88,6 +92,21 @@ class ResNet(Network):
             x = nn.relu(norm(name="bn")(x, train=train))
         x = dropout(x.mean((1, 2)), self.dropout, train)
         return classify(x, self.num_classes, self.head, self.types)
+
+    def _block_options(self) -> dict[str, Any]:
+        """What the blocks get that not every block takes."""
+        options = {
+            "zero_init_last": self.zero_init_last,
+            "groups": self.groups,
+            "base_width": self.width_per_group,
+            "stride_in_1x1": self.stride_in_1x1,
+        }
+        usual = {"groups": 1, "base_width": 64}
+        chosen = {n: v for n, v in options.items() if v != usual.get(n, False)}
+        unknown = [name for name in chosen if not hasattr(self.block, name)]
+        if unknown:
+            raise ConfigError(f"{self.block.__name__} has no {', '.join(unknown)}")
+        return chosen
 
 
 class Head(nn.Module):

@@ -1,5 +1,6 @@
 """The options that name what is evaluated, and on what."""
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +10,7 @@ from resnet_jax import fields
 from resnet_jax.errors import ConfigError
 
 OF_RUNS = ("checkpoint", "seed")  # fields
+_NAMED = ("resnet20-cifar10",)  # weights.hub.SHIPPED
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,20 @@ class SubjectConfig(fields.Group):
     """For a run of several seeds: the one to score (default: each, and their
     ensemble)."""
     weights: str | None = fields.ranged(None, path="as typed")
-    """Instead of a run: a .safetensors or .pth file of the network --model."""
+    """Instead of a run: a weights file or a folder, hf-hub:OWNER/NAME, imagenet,
+    imagenet-v2 or resnet20-cifar10."""
+    weights_key: str | None = None
+    """With --weights: where in the file they stand, if it has several (model_ema)."""
     model: str | None = None
-    """With --weights: the name of the network."""
+    """With --weights: the name of the network (default: what a folder says)."""
     stem: Literal["imagenet", "cifar"] | None = None
     """With --weights: the stem (default: the model's own)."""
+    shortcut: Literal["pad", "conv", "conv_bn"] | None = None
+    """With --weights: the shortcuts (default: the model's own)."""
+    stride_in_1x1: bool = False
+    """With --weights: bottlenecks have their stride in the first convolution."""
+    in_channels: Literal[1, 3] | None = None
+    """With --weights: channels of the network's input (default: the data's)."""
     dataset: str | None = None
     """cifar10, cifar100, fashion_mnist, digits or folder (default: the run's own, else
     cifar10)."""
@@ -52,7 +63,13 @@ class SubjectConfig(fields.Group):
             fields.refuse(self, OF_RUNS, "is a run's: name its directory")
         if (self.run is None) == (self.weights is None):
             raise ConfigError("name a run directory, or --weights FILE --model NAME")
-        if (self.weights is None) != (self.model is None):
+        if (self.weights is None) != (self.model is None) and not self._says_model():
             raise ConfigError("--weights and --model go together")
         if self.weights is None:
-            fields.refuse(self, ["stem"], "goes with --weights: a run has its own")
+            own = ["weights_key", "stem", "shortcut", "stride_in_1x1", "in_channels"]
+            fields.refuse(self, own, "goes with --weights: a run has its own")
+
+    def _says_model(self) -> bool:
+        """Whether the weights are a folder or a name, which may say the network."""
+        source = self.weights or ""
+        return source in _NAMED or source.startswith("hf-hub:") or os.path.isdir(source)

@@ -44,7 +44,8 @@ def predict_files(
         class_names = sources.describe(cfg.data).load()[1].class_names
     # Only a folder's own images are resized on the host; others on the device.
     is_folder = cfg.data.dataset == "folder"
-    stored = cfg.data if is_folder else fields.replace(cfg.data, image_size=None)
+    stored = fields.replace(cfg.data, in_channels=None)
+    stored = stored if is_folder else fields.replace(stored, image_size=None)
     size, _, channels = sources.image_shape(stored)
     crop_pct = cfg.data.crop_pct if is_folder else 1.0
     preprocess = make_preprocess(cfg.augment, subject.image_shape)
@@ -58,7 +59,11 @@ def predict_files(
     for path in itertools.chain.from_iterable(files_of):
         try:
             image = folder.read_image(
-                path, size=size, crop_pct=crop_pct, channels=channels
+                path,
+                size=size,
+                crop_pct=crop_pct,
+                channels=channels,
+                interpolation=cfg.data.interpolation,
             )
             read.append((path, image))
         except Exception as error:  # Pillow's readers raise of every kind

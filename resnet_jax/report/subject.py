@@ -1,11 +1,13 @@
 """What is evaluated: a run, an exported folder, or bare weights."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import numpy as np
 
 from resnet_jax import fields
 from resnet_jax.config import AugmentConfig, Config, DataConfig, ModelConfig
@@ -19,14 +21,20 @@ from resnet_jax.data.dataset import (
     digest,
     subset,
 )
-from resnet_jax.errors import DataError
+from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.models import factory
 from resnet_jax.report.options import OF_RUNS, SubjectConfig
 from resnet_jax.run import restore
 from resnet_jax.run.directory import moved_data_dir, read_classes, read_run
 from resnet_jax.training import seeds
 from resnet_jax.training.state import TrainState, variable_shapes
-from resnet_jax.weights import convert, hub
+from resnet_jax.weights import exported, hub
+from resnet_jax.weights.adopt import adopt
+from resnet_jax.weights.match import Match, dictionaries
+from resnet_jax.weights.names import OF_CIFAR
+from resnet_jax.weights.read import Content
+
+log = logging.getLogger(__name__)
 
 
 class Subject(NamedTuple):
@@ -59,45 +67,70 @@ def load(
     """
     options.check()
     source, run_dir = options.weights, Path(str(options.run))
-    if source is None and hub.is_exported(run_dir):
+    if source is None and hub.is_network(run_dir):
         source = str(run_dir)
         fields.refuse(options, OF_RUNS, f"is a run's, and {source} is exported")
-    cfg = _config(options)
-    factory.create(cfg.model, num_classes=0)  # a misspelt name, before a file is read
-    weights = None if source is None else hub.read_weights(source, cfg.model.model)
+    if source is not None:
+        return _of_weights(options, source, is_prediction)
+    cfg = _config_of_run(options)
+    class_names = read_classes(run_dir)
+    shape = sources.image_shape(cfg.data)
+    num_classes = _count_classes(cfg, class_names)
+    model = factory.create(cfg.model, num_classes, in_channels=shape[2])
+    template = variable_shapes(model, shape)
+    return _of_run(options, one, cfg, model, template, shape, class_names)
+
+
+def _of_weights(options: SubjectConfig, source: str, is_prediction: bool) -> Subject:
+    name = options.model
+    if name is not None:  # a misspelt one, before a file is read
+        factory.create(ModelConfig(model=name), num_classes=0)
+    path = hub.locate(source, name)
+    known = hub.describe(source, path, name)
+    if known is None and name is None:
+        exported.read_info(path)  # says what is wrong with it
+        raise ConfigError(f"{source} does not say which network it has: --model NAME")
+    cfg = _config_of_weights(options, known)
+    content = hub.read_weights(source, name)
     class_names: tuple[str, ...] | None = None
-    data: dict[str, Any] | None = None
-    if options.weights is None and source is not None:
-        known = hub.read_info(source)
-        class_names = tuple(known["class_names"])
-        data = {"test data": known["test_data"]} if "test_data" in known else None
-    elif weights is None:
-        class_names = read_classes(run_dir)
-    elif options.dataset is None and is_prediction and _is_imagenets(weights):
+    if known is not None and (exported.is_exported(path) or is_prediction):
+        class_names = known.class_names
+    elif options.dataset is None and is_prediction and _is_imagenets(content):
         class_names = hub.imagenet_classes()
         cfg = fields.replace(cfg, dataset="folder", image_size=options.image_size)
     shape = sources.image_shape(cfg.data)
-    if class_names is None:
-        num_classes = sources.describe(cfg.data).num_classes
-    else:
-        num_classes = len(class_names)
+    num_classes = _count_classes(cfg, class_names)
     model = factory.create(cfg.model, num_classes, in_channels=shape[2])
     template = variable_shapes(model, shape)
-    if weights is not None:
-        variables = convert.from_torch(weights, template)
-        state = TrainState(step=0, opt_state=(), **variables)  # type: ignore[arg-type]
-        title = f"{source}: {cfg.model.model} on {cfg.data.dataset}"
-        return Subject(
-            title,
-            cfg,
-            model,
-            state,
-            shape,
-            class_names,
-            data=data,
-            is_resized=options.image_size is not None,
-        )
-    return _of_run(options, one, cfg, model, template, shape, class_names)
+    variables, found = adopt(
+        content, template, model, name=cfg.model.model, key=options.weights_key
+    )
+    if known is None and not is_prediction:
+        log.info("weights: %s", _describe_normalization(cfg, found, num_classes))
+    data = None
+    if known is not None and known.test_data is not None:
+        data = {"test data": known.test_data}
+    state = TrainState(step=0, opt_state=(), **variables)  # type: ignore[arg-type]
+    title = f"{source}: {cfg.model.model} on {cfg.data.dataset}"
+    is_resized = options.image_size is not None
+    return Subject(title, cfg, model, state, shape, class_names, None, data, is_resized)
+
+
+def _count_classes(cfg: Config, class_names: tuple[str, ...] | None) -> int:
+    if class_names is None:
+        return sources.describe(cfg.data).num_classes
+    return len(class_names)
+
+
+def _describe_normalization(cfg: Config, found: Match, num_classes: int) -> str:
+    """How the images of a bare file are normalized, and how its kind usually is."""
+    chosen = cfg.augment.normalize
+    trained_small = found.table in OF_CIFAR or cfg.model.stem == "cifar"
+    usual = "cifar10" if trained_small or num_classes == 10 else "imagenet"
+    said = f"images normalized as {chosen}"
+    if chosen == usual:
+        return f"{said}, the usual one for such a file, which does not say"
+    return f"{said}; usual for such a file, which does not say, is --normalize {usual}"
 
 
 def _of_run(
@@ -129,44 +162,57 @@ def _of_run(
     )
 
 
-def _is_imagenets(weights: convert.StateDict) -> bool:
+def _is_imagenets(content: Content) -> bool:
     """Whether the last linear layer has ImageNet's 1,000 classes."""
-    widths = [len(value) for value in weights.values() if value.ndim == 2]
+    widths = [
+        len(value)
+        for dictionary in dictionaries(content.value).values()
+        for value in dictionary.values()
+        if np.ndim(value) == 2
+    ]
     return bool(widths) and widths[-1] == 1000
 
 
-def _config(options: SubjectConfig) -> Config:
-    """The run's own configuration, or one that says of weights what is known."""
-    if options.weights is not None:
-        cfg = Config(
-            model=ModelConfig(model=str(options.model), stem=options.stem),
-            augment=AugmentConfig(normalize="imagenet"),
+def _config_of_weights(options: SubjectConfig, known: hub.Network | None) -> Config:
+    """A configuration that says of weights what is known."""
+    cfg = Config(augment=AugmentConfig(normalize="imagenet"))
+    if known is not None:
+        data = DataConfig(
+            dataset=known.dataset,
+            image_size=known.crop,
+            in_channels=known.in_channels,  # type: ignore[arg-type]
         )
-    elif hub.is_exported(str(options.run)):
-        known = hub.read_info(str(options.run))
-        shown = known["preprocessing"]
-        size = shown["image_size"]
-        cfg = Config(
-            model=hub.model_config(known["architecture"]),
-            data=DataConfig(
-                dataset=known["dataset"],
-                image_size=size,
-                crop_pct=size / shown["size"],
-            ),
-            augment=AugmentConfig(normalize=shown["normalize"]),
-        )
-    else:
-        run_dir = Path(str(options.run))
-        cfg = fields.replace(read_run(run_dir), stream=False)
-        cfg = fields.replace(cfg, data_dir=moved_data_dir(cfg, run_dir))
-    given = dict(
+        if known.crop is not None and known.resize is not None:
+            crop_pct = known.crop / known.resize
+            how = {"crop_pct": crop_pct, "interpolation": known.interpolation}
+            data = dataclasses.replace(data, **how)  # type: ignore[arg-type]
+        augment = AugmentConfig(normalize=known.normalize)
+        cfg = Config(model=known.model, data=data, augment=augment)
+    names = ("model", "stem", "shortcut", "in_channels", "stride_in_1x1")
+    chosen = {name: getattr(options, name) for name in names}
+    return _with_options(fields.replace(cfg, **_given(chosen)), options)
+
+
+def _config_of_run(options: SubjectConfig) -> Config:
+    run_dir = Path(str(options.run))
+    cfg = fields.replace(read_run(run_dir), stream=False)
+    cfg = fields.replace(cfg, data_dir=moved_data_dir(cfg, run_dir))
+    return _with_options(cfg, options)
+
+
+def _with_options(cfg: Config, options: SubjectConfig) -> Config:
+    chosen = dict(
         dataset=options.dataset,
         data_dir=options.data_dir,
         normalize=options.normalize,
         image_size=options.image_size,
         eval_batch_size=options.batch_size,
     )
-    return fields.replace(cfg, **{k: v for k, v in given.items() if v is not None})
+    return fields.replace(cfg, **_given(chosen))
+
+
+def _given(chosen: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in chosen.items() if value}
 
 
 def info(subject: Subject, class_names: Sequence[str]) -> dict[str, Any]:
@@ -177,7 +223,7 @@ def info(subject: Subject, class_names: Sequence[str]) -> dict[str, Any]:
     # Only images of many sizes are cropped; the others are resized as they are.
     is_folder = cfg.data.dataset == "folder"
     return {
-        "architecture": {
+        "model": {
             **dataclasses.asdict(cfg.model),
             "num_classes": len(class_names),
             "in_channels": shape[2],
@@ -187,7 +233,7 @@ def info(subject: Subject, class_names: Sequence[str]) -> dict[str, Any]:
         "preprocessing": {
             "size": round(side / cfg.data.crop_pct) if is_folder else side,
             "image_size": side,
-            "interpolation": "bilinear",
+            "interpolation": cfg.data.interpolation if is_folder else "bilinear",
             "normalize": normalize,
             "mean": list(mean),
             "std": list(std),

@@ -1,57 +1,212 @@
-"""What a run begins with: drawn, published, or fitted to its images."""
+"""The weights in somebody's file, whatever lies around them, for a network here."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import numpy as np
 
-from resnet_jax.config import TransferConfig
-from resnet_jax.data.augment import Preprocess
-from resnet_jax.data.dataset import Dataset, subset
-from resnet_jax.training import seeds
-from resnet_jax.training.state import TrainState
-from resnet_jax.weights import hub
+from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.weights import convert, match, recognize
+from resnet_jax.weights.exported import is_exported
+from resnet_jax.weights.match import Match
+from resnet_jax.weights.names import without_wrappers, wrappers_in
+from resnet_jax.weights.read import Content, read
+from resnet_jax.weights.unpickle import StandIn
 
-_AT_A_TIME = 100  # images; a layer's patches of them take nine times the memory
+log = logging.getLogger(__name__)
 
 
-def load_into(
-    state: TrainState,
+def read_state_dict(path: str | Path, key: str | None = None) -> convert.StateDict:
+    """The arrays of a weights file or folder, by PyTorch's names.
+
+    They are those of the largest dictionary in it, without the modules of wrappers
+    (module., _orig_mod.). What a pickle names besides tensors is neither imported nor
+    run.
+
+    Args:
+      path: see read.read.
+      key: the dictionary's, dotted, where there are several such as model_ema.
+
+    Raises:
+      ConfigError: there is no such key.
+      DataError: there are no weights in it, or several that are alike.
+    """
+    content = read(path)
+    found = match.dictionaries(content.value)
+    if key is not None and key not in found:
+        raise ConfigError(
+            f"{content.path} has no weights under {key!r}: {_list(found) or 'none'}"
+        )
+    if not found:
+        raise DataError(f"{content.path} {_describe_empty(content.value)}")
+    chosen = key
+    if chosen is None:
+        counts = {name: _count(part) for name, part in found.items()}
+        chosen = max(counts, key=lambda name: counts[name])
+        alike = [name for name in found if _are_alike(found[name], found[chosen])]
+        if len(alike) > 1:
+            raise DataError(
+                f"{content.path} has weights under {_list(alike)}: choose by key"
+            )
+    arrays = {n: v for n, v in found[chosen].items() if isinstance(v, np.ndarray)}
+    names = without_wrappers(arrays)
+    parts = [str(content.path), f"{len(names)} tensors"]
+    parts += [f"key {chosen}"] if chosen else []
+    parts += [f"without {one}" for one in wrappers_in(set(arrays) - set(names))]
+    if len(parts) > 2:
+        log.info("weights: %s", ", ".join(parts))
+    return {new: arrays[old] for new, old in names.items()}
+
+
+def adopt(
+    content: Content,
+    variables: Mapping[str, Any],
     model: nn.Module,
+    *,
     name: str,
-    cfg: TransferConfig,
-    preprocess: Preprocess,
-    train: Dataset,
-) -> TrainState:
-    """`state`, before its first step, with pretrained weights if `cfg` names them.
-
-    Of several seeds, the head of each is its own. Without pretrained weights the model
-    is fitted to the training images, if it has something to fit.
+    key: str | None = None,
+    new_head: bool | None = False,
+) -> tuple[dict[str, Any], Match]:
+    """`variables` of `model` with the weights in a file; one line says what was done.
 
     Args:
       name: of the model.
+      key: which weights, where there are several: see Match.label.
+      new_head: whether the last layer keeps its own values; None where the file has
+        none of its shape.
 
     Raises:
-      ConfigError, DataError: see hub.adopt.
+      ConfigError: there are no weights under `key`.
+      DataError: there are none of this network, or several without a choice.
     """
+    path, shapes = content.path, convert.shapes_of(variables)
+    head = model.head if f"{model.head}.weight" in shapes else None
+    found = match.find(content.value, shapes, head)
+    sound = _choose(path, [one for one in found if not one.misshapen], key)
+    if sound is None:
+        said = recognize.explain(content.value, found, name, model)
+        raise DataError(f"{path} {said or _describe_empty(content.value)}")
+    dictionary = match.dictionaries(content.value)[sound.key]
+    values = convert.with_names_of(sound, dictionary, None)
+    own = (f"{head}.weight", f"{head}.bias")
+    theirs = None
+    if head is not None and sound.head is not None:
+        theirs = [dictionary[f"{sound.head}.{leaf}"] for leaf in ("weight", "bias")]
+    fits = theirs is not None and all(
+        leaf.shape == shapes[n] for n, leaf in zip(own, theirs, strict=True)
+    )
+    if head is not None and new_head is False and not fits:
+        raise DataError(f"{path} {_describe_head(sound, theirs, shapes[own[0]])}")
+    if theirs is not None:
+        values |= dict(zip(own, theirs, strict=True))
+    skip = () if head is None or (fits and not new_head) else (head,)
+    try:
+        adopted = convert.fill(variables, values, skip)
+    except DataError as error:
+        raise DataError(f"{path} cannot be used: {error}") from None
+    # An exported folder's is just what was written.
+    is_own = is_exported(path.parent) and not skip
+    level = logging.DEBUG if is_own else logging.INFO
+    log.log(level, "weights: %s", _say(path, sound, head, skip))
+    return adopted, sound
 
-    def inputs(count: int) -> Iterator[np.ndarray]:
-        some = subset(train, count)
-        for start in range(0, len(some), _AT_A_TIME):
-            part = some.take(slice(start, start + _AT_A_TIME))
-            yield np.asarray(preprocess(np.asarray(part.images)))
 
-    def begin(variables: dict[str, Any]) -> dict[str, Any]:
-        if cfg.pretrained is None:
-            fitted: dict[str, Any] = model.fit_to_images(variables, inputs)
-            return fitted
-        return hub.adopt(
-            variables,
-            model,
-            source=cfg.pretrained,
-            name=name,
-            reset_head=cfg.reset_head,
+def _choose(path: Path, found: Sequence[Match], key: str | None) -> Match | None:
+    if key is not None:
+        named = [one for one in found if key in (one.label, one.key, one.prefix[:-1])]
+        if not named:
+            labels = _list(one.label for one in found) or "none of this network"
+            raise ConfigError(f"{path} has no weights under {key!r}: {labels}")
+        found = named
+    if len(found) > 1:
+        labels = _list(one.label for one in found)
+        raise DataError(
+            f"{path} has several networks' weights, under {labels}: choose with "
+            f"--weights-key {found[-1].label or found[0].label}"
         )
+    return found[0] if found else None
 
-    return seeds.for_each(begin, state)
+
+def _say(path: Path, found: Match, head: str | None, skip: Sequence[str]) -> str:
+    parts = [str(path)]
+    if found.key:
+        parts.append(f"key {found.key}")
+    if found.prefix:
+        parts.append(f"prefix {found.prefix}")
+    parts += [f"without {one}" for one in wrappers_in(found.names.values())]
+    if found.table != "torchvision":
+        parts.append(f"names of {found.table}")
+    if skip:
+        rest = f", for it has {_list(found.rest[:4])} there" if found.rest else ""
+        parts.append(f"a new {head}{rest}")
+    elif head is None:
+        parts.append("its features")
+    elif f".{found.head}".endswith(f".{head}"):
+        parts.append(f"with its {head}")
+    else:
+        parts.append(f"its {found.head} as {head}")
+    if unused := found.num_unused + (2 if skip and found.head else 0):
+        parts.append(f"{unused} tensors unused")
+    return ", ".join(parts)
+
+
+def _describe_head(
+    found: Match, theirs: list[Any] | None, shape: tuple[int, ...]
+) -> str:
+    remedy = "train.py --pretrained FILE draws a new one"
+    if theirs is not None:
+        return (
+            f"has {len(theirs[0])} classes, and the data {shape[0]}: choose --dataset, "
+            f"or {remedy}"
+        )
+    if found.rest:
+        return (
+            f"ends in {_list(found.rest[:4])}, which is not one linear layer of "
+            f"{shape[1]} features: {remedy}"
+        )
+    return f"has no last layer of {shape[1]} features: {remedy}"
+
+
+def _describe_empty(value: Any) -> str:
+    """What a file has, that has no weights."""
+    modules = _modules(value)
+    if modules:
+        return (
+            f"holds a whole module, {match.describe(modules[0])}, which only its own "
+            "code can read: save model.state_dict() instead"
+        )
+    if isinstance(value, dict) and any(isinstance(v, dict) for v in value.values()):
+        return "holds no tensors by name: save model.state_dict()"
+    if isinstance(value, dict):
+        return "holds no tensors: save model.state_dict()"
+    return f"holds {match.describe(value)}, not a state_dict: save model.state_dict()"
+
+
+def _modules(value: Any) -> list[StandIn]:
+    """torch.nn.Modules in `value`, or one step inside."""
+    inside = dict.values(value) if isinstance(value, dict) else ()
+    return [
+        one
+        for one in (value, *inside)
+        if isinstance(one, StandIn)
+        and (one.is_module or one.origin.startswith(("torch.nn.", "torchvision.")))
+    ]
+
+
+def _list(labels: Any) -> str:
+    return ", ".join(repr(label) if label else "the file itself" for label in labels)
+
+
+def _count(dictionary: Mapping[str, Any]) -> int:
+    return sum(isinstance(value, np.ndarray) for value in dictionary.values())
+
+
+def _are_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether both are weights of one network, by names and shapes."""
+    mine, yours = without_wrappers(one), without_wrappers(other)
+    return mine.keys() == yours.keys() and all(
+        np.shape(one[mine[name]]) == np.shape(other[yours[name]]) for name in mine
+    )

@@ -13,7 +13,8 @@ import jax
 from resnet_jax import files
 from resnet_jax.files import file_digest
 from resnet_jax.weights import convert
-from resnet_jax.weights.hub import CARD, CONFIG, IMAGENET, WEIGHTS
+from resnet_jax.weights.exported import CARD, CONFIG, WEIGHTS
+from resnet_jax.weights.published import IMAGENET
 
 _VERSIONS = ("resnet-flax-linen", "jax", "flax", "numpy", "safetensors")
 
@@ -36,6 +37,7 @@ def write(directory: Path, variables: Mapping[str, Any], info: dict[str, Any]) -
         whole = Path(scratch, WEIGHTS)
         save_file(convert.to_torch(variables), whole, metadata={"format": "pt"})
         info = {
+            **_for_timm(info),
             **info,
             "parameters": sum(x.size for x in jax.tree.leaves(variables["params"])),
             "sha256": file_digest(whole),
@@ -46,6 +48,41 @@ def write(directory: Path, variables: Mapping[str, Any], info: dict[str, Any]) -
         files.write_text(directory / CARD, _card(info))
         shutil.copymode(directory / CARD, whole)  # safetensors lets only the owner read
         whole.replace(directory / WEIGHTS)
+
+
+def _for_timm(info: Mapping[str, Any]) -> dict[str, Any]:
+    """What timm.create_model("local-dir:DIR") reads of config.json."""
+    model, shown = info["model"], info["preprocessing"]
+    side = shown["image_size"]
+    return {
+        "architecture": model["model"],
+        "num_classes": model["num_classes"],
+        "pretrained_cfg": {
+            "tag": info["dataset"],
+            "custom_load": False,
+            "input_size": [model["in_channels"], side, side],
+            "fixed_input_size": False,
+            "interpolation": shown["interpolation"],
+            "crop_pct": side / shown["size"],
+            "crop_mode": "center",
+            "mean": shown["mean"],
+            "std": shown["std"],
+            "num_classes": model["num_classes"],
+            "first_conv": "conv1",
+            "classifier": "fc",
+            "label_names": info["class_names"],
+        },
+    }
+
+
+def is_torchvisions(model: Mapping[str, Any]) -> bool:
+    """Whether torchvision and timm build this network by its name, but for its stem."""
+    usual = {"skip": True, "norm": "batch", "stride_in_1x1": False}
+    return (
+        model["model"] in IMAGENET
+        and model.get("shortcut") in (None, "conv_bn")
+        and all(model.get(name, value) == value for name, value in usual.items())
+    )
 
 
 def versions() -> dict[str, str | None]:
@@ -62,9 +99,10 @@ def _version(name: str) -> str | None:
 
 
 def _card(info: Mapping[str, Any]) -> str:
-    architecture, shown = info["architecture"], info["preprocessing"]
+    architecture, shown = info["model"], info["preprocessing"]
     model, classes = architecture["model"], info["class_names"]
     scores = info["metrics"]
+    colour = "grey" if len(shown["mean"]) == 1 else "RGB"
     note = f" ({scores['note']})" if scores.get("note") else ""
     code = f"""import resnet_jax
 
@@ -74,6 +112,10 @@ logits = model.apply(variables, x, train=False)  # [2, {len(classes)}]
 names = [preprocessing.class_names[label] for label in logits.argmax(-1)]
 """
     stem = _STEMS.get(architecture["stem"], "")
+    is_timms = is_torchvisions(architecture) and not stem
+    timm_code = """
+In timm: `timm.create_model("local-dir:DIRECTORY", pretrained=True)`.
+"""
     torch_code = f"""
 In PyTorch:
 
@@ -86,9 +128,18 @@ model = torchvision.models.{model}(num_classes={len(classes)})
 ```
 """
     return f"""---
-library_name: resnet_jax
+library_name: {"timm" if is_timms else "resnet_jax"}
+pipeline_tag: image-classification
 tags: [image-classification, resnet, jax, pytorch]
+datasets: [{info["dataset"]}]
 metrics: [accuracy]
+model-index:
+- name: {model}
+  results:
+  - task: {{type: image-classification}}
+    dataset: {{name: {info["dataset"]}, type: {info["dataset"]}, split: test}}
+    metrics:
+    - {{type: accuracy, value: {scores["accuracy"]:.4f}}}
 ---
 
 # {model}, trained on {info["dataset"]}
@@ -96,11 +147,11 @@ metrics: [accuracy]
 {info["parameters"]:,} parameters, {len(classes)} classes: \
 {", ".join(classes[:20])}{", ..." if len(classes) > 20 else ""}.
 
-On the {scores["count"]:,} test pictures{note}: accuracy \
+On the {scores["count"]:,} test images{note}: accuracy \
 {100 * scores["accuracy"]:.2f} %, top 5 {100 * scores["accuracy_top5"]:.2f} %, \
 mean cross-entropy {scores["loss"]:.4f}.
 
-Pictures: RGB, scaled to [0, 1], {shown["image_size"]}x{shown["image_size"]} \
+Images: {colour}, scaled to [0, 1], {shown["image_size"]}x{shown["image_size"]} \
 (shorter side to {shown["size"]}, {shown["interpolation"]}, then the middle), less the \
 mean {shown["mean"]}, divided by {shown["std"]}.
 
@@ -108,7 +159,7 @@ mean {shown["mean"]}, divided by {shown["std"]}.
 
 ```python
 {code}```
-{torch_code if model in IMAGENET else ""}
+{torch_code if is_torchvisions(architecture) else ""}{timm_code if is_timms else ""}
 Written by resnet_jax with {_list_versions(info["versions"])}.
 """
 

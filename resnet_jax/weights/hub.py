@@ -1,143 +1,182 @@
-"""Weights by name, by file, or by exported folder: what to begin from."""
+"""Weights by name, by file or by folder: where they are, and what goes with them."""
 
 import contextlib
 import logging
 import os
-import re
-from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
-import jax
-
 from resnet_jax import download, files
 from resnet_jax.config import ModelConfig
-from resnet_jax.data.augment import parse_normalization
+from resnet_jax.data.augment import NORMALIZATIONS
 from resnet_jax.errors import ConfigError, DataError
-from resnet_jax.fields import from_json
-from resnet_jax.models.factory import create
 from resnet_jax.paths import expand, has_home
-from resnet_jax.training.state import init_variables
-from resnet_jax.weights import convert
-from resnet_jax.weights.preprocessing import Preprocessing
+from resnet_jax.weights import config_json, exported, hf_hub
+from resnet_jax.weights.published import IMAGENET, IMAGENET_V2, URL, resize_of
+from resnet_jax.weights.read import Content, read
 
 log = logging.getLogger(__name__)
 
-URL = "https://download.pytorch.org/models/"
-# torchvision's IMAGENET1K_V1; the last eight digits begin the file's sha256.
-IMAGENET = {
-    "resnet18": "resnet18-f37072fd.pth",
-    "resnet34": "resnet34-b627a593.pth",
-    "resnet50": "resnet50-0676ba61.pth",
-    "resnet101": "resnet101-63fe2227.pth",
-    "resnet152": "resnet152-394f9c45.pth",
-}
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-_SIDES = range(1, 4097)  # of pictures, in pixels
+_PUBLISHED = {"imagenet": IMAGENET, "imagenet-v2": IMAGENET_V2}
+SHIPPED = ("resnet20-cifar10",)  # folders of this package, as `export` writes them
 
 
-class Pretrained(NamedTuple):
-    """A network ready for use: model.apply(variables, images, train=False)."""
+class Network(NamedTuple):
+    """What goes with weights: the network, its images and its classes."""
 
-    model: nn.Module
-    variables: dict[str, Any]
-    preprocessing: Preprocessing
+    model: ModelConfig
+    num_classes: int
+    in_channels: int
+    normalize: str  # see data.augment.parse_normalization
+    resize: int | None  # of the shorter side, in pixels
+    crop: int | None  # side of the square that the network sees
+    interpolation: str
+    class_names: tuple[str, ...] | None
+    dataset: str  # "folder" for images of any size
+    test_data: str | None = None  # digest of the images that it was scored on
 
 
-def is_exported(path: str | Path) -> bool:
-    """Whether `path` is a folder that evaluate.py --export wrote."""
-    return (Path(path) / WEIGHTS).is_file()
+def is_name(source: str) -> bool:
+    """Whether `source` is a name of weights that say what they are of."""
+    return source in SHIPPED or hf_hub.is_hub(source)
 
 
-def read_info(directory: str | Path) -> dict[str, Any]:
-    """The config.json of an exported folder.
+def is_network(path: str | Path) -> bool:
+    """Whether `path` is a folder with weights, and no run directory."""
+    return (Path(path) / exported.WEIGHTS).is_file()
+
+
+def locate(source: str, model: str | None = None) -> Path:
+    """The file or folder of `source`, downloaded if need be.
+
+    Args:
+      source: a path; imagenet or imagenet-v2, for torchvision's weights of `model`;
+        hf-hub:OWNER/NAME for the Hugging Face Hub's; or one of SHIPPED.
 
     Raises:
-      DataError: it is missing, or not such a file.
+      ConfigError: `model` has no such weights.
+      DataError: they cannot be had.
     """
-    path = Path(directory) / CONFIG
+    if source in _PUBLISHED:
+        return _published_file(source, str(model))
+    if source in SHIPPED:
+        return Path(str(resources.files("resnet_jax.weights") / source))
+    if hf_hub.is_hub(source):
+        return hf_hub.fetch(source)
+    return Path(expand(source))
+
+
+def describe(source: str, path: Path, model: str | None = None) -> Network | None:
+    """What is known of the weights `source` at `path`; None of a bare file.
+
+    Raises:
+      DataError: a folder's config.json is damaged, or names another network.
+    """
+    if source in _PUBLISHED:
+        cfg = ModelConfig(model=str(model))
+        size = (resize_of(source, str(model)), 224, "bilinear")
+        return Network(
+            cfg, 1000, 3, "imagenet", *size, imagenet_classes(), dataset="folder"
+        )
+    if exported.is_exported(path):
+        return _describe_exported(exported.read_info(path))
+    if not (path / exported.CONFIG).is_file():
+        return None
+    if not _is_foreign(path / exported.CONFIG):
+        return None
+    found = config_json.read_described(path)
+    if found.architecture is None:
+        log.warning("%s is of %s, which is not in the family", path, found.stated)
+        return None
+    normalize = "imagenet"
+    if found.mean is not None and found.std is not None:
+        pair = (found.mean, found.std)
+        known = [name for name, one in NORMALIZATIONS.items() if one == pair]
+        text = "/".join(",".join(map(repr, part)) for part in pair)
+        normalize = known[0] if known else text
+    names = found.class_names
+    if names is None and found.num_classes == 1000:
+        names = imagenet_classes()
+    return Network(
+        ModelConfig(model=found.architecture, stride_in_1x1=found.stride_in_1x1),
+        1000 if found.num_classes is None else found.num_classes,
+        found.in_channels,
+        normalize,
+        found.resize or found.crop,
+        found.crop,
+        found.interpolation or "bilinear",
+        names,
+        dataset="folder",
+    )
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a config.json is timm's or transformers', and no other's.
+
+    Raises:
+      DataError: it is no JSON.
+    """
     try:
         info = files.read_json(path)
-        architecture, shown = info["architecture"], info["preprocessing"]
-        model_config(architecture)
-        sizes = [shown["size"], shown["image_size"]]
-        channels, names = architecture.get("in_channels", 3), info["class_names"]
-        known = (
-            type(architecture["num_classes"]) is int
-            and type(channels) is int
-            and channels in (1, 3)  # grey or RGB
-            and isinstance(names, list)
-            and all(isinstance(name, str) for name in names)
-            and len(names) == architecture["num_classes"]
-            and isinstance(shown["normalize"], str)
-            and isinstance(info["dataset"], str)
-            and re.fullmatch("[0-9a-f]{64}", info["sha256"]) is not None
-            and all(type(side) is int and side in _SIDES for side in sizes)
-        )
-        if not known:
-            raise ValueError("it is not what --export writes")
-    except (ConfigError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{path} is not an exported network's ({error!r}): export it again"
-        ) from None
-    return info  # type: ignore[no-any-return]
+    except ValueError as error:
+        raise DataError(f"{path} is damaged ({error}): fetch it again") from None
+    if not isinstance(info, dict):
+        return False
+    return isinstance(info.get("architecture"), str) or "model_type" in info
 
 
-def model_config(architecture: Mapping[str, Any]) -> ModelConfig:
-    """The model of an exported folder's architecture.
+def _describe_exported(info: dict[str, Any]) -> Network:
+    model, shown = info["model"], info["preprocessing"]
+    return Network(
+        exported.model_config(model),
+        model["num_classes"],
+        model.get("in_channels", 3),
+        shown["normalize"],
+        shown["size"],
+        shown["image_size"],
+        "bicubic" if shown.get("interpolation") == "bicubic" else "bilinear",
+        tuple(info["class_names"]),
+        info["dataset"],
+        info.get("test_data"),
+    )
 
-    Raises:
-      KeyError, ConfigError: it names none, or options that there are not.
-    """
-    others = ("num_classes", "in_channels")
-    own = {name: value for name, value in architecture.items() if name not in others}
-    return from_json(ModelConfig, {"model": own.pop("model"), **own}, "architecture")
 
-
-def normalization(source: str | None) -> str | None:
+def normalization(source: str | None, model: str | None = None) -> str | None:
     """How the images of a pretrained `source` are normalized; None if there is none.
 
-    torchvision's networks, and bare files, which do not say, have ImageNet's.
+    Bare files, which do not say, have ImageNet's.
     """
     if source is None:
         return None
-    if is_exported(source):
-        found: str = read_info(source)["preprocessing"]["normalize"]
-        return found
-    return "imagenet"
+    known = None if source in _PUBLISHED else describe(source, locate(source, model))
+    return known.normalize if known else "imagenet"
 
 
-def read_weights(source: str, model: str) -> convert.StateDict:
-    """The state_dict of `source`: a file, an exported folder, or "imagenet".
+def read_weights(source: str, model: str | None = None) -> Content:
+    """The content of `source`, see locate.
 
     Raises:
-      ConfigError: `model` has no weights of ImageNet.
+      ConfigError: `model` has no such weights.
       DataError: they cannot be had, or are damaged.
     """
-    if source == "imagenet":
-        return convert.read_state_dict(_imagenet_file(model))
-    if is_exported(source):
-        info, path = read_info(source), Path(source, WEIGHTS)
-        files.check_sha256(path, info["sha256"])
-        return convert.read_state_dict(path)
-    if Path(source).is_dir():
-        raise DataError(
-            f"{source} is a folder without {WEIGHTS}: name a weights file, or a folder "
-            "that evaluate.py --export wrote"
-        )
-    return convert.read_state_dict(source)
+    path = locate(source, model)
+    if exported.is_exported(path):
+        info = exported.read_info(path)
+        files.check_sha256(path / exported.WEIGHTS, info["sha256"])
+    return read(path)
 
 
-def _imagenet_file(model: str) -> Path:
+def _published_file(source: str, model: str) -> Path:
     """torchvision's file for `model`, from a cache folder or downloaded into one."""
-    if model not in IMAGENET:
+    known = _PUBLISHED[source]
+    if model not in known:
         raise ConfigError(
-            f"{model} has no weights of ImageNet: {', '.join(IMAGENET)} have; for "
+            f"{model} has no weights of {source.replace('imagenet', 'ImageNet')}: "
+            f"{', '.join(known)} have; for "
             "another, name its file with --pretrained"
         )
-    name = IMAGENET[model]
+    name = known[model]
     for folder in weights_folders():
         if (folder / name).is_file():
             log.info("weights: from %s", folder / name)
@@ -165,86 +204,6 @@ def weights_folders() -> list[Path]:
         home = expand(torch_home or "~/.cache/torch")
         found.append(Path(home, "hub", "checkpoints"))
     return found
-
-
-def adopt(
-    variables: Mapping[str, Any],
-    model: nn.Module,
-    *,
-    source: str,
-    name: str,
-    reset_head: bool = False,
-) -> dict[str, Any]:
-    """`variables` of `model`, called `name`, with the values of `source`.
-
-    The last layer keeps its own values where reset_head says so or `source`, see
-    read_weights, has none of its shape; which it was is logged.
-
-    Raises:
-      ConfigError, DataError: as read_weights, or the weights are another network's.
-    """
-    head = model.head
-    state_dict = convert.with_names_of(variables, read_weights(source, name))
-    own = convert.to_torch({"params": {head: variables["params"][head]}})
-    fits = all(
-        leaf in state_dict and state_dict[leaf].shape == own[leaf].shape for leaf in own
-    )
-    skip = (head,) if reset_head or not fits else ()
-    adopted = convert.from_torch(state_dict, variables, skip)
-    log.info("weights: %s, %s %s", source, "a new" if skip else "with its", head)
-    return adopted
-
-
-def load_pretrained(
-    source: str | Path,
-    *,
-    num_classes: int | None = None,
-    key: jax.Array | None = None,
-) -> Pretrained:
-    """A pretrained network with its preprocessing.
-
-    Args:
-      source: resnet18, 34, 50, 101 or 152 for torchvision's of ImageNet, or a folder
-        that `evaluate.py --export` wrote.
-      num_classes: another than the network's own draws a new last layer.
-      key: for that; None is jax.random.key(0).
-
-    Raises:
-      ConfigError: an unknown name.
-      DataError: the weights cannot be had, or are damaged.
-    """
-    source = expand(str(source))
-    if is_exported(source):
-        info = read_info(source)
-        known, shown = info["architecture"], info["preprocessing"]
-        cfg, own = model_config(known), known["num_classes"]
-        channels = known.get("in_channels", 3)
-        mean, std = parse_normalization(shown["normalize"], channels)
-        preprocessing = Preprocessing(
-            shown["size"], shown["image_size"], mean, std, tuple(info["class_names"])
-        )
-        spec = source
-    elif source in IMAGENET:
-        cfg, own, channels = ModelConfig(model=str(source)), 1000, 3
-        spec = "imagenet"
-        mean, std = parse_normalization("imagenet")
-        preprocessing = Preprocessing(256, 224, mean, std, imagenet_classes())
-    else:
-        raise ConfigError(
-            f"{source} is no pretrained network: one of {', '.join(IMAGENET)}, or a "
-            "folder that evaluate.py --export wrote"
-        )
-    is_new = num_classes is not None and num_classes != own
-    head = num_classes if num_classes is not None else own
-    model = create(cfg, head, channels)
-    shape = (preprocessing.crop, preprocessing.crop, channels)
-    variables = init_variables(
-        model, shape, key=jax.random.key(0) if key is None else key
-    )
-    adopted = adopt(variables, model, source=spec, name=cfg.model, reset_head=is_new)
-    if is_new:
-        preprocessing = preprocessing._replace(class_names=None)
-    return Pretrained(model, adopted, preprocessing)
 
 
 def imagenet_classes() -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Images as they are loaded, to what a pretrained network takes."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ class Preprocessing(NamedTuple):
     mean: tuple[float, ...]  # of the channels, images scaled to [0, 1]
     std: tuple[float, ...]
     class_names: tuple[str, ...] | None = None  # None where the head is new
+    interpolation: str = "bilinear"  # or bicubic
 
     def __call__(self, images: Any) -> jax.Array:
         """Images as they are loaded, to what the network takes.
@@ -53,13 +55,16 @@ class Preprocessing(NamedTuple):
         return normalize(whole, mean=self.mean, std=self.std)
 
     def _fit(self, image: Any) -> np.ndarray:
-        crop_pct, channels = self.crop / self.size, len(self.mean)
-        fit = partial(folder.fit, size=self.crop, crop_pct=crop_pct, channels=channels)
+        channels = len(self.mean)
+        options: dict[str, Any] = {
+            "size": self.crop,
+            "crop_pct": self.crop / self.size,
+            "channels": channels,
+            "interpolation": self.interpolation,
+        }
+        fit: Callable[..., np.ndarray] = partial(folder.fit, **options)
         if isinstance(image, str | Path):
-            path, size = Path(image), self.crop
-            return folder.read_image(
-                path, size=size, crop_pct=crop_pct, channels=channels
-            )
+            return folder.read_image(Path(image), **options)
         if isinstance(image, Image.Image):
             return fit(image)
         array = np.asarray(image)

@@ -16,7 +16,7 @@ import resnet_jax
 from resnet_jax import commands
 from resnet_jax.commands import doctor
 from resnet_jax.data import sources
-from resnet_jax.weights import hub
+from resnet_jax.weights import exported
 
 OPTIONS = ("--dataset", "digits", "--normalize", "half", "--stem", "cifar")
 
@@ -128,16 +128,18 @@ def test_a_file_is_classified_the_same_by_a_run_its_export_and_its_weights(
     code, out, err = command("export", run_dir, folder)
     assert (code, out, err) == (0, f"exported: {folder}\n", "")
     assert command("predict", folder, image) == (0, expected, "")
-    weights = folder / hub.WEIGHTS
+    weights = tmp_path / "bare.safetensors"
+    weights.write_bytes((folder / exported.WEIGHTS).read_bytes())
     named = ("--weights", weights, "--model", one_block, *OPTIONS)
-    assert command("predict", *named, image) == (0, expected, "")
-    assert command("predict", *named, image, image) == (0, 2 * expected, "")
+    said = f"weights: {weights}, with its fc\n"
+    assert command("predict", *named, image) == (0, expected, said)
+    assert command("predict", *named, image, image) == (0, 2 * expected, said)
 
     # The whole of it goes out again from bare weights.
     again = tmp_path / "again"
     assert command("export", *named, again)[:2] == (0, f"exported: {again}\n")
     for name, array in load_file(weights).items():
-        np.testing.assert_array_equal(load_file(again / hub.WEIGHTS)[name], array)
+        np.testing.assert_array_equal(load_file(again / exported.WEIGHTS)[name], array)
     assert last_line(command("evaluate", folder)[1]) == last_line(
         command("evaluate", run_dir)[1]
     )
@@ -160,7 +162,7 @@ def test_the_old_options_of_evaluate_do_it_still_and_say_the_new_command(
     assert new == "export RUN DIR" and f"exported: {ours}\n" in out
     assert last_line(out).startswith("Acc@1 ")
     command("export", run_dir, theirs)
-    for name in (hub.WEIGHTS, hub.CONFIG, hub.CARD):
+    for name in (exported.WEIGHTS, exported.CONFIG, exported.CARD):
         assert (ours / name).read_bytes() == (theirs / name).read_bytes()
 
     monkeypatch.chdir(run_dir.parent)  # the name is in a legend, which has little room
@@ -220,7 +222,7 @@ def test_messages_name_no_package_that_is_not_ours_to_install():
 
 def test_the_exported_config_says_how_it_scored(command, run_dir, tmp_path):
     command("export", run_dir, tmp_path / "folder")
-    said = json.loads((tmp_path / "folder" / hub.CONFIG).read_text())["metrics"]
+    said = json.loads((tmp_path / "folder" / exported.CONFIG).read_text())["metrics"]
     line = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
     assert said["accuracy"] == line["test_accuracy"] and said["count"] == 40
     assert said["step"] == line["step"] == 2

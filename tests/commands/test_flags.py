@@ -13,6 +13,10 @@ GIVEN = {
     "checkpoint": "best",
     "seed": 3,
     "stem": "cifar",
+    "shortcut": "conv_bn",
+    "stride_in_1x1": True,
+    "in_channels": 1,
+    "weights_key": "model_ema",
     "dataset": "digits",
     "data_dir": "/data",
     "normalize": "half",
@@ -30,12 +34,13 @@ GIVEN = {
 }
 RUN = {"run": "r"}
 WEIGHTS = {"weights": "w", "model": "resnet8"}
+OF_WEIGHTS = {"stem", "shortcut", "stride_in_1x1", "in_channels", "weights_key"}
 MODES = {  # a call of evaluate, and the flags that mean nothing to it
-    "run": (RUN, {"stem", "saliency", "page"}),
+    "run": (RUN, OF_WEIGHTS | {"saliency", "page"}),
     "weights": (WEIGHTS, {"checkpoint", "seed", "report", "saliency", "page"}),
     "images of a run": (
         {**RUN, "images": ("a.png",)},
-        {"stem", "batch_size", "tta", "report", "output", "export", "page"},
+        OF_WEIGHTS | {"batch_size", "tta", "report", "output", "export", "page"},
     ),
     "images by weights": (
         {**WEIGHTS, "images": ("a.png",)},

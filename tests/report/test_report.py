@@ -15,7 +15,7 @@ from resnet_jax.commands.predict import PredictConfig
 from resnet_jax.errors import CheckpointError, ConfigError, DataError
 from resnet_jax.report import figures, report
 from resnet_jax.run import restore
-from resnet_jax.weights.hub import load_pretrained
+from resnet_jax.weights.pretrained import load_pretrained
 
 FIGURES = {
     "curves", "confusion", "mistakes", "reliability", "filters", "features",

@@ -20,7 +20,7 @@ from resnet_jax.report import figures
 from resnet_jax.run import restore
 from resnet_jax.training import evaluation, metrics, seeds
 from resnet_jax.training.state import make_keys
-from resnet_jax.weights.hub import load_pretrained
+from resnet_jax.weights.pretrained import load_pretrained
 
 
 # One after the other, seeds are compared in whole runs below as well.

@@ -15,7 +15,7 @@ from spawn import ROOT
 import resnet_jax
 from resnet_jax import training
 from resnet_jax.errors import DataError
-from resnet_jax.weights import convert, pth
+from resnet_jax.weights import adopt, pth, published, read
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def test_wrappers_and_prefixes_come_off_and_it_is_said(
     content = inner if wrapper is None else {"epoch": 3, wrapper: inner, "best": 91.2}
     path = tmp_path / "a.pth"
     path.write_bytes(pth.ZIP_MAGIC)
-    monkeypatch.setattr(pth, "read_zip", lambda path: content)
+    monkeypatch.setattr(read, "_read_zip", lambda path: content)
     assert list(resnet_jax.read_state_dict(path)) == ["fc.bias"]
     for word in filter(None, (wrapper, *prefix.replace(".", ". ").split())):
         assert word in caplog.text
@@ -196,7 +196,7 @@ def test_what_is_no_weights_file_is_named_in_one_line(tmp_path, content, part):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(DataError, match="cannot be read .No such file"):
         resnet_jax.read_state_dict(tmp_path / "none.pth")
-    with pytest.raises(DataError, match="cannot be read .Is a directory"):
+    with pytest.raises(DataError, match="holds no weights file"):
         resnet_jax.read_state_dict(tmp_path)
 
 
@@ -209,11 +209,14 @@ def test_truncated_safetensors(state_dict, tmp_path, length):
         resnet_jax.read_state_dict(path)
 
 
-def test_a_name_with_a_digest_is_held_against_the_content(state_dict, tmp_path):
+def test_a_published_name_is_held_against_the_content(
+    state_dict, tmp_path, monkeypatch
+):
     save_file(arrays_only(state_dict), tmp_path / "a")
     content = bytearray((tmp_path / "a").read_bytes())
     digest = hashlib.sha256(content).hexdigest()[:8]
     path = tmp_path / f"net-{digest}.safetensors"
+    monkeypatch.setitem(published.IMAGENET, "resnet18", path.name)
     path.write_bytes(content)
     assert resnet_jax.read_state_dict(path).keys() == state_dict.keys()
     content[-3] ^= 1  # in the middle of a number: nothing else would notice
@@ -222,11 +225,26 @@ def test_a_name_with_a_digest_is_held_against_the_content(state_dict, tmp_path):
         resnet_jax.read_state_dict(path)
 
 
+@pytest.mark.parametrize("name", ["resnet18-20240115.pth", "net-deadbeef.safetensors"])
+def test_another_name_may_end_in_a_date_or_the_number_of_a_run(
+    state_dict, tmp_path, caplog, name
+):
+    caplog.set_level("INFO")
+    save_file(arrays_only(state_dict), tmp_path / name)
+    assert resnet_jax.read_state_dict(tmp_path / name).keys() == state_dict.keys()
+    assert f"{name}: the digits are not of its sha256" in caplog.text
+    digest = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+    caplog.clear()
+    (tmp_path / name).rename(tmp_path / f"net-{digest[:10]}.pth")
+    resnet_jax.read_state_dict(tmp_path / f"net-{digest[:10]}.pth")
+    assert "digits" not in caplog.text
+
+
 def test_contents_that_are_no_state_dict(tmp_path, monkeypatch):
     path = tmp_path / "a.pth"
     path.write_bytes(pth.ZIP_MAGIC)
     for content, part in (([1], "holds a list"), ({"epoch": 1}, "holds no tensors")):
-        monkeypatch.setattr(pth, "read_zip", lambda path, content=content: content)
+        monkeypatch.setattr(read, "_read_zip", lambda path, content=content: content)
         with pytest.raises(DataError, match=part):
             resnet_jax.read_state_dict(path)
 
@@ -240,4 +258,4 @@ def test_torch_is_never_imported(tmp_path, state_dict):
         f"resnet_jax.read_state_dict({str(tmp_path / 'model.safetensors')!r})\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
-    assert convert.read_state_dict is resnet_jax.read_state_dict
+    assert adopt.read_state_dict is resnet_jax.read_state_dict

@@ -6,9 +6,9 @@ import pytest
 from safetensors.numpy import save_file
 
 import resnet_jax
-from resnet_jax import download, files, training
+from resnet_jax import data, download, files, training
 from resnet_jax.errors import ConfigError, DataError
-from resnet_jax.weights import convert, hub
+from resnet_jax.weights import convert, hub, pretrained
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_imagenets_weights_are_fetched_once_and_the_head_is_new(
     assert preprocessing.size == 256 and preprocessing.crop == 224
     assert preprocessing.mean == (0.485, 0.456, 0.406)
     assert preprocessing.class_names is None and model.num_classes == 10
-    assert "imagenet, a new fc" in caplog.text
+    assert ", a new fc" in caplog.text
 
     whole = resnet_jax.load_pretrained("resnet18")
     assert len(served) == 1  # from the cache
@@ -81,7 +81,7 @@ def test_torchs_own_cache_serves_too(published, tmp_path, monkeypatch):
     folder = tmp_path / "torch" / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     (folder / hub.IMAGENET["resnet18"]).write_bytes(published)
-    assert len(hub.read_weights("imagenet", "resnet18")) == 122
+    assert len(hub.read_weights("imagenet", "resnet18").value) == 122
 
 
 def test_a_damaged_cached_file_is_refused(published):
@@ -109,13 +109,20 @@ def test_offline_it_is_said_which_file_to_put_where(published, monkeypatch):
 @pytest.mark.parity
 def test_the_published_names_are_torchvisions():
     torchvision = pytest.importorskip("torchvision", reason="to compare with its own")
-    for model, name in hub.IMAGENET.items():
-        weights = torchvision.models.get_model_weights(model).IMAGENET1K_V1
-        assert weights.url == hub.URL + name
-        assert (256, 224) == (
-            weights.transforms().resize_size[0],
-            weights.transforms().crop_size[0],
-        )
+    for version, names, source in (
+        ("IMAGENET1K_V1", hub.IMAGENET, "imagenet"),
+        ("IMAGENET1K_V2", hub.IMAGENET_V2, "imagenet-v2"),
+    ):
+        for model, name in names.items():
+            weights = getattr(torchvision.models.get_model_weights(model), version)
+            assert weights.url == hub.URL + name
+            how = weights.transforms()
+            known = hub.describe(source, hub.files.cache_dir(), model)
+            sizes = (how.resize_size[0], how.crop_size[0])
+            assert sizes == (known.resize, known.crop)
+            assert how.interpolation.value == known.interpolation
+            mean, std = data.augment.parse_normalization(known.normalize)
+            assert (tuple(how.mean), tuple(how.std)) == (mean, std)
 
 
 def test_networks_without_weights_are_named():
@@ -126,7 +133,7 @@ def test_networks_without_weights_are_named():
 
 
 def test_a_folder_that_was_not_exported(tmp_path):
-    with pytest.raises(DataError, match="is a folder without model.safetensors"):
+    with pytest.raises(DataError, match="holds no weights file"):
         hub.read_weights(str(tmp_path), "resnet18")
 
 
@@ -141,7 +148,7 @@ def test_the_head_is_kept_where_it_fits(tmp_path, reset_head, num_classes, caplo
     save_file(renamed, tmp_path / "weights.safetensors")
     model = resnet_jax.create_model("resnet8", num_classes=10)
     variables = training.init_variables(model, (32, 32, 3), key=jax.random.key(0))
-    adopted = hub.adopt(
+    adopted = pretrained.begin_from(
         variables,
         model,
         source=str(tmp_path / "weights.safetensors"),
@@ -154,7 +161,7 @@ def test_the_head_is_kept_where_it_fits(tmp_path, reset_head, num_classes, caplo
     np.testing.assert_array_equal(
         adopted["params"]["conv1"]["kernel"], start["params"]["conv1"]["kernel"]
     )
-    assert ("with its fc" if kept else "a new fc") in caplog.text
+    assert ("its linear as fc" if kept else "a new fc") in caplog.text
 
 
 def test_normalisation_follows_the_weights():

@@ -6,7 +6,7 @@ import pytest
 from resnet_jax import data, models, training
 from resnet_jax.config import AugmentConfig, TransferConfig
 from resnet_jax.models import whitening
-from resnet_jax.weights import adopt
+from resnet_jax.weights import begin
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def test_a_network_is_fitted_to_the_training_images(images, monkeypatch):
     state = training.init_state(
         model, optax.sgd(0.1), (8, 8, 3), key=jax.random.key(0), has_ema=True
     )
-    fitted = adopt.load_into(
+    fitted = begin.load_into(
         state, model, "resnet9", TransferConfig(), preprocess, dataset
     )
     few = data.subset(dataset, 120).images

@@ -1,0 +1,58 @@
+"""What a run begins with: drawn, published, or fitted to its images."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+
+from resnet_jax.config import TransferConfig
+from resnet_jax.data.augment import Preprocess
+from resnet_jax.data.dataset import Dataset, subset
+from resnet_jax.training import seeds
+from resnet_jax.training.state import TrainState
+from resnet_jax.weights import pretrained
+
+_AT_A_TIME = 100  # images; a layer's patches of them take nine times the memory
+
+
+def load_into(
+    state: TrainState,
+    model: nn.Module,
+    name: str,
+    cfg: TransferConfig,
+    preprocess: Preprocess,
+    train: Dataset,
+) -> TrainState:
+    """`state`, before its first step, with pretrained weights if `cfg` names them.
+
+    Of several seeds, the head of each is its own. Without pretrained weights the model
+    is fitted to the training images, if it has something to fit.
+
+    Args:
+      name: of the model.
+
+    Raises:
+      ConfigError, DataError: see pretrained.begin_from.
+    """
+
+    def inputs(count: int) -> Iterator[np.ndarray]:
+        some = subset(train, count)
+        for start in range(0, len(some), _AT_A_TIME):
+            part = some.take(slice(start, start + _AT_A_TIME))
+            yield np.asarray(preprocess(np.asarray(part.images)))
+
+    def begin(variables: dict[str, Any]) -> dict[str, Any]:
+        if cfg.pretrained is None:
+            fitted: dict[str, Any] = model.fit_to_images(variables, inputs)
+            return fitted
+        return pretrained.begin_from(
+            variables,
+            model,
+            source=cfg.pretrained,
+            name=name,
+            key=cfg.weights_key,
+            reset_head=cfg.reset_head,
+        )
+
+    return seeds.for_each(begin, state)

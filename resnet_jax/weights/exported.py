@@ -1,0 +1,71 @@
+"""Folders that `resnet-jax export` wrote: what their config.json says."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from resnet_jax import files
+from resnet_jax.config import ModelConfig
+from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.fields import from_json
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+_SIDES = range(1, 4097)  # of images, in pixels
+
+
+def is_exported(path: str | Path) -> bool:
+    """Whether `export` wrote the folder `path`; others have a config.json, too."""
+    try:
+        info = files.read_json(Path(path) / CONFIG)
+    except ValueError:
+        return False
+    is_ours = isinstance(info, dict) and {"preprocessing", "sha256"} <= info.keys()
+    return is_ours and (Path(path) / WEIGHTS).is_file()
+
+
+def read_info(directory: str | Path) -> dict[str, Any]:
+    """The config.json of an exported folder, its network under "model".
+
+    Raises:
+      DataError: it is missing, or not such a file.
+    """
+    path = Path(directory) / CONFIG
+    try:
+        info = files.read_json(path)
+        if "model" not in info:  # before timm could read it
+            info["model"] = info["architecture"]
+        model, shown = info["model"], info["preprocessing"]
+        model_config(model)
+        sizes = [shown["size"], shown["image_size"]]
+        channels, names = model.get("in_channels", 3), info["class_names"]
+        known = (
+            type(model["num_classes"]) is int
+            and type(channels) is int
+            and channels in (1, 3)  # grey or RGB
+            and isinstance(names, list)
+            and all(isinstance(name, str) for name in names)
+            and len(names) == model["num_classes"]
+            and isinstance(shown["normalize"], str)
+            and isinstance(info["dataset"], str)
+            and re.fullmatch("[0-9a-f]{64}", info["sha256"]) is not None
+            and all(type(side) is int and side in _SIDES for side in sizes)
+        )
+        if not known:
+            raise ValueError("it is not what `export` writes")
+    except (ConfigError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} is not an exported network's ({error!r}): export it again"
+        ) from None
+    return info  # type: ignore[no-any-return]
+
+
+def model_config(model: Mapping[str, Any]) -> ModelConfig:
+    """The network of an exported folder.
+
+    Raises:
+      KeyError, ConfigError: it names none, or options that there are not.
+    """
+    others = ("num_classes", "in_channels")
+    own = {name: value for name, value in model.items() if name not in others}
+    return from_json(ModelConfig, {"model": own.pop("model"), **own}, "model")

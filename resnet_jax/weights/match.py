@@ -1,0 +1,221 @@
+"""Where in a file the weights of a network stand: by their names, and by shapes."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from resnet_jax.weights.names import TABLES, Table, without_wrappers
+from resnet_jax.weights.unpickle import StandIn
+
+Shapes = Mapping[str, tuple[int, ...]]  # PyTorch's, by the network's own names
+_DEEPEST = 8  # dictionaries in one another
+
+
+class Match(NamedTuple):
+    """All of a network's names, found in a dictionary."""
+
+    key: str  # of the dictionary in the file, dotted; "" for the file itself
+    prefix: str  # of the names in it, with its dot
+    table: str  # see names.TABLES
+    names: dict[str, str]  # the network's, but for its head: as they are in the file
+    head: str | None  # the linear layer that is left over, as it is in the file
+    rest: tuple[str, ...]  # names left over where the head stands, without one
+    misshapen: tuple[str, ...]  # of the network's names
+    num_unused: int  # tensors of the dictionary
+
+    @property
+    def label(self) -> str:
+        """What chooses it among others: key and prefix."""
+        return ".".join(part for part in (self.key, self.prefix.rstrip(".")) if part)
+
+
+def dictionaries(content: Any) -> dict[str, dict[str, Any]]:
+    """The dictionaries in a file that have arrays by names, by their dotted keys.
+
+    dict's own methods are used, for a pickle can give an OrderedDict others.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    seen: set[int] = set()
+
+    def walk(value: Any, key: str, depth: int) -> None:
+        if depth > _DEEPEST or id(value) in seen:
+            return
+        if isinstance(value, dict):
+            seen.add(id(value))
+            items = [(k, v) for k, v in dict.items(value) if isinstance(k, str)]
+            if any(isinstance(v, np.ndarray) for _, v in items):
+                found[key] = dict(items)
+        elif isinstance(value, list | tuple):
+            seen.add(id(value))
+            items = [(str(index), v) for index, v in enumerate(value)]
+        else:
+            return
+        for name, inner in items:
+            walk(inner, f"{key}.{name}" if key else name, depth + 1)
+
+    walk(content, "", 0)
+    return found
+
+
+def describe(value: Any) -> str:
+    """What stands in the place of weights, in words."""
+    if isinstance(value, type) and issubclass(value, StandIn):
+        return f"the class {value.origin}"
+    if isinstance(value, StandIn):
+        return f"an object of {value.origin}"
+    return f"a {type(value).__name__}"
+
+
+def is_tracked(name: str) -> bool:
+    """Whether it is BatchNorm's num_batches_tracked, which Flax has not."""
+    return name.rsplit(".", 1)[-1] == "num_batches_tracked"
+
+
+def find(content: Any, shapes: Shapes, head: str | None) -> list[Match]:
+    """Every place in `content` where all of a network's names stand.
+
+    Args:
+      shapes: of the network's parameters and running statistics.
+      head: its last layer, which may be missing or be called otherwise.
+
+    Returns:
+      Matches; those that are misshapen only where there are no others. Of places with
+      the same values the first.
+    """
+    own = (f"{head}.weight", f"{head}.bias")
+    backbone = {name: shape for name, shape in shapes.items() if name not in own}
+    width = shapes[own[0]][1] if head is not None else None
+    found: list[tuple[Match, dict[str, Any]]] = []
+    for key, dictionary in dictionaries(content).items():
+        names = without_wrappers(dictionary)
+        known: set[tuple[str, ...]] = set()
+        for title, table in TABLES.items():
+            wanted = {name: table(name) for name in backbone}
+            for prefix in _prefixes(names, wanted):
+                stand = {
+                    name: names[prefix + theirs] for name, theirs in wanted.items()
+                }
+                if tuple(stand.values()) in known:
+                    continue
+                known.add(tuple(stand.values()))
+                match = _match(dictionary, names, prefix, table, stand, backbone, width)
+                if match is not None:
+                    match = match._replace(key=key, table=title)
+                    found.append((match, dictionary))
+    sound = [one for one in found if not one[0].misshapen] or found
+    return [match for match, _ in _distinct(sound)]
+
+
+def _prefixes(names: Mapping[str, str], wanted: Mapping[str, str]) -> Iterator[str]:
+    """The prefixes under which all the wanted names stand."""
+    anchor = next(iter(wanted.values()))
+    for name in names:
+        prefix = name.removesuffix(anchor)
+        if not name.endswith(anchor) or (prefix and not prefix.endswith(".")):
+            continue
+        if all(prefix + theirs in names for theirs in wanted.values()):
+            yield prefix
+
+
+def _match(
+    dictionary: Mapping[str, Any],
+    names: Mapping[str, str],
+    prefix: str,
+    table: Table,
+    stand: dict[str, str],
+    backbone: Shapes,
+    width: int | None,
+) -> Match | None:
+    """The match, but for its titles; None if the network there is a larger one."""
+    taken = set(stand.values())
+    rest = {
+        name: original
+        for name, original in names.items()
+        if original not in taken
+        and not is_tracked(name)
+        and _counts(original, dictionary[original])
+    }
+    roots = {table(name).split(".")[0] for name in backbone}
+    inside = (n.removeprefix(prefix) for n in rest if n.startswith(prefix))
+    if any(name.split(".")[0] in roots for name in inside):
+        return None
+    beside = _nearest(rest, prefix)
+    layer = None if width is None else _linear(dictionary, beside, width)
+    misshapen = tuple(
+        name
+        for name, shape in backbone.items()
+        if np.shape(dictionary[stand[name]]) != shape
+    )
+    num_arrays = sum(
+        isinstance(value, np.ndarray) and not is_tracked(name)
+        for name, value in dictionary.items()
+    )
+    return Match(
+        key="",
+        prefix=prefix,
+        table="",
+        names=stand,
+        head=layer,
+        rest=() if layer else tuple(beside.values()),
+        misshapen=misshapen,
+        num_unused=num_arrays - len(stand) - 2 * (layer is not None),
+    )
+
+
+def _counts(name: str, value: Any) -> bool:
+    """Whether it may take part in the arithmetic: no counter, no figure, no option."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind not in "biu" and value.ndim > 0
+    return isinstance(value, StandIn) and "." in name
+
+
+def _nearest(rest: dict[str, str], prefix: str) -> dict[str, str]:
+    """Those of `rest` that stand with the network, or else around it."""
+    parts = prefix.split(".")[:-1]
+    for count in range(len(parts), 0, -1):
+        around = ".".join(parts[:count]) + "."
+        found = {n: original for n, original in rest.items() if n.startswith(around)}
+        if found:
+            return found
+    return rest
+
+
+def _linear(
+    dictionary: Mapping[str, Any], names: Mapping[str, str], width: int
+) -> str | None:
+    """The one linear layer that `names` are, as it is called in the file."""
+    leaves = {name.rpartition(".")[2]: original for name, original in names.items()}
+    layers = {name.rpartition(".")[0] for name in names}
+    if len(names) != 2 or leaves.keys() != {"weight", "bias"} or len(layers) != 1:
+        return None
+    weight, bias = (np.shape(dictionary[leaves[leaf]]) for leaf in ("weight", "bias"))
+    if len(weight) != 2 or weight[1] != width or bias != weight[:1]:
+        return None
+    return leaves["weight"].rpartition(".")[0]
+
+
+def _distinct(
+    found: list[tuple[Match, dict[str, Any]]],
+) -> list[tuple[Match, dict[str, Any]]]:
+    """`found` without those whose values are an earlier one's."""
+    distinct: list[tuple[Match, dict[str, Any]]] = []
+    for match, dictionary in found:
+        arrays = _arrays(match, dictionary)
+        if not any(
+            all(
+                one is other or np.array_equal(one, other)
+                for one, other in zip(arrays, _arrays(*known), strict=True)
+            )
+            for known in distinct
+            if (known[0].head is None) == (match.head is None)
+        ):
+            distinct.append((match, dictionary))
+    return distinct
+
+
+def _arrays(match: Match, dictionary: Mapping[str, Any]) -> list[Any]:
+    names = list(match.names.values())
+    if match.head is not None:
+        names += [f"{match.head}.weight", f"{match.head}.bias"]
+    return [dictionary[name] for name in names]

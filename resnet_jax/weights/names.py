@@ -1,0 +1,115 @@
+"""The names that others give to the layers of a residual network.
+
+A table makes of a name here, which is torchvision's, the name in files of one kind.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+
+Table = Callable[[str], str]
+
+# Around modules, by torch.nn.DataParallel and DistributedDataParallel, torch.compile,
+# FullyShardedDataParallel, activation checkpointing and AveragedModel.
+_WRAPPERS = (
+    *("module", "_orig_mod"),
+    *("_fsdp_wrapped_module", "_checkpoint_wrapped_module"),
+)
+
+
+def _torchvision(name: str) -> str:
+    return name
+
+
+def _pytorch_cifar(name: str) -> str:
+    """kuangliu's, akamaster's: https://github.com/kuangliu/pytorch-cifar"""
+    return name.replace(".downsample.", ".shortcut.")
+
+
+def _pytorch_cifar100(name: str) -> str:
+    """weiaicunzai's: https://github.com/weiaicunzai/pytorch-cifar100"""
+    name = re.sub(r"^conv1\.", "conv1.0.", name)
+    name = re.sub(r"^bn1\.", "conv1.1.", name)
+
+    def residual(found: re.Match[str]) -> str:
+        stage, block, kind, index, leaf = found.groups()
+        number = 3 * (int(index) - 1) + (kind == "bn")
+        return f"conv{int(stage) + 1}_x.{block}.residual_function.{number}.{leaf}"
+
+    name = re.sub(r"^layer(\d)\.(\d+)\.(conv|bn)(\d)\.(.*)", residual, name)
+    return re.sub(
+        r"^layer(\d)\.(\d+)\.downsample\.",
+        lambda found: f"conv{int(found[1]) + 1}_x.{found[2]}.shortcut.",
+        name,
+    )
+
+
+def _transformers(name: str) -> str:
+    """ResNetForImageClassification's, without its prefix "resnet."."""
+    layers = {"conv": "convolution", "bn": "normalization"}
+    shortcut = {"0": "convolution", "1": "normalization"}
+
+    def block(found: re.Match[str]) -> str:
+        stage, block, layer, leaf = found.groups()
+        if layer.startswith("downsample."):
+            inside = f"shortcut.{shortcut[layer[-1]]}"
+        else:
+            inside = f"layer.{int(layer[-1]) - 1}.{layers[layer[:-1]]}"
+        return f"encoder.stages.{int(stage) - 1}.layers.{block}.{inside}.{leaf}"
+
+    name = re.sub(r"^conv1\.", "embedder.embedder.convolution.", name)
+    name = re.sub(r"^bn1\.", "embedder.embedder.normalization.", name)
+    pattern = r"^layer(\d)\.(\d+)\.(conv\d|bn\d|downsample\.[01])\.(.*)"
+    return re.sub(pattern, block, name)
+
+
+def _wide_resnet(name: str) -> str:
+    """xternalz': https://github.com/xternalz/WideResNet-pytorch"""
+    name = re.sub(r"^bn\.", "bn1.", name)
+    name = re.sub(r"^layer(\d)\.", r"block\1.layer.", name)
+    return name.replace(".downsample.", ".convShortcut.")
+
+
+def _sequential(first_stage: int) -> Table:
+    """Makes the table of nn.Sequential(*children), the first stage being its n-th."""
+
+    def rename(name: str) -> str:
+        name = re.sub(r"^conv1\.", "0.", name)
+        name = re.sub(r"^bn1\.", "1.", name)
+        return re.sub(
+            r"^layer(\d)\.", lambda m: f"{int(m[1]) - 1 + first_stage}.", name
+        )
+
+    return rename
+
+
+TABLES: Mapping[str, Table] = {
+    "torchvision": _torchvision,
+    "pytorch-cifar": _pytorch_cifar,
+    "pytorch-cifar100": _pytorch_cifar100,
+    "transformers": _transformers,
+    "WideResNet-pytorch": _wide_resnet,
+    "nn.Sequential with a pool": _sequential(4),
+    "nn.Sequential": _sequential(3),
+}
+
+# Of those, the ones whose networks are trained on CIFAR.
+OF_CIFAR = ("pytorch-cifar", "pytorch-cifar100", "WideResNet-pytorch")
+
+
+def wrappers_in(names: Iterable[str]) -> list[str]:
+    """The modules of wrappers that stand in names, as in "module."."""
+    parts = {part for name in names for part in name.split(".")}
+    return [f"{wrapper}." for wrapper in _WRAPPERS if wrapper in parts]
+
+
+def without_wrappers(names: Iterable[str]) -> dict[str, str]:
+    """The names without the modules of wrappers, to the names as they were.
+
+    Where two would be one, they stay as they are.
+    """
+    names = list(names)
+    stripped = {
+        ".".join(part for part in name.split(".") if part not in _WRAPPERS): name
+        for name in names
+    }
+    return stripped if len(stripped) == len(names) else {name: name for name in names}

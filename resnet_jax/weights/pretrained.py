@@ -1,0 +1,114 @@
+"""A pretrained network, ready for use."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+
+from resnet_jax.data.augment import parse_normalization
+from resnet_jax.errors import ConfigError
+from resnet_jax.models.factory import create
+from resnet_jax.paths import expand
+from resnet_jax.training.state import init_variables
+from resnet_jax.weights import exported, hub
+from resnet_jax.weights.adopt import adopt
+from resnet_jax.weights.preprocessing import Preprocessing
+from resnet_jax.weights.published import IMAGENET, IMAGENET_V2
+
+log = logging.getLogger(__name__)
+
+
+class Pretrained(NamedTuple):
+    """A network ready for use: model.apply(variables, images, train=False)."""
+
+    model: nn.Module
+    variables: dict[str, Any]
+    preprocessing: Preprocessing
+
+
+def begin_from(
+    variables: Mapping[str, Any],
+    model: nn.Module,
+    *,
+    source: str,
+    name: str,
+    key: str | None = None,
+    reset_head: bool = False,
+) -> dict[str, Any]:
+    """`variables` of `model`, called `name`, with the values of `source`.
+
+    The last layer keeps its own values where reset_head says so or `source`, see
+    hub.locate, has none of its shape; which it was is logged.
+
+    Raises:
+      ConfigError, DataError: as hub.read_weights, or the weights are another network's.
+    """
+    content = hub.read_weights(source, name)
+    new_head = True if reset_head else None
+    found, _ = adopt(content, variables, model, name=name, key=key, new_head=new_head)
+    return found
+
+
+def load_pretrained(
+    source: str | Path,
+    *,
+    num_classes: int | None = None,
+    key: jax.Array | None = None,
+) -> Pretrained:
+    """A pretrained network with its preprocessing.
+
+    Args:
+      source: resnet18, 34, 50, 101, 152, a wide_resnet or resnext for torchvision's of
+        ImageNet, with "-v2" for its IMAGENET1K_V2; resnet20-cifar10, which comes with
+        this package; "hf-hub:OWNER/NAME" for the Hugging Face Hub's; or a folder that
+        `export`, timm or transformers wrote.
+      num_classes: another than the network's own draws a new last layer.
+      key: for that; None is jax.random.key(0).
+
+    Raises:
+      ConfigError: an unknown name.
+      DataError: the weights cannot be had, or are damaged.
+    """
+    source, name = expand(str(source)), None
+    if source.removesuffix("-v2") in IMAGENET:
+        name = source.removesuffix("-v2")
+        source = "imagenet-v2" if source.endswith("-v2") else "imagenet"
+    elif not (hub.is_name(source) or Path(source).is_dir()):
+        raise ConfigError(
+            f"{source} is no pretrained network: one of "
+            f"{', '.join((*hub.SHIPPED, *IMAGENET))}, {next(iter(IMAGENET_V2))}-v2 and "
+            "so on, hf-hub:OWNER/NAME, or a folder that `export`, timm or transformers "
+            "wrote"
+        )
+    path = hub.locate(source, name)
+    known = hub.describe(source, path, name)
+    if known is None:
+        exported.read_info(path)  # says what is wrong with it
+        raise ConfigError(f"{path} does not say which network it has")
+    is_new = num_classes is not None and num_classes != known.num_classes
+    head = num_classes if num_classes is not None else known.num_classes
+    model = create(known.model, head, known.in_channels)
+    crop = known.crop or 224
+    shape = (crop, crop, known.in_channels)
+    variables = init_variables(
+        model, shape, key=jax.random.key(0) if key is None else key
+    )
+    adopted, _ = adopt(
+        hub.read_weights(source, name),
+        variables,
+        model,
+        name=known.model.model,
+        new_head=is_new,
+    )
+    mean, std = parse_normalization(known.normalize, known.in_channels)
+    names = None if is_new else known.class_names
+    return Pretrained(
+        model,
+        adopted,
+        Preprocessing(
+            known.resize or crop, crop, mean, std, names, known.interpolation
+        ),
+    )

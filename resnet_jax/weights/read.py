@@ -1,0 +1,243 @@
+"""Weight files and folders, as their tools write them, to the objects in them."""
+
+import contextlib
+import pickle
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from resnet_jax import files
+from resnet_jax.errors import DataError, first_line
+from resnet_jax.weights import pth, unpickle
+from resnet_jax.weights.published import check_name
+
+WEIGHTS = "model.safetensors"
+_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".th", ".tar", ".zip")
+# What lies beside weights in the folders of accelerate, transformers and fairseq.
+_OTHERS = re.compile(
+    r"(optimizer|scheduler|sampler|scaler|random_states|rng_state|training_args|custom)"
+)
+_PART = re.compile(r"-\d{5}-of-\d{5}\.")
+_MOST = 10  # times its size in a .zip that a file may have: weights hardly shrink
+
+# What begins a file that holds no weights that can be read, and what to do.
+_MAGICS = {
+    b"\x89HDF": "is HDF5 (Keras): read it there and save a state_dict",
+    b"\x1f\x8b": "is compressed by gzip: unpack it first",
+    b"BZh": "is compressed by bzip2: unpack it first",
+    b"\xfd7zXZ": "is compressed by xz: unpack it first",
+    b"7z\xbc\xaf": "is a 7z archive: unpack it first",
+    b"\x93NUMPY": "is one NumPy array, not a state_dict",
+    b"GGUF": "is GGUF, which ResNets are not kept in: name a .safetensors or .pth file",
+}
+
+
+class Content(NamedTuple):
+    """What a file, or the files of a folder, hold."""
+
+    path: Path
+    value: Any  # tensors are NumPy arrays
+
+
+def read(source: str | Path) -> Content:
+    """Reads a weights file, or that of a folder.
+
+    A file is .safetensors, torch.save's (zip or legacy), the index of either in parts,
+    or a .zip with one of those; its content says which. A folder is one that timm,
+    transformers, accelerate or huggingface_hub writes, or has one weights file.
+
+    Raises:
+      DataError: there is none, or it is damaged or of another kind, which is named.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = _find(path)
+    elif path.is_file():
+        check_name(path)
+    return Content(path, _read_file(path))
+
+
+def _find(folder: Path) -> Path:
+    """The weights of a folder: those by the usual names, or the one file there is."""
+    if (folder / ".metadata").is_file() or list(folder.glob("*.distcp")):
+        raise DataError(
+            f"{folder} is a distributed checkpoint: make one file of it with `python "
+            "-m torch.distributed.checkpoint.format_utils dcp_to_torch DIR FILE`"
+        )
+    for name in (f"{WEIGHTS}.index.json", WEIGHTS, "pytorch_model.bin.index.json"):
+        found = [folder / name] if (folder / name).is_file() else []
+        found += sorted(folder.glob("model_[0-9]*.safetensors")) if found else []
+        if found:
+            return _only(folder, found)
+    for pattern in ("*", "*/*", "*/*/*"):
+        paths = [path for path in folder.glob(pattern) if path.is_file()]
+        indices = [path for path in paths if path.name.endswith(".index.json")]
+        weights = [
+            path
+            for path in paths
+            if path.suffix in _SUFFIXES
+            and not _OTHERS.match(path.name)
+            and not _PART.search(path.name)
+            and not path.name.startswith(".")
+        ]
+        if found := sorted(indices or weights):
+            return _only(folder, found)
+    raise DataError(f"{folder} holds no weights file: name a .safetensors or .pth file")
+
+
+def _only(folder: Path, found: Sequence[Path]) -> Path:
+    if len(found) > 1:
+        names = ", ".join(str(path.relative_to(folder)) for path in found[:5])
+        raise DataError(f"{folder} has several weights files: name one of {names}")
+    return found[0]
+
+
+def _read_file(path: Path) -> Any:
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise DataError(
+            f"weights {path} cannot be read ({error.strerror}): "
+            "name a .safetensors or .pth file"
+        ) from None
+    try:
+        return _read_by_content(path, head)
+    except unpickle.RefusedError as error:
+        raise DataError(
+            f"{path} is refused, nothing of it was run: {error}; save "
+            "model.state_dict() instead"
+        ) from None
+    except (
+        *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, ValueError, KeyError),
+        *(TypeError, AttributeError, IndexError, OSError, OverflowError, MemoryError),
+        RuntimeError,  # for an unknown compression too
+    ) as error:
+        raise DataError(
+            f"{path} is damaged or truncated: {first_line(error)}"
+        ) from None
+
+
+def _read_by_content(path: Path, head: bytes) -> Any:
+    start = head.lstrip().lower()
+    if not head:
+        raise DataError(f"{path} is empty: fetch it again")
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise DataError(f"{path} is a web page, not weights: fetch the file itself")
+    if start.startswith(b"version https://git-lfs"):
+        raise DataError(f"{path} is a Git LFS pointer: fetch it with `git lfs pull`")
+    for magic, said in _MAGICS.items():
+        if head.startswith(magic):
+            raise DataError(f"{path} {said}")
+    if head.startswith(pth.ZIP_MAGIC):
+        return _read_zip(path)
+    if head.startswith(pth.LEGACY_MAGIC):
+        return pth.read_legacy(path)
+    if head[8:9] == b"{":
+        return dict(_safetensors(path))
+    if start.startswith(b"{"):
+        return _read_index(path)
+    if path.suffix == ".onnx" or (
+        head[:1] == b"\x08" and head[2:3] in (b"\x12", b"\x3a")
+    ):
+        raise DataError(
+            f"{path} is ONNX, a program without PyTorch's names: save the state_dict "
+            "of the model that it was made from"
+        )
+    if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
+        raise DataError(
+            f"{path} is a pickle that torch.save did not write: load it where it was "
+            "made and torch.save(state_dict, FILE)"
+        )
+    with contextlib.suppress(OSError):
+        import tarfile
+
+        if tarfile.is_tarfile(path):
+            raise DataError(f"{path} is a tar archive: unpack it first")
+    raise DataError(f"{path} is neither a .safetensors nor a .pth file")
+
+
+def _read_zip(path: Path) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        infos = [info for info in archive.infolist() if not info.is_dir()]
+        names = [info.filename for info in infos]
+        parts = [name.split("/", 1)[-1] for name in names]
+        if "constants.pkl" in parts or any(p.startswith("code/") for p in parts):
+            raise DataError(
+                f"{path} is TorchScript, a program: save model.state_dict() of the "
+                "model instead (torch.jit.load(FILE).state_dict() has it)"
+            )
+        if "data.pkl" in parts:
+            return pth.read_zip(path)
+        if "archive_format" in parts or any(p.endswith("model.json") for p in parts):
+            raise DataError(
+                f"{path} is a program of torch.export: save its state_dict instead "
+                "(torch.export.load(FILE).state_dict has it)"
+            )
+        if names and all(name.endswith(".npy") for name in names):
+            raise DataError(f"{path} is NumPy's .npz: name a .safetensors or .pth file")
+        inside = [
+            info
+            for info in infos
+            if Path(info.filename).suffix in _SUFFIXES[:-1]
+            and not info.filename.startswith("__MACOSX/")
+            and not _OTHERS.match(Path(info.filename).name)
+        ]
+        if len(inside) != 1:
+            found = ", ".join(info.filename for info in inside[:5]) or "none"
+            raise DataError(
+                f"{path} is a .zip archive with {found} for weights: unpack it, and "
+                "name the file"
+            )
+        info = inside[0]
+        if info.file_size > _MOST * path.stat().st_size:
+            raise ValueError("it unpacks to many times its own size: a zip bomb?")
+        with tempfile.TemporaryDirectory(prefix="resnet_jax-") as folder:
+            whole = Path(folder, Path(info.filename).name)
+            with archive.open(info) as source, whole.open("wb") as target:
+                shutil.copyfileobj(source, target)
+            try:
+                return _read_file(whole)
+            except DataError as error:
+                said = str(error).replace(str(whole), f"{path}: {info.filename}")
+                raise DataError(said) from None
+
+
+def _read_index(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of weights in parts, by the index that Hugging Face's tools write."""
+    try:
+        parts: dict[str, str] = files.read_json(path)["weight_map"]
+        names = sorted(set(parts.values()))
+        plain = (Path(name).name == name for name in names)
+        if not names or not all(plain) or any(n.endswith(".json") for n in names):
+            raise ValueError("it names no files beside it")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DataError(
+            f"{path} is JSON, but no index of weights: name the .safetensors or .pth "
+            "file"
+        ) from None
+    found: dict[str, np.ndarray] = {}
+    for name in names:
+        if not (path.parent / name).is_file():
+            raise DataError(f"{path} needs {name}, which does not lie beside it")
+        found |= _read_file(path.parent / name)
+    if missing := sorted(parts.keys() - found.keys()):
+        raise DataError(f"{path} names {missing[0]}, which {parts[missing[0]]} has not")
+    return found
+
+
+def _safetensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            for name in file.keys():
+                yield name, file.get_tensor(name)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None

@@ -1,0 +1,125 @@
+"""What a weights file is of, if it is not of the network that was named."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+
+from resnet_jax.models.factory import MODELS, create_model
+from resnet_jax.training.state import variable_shapes
+from resnet_jax.weights import convert, match
+from resnet_jax.weights.match import Match
+
+_SIDE = 64  # pixels; no parameter depends on it
+
+# Kinds of networks that are not here, by what stands in their names.
+_OTHERS = {
+    r"\.se(_module|_layer)?\.": "a network with squeeze-and-excitation",
+    r"(^|\.)conv1\.[36]\.|\.downsample\.2\.": "a ResNet-D",
+    r"attn\.|attention\.|cls_token": "a vision transformer",
+    r"denseblock": "a DenseNet",
+    r"blocks\.0\.0\.conv_pw|features\.1\.conv\.0": "a MobileNet or EfficientNet",
+    r"(^|\.)features\.0\.weight": "a VGG or AlexNet",
+    r"stages\.0\.blocks\.": "a ConvNeXt or RegNet",
+}
+
+
+def explain(
+    content: Any, found: Sequence[Match], name: str, model: nn.Module
+) -> str | None:
+    """Says what the weights in `content` are of, and what option would read them.
+
+    Args:
+      found: the misshapen matches of `model`, called `name`.
+
+    Returns:
+      What follows the file's name in a line; None if there are no weights in it.
+    """
+    dictionaries = match.dictionaries(content)
+    if not dictionaries:
+        return None
+    key = max(dictionaries, key=lambda key: len(dictionaries[key]))
+    largest = dictionaries[key]
+    for one in found:
+        stem = _explain_stem(one, dictionaries[one.key], model)
+        if stem is not None:
+            return stem
+    for other, options in _candidates(largest):
+        other_model = create_model(other, num_classes=2, **options)
+        shape = (_SIDE, _SIDE, other_model.in_channels)
+        shapes = convert.shapes_of(variable_shapes(other_model, shape))
+        for one in match.find(content, shapes, other_model.head):
+            if set(one.misshapen) <= {"conv1.weight"}:
+                channels = _shape(dictionaries[one.key], one, "conv1.weight")[1]
+                return f"is a {other}: {_flags(other, options, channels)}"
+    for pattern, kind in _OTHERS.items():
+        shown = next((n for n in largest if re.search(pattern, n)), None)
+        if shown is not None:
+            return f"is {kind}, which is not in the family (it has {shown})"
+    if (groups := _groups(largest)) > 1:
+        return f"has convolutions of {groups} groups, as no network of the family has"
+    wanted = convert.shapes_of(
+        variable_shapes(model, (_SIDE, _SIDE, model.in_channels))
+    )
+    return f"is not of {name}: {convert.list_problems(largest, wanted)}"
+
+
+def _explain_stem(
+    found: Match, dictionary: Mapping[str, Any], model: Any
+) -> str | None:
+    """What to choose where only the first convolution has another shape."""
+    if found.misshapen != ("conv1.weight",):
+        return None
+    _, channels, side, _ = (*_shape(dictionary, found, "conv1.weight"), 0, 0, 0)[:4]
+    stem = {3: "cifar", 7: "imagenet"}.get(side)
+    if stem is not None and stem != getattr(model, "stem", stem):
+        return f"has a first convolution of {side}x{side}: --stem {stem}"
+    if channels != model.in_channels:
+        plural = "" if channels == 1 else "s"
+        return (
+            f"takes images of {channels} channel{plural}, and the network "
+            f"{model.in_channels}: --in-channels {channels}"
+            + ("" if channels in (1, 3) else " is not to be had for images of files")
+        )
+    return None
+
+
+def _candidates(
+    dictionary: Mapping[str, Any],
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The family's networks with as many convolutions, and options of their names."""
+    count = sum(np.ndim(value) == 4 for value in dictionary.values())
+    for name, make in MODELS.items():
+        known = getattr(make, "keywords", {})
+        if "stage_sizes" not in known:
+            yield name, {}
+            continue
+        in_block = 3 if getattr(known["block"], "expansion", 1) > 1 else 2
+        least = 1 + in_block * sum(known["stage_sizes"])
+        if least <= count <= least + len(known["stage_sizes"]):
+            yield name, {}
+            if known.get("shortcut") == "pad":
+                yield name, {"shortcut": "conv_bn"}
+                yield name, {"shortcut": "conv"}
+
+
+def _flags(name: str, options: Mapping[str, Any], channels: int) -> str:
+    flags = [f"--model {name}"]
+    flags += [f"--{option} {value}" for option, value in options.items()]
+    return " ".join(flags + ([f"--in-channels {channels}"] if channels == 1 else []))
+
+
+def _shape(dictionary: Mapping[str, Any], found: Match, name: str) -> tuple[int, ...]:
+    return tuple(np.shape(dictionary[found.names[name]]))
+
+
+def _groups(dictionary: Mapping[str, Any]) -> int:
+    """Of the 3x3 convolutions of bottlenecks; 1 if they are whole."""
+    ratios = {
+        len(value) // value.shape[1]
+        for name, value in dictionary.items()
+        if name.endswith("conv2.weight") and np.ndim(value) == 4 and value.shape[1]
+    }
+    return ratios.pop() if len(ratios) == 1 else 1

@@ -1,0 +1,240 @@
+"""A pickle that torch.save wrote, read without running anything that it names."""
+
+import io
+import mmap
+import pickle
+import pickletools
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+DTYPES: dict[str, Any] = {
+    "DoubleStorage": np.float64,
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+MAX_PICKLE = 2**26  # bytes; names and shapes of a large network take a thousandth
+_MAX_OPCODES = 2**20  # a network of a thousand tensors has 50,000
+_MAX_SIZE = 2**24  # objects, those counted again that stand in several places
+
+LoadStorage = Callable[[str, Any, int], np.ndarray]  # of a key, a dtype and a count
+
+
+class RefusedError(pickle.UnpicklingError):
+    """A pickle that asks for what no file of weights needs."""
+
+
+class StandIn:
+    """Stands for an object of a class that a pickle names, and does nothing.
+
+    The class is neither imported nor called; what the pickle gives to the object is
+    dropped, but for whether it was a torch.nn.Module.
+    """
+
+    origin = ""  # "module.name" of the class
+    is_module = False
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "StandIn":
+        return object.__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any = None) -> None:
+        if isinstance(self, StandIn) and isinstance(state, dict):
+            self.is_module = "_modules" in state
+
+    def _ignore(self, *args: Any, **kwargs: Any) -> "StandIn":
+        return self
+
+    __call__ = append = extend = add = update = __setitem__ = _ignore
+
+
+def load(file: io.BytesIO | mmap.mmap, load_storage: LoadStorage) -> Any:
+    """The object of the pickle that begins here; its opcodes are looked at first.
+
+    Tensors are NumPy arrays, numbers, strings and containers are themselves, and all
+    else is a StandIn.
+
+    Raises:
+      RefusedError: it has an opcode that torch.save does not write.
+      ValueError, pickle.UnpicklingError, EOFError, ...: it is damaged.
+    """
+    start = file.tell()
+    _check_opcodes(file)
+    file.seek(start)
+    return _Unpickler(file, load_storage).load()  # type: ignore[arg-type]
+
+
+# What pickle writes by any of its protocols; what GLOBAL and INST may name, find_class
+# says. Not among them: EXT's registry, and BYTEARRAY8, which takes its memory first.
+_OPCODES = frozenset(
+    {
+        *("PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "NONE"),
+        *("NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2"),
+        *("LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+        *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE"),
+        *("SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES"),
+        *("EMPTY_LIST", "APPEND", "APPENDS", "LIST", "EMPTY_DICT", "DICT"),
+        *("SETITEM", "SETITEMS", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
+        *("EMPTY_SET", "ADDITEMS", "FROZENSET"),
+        *("GET", "BINGET", "LONG_BINGET", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"),
+        *("GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "REDUCE", "BUILD"),
+        *("NEWOBJ", "NEWOBJ_EX", "BINPERSID"),
+    }
+)
+
+
+def _check_opcodes(file: io.BytesIO | mmap.mmap) -> None:
+    """Raises where a pickle asks for more than a network's weights do.
+
+    Python's own reader makes a table as long as the largest number that a PUT has; and
+    a hundred bytes are enough for a tuple of two that are one tuple of two, and so on:
+    to hash it, as the key of a dictionary, would take for ever. So the stack is
+    followed here with each object's size alone.
+    """
+    stack: list[int | None] = []  # None is a mark
+    memo: dict[int, int] = {}
+    num_opcodes = 0
+
+    def pop_to_mark() -> int:
+        size = 0
+        while (top := stack.pop()) is not None:
+            size += top
+        return size
+
+    for opcode, argument, _ in pickletools.genops(file):  # type: ignore[arg-type]
+        num_opcodes += 1
+        if opcode.name not in _OPCODES:
+            raise RefusedError(f"it has the opcode {opcode.name}")
+        if num_opcodes > _MAX_OPCODES:
+            raise ValueError("its pickle is too long for a network's weights")
+        before = [kind.name for kind in opcode.stack_before]
+        if opcode.name == "MARK":
+            stack.append(None)
+        elif opcode.name.endswith("PUT") or opcode.name == "MEMOIZE":
+            number = len(memo) if argument is None else int(str(argument))
+            if number > num_opcodes:
+                raise ValueError(f"it numbers an object {number}")
+            memo[number] = stack[-1] or 0
+        elif opcode.name.endswith("GET"):
+            stack.append(memo[int(str(argument))])
+        else:
+            size = 1
+            if "mark" in before:
+                size += pop_to_mark()
+                before = before[: before.index("mark")]
+            for _ in before:
+                size += stack.pop() or 0
+            if size > _MAX_SIZE:
+                raise ValueError("its objects hold one another too often")
+            if opcode.stack_after:
+                stack.append(size)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes tensors of storages, numbers, strings, containers, and stand-ins."""
+
+    def __init__(self, file: io.BytesIO, load_storage: LoadStorage) -> None:
+        super().__init__(file, encoding="utf-8")
+        self._load = load_storage
+        self._stand_ins: dict[str, type[StandIn]] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if (module, name) == ("torch", "Size"):
+            return tuple
+        if module == "torch._utils" and name in _REBUILD:
+            return _REBUILD[name]
+        if module in ("torch", "torch.cuda") and name in DTYPES:
+            return name  # of a type, which could be called, the name alone
+        origin = f"{module}.{name}"
+        if origin not in self._stand_ins:
+            made = type("StandIn", (StandIn,), {"origin": origin})
+            self._stand_ins[origin] = made
+        return self._stand_ins[origin]
+
+    def persistent_load(self, saved_id: Any) -> Any:
+        if len(saved_id) == 4 and saved_id[0] == "module":  # torch.save(model), once
+            return saved_id[1]
+        kind, dtype, key, _, count, *view = saved_id
+        known = kind == "storage" and type(key) is str and type(count) is int
+        if not known or any(view):
+            raise ValueError("it refers to something that is no storage")
+        if isinstance(dtype, type) and issubclass(dtype, StandIn):
+            return dtype()  # of numbers that networks here do not have
+        if type(dtype) is not str or dtype not in DTYPES:
+            raise ValueError("it refers to something that is no storage")
+        return self._load(key, DTYPES[dtype], count)
+
+
+class _Rebuild:
+    """A function that a pickle may call, and which it cannot change."""
+
+    __slots__ = ("_function",)
+    _function: Callable[..., Any]
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        object.__setattr__(self, "_function", function)
+
+    def __call__(self, *args: Any) -> Any:
+        return self._function(*args)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise ValueError("it sets an attribute of a function")
+
+    def __setstate__(self, state: Any) -> None:
+        raise ValueError("it sets the state of a function")
+
+
+def _rebuild_tensor(
+    storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
+) -> Any:
+    """A view [size] of the one-dimensional storage; no element lies outside of it."""
+    if isinstance(storage, StandIn):
+        return storage
+    numbers = (offset, *size, *stride)
+    if type(storage) is not np.ndarray or {type(n) for n in numbers} != {int}:
+        raise ValueError("a tensor is none of a storage, an offset, sizes and strides")
+    if len(size) != len(stride) or min(numbers) < 0:
+        raise ValueError(f"a tensor has size {size}, stride {stride}")
+    empty = 0 in size
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    count = int(np.prod(size, dtype=object))
+    if not empty and (last >= len(storage) or count > len(storage)):
+        raise ValueError(f"a tensor of size {tuple(size)} is larger than its storage")
+    if empty:
+        return np.zeros(size, storage.dtype)
+    return np.lib.stride_tricks.as_strided(
+        storage[offset:],
+        size,
+        [step * storage.itemsize for step in stride],
+        writeable=False,
+    )
+
+
+def _rebuild_subclass(function: Any, kind: Any, args: tuple[Any, ...], _: Any) -> Any:
+    """A tensor of a class of its own, or with attributes: the tensor."""
+    return function(*args) if isinstance(function, _Rebuild) else StandIn()
+
+
+_REBUILD = {
+    "_rebuild_tensor": _Rebuild(_rebuild_tensor),
+    # (..., requires_grad, backward_hooks, metadata)
+    "_rebuild_tensor_v2": _Rebuild(_rebuild_tensor),
+    # (data, requires_grad, hooks, state)
+    "_rebuild_parameter": _Rebuild(lambda data, *_: data),
+    "_rebuild_parameter_with_state": _Rebuild(lambda data, *_: data),
+    "_rebuild_from_type_v2": _Rebuild(_rebuild_subclass),
+}
