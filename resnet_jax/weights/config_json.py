@@ -1,0 +1,300 @@
+"""What timm and transformers write beside weights: config.json and its kin."""
+
+import math
+import os
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from resnet_jax import files
+from resnet_jax.errors import DataError, first_line
+from resnet_jax.paths import shown
+
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+
+# (layer type, depths) of those that both libraries and torchvision have.
+_FAMILY = {
+    ("basic", (2, 2, 2, 2)): "resnet18",
+    ("basic", (3, 4, 6, 3)): "resnet34",
+    ("bottleneck", (3, 4, 6, 3)): "resnet50",
+    ("bottleneck", (3, 4, 23, 3)): "resnet101",
+    ("bottleneck", (3, 8, 36, 3)): "resnet152",
+}
+_WIDTHS = {"basic": (64, 128, 256, 512), "bottleneck": (256, 512, 1024, 2048)}
+# timm's arguments that leave the network and the names of its weights as they are.
+_HARMLESS = {
+    *("in_chans", "num_classes", "drop_rate", "drop_path_rate", "drop_block_rate"),
+    *("zero_init_last", "img_size"),
+}
+_RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's
+_MAX_SIDE = 4096  # of images, in pixels
+_SQUASHED = 384  # from this side on, ConvNext's processor of transformers crops nothing
+
+T = TypeVar("T")
+
+
+class Described(NamedTuple):
+    """What a folder's JSON says of the weights in it; None is what it does not say."""
+
+    architecture: str | None  # resnet18, 34, 50, 101 or 152; None if it is another
+    num_classes: int | None  # 0 for a network without a head
+    in_channels: int
+    mean: tuple[float, ...] | None  # of the channels, images scaled to [0, 1]
+    std: tuple[float, ...] | None
+    crop: int | None  # side of the square that the network sees
+    resize: int | None  # of the shorter side before; None too if done otherwise
+    interpolation: str | None  # nearest, bilinear, bicubic, lanczos, box or hamming
+    class_names: tuple[str, ...] | None
+    stride_in_1x1: bool  # a bottleneck's stride is its first convolution's
+    stated: str  # the architecture in the file's words, to be shown
+
+
+def read_described(directory: str | Path) -> Described:
+    """Returns what timm's or transformers' JSON in a folder says of the weights there.
+
+    timm's is config.json with an "architecture"; transformers' has "model_type", and
+    preprocessor_config.json beside it for the images.
+
+    Raises:
+      DataError: config.json is missing, or one of the files is not what they write.
+    """
+    path = Path(directory) / CONFIG
+    try:
+        config = _object(files.read_json(path), "it")
+        if "architecture" in config:
+            return _of_timm(config)
+        if "model_type" not in config:
+            raise ValueError("it has neither architecture nor model_type")
+        described = _of_transformers(config)
+        path = Path(directory) / PREPROCESSOR
+        if not os.path.lexists(path):
+            return described
+        return _with_processor(described, _object(files.read_json(path), "it"))
+    except ValueError as error:
+        raise DataError(
+            f"{path} is missing, or not what timm and transformers write "
+            f"({_line(error)}): fetch it again, or name the weights file itself"
+        ) from None
+
+
+def _of_timm(config: Mapping[str, Any]) -> Described:
+    name = _text(config["architecture"], "architecture")
+    # Older files have one level only.
+    pretrained = _get(config, "pretrained_cfg", _object)
+    pretrained = config if pretrained is None else pretrained
+    options = _get(config, "model_args", _object) or {}
+    pool = options.get("global_pool", config.get("global_pool"))
+    changed = [key for key in options if key not in {*_HARMLESS, "global_pool"}]
+    changed += ["global_pool"] if pool not in (None, "", "avg") else []
+    is_ours = name in _FAMILY.values() and not changed
+    size = _get(pretrained, "input_size", _input_size) or (3, None)
+    channels = _get(options, "in_chans", _channels) or size[0]
+    both = {**pretrained, **config}
+    classes = _get(both, "num_classes", _classes)
+    interpolation = _get(pretrained, "interpolation", _text)
+    if interpolation not in (None, *_RESAMPLE):
+        raise _wrong(interpolation, "interpolation")
+    crop_pct = _get(pretrained, "crop_pct", _number)
+    is_cropped = pretrained.get("crop_mode") in (None, "center")
+    names = _get(both, "label_names", _names) or _get(both, "labels", _names)
+    return Described(
+        architecture=name if is_ours else None,
+        num_classes=classes,
+        in_channels=channels,
+        mean=_per_channel(pretrained, "mean", channels, averaged=True),
+        std=_per_channel(pretrained, "std", channels, averaged=True),
+        crop=size[1],
+        resize=_resized(size[1], crop_pct) if is_cropped else None,
+        interpolation=interpolation,
+        class_names=_one_each(names, classes),
+        stride_in_1x1=False,
+        stated=_line(f"timm's {name}" + "".join(f" of other {key}" for key in changed)),
+    )
+
+
+def _of_transformers(config: Mapping[str, Any]) -> Described:
+    kind = _text(config["model_type"], "model_type")
+    stated = _line(f"transformers' {kind}")
+    unsaid = Described(None, None, 3, *(None,) * 6, stride_in_1x1=False, stated=stated)
+    if kind != "resnet":
+        return unsaid
+    # What the file leaves out is as in ResNetConfig().
+    layer = _get(config, "layer_type", _text) or "bottleneck"
+    depths = _get(config, "depths", _sizes) or (3, 4, 6, 3)
+    widths = _get(config, "hidden_sizes", _sizes) or _WIDTHS["bottleneck"]
+    stem = _get(config, "embedding_size", _count) or 64
+    activation = _get(config, "hidden_act", _text) or "relu"
+    is_early = _get(config, "downsample_in_first_stage", _flag) or False
+    is_usual = stem == 64 and activation == "relu" and not is_early
+    is_ours = is_usual and widths == _WIDTHS.get(layer)
+    labels = _get(config, "id2label", _object)
+    is_head = config.get("architectures") == ["ResNetForImageClassification"]
+    without = 2 if is_head else None  # it leaves out two classes without names
+    classes = without if labels is None else len(labels)
+    names = _names(labels, "id2label") if labels is not None else ()
+    if all(name == f"LABEL_{index}" for index, name in enumerate(names)):
+        names = ()  # its placeholders
+    sizes = f"depths {list(depths)}, hidden sizes {list(widths)}, embedding size {stem}"
+    early = ", downsampling in the first stage" * is_early
+    return unsaid._replace(
+        architecture=_FAMILY.get((layer, depths)) if is_ours else None,
+        num_classes=classes,
+        in_channels=_get(config, "num_channels", _channels) or 3,
+        class_names=_one_each(names, classes),
+        stride_in_1x1=_get(config, "downsample_in_bottleneck", _flag) or False,
+        stated=_line(
+            f"transformers' resnet of {layer} layers, {sizes}, {activation}{early}"
+        ),
+    )
+
+
+def _with_processor(described: Described, content: Mapping[str, Any]) -> Described:
+    """`described` with what preprocessor_config.json says of the images."""
+    factor = _get(content, "rescale_factor", _number)
+    is_scaled = factor is None or math.isclose(factor, 1 / 255, rel_tol=1e-3)
+    if not is_scaled or content.get("do_rescale") is False:
+        raise ValueError("its images are not scaled to [0, 1]")
+    channels = described.in_channels
+    mean = _per_channel(content, "image_mean", channels)
+    std = _per_channel(content, "image_std", channels)
+    if content.get("do_normalize") is False:
+        mean, std = (0.0,) * channels, (1.0,) * channels
+    resample = _get(content, "resample", _within(range(len(_RESAMPLE))))
+    crop, resize = _crop(content)
+    return described._replace(
+        mean=mean,
+        std=std,
+        crop=crop,
+        resize=None if content.get("do_resize") is False else resize,
+        interpolation=None if resample is None else _RESAMPLE[resample],
+    )
+
+
+def _crop(content: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """The crop's side, and the shorter side before it if a crop is how it is done."""
+    size = content.get("size")
+    is_named = isinstance(size, Mapping) and "shortest_edge" in size
+    is_shorter = is_named or isinstance(size, int)
+    side = _get(content, "size", _square)
+    crop = _get(content, "crop_size", _square)
+    crop_pct = _get(content, "crop_pct", _number)
+    if crop is not None and content.get("do_center_crop") is not False:
+        return crop, side if is_shorter else None
+    if crop_pct is not None and is_shorter and side is not None:
+        return side, _resized(side, crop_pct) if side < _SQUASHED else None
+    if is_named:  # and no crop: the image keeps its form
+        return None, side
+    return side, None  # brought to a square, whatever form the image has
+
+
+def _resized(crop: int | None, crop_pct: float | None) -> int | None:
+    if crop is None or crop_pct is None:
+        return None
+    if not 0 < crop_pct <= 1 or crop / crop_pct >= _MAX_SIDE + 1:
+        raise ValueError(f"crop_pct is {crop_pct}")
+    return math.floor(crop / crop_pct)
+
+
+def _one_each(names: Sequence[str] | None, classes: int | None) -> Any:
+    """`names` as a tuple, None if there are none."""
+    if names and classes is not None and len(names) != classes:
+        raise ValueError(f"it has {len(names)} names for {classes} classes")
+    return tuple(names) if names else None
+
+
+def _per_channel(
+    content: Mapping[str, Any], field: str, channels: int, averaged: bool = False
+) -> tuple[float, ...] | None:
+    """A number for each channel; their mean for one channel if `averaged`, as timm."""
+    found = content.get(field)
+    if found is None:
+        return None
+    values = tuple(_number(value, field) for value in _list(found, field))
+    if not values or (field.endswith("std") and min(values) <= 0):
+        raise _wrong(found, field)
+    if averaged and channels == 1:
+        values = (math.fsum(values) / len(values),)
+    if len(values) == 1:
+        values *= channels
+    if len(values) != channels:
+        raise ValueError(f"{field} has {len(values)} values for {channels} channels")
+    return values
+
+
+def _get(content: Mapping[str, Any], field: str, parse: Callable[[Any, str], T]) -> Any:
+    """The field as `parse` reads it; None if it is missing or null."""
+    value = content.get(field)
+    return None if value is None else parse(value, field)
+
+
+def _wrong(value: Any, field: str) -> ValueError:
+    return ValueError(f"{field} is {reprlib.repr(value)}")
+
+
+def _typed(kind: type[T]) -> Callable[[Any, str], T]:
+    def parse(value: Any, field: str) -> T:
+        if not isinstance(value, kind):
+            raise _wrong(value, field)
+        return value
+
+    return parse
+
+
+def _within(allowed: range) -> Callable[[Any, str], int]:
+    def parse(value: Any, field: str) -> int:
+        if type(value) is not int or value not in allowed:  # True is none
+            raise _wrong(value, field)
+        return value
+
+    return parse
+
+
+_object, _list = _typed(dict), _typed(list)
+_text, _flag = _typed(str), _typed(bool)
+_count, _classes = _within(range(1, 2**20)), _within(range(2**20))
+_channels, _side = _within(range(1, 1025)), _within(range(1, _MAX_SIDE + 1))
+
+
+def _number(value: Any, field: str) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not abs(value) < 1e9:  # no NaN either
+        raise _wrong(value, field)
+    return float(value)
+
+
+def _sizes(value: Any, field: str) -> tuple[int, ...]:
+    return tuple(_count(size, field) for size in _list(value, field))
+
+
+def _input_size(value: Any, field: str) -> tuple[int, int | None]:
+    """timm's [channels, height, width]; no side if it is no square."""
+    if not isinstance(value, list) or len(value) != 3:
+        raise _wrong(value, field)
+    height, width = (_side(side, field) for side in value[1:])
+    return _channels(value[0], field), height if height == width else None
+
+
+def _square(value: Any, field: str) -> int | None:
+    """The side in one of the forms of transformers; None if it is no square."""
+    if not isinstance(value, dict):
+        return _side(value, field)
+    if "shortest_edge" in value:
+        return _side(value["shortest_edge"], field)
+    height, width = value.get("height"), value.get("width")
+    return _side(height, field) if height == width else None
+
+
+def _names(value: Any, field: str) -> tuple[str, ...]:
+    """The names of the classes, listed or by number; () if some have none."""
+    if isinstance(value, dict):
+        numbers = [str(number) for number in range(len(value))]
+        value = [value[number] for number in numbers if number in value]
+        if len(value) != len(numbers):
+            return ()
+    return tuple(shown(_text(name, field)) for name in _list(value, field))
+
+
+def _line(text: object) -> str:
+    """One printable line, whatever a file may hold."""
+    return "".join(c if c.isprintable() else "?" for c in first_line(text))

@@ -1,0 +1,277 @@
+"""Weights on the Hugging Face Hub: a repository's name to a local folder."""
+
+import errno
+import logging
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tqdm import tqdm
+
+from resnet_jax.errors import ConfigError, DataError, first_line
+from resnet_jax.files import file_digest
+
+log = logging.getLogger(__name__)
+
+PREFIX = "hf-hub:"
+# Beside the weights: what describes them.
+_DESCRIPTIONS = ("config.json", "preprocessor_config.json")
+# What training tools leave in the same formats.
+_NOT_WEIGHTS = re.compile(
+    r"(training_args|optimizer|scheduler|scaler|rng_state|random_states)[\w.-]*"
+)
+_SHOWN = 8  # files that an error lists
+
+
+class _Silent(tqdm):  # type: ignore[misc]
+    """The progress bar of a download of nothing."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        options.pop("name", None)  # huggingface_hub's own
+        super().__init__(*args, **{**options, "disable": True})
+
+
+def is_hub(source: str) -> bool:
+    """Returns whether `source` names a repository of the Hub: "hf-hub:OWNER/NAME"."""
+    return source.startswith(PREFIX)
+
+
+def fetch(source: str) -> Path:
+    """Returns the local folder of a repository's weights, downloaded if they must be.
+
+    huggingface_hub does it: its cache (HF_HOME, HF_HUB_CACHE), HF_HUB_OFFLINE,
+    HF_ENDPOINT and HF_TOKEN are as everywhere, read when it is first imported. Only the
+    weights, see choose, and their JSON descriptions are downloaded. If the Hub does not
+    answer, the cached copy is used, which is logged. The sha256 of large files is
+    checked each time.
+
+    Args:
+      source: "hf-hub:OWNER/NAME", or "hf-hub:OWNER/NAME@REVISION" for a branch, a tag
+        or a commit; without it, "main".
+
+    Raises:
+      ConfigError: `source` is malformed, or huggingface_hub is not installed.
+      DataError: the repository cannot be had, or has no weights.
+    """
+    hub = _library()
+    repo, revision = _parse(hub, source)
+    name = source.removeprefix(PREFIX)
+    try:
+        info = hub.HfApi().model_info(
+            repo, revision=revision, timeout=hub.constants.HF_HUB_ETAG_TIMEOUT
+        )
+        listed = [str(sibling.rfilename) for sibling in info.siblings or ()]
+    except Exception as error:  # its HTTP client's own, which changes with its version
+        reason, folder = _reason(hub, name, error), _cached(hub, repo, revision)
+        if folder is None or isinstance(error, hub.errors.RevisionNotFoundError):
+            raise DataError(reason) from None
+        if not hub.constants.HF_HUB_OFFLINE:
+            log.warning("weights: %s; the cached copy is used: %s", reason, folder)
+        return _checked(folder, name)
+    weights = choose(listed, name)
+    wanted = [*weights, *(file for file in _DESCRIPTIONS if file in listed)]
+    try:
+        held = [hub.try_to_load_from_cache(repo, f, revision=info.sha) for f in wanted]
+        is_cached = all(isinstance(path, str) for path in held)
+        path = hub.snapshot_download(
+            repo,
+            revision=revision,
+            allow_patterns=[_literal(file) for file in wanted],
+            tqdm_class=_Silent if is_cached else None,
+        )
+    except Exception as error:
+        raise DataError(_reason(hub, name, error)) from None
+    return _checked(Path(path), name)
+
+
+def choose(names: Iterable[str], where: str) -> tuple[str, ...]:
+    """Returns which of the files `names` of a repository are its weights.
+
+    model.safetensors, else what is sharded under that name, with its index; else the
+    only other .safetensors; else the same of pytorch_model.bin and .pth, .pt or .bin.
+    Files in subfolders, and those of optimizers and the like, are none.
+
+    Raises:
+      DataError: there are none in `where`, shards are missing, or several are as good.
+    """
+    names = sorted(names)
+    files = [name for name in names if "/" not in name and not _is_other(name)]
+    several: list[str] = []
+    for stem, suffixes in (
+        ("model", (".safetensors",)),
+        ("pytorch_model", (".bin", ".pth", ".pt")),
+    ):
+        whole = f"{stem}{suffixes[0]}"
+        if whole in files:
+            return (whole,)
+        if f"{whole}.index.json" in files:
+            return (*_shards(files, stem, suffixes[0], where), f"{whole}.index.json")
+        others = [name for name in files if name.endswith(suffixes)]
+        if len(others) == 1:
+            return (others[0],)
+        several += others
+    if several:
+        raise DataError(
+            f"{where} has several weights, {_listed(several)}, and none is called "
+            "model.safetensors: download the one you want, and give its path"
+        )
+    raise DataError(
+        f"{where} has no weights (.safetensors, .bin or .pth), only "
+        f"{_listed(names) or 'no file at all'}: name another repository or revision"
+    )
+
+
+def _shards(files: list[str], stem: str, suffix: str, where: str) -> list[str]:
+    """The parts of sharded weights: model-00001-of-00002.safetensors, ..."""
+    form = re.compile(rf"{stem}-(\d{{5}})-of-(\d{{5}}){re.escape(suffix)}")
+    found = {name: match for name in files if (match := form.fullmatch(name))}
+    totals = {int(match[2]) for match in found.values()}
+    numbers = [int(match[1]) for match in found.values()]
+    if len(totals) != 1 or sorted(numbers) != list(range(1, max(totals) + 1)):
+        raise DataError(
+            f"{where} has an index of {stem}{suffix}, but not all its parts, only "
+            f"{_listed(sorted(found)) or 'none'}: name another revision"
+        )
+    return list(found)
+
+
+def _is_other(name: str) -> bool:
+    return name.startswith(".") or _NOT_WEIGHTS.fullmatch(name) is not None
+
+
+def _listed(names: list[str]) -> str:
+    more = f", ... ({len(names)} in all)" if len(names) > _SHOWN else ""
+    # A repository's file may be called anything.
+    shown = (name if name.isprintable() else ascii(name) for name in names[:_SHOWN])
+    return first_line(", ".join(shown)) + more if names else ""
+
+
+def _library() -> ModuleType:
+    """huggingface_hub, imported when it is needed."""
+    try:
+        import huggingface_hub
+        import huggingface_hub.constants
+        import huggingface_hub.errors
+        import huggingface_hub.utils
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "huggingface_hub":
+            raise ConfigError(f"huggingface_hub cannot be used: {error}") from None
+        raise ConfigError(
+            f"{PREFIX}... needs huggingface_hub: pip install 'resnet-flax-linen[hub]'"
+        ) from None
+    except Exception as error:  # such as HF_HUB_ETAG_TIMEOUT=soon
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise ConfigError(f"huggingface_hub cannot be imported ({reason})") from None
+    return huggingface_hub
+
+
+def _parse(hub: ModuleType, source: str) -> tuple[str, str]:
+    """The repository and the revision that `source` names."""
+    repo, at, revision = source.removeprefix(PREFIX).partition("@")
+    revision = revision if at else "main"
+    try:
+        if repo.count("/") != 1:
+            raise ValueError
+        hub.utils.validate_repo_id(repo)
+        # The cache has a file of this name, so it must not lead out of there.
+        if not re.fullmatch(r"\w[\w.+/-]*", revision, re.ASCII) or any(
+            part in ("", ".") or ".." in part for part in revision.split("/")
+        ):
+            raise ValueError
+    except ValueError:  # its own, or ours
+        raise ConfigError(
+            f"{source!r} names no repository of the Hub: write {PREFIX}OWNER/NAME, or "
+            f"{PREFIX}OWNER/NAME@REVISION"
+        ) from None
+    return repo, revision
+
+
+def _cached(hub: ModuleType, repo: str, revision: str) -> Path | None:
+    """The folder of a revision in the cache; None unless its weights are there."""
+    try:
+        # Patterns that nothing fits, so that the library has nothing to miss there.
+        found = hub.snapshot_download(
+            repo, revision=revision, local_files_only=True, allow_patterns=["/"]
+        )
+        choose(os.listdir(found), repo)
+    except Exception:  # whatever is wrong with it: it is not in the cache
+        return None
+    return Path(found)
+
+
+def _checked(folder: Path, name: str) -> Path:
+    """`folder`, in which the weights of the repository `name` are whole.
+
+    Raises:
+      DataError: they are missing there, or one has not the sha256 that the Hub gave it.
+    """
+    try:
+        files = sorted(path.name for path in folder.iterdir() if path.is_file())
+        for file in choose(files, f"{name} as cached in {folder}"):
+            path = folder / file
+            # A large file's link leads to a blob that is called by its sha256.
+            blob = Path(os.readlink(path)) if path.is_symlink() else path
+            is_named = re.fullmatch("[0-9a-f]{64}", blob.name) is not None
+            if is_named and file_digest(path) != blob.name:
+                raise DataError(
+                    f"{name}: {file} is damaged, its sha256 is not the Hub's: remove "
+                    f"{folder / blob} and run it again"
+                )
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read ({error.strerror})") from None
+    return folder
+
+
+def _literal(name: str) -> str:
+    """The pattern that `name` alone fits."""
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def _reason(hub: ModuleType, name: str, error: BaseException) -> str:
+    """One line on why the library could not fetch the repository `name`."""
+    errors, constants = hub.errors, hub.constants
+    chain = _chain(error)
+    host, cache = constants.ENDPOINT, constants.HF_HUB_CACHE
+    for kind, reason in {
+        errors.GatedRepoError: f"{host} asks for a token with access to {name}: accept "
+        "its terms there, and set HF_TOKEN",
+        errors.RepositoryNotFoundError: f"{host} has no repository {name}, or it is "
+        "private: check the name, or set HF_TOKEN",
+        errors.RevisionNotFoundError: f"{host} has no such revision: {name}",
+        errors.OfflineModeIsEnabled: f"{name} is not in the cache {cache}, and "
+        "HF_HUB_OFFLINE is set: unset it once",
+    }.items():
+        if any(isinstance(cause, kind) for cause in chain):
+            return reason
+    for cause in chain:
+        if isinstance(cause, errors.HfHubHTTPError):
+            status = cause.response.status_code
+            hint = ": check HF_TOKEN" if status in (401, 403) else ": try it again"
+            return f"{host} answered {status} for {name}{hint}"
+    cause = chain[-1]
+    if isinstance(cause, OSError) and _is_of_disk(cause, cache):
+        return (
+            f"the cache {cache} cannot be written ({cause.strerror}): "
+            "choose another HF_HUB_CACHE"
+        )
+    what = f"{type(cause).__name__}: {first_line(cause)}"
+    return f"{name} cannot be fetched from {host} ({what}): try it again"
+
+
+def _is_of_disk(error: OSError, cache: str) -> bool:
+    """Whether `error` is of writing to the folder `cache`, or making it."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):  # these name no file
+        return True
+    path = str(error.filename or "")
+    return bool(path) and (path.startswith(cache) or cache.startswith(path))
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """`error` and what it was raised from."""
+    chain = [error]
+    while chain[-1].__cause__ is not None and chain[-1].__cause__ not in chain:
+        chain.append(chain[-1].__cause__)
+    return chain
