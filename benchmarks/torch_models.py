@@ -180,9 +180,9 @@ def create_twin(name: str, stem: str | None = None, num_classes: int = 10) -> nn
     }
     if name in others:
         return others[name]()
-    depth = int(name.removeprefix("resnet"))
     make: Callable[..., nn.Module] | None = getattr(torchvision.models, name, None)
     if make is None:
+        depth = int(name.removeprefix("resnet"))
         return CifarResNet((depth - 2) // 6, num_classes)
     model = make(num_classes=num_classes)
     return with_cifar_stem(model) if stem == "cifar" else model

@@ -160,7 +160,7 @@ def _library() -> ModuleType:
         if (error.name or "").split(".")[0] != "huggingface_hub":
             raise ConfigError(f"huggingface_hub cannot be used: {error}") from None
         raise ConfigError(
-            f"{PREFIX}... needs huggingface_hub: pip install 'resnet-flax-linen[hub]'"
+            f"{PREFIX}... needs huggingface_hub: pip install -e '.[hub]'"
         ) from None
     except Exception as error:  # such as HF_HUB_ETAG_TIMEOUT=soon
         reason = f"{type(error).__name__}: {first_line(error)}"

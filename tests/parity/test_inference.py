@@ -15,7 +15,10 @@ import twins
 
 pytestmark = [pytest.mark.optimized, pytest.mark.parity]
 
-SLOW = ("resnet101", "resnet152")  # resnet50 has all they have
+SLOW = (  # resnet50 and resnext50_32x4d have all they have
+    *("resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2"),
+    *("resnext101_32x8d", "resnext101_64x4d"),
+)
 CASES = [
     pytest.param(name, stem, marks=[pytest.mark.slow] * (name in SLOW))
     for name in resnet_jax.list_models()

@@ -20,10 +20,12 @@ SLOW = [  # eight million parameters; what another block or stem has with the sa
     *(("hresnet", None, "nesterov"), ("hresnet", None, "weights-only")),
     *(("bottleneck", "cifar", "adam"), ("bottleneck", "cifar", "weights-only")),
     *((block, "imagenet", "weights-only") for block in twins.BLOCKS),
+    *(("grouped", "cifar", optimizer) for optimizer in ("adam", "weights-only")),
 ]
 SMALL = [
     ("hresnet", None),
     ("resnet20", None),
+    ("grouped", "cifar"),
     *((block, stem) for block in twins.BLOCKS for stem in ("imagenet", "cifar")),
 ]
 

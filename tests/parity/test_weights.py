@@ -25,7 +25,14 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(found[name], value)
 
 
-@pytest.mark.parametrize("name", resnet_jax.list_models())
+LARGE = ("resnext101_64x4d", "resnext101_32x8d", "wide_resnet101_2")
+NAMES = [
+    pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE))
+    for name in resnet_jax.list_models()
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_torch_to_flax_to_torch_is_bit_exact(name):
     twin, make = twins.make_pair(name)
     start = twins.state_dict_of(twin)
@@ -89,16 +96,16 @@ class Evil:
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("content", [Evil(), torch.nn.Linear(2, 3)])
-def test_what_is_more_than_tensors_is_refused_by_name(
+def test_what_is_more_than_tensors_is_passed_over_and_not_run(
     tmp_path, monkeypatch, zipped, content
 ):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "net.pth"
-    torch.save({"w": content}, path, _use_new_zipfile_serialization=zipped)
-    names = "posix.system|torch.nn.modules.linear.Linear"
-    with pytest.raises(
-        DataError, match=f"nothing of it was run: .* it names ({names})"
-    ):
+    weights = {"w": torch.ones(2), "x": content}
+    torch.save(weights, path, _use_new_zipfile_serialization=zipped)
+    assert list(resnet_jax.read_state_dict(path)) == ["w"]
+    torch.save({"x": content}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(DataError, match="holds (a whole module, an object|no tensors)"):
         resnet_jax.read_state_dict(path)
     assert not (tmp_path / "ran").exists()
 

@@ -18,6 +18,8 @@ BLOCKS = {
     "basic": (resnet.BasicBlock, resnet_jax.BasicBlock),
     "bottleneck": (resnet.Bottleneck, resnet_jax.Bottleneck),
 }
+# With groups, a width of their own, and the stride in the first convolution.
+GROUPED = {"groups": 4, "width_per_group": 32, "stride_in_1x1": True}
 
 
 def randomise(twin: torch.nn.Module, side: int, seed: int = 0) -> torch.nn.Module:
@@ -44,16 +46,20 @@ def randomise(twin: torch.nn.Module, side: int, seed: int = 0) -> torch.nn.Modul
     return twin
 
 
-def thin(block: type, stem: str | None) -> torch.nn.Module:
+def thin(block: type, stem: str | None, grouped: bool = False) -> torch.nn.Module:
     """torchvision's ResNet of one `block` a stage, with WIDTHS for its widths.
 
     It has no argument for them, so its own parts are put together again.
     """
     twin = resnet.ResNet(block, [1, 1, 1, 1])
     twin.inplanes = WIDTHS[0]
+    if grouped:
+        twin.groups, twin.base_width = GROUPED["groups"], GROUPED["width_per_group"]
     for index, width in enumerate(WIDTHS, start=1):
         layer = twin._make_layer(block, width, 1, stride=1 if index == 1 else 2)
         setattr(twin, f"layer{index}", layer)
+        if grouped:
+            layer[0].conv1.stride, layer[0].conv2.stride = layer[0].conv2.stride, (1, 1)
     twin.conv1 = torch.nn.Conv2d(3, WIDTHS[0], 7, stride=2, padding=3, bias=False)
     twin.bn1 = torch.nn.BatchNorm2d(WIDTHS[0])
     twin.fc = torch.nn.Linear(WIDTHS[-1] * block.expansion, 10)
@@ -61,19 +67,21 @@ def thin(block: type, stem: str | None) -> torch.nn.Module:
 
 
 def make_pair(name: str, stem: str | None = None) -> tuple[torch.nn.Module, Callable]:
-    """(twin in float32, dtype -> our model) of a named model or of one of BLOCKS.
+    """(twin in float32, dtype -> our model) of a named model, of one of BLOCKS, or
+    "grouped".
 
-    Those have one block in each of four stages, of WIDTHS.
+    The last two have one block in each of four stages, of WIDTHS.
     """
     torch.manual_seed(0)
-    if name in BLOCKS:
-        theirs, ours = BLOCKS[name]
-        twin = thin(theirs, stem)
+    if name in (*BLOCKS, "grouped"):
+        is_grouped = name == "grouped"
+        theirs, ours = BLOCKS["bottleneck" if is_grouped else name]
+        twin = thin(theirs, stem, is_grouped)
+        own = GROUPED if is_grouped else {}
 
         def make(dtype):
-            return resnet_jax.ResNet(
-                ours, (1,) * 4, num_classes=10, widths=WIDTHS, stem=stem, dtype=dtype
-            )
+            options = {"widths": WIDTHS, "stem": stem, "dtype": dtype, **own}
+            return resnet_jax.ResNet(ours, (1,) * 4, num_classes=10, **options)
 
     else:
         twin = create_twin(name, stem)

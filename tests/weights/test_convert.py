@@ -44,13 +44,18 @@ def state_dict(variables):
     }
 
 
-DEEP = ("resnet101", "resnet152", "resnet110", "wrn28_10")
+DEEP = ("resnet101", "resnet152", "resnet110", "wrn28_10", "wide_resnet50_2")
+LARGE = ("resnext101_64x4d", "resnext101_32x8d", "wide_resnet101_2")
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.process] * (name in DEEP))
+        pytest.param(
+            name,
+            marks=[pytest.mark.process] * (name in DEEP)
+            + [pytest.mark.slow] * (name in LARGE),
+        )
         for name in resnet_jax.list_models()
     ],
 )

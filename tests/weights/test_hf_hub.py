@@ -391,7 +391,7 @@ def test_malformed_names_are_refused(library, name):
 
 def test_the_extra_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    _refused(SOURCE, "pip install 'resnet-flax-linen[hub]'", error=ConfigError)
+    _refused(SOURCE, "pip install -e '.[hub]'", error=ConfigError)
 
 
 def test_is_hub():

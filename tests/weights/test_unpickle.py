@@ -3,6 +3,7 @@
 import argparse
 import collections
 import functools
+import io
 import pathlib
 import pickle
 import sys
@@ -91,15 +92,8 @@ def test_nothing_that_a_pickle_names_is_imported_or_called(kind, tmp_path, monit
     content = with_weights(HOSTILE[kind])
     path = write_zip(tmp_path / "a.pth", content)
     known = set(sys.modules)
-    with path.open("rb") as file:
-        pickle.loads(b"N.")  # what pickle itself needs
-        del file
-    archive = pth.read_zip(write_zip(tmp_path / "b.pth", dumps({"w": tensor()})))
-    assert archive["w"].shape == (2, 3)
     with monitor as events:
-        found = unpickle.load(
-            __import__("io").BytesIO(content), lambda key, dtype, count: VALUES
-        )
+        found = unpickle.load(io.BytesIO(content), lambda key, dtype, count: VALUES)
     assert events == []
     assert set(sys.modules) == known
     np.testing.assert_array_equal(found["w"], VALUES.reshape(2, 3))
