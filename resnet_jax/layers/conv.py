@@ -13,7 +13,7 @@ from jax import lax
 from resnet_jax.errors import ConfigError
 from resnet_jax.layers import library, products, winograd
 from resnet_jax.layers.inputs import check_images, name_of
-from resnet_jax.layers.keep import keep
+from resnet_jax.layers.keep import is_plain, keep
 from resnet_jax.layers.linear import KERNEL_INITS, Init, bias_init, storage_dtype
 from resnet_jax.layers.linear_map import linear_map
 
@@ -31,7 +31,9 @@ def convolve(
     Where the gradient is taken inside shard_map, a kernel that is the same on each
     device needs `jax.lax.pcast(kernel, axis, to="varying")`.
     """
-    return _convolve(stride, padding, jnp.asarray(x), jnp.asarray(kernel))
+    convolve = _by_xla if is_plain() else _convolve
+    found: jax.Array = convolve(stride, padding, jnp.asarray(x), jnp.asarray(kernel))
+    return found
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
