@@ -1,5 +1,6 @@
 """A network as an ONNX graph, which onnxruntime must compute as JAX does."""
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from resnet_jax.models import folding
 from resnet_jax.weights import export
 from resnet_jax.weights.program import (
     Network,
-    difference,
+    check_agrees,
     make_logits,
     pixels_to_input,
 )
@@ -24,7 +25,6 @@ INPUT, OUTPUT = "images", "logits"
 OPSET = 18  # read by onnxruntime since 1.14, and by most others
 TOLERANCE = 1e-4  # of the largest logit; rounding is a hundredth of that
 _LIBRARIES = ("jax2onnx", "onnxruntime")
-_FEW = 7  # images of the second batch size
 
 
 def check_installed() -> None:
@@ -88,6 +88,9 @@ def convert(network: Network) -> bytes:
     import jax2onnx
 
     logits = make_logits(*folding.fold(network.model, network.variables))
+    narrator = logging.getLogger("onnx_ir.serde")  # of types that it leaves out
+    level = narrator.level
+    narrator.setLevel(logging.ERROR)
     try:
         graph = jax2onnx.to_onnx(
             lambda images: logits(images.transpose(0, 2, 3, 1)),
@@ -102,14 +105,14 @@ def convert(network: Network) -> bytes:
             f"jax2onnx {export.version('jax2onnx')} cannot convert the network "
             f"({first_line(error)}): install another version of it"
         ) from error
+    finally:
+        narrator.setLevel(level)
     found: bytes = graph.SerializeToString()
     return found
 
 
 def check(graph: bytes, network: Network) -> float:
-    """Returns how much onnxruntime's logits differ from JAX's, see `difference`.
-
-    It is the larger of two batch sizes, and of all images of the network.
+    """Returns how much onnxruntime's logits differ from JAX's, see check_agrees.
 
     Raises:
       DataError: that is more than TOLERANCE, or onnxruntime cannot run the graph.
@@ -118,30 +121,23 @@ def check(graph: bytes, network: Network) -> float:
     apply = jax.jit(partial(network.model.apply, train=False))
     with jax.default_matmul_precision("highest"):  # not TF32, where JAX is on a GPU
         expected = np.asarray(apply(network.variables, images))
-    channels_first = images.transpose(0, 3, 1, 2)
-    largest = 0.0
+    hint = f"install another version of jax2onnx than {export.version('jax2onnx')}"
     try:
-        run = _session(graph)
-        for size in (len(images), min(_FEW, (len(images) + 1) // 2)):
-            starts = range(0, len(images), size)
-            parts = [run(channels_first[start : start + size]) for start in starts]
-            differs = difference(np.concatenate(parts), expected)
-            if not differs <= TOLERANCE:  # NaN neither
-                raise DataError(
-                    f"no {FILE} is written: at a batch of {size}, onnxruntime's logits "
-                    f"differ from JAX's by {differs:.1e} of the largest, and "
-                    f"{TOLERANCE:g} is allowed: install another version of jax2onnx "
-                    f"than {export.version('jax2onnx')}"
-                )
-            largest = max(largest, differs)
+        return check_agrees(
+            _session(graph),
+            images.transpose(0, 3, 1, 2),
+            expected,
+            tolerance=TOLERANCE,
+            what=f"no {FILE} is written: onnxruntime's logits",
+            hint=hint,
+        )
     except DataError:
         raise
     except Exception as error:  # it has classes of its own for each status
         raise DataError(
             f"no {FILE} is written: onnxruntime cannot run it ({first_line(error)}): "
-            f"install another version of jax2onnx than {export.version('jax2onnx')}"
+            f"{hint}"
         ) from error
-    return largest
 
 
 def _session(graph: bytes) -> Callable[[np.ndarray], np.ndarray]:

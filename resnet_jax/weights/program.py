@@ -7,7 +7,10 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from resnet_jax.errors import DataError
 from resnet_jax.layers import keep
+
+_FEW = 7  # images of the second batch size
 
 
 class Network(NamedTuple):
@@ -43,6 +46,39 @@ def difference(found: np.ndarray, expected: np.ndarray) -> float:
     """
     largest = np.maximum(np.abs(expected).max(), np.finfo(np.float32).tiny)
     return float(np.abs(found - expected).max() / largest)
+
+
+def check_agrees(
+    run: Callable[[np.ndarray], np.ndarray],
+    images: np.ndarray,
+    expected: np.ndarray,
+    *,
+    tolerance: float,
+    what: str,
+    hint: str,
+) -> float:
+    """Returns the larger difference of `run`'s logits of images, at two batch sizes.
+
+    Args:
+      run: of images [batch, ...], logits [batch, num_classes].
+      expected: the logits of all images.
+      what, hint: what differs, and what to do.
+
+    Raises:
+      DataError: it is more than `tolerance`, or not a number.
+    """
+    largest = 0.0
+    for size in (len(images), min(_FEW, (len(images) + 1) // 2)):
+        starts = range(0, len(images), size)
+        found = np.concatenate([run(images[start : start + size]) for start in starts])
+        differs = difference(found, expected)
+        if not differs <= tolerance:  # NaN neither
+            raise DataError(
+                f"{what} differ from JAX's by {differs:.1e} of the largest at a batch "
+                f"of {size}, and {tolerance:g} is allowed: {hint}"
+            )
+        largest = max(largest, differs)
+    return largest
 
 
 def pixels_to_input(preprocessing: Mapping[str, Any]) -> str:

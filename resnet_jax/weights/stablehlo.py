@@ -1,14 +1,23 @@
 """A network as StableHLO with its weights in it, which JAX alone runs."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import export as jax_export
+from jax import lax
 
+from resnet_jax.layers import keep
 from resnet_jax.weights import export
-from resnet_jax.weights.program import Network, make_logits, pixels_to_input
+from resnet_jax.weights.program import (
+    Network,
+    check_agrees,
+    make_logits,
+    pixels_to_input,
+)
 
 FILE = "model.stablehlo"
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -26,8 +35,10 @@ def write(directory: Path, network: Network, info: dict[str, Any]) -> None:
 
     Raises:
       ConfigError: the folder cannot be written.
+      DataError: the program's logits are not the network's; nothing is written.
     """
     program = convert(network)
+    differs = check(program, network)
     info = {
         **info,
         "stablehlo": {
@@ -36,6 +47,7 @@ def write(directory: Path, network: Network, info: dict[str, Any]) -> None:
             "input": {"shape": ["batch", *network.images.shape[1:]]},
             "output": {"shape": ["batch", len(info["class_names"])]},
             "dtype": "float32",
+            "difference": differs,
         },
     }
     export.write_folder(
@@ -53,8 +65,35 @@ def convert(network: Network) -> bytearray:
     """Returns the program of a network, as jax.export serializes it."""
     (batch,) = jax_export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *network.images.shape[1:]), jnp.float32)
-    logits = jax.jit(make_logits(network.model, network.variables))
-    return jax_export.export(logits, platforms=PLATFORMS)(images).serialize()
+
+    def logits(images: jax.Array) -> jax.Array:
+        # As if they were arguments: XLA would compute beforehand, for seconds, what it
+        # can of wide constants, and round it in another way than the package does.
+        variables = lax.optimization_barrier(network.variables)
+        return make_logits(network.model, variables)(images)
+
+    exported = jax_export.export(jax.jit(logits), platforms=PLATFORMS)
+    return exported(images).serialize()
+
+
+def check(program: bytearray, network: Network) -> float:
+    """Returns how much the program's logits differ from the network's own.
+
+    Raises:
+      DataError: that is more than another order of sums makes of them.
+    """
+    apply = jax.jit(partial(network.model.apply, train=False))
+    expected = np.asarray(apply(network.variables, network.images))
+    call: Any = jax_export.deserialize(program).call
+    is_exact = network.model.dtype == jnp.float32 and keep.platform() == "cpu"
+    return check_agrees(
+        lambda images: np.asarray(call(images)),
+        network.images,
+        expected,
+        tolerance=1e-4 if is_exact else 0.05,
+        what=f"no {FILE} is written: its logits",
+        hint=f"install another version of jax than {jax.__version__}",
+    )
 
 
 def _usage(info: dict[str, Any]) -> str:
