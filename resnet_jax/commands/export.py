@@ -1,16 +1,23 @@
-"""Write a network out, for PyTorch and to load again.
+"""Write a network out, for PyTorch, onnxruntime or JAX, and to load again.
 
     resnet-jax export runs/hresnet hresnet-cifar10
+    resnet-jax export runs/pets pets-resnet18 --format timm
+    resnet-jax export runs/hresnet hresnet-onnx --format onnx
+    resnet-jax export runs/hresnet hresnet-stablehlo --format stablehlo
 
 The folder has model.safetensors with torchvision's names and layouts, config.json and a
 model card with the scores on the test images. `train.py --pretrained DIR`, `evaluate.py
-DIR` and resnet_jax.load_pretrained(DIR) read it.
+DIR` and resnet_jax.load_pretrained(DIR) read it, and so does timm, where it has the
+network: timm.create_model("local-dir:DIR", pretrained=True). In place of model.safetensors it has,
+by --format, model.onnx, which takes images [batch, C, H, W], or model.stablehlo, which
+jax.export loads without this package and which takes images [batch, H, W, C].
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tyro.conf import Positional
 
@@ -20,6 +27,11 @@ from resnet_jax.report.options import SubjectConfig
 
 if TYPE_CHECKING:  # JAX wakes up inside
     from resnet_jax.commands.evaluate import Evaluation
+    from resnet_jax.weights.program import Network
+
+_TRIED = 64  # test images that a program is tried with
+
+Format = Literal["torch", "timm", "onnx", "stablehlo"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +40,17 @@ class ExportConfig(SubjectConfig):
 
     export: Positional[str | None] = ranged(None, path="as typed")
     """The folder to write."""
+    format: Format = "torch"
+    """torch: weights for PyTorch and this package; timm: the same, only of a network
+    that timm has; onnx: a graph for onnxruntime and others, checked against JAX;
+    stablehlo: a program that JAX alone runs."""
+
+
+class Writer(NamedTuple):
+    """What writes one format."""
+
+    file: str  # that holds the network
+    write: Callable[[Path, "Network", dict[str, Any]], None]
 
 
 def main(options: ExportConfig) -> None:
@@ -35,6 +58,7 @@ def main(options: ExportConfig) -> None:
     from resnet_jax import files
     from resnet_jax.commands.evaluate import evaluate
     from resnet_jax.devices import platform
+    from resnet_jax.weights import export
 
     if options.weights is not None and options.export is None:  # the one name is DIR
         options = dataclasses.replace(options, run=None, export=options.run)
@@ -43,14 +67,17 @@ def main(options: ExportConfig) -> None:
     platform.prepare(options.platform, options.devices)
     directory = Path(options.export)
     files.check_writable(directory.parent, "folder", "DIR")
-    write(directory, evaluate(options, one="--export"))
+    export.check_free(directory, FORMATS[options.format]().file)
+    write(directory, evaluate(options, one="--export"), options.format)
 
 
-def write(directory: Path, found: "Evaluation") -> None:
+def write(directory: Path, found: "Evaluation", format: Format = "torch") -> None:
     """Writes the network to `directory`, and says so."""
+    import numpy as np
+
     from resnet_jax.data.dataset import digest
     from resnet_jax.report.subject import info
-    from resnet_jax.weights import export
+    from resnet_jax.weights.program import Network
 
     subject, test = found.subject, found.loader.splits.test
     said = info(subject, test.class_names)
@@ -61,5 +88,55 @@ def write(directory: Path, found: "Evaluation") -> None:
         **found.all.figures,
         "one_batch": found.one_batch.figures,
     }
-    export.write(directory, subject.state.variables, said)
+    tried = found.preprocess(np.asarray(test.take(slice(_TRIED)).images))
+    network = Network(subject.model, subject.state.variables, np.asarray(tried))
+    FORMATS[format]().write(directory, network, said)
     print(f"exported: {directory}")
+
+
+def _torch() -> Writer:
+    from resnet_jax.weights import export, exported
+
+    return Writer(
+        exported.WEIGHTS,
+        lambda directory, network, info: export.write(
+            directory, dict(network.variables), info
+        ),
+    )
+
+
+def _timm() -> Writer:
+    from resnet_jax.weights import export
+
+    plain = _torch()
+
+    def write(directory: Path, network: "Network", info: dict[str, Any]) -> None:
+        if not export.is_timms(info["model"]):
+            raise ConfigError(
+                f"timm has no {info['model']['model']} with these options: --format "
+                "torch writes it for PyTorch"
+            )
+        plain.write(directory, network, info)
+
+    return plain._replace(write=write)
+
+
+def _onnx() -> Writer:
+    from resnet_jax.weights import onnx
+
+    onnx.check_installed()
+    return Writer(onnx.FILE, onnx.write)
+
+
+def _stablehlo() -> Writer:
+    from resnet_jax.weights import stablehlo
+
+    return Writer(stablehlo.FILE, stablehlo.write)
+
+
+FORMATS: dict[Format, Callable[[], Writer]] = {
+    "torch": _torch,
+    "timm": _timm,
+    "onnx": _onnx,
+    "stablehlo": _stablehlo,
+}

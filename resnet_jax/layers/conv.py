@@ -13,7 +13,7 @@ from jax import lax
 from resnet_jax.errors import ConfigError
 from resnet_jax.layers import grouped, library, products, winograd
 from resnet_jax.layers.inputs import check_images, name_of
-from resnet_jax.layers.keep import keep
+from resnet_jax.layers.keep import is_plain, keep
 from resnet_jax.layers.linear import KERNEL_INITS, Init, bias_init, storage_dtype
 from resnet_jax.layers.linear_map import linear_map
 
@@ -33,6 +33,8 @@ def convolve(
     device needs `jax.lax.pcast(kernel, axis, to="varying")`.
     """
     x, kernel = jnp.asarray(x), jnp.asarray(kernel)
+    if is_plain():
+        return grouped.by_xla(stride, padding, x, kernel, groups=groups)
     if groups > 1:
         return grouped.convolve(stride, padding, groups, x, kernel)
     return _convolve(stride, padding, x, kernel)

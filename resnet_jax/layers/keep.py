@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+ANY = "any"  # the platform of a program that is written out, for whichever reads it
 _NAME = "kept"
 _platform: ContextVar[str | None] = ContextVar("platform", default=None)
 _named = jax.checkpoint_policies.save_only_these_names(_NAME)
@@ -16,6 +17,8 @@ _named = jax.checkpoint_policies.save_only_these_names(_NAME)
 
 def keep(x: jax.Array) -> jax.Array:
     """x, which `policy` keeps."""
+    if is_plain():
+        return x
     found: jax.Array = checkpoint_name(x, _NAME)
     return found
 
@@ -34,7 +37,10 @@ def policy(primitive: Any, *inputs: Any, **params: Any) -> bool:
 
 @contextlib.contextmanager
 def compiling_for(platform: str) -> Iterator[None]:
-    """A context in which steps are traced for another platform than JAX's own."""
+    """A context in which steps are traced for another platform than JAX's own.
+
+    For ANY they are plain operations, whose batch may be symbolic.
+    """
     token = _platform.set(platform)
     try:
         yield
@@ -49,6 +55,11 @@ def is_worthwhile(dtype: Any) -> bool:
     each other without being told, inside the convolutions that read them.
     """
     return dtype == jnp.bfloat16 and platform() in ("gpu", "cuda", "rocm")
+
+
+def is_plain() -> bool:
+    """Whether what is traced now is for ANY platform."""
+    return _platform.get() == ANY
 
 
 def platform() -> str:

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from resnet_jax.layers.keep import is_plain
 from resnet_jax.layers.linear_map import linear_map
 
 Arrays = tuple[jax.Array, ...]
@@ -55,7 +56,16 @@ def max_pool(x: jax.Array) -> jax.Array:
 
     Of equal pixels in a window the first has the gradient.
     """
-    return _max_pool(jnp.asarray(x))
+    x = jnp.asarray(x)
+    return _max_pool_of_padded(x) if is_plain() else _max_pool(x)
+
+
+def _max_pool_of_padded(x: jax.Array) -> jax.Array:
+    # jax2onnx 0.17 drops the padding of nn.max_pool, and reads its window by name only.
+    edges = ((0, 0), (1, 1), (1, 1), (0, 0))
+    x = jnp.pad(x, edges, constant_values=-jnp.inf)
+    found: jax.Array = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2))
+    return found
 
 
 def _by_xla(x: jax.Array) -> jax.Array:

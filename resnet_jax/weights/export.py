@@ -4,13 +4,14 @@ import importlib.metadata
 import platform
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from resnet_jax import files
+from resnet_jax.errors import ConfigError
 from resnet_jax.files import file_digest
 from resnet_jax.weights import convert
 from resnet_jax.weights.exported import CARD, CONFIG, WEIGHTS
@@ -32,10 +33,53 @@ def write(directory: Path, variables: Mapping[str, Any], info: dict[str, Any]) -
     """
     from safetensors.numpy import save_file
 
+    def save(path: Path) -> None:
+        save_file(convert.to_torch(variables), path, metadata={"format": "pt"})
+
+    usage = _usage(info)
+    write_folder(
+        directory, WEIGHTS, save, info, variables=variables, usage=usage, tag="pytorch"
+    )
+
+
+def check_free(directory: Path, name: str) -> None:
+    """Raises ConfigError if a network lies in `directory` in another file than `name`.
+
+    config.json and the card say what one file holds.
+    """
+    others = sorted(one.name for one in directory.glob("model.*") if one.name != name)
+    if others:
+        raise ConfigError(
+            f"{directory} holds {others[0]}, with a config.json of its own: choose "
+            "another folder"
+        )
+
+
+def write_folder(
+    directory: Path,
+    name: str,
+    save: Callable[[Path], object],
+    info: dict[str, Any],
+    *,
+    variables: Mapping[str, Any],
+    usage: str,
+    tag: str,
+) -> None:
+    """Writes config.json, README.md and, last, the file `name`, as `save` writes it.
+
+    Args:
+      info: see write.
+      usage: the card's section on how to use the file.
+      tag: what the card calls its kind.
+
+    Raises:
+      ConfigError: it cannot be written there.
+    """
+    check_free(directory, name)
     files.check_writable(directory, "folder", "--export")
     with tempfile.TemporaryDirectory(dir=directory, prefix=".") as scratch:
-        whole = Path(scratch, WEIGHTS)
-        save_file(convert.to_torch(variables), whole, metadata={"format": "pt"})
+        whole = Path(scratch, name)
+        save(whole)
         info = {
             **_for_timm(info),
             **info,
@@ -43,11 +87,11 @@ def write(directory: Path, variables: Mapping[str, Any], info: dict[str, Any]) -
             "sha256": file_digest(whole),
             "versions": versions(),
         }
-        (directory / WEIGHTS).unlink(missing_ok=True)  # not beside another's config
+        (directory / name).unlink(missing_ok=True)  # not beside another's config
         files.write_json(directory / CONFIG, info)
-        files.write_text(directory / CARD, _card(info))
+        files.write_text(directory / CARD, _card(info, usage, tag))
         shutil.copymode(directory / CARD, whole)  # safetensors lets only the owner read
-        whole.replace(directory / WEIGHTS)
+        whole.replace(directory / name)
 
 
 def _for_timm(info: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,52 +129,35 @@ def is_torchvisions(model: Mapping[str, Any]) -> bool:
     )
 
 
+def is_timms(model: Mapping[str, Any]) -> bool:
+    """Whether timm builds this network by its name: it has no stem of small images."""
+    return is_torchvisions(model) and model.get("stem") in (None, "imagenet")
+
+
 def versions() -> dict[str, str | None]:
     """Of Python and of what figures depend on; None for what is not installed."""
-    found = {name: _version(name) for name in _VERSIONS}
+    found = {name: version(name) for name in _VERSIONS}
     return {"python": platform.python_version(), **found}
 
 
-def _version(name: str) -> str | None:
+def version(name: str) -> str | None:
+    """Of what is installed; None if `name` is not."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:  # run from a checkout
         return None
 
 
-def _card(info: Mapping[str, Any]) -> str:
+def _card(info: Mapping[str, Any], usage: str, tag: str) -> str:
     architecture, shown = info["model"], info["preprocessing"]
     model, classes = architecture["model"], info["class_names"]
     scores = info["metrics"]
     colour = "grey" if len(shown["mean"]) == 1 else "RGB"
     note = f" ({scores['note']})" if scores.get("note") else ""
-    code = f"""import resnet_jax
-
-model, variables, preprocessing = resnet_jax.load_pretrained("DIRECTORY")
-x = preprocessing(["a.jpg", "b.png"])  # or uint8 images [B, H, W, {len(shown["mean"])}]
-logits = model.apply(variables, x, train=False)  # [2, {len(classes)}]
-names = [preprocessing.class_names[label] for label in logits.argmax(-1)]
-"""
-    stem = _STEMS.get(architecture["stem"], "")
-    is_timms = is_torchvisions(architecture) and not stem
-    timm_code = """
-In timm: `timm.create_model("local-dir:DIRECTORY", pretrained=True)`.
-"""
-    torch_code = f"""
-In PyTorch:
-
-```python
-import torch, torchvision
-from safetensors.torch import load_file
-
-model = torchvision.models.{model}(num_classes={len(classes)})
-{stem}model.load_state_dict(load_file("model.safetensors"))
-```
-"""
     return f"""---
-library_name: {"timm" if is_timms else "resnet_jax"}
+library_name: {"timm" if tag == "pytorch" and is_timms(architecture) else "resnet_jax"}
 pipeline_tag: image-classification
-tags: [image-classification, resnet, jax, pytorch]
+tags: [image-classification, resnet, jax, {tag}]
 datasets: [{info["dataset"]}]
 metrics: [accuracy]
 model-index:
@@ -155,13 +182,42 @@ Images: {colour}, scaled to [0, 1], {shown["image_size"]}x{shown["image_size"]} 
 (shorter side to {shown["size"]}, {shown["interpolation"]}, then the middle), less the \
 mean {shown["mean"]}, divided by {shown["std"]}.
 
-`model.safetensors` has torchvision's names and layouts.
+{usage}
+Written by resnet_jax with {_list_versions(info["versions"])}.
+"""
+
+
+def _usage(info: Mapping[str, Any]) -> str:
+    architecture, shown = info["model"], info["preprocessing"]
+    model, classes = architecture["model"], info["class_names"]
+    code = f"""import resnet_jax
+
+model, variables, preprocessing = resnet_jax.load_pretrained("DIRECTORY")
+x = preprocessing(["a.jpg", "b.png"])  # or uint8 images [B, H, W, {len(shown["mean"])}]
+logits = model.apply(variables, x, train=False)  # [2, {len(classes)}]
+names = [preprocessing.class_names[label] for label in logits.argmax(-1)]
+"""
+    stem = _STEMS.get(architecture["stem"], "")
+    timm_code = """
+In timm: `timm.create_model("local-dir:DIRECTORY", pretrained=True)`.
+"""
+    torch_code = f"""
+In PyTorch:
+
+```python
+import torch, torchvision
+from safetensors.torch import load_file
+
+model = torchvision.models.{model}(num_classes={len(classes)})
+{stem}model.load_state_dict(load_file("model.safetensors"))
+```
+"""
+    return f"""`model.safetensors` has torchvision's names and layouts.
 
 ```python
 {code}```
-{torch_code if is_torchvisions(architecture) else ""}{timm_code if is_timms else ""}
-Written by resnet_jax with {_list_versions(info["versions"])}.
-"""
+{torch_code if is_torchvisions(architecture) else ""}\
+{timm_code if is_timms(architecture) else ""}"""
 
 
 _STEMS = {

@@ -5,8 +5,11 @@ import logging
 import re
 import shutil
 import sys
+import types
+import typing
 from pathlib import Path
 
+import jax.export
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,7 +17,7 @@ from safetensors.numpy import load_file
 
 import resnet_jax
 from resnet_jax import commands
-from resnet_jax.commands import doctor
+from resnet_jax.commands import doctor, export
 from resnet_jax.data import sources
 from resnet_jax.weights import exported
 
@@ -218,6 +221,55 @@ def test_messages_name_no_package_that_is_not_ours_to_install():
     texts = [path.read_text(encoding="utf-8") for path in root.rglob("*.py")]
     told = [match for text in texts for match in re.findall(r"pip install(.{4})", text)]
     assert len(told) >= 2 and set(told) == {" -e "}
+
+
+def test_a_network_goes_out_in_the_format_that_is_named(
+    command, run_dir, tmp_path, monkeypatch
+):
+    assert tuple(export.FORMATS) == typing.get_args(export.Format)
+    folder = tmp_path / "folder"
+    arguments = ("export", run_dir, folder, "--format")
+    assert command(*arguments, "stablehlo") == (0, f"exported: {folder}\n", "")
+    said = json.loads((folder / hub.CONFIG).read_text())
+    network = jax.export.deserialize((folder / "model.stablehlo").read_bytes())
+    test = sources.load_dataset("digits")[1].take(slice(40))
+    x = np.float32((test.images / 255 - 0.5) / 0.25)
+    right = (np.asarray(network.call(x)).argmax(-1) == test.labels).mean()
+    assert right == said["metrics"]["accuracy"]
+
+    monkeypatch.setattr("resnet_jax.commands.evaluate.evaluate", None)  # not scored
+    code, out, err = command(*arguments, "torch")
+    assert (code, out) == (2, "") and err.count("\n") == 1
+    assert f"{folder} holds model.stablehlo, with a config.json of its own" in err
+    code, _, err = command(*arguments, "tensorrt")
+    assert code == 2 and "tensorrt" in err
+    for name in ("jax2onnx", "onnxruntime"):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, name, None)
+            others = {"jax2onnx", "onnxruntime"} - {name}
+            for other in others - sys.modules.keys():
+                patch.setitem(sys.modules, other, types.ModuleType(other))
+            code, out, err = command(
+                "export", run_dir, tmp_path / "new", "--format", "onnx"
+            )
+        needs = f"--format onnx needs {name}: pip install -e '.[onnx]'"
+        assert (code, out, err) == (2, "", f"resnet-jax export: {needs}\n")
+        assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.process
+def test_a_network_goes_out_as_onnx(command, run_dir, tmp_path):
+    pytest.importorskip("jax2onnx", reason="pip install -e '.[onnx]' brings it")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="as jax2onnx")
+    folder = tmp_path / "folder"
+    code, out, err = command("export", run_dir, folder, "--format", "onnx")
+    assert (code, out, err) == (0, f"exported: {folder}\n", "")
+    said = json.loads((folder / hub.CONFIG).read_text())
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    test = sources.load_dataset("digits")[1].take(slice(40))
+    x = np.float32((test.images / 255 - 0.5) / 0.25).transpose(0, 3, 1, 2)
+    (logits,) = session.run(["logits"], {"images": x})
+    assert (logits.argmax(-1) == test.labels).mean() == said["metrics"]["accuracy"]
 
 
 def test_the_exported_config_says_how_it_scored(command, run_dir, tmp_path):

@@ -150,7 +150,10 @@ def test_torchvisions_own_network_takes_what_is_exported(tmp_path):
         variables["batch_stats"],
     )
     info = {
-        "architecture": {"model": "resnet18", "stem": None},
+        "model": {
+            **{"model": "resnet18", "stem": None},
+            **{"num_classes": 10, "in_channels": 3},
+        },
         "dataset": "folder",
         "class_names": ["a", "b", "c"],
         "preprocessing": {

@@ -1,0 +1,183 @@
+"""A network as an ONNX graph, which onnxruntime must compute as JAX does."""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resnet_jax.errors import ConfigError, DataError, first_line
+from resnet_jax.models import folding
+from resnet_jax.weights import export
+from resnet_jax.weights.program import (
+    Network,
+    check_agrees,
+    make_logits,
+    pixels_to_input,
+)
+
+FILE = "model.onnx"
+INPUT, OUTPUT = "images", "logits"
+OPSET = 18  # read by onnxruntime since 1.14, and by most others
+TOLERANCE = 1e-4  # of the largest logit; rounding is a hundredth of that
+_LIBRARIES = ("jax2onnx", "onnxruntime")
+
+
+def check_installed() -> None:
+    """Raises ConfigError unless the libraries of the extra "onnx" are installed."""
+    try:
+        import jax2onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"--format onnx needs {error.name}: pip install -e '.[onnx]'"
+        ) from None
+
+
+def write(directory: Path, network: Network, info: dict[str, Any]) -> None:
+    """Writes model.onnx, config.json and a model card into `directory`.
+
+    The graph takes `images` [batch, C, H, W], float32 and normalized, for any batch,
+    and gives `logits` [batch, num_classes]. It computes in float32, with BatchNorm
+    folded into convolutions where it follows them.
+
+    Args:
+      info: see export.write.
+
+    Raises:
+      ConfigError: a library is missing, or the folder cannot be written.
+      DataError: onnxruntime's logits are not JAX's; nothing is written.
+    """
+    check_installed()
+    model = network.model.clone(dtype=jnp.dtype(jnp.float32))
+    network = network._replace(model=model)
+    graph = convert(network)
+    info = {
+        **info,
+        "onnx": {
+            "file": FILE,
+            "opset": OPSET,
+            "input": {"name": INPUT, "shape": ["batch", *_moved(network.images.shape)]},
+            "output": {"name": OUTPUT, "shape": ["batch", len(info["class_names"])]},
+            "dtype": "float32",
+            "difference": check(graph, network),
+            "versions": {name: export.version(name) for name in _LIBRARIES},
+        },
+    }
+    export.write_folder(
+        directory,
+        FILE,
+        lambda path: path.write_bytes(graph),
+        info,
+        variables=network.variables,
+        usage=_usage(info),
+        tag="onnx",
+    )
+
+
+def convert(network: Network) -> bytes:
+    """Returns the graph of a network, serialized.
+
+    Raises:
+      DataError: jax2onnx cannot convert it.
+    """
+    import jax2onnx
+
+    logits = make_logits(*folding.fold(network.model, network.variables))
+    narrator = logging.getLogger("onnx_ir.serde")  # of types that it leaves out
+    level = narrator.level
+    narrator.setLevel(logging.ERROR)
+    try:
+        graph = jax2onnx.to_onnx(
+            lambda images: logits(images.transpose(0, 2, 3, 1)),
+            [("batch", *_moved(network.images.shape))],
+            model_name="resnet_jax",
+            opset=OPSET,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+        )
+    except Exception as error:  # of whatever kind in a library that traces code
+        raise DataError(
+            f"jax2onnx {export.version('jax2onnx')} cannot convert the network "
+            f"({first_line(error)}): install another version of it"
+        ) from error
+    finally:
+        narrator.setLevel(level)
+    found: bytes = graph.SerializeToString()
+    return found
+
+
+def check(graph: bytes, network: Network) -> float:
+    """Returns how much onnxruntime's logits differ from JAX's, see check_agrees.
+
+    Raises:
+      DataError: that is more than TOLERANCE, or onnxruntime cannot run the graph.
+    """
+    images = network.images
+    apply = jax.jit(partial(network.model.apply, train=False))
+    with jax.default_matmul_precision("highest"):  # not TF32, where JAX is on a GPU
+        expected = np.asarray(apply(network.variables, images))
+    hint = f"install another version of jax2onnx than {export.version('jax2onnx')}"
+    try:
+        return check_agrees(
+            _session(graph),
+            images.transpose(0, 3, 1, 2),
+            expected,
+            tolerance=TOLERANCE,
+            what=f"no {FILE} is written: onnxruntime's logits",
+            hint=hint,
+        )
+    except DataError:
+        raise
+    except Exception as error:  # it has classes of its own for each status
+        raise DataError(
+            f"no {FILE} is written: onnxruntime cannot run it ({first_line(error)}): "
+            f"{hint}"
+        ) from error
+
+
+def _session(graph: bytes) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns a function of images [batch, C, H, W] that onnxruntime computes."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what fails is raised as well
+    session = onnxruntime.InferenceSession(
+        graph, options, providers=["CPUExecutionProvider"]
+    )
+
+    def run(images: np.ndarray) -> np.ndarray:
+        (logits,) = session.run([OUTPUT], {INPUT: np.ascontiguousarray(images)})
+        return np.asarray(logits)
+
+    return run
+
+
+def _moved(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Returns (C, H, W) of (batch, H, W, C)."""
+    _, height, width, channels = shape
+    return channels, height, width
+
+
+def _usage(info: dict[str, Any]) -> str:
+    known = info["onnx"]
+    shape = ", ".join(map(str, known["input"]["shape"]))
+    _, channels, height, width = known["input"]["shape"]
+    return f"""`{FILE}` (opset {OPSET}) takes `{INPUT}` [{shape}], float32 and \
+normalized, channels first, in batches of any size, and gives `{OUTPUT}` \
+[batch, {len(info["class_names"])}]. On test images onnxruntime's logits differ from \
+JAX's by at most {known["difference"]:.1e} of the largest.
+
+```python
+import onnxruntime
+
+session = onnxruntime.InferenceSession("{FILE}")
+# pixels: uint8 [batch, {height}, {width}, {channels}]
+{pixels_to_input(info["preprocessing"])}
+(logits,) = session.run(["{OUTPUT}"], {{"{INPUT}": x.transpose(0, 3, 1, 2)}})
+```
+"""

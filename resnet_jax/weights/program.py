@@ -1,0 +1,87 @@
+"""A network as a program for others to run: its function, folder and agreement."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from resnet_jax.errors import DataError
+from resnet_jax.layers import keep
+
+_FEW = 7  # images of the second batch size
+
+
+class Network(NamedTuple):
+    """A network to be written out, and images that it is tried with."""
+
+    model: nn.Module
+    variables: Mapping[str, Any]
+    images: np.ndarray  # [N, H, W, C] float32, as preprocessing makes them
+
+
+def make_logits(
+    model: nn.Module, variables: Mapping[str, Any]
+) -> Callable[[jax.Array], jax.Array]:
+    """Returns a function of images [batch, H, W, C] to logits [batch, num_classes].
+
+    It consists of plain operations, none of this package's own, and can be traced with
+    a batch of unknown size.
+    """
+    model = model.clone(remat=False)  # which changes gradients only
+
+    def logits(images: jax.Array) -> jax.Array:
+        with keep.compiling_for(keep.ANY):
+            found: jax.Array = model.apply(variables, images, train=False)  # type: ignore[assignment]
+        return found
+
+    return logits
+
+
+def difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """Returns the largest difference, as a part of the largest of `expected`.
+
+    NaN if there is one in either.
+    """
+    largest = np.maximum(np.abs(expected).max(), np.finfo(np.float32).tiny)
+    return float(np.abs(found - expected).max() / largest)
+
+
+def check_agrees(
+    run: Callable[[np.ndarray], np.ndarray],
+    images: np.ndarray,
+    expected: np.ndarray,
+    *,
+    tolerance: float,
+    what: str,
+    hint: str,
+) -> float:
+    """Returns the larger difference of `run`'s logits of images, at two batch sizes.
+
+    Args:
+      run: of images [batch, ...], logits [batch, num_classes].
+      expected: the logits of all images.
+      what, hint: what differs, and what to do.
+
+    Raises:
+      DataError: it is more than `tolerance`, or not a number.
+    """
+    largest = 0.0
+    for size in (len(images), min(_FEW, (len(images) + 1) // 2)):
+        starts = range(0, len(images), size)
+        found = np.concatenate([run(images[start : start + size]) for start in starts])
+        differs = difference(found, expected)
+        if not differs <= tolerance:  # NaN neither
+            raise DataError(
+                f"{what} differ from JAX's by {differs:.1e} of the largest at a batch "
+                f"of {size}, and {tolerance:g} is allowed: {hint}"
+            )
+        largest = max(largest, differs)
+    return largest
+
+
+def pixels_to_input(preprocessing: Mapping[str, Any]) -> str:
+    """Returns the line of a model card that normalizes uint8 images for the network."""
+    mean, std = preprocessing["mean"], preprocessing["std"]
+    return f'x = ((pixels / 255 - {mean}) / {std}).astype("float32")'

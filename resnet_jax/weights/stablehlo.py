@@ -1,0 +1,117 @@
+"""A network as StableHLO with its weights in it, which JAX alone runs."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export as jax_export
+from jax import lax
+
+from resnet_jax.layers import keep
+from resnet_jax.weights import export
+from resnet_jax.weights.program import (
+    Network,
+    check_agrees,
+    make_logits,
+    pixels_to_input,
+)
+
+FILE = "model.stablehlo"
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def write(directory: Path, network: Network, info: dict[str, Any]) -> None:
+    """Writes model.stablehlo, config.json and a model card into `directory`.
+
+    The program takes images [batch, H, W, C], float32 and normalized, for any batch,
+    and gives logits [batch, num_classes], float32. It holds the weights, and is
+    compiled where it is called: for CPUs, NVIDIA's GPUs or TPUs.
+
+    Args:
+      info: see export.write.
+
+    Raises:
+      ConfigError: the folder cannot be written.
+      DataError: the program's logits are not the network's; nothing is written.
+    """
+    program = convert(network)
+    differs = check(program, network)
+    info = {
+        **info,
+        "stablehlo": {
+            "file": FILE,
+            "platforms": list(PLATFORMS),
+            "input": {"shape": ["batch", *network.images.shape[1:]]},
+            "output": {"shape": ["batch", len(info["class_names"])]},
+            "dtype": "float32",
+            "difference": differs,
+        },
+    }
+    export.write_folder(
+        directory,
+        FILE,
+        lambda path: path.write_bytes(program),
+        info,
+        variables=network.variables,
+        usage=_usage(info),
+        tag="stablehlo",
+    )
+
+
+def convert(network: Network) -> bytearray:
+    """Returns the program of a network, as jax.export serializes it."""
+    (batch,) = jax_export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((batch, *network.images.shape[1:]), jnp.float32)
+
+    def logits(images: jax.Array) -> jax.Array:
+        # As if they were arguments: XLA would compute beforehand, for seconds, what it
+        # can of wide constants, and round it in another way than the package does.
+        variables = lax.optimization_barrier(network.variables)
+        return make_logits(network.model, variables)(images)
+
+    exported = jax_export.export(jax.jit(logits), platforms=PLATFORMS)
+    return exported(images).serialize()
+
+
+def check(program: bytearray, network: Network) -> float:
+    """Returns how much the program's logits differ from the network's own.
+
+    Raises:
+      DataError: that is more than another order of sums makes of them.
+    """
+    apply = jax.jit(partial(network.model.apply, train=False))
+    expected = np.asarray(apply(network.variables, network.images))
+    call: Any = jax_export.deserialize(program).call
+    is_exact = network.model.dtype == jnp.float32 and keep.platform() == "cpu"
+    return check_agrees(
+        lambda images: np.asarray(call(images)),
+        network.images,
+        expected,
+        tolerance=1e-4 if is_exact else 0.05,
+        what=f"no {FILE} is written: its logits",
+        hint=f"install another version of jax than {jax.__version__}",
+    )
+
+
+def _usage(info: dict[str, Any]) -> str:
+    known = info["stablehlo"]
+    shape = ", ".join(map(str, known["input"]["shape"]))
+    return f"""`{FILE}` is a StableHLO program with its weights, as `jax.export` \
+serializes it, for {", ".join(PLATFORMS)}. It needs JAX and nothing else, \
+{jax.__version__} or one of the six months after it. It takes images [{shape}], \
+float32 and normalized, in batches of any size, and gives logits \
+[batch, {len(info["class_names"])}], float32.
+
+```python
+from jax import export
+
+with open("{FILE}", "rb") as file:
+    network = export.deserialize(bytearray(file.read()))
+# pixels: uint8 [{shape}]
+{pixels_to_input(info["preprocessing"])}
+logits = network.call(x)
+```
+"""
