@@ -278,7 +278,7 @@ def make_kinds() -> list[Kind]:
     from resnet_jax.config import Config
     from resnet_jax.data import cache, folder, sources, tfds
     from resnet_jax.run import directory, logs
-    from resnet_jax.weights import convert, hub
+    from resnet_jax.weights import adopt, convert, hub, pretrained, read
 
     logging.disable()
     model = models.create_model("resnet8", num_classes=10)
@@ -291,7 +291,14 @@ def make_kinds() -> list[Kind]:
     }
 
     def read_weights(path: Path) -> None:
-        convert.from_torch(convert.read_state_dict(path), shapes)
+        convert.from_torch(adopt.read_state_dict(path), shapes)
+
+    def adopt_weights(path: Path) -> None:
+        adopt.adopt(read.read(path), shapes, model, name="resnet8")
+
+    def read_index(path: Path) -> None:
+        (path.parent / "a.safetensors").write_bytes(save(weights))
+        adopt_weights(path)
 
     def beside(name: str, read: Callable[[Path], Any]) -> Callable[[Path], Any]:
         def read_folder(path: Path) -> None:
@@ -326,7 +333,7 @@ def make_kinds() -> list[Kind]:
 
     def read_exported(home: Path) -> None:
         (home / "model.safetensors").write_bytes(save(weights))
-        hub.load_pretrained(home)
+        pretrained.load_pretrained(home)
 
     def read_layers(home: Path) -> None:
         (home / "metrics.jsonl").unlink(missing_ok=True)
@@ -361,9 +368,29 @@ def make_kinds() -> list[Kind]:
         file = io.BytesIO()
         image.save(file, suffix)
         images[suffix] = file.getvalue()
+    index = json.dumps({"weight_map": {n: "a.safetensors" for n in weights}}).encode()
+    timm = json.dumps(
+        {
+            "architecture": "resnet18",
+            "num_classes": 1000,
+            "pretrained_cfg": {
+                **{"mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 0.95},
+                **{"input_size": [3, 224, 224], "interpolation": "bicubic"},
+            },
+        }
+    ).encode()
+
+    def read_described(home: Path) -> None:
+        hub.describe(str(home), home)
+
     return [
         Kind("zip.pth", _torch_file(weights, legacy=False), read_weights, _mutate_zip),
         Kind("legacy.pth", _torch_file(weights, legacy=True), read_weights),
+        Kind("training.pth", _training(weights), adopt_weights, _mutate_zip),
+        Kind("training.tar", _training(weights, legacy=True), adopt_weights),
+        Kind("weights.zip", _zipped(save(weights)), adopt_weights, _mutate_zip),
+        Kind("index.json", index, read_index, mutate_json),
+        Kind("timm", timm, beside("config.json", read_described), mutate_json),
         Kind("safetensors", save(weights), read_weights, _mutate_safetensors),
         Kind(
             "config.json",
@@ -410,6 +437,35 @@ def _torch_file(weights: dict[str, np.ndarray], *, legacy: bool) -> bytes:
     file = io.BytesIO()
     tensors = {name: torch.from_numpy(value) for name, value in weights.items()}
     torch.save(tensors, file, _use_new_zipfile_serialization=not legacy)
+    return file.getvalue()
+
+
+def _training(weights: dict[str, np.ndarray], *, legacy: bool = False) -> bytes:
+    """A checkpoint of a training, with what lies around weights."""
+    import argparse
+    import collections
+
+    import torch
+
+    tensors = {
+        f"module.model.{name}": torch.from_numpy(value)
+        for name, value in weights.items()
+    }
+    content = {
+        "state_dict": tensors,
+        "args": argparse.Namespace(lr=np.float64(0.1), path=Path("a")),
+        "milestones": collections.Counter({30: 1}),
+        "frozen": {"conv1"},
+    }
+    file = io.BytesIO()
+    torch.save(content, file, _use_new_zipfile_serialization=not legacy)
+    return file.getvalue()
+
+
+def _zipped(content: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("net/model.safetensors", content)
     return file.getvalue()
 
 

@@ -38,7 +38,6 @@ def main(cfg: Published) -> None:
     from resnet_jax import data, training
     from resnet_jax.config import AugmentConfig
     from resnet_jax.data import augment
-    from resnet_jax.weights import convert
 
     _, test = data.load_dataset("cifar10", cfg.data_dir)
     model = resnet_jax.create_model(cfg.model, num_classes=10)
@@ -50,7 +49,11 @@ def main(cfg: Published) -> None:
         saved = saved.get(wrapper, saved)
     saved = {name.removeprefix("module."): value for name, value in saved.items()}
     twin = create_twin(cfg.model).eval()
-    named = convert.with_names_of(template, saved)
+    # Their last layer and their shortcuts have other names.
+    named = {
+        name.replace("linear.", "fc.").replace(".shortcut.", ".downsample."): value
+        for name, value in saved.items()
+    }
     twin.load_state_dict(named, strict=False)
     missing = {n for n in twin.state_dict() if "tracked" not in n} - named.keys()
     assert not missing, missing

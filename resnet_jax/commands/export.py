@@ -7,10 +7,10 @@
 
 The folder has model.safetensors with torchvision's names and layouts, config.json and a
 model card with the scores on the test images. `train.py --pretrained DIR`, `evaluate.py
-DIR` and resnet_jax.load_pretrained(DIR) read it, and so does timm, where it has the
-network: timm.create_model("local-dir:DIR", pretrained=True). In place of model.safetensors it has,
-by --format, model.onnx, which takes images [batch, C, H, W], or model.stablehlo, which
-jax.export loads without this package and which takes images [batch, H, W, C].
+DIR` and resnet_jax.load_pretrained(DIR) read it, and timm, if it has the network:
+timm.create_model("local-dir:DIR", pretrained=True). In place of model.safetensors it
+has, by --format, model.onnx, which takes images [batch, C, H, W], or model.stablehlo,
+which jax.export loads without this package and which takes images [batch, H, W, C].
 """
 
 import dataclasses

@@ -106,7 +106,7 @@ def _of_weights(options: SubjectConfig, source: str, is_prediction: bool) -> Sub
         content, template, model, name=cfg.model.model, key=options.weights_key
     )
     if known is None and not is_prediction:
-        log.info("weights: %s", _describe_normalization(cfg, found, num_classes))
+        log.info("weights: %s", _describe_normalization(cfg, model, found))
     data = None
     if known is not None and known.test_data is not None:
         data = {"test data": known.test_data}
@@ -122,11 +122,11 @@ def _count_classes(cfg: Config, class_names: tuple[str, ...] | None) -> int:
     return len(class_names)
 
 
-def _describe_normalization(cfg: Config, found: Match, num_classes: int) -> str:
+def _describe_normalization(cfg: Config, model: nn.Module, found: Match) -> str:
     """How the images of a bare file are normalized, and how its kind usually is."""
     chosen = cfg.augment.normalize
-    trained_small = found.table in OF_CIFAR or cfg.model.stem == "cifar"
-    usual = "cifar10" if trained_small or num_classes == 10 else "imagenet"
+    is_small = found.table in OF_CIFAR or getattr(model, "stem", "cifar") == "cifar"
+    usual = "cifar10" if is_small else "imagenet"
     said = f"images normalized as {chosen}"
     if chosen == usual:
         return f"{said}, the usual one for such a file, which does not say"

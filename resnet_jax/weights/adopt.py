@@ -149,7 +149,7 @@ def _say(path: Path, found: Match, head: str | None, skip: Sequence[str]) -> str
     else:
         parts.append(f"its {found.head} as {head}")
     if unused := found.num_unused + (2 if skip and found.head else 0):
-        parts.append(f"{unused} tensors unused")
+        parts.append(f"{unused} tensor{'s' * (unused > 1)} unused")
     return ", ".join(parts)
 
 

@@ -230,7 +230,7 @@ def test_a_network_goes_out_in_the_format_that_is_named(
     folder = tmp_path / "folder"
     arguments = ("export", run_dir, folder, "--format")
     assert command(*arguments, "stablehlo") == (0, f"exported: {folder}\n", "")
-    said = json.loads((folder / hub.CONFIG).read_text())
+    said = json.loads((folder / exported.CONFIG).read_text())
     network = jax.export.deserialize((folder / "model.stablehlo").read_bytes())
     test = sources.load_dataset("digits")[1].take(slice(40))
     x = np.float32((test.images / 255 - 0.5) / 0.25)
@@ -257,14 +257,14 @@ def test_a_network_goes_out_in_the_format_that_is_named(
         assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.process
+@pytest.mark.onnx
 def test_a_network_goes_out_as_onnx(command, run_dir, tmp_path):
     pytest.importorskip("jax2onnx", reason="pip install -e '.[onnx]' brings it")
     onnxruntime = pytest.importorskip("onnxruntime", reason="as jax2onnx")
     folder = tmp_path / "folder"
     code, out, err = command("export", run_dir, folder, "--format", "onnx")
     assert (code, out, err) == (0, f"exported: {folder}\n", "")
-    said = json.loads((folder / hub.CONFIG).read_text())
+    said = json.loads((folder / exported.CONFIG).read_text())
     session = onnxruntime.InferenceSession(folder / "model.onnx")
     test = sources.load_dataset("digits")[1].take(slice(40))
     x = np.float32((test.images / 255 - 0.5) / 0.25).transpose(0, 3, 1, 2)
