@@ -21,7 +21,7 @@ from resnet_jax.data.dataset import (
     digest,
     subset,
 )
-from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.errors import DataError
 from resnet_jax.models import factory
 from resnet_jax.report.options import OF_RUNS, SubjectConfig
 from resnet_jax.run import restore
@@ -88,8 +88,7 @@ def _of_weights(options: SubjectConfig, source: str, is_prediction: bool) -> Sub
     path = hub.locate(source, name)
     known = hub.describe(source, path, name)
     if known is None and name is None:
-        exported.read_info(path)  # says what is wrong with it
-        raise ConfigError(f"{source} does not say which network it has: --model NAME")
+        hub.refuse_unknown(source, path)
     cfg = _config_of_weights(options, known)
     content = hub.read_weights(source, name)
     class_names: tuple[str, ...] | None = None

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 from resnet_jax import files
 from resnet_jax.errors import DataError, first_line
 from resnet_jax.paths import shown
+from resnet_jax.weights.published import IMAGENET
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 
@@ -28,16 +29,15 @@ _HARMLESS = {
     *("zero_init_last", "img_size"),
 }
 _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's
-_MAX_SIDE = 4096  # of images, in pixels
-_SQUASHED = 384  # from this side on, ConvNext's processor of transformers crops nothing
-
+# Sides of images, in pixels; from the second on ConvNext's processor crops nothing.
+_MAX_SIDE, _SQUASHED = 4096, 384
 T = TypeVar("T")
 
 
 class Described(NamedTuple):
     """What a folder's JSON says of the weights in it; None is what it does not say."""
 
-    architecture: str | None  # resnet18, 34, 50, 101 or 152; None if it is another
+    architecture: str | None  # one of published.IMAGENET; None if it is another
     num_classes: int | None  # 0 for a network without a head
     in_channels: int
     mean: tuple[float, ...] | None  # of the channels, images scaled to [0, 1]
@@ -87,7 +87,7 @@ def _of_timm(config: Mapping[str, Any]) -> Described:
     pool = options.get("global_pool", config.get("global_pool"))
     changed = [key for key in options if key not in {*_HARMLESS, "global_pool"}]
     changed += ["global_pool"] if pool not in (None, "", "avg") else []
-    is_ours = name in _FAMILY.values() and not changed
+    is_ours = name in IMAGENET and not changed
     size = _get(pretrained, "input_size", _input_size) or (3, None)
     channels = _get(options, "in_chans", _channels) or size[0]
     both = {**pretrained, **config}

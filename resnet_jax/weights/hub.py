@@ -5,7 +5,7 @@ import logging
 import os
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from resnet_jax import download, files
 from resnet_jax.config import ModelConfig
@@ -87,7 +87,6 @@ def describe(source: str, path: Path, model: str | None = None) -> Network | Non
         return None
     found = config_json.read_described(path)
     if found.architecture is None:
-        log.warning("%s is of %s, which is not in the family", path, found.stated)
         return None
     normalize = "imagenet"
     if found.mean is not None and found.std is not None:
@@ -109,6 +108,20 @@ def describe(source: str, path: Path, model: str | None = None) -> Network | Non
         names,
         dataset="folder",
     )
+
+
+def refuse_unknown(source: str, path: Path) -> NoReturn:
+    """Says why the weights at `path` are of no network that is known.
+
+    Raises:
+      ConfigError, DataError: always.
+    """
+    if path.is_dir() and (path / exported.CONFIG).is_file():
+        if _is_foreign(path / exported.CONFIG):
+            stated = config_json.read_described(path).stated
+            raise DataError(f"{path} is of {stated}, which is not in the family")
+        exported.read_info(path)
+    raise ConfigError(f"{source} does not say which network it has: --model NAME")
 
 
 def _is_foreign(path: Path) -> bool:

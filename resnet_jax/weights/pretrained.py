@@ -13,7 +13,7 @@ from resnet_jax.errors import ConfigError
 from resnet_jax.models.factory import create
 from resnet_jax.paths import expand
 from resnet_jax.training.state import init_variables
-from resnet_jax.weights import exported, hub
+from resnet_jax.weights import hub
 from resnet_jax.weights.adopt import adopt
 from resnet_jax.weights.preprocessing import Preprocessing
 from resnet_jax.weights.published import IMAGENET, IMAGENET_V2
@@ -86,8 +86,7 @@ def load_pretrained(
     path = hub.locate(source, name)
     known = hub.describe(source, path, name)
     if known is None:
-        exported.read_info(path)  # says what is wrong with it
-        raise ConfigError(f"{path} does not say which network it has")
+        hub.refuse_unknown(source, path)
     is_new = num_classes is not None and num_classes != known.num_classes
     head = num_classes if num_classes is not None else known.num_classes
     model = create(known.model, head, known.in_channels)

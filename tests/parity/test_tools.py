@@ -1,4 +1,4 @@
-"""Files and folders that timm, transformers, Lightning and accelerate themselves write."""
+"""Files and folders that timm, transformers, Lightning and accelerate write."""
 
 import argparse
 import contextlib
@@ -63,6 +63,8 @@ def test_timms_folder_for_the_hub(name, tmp_path, caplog):
     if name == "resnet26":
         with pytest.raises(DataError, match="is not of resnet18"):
             adopted(tmp_path)
+        with pytest.raises(DataError, match="is of timm's resnet26, which is not in"):
+            resnet_jax.load_pretrained(tmp_path)
         return
     most = 1e-5 if name == "resnet18" else 1e-4
     assert_equal(adopted(tmp_path, name), logits_of(net), most)
