@@ -82,3 +82,23 @@ def legacy(content, storages, order=True, protocol=1001):
 
 def tensor(legacy=False, offset=0, size=(2, 3), stride=(3, 1), **options):
     return Tensor(Storage("0", 6, legacy=legacy), offset, size, stride, **options)
+
+
+def save(path, content):
+    """Writes `content`, whose arrays become tensors, as torch.save does."""
+    storages = {}
+
+    def convert(value):
+        if isinstance(value, np.ndarray):
+            key = str(len(storages))
+            storages[key] = np.ascontiguousarray(value)
+            kinds = {"float32": "FloatStorage", "int64": "LongStorage"}
+            storage = Storage(key, value.size, kinds[value.dtype.name])
+            steps = np.cumprod((1, *value.shape[:0:-1]))[::-1] if value.ndim else ()
+            return Tensor(storage, 0, value.shape, tuple(map(int, steps)))
+        if isinstance(value, dict):
+            return type(value)({name: convert(one) for name, one in value.items()})
+        return value
+
+    write_zip(path, dumps(convert(content)), storages or {"0": VALUES})
+    return path

@@ -90,11 +90,17 @@ def adopt(
         said = recognize.explain(content.value, found, name, model)
         raise DataError(f"{path} {said or _describe_empty(content.value)}")
     dictionary = match.dictionaries(content.value)[sound.key]
+    if (itself := _normalizes(dictionary, model.in_channels)) is not None:
+        raise DataError(
+            f"{path} normalizes images itself, by {itself}: save the state_dict of the "
+            "network inside, and give --normalize these numbers"
+        )
     values = convert.with_names_of(sound, dictionary, None)
     own = (f"{head}.weight", f"{head}.bias")
     theirs = None
     if head is not None and sound.head is not None:
-        theirs = [dictionary[f"{sound.head}.{leaf}"] for leaf in ("weight", "bias")]
+        lying = match.dictionaries(content.value)[sound.head_key]
+        theirs = [lying[name] for name in match.head_names(sound.head)]
     fits = theirs is not None and all(
         leaf.shape == shapes[n] for n, leaf in zip(own, theirs, strict=True)
     )
@@ -112,6 +118,18 @@ def adopt(
     level = logging.DEBUG if is_own else logging.INFO
     log.log(level, "weights: %s", _say(path, sound, head, skip))
     return adopted, sound
+
+
+def _normalizes(dictionary: Mapping[str, Any], channels: int) -> str | None:
+    """The mean and standard deviation of a layer before the network; None without."""
+    found: dict[str, list[float]] = {}
+    for name, value in dictionary.items():
+        leaf = name.rpartition(".")[2].lstrip("_")
+        if leaf in ("mean", "std") and np.size(value) == channels:
+            found[leaf] = np.ravel(value).astype(float).round(4).tolist()
+    if found.keys() != {"mean", "std"}:
+        return None
+    return "/".join(",".join(map(str, found[leaf])) for leaf in ("mean", "std"))
 
 
 def _choose(path: Path, found: Sequence[Match], key: str | None) -> Match | None:
@@ -144,6 +162,8 @@ def _say(path: Path, found: Match, head: str | None, skip: Sequence[str]) -> str
         parts.append(f"a new {head}{rest}")
     elif head is None:
         parts.append("its features")
+    elif found.head_key != found.key:
+        parts.append(f"key {found.head_key} as {head}")
     elif f".{found.head}".endswith(f".{head}"):
         parts.append(f"with its {head}")
     else:

@@ -86,7 +86,8 @@ def with_names_of(
     """The dictionary with the network's own names for what was found in it."""
     names = dict(found.names)
     if head is not None and found.head is not None:
-        names |= {f"{head}.{x}": f"{found.head}.{x}" for x in ("weight", "bias")}
+        theirs = match.head_names(found.head)
+        names |= dict(zip((f"{head}.weight", f"{head}.bias"), theirs, strict=True))
         if found.head.rpartition(".")[2] != head:
             log.info("weights: %s is read as %s", found.head, head)
     taken = set(names.values())

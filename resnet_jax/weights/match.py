@@ -20,6 +20,7 @@ class Match(NamedTuple):
     table: str  # see names.TABLES
     names: dict[str, str]  # the network's, but for its head: as they are in the file
     head: str | None  # the linear layer that is left over, as it is in the file
+    head_key: str  # of the dictionary that has it
     rest: tuple[str, ...]  # names left over where the head stands, without one
     misshapen: tuple[str, ...]  # of the network's names
     num_unused: int  # tensors of the dictionary
@@ -87,7 +88,8 @@ def find(content: Any, shapes: Shapes, head: str | None) -> list[Match]:
     backbone = {name: shape for name, shape in shapes.items() if name not in own}
     width = shapes[own[0]][1] if head is not None else None
     found: list[tuple[Match, dict[str, Any]]] = []
-    for key, dictionary in dictionaries(content).items():
+    inside = dictionaries(content)
+    for key, dictionary in inside.items():
         names = without_wrappers(dictionary)
         known: set[tuple[str, ...]] = set()
         for title, table in TABLES.items():
@@ -101,7 +103,8 @@ def find(content: Any, shapes: Shapes, head: str | None) -> list[Match]:
                 known.add(tuple(stand.values()))
                 match = _match(dictionary, names, prefix, table, stand, backbone, width)
                 if match is not None:
-                    match = match._replace(key=key, table=title)
+                    match = match._replace(key=key, table=title, head_key=key)
+                    match = _with_head_beside(match, inside, width)
                     found.append((match, dictionary))
     sound = [one for one in found if not one[0].misshapen] or found
     return [match for match, _ in _distinct(sound)]
@@ -157,10 +160,27 @@ def _match(
         table="",
         names=stand,
         head=layer,
+        head_key="",
         rest=() if layer else tuple(beside.values()),
         misshapen=misshapen,
         num_unused=num_arrays - len(stand) - 2 * (layer is not None),
     )
+
+
+def _with_head_beside(
+    match: Match, inside: Mapping[str, Mapping[str, Any]], width: int | None
+) -> Match:
+    """The match with a head that is all of another dictionary beside its own."""
+    if width is None or match.head is not None or match.rest:
+        return match
+    parent = match.key.rpartition(".")[0]
+    heads = []
+    for key, dictionary in inside.items():
+        if key.rpartition(".")[0] == parent and key != match.key:
+            layer = _linear(dictionary, {name: name for name in dictionary}, width)
+            if layer is not None:
+                heads.append(match._replace(head=layer, head_key=key))
+    return heads[0] if len(heads) == 1 else match
 
 
 def _counts(name: str, value: Any) -> bool:
@@ -216,6 +236,11 @@ def _distinct(
 
 def _arrays(match: Match, dictionary: Mapping[str, Any]) -> list[Any]:
     names = list(match.names.values())
-    if match.head is not None:
-        names += [f"{match.head}.weight", f"{match.head}.bias"]
+    if match.head is not None and match.head_key == match.key:
+        names += head_names(match.head)
     return [dictionary[name] for name in names]
+
+
+def head_names(layer: str) -> list[str]:
+    """The names of a linear layer's weight and bias; "" is what has no other names."""
+    return [f"{layer}.{leaf}".lstrip(".") for leaf in ("weight", "bias")]

@@ -20,9 +20,11 @@ _OTHERS = {
     r"(^|\.)conv1\.[36]\.|\.downsample\.2\.": "a ResNet-D",
     r"attn\.|attention\.|cls_token": "a vision transformer",
     r"denseblock": "a DenseNet",
-    r"blocks\.0\.0\.conv_pw|features\.1\.conv\.0": "a MobileNet or EfficientNet",
+    r"layer_scale|dwconv|stages\.0\.blocks\.": "a ConvNeXt or RegNet",
+    r"blocks\.0\.0\.conv|features\.\d\.(conv|\d\.block)\.": (
+        "a MobileNet or EfficientNet"
+    ),
     r"(^|\.)features\.0\.weight": "a VGG or AlexNet",
-    r"stages\.0\.blocks\.": "a ConvNeXt or RegNet",
 }
 
 

@@ -77,7 +77,8 @@ def load(file: io.BytesIO | mmap.mmap, load_storage: LoadStorage) -> Any:
 
 
 # What pickle writes by any of its protocols; what GLOBAL and INST may name, find_class
-# says. Not among them: EXT's registry, and BYTEARRAY8, which takes its memory first.
+# says. Not among them: EXT's registry, and buffers that lie elsewhere. BYTEARRAY8 takes
+# its memory before it reads; _check_opcodes, which comes first, reads what there is.
 _OPCODES = frozenset(
     {
         *("PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "NONE"),
@@ -85,6 +86,7 @@ _OPCODES = frozenset(
         *("LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
         *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE"),
         *("SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES"),
+        *("BINBYTES8", "BYTEARRAY8"),
         *("EMPTY_LIST", "APPEND", "APPENDS", "LIST", "EMPTY_DICT", "DICT"),
         *("SETITEM", "SETITEMS", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
         *("EMPTY_SET", "ADDITEMS", "FROZENSET"),

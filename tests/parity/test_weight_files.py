@@ -130,6 +130,10 @@ WRAPPED = {
         **{f"body.{n}": v for n, v in net.state_dict().items() if "fc" not in n},
         **{f"head.{n}": v for n, v in net.state_dict().items() if "fc" in n},
     },
+    "two dictionaries": lambda net: {
+        "encoder": {n: v for n, v in net.state_dict().items() if "fc" not in n},
+        "classifier": dict(net.fc.state_dict()),
+    },
     "half precision": lambda net: {
         n: v.half().float() if v.is_floating_point() else v
         for n, v in net.state_dict().items()
@@ -332,6 +336,14 @@ REFUSED = {
             "conv1.3.weight": torch.ones(32, 32, 3, 3),
         },
         "is a ResNet-D",
+    ),
+    "a layer that normalizes": (
+        lambda: {
+            **prefixed("1.", known()[1]),
+            "0.mean": torch.tensor([0.5, 0.4, 0.3]),
+            "0.std": torch.full((3, 1, 1), 0.25),
+        },
+        "normalizes images itself, by 0.5,0.4,0.3/0.25,0.25,0.25: ",
     ),
     "another kind": (
         lambda: torchvision.models.densenet121(num_classes=10).state_dict(),

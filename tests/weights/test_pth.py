@@ -129,9 +129,8 @@ def test_a_large_number_of_an_object_takes_no_memory(tmp_path):
         pth.read_legacy(path)
 
 
-def test_opcodes_that_torch_does_not_write_are_refused(tmp_path):
-    array = b"\x80\x05\x96" + (1).to_bytes(8, "little") + b"x."  # BYTEARRAY8
-    for content in (array, b"\x80\x02\x82\x01."):  # EXT1
+def test_opcodes_of_other_objects_are_refused(tmp_path):
+    for content in (b"\x80\x05\x97.", b"\x80\x02\x82\x01."):  # NEXT_BUFFER, EXT1
         path = write_zip(tmp_path / "a.pth", content)
         with pytest.raises(unpickle.RefusedError, match="it has the opcode"):
             pth.read_zip(path)
@@ -139,10 +138,11 @@ def test_opcodes_that_torch_does_not_write_are_refused(tmp_path):
 
 def test_a_length_beyond_the_end_of_a_stream_takes_no_memory(tmp_path):
     path = tmp_path / "a.pth"
-    text = b"\x80\x04\x8d" + (2**40).to_bytes(8, "little") + b"x."  # BINUNICODE8
-    path.write_bytes(legacy(text, {}))
-    with pytest.raises((ValueError, pickle.UnpicklingError)):
-        pth.read_legacy(path)
+    for opcode in (b"\x8d", b"\x8e", b"\x96"):  # BINUNICODE8, BINBYTES8, BYTEARRAY8
+        text = b"\x80\x05" + opcode + (2**40).to_bytes(8, "little") + b"x."
+        path.write_bytes(legacy(text, {}))
+        with pytest.raises((ValueError, pickle.UnpicklingError)):
+            pth.read_legacy(path)
 
 
 @given(

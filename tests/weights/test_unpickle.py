@@ -157,7 +157,7 @@ BESIDE = {
 }
 
 
-@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("protocol", [2, 4, 5])
 @pytest.mark.parametrize("kind", BESIDE)
 def test_what_lies_beside_weights_is_passed_over(read, kind, protocol):
     value = pickle.dumps(BESIDE[kind], protocol)

@@ -1,0 +1,259 @@
+"""Weights in files as people have them, written by hand: torch is not needed."""
+
+import argparse
+import json
+import re
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from torch_writer import save
+
+import resnet_jax
+from resnet_jax import models, training
+from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.weights.adopt import adopt
+from resnet_jax.weights.read import read
+
+NUM_CLASSES = 4
+
+
+def make(name="resnet8", num_classes=NUM_CLASSES, seed=0, **options):
+    """(model, its shapes, a state_dict of random numbers)."""
+    model = models.create_model(name, num_classes=num_classes, **options)
+    shape = (32, 32, model.in_channels)
+    shapes = training.variable_shapes(model, shape)
+    rng = np.random.default_rng(seed)
+    drawn = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes)
+    return model, shapes, resnet_jax.to_torch(drawn)
+
+
+def adopted(path, name="resnet8", **options):
+    model, shapes, _ = make(name, **options.pop("model", {}))
+    if options.get("new_head", False) is not False:
+        shapes = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    variables, _ = adopt(read(path), shapes, model, name=name, **options)
+    return resnet_jax.to_torch(variables)
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, name)
+
+
+def prefixed(prefix, state):
+    return {prefix + name: value for name, value in state.items()}
+
+
+AROUND = {
+    "nothing": lambda s: s,
+    "a key": lambda s: {"net": s, "acc": np.float32([93.5]), "epoch": 7},
+    "a prefix": lambda s: {"state_dict": prefixed("backbone.", s)},
+    "wrappers": lambda s: prefixed("module._orig_mod.", s),
+    "a count beside": lambda s: {**prefixed("module.", s), "n_averaged": np.array([3])},
+    "options": lambda s: {"model": s, "args": argparse.Namespace(lr=0.1)},
+    "a loss": lambda s: {**prefixed("model.", s), "loss.weight": np.float32([1, 1])},
+    "a list": lambda s: [s, 3],
+    "depths": lambda s: {"state": {"model": prefixed("module.model.", s)}},
+}
+
+
+@pytest.mark.parametrize("kind", AROUND)
+def test_weights_are_found_in_whatever_lies_around_them(kind, tmp_path):
+    _, _, state = make()
+    path = save(tmp_path / "w.pth", AROUND[kind](state))
+    assert_same(adopted(path), state)
+    if kind != "a list":  # the library's two functions come to the same
+        _, shapes, _ = make()
+        found = resnet_jax.from_torch(resnet_jax.read_state_dict(path), shapes)
+        assert_same(resnet_jax.to_torch(found), state)
+
+
+def test_one_line_says_what_was_adopted(tmp_path, caplog):
+    caplog.set_level("INFO")
+    _, _, state = make()
+    renamed = {re.sub(r"^fc\.", "fc.1.", name): value for name, value in state.items()}
+    content = {**prefixed("module.model.", renamed), "loss.weight": np.float32([1, 1])}
+    path = save(tmp_path / "w.pth", {"state_dict": content})
+    adopted(path)
+    (line,) = [r.getMessage() for r in caplog.records if r.name.startswith("resnet")]
+    assert line == (
+        f"weights: {path}, key state_dict, prefix model., without module., "
+        "its module.model.fc.1 as fc, 1 tensor unused"
+    )
+
+
+def test_of_two_networks_one_is_chosen(tmp_path):
+    _, _, state = make()
+    _, _, other = make(seed=1)
+    path = save(tmp_path / "w.pth", {"model": state, "model_ema": other})
+    named = "'model', 'model_ema': choose with --weights-key model_ema"
+    with pytest.raises(DataError, match=named):
+        adopted(path)
+    with pytest.raises(DataError, match="'model', 'model_ema': choose by key"):
+        resnet_jax.read_state_dict(path)
+    assert_same(adopted(path, key="model_ema"), other)
+    assert_same(adopted(path, key="model"), state)
+    found = resnet_jax.read_state_dict(path, key="model")
+    assert found.keys() == state.keys()
+    for call in (adopted, resnet_jax.read_state_dict):
+        with pytest.raises(ConfigError, match="no weights under 'ema': 'model', 'mode"):
+            call(path, key="ema")
+    same = save(tmp_path / "same.pth", {"model": state, "model_ema": state})
+    assert_same(adopted(same), state)
+
+
+def test_a_stand_in_among_the_weights_is_refused(tmp_path):
+    _, _, state = make()
+    content = {**state, "bn1.weight": argparse.Namespace()}
+    path = save(tmp_path / "w.pth", content)
+    with pytest.raises(
+        DataError, match="bn1.weight is no tensor but an object of argp"
+    ):
+        adopted(path)
+    path = save(tmp_path / "w.pth", {**state, "layer1.0.gate": argparse.Namespace()})
+    with pytest.raises(DataError, match="is not of resnet8"):
+        adopted(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"fc.weight": None, "fc.bias": None}, "has no last layer of 64 features"),
+        ({"fc.0.weight": (64,)}, "ends in 'fc.weight', .* is not one linear layer"),
+        ({"fc.weight": (9, 64), "fc.bias": (9,)}, "has 9 classes, and the data 4"),
+        ({"fc.weight": (4, 65)}, "is not one linear layer of 64 features"),
+        (
+            {"conv1.weight": (16, 1, 3, 3)},
+            "takes images of 1 channel, .* --in-channels",
+        ),
+        ({"conv1.weight": (16, 3, 7, 7)}, "convolution of 7x7: --stem imagenet"),
+        ({"layer1.0.se.fc1.weight": (4, 16, 1, 1)}, "squeeze-and-excitation"),
+        ({"layer2.0.conv1.weight": (9, 16, 3, 3)}, "not of resnet8: 1 misshapen"),
+        ({"bn1.running_mean": None}, "not of resnet8: 1 missing .bn1.running_mean"),
+        ({"mean": (3,), "std": (3, 1, 1)}, "normalizes images itself, by 0.0,0.0,0.0"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_one_line(change, words, tmp_path):
+    _, _, state = make()
+    for name, shape in change.items():
+        state.pop(name, None)
+        if shape is not None:
+            state[name] = np.zeros(shape, np.float32)
+    path = save(tmp_path / "w.pth", state)
+    with pytest.raises(DataError, match=words) as caught:
+        adopted(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_model_that_the_names_fit_is_named(tmp_path):
+    for name, options, flags in (
+        ("resnet20", {}, "resnet20"),
+        ("resnet8", {"shortcut": "conv_bn"}, "resnet8 --shortcut conv_bn"),
+        ("resnet20", {"in_channels": 1}, "resnet20 --in-channels 1"),
+    ):
+        _, _, state = make(name, **options)
+        path = save(tmp_path / "w.pth", state)
+        with pytest.raises(DataError, match=f"is a {name}: --model {flags}$"):
+            adopted(path)
+        assert_same(adopted(path, name, model=options), state)
+
+
+def test_a_new_head_where_there_is_none(tmp_path, caplog):
+    caplog.set_level("INFO")
+    _, _, state = make()
+    bare = {n: v for n, v in state.items() if not n.startswith("fc")}
+    hidden = {"fc.0.weight": np.ones((8, 64), np.float32), **bare}
+    for content, said in ((bare, "a new fc"), (hidden, "a new fc, for it has 'fc.0.w")):
+        found = adopted(save(tmp_path / "w.pth", content), new_head=None)
+        np.testing.assert_array_equal(found["conv1.weight"], state["conv1.weight"])
+        assert not found["fc.weight"].any() and said in caplog.text
+        caplog.clear()
+    kept = adopted(save(tmp_path / "w.pth", state), new_head=None)
+    np.testing.assert_array_equal(kept["fc.weight"], state["fc.weight"])
+    new = adopted(save(tmp_path / "w.pth", state), new_head=True)
+    assert not new["fc.weight"].any()
+
+
+def test_folders_zips_and_parts(tmp_path):
+    _, _, state = make()
+    (tmp_path / "one").mkdir()
+    save(tmp_path / "one" / "best.pth", state)
+    (tmp_path / "one" / "optimizer.bin").touch()
+    (tmp_path / "one" / "log.txt").touch()
+    assert_same(adopted(tmp_path / "one"), state)
+    save(tmp_path / "one" / "last.pth", state)
+    with pytest.raises(
+        DataError, match="several weights files: name one of best.pth, "
+    ):
+        read(tmp_path / "one")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataError, match="none holds no weights file"):
+        read(tmp_path / "none")
+
+    for count in (1, 2):
+        with zipfile.ZipFile(tmp_path / "w.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for number in range(count):
+                archive.write(tmp_path / "one" / "best.pth", f"net/{number}.pth")
+            archive.writestr("__MACOSX/net/._0.pth", "")
+        if count == 1:
+            assert_same(adopted(tmp_path / "w.zip"), state)
+    with pytest.raises(DataError, match="with net/0.pth, net/1.pth for weights"):
+        read(tmp_path / "w.zip")
+    with zipfile.ZipFile(tmp_path / "w.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("w.pth", bytes(10**7))
+    with pytest.raises(DataError, match="many times its own size: a zip bomb"):
+        read(tmp_path / "w.zip")
+
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    names, files = sorted(state), ("a-00001-of-00002.safetensors", "b.safetensors")
+    for file, some in zip(files, (names[::2], names[1::2]), strict=True):
+        save_file({name: state[name] for name in some}, parts / file)
+    where = {n: files[index % 2] for index, n in enumerate(names)}
+    index = parts / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": where}))
+    assert_same(adopted(index), state)
+    assert_same(adopted(parts), state)
+    for wrong in ({**where, "x": "../../etc/passwd"}, {"x": index.name}, [], {}):
+        index.write_text(json.dumps({"weight_map": wrong}))
+        with pytest.raises(DataError, match="is JSON, but no index of weights"):
+            read(index)
+    index.write_text(json.dumps({"weight_map": {**where, "x": files[0]}}))
+    with pytest.raises(DataError, match=f"names x, which {files[0]} has not"):
+        read(index)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\x89HDF\r\n\x1a\n", "is HDF5"),
+        (b"\x1f\x8b\x08\x00", "is compressed by gzip"),
+        (b"\x08\x07\x12\x07pytorch", "is ONNX"),
+        (b"\x80\x04\x95\x00\x00", "is a pickle that torch.save did not write"),
+        (b'{"a": 1}', "is JSON, but no index"),
+    ],
+)
+def test_files_of_other_kinds_are_named(content, words, tmp_path):
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        read(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("m/constants.pkl", "m/data.pkl", "m/code/a.py"), "is TorchScript"),
+        (("m/archive_format", "m/models/model.json"), "is a program of torch.export"),
+        (("a.npy", "b.npy"), "is NumPy's .npz"),
+    ],
+)
+def test_archives_of_other_kinds_are_named(names, words, tmp_path):
+    with zipfile.ZipFile(tmp_path / "w.pt", "w") as archive:
+        for name in names:
+            archive.writestr(name, "x")
+    with pytest.raises(DataError, match=words):
+        read(tmp_path / "w.pt")
