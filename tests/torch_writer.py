@@ -96,6 +96,8 @@ def save(path, content):
             storage = Storage(key, value.size, kinds[value.dtype.name])
             steps = np.cumprod((1, *value.shape[:0:-1]))[::-1] if value.ndim else ()
             return Tensor(storage, 0, value.shape, tuple(map(int, steps)))
+        if isinstance(value, list):
+            return [convert(one) for one in value]
         if isinstance(value, dict):
             return type(value)({name: convert(one) for name, one in value.items()})
         return value

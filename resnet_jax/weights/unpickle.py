@@ -184,17 +184,11 @@ class _Unpickler(pickle.Unpickler):
 class _Rebuild:
     """A function that a pickle may call, and which it cannot change."""
 
-    __slots__ = ("_function",)
-    _function: Callable[..., Any]
-
     def __init__(self, function: Callable[..., Any]) -> None:
-        object.__setattr__(self, "_function", function)
+        self._function = function
 
     def __call__(self, *args: Any) -> Any:
         return self._function(*args)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise ValueError("it sets an attribute of a function")
 
     def __setstate__(self, state: Any) -> None:
         raise ValueError("it sets the state of a function")

@@ -102,6 +102,11 @@ def test_of_two_networks_one_is_chosen(tmp_path):
     for call in (adopted, resnet_jax.read_state_dict):
         with pytest.raises(ConfigError, match="no weights under 'ema': 'model', 'mode"):
             call(path, key="ema")
+    # A wrapper's module is left out only where names stay apart.
+    beside = save(tmp_path / "beside.pth", {**state, **prefixed("module.", other)})
+    with pytest.raises(DataError, match="the file itself, 'module': choose with"):
+        adopted(beside)
+    assert_same(adopted(beside, key="module"), other)
     same = save(tmp_path / "same.pth", {"model": state, "model_ema": state})
     assert_same(adopted(same), state)
 
@@ -123,7 +128,7 @@ def test_a_stand_in_among_the_weights_is_refused(tmp_path):
     ("change", "words"),
     [
         ({"fc.weight": None, "fc.bias": None}, "has no last layer of 64 features"),
-        ({"fc.0.weight": (64,)}, "ends in 'fc.weight', .* is not one linear layer"),
+        ({"fc.0.weight": (64,)}, "ends in .*'fc.weight', .* is not one linear layer"),
         ({"fc.weight": (9, 64), "fc.bias": (9,)}, "has 9 classes, and the data 4"),
         ({"fc.weight": (4, 65)}, "is not one linear layer of 64 features"),
         (
