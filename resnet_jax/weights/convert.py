@@ -96,7 +96,7 @@ def with_names_of(
         for name, value in dictionary.items()
         if name not in taken and not match.is_tracked(name)
     }
-    return {**{ours: dictionary[theirs] for ours, theirs in names.items()}, **rest}
+    return {**rest, **{ours: dictionary[theirs] for ours, theirs in names.items()}}
 
 
 def fill(

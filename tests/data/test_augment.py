@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from resnet_jax.config import AugmentConfig
 from resnet_jax.data import augment
@@ -259,3 +260,17 @@ def test_mixing_is_of_images_and_targets(key):
     for options in ({"mixup": 1.0}, {"cutmix": 1.0}):
         x, targets = make(**options)(key, images, labels)
         assert (x != plain[0]).any() and (targets != plain[1]).any()
+
+
+def test_grey_is_made_as_pillow_makes_it_and_repeated():
+    images = np.random.default_rng(0).integers(0, 256, (3, 5, 4, 3), np.uint8)
+    grey = np.asarray(augment.to_channels(images, 1))
+    assert grey.dtype == np.uint8 and grey.shape == (3, 5, 4, 1)
+    for image, expected in zip(grey, images, strict=True):
+        expected = np.asarray(Image.fromarray(expected).convert("L"))
+        np.testing.assert_array_equal(image[..., 0], expected)
+    again = np.asarray(augment.to_channels(grey, 3))
+    np.testing.assert_array_equal(again, np.repeat(grey, 3, axis=-1))
+    assert augment.to_channels(images, 3) is images
+    with pytest.raises(ConfigError, match="images of 3 channels cannot be made of 2"):
+        augment.to_channels(images, 2)

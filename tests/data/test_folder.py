@@ -340,3 +340,19 @@ def test_a_folder_for_validation_is_no_folder_for_tests(root):
     (root / "val").rename(root / "other")
     with pytest.raises(DataError, match="test is missing, .*: make it$"):
         describe(root)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_images_are_resized_as_is_asked(root, stream):
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    path = root / "train" / "cat" / "0.png"
+    Image.fromarray(noise).save(path)
+    sizes = {"image_size": 24, "crop_pct": 0.75}
+    for interpolation in ("bilinear", "bicubic"):
+        cfg = {**sizes, "interpolation": interpolation, "stream": stream}
+        train, _ = describe(root, **cfg).load()
+        method = Image.Resampling[interpolation.upper()]
+        resized = Image.fromarray(noise).resize((42, 32), method)
+        expected = np.asarray(resized.crop((9, 4, 33, 28)))
+        found = np.asarray(train.take(slice(1)).images)[0]
+        np.testing.assert_array_equal(found, expected)

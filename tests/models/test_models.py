@@ -31,6 +31,11 @@ def count_params(model, side=32):
         ("resnet50", 25_557_032),
         ("resnet101", 44_549_160),
         ("resnet152", 60_192_808),
+        ("wide_resnet50_2", 68_883_240),
+        ("wide_resnet101_2", 126_886_696),
+        ("resnext50_32x4d", 25_028_904),
+        ("resnext101_32x8d", 88_791_336),
+        ("resnext101_64x4d", 83_455_272),
     ],
 )
 def test_parameters_equal_torchvisions(name, count):
@@ -205,6 +210,8 @@ def test_people_build_their_own(block, shortcut, key):
         ({"block": PreActBlock, "shortcut": "pad"}, "'pad' is not one of PreActBlock"),
         ({"weight_init": "zeros"}, "no weight_init 'zeros': one of torch, kaiming"),
         ({"stage_sizes": (1,)}, "differ in length"),
+        ({"groups": 2}, "BasicBlock has no groups"),
+        ({"stride_in_1x1": True}, "BasicBlock has no stride_in_1x1"),
     ],
 )
 def test_a_network_that_cannot_be_built_says_why(options, part, key):
@@ -455,6 +462,8 @@ def test_the_width_of_resnet9_is_of_all_its_layers():
         ("hresnet", {"whiten": True}, "hresnet has no whiten to choose"),
         ("resnet9", {"stem": "cifar"}, "resnet9 has no stem to choose"),
         ("wrn28_10", {"zero_init_last": True}, "wrn28_10 has no last BatchNorm"),
+        ("resnet8", {"skip": False, "shortcut": "pad"}, "a shortcut is chosen, and le"),
+        ("hresnet", {"stride_in_1x1": True}, "hresnet has no stride_in_1x1 to choose"),
         *(
             ("resnet20", {"skip": False, name: value}, f"{name} leaves a shortcut")
             for name, value in (("drop_path", 0.1), ("zero_init_last", True))
@@ -528,3 +537,28 @@ def test_paths_are_dropped_the_more_the_deeper(name, count):
     with nn.intercept_methods(watch):
         training.variable_shapes(model, (32, 32, 3))
     np.testing.assert_allclose(list(rates.values()), np.linspace(0, 0.4, count))
+
+
+def test_the_stride_is_the_first_convolutions_on_request(key):
+    """As in He et al. 2015; torchvision gives it to the 3x3 convolution."""
+    x = jnp.zeros((1, 8, 8, 16))
+    for in_1x1, side in ((True, 4), (False, 8)):
+        block = resnet_jax.Bottleneck(8, stride=2, stride_in_1x1=in_1x1)
+        shapes = []
+
+        def watch(call, args, kwargs, context, shapes=shapes):
+            y = call(*args, **kwargs)
+            if context.module.name == "conv1":
+                shapes.append(y.shape)
+            return y
+
+        with nn.intercept_methods(watch):
+            y = jax.eval_shape(lambda b=block: b.init_with_output(key, x, train=False))
+        assert shapes == [(1, side, side, 8)] and y[0].shape == (1, 4, 4, 32)
+
+
+def test_the_shortcuts_of_a_network_of_cifar(key):
+    model = resnet_jax.create_model("resnet8", num_classes=10, shortcut="conv_bn")
+    params = training.variable_shapes(model, (32, 32, 3))["params"]
+    assert {"downsample.0", "downsample.1"} <= params["layer2.0"].keys()
+    assert "downsample.0" not in params["layer1.0"]
