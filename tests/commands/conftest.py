@@ -1,17 +1,37 @@
+"""Commands as a user runs them, in this process."""
+
 import logging
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from resnet_jax import commands
+from resnet_jax.data import sources
 
 
-@pytest.fixture(autouse=True)
-def _restore_logging():
-    """As it was before a command set it up."""
-    log = logging.getLogger("resnet_jax")
-    before = log.handlers[:], log.level, log.propagate
-    hook = sys.unraisablehook
-    yield
-    sys.unraisablehook = hook
-    log.handlers[:], log.level, log.propagate = before
-    for narrator in ("absl", "asyncio"):
-        logging.getLogger(narrator).setLevel(logging.NOTSET)
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """What `resnet-jax ARGUMENTS` exits with, prints, and says on stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["resnet-jax", *map(str, arguments)])
+        logging.getLogger("resnet_jax").handlers.clear()  # another command's
+        capsys.readouterr()
+        code = 0
+        try:
+            commands.main()
+        except SystemExit as end:
+            code = end.code or 0
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def image(tmp_path):
+    """The path of a file with one of the digits, and its label."""
+    test = sources.load_dataset("digits")[1]
+    Image.fromarray(np.asarray(test.images[0])).save(tmp_path / "a.png")
+    return tmp_path / "a.png"

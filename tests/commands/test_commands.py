@@ -1,7 +1,6 @@
 """The commands as functions, in one process: what each prints, writes and refuses."""
 
 import json
-import logging
 import re
 import shutil
 import sys
@@ -12,7 +11,6 @@ from pathlib import Path
 import jax.export
 import numpy as np
 import pytest
-from PIL import Image
 from safetensors.numpy import load_file
 
 import resnet_jax
@@ -24,24 +22,6 @@ from resnet_jax.weights import exported
 OPTIONS = ("--dataset", "digits", "--normalize", "half", "--stem", "cifar")
 
 
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """What `resnet-jax ARGUMENTS` exits with, prints, and says on stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["resnet-jax", *map(str, arguments)])
-        logging.getLogger("resnet_jax").handlers.clear()  # another command's
-        capsys.readouterr()
-        code = 0
-        try:
-            commands.main()
-        except SystemExit as end:
-            code = end.code or 0
-        return code, *capsys.readouterr()
-
-    return run
-
-
 _TRAINED = []
 
 
@@ -51,14 +31,6 @@ def run_dir(digits_run, tmp_path):
     if not _TRAINED:
         _TRAINED.append(digits_run(epochs=1, max_train_samples=64)[1])
     return shutil.copytree(_TRAINED[0], tmp_path / "trained")
-
-
-@pytest.fixture
-def image(tmp_path):
-    """The path of a file with one of the digits, and its label."""
-    test = sources.load_dataset("digits")[1]
-    Image.fromarray(np.asarray(test.images[0])).save(tmp_path / "a.png")
-    return tmp_path / "a.png"
 
 
 def last_line(text):
