@@ -10,7 +10,6 @@ from resnet_jax import fields
 from resnet_jax.errors import ConfigError
 
 OF_RUNS = ("checkpoint", "seed")  # fields
-_NAMED = ("resnet20-cifar10",)  # weights.hub.SHIPPED
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,8 @@ class SubjectConfig(fields.Group):
     """For a run of several seeds: the one to score (default: each, and their
     ensemble)."""
     weights: str | None = fields.ranged(None, path="as typed")
-    """Instead of a run: a weights file or a folder, hf-hub:OWNER/NAME, imagenet,
-    imagenet-v2 or resnet20-cifar10."""
+    """Instead of a run: a weights file or a folder, hf-hub:OWNER/NAME, imagenet or
+    imagenet-v2."""
     weights_key: str | None = None
     """With --weights: where in the file they stand, if it has several (model_ema)."""
     model: str | None = None
@@ -70,6 +69,6 @@ class SubjectConfig(fields.Group):
             fields.refuse(self, own, "goes with --weights: a run has its own")
 
     def _says_model(self) -> bool:
-        """Whether the weights are a folder or a name, which may say the network."""
+        """Whether the weights are a folder or the Hub's, which may say the network."""
         source = self.weights or ""
-        return source in _NAMED or source.startswith("hf-hub:") or os.path.isdir(source)
+        return source.startswith("hf-hub:") or os.path.isdir(source)

@@ -72,6 +72,12 @@ def load(
         fields.refuse(options, OF_RUNS, f"is a run's, and {source} is exported")
     if source is not None:
         return _of_weights(options, source, is_prediction)
+    for name in ("model.onnx", "model.stablehlo"):
+        if (run_dir / name).is_file():
+            raise DataError(
+                f"{run_dir} holds {name}, a program whose card says how to run it: name "
+                "the run that it was exported from"
+            )
     cfg = _config_of_run(options)
     class_names = read_classes(run_dir)
     shape = sources.image_shape(cfg.data)

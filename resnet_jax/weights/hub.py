@@ -19,7 +19,6 @@ from resnet_jax.weights.read import Content, read
 log = logging.getLogger(__name__)
 
 _PUBLISHED = {"imagenet": IMAGENET, "imagenet-v2": IMAGENET_V2}
-SHIPPED = ("resnet20-cifar10",)  # folders of this package, as `export` writes them
 
 
 class Network(NamedTuple):
@@ -37,11 +36,6 @@ class Network(NamedTuple):
     test_data: str | None = None  # digest of the images that it was scored on
 
 
-def is_name(source: str) -> bool:
-    """Whether `source` is a name of weights that say what they are of."""
-    return source in SHIPPED or hf_hub.is_hub(source)
-
-
 def is_network(path: str | Path) -> bool:
     """Whether `path` is a folder with weights, and no run directory."""
     return (Path(path) / exported.WEIGHTS).is_file()
@@ -51,8 +45,8 @@ def locate(source: str, model: str | None = None) -> Path:
     """The file or folder of `source`, downloaded if need be.
 
     Args:
-      source: a path; imagenet or imagenet-v2, for torchvision's weights of `model`;
-        hf-hub:OWNER/NAME for the Hugging Face Hub's; or one of SHIPPED.
+      source: a path; imagenet or imagenet-v2, for torchvision's weights of `model`; or
+        hf-hub:OWNER/NAME for the Hugging Face Hub's.
 
     Raises:
       ConfigError: `model` has no such weights.
@@ -60,8 +54,6 @@ def locate(source: str, model: str | None = None) -> Path:
     """
     if source in _PUBLISHED:
         return _published_file(source, str(model))
-    if source in SHIPPED:
-        return Path(str(resources.files("resnet_jax.weights") / source))
     if hf_hub.is_hub(source):
         return hf_hub.fetch(source)
     return Path(expand(source))
