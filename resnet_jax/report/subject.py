@@ -75,8 +75,8 @@ def load(
     for name in ("model.onnx", "model.stablehlo"):
         if (run_dir / name).is_file():
             raise DataError(
-                f"{run_dir} holds {name}, a program whose card says how to run it: name "
-                "the run that it was exported from"
+                f"{run_dir} holds {name}, a program, whose card says how to run it: "
+                "name the run that it was exported from"
             )
     cfg = _config_of_run(options)
     class_names = read_classes(run_dir)
