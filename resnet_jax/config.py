@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from resnet_jax import combinations
 from resnet_jax.errors import ConfigError
-from resnet_jax.fields import Group, flat, ranged
+from resnet_jax.fields import Group, ranged
 
 
 @dataclass(frozen=True)
@@ -277,36 +278,6 @@ class Config(Group):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_seeds(self)
+        combinations.check_seeds(self)
         if self.transfer.cache_features:
-            _check_caching(self)
-
-
-def _check_seeds(cfg: Config) -> None:
-    last = cfg.seed + cfg.run.num_seeds - 1
-    if last >= 2**32:
-        which = "" if last == cfg.seed else f", the last of {cfg.run.num_seeds},"
-        raise ConfigError(f"seed {last}{which} is too large: below 2**32")
-    if cfg.run.num_seeds == 1:
-        return
-    for one, value in flat(cfg):
-        if value and one.metadata.get("one_seed"):
-            raise ConfigError(f"num_seeds is without {one.name}, which is of one seed")
-    if not cfg.devices.sync_bn:
-        raise ConfigError("num_seeds needs --sync-bn")
-
-
-def _check_caching(cfg: Config) -> None:
-    frozen = cfg.transfer.freeze == "backbone" and cfg.transfer.backbone_bn == "frozen"
-    changes = {
-        one.name: value != one.default
-        for one, value in flat(cfg)
-        if one.metadata.get("alters_features")
-    }
-    if not frozen or any(changes.values()):
-        raise ConfigError(
-            "cache_features needs features that do not change: --freeze backbone "
-            f"--backbone-bn frozen, without {', '.join(changes)}"
-        )
-    if cfg.run.log_gradients:
-        raise ConfigError("log_gradients has no layers where features are cached")
+            combinations.check_caching(self)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -119,12 +119,7 @@ def _scan_split(root: Path, names: tuple[str, ...]) -> Split:
 
 
 def load(
-    split: Split,
-    *,
-    size: int,
-    crop_pct: float,
-    interpolation: str = "bilinear",
-    skip_bad: bool = False,
+    split: Split, *, size: int, skip_bad: bool = False, **how: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     """(images [N, size, size, 3] uint8, labels [N] int32) of the files of a split.
 
@@ -133,7 +128,7 @@ def load(
     Resize(256) and CenterCrop(224) do at size 224 and crop_pct .875.
 
     Args:
-      interpolation: bilinear or bicubic.
+      how: crop_pct, and interpolation, bilinear or bicubic.
       skip_bad: leave out what cannot be read, with one warning that counts it.
 
     Raises:
@@ -143,9 +138,7 @@ def load(
 
     def read(path: Path) -> np.ndarray | str:
         try:
-            return read_image(
-                path, size=size, crop_pct=crop_pct, interpolation=interpolation
-            )
+            return read_image(path, size=size, **how)
         except Exception as error:  # Pillow's readers raise of every kind
             return first_line(error)
 
@@ -218,28 +211,15 @@ def list_images(directory: Path, ignored: Counter[str] | None = None) -> Iterato
                 ignored[Path(name).suffix.lower() or "without a suffix"] += 1
 
 
-def read_image(
-    path: Path,
-    *,
-    size: int,
-    crop_pct: float,
-    channels: int = 3,
-    interpolation: str = "bilinear",
-) -> np.ndarray:
-    """One image as [size, size, channels] uint8, see load; a huge one raises."""
+def read_image(path: Path, **how: Any) -> np.ndarray:
+    """One image as [size, size, channels] uint8, see fit; a huge one raises."""
     from PIL import Image
 
     with Image.open(path) as file:
         # Pillow only warns of these, and warnings are of all threads alike.
         if file.width * file.height > (Image.MAX_IMAGE_PIXELS or sys.maxsize):
             raise ValueError(f"{file.width}x{file.height}: a decompression bomb?")
-        return fit(
-            file,
-            size=size,
-            crop_pct=crop_pct,
-            channels=channels,
-            interpolation=interpolation,
-        )
+        return fit(file, **how)
 
 
 def fit(

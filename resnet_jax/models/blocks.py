@@ -45,8 +45,7 @@ def _shortcut(
     changes = block.stride != 1 or x.shape[-1] != features
     project = partial(block.conv, features, 1, stride=block.stride, padding=0)
     if block.shortcut == "conv":
-        x = project(name="downsample")(x)
-        return x
+        return project(name="downsample")(x)  # type: ignore[no-any-return]
     if not changes:
         return x
     if block.shortcut == "conv_bn":
@@ -85,9 +84,8 @@ class BasicBlock(nn.Module):
 
     Attributes:
       shortcut: see _shortcut.
-      drop_path: probability with which training leaves the residual of a picture out,
-        and divides the others by the rest (stochastic depth, Huang et al. 2016; timm's
-        DropPath); it needs the random stream "dropout".
+      drop_path: probability with which training drops the residual of an image (and
+        scales the others up: timm's DropPath); it needs the random stream "dropout".
       zero_init_last: begin with a scale of 0 in the last BatchNorm, so that the block
         begins as its shortcut (torchvision's zero_init_residual).
     """
@@ -120,7 +118,7 @@ class Bottleneck(nn.Module):
 
     Attributes:
       groups: of the 3x3 convolution's channels (ResNeXt, Xie et al. 2017).
-      base_width: channels of a group where `features` is 64 (Wide ResNet-50-2: 128).
+      base_width: channels of a group where `features` is 64 (wide_resnet50_2: 128).
       stride_in_1x1: give the first convolution the stride, as in He et al. 2015.
     """
 
@@ -142,14 +140,12 @@ class Bottleneck(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         features = self.features * self.expansion
         width = self.features * self.base_width // 64 * self.groups
-        first, second = self.stride, 1
-        if not self.stride_in_1x1:
-            first, second = second, first
-        options = {"groups": self.groups} if self.groups > 1 else {}
+        first, second = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
+        options: dict[str, Any] = {"groups": self.groups} if self.groups > 1 else {}
         y = self.conv(width, 1, stride=first, padding=0, name="conv1")(x)
         y = nn.relu(self.norm(name="bn1")(y, train=train))
-        conv2 = self.conv(width, 3, stride=second, padding=1, **options, name="conv2")
-        y = conv2(y)
+        options |= {"stride": second, "padding": 1, "name": "conv2"}
+        y = self.conv(width, 3, **options)(y)
         y = nn.relu(self.norm(name="bn2")(y, train=train))
         conv3 = self.conv(features, 1, padding=0, name="conv3")
         y = normalized(conv3, _last_norm(self, "bn3"), y, train)
@@ -255,8 +251,9 @@ class Network(nn.Module, kw_only=True):
                 "give them to preprocessing(images), or to data.make_preprocess's"
             )
         if self.norm not in get_args(Norm):
-            known = ", ".join(get_args(Norm))
-            raise ConfigError(f"no norm {self.norm!r}: one of {known}")
+            raise ConfigError(
+                f"no norm {self.norm!r}: one of {', '.join(get_args(Norm))}"
+            )
         is_batch = self.norm == "batch"
         options = {"weight_init": self.weight_init, **self.types}
         conv = partial(Conv, use_bias=use_bias or not is_batch, **options)

@@ -1,0 +1,38 @@
+"""What fields of several groups of a configuration ask of each other."""
+
+from typing import Any
+
+from resnet_jax.errors import ConfigError
+from resnet_jax.fields import flat
+
+
+def check_seeds(cfg: Any) -> None:
+    """Raises ConfigError if fields are not for several seeds, or there are too many."""
+    last = cfg.seed + cfg.run.num_seeds - 1
+    if last >= 2**32:
+        which = "" if last == cfg.seed else f", the last of {cfg.run.num_seeds},"
+        raise ConfigError(f"seed {last}{which} is too large: below 2**32")
+    if cfg.run.num_seeds == 1:
+        return
+    for one, value in flat(cfg):
+        if value and one.metadata.get("one_seed"):
+            raise ConfigError(f"num_seeds is without {one.name}, which is of one seed")
+    if not cfg.devices.sync_bn:
+        raise ConfigError("num_seeds needs --sync-bn")
+
+
+def check_caching(cfg: Any) -> None:
+    """Raises ConfigError if features would change between epochs, or have no layers."""
+    frozen = cfg.transfer.freeze == "backbone" and cfg.transfer.backbone_bn == "frozen"
+    changes = {
+        one.name: value != one.default
+        for one, value in flat(cfg)
+        if one.metadata.get("alters_features")
+    }
+    if not frozen or any(changes.values()):
+        raise ConfigError(
+            "cache_features needs features that do not change: --freeze backbone "
+            f"--backbone-bn frozen, without {', '.join(changes)}"
+        )
+    if cfg.run.log_gradients:
+        raise ConfigError("log_gradients has no layers where features are cached")
