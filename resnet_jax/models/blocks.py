@@ -72,8 +72,7 @@ def _drop_path(block: nn.Module, y: jax.Array, train: bool) -> jax.Array:
     if not train or not block.drop_path:
         return y
     kept = 1.0 - block.drop_path
-    key = block.make_rng("dropout")
-    stays = jax.random.bernoulli(key, kept, (len(y), 1, 1, 1))
+    stays = jax.random.bernoulli(block.make_rng("dropout"), kept, (len(y), 1, 1, 1))
     return jnp.where(stays, y / kept, 0)
 
 
@@ -238,7 +237,7 @@ class Network(nn.Module, kw_only=True):
         """What a network learns of its images before training: nothing, but resnet9.
 
         Args:
-          inputs: of a number of images, these, as the network takes them.
+          inputs: makes a number of images, as the network takes them.
         """
         return variables
 
@@ -251,9 +250,7 @@ class Network(nn.Module, kw_only=True):
                 "give them to preprocessing(images), or to data.make_preprocess's"
             )
         if self.norm not in get_args(Norm):
-            raise ConfigError(
-                f"no norm {self.norm!r}: one of {', '.join(get_args(Norm))}"
-            )
+            raise ConfigError(f"no norm {self.norm!r}: one of batch, none")
         is_batch = self.norm == "batch"
         options = {"weight_init": self.weight_init, **self.types}
         conv = partial(Conv, use_bias=use_bias or not is_batch, **options)
