@@ -17,8 +17,8 @@ class ModelConfig(Group):
     stem: Literal["imagenet", "cifar"] | None = None
     """7x7 and max-pool, or 3x3 for small images."""
     shortcut: Literal["pad", "conv", "conv_bn"] | None = None
-    """Shortcuts where the shape changes: He et al.'s A (pad: zero channels) or B
-    (conv_bn: 1x1 convolution and BatchNorm), or a 1x1 convolution without (conv)."""
+    """Shortcuts: where the shape changes He et al.'s A (pad: zero channels) or B
+    (conv_bn: 1x1 convolution and BatchNorm); conv: a 1x1 convolution in each block."""
     stride_in_1x1: bool = False
     """Bottlenecks with the stride in the first 1x1 convolution, as in the paper, and
     not in the 3x3, as in torchvision."""
@@ -79,7 +79,9 @@ class DataConfig(Group):
     channel (default: the data set's own)."""
     crop_pct: float = ranged(0.875, within="(0, 1]")
     """Folder only: the fraction of the resized shorter side that is kept."""
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Literal[
+        "bilinear", "bicubic", "nearest", "lanczos", "box", "hamming"
+    ] = "bilinear"
     """Folder only: how images are resized."""
     batch_size: int = ranged(128, at_least=1)
     """Images per training step, on all devices together."""

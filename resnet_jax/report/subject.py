@@ -100,6 +100,8 @@ def _of_weights(options: SubjectConfig, source: str, is_prediction: bool) -> Sub
     class_names: tuple[str, ...] | None = None
     if known is not None and (exported.is_exported(path) or is_prediction):
         class_names = known.class_names
+        if class_names is None and known.num_classes:
+            class_names = tuple(map(str, range(known.num_classes)))
     elif options.dataset is None and is_prediction and _is_imagenets(content):
         class_names = hub.imagenet_classes()
         cfg = fields.replace(cfg, dataset="folder", image_size=options.image_size)
@@ -173,7 +175,7 @@ def _is_imagenets(content: Content) -> bool:
         len(value)
         for dictionary in dictionaries(content.value).values()
         for value in dictionary.values()
-        if np.ndim(value) == 2
+        if isinstance(value, np.ndarray) and value.ndim == 2
     ]
     return bool(widths) and widths[-1] == 1000
 
@@ -187,12 +189,13 @@ def _config_of_weights(options: SubjectConfig, known: hub.Network | None) -> Con
             image_size=known.crop,
             in_channels=known.in_channels,  # type: ignore[arg-type]
         )
+        data = dataclasses.replace(data, interpolation=known.interpolation)  # type: ignore[arg-type]
         if known.crop is not None and known.resize is not None:
-            crop_pct = known.crop / known.resize
-            how = {"crop_pct": crop_pct, "interpolation": known.interpolation}
-            data = dataclasses.replace(data, **how)  # type: ignore[arg-type]
+            data = dataclasses.replace(data, crop_pct=known.crop / known.resize)
         augment = AugmentConfig(normalize=known.normalize)
-        cfg = Config(model=known.model, data=data, augment=augment)
+        is_named = options.model in (None, known.model.model)
+        model = known.model if is_named else ModelConfig()
+        cfg = Config(model=model, data=data, augment=augment)
     names = ("model", "stem", "shortcut", "in_channels", "stride_in_1x1")
     chosen = {name: getattr(options, name) for name in names}
     return _with_options(fields.replace(cfg, **_given(chosen)), options)

@@ -1,6 +1,7 @@
 """The weights in somebody's file, whatever lies around them, for a network here."""
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,11 +91,16 @@ def adopt(
         said = recognize.explain(content.value, found, name, model)
         raise DataError(f"{path} {said or _describe_empty(content.value)}")
     dictionary = match.dictionaries(content.value)[sound.key]
-    if (itself := _normalizes(dictionary, model.in_channels)) is not None:
-        raise DataError(
-            f"{path} normalizes images itself, by {itself}: save the state_dict of the "
-            "network inside, and give --normalize these numbers"
-        )
+    inside = match.dictionaries(content.value)
+    for title, one in inside.items():
+        numbers = _normalization_in(one, model.in_channels)
+        if numbers is not None and title == sound.key:
+            raise DataError(
+                f"{path} normalizes images itself, by {numbers}: save the state_dict "
+                "of the network inside, and give --normalize these numbers"
+            )
+        if numbers is not None:
+            log.info("weights: %s has a normalization: --normalize %s", path, numbers)
     values = convert.with_names_of(sound, dictionary, None)
     own = (f"{head}.weight", f"{head}.bias")
     theirs = None
@@ -120,16 +126,15 @@ def adopt(
     return adopted, sound
 
 
-def _normalizes(dictionary: Mapping[str, Any], channels: int) -> str | None:
-    """The mean and standard deviation of a layer before the network; None without."""
-    found: dict[str, list[float]] = {}
+def _normalization_in(dictionary: Mapping[str, Any], channels: int) -> str | None:
+    """Mean and standard deviation of images in a dictionary; None without."""
+    found: dict[str, str] = {}
     for name, value in dictionary.items():
-        leaf = name.rpartition(".")[2].lstrip("_")
-        if leaf in ("mean", "std") and np.size(value) == channels:
-            found[leaf] = np.ravel(value).astype(float).round(4).tolist()
-    if found.keys() != {"mean", "std"}:
-        return None
-    return "/".join(",".join(map(str, found[leaf])) for leaf in ("mean", "std"))
+        leaf = re.search(r"(^|[._])(?<!running_)(mean|std)$", name)
+        if leaf and isinstance(value, np.ndarray) and value.size == channels:
+            numbers = np.ravel(value).astype(float).round(4).tolist()
+            found[leaf[2]] = ",".join(map(str, numbers))
+    return f"{found['mean']}/{found['std']}" if len(found) == 2 else None
 
 
 def _choose(path: Path, found: Sequence[Match], key: str | None) -> Match | None:
@@ -198,7 +203,7 @@ def _describe_empty(value: Any) -> str:
             f"holds a whole module, {match.describe(modules[0])}, which only its own "
             "code can read: save model.state_dict() instead"
         )
-    if isinstance(value, dict) and any(isinstance(v, dict) for v in value.values()):
+    if isinstance(value, dict) and any(isinstance(v, dict) for v in dict.values(value)):
         return "holds no tensors by name: save model.state_dict()"
     if isinstance(value, dict):
         return "holds no tensors: save model.state_dict()"
@@ -228,5 +233,6 @@ def _are_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether both are weights of one network, by names and shapes."""
     mine, yours = without_wrappers(one), without_wrappers(other)
     return mine.keys() == yours.keys() and all(
-        np.shape(one[mine[name]]) == np.shape(other[yours[name]]) for name in mine
+        match.shape_of(one[mine[name]]) == match.shape_of(other[yours[name]])
+        for name in mine
     )

@@ -53,8 +53,8 @@ def from_torch(
         has of them is passed over.
 
     Raises:
-      DataError: names are missing or left over, or shapes differ; the first five of
-        each are listed.
+      DataError: names are missing or left over in the network, or shapes differ; the
+        first five of each are listed. What stands around it is counted in a log line.
     """
     shapes = shapes_of(variables)
     wanted = {n: s for n, s in shapes.items() if not torch_names.is_in(n, skip)}
@@ -71,8 +71,12 @@ def from_torch(
         raise DataError(f"the weights of such networks stand under {labels}: take one")
     if len(found) == 1 and not found[0].misshapen:
         renamed = with_names_of(found[0], given, last if head is None else head)
-        misfit = {n for n in wanted if np.shape(renamed.get(n, 0)) != wanted[n]}
+        misfit = {
+            n for n in wanted if match.shape_of(renamed.get(n)) not in (None, wanted[n])
+        }
         if not misfit and not (head and found[0].rest):
+            if found[0].num_unused and not skip:
+                log.info("weights: %d tensors unused", found[0].num_unused)
             return fill(variables, renamed, skip)
         given = {n: v for n, v in renamed.items() if not torch_names.is_in(n, skip)}
     raise DataError(
@@ -164,9 +168,9 @@ def list_problems(
             name for name in found if name not in wanted and not match.is_tracked(name)
         ],
         "misshapen": [
-            f"{name} {list(np.shape(found[name]))} for {list(shape)}"
+            f"{name} {list(match.shape_of(found[name]) or ())} for {list(shape)}"
             for name, shape in wanted.items()
-            if name in found and np.shape(found[name]) != shape
+            if name in found and match.shape_of(found[name]) != shape
         ],
     }
     parts = []

@@ -197,7 +197,7 @@ x = preprocessing(["a.jpg", "b.png"])  # or uint8 images [B, H, W, {len(shown["m
 logits = model.apply(variables, x, train=False)  # [2, {len(classes)}]
 names = [preprocessing.class_names[label] for label in logits.argmax(-1)]
 """
-    stem = _STEMS.get(architecture["stem"], "")
+    stem = _stem_code(architecture)
     timm_code = """
 In timm: `timm.create_model("local-dir:DIRECTORY", pretrained=True)`.
 """
@@ -220,10 +220,17 @@ model = torchvision.models.{model}(num_classes={len(classes)})
 {timm_code if is_timms(architecture) else ""}"""
 
 
-_STEMS = {
-    "cifar": "model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)\n"
-    "model.maxpool = torch.nn.Identity()\n",
-}
+def _stem_code(model: Mapping[str, Any]) -> str:
+    """What makes torchvision's network take these images."""
+    channels = model.get("in_channels", 3)
+    if model["stem"] == "cifar":
+        return (
+            f"model.conv1 = torch.nn.Conv2d({channels}, 64, 3, padding=1, bias=False)\n"
+            "model.maxpool = torch.nn.Identity()\n"
+        )
+    if channels != 3:
+        return f"model.conv1 = torch.nn.Conv2d({channels}, 64, 7, 2, 3, bias=False)\n"
+    return ""
 
 
 def _list_versions(versions: Mapping[str, str | None]) -> str:

@@ -5,11 +5,11 @@ import logging
 import os
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, get_args, get_type_hints
 
 from resnet_jax import download, files
-from resnet_jax.config import ModelConfig
-from resnet_jax.data.augment import NORMALIZATIONS
+from resnet_jax.config import DataConfig, ModelConfig
+from resnet_jax.data.augment import NORMALIZATIONS, parse_normalization
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.paths import expand, has_home
 from resnet_jax.weights import config_json, exported, hf_hub
@@ -18,6 +18,11 @@ from resnet_jax.weights.read import Content, read
 
 log = logging.getLogger(__name__)
 
+# The files of folders that tools write; one of these makes a folder a network's.
+_USUAL = (
+    *(exported.WEIGHTS, f"{exported.WEIGHTS}.index.json"),
+    *("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
 _PUBLISHED = {"imagenet": IMAGENET, "imagenet-v2": IMAGENET_V2}
 
 
@@ -38,7 +43,7 @@ class Network(NamedTuple):
 
 def is_network(path: str | Path) -> bool:
     """Whether `path` is a folder with weights, and no run directory."""
-    return (Path(path) / exported.WEIGHTS).is_file()
+    return any((Path(path) / name).is_file() for name in _USUAL)
 
 
 def locate(source: str, model: str | None = None) -> Path:
@@ -71,35 +76,55 @@ def describe(source: str, path: Path, model: str | None = None) -> Network | Non
         return Network(
             cfg, 1000, 3, "imagenet", *size, imagenet_classes(), dataset="folder"
         )
+    if path.name in _USUAL:  # a file of a folder that may say
+        path = path.parent
     if exported.is_exported(path):
         return _describe_exported(exported.read_info(path))
-    if not (path / exported.CONFIG).is_file():
-        return None
-    if not _is_foreign(path / exported.CONFIG):
+    if not (path / exported.CONFIG).is_file() or not _is_foreign(path):
         return None
     found = config_json.read_described(path)
     if found.architecture is None:
         return None
-    normalize = "imagenet"
-    if found.mean is not None and found.std is not None:
-        pair = (found.mean, found.std)
-        known = [name for name, one in NORMALIZATIONS.items() if one == pair]
-        text = "/".join(",".join(map(repr, part)) for part in pair)
-        normalize = known[0] if known else text
     names = found.class_names
     if names is None and found.num_classes == 1000:
         names = imagenet_classes()
-    return Network(
+    resize, crop = found.resize or found.crop, found.crop or found.resize
+    if (resize, crop) != (found.resize, found.crop) and crop is not None:
+        log.info(
+            "weights: %s: images' shorter side is brought to %d, and the middle %d "
+            "cropped, which config.json does not say so",
+            *(path, resize, crop),
+        )
+    known = Network(
         ModelConfig(model=found.architecture, stride_in_1x1=found.stride_in_1x1),
         1000 if found.num_classes is None else found.num_classes,
         found.in_channels,
-        normalize,
-        found.resize or found.crop,
-        found.crop,
+        _normalization_of(path, found),
+        resize,
+        crop,
         found.interpolation or "bilinear",
         names,
         dataset="folder",
     )
+    try:
+        parse_normalization(known.normalize, known.in_channels)
+        if known.in_channels not in (1, 3):
+            raise ConfigError(f"images of {known.in_channels} channels, not 1 or 3")
+        if resize is not None and crop is not None and crop > resize:
+            raise ConfigError(f"a crop of {crop} pixels out of {resize}")
+    except ConfigError as error:
+        raise DataError(f"{path / exported.CONFIG} cannot be used: {error}") from None
+    return known
+
+
+def _normalization_of(path: Path, found: config_json.Described) -> str:
+    """A folder's mean and standard deviation, by their name if they have one."""
+    if found.mean is None or found.std is None:
+        log.info("weights: %s does not say a normalization: imagenet", path)
+        return "imagenet"
+    pair = (found.mean, found.std)
+    known = [name for name, one in NORMALIZATIONS.items() if one == pair]
+    return known[0] if known else "/".join(",".join(map(repr, part)) for part in pair)
 
 
 def refuse_unknown(source: str, path: Path) -> NoReturn:
@@ -109,19 +134,22 @@ def refuse_unknown(source: str, path: Path) -> NoReturn:
       ConfigError, DataError: always.
     """
     if path.is_dir() and (path / exported.CONFIG).is_file():
-        if _is_foreign(path / exported.CONFIG):
+        if _is_foreign(path):
             stated = config_json.read_described(path).stated
             raise DataError(f"{path} is of {stated}, which is not in the family")
         exported.read_info(path)
-    raise ConfigError(f"{source} does not say which network it has: --model NAME")
+    raise ConfigError(
+        f"{source} does not say which network it has: --weights {source} --model NAME"
+    )
 
 
-def _is_foreign(path: Path) -> bool:
-    """Whether a config.json is timm's or transformers', and no other's.
+def _is_foreign(folder: Path) -> bool:
+    """Whether a folder's config.json is timm's or transformers', and no other's.
 
     Raises:
       DataError: it is no JSON.
     """
+    path = folder / exported.CONFIG
     try:
         info = files.read_json(path)
     except ValueError as error:
@@ -140,11 +168,17 @@ def _describe_exported(info: dict[str, Any]) -> Network:
         shown["normalize"],
         shown["size"],
         shown["image_size"],
-        "bicubic" if shown.get("interpolation") == "bicubic" else "bilinear",
+        _interpolation(shown),
         tuple(info["class_names"]),
         info["dataset"],
         info.get("test_data"),
     )
+
+
+def _interpolation(shown: dict[str, Any]) -> str:
+    known = get_args(get_type_hints(DataConfig)["interpolation"])
+    said = shown.get("interpolation")
+    return str(said) if said in known else "bilinear"
 
 
 def normalization(source: str | None, model: str | None = None) -> str | None:

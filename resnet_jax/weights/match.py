@@ -1,6 +1,6 @@
 """Where in a file the weights of a network stand: by their names, and by shapes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,6 +59,11 @@ def dictionaries(content: Any) -> dict[str, dict[str, Any]]:
     return found
 
 
+def shape_of(value: Any) -> tuple[int, ...] | None:
+    """The shape of an array; None of anything else, which is not looked into."""
+    return value.shape if isinstance(value, np.ndarray) else None
+
+
 def describe(value: Any) -> str:
     """What stands in the place of weights, in words."""
     if isinstance(value, type) and issubclass(value, StandIn):
@@ -87,7 +92,7 @@ def find(content: Any, shapes: Shapes, head: str | None) -> list[Match]:
     own = (f"{head}.weight", f"{head}.bias")
     backbone = {name: shape for name, shape in shapes.items() if name not in own}
     width = shapes[own[0]][1] if head is not None else None
-    found: list[tuple[Match, dict[str, Any]]] = []
+    found: list[Match] = []
     inside = dictionaries(content)
     for key, dictionary in inside.items():
         names = without_wrappers(dictionary)
@@ -105,9 +110,10 @@ def find(content: Any, shapes: Shapes, head: str | None) -> list[Match]:
                 if match is not None:
                     match = match._replace(key=key, table=title, head_key=key)
                     match = _with_head_beside(match, inside, width)
-                    found.append((match, dictionary))
-    sound = [one for one in found if not one[0].misshapen] or found
-    return [match for match, _ in _distinct(sound)]
+                    found.append(match)
+    if width is not None:
+        found = [_without_rivals(one, found, inside, width) for one in found]
+    return _distinct([one for one in found if not one.misshapen] or found, inside)
 
 
 def _prefixes(names: Mapping[str, str], wanted: Mapping[str, str]) -> Iterator[str]:
@@ -148,8 +154,7 @@ def _match(
     misshapen = tuple(
         name
         for name, shape in backbone.items()
-        if not isinstance(dictionary[stand[name]], StandIn)
-        and np.shape(dictionary[stand[name]]) != shape
+        if shape_of(dictionary[stand[name]]) not in (None, shape)
     )
     num_arrays = sum(
         isinstance(value, np.ndarray) and not is_tracked(name)
@@ -210,36 +215,60 @@ def _linear(
     layers = {name.rpartition(".")[0] for name in names}
     if leaves.keys() != {"weight", "bias"} or len(layers) != 1:
         return None
-    weight, bias = (np.shape(dictionary[leaves[leaf]]) for leaf in ("weight", "bias"))
-    if len(weight) != 2 or weight[1] != width or bias != weight[:1]:
+    weight, bias = (shape_of(dictionary[leaves[leaf]]) for leaf in ("weight", "bias"))
+    if weight is None or weight[1:] != (width,) or bias != weight[:1]:
         return None
     return leaves["weight"].rpartition(".")[0]
 
 
 def _distinct(
-    found: list[tuple[Match, dict[str, Any]]],
-) -> list[tuple[Match, dict[str, Any]]]:
-    """`found` without those whose values are an earlier one's."""
-    distinct: list[tuple[Match, dict[str, Any]]] = []
-    for match, dictionary in found:
-        arrays = _arrays(match, dictionary)
-        if not any(
-            all(
-                one is other or np.array_equal(one, other)
-                for one, other in zip(arrays, _arrays(*known), strict=True)
+    found: list[Match], inside: Mapping[str, Mapping[str, Any]]
+) -> list[Match]:
+    """`found` without those whose values are another's; one with a head comes first."""
+
+    def is_same(names: Iterable[Any], others: Iterable[Any]) -> bool:
+        pairs = zip(names, others, strict=True)
+        return all(one is two or np.array_equal(one, two) for one, two in pairs)
+
+    distinct: list[Match] = []
+    for match in sorted(found, key=lambda one: one.head is None):
+        own = [inside[match.key][name] for name in match.names.values()]
+        for known in distinct:
+            theirs = [inside[known.key][name] for name in known.names.values()]
+            no_other = match.head is None or (
+                known.head is not None
+                and is_same(_head(match, inside), _head(known, inside))
             )
-            for known in distinct
-            if (known[0].head is None) == (match.head is None)
-        ):
-            distinct.append((match, dictionary))
-    return distinct
+            if no_other and is_same(own, theirs):
+                break
+        else:
+            distinct.append(match)
+    return sorted(distinct, key=found.index)
 
 
-def _arrays(match: Match, dictionary: Mapping[str, Any]) -> list[Any]:
-    names = list(match.names.values())
-    if match.head is not None and match.head_key == match.key:
-        names += head_names(match.head)
-    return [dictionary[name] for name in names]
+def _head(match: Match, inside: Mapping[str, Mapping[str, Any]]) -> list[Any]:
+    return [inside[match.head_key][name] for name in head_names(str(match.head))]
+
+
+def _without_rivals(
+    match: Match, others: list[Match], inside: Any, width: int
+) -> Match:
+    """The match without its head, if another layer could as well be that."""
+    if match.head is None or match.head_key != match.key:
+        return match
+    dictionary = inside[match.key]
+    taken = {name for one in others for name in one.names.values()}
+    around = {one.prefix for one in others} - {match.prefix}  # other networks' heads
+    rivals = []
+    for name in dictionary:
+        layer = name.removesuffix(".weight")
+        names = {one: one for one in head_names(layer) if one in dictionary}
+        is_other = layer == name or layer == match.head or name in taken
+        is_other |= layer.removesuffix(layer.rpartition(".")[2]) in around
+        if not is_other and _linear(dictionary, names, width) is not None:
+            rivals.append(name)
+    own = head_names(match.head)
+    return match._replace(head=None, rest=(*own, *rivals)) if rivals else match
 
 
 def head_names(layer: str) -> list[str]:

@@ -46,6 +46,11 @@ def begin_from(
     Raises:
       ConfigError, DataError: as hub.read_weights, or the weights are another network's.
     """
+    known = hub.describe(source, hub.locate(source, name), name)
+    own = getattr(model, "stride_in_1x1", False)
+    if known is not None and known.model.stride_in_1x1 != own:
+        flag = "--stride-in-1x1" if known.model.stride_in_1x1 else "--no-stride-in-1x1"
+        raise ConfigError(f"{source} has its strides elsewhere: {flag}")
     content = hub.read_weights(source, name)
     new_head = True if reset_head else None
     found, _ = adopt(content, variables, model, name=name, key=key, new_head=new_head)

@@ -28,7 +28,10 @@ def read_zip(path: Path) -> Any:
         entries = {info.filename: info for info in archive.infolist()}
         # torch.save compresses nothing, so what unpacks to more is a bomb.
         if sum(info.file_size for info in entries.values()) > path.stat().st_size:
-            raise ValueError("it unpacks to more than its own size: a zip bomb?")
+            raise unpickle.UnreadableError(
+                "unpacks to more than its own size, which torch.save does not write: a "
+                "zip bomb, or compressed once more"
+            )
         pickles = [name for name in entries if name.split("/", 1)[-1] == "data.pkl"]
         if len(pickles) != 1:
             raise ValueError("it is a zip archive that torch.save did not write")
@@ -46,7 +49,7 @@ def read_zip(path: Path) -> Any:
             return storages[key]
 
         if entries[pickles[0]].file_size > unpickle.MAX_PICKLE:
-            raise ValueError("its pickle is too large for a network's weights")
+            raise unpickle.UnreadableError("has a pickle too large for weights")
         return unpickle.load(io.BytesIO(archive.read(pickles[0])), load)
 
 
@@ -90,4 +93,6 @@ def read_legacy(path: Path) -> Any:
 
 def _check_order(little: bool) -> None:
     if not little or sys.byteorder != "little":
-        raise ValueError("it was written, or is read, on a big-endian machine")
+        raise unpickle.UnreadableError(
+            "was written, or is read, on a big-endian machine"
+        )

@@ -16,12 +16,13 @@ from resnet_jax import files
 from resnet_jax.errors import DataError, first_line
 from resnet_jax.weights import pth, unpickle
 from resnet_jax.weights.published import check_name
+from resnet_jax.weights.unpickle import UnreadableError
 
 WEIGHTS = "model.safetensors"
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".th", ".tar", ".zip")
 # What lies beside weights in the folders of accelerate, transformers and fairseq.
 _OTHERS = re.compile(
-    r"(optimizer|scheduler|sampler|scaler|random_states|rng_state|training_args|custom)"
+    r"(optimizer|scheduler|sampler|scaler|random_states|rng_state|training_args)"
 )
 _PART = re.compile(r"-\d{5}-of-\d{5}\.")
 _MOST = 10  # times its size in a .zip that a file may have: weights hardly shrink
@@ -58,8 +59,6 @@ def read(source: str | Path) -> Content:
     path = Path(source)
     if path.is_dir():
         path = _find(path)
-    elif path.is_file():
-        check_name(path)
     return Content(path, _read_file(path))
 
 
@@ -98,17 +97,20 @@ def _only(folder: Path, found: Sequence[Path]) -> Path:
     return found[0]
 
 
-def _read_file(path: Path) -> Any:
+def _read_file(path: Path, *, is_inside: bool = False) -> Any:
     try:
         with path.open("rb") as file:
             head = file.read(64)
+        check_name(path)
     except OSError as error:
         raise DataError(
             f"weights {path} cannot be read ({error.strerror}): "
             "name a .safetensors or .pth file"
         ) from None
     try:
-        return _read_by_content(path, head)
+        return _read_by_content(path, head, is_inside)
+    except UnreadableError as error:
+        raise DataError(f"{path} {error}") from None
     except unpickle.RefusedError as error:
         raise DataError(
             f"{path} is refused, nothing of it was run: {error}; save "
@@ -124,7 +126,7 @@ def _read_file(path: Path) -> Any:
         ) from None
 
 
-def _read_by_content(path: Path, head: bytes) -> Any:
+def _read_by_content(path: Path, head: bytes, is_inside: bool) -> Any:
     start = head.lstrip().lower()
     if not head:
         raise DataError(f"{path} is empty: fetch it again")
@@ -136,7 +138,7 @@ def _read_by_content(path: Path, head: bytes) -> Any:
         if head.startswith(magic):
             raise DataError(f"{path} {said}")
     if head.startswith(pth.ZIP_MAGIC):
-        return _read_zip(path)
+        return _read_zip(path, is_inside)
     if head.startswith(pth.LEGACY_MAGIC):
         return pth.read_legacy(path)
     if head[8:9] == b"{":
@@ -163,7 +165,7 @@ def _read_by_content(path: Path, head: bytes) -> Any:
     raise DataError(f"{path} is neither a .safetensors nor a .pth file")
 
 
-def _read_zip(path: Path) -> Any:
+def _read_zip(path: Path, is_inside: bool = False) -> Any:
     with zipfile.ZipFile(path) as archive:
         infos = [info for info in archive.infolist() if not info.is_dir()]
         names = [info.filename for info in infos]
@@ -182,6 +184,8 @@ def _read_zip(path: Path) -> Any:
             )
         if names and all(name.endswith(".npy") for name in names):
             raise DataError(f"{path} is NumPy's .npz: name a .safetensors or .pth file")
+        if is_inside:
+            raise UnreadableError("is an archive in an archive: unpack it")
         inside = [
             info
             for info in infos
@@ -197,13 +201,13 @@ def _read_zip(path: Path) -> Any:
             )
         info = inside[0]
         if info.file_size > _MOST * path.stat().st_size:
-            raise ValueError("it unpacks to many times its own size: a zip bomb?")
+            raise UnreadableError("unpacks to many times its own size: a zip bomb?")
         with tempfile.TemporaryDirectory(prefix="resnet_jax-") as folder:
             whole = Path(folder, Path(info.filename).name)
             with archive.open(info) as source, whole.open("wb") as target:
                 shutil.copyfileobj(source, target)
             try:
-                return _read_file(whole)
+                return _read_file(whole, is_inside=True)
             except DataError as error:
                 said = str(error).replace(str(whole), f"{path}: {info.filename}")
                 raise DataError(said) from None
@@ -239,5 +243,9 @@ def _safetensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():
                 yield name, file.get_tensor(name)
+    except (AttributeError, TypeError) as error:  # NumPy has not the type
+        reason = first_line(error)
+        said = f"has tensors of a type that NumPy has not: {reason}"
+        raise UnreadableError(said) from None
     except SafetensorError as error:
         raise ValueError(str(error)) from None

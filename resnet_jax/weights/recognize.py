@@ -5,14 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
-import numpy as np
 
 from resnet_jax.models.factory import MODELS, create_model
 from resnet_jax.training.state import variable_shapes
 from resnet_jax.weights import convert, match
 from resnet_jax.weights.match import Match
 
-_SIDE = 64  # pixels; no parameter depends on it
+_SIDE = 32  # pixels, those of hresnet; no other parameter depends on it
 
 # Kinds of networks that are not here, by what stands in their names.
 _OTHERS = {
@@ -55,6 +54,8 @@ def explain(
         for one in match.find(content, shapes, other_model.head):
             if set(one.misshapen) <= {"conv1.weight"}:
                 channels = _shape(dictionaries[one.key], one, "conv1.weight")[1]
+                if other == name and not options and channels == model.in_channels:
+                    return f"is a {other} without the options that were given"
                 return f"is a {other}: {_flags(other, options, channels)}"
     for pattern, kind in _OTHERS.items():
         shown = next((n for n in largest if re.search(pattern, n)), None)
@@ -74,7 +75,7 @@ def _explain_stem(
     """What to choose where only the first convolution has another shape."""
     if found.misshapen != ("conv1.weight",):
         return None
-    _, channels, side, _ = (*_shape(dictionary, found, "conv1.weight"), 0, 0, 0)[:4]
+    _, channels, side, _ = _shape(dictionary, found, "conv1.weight")
     stem = {3: "cifar", 7: "imagenet"}.get(side)
     if stem is not None and stem != getattr(model, "stem", stem):
         return f"has a first convolution of {side}x{side}: --stem {stem}"
@@ -92,7 +93,7 @@ def _candidates(
     dictionary: Mapping[str, Any],
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """The family's networks with as many convolutions, and options of their names."""
-    count = sum(np.ndim(value) == 4 for value in dictionary.values())
+    count = sum(len(match.shape_of(value) or ()) == 4 for value in dictionary.values())
     for name, make in MODELS.items():
         known = getattr(make, "keywords", {})
         if "stage_sizes" not in known:
@@ -100,7 +101,7 @@ def _candidates(
             continue
         in_block = 3 if getattr(known["block"], "expansion", 1) > 1 else 2
         least = 1 + in_block * sum(known["stage_sizes"])
-        if least <= count <= least + len(known["stage_sizes"]):
+        if least <= count <= least + sum(known["stage_sizes"]):
             yield name, {}
             if known.get("shortcut") == "pad":
                 yield name, {"shortcut": "conv_bn"}
@@ -114,7 +115,8 @@ def _flags(name: str, options: Mapping[str, Any], channels: int) -> str:
 
 
 def _shape(dictionary: Mapping[str, Any], found: Match, name: str) -> tuple[int, ...]:
-    return tuple(np.shape(dictionary[found.names[name]]))
+    shape = match.shape_of(dictionary[found.names[name]]) or ()
+    return (*shape, 0, 0, 0, 0)[:4]
 
 
 def _groups(dictionary: Mapping[str, Any]) -> int:
@@ -122,6 +124,8 @@ def _groups(dictionary: Mapping[str, Any]) -> int:
     ratios = {
         len(value) // value.shape[1]
         for name, value in dictionary.items()
-        if name.endswith("conv2.weight") and np.ndim(value) == 4 and value.shape[1]
+        if name.endswith("conv2.weight")
+        and len(match.shape_of(value) or ()) == 4
+        and value.shape[1]
     }
     return ratios.pop() if len(ratios) == 1 else 1

@@ -6,7 +6,7 @@ import pickle
 import pickletools
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -26,12 +26,17 @@ DTYPES: dict[str, Any] = {
 MAX_PICKLE = 2**26  # bytes; names and shapes of a large network take a thousandth
 _MAX_OPCODES = 2**20  # a network of a thousand tensors has 50,000
 _MAX_SIZE = 2**24  # objects, those counted again that stand in several places
+_MAX_DEPTH = 200  # objects in one another
 
 LoadStorage = Callable[[str, Any, int], np.ndarray]  # of a key, a dtype and a count
 
 
 class RefusedError(pickle.UnpicklingError):
     """A pickle that asks for what no file of weights needs."""
+
+
+class UnreadableError(ValueError):
+    """A sound file that cannot be read; the message goes after its name."""
 
 
 class StandIn:
@@ -76,6 +81,14 @@ def load(file: io.BytesIO | mmap.mmap, load_storage: LoadStorage) -> Any:
     return _Unpickler(file, load_storage).load()  # type: ignore[arg-type]
 
 
+# Those that fill the object below what they take, that hash every second or each thing
+# that they take, that make what can be hashed again, and that make integers.
+_FILLING = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}
+_KEYED = {"SETITEM", "SETITEMS", "DICT"}
+_SETS = {"ADDITEMS", "FROZENSET"}
+_HASHABLE = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET"}
+_INTEGERS = {"INT", "LONG", "LONG1", "LONG4"}
+
 # What pickle writes by any of its protocols; what GLOBAL and INST may name, find_class
 # says. Not among them: EXT's registry, and buffers that lie elsewhere. BYTEARRAY8 takes
 # its memory before it reads; _check_opcodes, which comes first, reads what there is.
@@ -97,51 +110,70 @@ _OPCODES = frozenset(
 )
 
 
+class _Item(NamedTuple):
+    """What is known of an object on the stack."""
+
+    size: int = 1  # objects in it
+    depth: int = 0  # of objects in one another
+    is_wide: bool = False  # has an integer of more than 64 bits
+
+
+_MARK = _Item(0)
+
+
 def _check_opcodes(file: io.BytesIO | mmap.mmap) -> None:
     """Raises where a pickle asks for more than a network's weights do.
 
-    Python's own reader makes a table as long as the largest number that a PUT has; and
-    a hundred bytes are enough for a tuple of two that are one tuple of two, and so on:
-    to hash it, as the key of a dictionary, would take for ever. So the stack is
-    followed here with each object's size alone.
+    Python's own reader makes a table as long as the largest number that a PUT has. A
+    hundred bytes are enough for a tuple of two that are one tuple of two, and so on: to
+    hash it, as a key, would take for ever, as would many keys, or integers of the same
+    hash; and to hash a deep one ends the process. So the stack is followed here.
     """
-    stack: list[int | None] = []  # None is a mark
-    memo: dict[int, int] = {}
-    num_opcodes = 0
-
-    def pop_to_mark() -> int:
-        size = 0
-        while (top := stack.pop()) is not None:
-            size += top
-        return size
+    stack: list[_Item] = []
+    memo: dict[int, _Item] = {}
+    num_opcodes = work = 0
 
     for opcode, argument, _ in pickletools.genops(file):  # type: ignore[arg-type]
         num_opcodes += 1
-        if opcode.name not in _OPCODES:
-            raise RefusedError(f"it has the opcode {opcode.name}")
+        name = opcode.name
+        if name not in _OPCODES:
+            raise RefusedError(f"it has the opcode {name}")
         if num_opcodes > _MAX_OPCODES:
-            raise ValueError("its pickle is too long for a network's weights")
-        before = [kind.name for kind in opcode.stack_before]
-        if opcode.name == "MARK":
-            stack.append(None)
-        elif opcode.name.endswith("PUT") or opcode.name == "MEMOIZE":
+            raise UnreadableError("has a pickle too long for a network's weights")
+        if name == "MARK":
+            stack.append(_MARK)
+        elif name.endswith("PUT") or name == "MEMOIZE":
             number = len(memo) if argument is None else int(str(argument))
             if number > num_opcodes:
                 raise ValueError(f"it numbers an object {number}")
-            memo[number] = stack[-1] or 0
-        elif opcode.name.endswith("GET"):
+            memo[number] = stack[-1]
+        elif name.endswith("GET"):
             stack.append(memo[int(str(argument))])
         else:
-            size = 1
+            before = [kind.name for kind in opcode.stack_before]
+            parts: list[_Item] = []
             if "mark" in before:
-                size += pop_to_mark()
+                while (top := stack.pop()) is not _MARK:
+                    parts.append(top)
                 before = before[: before.index("mark")]
-            for _ in before:
-                size += stack.pop() or 0
-            if size > _MAX_SIZE:
+            parts += [stack.pop() for _ in before]  # the last below all others
+            filled = [parts.pop()] if name in _FILLING and parts else []
+            hashed = parts[1::2] if name in _KEYED else parts if name in _SETS else []
+            if any(one.is_wide for one in hashed):
+                raise ValueError("it has integers of many digits for keys")
+            depths = [1 + one.depth for one in parts] + [one.depth for one in filled]
+            is_wide = any(one.is_wide for one in parts) and name in _HASHABLE
+            if name in _INTEGERS:
+                is_wide = isinstance(argument, int) and argument.bit_length() > 63
+            size = 1 + sum(one.size for one in parts + filled)
+            whole = _Item(size, max(depths, default=0), is_wide)
+            work += sum(one.size for one in parts)
+            if max(whole.size, work) > _MAX_SIZE:
                 raise ValueError("its objects hold one another too often")
+            if whole.depth > _MAX_DEPTH:
+                raise ValueError("its objects hold one another too deeply")
             if opcode.stack_after:
-                stack.append(size)
+                stack.append(whole)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -154,7 +186,7 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
+            return _Ordered
         if (module, name) == ("torch", "Size"):
             return tuple
         if module == "torch._utils" and name in _REBUILD:
@@ -179,6 +211,15 @@ class _Unpickler(pickle.Unpickler):
         if type(dtype) is not str or dtype not in DTYPES:
             raise ValueError("it refers to something that is no storage")
         return self._load(key, DTYPES[dtype], count)
+
+
+class _Ordered(OrderedDict[Any, Any]):
+    """An OrderedDict; Python 2 gave it its items when it was made."""
+
+    def __init__(self, items: Any = ()) -> None:
+        if any(type(key) is not str for key, _ in items):
+            raise ValueError("an OrderedDict is made with keys that are no names")
+        super().__init__(items)
 
 
 class _Rebuild:
@@ -208,8 +249,10 @@ def _rebuild_tensor(
     empty = 0 in size
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     count = int(np.prod(size, dtype=object))
-    if not empty and (last >= len(storage) or count > len(storage)):
+    if not empty and last >= len(storage):
         raise ValueError(f"a tensor of size {tuple(size)} is larger than its storage")
+    if not empty and count > len(storage):
+        return StandIn()  # expanded; no network's weights are
     if empty:
         return np.zeros(size, storage.dtype)
     return np.lib.stride_tricks.as_strided(

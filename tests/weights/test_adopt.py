@@ -262,3 +262,92 @@ def test_archives_of_other_kinds_are_named(names, words, tmp_path):
             archive.writestr(name, "x")
     with pytest.raises(DataError, match=words):
         read(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"history": [[0.1], [0.1, 0.2]]},
+        {"name": "resnet8", "conv1": None},
+        {"mean": [[1.0], [1.0, 2.0]]},
+    ],
+)
+def test_lists_of_numbers_beside_weights_are_no_arrays(beside, tmp_path):
+    _, _, state = make()
+    path = save(tmp_path / "w.pth", {**state, **beside})
+    assert_same(adopted(path), state)
+    with pytest.raises(DataError, match="is a resnet8: --model resnet8"):
+        adopted(path, "resnet20")
+
+
+@pytest.mark.parametrize("value", [None, "a", np.float32(3), np.ones(5, np.float32)])
+def test_other_things_in_the_place_of_a_weight(value, tmp_path):
+    _, _, state = make()
+    if isinstance(value, np.float32):
+        value = np.ones((), np.float32)
+    path = save(tmp_path / "w.pth", {**state, "conv1.weight": value})
+    for name in ("resnet8", "resnet20"):
+        with pytest.raises(DataError, match="w.pth "):
+            adopted(path, name)
+
+
+def test_copies_of_the_weights_without_the_head_are_no_others(tmp_path):
+    _, _, state = make()
+    bare = {n: v for n, v in state.items() if not n.startswith("fc")}
+    head = {"weight": state["fc.weight"], "bias": state["fc.bias"]}
+    path = save(tmp_path / "w.pth", {"model": state, "backbone": bare, "fc": head})
+    assert_same(adopted(path), state)
+    assert_same(adopted(save(tmp_path / "v.pth", {"a": bare, "fc": head})), state)
+
+
+def test_of_two_heads_none_is_taken(tmp_path):
+    """Such as a probe's beside the one of the backbone."""
+    _, _, state = make()
+    probe = {"head.weight": np.ones((4, 64), np.float32), "head.bias": np.ones(4)}
+    probe = {name: value.astype(np.float32) for name, value in probe.items()}
+    path = save(tmp_path / "w.pth", {**prefixed("backbone.", state), **probe})
+    with pytest.raises(
+        DataError, match="ends in 'backbone.fc.weight', .*'head.weight'"
+    ):
+        adopted(path)
+
+
+def test_a_normalization_beside_the_weights_is_told(tmp_path, caplog):
+    caplog.set_level("INFO")
+    _, _, state = make()
+    numbers = {"mean": np.float32([0.5, 0.4, 0.3]), "std": np.float32([1, 2, 1])}
+    assert_same(adopted(save(tmp_path / "w.pth", {"net": state, **numbers})), state)
+    assert "has a normalization: --normalize 0.5,0.4,0.3/1.0,2.0,1.0" in caplog.text
+    inside = {f"normalizer.new_{name}": value for name, value in numbers.items()}
+    with pytest.raises(DataError, match="normalizes images itself, by 0.5,0.4,0.3/1.0"):
+        adopted(save(tmp_path / "w.pth", {**prefixed("model.", state), **inside}))
+
+
+def test_an_archive_in_an_archive_is_not_unpacked(tmp_path):
+    _, _, state = make()
+    save(tmp_path / "w.pth", state)
+    for inner, outer in (("w.pth", "a.zip"), ("a.zip", "b.zip")):
+        with zipfile.ZipFile(tmp_path / outer, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.write(tmp_path / inner, f"x/{inner.replace('.zip', '.pth')}")
+    assert_same(adopted(tmp_path / "a.zip"), state)
+    with pytest.raises(DataError, match="b.zip: x/a.pth is an archive in an archive"):
+        read(tmp_path / "b.zip")
+
+
+def test_options_that_the_names_do_not_need(tmp_path):
+    _, _, state = make()
+    path = save(tmp_path / "w.pth", state)
+    with pytest.raises(DataError, match="is a resnet8 without the options that were"):
+        adopted(path, model={"shortcut": "conv_bn"})
+    _, _, state = make(shortcut="conv")
+    path = save(tmp_path / "w.pth", state)
+    with pytest.raises(
+        DataError, match="is a resnet8: --model resnet8 --shortcut conv$"
+    ):
+        adopted(path)
+
+
+def test_a_folder_whose_files_are_called_custom(tmp_path):
+    _, _, state = make()
+    save(tmp_path / "custom_resnet8.pth", state)
+    assert_same(adopted(tmp_path), state)

@@ -170,7 +170,7 @@ def test_wrappers_and_prefixes_come_off_and_it_is_said(
     content = inner if wrapper is None else {"epoch": 3, wrapper: inner, "best": 91.2}
     path = tmp_path / "a.pth"
     path.write_bytes(pth.ZIP_MAGIC)
-    monkeypatch.setattr(read, "_read_zip", lambda path: content)
+    monkeypatch.setattr(read, "_read_zip", lambda path, is_inside: content)
     assert list(resnet_jax.read_state_dict(path)) == ["fc.bias"]
     for word in filter(None, (wrapper, *prefix.replace(".", ". ").split())):
         assert word in caplog.text
@@ -249,7 +249,7 @@ def test_contents_that_are_no_state_dict(tmp_path, monkeypatch):
     path = tmp_path / "a.pth"
     path.write_bytes(pth.ZIP_MAGIC)
     for content, part in (([1], "holds a list"), ({"epoch": 1}, "holds no tensors")):
-        monkeypatch.setattr(read, "_read_zip", lambda path, content=content: content)
+        monkeypatch.setattr(read, "_read_zip", lambda *_, content=content: content)
         with pytest.raises(DataError, match=part):
             resnet_jax.read_state_dict(path)
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from torch_writer import VALUES, dumps, legacy, tensor, write_zip
 
+from resnet_jax.errors import DataError
 from resnet_jax.weights import adopt, pth, unpickle
 
 BEFORE = b"\x80\x02}("  # a dictionary, and a mark
@@ -186,3 +187,51 @@ def test_a_tensor_of_an_unknown_type_of_numbers_is_no_tensor(read):
     )
     call += b"\x89}tR"
     assert isinstance(read(with_weights(call))["x"], unpickle.StandIn)
+
+
+def nested(depth):
+    return b")" + b"\x85" * depth  # a tuple in a tuple in ...
+
+
+@pytest.mark.parametrize("end", [b"", b"}", b"ccollections\nOrderedDict\n"])
+def test_what_is_nested_deeply_is_refused_before_it_is_hashed(read, end):
+    """In C, where nothing bounds the depth, that would end the process."""
+    content = {
+        b"": nested(400_000),
+        b"}": b"}" + nested(400_000) + b"K\x01s",
+    }.get(end, end + b"](" + nested(400_000) + b"K\x01\x86e\x85R")
+    with pytest.raises(ValueError, match="too deeply"):
+        read(b"\x80\x02" + content + b".")
+    assert read(b"\x80\x02" + nested(100) + b".")
+
+
+def test_keys_that_take_long_to_hash_are_refused(read):
+    shared = b"\x80\x02)q\x00"
+    for number in range(18):  # 2**18 empty tuples that are one
+        shared += b"h" + bytes([number]) + b"h" + bytes([number]) + b"\x86q"
+        shared += bytes([number + 1])
+    content = shared + b"]" + b"}h\x12K\x01sa" * 100 + b"."
+    with pytest.raises(ValueError, match="hold one another too often"):
+        read(content)
+    wide = b"".join(
+        b"\x8a\x0a" + (k * (2**61 - 1)).to_bytes(10, "little") + b"N"
+        for k in range(20, 40)
+    )
+    for keys in (b"}(" + wide + b"u", b"(" + wide + b"d"):
+        with pytest.raises(ValueError, match="integers of many digits for keys"):
+            read(b"\x80\x02" + keys + b".")
+    with pytest.raises(ValueError, match="keys that are no names"):
+        pairs = b"".join(b"K" + bytes([k]) + b"N\x86" for k in range(20))
+        read(b"\x80\x02ccollections\nOrderedDict\n](" + pairs + b"e\x85R.")
+    # As a value it is none of a key's: a state of a random generator has such.
+    value = b"\x80\x02}K\x01\x8a\x0a" + (2**70).to_bytes(10, "little") + b"s."
+    assert read(value) == {1: 2**70}
+
+
+def test_methods_that_a_pickle_hides_are_not_called(tmp_path):
+    hidden = (
+        b"\x80\x02ccollections\nOrderedDict\n)R}(U\x06valuesK\x01U\x05itemsK\x01ub."
+    )
+    path = write_zip(tmp_path / "a.pth", hidden)
+    with pytest.raises(DataError, match="holds no tensors"):
+        adopt.read_state_dict(path)
