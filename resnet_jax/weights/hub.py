@@ -123,7 +123,8 @@ def _normalization_of(path: Path, found: config_json.Described) -> str:
         log.info("weights: %s does not say a normalization: imagenet", path)
         return "imagenet"
     pair = (found.mean, found.std)
-    known = [name for name, one in NORMALIZATIONS.items() if one == pair]
+    same = NORMALIZATIONS.items() if len(found.mean) == 3 else ()
+    known = [name for name, _ in same if parse_normalization(name) == pair]
     return known[0] if known else "/".join(",".join(map(repr, part)) for part in pair)
 
 

@@ -157,6 +157,10 @@ def test_a_folder_that_timm_wrote_says_its_network(
     _, _, shown = pretrained.load_pretrained(folder)
     assert (shown.size, shown.crop, shown.interpolation) == (36, 32, "bicubic")
     assert shown.class_names == tuple(names) and shown.std == (0.25,) * 3
+    del theirs["pretrained_cfg"]["label_names"]  # then classes have numbers
+    (folder / "config.json").write_text(json.dumps(theirs))
+    code, out, err = command("predict", folder, image)
+    assert code == 0 and "digit " not in out and len(out.splitlines()) == 6
     (folder / "config.json").write_text(json.dumps({**theirs, "architecture": "vit"}))
     code, out, err = command("predict", folder, image)
     assert (code, out) == (3, "") and "is of timm's vit, which is not in the" in err

@@ -1,4 +1,5 @@
 import hashlib
+import json
 
 import jax
 import numpy as np
@@ -162,6 +163,79 @@ def test_the_head_is_kept_where_it_fits(tmp_path, reset_head, num_classes, caplo
         adopted["params"]["conv1"]["kernel"], start["params"]["conv1"]["kernel"]
     )
     assert ("its linear as fc" if kept else "a new fc") in caplog.text
+
+
+def describe(folder, **changes):
+    """What is known of a folder of timm's resnet18 with other fields."""
+    pretrained_cfg = {
+        **{"mean": [0.5] * 3, "std": [0.25] * 3, "crop_pct": 0.95},
+        **{"input_size": [3, 224, 224], "interpolation": "bicubic"},
+    }
+    config = {"architecture": "resnet18", "num_classes": 5}
+    own = {name: changes.pop(name) for name in set(changes) & set(config)}
+    config |= {**own, "pretrained_cfg": {**pretrained_cfg, **changes}}
+    (folder / "config.json").write_text(json.dumps(config))
+    return hub.describe(str(folder), folder)
+
+
+def test_a_folder_of_timm_says_all_of_it(tmp_path):
+    found = describe(tmp_path)
+    assert found.model.model == "resnet18" and found.num_classes == 5
+    assert (found.resize, found.crop, found.interpolation) == (235, 224, "bicubic")
+    assert found.normalize == "half" and found.class_names is None
+    named = describe(tmp_path, mean=[0.1, 0.2, 0.3])
+    assert named.normalize == "0.1,0.2,0.3/0.25,0.25,0.25"
+    path = tmp_path / "model.safetensors"
+    path.touch()
+    assert hub.describe(str(path), path) == named  # the file says it, too
+    assert hub.normalization(str(path)) == named.normalize
+    assert describe(tmp_path, num_classes=1000).class_names == hub.imagenet_classes()
+    assert describe(tmp_path, architecture="resnet50d") is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"input_size": [4, 224, 224], "mean": [0.5] * 4, "std": [1] * 4},
+            "4 channels",
+        ),
+        ({"crop_pct": 1.2}, "crop_pct is 1.2"),
+        ({"mean": [123.0] * 3, "std": [58.0] * 3}, "from 0 to 255"),
+    ],
+)
+def test_a_folder_that_cannot_be_followed_is_named(tmp_path, changes, words):
+    with pytest.raises(DataError, match=f"{tmp_path}.*config.json.*{words}"):
+        describe(tmp_path, **changes)
+
+
+def test_what_a_folder_does_not_say_is_said(tmp_path, caplog):
+    caplog.set_level("INFO")
+    found = describe(tmp_path, crop_mode="squash")
+    assert (found.resize, found.crop) == (224, 224)
+    assert (
+        "brought to 224, and the middle 224 cropped, which config.json" in caplog.text
+    )
+    assert describe(tmp_path, mean=None).normalize == "imagenet"
+    assert "does not say a normalization: imagenet" in caplog.text
+
+
+def test_strides_that_no_name_tells_are_the_folders(tmp_path, monkeypatch):
+    config = {
+        **{"model_type": "resnet", "layer_type": "bottleneck", "depths": [3, 4, 6, 3]},
+        **{"hidden_sizes": [256, 512, 1024, 2048], "num_labels": 5},
+        "downsample_in_bottleneck": True,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert hub.describe(str(tmp_path), tmp_path).model.stride_in_1x1
+    model = resnet_jax.create_model("resnet50", num_classes=5)
+    with pytest.raises(ConfigError, match="strides elsewhere: --stride-in-1x1"):
+        pretrained.begin_from({}, model, source=str(tmp_path), name="resnet50")
+    config["downsample_in_bottleneck"] = False
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = resnet_jax.create_model("resnet50", num_classes=5, stride_in_1x1=True)
+    with pytest.raises(ConfigError, match="strides elsewhere: --no-stride-in-1x1"):
+        pretrained.begin_from({}, model, source=str(tmp_path), name="resnet50")
 
 
 def test_normalisation_follows_the_weights():
