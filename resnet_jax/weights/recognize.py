@@ -1,5 +1,6 @@
 """What a weights file is of, if it is not of the network that was named."""
 
+import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -48,10 +49,8 @@ def explain(
         if stem is not None:
             return stem
     for other, options in _candidates(largest):
-        other_model = create_model(other, num_classes=2, **options)
-        shape = (_SIDE, _SIDE, other_model.in_channels)
-        shapes = convert.shapes_of(variable_shapes(other_model, shape))
-        for one in match.find(content, shapes, other_model.head):
+        shapes, head = _shapes(other, MODELS[other], tuple(options.items()))
+        for one in match.find(content, shapes, head):
             if set(one.misshapen) <= {"conv1.weight"}:
                 channels = _shape(dictionaries[one.key], one, "conv1.weight")[1]
                 if other == name and not options and channels == model.in_channels:
@@ -67,6 +66,16 @@ def explain(
         variable_shapes(model, (_SIDE, _SIDE, model.in_channels))
     )
     return f"is not of {name}: {convert.list_problems(largest, wanted)}"
+
+
+@functools.cache
+def _shapes(
+    name: str, make: Any, options: tuple[tuple[str, Any], ...]
+) -> tuple[match.Shapes, str]:
+    """(shapes, head) of the network `name`, which `make` makes."""
+    model: Any = create_model(name, num_classes=2, **dict(options))
+    variables = variable_shapes(model, (_SIDE, _SIDE, model.in_channels))
+    return convert.shapes_of(variables), model.head
 
 
 def _explain_stem(

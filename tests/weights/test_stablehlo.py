@@ -58,7 +58,10 @@ def test_a_program_is_plain_operations_for_three_platforms(network):
 def test_bfloat16_is_as_near_as_bfloat16_is():
     network = make_network(create_model("resnet8", num_classes=10, dtype="bfloat16"))
     if np.isnan(own_logits(network, network.images)).any():
-        pytest.skip("YNNPACK's fusions of jaxlib 0.12.0 make NaN of bfloat16 on CPUs")
+        # YNNPACK's fusions of jaxlib 0.12.0 do that on CPUs.
+        with pytest.raises(DataError, match="no model.stablehlo is written"):
+            stablehlo.check(stablehlo.convert(network), network)
+        return
     assert 0 < stablehlo.check(stablehlo.convert(network), network) <= 0.05
 
 
