@@ -6,6 +6,7 @@ import re
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,7 +120,7 @@ def _read_file(path: Path, *, is_inside: bool = False) -> Any:
     except (
         *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, ValueError, KeyError),
         *(TypeError, AttributeError, IndexError, OSError, OverflowError, MemoryError),
-        RuntimeError,  # for an unknown compression too
+        *(zlib.error, RuntimeError),  # for an unknown compression too
     ) as error:
         raise DataError(
             f"{path} is damaged or truncated: {first_line(error)}"

@@ -12,6 +12,7 @@ import resnet_jax
 from resnet_jax.commands import train
 from resnet_jax.weights import exported, hf_hub, pretrained
 
+pytestmark = pytest.mark.process  # each trains, and traces its network anew
 OPTIONS = ("--dataset", "digits", "--normalize", "half")
 
 

@@ -334,6 +334,18 @@ def test_an_archive_in_an_archive_is_not_unpacked(tmp_path):
         read(tmp_path / "b.zip")
 
 
+def test_a_damaged_archive_is_named(tmp_path):
+    _, _, state = make()
+    save(tmp_path / "w.pth", state)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(tmp_path / "w.pth", "w.pth")
+    content = bytearray((tmp_path / "a.zip").read_bytes())
+    content[1000:1100] = bytes(100)
+    (tmp_path / "a.zip").write_bytes(content)
+    with pytest.raises(DataError, match="a.zip is damaged or truncated: "):
+        read(tmp_path / "a.zip")
+
+
 def test_options_that_the_names_do_not_need(tmp_path):
     _, _, state = make()
     path = save(tmp_path / "w.pth", state)
