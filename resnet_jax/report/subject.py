@@ -96,7 +96,7 @@ def _of_weights(options: SubjectConfig, source: str, is_prediction: bool) -> Sub
     if known is None and name is None:
         hub.refuse_unknown(source, path)
     cfg = _config_of_weights(options, known)
-    content = hub.read_weights(source, name)
+    content = hub.read_weights(path)
     class_names: tuple[str, ...] | None = None
     if known is not None and (exported.is_exported(path) or is_prediction):
         class_names = known.class_names

@@ -90,7 +90,6 @@ def adopt(
     if sound is None:
         said = recognize.explain(content.value, found, name, model)
         raise DataError(f"{path} {said or _describe_empty(content.value)}")
-    dictionary = match.dictionaries(content.value)[sound.key]
     inside = match.dictionaries(content.value)
     for title, one in inside.items():
         numbers = _normalization_in(one, model.in_channels)
@@ -101,12 +100,12 @@ def adopt(
             )
         if numbers is not None:
             log.info("weights: %s has a normalization: --normalize %s", path, numbers)
-    values = convert.with_names_of(sound, dictionary, None)
+    values = convert.with_names_of(sound, inside[sound.key], None)
     own = (f"{head}.weight", f"{head}.bias")
     theirs = None
     if head is not None and sound.head is not None:
-        lying = match.dictionaries(content.value)[sound.head_key]
-        theirs = [lying[name] for name in match.head_names(sound.head)]
+        names = match.head_names(sound.head)
+        theirs = [inside[sound.head_key][name] for name in names]
     fits = theirs is not None and all(
         leaf.shape == shapes[n] for n, leaf in zip(own, theirs, strict=True)
     )

@@ -193,14 +193,12 @@ def normalization(source: str | None, model: str | None = None) -> str | None:
     return known.normalize if known else "imagenet"
 
 
-def read_weights(source: str, model: str | None = None) -> Content:
-    """The content of `source`, see locate.
+def read_weights(path: Path) -> Content:
+    """The content of the weights at `path`, see locate.
 
     Raises:
-      ConfigError: `model` has no such weights.
       DataError: they cannot be had, or are damaged.
     """
-    path = locate(source, model)
     if exported.is_exported(path):
         info = exported.read_info(path)
         files.check_sha256(path / exported.WEIGHTS, info["sha256"])

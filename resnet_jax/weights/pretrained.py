@@ -1,6 +1,5 @@
 """A pretrained network, ready for use."""
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +16,6 @@ from resnet_jax.weights import hf_hub, hub
 from resnet_jax.weights.adopt import adopt
 from resnet_jax.weights.preprocessing import Preprocessing
 from resnet_jax.weights.published import IMAGENET, IMAGENET_V2
-
-log = logging.getLogger(__name__)
 
 
 class Pretrained(NamedTuple):
@@ -46,12 +43,13 @@ def begin_from(
     Raises:
       ConfigError, DataError: as hub.read_weights, or the weights are another network's.
     """
-    known = hub.describe(source, hub.locate(source, name), name)
+    path = hub.locate(source, name)
+    known = hub.describe(source, path, name)
     own = getattr(model, "stride_in_1x1", False)
     if known is not None and known.model.stride_in_1x1 != own:
         flag = "--stride-in-1x1" if known.model.stride_in_1x1 else "--no-stride-in-1x1"
         raise ConfigError(f"{source} has its strides elsewhere: {flag}")
-    content = hub.read_weights(source, name)
+    content = hub.read_weights(path)
     new_head = True if reset_head else None
     found, _ = adopt(content, variables, model, name=name, key=key, new_head=new_head)
     return found
@@ -100,7 +98,7 @@ def load_pretrained(
         model, shape, key=jax.random.key(0) if key is None else key
     )
     adopted, _ = adopt(
-        hub.read_weights(source, name),
+        hub.read_weights(path),
         variables,
         model,
         name=known.model.model,

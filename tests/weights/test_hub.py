@@ -82,7 +82,7 @@ def test_torchs_own_cache_serves_too(published, tmp_path, monkeypatch):
     folder = tmp_path / "torch" / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     (folder / hub.IMAGENET["resnet18"]).write_bytes(published)
-    assert len(hub.read_weights("imagenet", "resnet18").value) == 122
+    assert len(hub.read_weights(hub.locate("imagenet", "resnet18")).value) == 122
 
 
 def test_a_damaged_cached_file_is_refused(published):
@@ -90,7 +90,7 @@ def test_a_damaged_cached_file_is_refused(published):
     path = files.cache_dir() / hub.IMAGENET["resnet18"]
     path.write_bytes(published[:-1] + b"x")
     with pytest.raises(DataError, match=f"{path} is damaged: its sha256 begins"):
-        hub.read_weights("imagenet", "resnet18")
+        hub.read_weights(hub.locate("imagenet", "resnet18"))
 
 
 def test_offline_it_is_said_which_file_to_put_where(published, monkeypatch):
@@ -100,7 +100,7 @@ def test_offline_it_is_said_which_file_to_put_where(published, monkeypatch):
     monkeypatch.setattr(download, "fetch", unreachable)
     name = hub.IMAGENET["resnet18"]
     with pytest.raises(DataError) as caught:
-        hub.read_weights("imagenet", "resnet18")
+        hub.read_weights(hub.locate("imagenet", "resnet18"))
     message = str(caught.value)
     for part in (name, "cannot be reached", hub.URL, str(files.cache_dir())):
         assert part in message
@@ -128,14 +128,14 @@ def test_the_published_names_are_torchvisions():
 
 def test_networks_without_weights_are_named():
     with pytest.raises(ConfigError, match="resnet20 has no weights of ImageNet: resn"):
-        hub.read_weights("imagenet", "resnet20")
+        hub.read_weights(hub.locate("imagenet", "resnet20"))
     with pytest.raises(ConfigError, match="resnet99 is no pretrained network: one of"):
         resnet_jax.load_pretrained("resnet99")
 
 
 def test_a_folder_that_was_not_exported(tmp_path):
     with pytest.raises(DataError, match="holds no weights file"):
-        hub.read_weights(str(tmp_path), "resnet18")
+        hub.read_weights(tmp_path)
 
 
 @pytest.mark.parametrize("reset_head", [False, True])
