@@ -123,8 +123,8 @@ class TransferConfig(Group):
     """Pretrained weights, and what of them is trained."""
 
     pretrained: str | None = ranged(None, path="as typed", resume="override")
-    """Begin from weights: a file, a folder, torchvision's (imagenet, imagenet-v2), or
-    the Hugging Face Hub's (hf-hub:OWNER/NAME)."""
+    """Begin from weights: a file, a folder, torchvision's (imagenet, imagenet-v2), the
+    Hugging Face Hub's (hf-hub:OWNER/NAME), or resnet20-cifar10."""
     weights_key: str | None = None
     """Where in that file the weights stand, if it has several (model_ema)."""
     reset_head: bool = False

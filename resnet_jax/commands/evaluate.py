@@ -11,6 +11,7 @@ rest there are commands of their own: `resnet-jax predict`, `export` and `compar
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -137,16 +138,24 @@ def main(options: EvaluateConfig) -> None:
     print(f"{metrics.summary_line(found.all.sums)}{note}")
 
 
-def evaluate(options: SubjectConfig, *, one: str, tta: bool = False) -> Evaluation:
+def evaluate(
+    options: SubjectConfig,
+    *,
+    one: str,
+    tta: bool = False,
+    check: Callable[["Subject"], None] = lambda subject: None,
+) -> Evaluation:
     """Scores what `options` name, by the functions that training used.
 
     Args:
       one: the option that wants one network, if there is any; see subject.load.
+      check: raises of a network that need not be scored.
     """
     from resnet_jax import data, devices, training
     from resnet_jax.report import subject
 
     scored = subject.load(options, one=one)
+    check(scored)
     cfg = scored.cfg
     splits = data.load_test(cfg.data)
     note = subject.check_data(scored, splits.test)

@@ -27,6 +27,7 @@ from resnet_jax.report.options import SubjectConfig
 
 if TYPE_CHECKING:  # JAX wakes up inside
     from resnet_jax.commands.evaluate import Evaluation
+    from resnet_jax.report.subject import Subject
     from resnet_jax.weights.program import Network
 
 _TRIED = 64  # test images that a program is tried with
@@ -51,6 +52,7 @@ class Writer(NamedTuple):
 
     file: str  # that holds the network
     write: Callable[[Path, "Network", dict[str, Any]], None]
+    check: Callable[["Subject"], None] = lambda subject: None  # before it is scored
 
 
 def main(options: ExportConfig) -> None:
@@ -67,8 +69,10 @@ def main(options: ExportConfig) -> None:
     platform.prepare(options.platform, options.devices)
     directory = Path(options.export)
     files.check_writable(directory.parent, "folder", "DIR")
-    export.check_free(directory, FORMATS[options.format]().file)
-    write(directory, evaluate(options, one="--export"), options.format)
+    writer = FORMATS[options.format]()
+    export.check_free(directory, writer.file)
+    found = evaluate(options, one="--export", check=writer.check)
+    write(directory, found, options.format)
 
 
 def write(directory: Path, found: "Evaluation", format: Format = "torch") -> None:
@@ -108,17 +112,15 @@ def _torch() -> Writer:
 def _timm() -> Writer:
     from resnet_jax.weights import export
 
-    plain = _torch()
-
-    def write(directory: Path, network: "Network", info: dict[str, Any]) -> None:
-        if not export.is_timms(info["model"]):
+    def check(subject: "Subject") -> None:
+        model = subject.cfg.model
+        if not export.is_timms(dataclasses.asdict(model)):
             raise ConfigError(
-                f"timm has no {info['model']['model']} with these options: --format "
-                "torch writes it for PyTorch"
+                f"timm has no {model.model} with these options: --format torch writes "
+                "it for PyTorch"
             )
-        plain.write(directory, network, info)
 
-    return plain._replace(write=write)
+    return _torch()._replace(check=check)
 
 
 def _onnx() -> Writer:

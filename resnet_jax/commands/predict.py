@@ -1,13 +1,17 @@
 """Classify files of images: the five most likely classes of each.
 
+    resnet-jax predict cat.png                          by resnet20-cifar10
     resnet-jax predict runs/hresnet a.jpg b.png photographs/
     resnet-jax predict runs/hresnet a.jpg --saliency    and where they come from
     resnet-jax predict --weights FILE --model resnet18 a.jpg
 
-Weights with 1,000 classes are taken for ImageNet's, whose names are known.
+Where only images are named, the network is the one that comes with this package, of
+CIFAR-10's ten classes. Weights with 1,000 classes are taken for ImageNet's, whose names
+are known.
 """
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +21,12 @@ from tyro.conf import Positional
 from resnet_jax.errors import ConfigError
 from resnet_jax.fields import ranged, refuse
 from resnet_jax.report.options import SubjectConfig
+from resnet_jax.weights.published import SHIPPED
+
+log = logging.getLogger(__name__)
 
 UNUSED = ("batch_size",)  # fields of SubjectConfig
+_NETWORK = SHIPPED[0]  # where no run is named
 
 
 @dataclass(frozen=True)
@@ -37,13 +45,30 @@ def main(options: PredictConfig) -> None:
 
     refuse(options, UNUSED, "is of scores: files are taken one by one")
     paths = options.images
-    if options.weights is not None and options.run is not None:  # all are images
+    if options.run is not None and (options.weights is not None or _is_image(options)):
         paths = (options.run, *paths)
         options = dataclasses.replace(options, run=None)
+        if options.weights is None:
+            options = dataclasses.replace(options, weights=_NETWORK)
+            log.info("no run is named: %s, of CIFAR-10's ten classes", _NETWORK)
     if not paths:
         raise ConfigError("name files of images: resnet-jax predict RUN a.jpg")
     platform.prepare(options.platform, options.devices)
     predict(options, paths, options.saliency)
+
+
+def _is_image(options: PredictConfig) -> bool:
+    """Whether the first name is an image's, or a folder's of images, and no run's."""
+    from resnet_jax.data import folder
+    from resnet_jax.run import directory
+
+    path = Path(str(options.run))
+    if not path.is_dir():
+        return path.is_file() or path.suffix.lower() in folder.SUFFIXES
+    names = {entry.name for entry in path.iterdir()}
+    return names.isdisjoint((*directory.FILES, "checkpoints")) and any(
+        folder.list_images(path)
+    )
 
 
 def predict(options: SubjectConfig, paths: Sequence[str], saliency: bool) -> None:

@@ -164,15 +164,22 @@ def plot_predictions(
     _save(figure, path)
 
 
-def plot_overlay(image: np.ndarray, heat: np.ndarray, title: str, path: Path) -> None:
-    """A uint8 picture [H, W, 3], and it again below a map [h, w] in [0, 1]."""
-    figure = _new(7, 3.8)
+def plot_prediction(
+    image: np.ndarray, heat: np.ndarray, likely: Sequence[tuple[str, float]], path: Path
+) -> None:
+    """A uint8 picture [H, W, 3], it again below a map [h, w] in [0, 1], and classes.
+
+    Args:
+      likely: names of classes, from the top, with their probabilities in [0, 1].
+    """
+    figure = _new(10, 3.6)
     height, width = image.shape[:2]
-    for axes in (left_right := figure.subplots(1, 2)):
+    panels = figure.subplots(1, 3)
+    for axes in panels[:2]:
         axes.imshow(image, **_GREY)
         axes.axis("off")
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-    left_right[1].imshow(
+    panels[1].imshow(
         heat,
         extent=extent,
         cmap="inferno",
@@ -181,7 +188,17 @@ def plot_overlay(image: np.ndarray, heat: np.ndarray, title: str, path: Path) ->
         vmax=1,
         interpolation="bilinear",
     )
-    figure.suptitle(_plain(title), fontsize=10)
+    titles = ("as the network takes it", "what speaks for the first class", "classes")
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set_title(title, fontsize=10)
+    bars = panels[2].barh(range(len(likely)), [share for _, share in likely])
+    panels[2].bar_label(
+        bars, [f"{100 * share:.1f} %" for _, share in likely], padding=3
+    )
+    panels[2].set_yticks(range(len(likely)), [_plain(name) for name, _ in likely])
+    panels[2].set(xlim=(0, 1.3), xticks=[])  # with room for the labels
+    panels[2].invert_yaxis()
+    panels[2].spines[["top", "right", "bottom"]].set_visible(False)
     _save(figure, path)
 
 

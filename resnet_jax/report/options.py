@@ -8,6 +8,7 @@ from tyro.conf import Positional
 
 from resnet_jax import fields
 from resnet_jax.errors import ConfigError
+from resnet_jax.weights.published import SHIPPED
 
 OF_RUNS = ("checkpoint", "seed")  # fields
 
@@ -17,15 +18,16 @@ class SubjectConfig(fields.Group):
     """What is evaluated, and on what."""
 
     run: Positional[str | None] = fields.ranged(None, path="as typed")
-    """A run directory, as train.py leaves it, or a folder that `export` wrote."""
+    """A run directory, as train.py leaves it, a folder that `export` wrote, or
+    resnet20-cifar10, a trained network that comes with this package."""
     checkpoint: str = "last"
     """For a run: last, best (by validation accuracy), or a step."""
     seed: int | None = None
     """For a run of several seeds: the one to score (default: each, and their
     ensemble)."""
     weights: str | None = fields.ranged(None, path="as typed")
-    """Instead of a run: a weights file or a folder, hf-hub:OWNER/NAME, imagenet or
-    imagenet-v2."""
+    """Instead of a run: a weights file or a folder, hf-hub:OWNER/NAME, imagenet,
+    imagenet-v2 or resnet20-cifar10."""
     weights_key: str | None = None
     """With --weights: where in the file they stand, if it has several (model_ema)."""
     model: str | None = None
@@ -69,6 +71,6 @@ class SubjectConfig(fields.Group):
             fields.refuse(self, own, "goes with --weights: a run has its own")
 
     def _says_model(self) -> bool:
-        """Whether the weights are a folder or the Hub's, which may say the network."""
+        """Whether the weights are a folder or a name, which may say the network."""
         source = self.weights or ""
-        return source.startswith("hf-hub:") or os.path.isdir(source)
+        return source.startswith(("hf-hub:", *SHIPPED)) or os.path.isdir(source)

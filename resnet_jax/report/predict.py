@@ -72,19 +72,19 @@ def predict_files(
     probabilities = _probabilities(subject, preprocess, images, class_names)
     for index, (path, image) in enumerate(read):
         print(path)
-        for label in np.argsort(-probabilities[index], kind="stable")[:TOP]:
-            print(f"  {100 * probabilities[index, label]:6.2f} %  {class_names[label]}")
+        order = np.argsort(-probabilities[index], kind="stable")[:TOP]
+        likely = [(class_names[label], probabilities[index, label]) for label in order]
+        for name, share in likely:
+            print(f"  {100 * share:6.2f} %  {name}")
         if saliency_dir is not None:
-            label = int(probabilities[index].argmax())
             heat = grad_cam(
                 subject.model,
                 subject.state.variables,
                 preprocess(image[None]),
-                np.array([label]),
+                order[:1],
             )
             target = saliency_dir / f"{index}-{path.stem}.png"
-            title = f"{class_names[label]}, {100 * probabilities[index, label]:.1f} %"
-            figures.plot_overlay(image, np.asarray(heat[0]), title, target)
+            figures.plot_prediction(image, np.asarray(heat[0]), likely, target)
             print(f"  {target}")
     if bad:
         total = len(read) + len(bad)

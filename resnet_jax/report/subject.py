@@ -67,7 +67,8 @@ def load(
     """
     options.check()
     source, run_dir = options.weights, Path(str(options.run))
-    if source is None and hub.is_network(run_dir):
+    is_exported = hub.is_network(run_dir) or hub.is_shipped(str(options.run))
+    if source is None and is_exported:
         source = str(run_dir)
         fields.refuse(options, OF_RUNS, f"is a run's, and {source} is exported")
     if source is not None:

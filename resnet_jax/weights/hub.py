@@ -13,7 +13,13 @@ from resnet_jax.data.augment import NORMALIZATIONS, parse_normalization
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.paths import expand, has_home
 from resnet_jax.weights import config_json, exported, hf_hub
-from resnet_jax.weights.published import IMAGENET, IMAGENET_V2, URL, resize_of
+from resnet_jax.weights.published import (
+    IMAGENET,
+    IMAGENET_V2,
+    SHIPPED,
+    URL,
+    resize_of,
+)
 from resnet_jax.weights.read import Content, read
 
 log = logging.getLogger(__name__)
@@ -46,12 +52,17 @@ def is_network(path: str | Path) -> bool:
     return any((Path(path) / name).is_file() for name in _USUAL)
 
 
+def is_shipped(source: str) -> bool:
+    """Whether `source` names weights of this package, and nothing that lies here."""
+    return source in SHIPPED and not os.path.exists(source)
+
+
 def locate(source: str, model: str | None = None) -> Path:
     """The file or folder of `source`, downloaded if need be.
 
     Args:
-      source: a path; imagenet or imagenet-v2, for torchvision's weights of `model`; or
-        hf-hub:OWNER/NAME for the Hugging Face Hub's.
+      source: a path; imagenet or imagenet-v2, for torchvision's weights of `model`;
+        hf-hub:OWNER/NAME for the Hugging Face Hub's; or one of SHIPPED.
 
     Raises:
       ConfigError: `model` has no such weights.
@@ -61,6 +72,8 @@ def locate(source: str, model: str | None = None) -> Path:
         return _published_file(source, str(model))
     if hf_hub.is_hub(source):
         return hf_hub.fetch(source)
+    if is_shipped(source):
+        return Path(str(resources.files("resnet_jax.weights") / source))
     return Path(expand(source))
 
 

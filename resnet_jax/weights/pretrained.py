@@ -15,7 +15,7 @@ from resnet_jax.training.state import init_variables
 from resnet_jax.weights import hf_hub, hub
 from resnet_jax.weights.adopt import adopt
 from resnet_jax.weights.preprocessing import Preprocessing
-from resnet_jax.weights.published import IMAGENET, IMAGENET_V2
+from resnet_jax.weights.published import IMAGENET, IMAGENET_V2, SHIPPED
 
 
 class Pretrained(NamedTuple):
@@ -65,8 +65,9 @@ def load_pretrained(
 
     Args:
       source: resnet18, 34, 50, 101, 152, a wide_resnet or resnext for torchvision's of
-        ImageNet, with "-v2" for its IMAGENET1K_V2; "hf-hub:OWNER/NAME" for the Hugging
-        Face Hub's; or a folder that `export`, timm or transformers wrote.
+        ImageNet, with "-v2" for its IMAGENET1K_V2; resnet20-cifar10, which comes with
+        this package; "hf-hub:OWNER/NAME" for the Hugging Face Hub's; or a folder that
+        `export`, timm or transformers wrote.
       num_classes: another than the network's own draws a new last layer.
       key: for that; None is jax.random.key(0).
 
@@ -78,11 +79,11 @@ def load_pretrained(
     if source.removesuffix("-v2") in IMAGENET:
         name = source.removesuffix("-v2")
         source = "imagenet-v2" if source.endswith("-v2") else "imagenet"
-    elif not (hf_hub.is_hub(source) or Path(source).is_dir()):
+    elif not (hf_hub.is_hub(source) or hub.is_shipped(source) or Path(source).is_dir()):
         raise ConfigError(
             f"{source} is no pretrained network: one of "
-            f"{', '.join(IMAGENET)}, {next(iter(IMAGENET_V2))}-v2 and so on,"
-            " hf-hub:OWNER/NAME, or a folder that `export`, timm or transformers "
+            f"{', '.join((*SHIPPED, *IMAGENET))}, {next(iter(IMAGENET_V2))}-v2 and "
+            "so on, hf-hub:OWNER/NAME, or a folder that `export`, timm or transformers "
             "wrote"
         )
     path = hub.locate(source, name)

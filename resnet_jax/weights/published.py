@@ -8,6 +8,7 @@ from resnet_jax import files
 
 log = logging.getLogger(__name__)
 
+SHIPPED = ("resnet20-cifar10",)  # folders of this package, as `export` writes them
 URL = "https://download.pytorch.org/models/"
 # torchvision's weights. The last eight digits begin the file's sha256.
 IMAGENET = {

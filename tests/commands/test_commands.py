@@ -209,7 +209,15 @@ def test_a_network_goes_out_in_the_format_that_is_named(
     right = (np.asarray(network.call(x)).argmax(-1) == test.labels).mean()
     assert right == said["metrics"]["accuracy"]
 
+    with monkeypatch.context() as patch:
+        patch.setattr("resnet_jax.data.load_test", None)  # not scored
+        arguments = ("export", run_dir, tmp_path / "new", "--format")
+        code, out, err = command(*arguments, "timm")
+    assert (code, out) == (2, "") and err.startswith("resnet-jax export: timm has no ")
+    assert not (tmp_path / "new").exists()
+
     monkeypatch.setattr("resnet_jax.commands.evaluate.evaluate", None)  # not scored
+    arguments = ("export", run_dir, folder, "--format")
     code, out, err = command(*arguments, "torch")
     assert (code, out) == (2, "") and err.count("\n") == 1
     assert f"{folder} holds model.stablehlo, with a config.json of its own" in err
