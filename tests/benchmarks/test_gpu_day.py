@@ -31,7 +31,7 @@ def rehearse(out, *options):
     return record
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_a_rehearsal_has_a_row_with_numbers_of_each_part(tmp_path):
     record = rehearse(tmp_path)
     log = (tmp_path / "gpu_day.log").read_text(encoding="utf-8")

@@ -28,16 +28,16 @@ def test_taken_up_again_gives_what_one_go_gives(
             )
         )
 
-    run(3, "whole")
+    run(2, "whole")
     run(1, "parts")
-    run(3, "parts")
+    run(2, "parts")
     for program in ("torch", "jax"):
         whole = figures_of(tmp_path / "whole", program)
-        assert [record["epoch"] for record in whole] == [1, 2, 3]
+        assert [record["epoch"] for record in whole] == [1, 2]
         assert figures_of(tmp_path / "parts", program) == whole
     theirs, ours = (figures_of(tmp_path / "whole", name) for name in ("torch", "jax"))
     # One start and one order, and Adam's moments go over from epoch to epoch.
-    for a, b, rel in zip(theirs, ours, (1e-5, 2e-5, 2e-4), strict=True):
+    for a, b, rel in zip(theirs, ours, (1e-5, 2e-5), strict=True):
         assert b["train_loss"] == pytest.approx(a["train_loss"], rel=rel)
-    assert "| 3 | " in capsys.readouterr().out
+    assert "| 2 | " in capsys.readouterr().out
     assert (tmp_path / "parts" / "curves.png").stat().st_size > 10_000
