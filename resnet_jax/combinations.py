@@ -15,7 +15,7 @@ def check_seeds(cfg: Any) -> None:
     if cfg.run.num_seeds == 1:
         return
     for one, value in flat(cfg):
-        if value and one.metadata.get("one_seed"):
+        if value != one.default and one.metadata.get("one_seed"):
             raise ConfigError(f"num_seeds is without {one.name}, which is of one seed")
     if not cfg.devices.sync_bn:
         raise ConfigError("num_seeds needs --sync-bn")

@@ -74,6 +74,11 @@ class DataConfig(Group):
     """Fraction of the training set held out and scored each epoch."""
     image_size: int | None = ranged(None, at_least=1, at_most=4096)
     """Resize images to this side (folder: 224 if not given)."""
+    train_size: int | None = ranged(None, at_least=1, at_most=4096)
+    """Side of the images in training, where it is another (default: image_size)."""
+    resize: int | None = ranged(None, at_least=1, at_most=8192)
+    """Folder only: the shorter side before the middle is cropped to image_size
+    (default: image_size / crop_pct)."""
     in_channels: Literal[1, 3] | None = None
     """Channels of the network's input: 1 makes colour images grey, 3 repeats a grey
     channel (default: the data set's own)."""
@@ -83,6 +88,9 @@ class DataConfig(Group):
         "bilinear", "bicubic", "nearest", "lanczos", "box", "hamming"
     ] = "bilinear"
     """Folder only: how images are resized."""
+    repeated_augmentation: int = ranged(1, at_least=1, one_seed=True)
+    """Times that an image comes in a row, augmented differently; an epoch has as many
+    fewer images."""
     batch_size: int = ranged(128, at_least=1)
     """Images per training step, on all devices together."""
     eval_batch_size: int = ranged(500, at_least=1, resume="override")
@@ -91,6 +99,21 @@ class DataConfig(Group):
     """Drop an epoch's last partial batch instead of training on it."""
     steps_per_call: int | None = ranged(None, at_least=1, resume="override")
     """Training steps of the device per call (default: 1 on CPUs, else 20)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.resize is not None and self.resize < (self.image_size or 224):
+            raise ConfigError(
+                f"resize {self.resize} is smaller than the crop of "
+                f"{self.image_size or 224}: --image-size says the latter"
+            )
+
+    @property
+    def kept(self) -> float:
+        """The fraction of the resized shorter side that the crop keeps."""
+        if self.resize is None:
+            return self.crop_pct
+        return (self.image_size or 224) / self.resize
 
 
 @dataclass(frozen=True)
@@ -108,6 +131,21 @@ class AugmentConfig(Group):
         "none", alters_features=True
     )
     """Horizontal flip: random, or each image in every second epoch."""
+    random_resized_crop: bool = ranged(False, one_seed=True, alters_features=True)
+    """Crop a random region, of 3/4 to 4/3, and resize it, as torchvision's
+    RandomResizedCrop."""
+    crop_scale: float = ranged(0.08, within="(0, 1]")
+    """The smallest region of random_resized_crop, as a fraction of the image's area."""
+    auto_augment: Literal["none", "ta_wide"] = ranged(
+        "none", one_seed=True, alters_features=True
+    )
+    """torchvision's TrivialAugmentWide: one random operation for each image."""
+    color_jitter: float = ranged(
+        0.0, within="[0, 1]", one_seed=True, alters_features=True
+    )
+    """Change brightness, contrast and saturation by up to this fraction."""
+    random_erasing: float = ranged(0.0, within="[0, 1]", alters_features=True)
+    """Probability that a rectangle of an image is set to the mean colour."""
     cutout: int = ranged(0, at_least=0, alters_features=True)
     """Side of a square of each image that is set to the mean colour."""
     mixup: float = ranged(0.0, within="[0, inf)", alters_features=True)
@@ -175,25 +213,40 @@ class OptimConfig(Group):
     ema_decay: float = ranged(0.0, within="[0, 1)")
     """Score and export a moving average of parameters and statistics that keeps this
     fraction of itself each step (such as .999)."""
+    ema_steps: int = ranged(1, at_least=1)
+    """Steps between updates of that average. With more than 1 it is torchvision's: the
+    decay is scaled by batch size, steps and epochs, and the warm-up copies."""
     schedule: Literal["constant", "cosine", "linear", "step", "onecycle"] = "constant"
     """Learning rate by step: constant, cosine or linear to 0, lr_gamma at each
     milestone, or torch's one-cycle."""
+    sched_on_updates: bool = True
+    """Change the learning rate at each step; or between epochs only."""
     pct_start: float = ranged(0.3, within="[0, 1)")
     """Fraction of the one-cycle schedule in which the learning rate rises."""
     lr_milestones: tuple[int, ...] = ()
     """Steps at which the step schedule multiplies the learning rate."""
+    lr_step_size: int | None = ranged(None, at_least=1)
+    """Instead of milestones: epochs after which the step schedule multiplies it, again
+    and again."""
     lr_gamma: float = ranged(0.1, within="[0, inf)")
     """Factor of the step schedule."""
     warmup_epochs: float = ranged(0.0, within="[0, inf)")
     """Epochs in which a factor of the schedule rises to 1."""
+    warmup_decay: float | None = ranged(None, within="(0, 1]")
+    """The factor with which the warm-up begins (default: a step's share); cosine and
+    linear then begin after it, as in torchvision's --lr-warmup-decay."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         steps = self.lr_milestones
         if any(step < 1 for step in steps) or list(steps) != sorted(set(steps)):
             raise ConfigError(f"lr_milestones {steps} are not steps in rising order")
-        if self.schedule == "step" and not steps:
-            raise ConfigError("schedule step needs lr_milestones")
+        if self.schedule == "step" and bool(steps) == (self.lr_step_size is not None):
+            raise ConfigError("schedule step needs lr_milestones or lr_step_size")
+        if self.warmup_decay is not None and not self.warmup_epochs:
+            raise ConfigError("warmup_decay needs --warmup-epochs")
+        if self.ema_steps > 1 and not self.ema_decay:
+            raise ConfigError("ema_steps needs --ema-decay")
 
 
 @dataclass(frozen=True)

@@ -138,4 +138,63 @@ RECIPES: dict[str, tuple[str, Config]] = {
             run=RunConfig(epochs=10, workdir="runs/finetune"),
         ),
     ),
+    # Not run to the end here. torchvision: 69.76 % (resnet18), 76.13 % (resnet50).
+    "imagenet": (
+        "torchvision's IMAGENET1K_V1 on a folder of images, 90 epochs (not run to the "
+        "end here)",
+        Config(
+            model=ModelConfig(model="resnet50"),
+            data=DataConfig(dataset="folder", image_size=224, batch_size=256),
+            augment=AugmentConfig(
+                normalize="imagenet", random_resized_crop=True, flip="random"
+            ),
+            optim=OptimConfig(
+                optimizer="sgd",
+                lr=0.1,
+                weight_decay=1e-4,
+                schedule="step",
+                lr_step_size=30,
+            ),
+            run=RunConfig(epochs=90, workdir="runs/imagenet"),
+        ),
+    ),
+    # Not run to the end here. torchvision: 80.86 % (resnet50).
+    "imagenet-v2": (
+        "torchvision's IMAGENET1K_V2 on a folder of images, 600 epochs (not run to the "
+        "end here)",
+        Config(
+            model=ModelConfig(model="resnet50"),
+            data=DataConfig(
+                dataset="folder",
+                image_size=224,
+                resize=232,
+                train_size=176,
+                repeated_augmentation=4,
+                batch_size=1024,
+            ),
+            augment=AugmentConfig(
+                normalize="imagenet",
+                random_resized_crop=True,
+                flip="random",
+                auto_augment="ta_wide",
+                random_erasing=0.1,
+                mixup=0.2,
+                cutmix=1.0,
+                label_smoothing=0.1,
+            ),
+            optim=OptimConfig(
+                optimizer="sgd",
+                lr=0.5,
+                weight_decay=2e-5,
+                norm_weight_decay=0.0,
+                ema_decay=0.99998,
+                ema_steps=32,
+                schedule="cosine",
+                sched_on_updates=False,
+                warmup_epochs=5.0,
+                warmup_decay=0.01,
+            ),
+            run=RunConfig(epochs=600, workdir="runs/imagenet-v2"),
+        ),
+    ),
 }

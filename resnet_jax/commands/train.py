@@ -27,7 +27,7 @@ def main(cfg: Config) -> None:
 
     with devices.start(cfg.devices):
         # The network and what it sees: descriptions, no arrays.
-        source = data.describe(cfg.data)
+        source = data.describe(data.for_training(cfg.data, cfg.augment))
         pretrained, name = cfg.transfer.pretrained, cfg.model.model
         normalize = weights.normalization(pretrained, name)
         normalize = cfg.augment.normalize or normalize or source.normalization
@@ -51,9 +51,14 @@ def train(
     """The training itself, in a run directory that is open."""
     from resnet_jax import data, devices, training, weights
 
-    # Data: uint8 arrays; the order of an epoch is a function of (seed, epoch).
+    # Data: uint8 arrays, or files; the order of an epoch, and what the host makes of an
+    # image, are functions of (seed, epoch).
     splits = data.load(cfg.data, source)
-    order = training.make_order(cfg.seed, cfg.run.num_seeds)
+    splits = splits._replace(
+        train=data.drawn(splits.train, cfg.augment, cfg.data, cfg.seed)
+    )
+    repeats = cfg.data.repeated_augmentation
+    order = training.make_order(cfg.seed, cfg.run.num_seeds, repeats)
     loader = data.Loader(
         this_run.mesh, splits, cfg.data, order, cfg.run.epochs, cfg.run.max_steps
     )
@@ -84,11 +89,13 @@ def train(
     state, key = devices.replicate(this_run.mesh, (state, keys.augment))
 
     # Pure functions, compiled once; a step writes over the state that it is given.
-    augment = data.make_augment(cfg.augment, preprocess, source.num_classes, num_steps)
+    resized = data.make_preprocess(cfg.augment, data.train_shape(cfg.data))
+    augment = data.make_augment(cfg.augment, resized, source.num_classes, num_steps)
     backbone_bn, parts = cfg.transfer.backbone_bn, cfg.devices.grad_accum_steps
     local_bn = None if cfg.devices.sync_bn else this_run.mesh
+    ema_decay = training.make_ema_decay(cfg, num_steps)
     step = training.make_train_step(
-        model, tx, augment, trainable, backbone_bn, parts, local_bn, cfg.optim.ema_decay
+        model, tx, augment, trainable, backbone_bn, parts, local_bn, ema_decay
     )
     measure = training.make_layer_statistics(
         model, tx, augment, loader.first_batch, keys.augment, trainable, backbone_bn

@@ -15,3 +15,6 @@ from .sources import image_shape as image_shape
 from .sources import load as load
 from .sources import load_dataset as load_dataset
 from .sources import load_test as load_test
+from .sources import train_shape as train_shape
+from .transforms import drawn as drawn
+from .transforms import for_training as for_training

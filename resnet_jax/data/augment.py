@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from resnet_jax.config import AugmentConfig
+from resnet_jax.data import erasing
 from resnet_jax.errors import ConfigError
 
 # (key, images, labels, step=0) to (inputs, targets), see make_augment.
@@ -131,24 +132,6 @@ def alternating_flip(images: jax.Array, epoch: jax.Array) -> jax.Array:
     return jnp.where(flipped.reshape(-1, 1, 1, 1), images[:, :, ::-1, :], images)
 
 
-def cutout(key: jax.Array, x: jax.Array, size: int) -> jax.Array:
-    """A square of x [B, H, W, C] set to 0, anywhere, of up to size x size pixels.
-
-    Its centre is a pixel of the picture, so that some of it may lie outside
-    (DeVries and Taylor 2017).
-    """
-    batch, height, width, _ = x.shape
-    keys = jax.random.split(key)
-    inside = []
-    for side_key, length in zip(keys, (height, width), strict=True):
-        centre = jax.random.randint(side_key, (batch, 1), 0, length)
-        first = centre - size // 2
-        places = jnp.arange(length).reshape(1, -1)
-        inside.append((places >= first) & (places < first + size))
-    rows, columns = inside
-    return jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], 0, x)
-
-
 def make_preprocess(
     cfg: AugmentConfig, image_shape: tuple[int, int, int], default: str = "cifar10"
 ) -> Preprocess:
@@ -181,7 +164,8 @@ def make_augment(
     images [B, H, W, C] uint8 and labels [B] int32 become inputs as preprocess makes
     them, [B, H', W', C] float32, and target distributions [B, num_classes].
     Label smoothing is torch.nn.CrossEntropyLoss's: mass spread over all classes.
-    Cutout follows the normalization, so that its square has the mean colour.
+    Cutout and random erasing follow the normalization, so that they leave the mean
+    colour.
 
     Args:
       steps_per_epoch: tells the epoch of a step, for the alternating flip.
@@ -199,7 +183,10 @@ def make_augment(
             images = random_flip(flip_key, images)
         x = preprocess(images)
         if cfg.cutout:
-            x = cutout(cutout_key, x, cfg.cutout)
+            x = erasing.cutout(cutout_key, x, cfg.cutout)
+        if cfg.random_erasing:
+            erasing_key = jax.random.fold_in(key, 2**30)  # none that split gave
+            x = erasing.random_erasing(erasing_key, x, cfg.random_erasing)
         targets = make_targets(labels, num_classes, cfg.label_smoothing)
         if cfg.mixup or cfg.cutmix:
             x, targets = mix(mix_key, x, targets, cfg.mixup, cfg.cutmix)

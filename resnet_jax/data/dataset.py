@@ -143,8 +143,20 @@ def epoch_order(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
 
 
 def epoch_batches(
-    num_examples: int, sizes: Sequence[int], epoch: int, *, seed: int
+    num_examples: int,
+    sizes: Sequence[int],
+    epoch: int,
+    *,
+    seed: int,
+    repeats: int = 1,
 ) -> list[np.ndarray]:
-    """The indices of the shuffled batches, of these sizes, of an epoch."""
+    """The indices of the shuffled batches, of these sizes, of an epoch.
+
+    Args:
+      repeats: times that an index comes in a row, as torchvision's RASampler has them;
+        so the last ones of the order do not come at all.
+    """
     order = epoch_order(num_examples, seed=seed, epoch=epoch)
+    if repeats > 1:
+        order = np.repeat(order, repeats)
     return np.split(order[: sum(sizes)], np.cumsum(sizes)[:-1])

@@ -1,5 +1,6 @@
 """A folder of images by class to arrays, in torchvision's ImageFolder layout."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -213,13 +214,20 @@ def list_images(directory: Path, ignored: Counter[str] | None = None) -> Iterato
 
 def read_image(path: Path, **how: Any) -> np.ndarray:
     """One image as [size, size, channels] uint8, see fit; a huge one raises."""
+    with open_image(path) as file:
+        return fit(file, **how)
+
+
+@contextlib.contextmanager
+def open_image(path: Path) -> Iterator["Image.Image"]:
+    """The image at `path`, open; a huge one raises ValueError."""
     from PIL import Image
 
     with Image.open(path) as file:
         # Pillow only warns of these, and warnings are of all threads alike.
         if file.width * file.height > (Image.MAX_IMAGE_PIXELS or sys.maxsize):
             raise ValueError(f"{file.width}x{file.height}: a decompression bomb?")
-        return fit(file, **how)
+        yield file
 
 
 def fit(
@@ -235,11 +243,32 @@ def fit(
     Raises:
       ValueError: its pixels have no known range, or it would become huge.
     """
-    from PIL import Image
+    image = crop_middle(decode(file, channels), size, crop_pct, interpolation)
+    return np.asarray(image).reshape(size, size, channels)
 
+
+def decode(file: "Image.Image", channels: int = 3) -> "Image.Image":
+    """The pixels of `file` as RGB, or as grey for one channel, upright.
+
+    Raises:
+      ValueError: they have no known range.
+    """
     file.load()  # by which Pillow itself turns a TIFF
     image = _upright(file, _to_8_bits(file))
-    image = image.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)
+
+
+def crop_middle(
+    image: "Image.Image", size: int, crop_pct: float, interpolation: str
+) -> "Image.Image":
+    """The middle of `image`, size x size, its shorter side first size / crop_pct.
+
+    Raises:
+      ValueError: it would become huge.
+    """
+    from PIL import Image
+
     side = round(size / crop_pct)
     width, height = image.size
     # torchvision's Resize(int): the longer side is cut to an integer.
@@ -252,18 +281,27 @@ def fit(
         raise ValueError(f"{width}x{height} would become {shape[0]}x{shape[1]} pixels")
     image = image.resize(shape, Image.Resampling[interpolation.upper()])
     left, top = (round((length - size) / 2) for length in shape)
-    cropped = np.asarray(image.crop((left, top, left + size, top + size)))
-    return cropped.reshape(size, size, channels)
+    return image.crop((left, top, left + size, top + size))
+
+
+def upright_size(file: "Image.Image") -> tuple[int, int]:
+    """Width and height of a JPEG `file` once it is upright; its pixels are not read."""
+    turned = _orientation(file) >= 5
+    return (file.height, file.width) if turned else (file.width, file.height)
+
+
+def _orientation(file: "Image.Image") -> int:
+    """What the EXIF of `file` says, of which nothing else is read; else 1."""
+    try:
+        return int(file.getexif().get(274, 1))
+    except Exception:  # Pillow's readers raise of every kind; the pixels are sound
+        return 1
 
 
 def _upright(file: "Image.Image", image: "Image.Image") -> "Image.Image":
-    """`image` turned as the EXIF of `file` says, of which nothing else is read."""
+    """`image` turned as the EXIF of `file` says."""
     from PIL.Image import Transpose
 
-    try:
-        orientation = int(file.getexif().get(274, 1))
-    except Exception:  # Pillow's readers raise of every kind; the pixels are sound
-        orientation = 1
     turn = {
         2: Transpose.FLIP_LEFT_RIGHT,
         3: Transpose.ROTATE_180,
@@ -272,7 +310,7 @@ def _upright(file: "Image.Image", image: "Image.Image") -> "Image.Image":
         6: Transpose.ROTATE_270,
         7: Transpose.TRANSVERSE,
         8: Transpose.ROTATE_90,
-    }.get(orientation)
+    }.get(_orientation(file))
     return image if turn is None else image.transpose(turn)
 
 

@@ -1,8 +1,7 @@
 """How the examples reach the devices: held there, or batch by batch."""
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from collections.abc import Generator, Iterator
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -10,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from resnet_jax.config import DataConfig
-from resnet_jax.data import stream
+from resnet_jax.data import reading, stream
 from resnet_jax.data.dataset import Dataset, Splits, batch_sizes
 from resnet_jax.devices import mesh as devices
 from resnet_jax.devices import processes
@@ -18,9 +17,6 @@ from resnet_jax.errors import ConfigError
 
 Batch = dict[str, jax.Array]  # of rows, or [steps, rows]; fetch completes it
 Source = dict[str, jax.Array]  # images [N, H, W, C], labels [N]; empty if not held
-# Given the number of examples, the sizes of an epoch's batches, and the epoch: the
-# indices of each batch, [rows], or of several seeds [seeds, rows].
-Order = Callable[[int, tuple[int, ...], int], list[np.ndarray]]
 
 
 def fetch(source: Source, batch: Batch) -> Batch:
@@ -32,56 +28,6 @@ def fetch(source: Source, batch: Batch) -> Batch:
     for name, held in source.items():
         batch[name] = held.at[indices].get(mode="promise_in_bounds")
     return batch
-
-
-def _read(dataset: Dataset, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """Images and labels in the form of `indices`."""
-    flat = dataset.take(indices.reshape(-1))
-    images = np.asarray(flat.images)
-    return {
-        "images": images.reshape(*indices.shape, *images.shape[1:]),
-        "labels": flat.labels.reshape(indices.shape),
-    }
-
-
-@dataclass(frozen=True)
-class _Reading(Sequence[dict[str, np.ndarray]]):
-    """The batches of some indices, each read when it is asked for."""
-
-    dataset: Dataset
-    indices: list[np.ndarray]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, number: Any) -> Any:
-        return _read(self.dataset, self.indices[number])
-
-
-@dataclass(frozen=True)
-class _Training(Sequence[dict[str, np.ndarray]]):
-    """The batches of all epochs from step `first` on, so that one reader does them."""
-
-    dataset: Dataset
-    sizes: tuple[int, ...]
-    rows: Mapping[int, slice]  # of a batch of a size, those that this process brings
-    order: Order
-    first: int
-
-    def __len__(self) -> int:
-        return 2**31  # without an end; only what is asked for is read
-
-    def __getitem__(self, number: Any) -> Any:
-        epoch, step = divmod(self.first + number, len(self.sizes))
-        order = _remembered(self.order, len(self.dataset), self.sizes, epoch)
-        return _read(self.dataset, order[step][self.rows[self.sizes[step]]])
-
-
-@lru_cache(maxsize=2)
-def _remembered(
-    order: Order, num_examples: int, sizes: tuple[int, ...], epoch: int
-) -> list[np.ndarray]:
-    return order(num_examples, sizes, epoch)
 
 
 class Loader:
@@ -107,7 +53,7 @@ class Loader:
         mesh: Mesh,
         splits: Splits,
         cfg: DataConfig,
-        order: Order | None = None,
+        order: reading.Order | None = None,
         epochs: int = 1,
         max_steps: int | None = None,
         held: bool | None = None,
@@ -195,7 +141,9 @@ class Loader:
 
     def first_batch(self) -> dict[str, np.ndarray]:
         """The images and labels of the run's first step, on the host."""
-        return _read(self.splits.train, self._indices(0)[0])
+        indices = self._indices(0)
+        turns = reading.turns_of(indices)[0]
+        return reading.read_training(self.splits.train, indices[0], 0, turns)
 
     def _indices(self, epoch: int) -> list[np.ndarray]:
         if self._order is None:
@@ -213,7 +161,7 @@ class Loader:
             rows = {size: self._rows((size,)) for size in set(self.sizes)}
             order: Any = self._order
             dataset, sizes = self.splits.train, self.sizes
-            training = _Training(dataset, sizes, rows, order, first)
+            training = reading.Training(dataset, sizes, rows, order, first)
             self._ahead = first, stream.prefetched(training, self._cfg.workers)
         _, reader = self._ahead
         for step in range(first, first + count):
@@ -229,8 +177,11 @@ class Loader:
         if self._in_memory:  # else all come one by one
             calls = self._calls(range(len(sizes)))
             forms |= {(len(call), sizes[call[0]]) for call in calls}
-        seeds = self._indices(0)[0].shape[:-1] if self._in_memory else ()
+        seeds = self._indices(0)[0].shape[:-1]
         for steps, size in sorted(forms):
+            if not self._in_memory:
+                yield self._place_all(reading.blank(self.splits.train, size), (size,))
+                continue
             axes = ((steps,) if steps > 1 else ()) + seeds
             indices = np.tile(np.arange(size, dtype=np.int32), (*axes, 1))
             yield from self._batches(self.splits.train, [indices])
@@ -271,11 +222,11 @@ class Loader:
             for rows, shape in zip(local, shapes, strict=True):
                 yield {"indices": self._place(rows, shape)}
             return
-        reading = _Reading(dataset, local)
+        batches_of = reading.Reading(dataset, local)
         if isinstance(dataset.images, np.ndarray):
-            batches: Iterator[dict[str, np.ndarray]] = iter(reading)
+            batches: Iterator[dict[str, np.ndarray]] = iter(batches_of)
         else:
-            batches = stream.prefetched(reading, 0)
+            batches = stream.prefetched(batches_of, 0)
         for batch, shape in zip(batches, shapes, strict=True):
             yield self._place_all(batch, shape)
 

@@ -57,6 +57,11 @@ def image_shape(cfg: DataConfig) -> tuple[int, int, int]:
     return side or height, side or width, cfg.in_channels or channels
 
 
+def train_shape(cfg: DataConfig) -> tuple[int, int, int]:
+    """The same in training."""
+    return image_shape(fields.replace(cfg, image_size=cfg.train_size or cfg.image_size))
+
+
 def load(cfg: DataConfig, described: Description | None = None) -> Splits:
     """The training, validation and test split of a data set.
 
@@ -133,7 +138,7 @@ def _load_folder(listing: folder.Listing, cfg: DataConfig) -> tuple[Dataset, Dat
             "skip_bad_images reads all images before training, which stream does not: "
             "choose one"
         )
-    how = {"crop_pct": cfg.crop_pct, "interpolation": cfg.interpolation}
+    how = {"crop_pct": cfg.kept, "interpolation": cfg.interpolation}
     train, test = (
         Dataset(*read(part, size=size, **how), listing.class_names)
         for part in listing.splits

@@ -7,11 +7,12 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -19,9 +20,37 @@ from resnet_jax import limits
 from resnet_jax.data import folder, tfds
 from resnet_jax.errors import ConfigError, DataError, first_line
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 T = TypeVar("T")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _opening = threading.Lock()
+
+
+class Reader(Protocol):
+    """What reads images by their indices; it is sent to other processes."""
+
+    def __call__(self, indices: np.ndarray) -> np.ndarray:
+        """uint8 [n, H, W, C] of indices [n], as evaluation has them."""
+
+    def open(self, index: int) -> AbstractContextManager["Image.Image"]:
+        """An image as it is stored, open; its pixels need not be read yet."""
+
+    def name(self, index: int) -> str:
+        """What an image is called in a message."""
+
+
+class Draw(Protocol):
+    """What augments images; see transforms.Drawing."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]: ...
+
+    def __call__(
+        self, indices: np.ndarray, epoch: int, turns: np.ndarray
+    ) -> np.ndarray:
+        """uint8 [n, H, W, C] of indices [n], as training has them in an epoch."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +60,11 @@ class Images:
     np.asarray reads those that are left.
     """
 
-    read: Callable[[np.ndarray], np.ndarray]  # of indices [n], uint8 [n, H, W, C]
+    read: Reader
     indices: np.ndarray  # [N] int64
     image_shape: tuple[int, int, int]
+    draw: Draw | None = None  # how training has them, if it is another way
+    is_cropped: bool = False  # whether they are the middle of larger ones
 
     dtype = np.dtype(np.uint8)
 
@@ -46,6 +77,17 @@ class Images:
     def nbytes(self) -> int:
         """What they would take in memory."""
         return int(np.prod(self.shape))
+
+    @property
+    def train_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) in training."""
+        return self.image_shape if self.draw is None else self.draw.image_shape
+
+    def drawn(self, epoch: int, turns: np.ndarray) -> np.ndarray:
+        """uint8 [N, H, W, C] as training has them: `turns` [N] of each in `epoch`."""
+        if self.draw is None:
+            return self.read(self.indices)
+        return self.draw(self.indices, epoch, turns)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -85,6 +127,33 @@ class _Folder:
                 ) from None
         return images
 
+    def open(self, index: int) -> AbstractContextManager["Image.Image"]:
+        return folder.open_image(self.paths[index])
+
+    def name(self, index: int) -> str:
+        return str(self.paths[index])
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Reads images that are in memory, [N, H, W, C] uint8, where training draws."""
+
+    images: np.ndarray
+
+    def __call__(self, indices: np.ndarray) -> np.ndarray:
+        found: np.ndarray = self.images[indices]
+        return found
+
+    @contextlib.contextmanager
+    def open(self, index: int) -> Iterator["Image.Image"]:
+        from PIL import Image
+
+        pixels = self.images[index]
+        yield Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+    def name(self, index: int) -> str:
+        return f"image {index}"
+
 
 class _Records:
     """Reads the images of a prepared directory's array_record files."""
@@ -109,6 +178,13 @@ class _Records:
             records = self._source.__getitems__(positions)
             return np.stack([record["image"] for record in records])
 
+    def open(self, index: int) -> AbstractContextManager["Image.Image"]:
+        return Arrays(self(np.array([index]))).open(0)
+
+    def name(self, index: int) -> str:
+        directory, split = self._place
+        return f"{directory}: {split} image {index}"
+
 
 def from_folder(
     split: folder.Split,
@@ -122,6 +198,7 @@ def from_folder(
         _Folder(split.paths, size, crop_pct, interpolation),
         np.arange(len(split.paths)),
         (size, size, 3),
+        is_cropped=True,
     )
     return images, split.labels
 

@@ -47,7 +47,7 @@ def predict_files(
     stored = fields.replace(cfg.data, in_channels=None)
     stored = stored if is_folder else fields.replace(stored, image_size=None)
     size, _, channels = sources.image_shape(stored)
-    crop_pct = cfg.data.crop_pct if is_folder else 1.0
+    crop_pct = cfg.data.kept if is_folder else 1.0
     preprocess = make_preprocess(cfg.augment, subject.image_shape)
     if saliency_dir is not None:
         files.check_writable(saliency_dir, "folder", "RUN")

@@ -240,7 +240,7 @@ def info(subject: Subject, class_names: Sequence[str]) -> dict[str, Any]:
         "dataset": cfg.data.dataset,
         "class_names": list(class_names),
         "preprocessing": {
-            "size": round(side / cfg.data.crop_pct) if is_folder else side,
+            "size": round(side / cfg.data.kept) if is_folder else side,
             "image_size": side,
             "interpolation": cfg.data.interpolation if is_folder else "bilinear",
             "normalize": normalize,

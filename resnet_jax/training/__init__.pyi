@@ -4,6 +4,7 @@ from .evaluation import make_evaluate as make_evaluate
 from .features import cache_features as cache_features
 from .freezing import make_lr_scale as make_lr_scale
 from .freezing import make_trainable as make_trainable
+from .optim import make_ema_decay as make_ema_decay
 from .optim import make_optimizer as make_optimizer
 from .optim import make_schedule as make_schedule
 from .seeds import make_each as make_each

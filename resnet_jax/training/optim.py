@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from resnet_jax.config import OptimConfig
+from resnet_jax.config import Config, OptimConfig
 from resnet_jax.errors import ConfigError
 from resnet_jax.models import torch_names
 
@@ -24,20 +25,37 @@ def make_schedule(
 
     constant; cosine from lr to 0 over `total_steps` (CosineAnnealingLR); linear, the
     same in a straight line; step: multiplied by lr_gamma at each of lr_milestones
-    (MultiStepLR); onecycle: from lr / 25 to lr over pct_start of the steps and to
-    lr / 250,000 (OneCycleLR, momentum not cycled). All count steps. With warmup_epochs,
-    in step s of their w steps, s from 0, the rate is the schedule's times
-    (s + 1) / (w + 1).
+    (MultiStepLR), or each lr_step_size epochs (StepLR); onecycle: from lr / 25 to lr
+    over pct_start of the steps and to lr / 250,000 (OneCycleLR, momentum not cycled).
+    All count steps. With warmup_epochs, in step s of their w steps, s from 0, the rate
+    is the schedule's times (s + 1) / (w + 1). With warmup_decay it is lr times a factor
+    that rises from that to 1 in w steps, after which the schedule begins, over the
+    others (LinearLR, then the schedule, in SequentialLR). Without sched_on_updates a
+    step has the rate of the first step of its epoch.
 
     Raises:
       ConfigError: an unknown name.
     """
+    warmup_steps = round(cfg.warmup_epochs * steps_per_epoch)
+    if not cfg.sched_on_updates:
+        each_step = replace(cfg, sched_on_updates=True)
+        by_step = make_schedule(each_step, total_steps, steps_per_epoch)
+        return lambda step: by_step(step // steps_per_epoch * steps_per_epoch)
+    if cfg.warmup_decay is not None:
+        rest = replace(cfg, warmup_epochs=0.0, warmup_decay=None)
+        rising = optax.linear_schedule(cfg.lr * cfg.warmup_decay, cfg.lr, warmup_steps)
+        after = make_schedule(rest, total_steps - warmup_steps, steps_per_epoch)
+        return optax.join_schedules([rising, after], [warmup_steps])
+    milestones = cfg.lr_milestones
+    if cfg.lr_step_size is not None:
+        every = cfg.lr_step_size * steps_per_epoch
+        milestones = tuple(range(every, total_steps, every))
     schedules = {
         "constant": lambda: optax.constant_schedule(cfg.lr),
         "cosine": lambda: optax.cosine_decay_schedule(cfg.lr, total_steps),
         "linear": lambda: optax.linear_schedule(cfg.lr, 0.0, total_steps),
         "step": lambda: optax.piecewise_constant_schedule(
-            cfg.lr, dict.fromkeys(cfg.lr_milestones, cfg.lr_gamma)
+            cfg.lr, dict.fromkeys(milestones, cfg.lr_gamma)
         ),
         "onecycle": lambda: _onecycle(cfg.lr, total_steps, cfg.pct_start),
     }
@@ -45,7 +63,6 @@ def make_schedule(
     if name not in schedules:
         raise ConfigError(f"no schedule {name!r}: one of {', '.join(schedules)}")
     schedule = schedules[name]()
-    warmup_steps = round(cfg.warmup_epochs * steps_per_epoch)
     if not warmup_steps:
         return schedule
     warmup = optax.linear_schedule(
@@ -67,6 +84,29 @@ def _onecycle(lr: float, total_steps: int, pct_start: float) -> optax.Schedule:
         return jnp.where(rising, lr + (low - lr) * weight, low + (lr - low) * weight)
 
     return schedule
+
+
+def make_ema_decay(
+    cfg: Config, steps_per_epoch: int
+) -> float | Callable[[jax.Array], jax.Array]:
+    """What the moving average keeps of itself, as step.average takes it.
+
+    With ema_steps it is that of torchvision's references: every so many steps of an
+    epoch, from its first, 1 - (1 - ema_decay) * batch_size * ema_steps / epochs;
+    until the warm-up is over the average is the variables themselves at those steps.
+    """
+    optim = cfg.optim
+    if optim.ema_steps == 1:
+        return optim.ema_decay
+    times = cfg.data.batch_size * optim.ema_steps / cfg.run.epochs
+    decay = 1 - min(1.0, (1 - optim.ema_decay) * times)
+    warmup_steps = round(optim.warmup_epochs * steps_per_epoch)
+
+    def keep(step: jax.Array) -> jax.Array:
+        is_due = step % steps_per_epoch % optim.ema_steps == 0
+        return jnp.where(is_due, jnp.where(step <= warmup_steps, 0.0, decay), 1.0)
+
+    return keep
 
 
 def make_optimizer(

@@ -81,11 +81,15 @@ def make_keys(seed: int, num_seeds: int) -> Keys:
 
 
 def make_order(
-    seed: int, num_seeds: int
+    seed: int, num_seeds: int, repeats: int = 1
 ) -> Callable[[int, tuple[int, ...], int], list[np.ndarray]]:
-    """The order of the training examples of each seed: see data.loader.Order."""
+    """The order of the training examples of each seed: see data.reading.Order.
+
+    Args:
+      repeats: see dataset.epoch_batches; for one seed.
+    """
     if num_seeds == 1:
-        return partial(epoch_batches, seed=seed)
+        return partial(epoch_batches, seed=seed, repeats=repeats)
     return partial(_epoch_batches, range(seed, seed + num_seeds))
 
 

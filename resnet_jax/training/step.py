@@ -22,6 +22,8 @@ from resnet_jax.training.freezing import Predicate, inference_batch_norm
 from resnet_jax.training.state import Batch, TrainState
 
 Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, metrics.Sums]]
+# A number, or what a step's average keeps of itself as a function of the step.
+EmaDecay = float | Callable[[jax.Array], jax.Array]
 
 
 def model_key(step_key: jax.Array) -> jax.Array:
@@ -44,7 +46,7 @@ def train_step(
     backbone_bn: str = "update",
     grad_accum_steps: int = 1,
     local_bn: Mesh | None = None,
-    ema_decay: float = 0.0,
+    ema_decay: EmaDecay = 0.0,
 ) -> tuple[TrainState, metrics.Sums]:
     """One update by the mean cross-entropy of `batch`; its sums before the update.
 
@@ -91,14 +93,17 @@ def train_step(
     return state, metrics.train_sums(loss, logits, batch["labels"])
 
 
-def average(ema: Any, variables: Any, step: jax.Array, decay: float) -> Any:
+def average(ema: Any, variables: Any, step: jax.Array, decay: EmaDecay) -> Any:
     """The exponential moving average of parameters and BatchNorm statistics.
 
     The statistics are averaged as the parameters are, for each were gathered under
     parameters of their time. The first steps forget faster, by (1 + s) / (10 + s) in
-    step s from 0, as TensorFlow's.
+    step s from 0, as TensorFlow's; unless the decay is itself a function of the step.
     """
-    keep = jnp.minimum(decay, (1 + step) / (10 + step))
+    if callable(decay):
+        keep = decay(step)
+    else:
+        keep = jnp.minimum(decay, (1 + step) / (10 + step))
 
     def of_leaf(old: jax.Array, new: jax.Array) -> jax.Array:
         return old + (1 - keep).astype(old.dtype) * (new - old)
@@ -114,7 +119,7 @@ def make_train_step(
     backbone_bn: str = "update",
     grad_accum_steps: int = 1,
     local_bn: Mesh | None = None,
-    ema_decay: float = 0.0,
+    ema_decay: EmaDecay = 0.0,
 ) -> Step:
     """train_step of (state, batch, key) only, all else bound; not compiled."""
     return partial(

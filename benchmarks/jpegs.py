@@ -1,0 +1,85 @@
+"""CIFAR-10's images as a folder of JPEGs: train/CLASS/*.jpg and test/CLASS/*.jpg.
+
+    python -m benchmarks.jpegs OUT --side 96 --train 8000 --test 2000
+    python -m benchmarks.jpegs OUT --side 96 --train 8000 --test 2000 --skew 10
+    python -m benchmarks.jpegs OUT --photos --train 5000 --test 500
+
+With --photos each file has ImageNet's usual 500x375 pixels and about its usual size: a
+wall of 12 x 9 images of a class, enlarged. With --skew the first class keeps all of its
+training images, the last one a SKEW-th, those between a geometric share.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from PIL import Image
+from tqdm import tqdm
+from tyro.conf import Positional
+
+from resnet_jax import data
+from resnet_jax.data.dataset import Dataset
+
+WALL = (12, 9)  # images of a photograph across and down
+PHOTO = (500, 375)
+
+
+@dataclass(frozen=True)
+class Jpegs:
+    """Write CIFAR-10 as a folder of JPEGs."""
+
+    out: Positional[Path]
+    side: int = 96
+    """Of each image, enlarged bicubically."""
+    photos: bool = False
+    """500x375 instead, each of 108 images of its class."""
+    train: int = 8000
+    """Training images, as many of each class."""
+    test: int = 2000
+    """Test images, as many of each class."""
+    skew: float = 1.0
+    """The most frequent class's training images to the rarest's."""
+    quality: int = 90
+    """JPEG's."""
+
+
+def main(options: Jpegs) -> None:
+    """Writes the folder."""
+    for name, split, num in zip(
+        ("train", "test"),
+        data.load_dataset("cifar10"),
+        (options.train, options.test),
+        strict=True,
+    ):
+        skew = options.skew if name == "train" else 1.0
+        write(options, options.out / name, split, num, skew)
+
+
+def write(options: Jpegs, folder: Path, split: Dataset, num: int, skew: float) -> None:
+    """Writes `num` images of a split, before the skew, by class."""
+    names = split.class_names
+    for label, name in enumerate(tqdm(names, folder.name, file=sys.stderr)):
+        images = split.images[split.labels == label]
+        share = skew ** (-label / (len(names) - 1))
+        (folder / name).mkdir(parents=True)
+        for index in range(round(num / len(names) * share)):
+            image = photograph(images, index) if options.photos else images[index]
+            drawn = Image.fromarray(image)
+            size = PHOTO if options.photos else (options.side, options.side)
+            drawn = drawn.resize(size, Image.Resampling.BICUBIC)
+            path = folder / name / f"{index:05}.jpg"
+            drawn.save(path, quality=options.quality)
+
+
+def photograph(images: np.ndarray, index: int) -> np.ndarray:
+    """A wall of images that begins with the one at `index`."""
+    across, down = WALL
+    chosen = images[(index + np.arange(across * down)) % len(images)]
+    rows = chosen.reshape(down, across, *images.shape[1:])
+    return rows.swapaxes(1, 2).reshape(down * images.shape[1], -1, images.shape[3])
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Jpegs))

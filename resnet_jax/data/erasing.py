@@ -1,0 +1,80 @@
+"""Parts of images set to the mean colour, on the device."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+_AREA = (0.02, 0.33)  # of random erasing, as fractions of the image
+_RATIO = (0.3, 3.3)  # of height to width
+_TRIES = 10
+
+
+def cutout(key: jax.Array, x: jax.Array, size: int) -> jax.Array:
+    """A square of x [B, H, W, C] set to 0, anywhere, of up to size x size pixels.
+
+    Its centre is a pixel of the picture, so that some of it may lie outside
+    (DeVries and Taylor 2017).
+    """
+    batch, height, width, _ = x.shape
+    keys = jax.random.split(key)
+    inside = []
+    for side_key, length in zip(keys, (height, width), strict=True):
+        centre = jax.random.randint(side_key, (batch, 1), 0, length)
+        first = centre - size // 2
+        places = jnp.arange(length).reshape(1, -1)
+        inside.append((places >= first) & (places < first + size))
+    rows, columns = inside
+    return jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], 0, x)
+
+
+def random_erasing(key: jax.Array, x: jax.Array, probability: float) -> jax.Array:
+    """A rectangle of each of some images x [B, H, W, C] set to 0.
+
+    torchvision's RandomErasing with its scale (.02, .33), ratio (.3, 3.3) and value 0.
+    """
+    boxes = draw_boxes(key, len(x), (x.shape[1], x.shape[2]), probability)
+    return erase(x, boxes)
+
+
+def draw_boxes(
+    key: jax.Array, num: int, size: tuple[int, int], probability: float
+) -> jax.Array:
+    """Rectangles [num, 4] int32: top, left, height, width; empty for the other images.
+
+    Of ten that are drawn for an image the first that fits into (H, W) is taken.
+    """
+    height, width = size
+    area_key, ratio_key, place_key, choice_key = jax.random.split(key, 4)
+    shape = (num, _TRIES)
+    low, high = (fraction * height * width for fraction in _AREA)
+    area = jax.random.uniform(area_key, shape, minval=low, maxval=high)
+    low, high = (math.log(ratio) for ratio in _RATIO)
+    ratio = jnp.exp(jax.random.uniform(ratio_key, shape, minval=low, maxval=high))
+    heights = jnp.round(jnp.sqrt(area * ratio)).astype(jnp.int32)
+    widths = jnp.round(jnp.sqrt(area / ratio)).astype(jnp.int32)
+    fits = (heights < height) & (widths < width)
+    first = jnp.argmax(fits, axis=1, keepdims=True)
+    is_chosen = jax.random.bernoulli(choice_key, probability, (num,)) & fits.any(1)
+    h, w = (
+        jnp.where(is_chosen, jnp.take_along_axis(sides, first, 1)[:, 0], 0)
+        for sides in (heights, widths)
+    )
+    # An integer from 0 to the last place, inclusive.
+    share = jax.random.uniform(place_key, (2, num))
+    top = (share[0] * (height - h + 1)).astype(jnp.int32)
+    left = (share[1] * (width - w + 1)).astype(jnp.int32)
+    return jnp.stack([top, left, h, w], axis=1)
+
+
+def erase(x: jax.Array, boxes: jax.Array) -> jax.Array:
+    """x [B, H, W, C] with 0 in the rectangles [B, 4]: top, left, height, width."""
+    rows, columns = (
+        (jnp.arange(length).reshape(1, -1) >= boxes[:, axis, None])
+        & (
+            jnp.arange(length).reshape(1, -1)
+            < boxes[:, axis, None] + boxes[:, axis + 2, None]
+        )
+        for axis, length in ((0, x.shape[1]), (1, x.shape[2]))
+    )
+    return jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], 0, x)

@@ -1,0 +1,111 @@
+"""Batches of examples that are read when they are asked for."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from resnet_jax.data import stream
+from resnet_jax.data.dataset import Dataset
+
+# Given the number of examples, the sizes of an epoch's batches, and the epoch: the
+# indices of each batch, [rows], or of several seeds [seeds, rows].
+Order = Callable[[int, tuple[int, ...], int], list[np.ndarray]]
+Rows = dict[str, np.ndarray]  # images and labels
+
+
+def read(dataset: Dataset, indices: np.ndarray) -> Rows:
+    """Images and labels in the form of `indices`, as evaluation has them."""
+    flat = dataset.take(indices.reshape(-1))
+    return _shaped(np.asarray(flat.images), flat.labels, indices)
+
+
+def read_training(
+    dataset: Dataset, indices: np.ndarray, epoch: int, turns: np.ndarray
+) -> Rows:
+    """The same as training has them in an epoch; for `turns` see turns_of."""
+    flat = dataset.take(indices.reshape(-1))
+    images = flat.images
+    if isinstance(images, stream.Images):
+        images = images.drawn(epoch, turns.reshape(-1))
+    return _shaped(images, flat.labels, indices)
+
+
+def _shaped(images: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> Rows:
+    return {
+        "images": images.reshape(*indices.shape, *images.shape[1:]),
+        "labels": labels.reshape(indices.shape),
+    }
+
+
+def blank(dataset: Dataset, size: int) -> Rows:
+    """A batch of the form that read_training gives; nothing is read."""
+    images = dataset.images
+    if isinstance(images, stream.Images):
+        shape: tuple[int, ...] = images.train_shape
+    else:
+        shape = images.shape[1:]
+    return {
+        "images": np.zeros((size, *shape), images.dtype),
+        "labels": np.zeros(size, dataset.labels.dtype),
+    }
+
+
+def turns_of(batches: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """How often each index of an epoch's batches has come before in the epoch."""
+    flat = np.concatenate([batch.reshape(-1) for batch in batches])
+    order = np.argsort(flat, kind="stable")
+    ordered = flat[order]
+    is_first = np.r_[True, ordered[1:] != ordered[:-1]]
+    places = np.arange(len(flat))
+    turns = np.empty(len(flat), np.int64)
+    turns[order] = places - np.maximum.accumulate(np.where(is_first, places, 0))
+    cuts = np.cumsum([batch.size for batch in batches])[:-1]
+    parts = np.split(turns, cuts)
+    return [p.reshape(b.shape) for p, b in zip(parts, batches, strict=True)]
+
+
+@dataclass(frozen=True)
+class Reading(Sequence[Rows]):
+    """The batches of some indices, each read when it is asked for."""
+
+    dataset: Dataset
+    indices: list[np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, number: Any) -> Any:
+        return read(self.dataset, self.indices[number])
+
+
+@dataclass(frozen=True)
+class Training(Sequence[Rows]):
+    """The batches of all epochs from step `first` on, so that one reader does them."""
+
+    dataset: Dataset
+    sizes: tuple[int, ...]
+    rows: Mapping[int, slice]  # of a batch of a size, those that this process brings
+    order: Order
+    first: int
+
+    def __len__(self) -> int:
+        return 2**31  # without an end; only what is asked for is read
+
+    def __getitem__(self, number: Any) -> Any:
+        epoch, step = divmod(self.first + number, len(self.sizes))
+        order = _remembered(self.order, len(self.dataset), self.sizes, epoch)
+        rows = self.rows[self.sizes[step]]
+        indices, turns = (part[step][rows] for part in order)
+        return read_training(self.dataset, indices, epoch, turns)
+
+
+@lru_cache(maxsize=2)
+def _remembered(
+    order: Order, num_examples: int, sizes: tuple[int, ...], epoch: int
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The indices of an epoch's batches, and their turns."""
+    batches = order(num_examples, sizes, epoch)
+    return batches, turns_of(batches)

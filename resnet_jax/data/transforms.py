@@ -1,0 +1,270 @@
+"""What training makes of an image on the host, as torchvision's transforms on Pillow's.
+
+Each is drawn from (seed, epoch, index of the example, turn), where `turn` counts how
+often the epoch has had this example before. So an image is the same whichever process
+reads it and wherever a run goes on.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from resnet_jax.config import AugmentConfig, DataConfig
+from resnet_jax.data import folder, stream
+from resnet_jax.data.dataset import Dataset
+from resnet_jax.errors import DataError, first_line
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_RATIO = (3 / 4, 4 / 3)  # width to height of a random region
+_FILL = 0  # black, where an operation leaves nothing
+_BINS = 31  # magnitudes of TrivialAugmentWide
+# The largest magnitude of an operation, and whether its sign is drawn.
+_WIDE: dict[str, tuple[float, bool]] = {
+    "Identity": (0.0, False),
+    "ShearX": (0.99, True),
+    "ShearY": (0.99, True),
+    "TranslateX": (32.0, True),
+    "TranslateY": (32.0, True),
+    "Rotate": (135.0, True),
+    "Brightness": (0.99, True),
+    "Color": (0.99, True),
+    "Contrast": (0.99, True),
+    "Sharpness": (0.99, True),
+    "Posterize": (6.0, False),  # bits that go
+    "Solarize": (255.0, False),  # below the brightest value
+    "AutoContrast": (0.0, False),
+    "Equalize": (0.0, False),
+}
+_JITTERED = ("Brightness", "Contrast", "Color")
+
+
+class Box(NamedTuple):
+    """A region of an image, in pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Transform:
+    """An open image to [size, size, C] uint8, by the host's part of an augmentation.
+
+    C is 1 of grey images that are held as such, else 3.
+    """
+
+    cfg: AugmentConfig
+    seed: int
+    size: int
+    kept: float  # of the shorter side, where the crop is not random
+    interpolation: str = "bilinear"
+
+    def __call__(
+        self, file: "Image.Image", index: int, epoch: int, turn: int, channels: int = 3
+    ) -> np.ndarray:
+        from PIL import Image
+
+        rng = np.random.default_rng([self.seed, epoch, index, turn])
+        resample = Image.Resampling[self.interpolation.upper()]
+        if self.cfg.random_resized_crop:
+            if file.format == "JPEG":  # whose size is known before its pixels are
+                size = folder.upright_size(file)
+                box = draw_region(rng, *size, smallest=self.cfg.crop_scale)
+                box = reduce(file, box, self.size)
+                whole = folder.decode(file, channels)
+            else:
+                whole = folder.decode(file, channels)
+                box = draw_region(rng, *whole.size, smallest=self.cfg.crop_scale)
+            image = resized_crop(whole, box, self.size, resample)
+        else:
+            whole = folder.decode(file, channels)
+            how = (self.size, self.kept, self.interpolation)
+            image = folder.crop_middle(whole, *how)
+        if self.cfg.auto_augment == "ta_wide":
+            image = operate(image, *draw_operation(rng), Image.Resampling.BILINEAR)
+        if self.cfg.color_jitter:
+            for name, factor in draw_jitter(rng, self.cfg.color_jitter):
+                image = enhance(image, name, factor)
+        return np.asarray(image).reshape(self.size, self.size, channels)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What a reader has, as training has it; see stream.Draw."""
+
+    reader: stream.Reader
+    transform: Transform
+    image_shape: tuple[int, int, int]
+
+    def __call__(
+        self, indices: np.ndarray, epoch: int, turns: np.ndarray
+    ) -> np.ndarray:
+        images = np.empty((len(indices), *self.image_shape), np.uint8)
+        channels = self.image_shape[2]
+        for place, (index, turn) in enumerate(
+            zip(indices.tolist(), turns.tolist(), strict=True)
+        ):
+            try:
+                with self.reader.open(index) as file:
+                    images[place] = self.transform(file, index, epoch, turn, channels)
+            except Exception as error:  # Pillow's readers raise of every kind
+                raise DataError(
+                    f"{self.reader.name(index)} cannot be read ({first_line(error)}): "
+                    "remove it"
+                ) from None
+        return images
+
+
+def drawn(train: Dataset, cfg: AugmentConfig, data: DataConfig, seed: int) -> Dataset:
+    """`train`, whose images the host augments when training reads them.
+
+    Itself, if the host has no part in that.
+    """
+    images = train.images
+    if not is_needed(cfg):
+        return train
+    if isinstance(images, np.ndarray):
+        reader: stream.Reader = stream.Arrays(images)
+        images = stream.Images(reader, np.arange(len(images)), images.shape[1:])
+    side, _, channels = images.image_shape
+    if data.train_size or data.image_size:
+        side = data.train_size or data.image_size or side
+    kept = data.kept if images.is_cropped else 1.0
+    transform = Transform(cfg, seed, side, kept, data.interpolation)
+    drawing = Drawing(images.read, transform, (side, side, channels))
+    return replace(train, images=replace(images, draw=drawing))
+
+
+def for_training(data: DataConfig, cfg: AugmentConfig) -> DataConfig:
+    """`data`, whose files are read while training if the host augments them."""
+    is_streamed = data.stream or (data.dataset == "folder" and is_needed(cfg))
+    return replace(data, stream=is_streamed)
+
+
+def is_needed(cfg: AugmentConfig) -> bool:
+    """Whether the host has a part in the augmentation."""
+    return cfg.random_resized_crop or cfg.auto_augment != "none" or cfg.color_jitter > 0
+
+
+def draw_region(
+    rng: np.random.Generator, width: int, height: int, *, smallest: float
+) -> Box:
+    """The region of RandomResizedCrop(scale=(smallest, 1)) in an image.
+
+    The middle, as much of it as the ratios allow, if ten regions do not fit.
+    """
+    low, high = map(math.log, _RATIO)
+    for _ in range(10):
+        area = width * height * rng.uniform(smallest, 1.0)
+        ratio = math.exp(rng.uniform(low, high))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = rng.integers([width - w + 1, height - h + 1]).tolist()
+            return Box(left, top, w, h)
+    w, h = width, height
+    if width / height < _RATIO[0]:
+        h = round(width / _RATIO[0])
+    elif width / height > _RATIO[1]:
+        w = round(height * _RATIO[1])
+    return Box((width - w) // 2, (height - h) // 2, w, h)
+
+
+def reduce(file: "Image.Image", box: Box, size: int) -> Box:
+    """`box` in the pixels of a JPEG file that is to be decoded at a smaller scale.
+
+    The scale is the smallest of 1/8, 1/4 and 1/2 at which the box still has `size`
+    pixels to a side, if there is one.
+    """
+    before = folder.upright_size(file)
+    times = min(box.width, box.height) // size
+    if times < 2:
+        return box
+    file.draft(file.mode, (file.width // times, file.height // times))
+    width, height = folder.upright_size(file)
+    x, y = width / before[0], height / before[1]
+    left, top = math.floor(box.left * x), math.floor(box.top * y)
+    right = min(math.ceil((box.left + box.width) * x), width)
+    bottom = min(math.ceil((box.top + box.height) * y), height)
+    return Box(left, top, right - left, bottom - top)
+
+
+def resized_crop(
+    image: "Image.Image", box: Box, size: int, resample: "Image.Resampling"
+) -> "Image.Image":
+    """The region `box` of an image, resized to size x size."""
+    left, top, width, height = box
+    region = image.crop((left, top, left + width, top + height))
+    return region.resize((size, size), resample)
+
+
+def draw_jitter(rng: np.random.Generator, strength: float) -> list[tuple[str, float]]:
+    """The operations of ColorJitter(strength, strength, strength), with their factors.
+
+    Brightness, contrast and saturation ("Color"), in a random order.
+    """
+    names = [_JITTERED[place] for place in rng.permutation(len(_JITTERED))]
+    return [(name, rng.uniform(1 - strength, 1 + strength)) for name in names]
+
+
+def draw_operation(rng: np.random.Generator) -> tuple[str, float]:
+    """An operation of TrivialAugmentWide, and its magnitude with its sign."""
+    name = list(_WIDE)[int(rng.integers(len(_WIDE)))]
+    largest, is_signed = _WIDE[name]
+    magnitude = largest * int(rng.integers(_BINS)) / (_BINS - 1)
+    if is_signed and rng.integers(2):
+        magnitude = -magnitude
+    return name, magnitude
+
+
+def operate(
+    image: "Image.Image", name: str, magnitude: float, resample: "Image.Resampling"
+) -> "Image.Image":
+    """`image` after an operation of TrivialAugmentWide.
+
+    Args:
+      magnitude: of shears the tangent; pixels; degrees; bits that go (rounded, half to
+        even); how far below 255 values are inverted; of enhancements the factor less 1.
+    """
+    from PIL import Image, ImageOps
+
+    def affine(*matrix: float) -> Image.Image:
+        form = Image.Transform.AFFINE
+        return image.transform(image.size, form, matrix, resample, fillcolor=_FILL)
+
+    fill = _FILL if image.mode == "L" else (_FILL,) * 3
+    match name:
+        case "Identity":
+            return image
+        case "ShearX":
+            return affine(1, magnitude, 0, 0, 1, 0)
+        case "ShearY":
+            return affine(1, 0, 0, magnitude, 1, 0)
+        case "TranslateX":
+            return affine(1, 0, -int(magnitude), 0, 1, 0)
+        case "TranslateY":
+            return affine(1, 0, 0, 0, 1, -int(magnitude))
+        case "Rotate":
+            return image.rotate(magnitude, resample, fillcolor=fill)
+        case "Posterize":
+            return ImageOps.posterize(image, 8 - round(magnitude))
+        case "Solarize":
+            return ImageOps.solarize(image, 255 - magnitude)  # type: ignore[arg-type]
+        case "AutoContrast":
+            return ImageOps.autocontrast(image)
+        case "Equalize":
+            return ImageOps.equalize(image)
+        case _:
+            return enhance(image, name, 1 + magnitude)
+
+
+def enhance(image: "Image.Image", name: str, factor: float) -> "Image.Image":
+    """`image` with its "Brightness", "Contrast", "Color" or "Sharpness" changed."""
+    from PIL import ImageEnhance
+
+    changed: Image.Image = getattr(ImageEnhance, name)(image).enhance(factor)
+    return changed
