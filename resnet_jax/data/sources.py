@@ -11,7 +11,7 @@ import numpy as np
 
 from resnet_jax import fields
 from resnet_jax.config import DataConfig
-from resnet_jax.data import cifar, folder, stream, tfds
+from resnet_jax.data import cifar, folder, shards, stream, tfds
 from resnet_jax.data.dataset import Dataset, Splits, hold_out, identify, subset
 from resnet_jax.data.prepared import Prepared
 from resnet_jax.data.tfds import Arrays, Published
@@ -123,6 +123,9 @@ def _prepared(how: Prepared, normalization: str = "cifar10") -> Source:
 def _open_folder(cfg: DataConfig) -> tuple[int, Load]:
     if cfg.data_dir is None:
         raise ConfigError("data set folder needs --data-dir, with train/ and test/")
+    if shards.is_shards(Path(cfg.data_dir)):
+        prepared = shards.read(Path(cfg.data_dir))
+        return len(prepared.class_names), partial(_load_shards, prepared, cfg)
     listing = folder.scan(Path(cfg.data_dir))
     return len(listing.class_names), partial(_load_folder, listing, cfg)
 
@@ -144,6 +147,26 @@ def _load_folder(listing: folder.Listing, cfg: DataConfig) -> tuple[Dataset, Dat
         for part in listing.splits
     )
     return train, test
+
+
+def _load_shards(listing: shards.Listing, cfg: DataConfig) -> tuple[Dataset, Dataset]:
+    if cfg.skip_bad_images:
+        raise ConfigError(
+            "skip_bad_images is for `resnet-jax prepare`, which read them"
+        )
+    side = image_shape(cfg)[0]
+    how = {"size": side, "crop_pct": cfg.kept, "interpolation": cfg.interpolation}
+
+    def split(name: str) -> Dataset:
+        labels = listing.labels(name)
+        reader = shards.Reader(listing, name, **how)
+        rows = np.arange(len(labels))
+        images = stream.Images(reader, rows, (side, side, 3), is_cropped=True)
+        held = cfg.stream or stream.is_large(images.nbytes)
+        found = images if held else np.asarray(images)
+        return Dataset(found, labels, listing.class_names)
+
+    return split("train"), split("test")
 
 
 def _open_digits(cfg: DataConfig) -> tuple[int, Load]:

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 T = TypeVar("T")
+Opened = AbstractContextManager["Image.Image"]
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _opening = threading.Lock()
 
@@ -34,8 +35,8 @@ class Reader(Protocol):
     def __call__(self, indices: np.ndarray) -> np.ndarray:
         """uint8 [n, H, W, C] of indices [n], as evaluation has them."""
 
-    def open(self, index: int) -> AbstractContextManager["Image.Image"]:
-        """An image as it is stored, open; its pixels need not be read yet."""
+    def open(self, indices: np.ndarray) -> Iterable[Opened]:
+        """The images at `indices` as they are stored, each to be opened in its turn."""
 
     def name(self, index: int) -> str:
         """What an image is called in a message."""
@@ -127,8 +128,8 @@ class _Folder:
                 ) from None
         return images
 
-    def open(self, index: int) -> AbstractContextManager["Image.Image"]:
-        return folder.open_image(self.paths[index])
+    def open(self, indices: np.ndarray) -> Iterable[Opened]:
+        return (folder.open_image(self.paths[index]) for index in indices)
 
     def name(self, index: int) -> str:
         return str(self.paths[index])
@@ -144,12 +145,13 @@ class Arrays:
         found: np.ndarray = self.images[indices]
         return found
 
-    @contextlib.contextmanager
-    def open(self, index: int) -> Iterator["Image.Image"]:
+    def open(self, indices: np.ndarray) -> Iterable[Opened]:
         from PIL import Image
 
-        pixels = self.images[index]
-        yield Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        is_grey = self.images.shape[-1] == 1
+        for pixels in self(indices):
+            image = Image.fromarray(pixels[..., 0] if is_grey else pixels)
+            yield contextlib.nullcontext(image)
 
     def name(self, index: int) -> str:
         return f"image {index}"
@@ -178,8 +180,8 @@ class _Records:
             records = self._source.__getitems__(positions)
             return np.stack([record["image"] for record in records])
 
-    def open(self, index: int) -> AbstractContextManager["Image.Image"]:
-        return Arrays(self(np.array([index]))).open(0)
+    def open(self, indices: np.ndarray) -> Iterable[Opened]:
+        return Arrays(self(indices)).open(np.arange(len(indices)))
 
     def name(self, index: int) -> str:
         directory, split = self._place

@@ -106,11 +106,12 @@ class Drawing:
     ) -> np.ndarray:
         images = np.empty((len(indices), *self.image_shape), np.uint8)
         channels = self.image_shape[2]
-        for place, (index, turn) in enumerate(
-            zip(indices.tolist(), turns.tolist(), strict=True)
+        opened = self.reader.open(indices)
+        for place, (index, turn, one) in enumerate(
+            zip(indices.tolist(), turns.tolist(), opened, strict=True)
         ):
             try:
-                with self.reader.open(index) as file:
+                with one as file:
                     images[place] = self.transform(file, index, epoch, turn, channels)
             except Exception as error:  # Pillow's readers raise of every kind
                 raise DataError(

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from resnet_jax.config import AugmentConfig
-from resnet_jax.data import augment
+from resnet_jax.data import augment, erasing
 from resnet_jax.errors import ConfigError
 
 
@@ -127,7 +127,7 @@ def test_which_half_is_mirrored_does_not_depend_on_the_crop(images):
 
 def test_cutout_is_a_square_of_zeros_around_any_pixel(key):
     x = jnp.ones((4000, 8, 6, 3))
-    cut = np.asarray(augment.cutout(key, x, 4)) == 0
+    cut = np.asarray(erasing.cutout(key, x, 4)) == 0
     assert (cut.all(3) == cut.any(3)).all()
     rows, columns = cut.any((2, 3)).sum(1), cut.any((1, 3)).sum(1)
     assert (cut[..., 0].sum((1, 2)) == rows * columns).all()

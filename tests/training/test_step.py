@@ -9,7 +9,7 @@ import pytest
 from parts import make_augment, make_loader, make_optimizer, make_preprocess
 
 from resnet_jax import data, models, training
-from resnet_jax.data import augment
+from resnet_jax.data import augment, erasing
 from resnet_jax.training import evaluation
 from resnet_jax.training import step as step_module
 from resnet_jax.training.state import make_keys
@@ -74,10 +74,13 @@ def test_nothing_in_a_step_is_drawn_from_another_s_key(tiny, batch, monkeypatch)
 
         monkeypatch.setattr(module, name, watched)
 
-    for name in ("random_crop", "random_flip", "cutout", "mix"):
+    for name in ("random_crop", "random_flip", "mix"):
         watch(augment, name, 0)
+    watch(erasing, "cutout", 0)
+    watch(erasing, "random_erasing", 0)
     watch(step_module, "loss_and_gradient", 5, is_last=True)
     options = {"crop_padding": 1, "flip": "random", "cutout": 2, "mixup": 1.0}
+    options["random_erasing"] = 0.5
     _, state, step = make(tiny, **options)
     with jax.disable_jit(), pytest.raises(ReachedError):
         step(state, batch)
@@ -85,7 +88,7 @@ def test_nothing_in_a_step_is_drawn_from_another_s_key(tiny, batch, monkeypatch)
     for name, key in drawn.items():  # what each gives, and what comes of it
         children = [jax.random.fold_in(key, number) for number in range(8)]
         found[name] = {tuple(jax.random.key_data(k).tolist()) for k in [key, *children]}
-    assert len(found) == 5
+    assert len(found) == 6
     for one, other in itertools.combinations(found, 2):
         assert not found[one] & found[other], (one, other)
 

@@ -1,0 +1,216 @@
+"""Images a second that training is fed with, beside PyTorch's DataLoader.
+
+    python -m benchmarks.jpegs photos --photos --train 5000 --test 500
+    resnet-jax prepare folder photos photos-256
+    python -m benchmarks.input photos --shards photos-256
+
+Each contestant decodes and crops (RandomResizedCrop) batches of 128 with as many worker
+processes, one contestant after the other in each round; what a worker does
+before its first batches is not counted. PyTorch's gives float32 tensors, flipped and
+normalized; ours uint8 arrays, which the training step flips and normalizes.
+Besides, what a single thread takes for the parts of an image, and the most memory that
+the processes held together.
+"""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from tyro.conf import Positional
+
+
+@dataclass(frozen=True)
+class Input:
+    """What is measured."""
+
+    folder: Positional[Path]
+    """A folder of images, train/CLASS/* and test/CLASS/*."""
+    shards: Path | None = None
+    """What `resnet-jax prepare` made of it."""
+    workers: int = 2
+    """Processes that read."""
+    batch_size: int = 128
+    """Images of a batch."""
+    batches: int = 20
+    """Of each contestant in each round, after some that are not counted."""
+    rounds: int = 3
+    """How often each has its turn."""
+    size: int = 224
+    """Side of the crops."""
+    output: Path | None = None
+    """A JSON file for the figures."""
+
+
+def main(cfg: Input) -> None:
+    """Prints a table."""
+    contestants: dict[str, Callable[[], Iterator[Any]]] = {
+        "torch, folder": lambda: torchs(cfg, cfg.folder),
+        "ours, folder": lambda: ours(cfg, cfg.folder),
+    }
+    if cfg.shards is not None:
+        shards = cfg.shards
+        contestants["ours, shards"] = lambda: ours(cfg, shards)
+    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    memory = dict.fromkeys(contestants, 0.0)
+    for number in range(cfg.rounds):
+        for name, begin in contestants.items():
+            rate, held = measure(cfg, begin)
+            rates[name].append(rate)
+            memory[name] = max(memory[name], held)
+            print(f"round {number + 1}: {name} {rate:.0f}", file=sys.stderr)
+    peers = rates["torch, folder"]
+    print("| contestant | images/s (rounds) | of torch's (rounds) | memory, MB |")
+    print("|---|---|---|---|")
+    for name, own in rates.items():
+        ratios = [mine / theirs for mine, theirs in zip(own, peers, strict=True)]
+        print(
+            f"| {name} | {_spread(own, '.0f')} | {_spread(ratios, '.2f')} | "
+            f"{memory[name]:.0f} |"
+        )
+    parts = {"folder": parts_of(cfg, cfg.folder)}
+    if cfg.shards is not None:
+        parts["shards"] = parts_of(cfg, cfg.shards)
+    print("\n| ms an image, one thread | decode | crop and resize |\n|---|---|---|")
+    for name, (decode, crop) in parts.items():
+        print(f"| {name} | {decode:.2f} | {crop:.2f} |")
+    if cfg.output is not None:
+        figures = {"rates": rates, "memory": memory, "parts": parts}
+        cfg.output.write_text(json.dumps(figures, indent=1))
+
+
+def _spread(values: list[float], form: str) -> str:
+    median, low, high = statistics.median(values), min(values), max(values)
+    return f"{median:{form}} ({low:{form}} to {high:{form}})"
+
+
+def measure(cfg: Input, begin: Callable[[], Iterator[Any]]) -> tuple[float, float]:
+    """(images a second, the most MB that this process and its workers held)."""
+    reader = begin()
+    for _ in range(4 * max(cfg.workers, 1)):  # what was got ahead while workers began
+        next(reader)
+    begun = time.perf_counter()
+    held = 0.0
+    for number in range(cfg.batches):
+        next(reader)
+        if number % 5 == 0:
+            held = max(held, memory_of_all())
+    seconds = time.perf_counter() - begun
+    close = getattr(reader, "close", None)
+    if close is not None:
+        close()
+    return cfg.batches * cfg.batch_size / seconds, held
+
+
+def memory_of_all() -> float:
+    """MB that this process and those below it hold, shared pages divided (PSS)."""
+    import os
+
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            text = path.read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+        children.setdefault(int(text[1]), []).append(int(path.parent.name))
+    todo, total = [os.getpid()], 0
+    while todo:
+        one = todo.pop()
+        todo += children.get(one, [])
+        try:
+            lines = Path(f"/proc/{one}/smaps_rollup").read_text().splitlines()
+        except OSError:
+            continue
+        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total / 1024
+
+
+def torchs(cfg: Input, folder: Path) -> Iterator[Any]:
+    """torchvision's reference: ImageFolder and its V1 transforms."""
+    import torch
+    from torchvision import datasets, transforms
+
+    whole = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(cfg.size),
+            transforms.RandomHorizontalFlip(),
+            transforms.PILToTensor(),
+            transforms.ConvertImageDtype(torch.float),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    loader = torch.utils.data.DataLoader(
+        datasets.ImageFolder(str(folder / "train"), whole),
+        batch_size=cfg.batch_size,
+        shuffle=True,
+        num_workers=cfg.workers,
+        drop_last=True,
+        persistent_workers=cfg.workers > 0,
+    )
+    while True:
+        yield from loader
+
+
+def ours(cfg: Input, folder: Path) -> Iterator[Any]:
+    """Batches of `resnet_jax.data.Loader`, as the recipe imagenet has them."""
+    from dataclasses import replace
+
+    import jax
+
+    from resnet_jax import data, devices, training
+    from resnet_jax.recipes import RECIPES
+
+    recipe = RECIPES["imagenet"][1]
+    own = replace(
+        recipe.data,
+        data_dir=str(folder),
+        image_size=cfg.size,
+        batch_size=cfg.batch_size,
+        workers=cfg.workers,
+        drop_last=True,
+        stream=True,
+    )
+    splits = data.load(own)
+    splits = splits._replace(train=data.drawn(splits.train, recipe.augment, own, 0))
+    order = training.make_order(0, 1)
+    loader = data.Loader(devices.make_mesh(1), splits, own, order, epochs=1000)
+    try:
+        for epoch in range(1000):
+            for batch in loader.train(epoch):
+                yield jax.block_until_ready(batch)
+    finally:
+        loader.close()
+
+
+def parts_of(cfg: Input, folder: Path, num: int = 200) -> tuple[float, float]:
+    """Milliseconds that one thread decodes an image, and crops and resizes it."""
+    from PIL import Image
+
+    from resnet_jax import data
+    from resnet_jax.config import DataConfig
+    from resnet_jax.data import folder as images_of
+    from resnet_jax.data import transforms
+
+    own = DataConfig(dataset="folder", data_dir=str(folder), stream=True)
+    reader = data.load(own).train.images.read
+    rng, spent = np.random.default_rng(0), np.zeros(2)
+    for one in reader.open(np.arange(num)):
+        begun = time.perf_counter()
+        with one as file:
+            image = images_of.decode(file)
+        decoded = time.perf_counter()
+        box = transforms.draw_region(rng, *image.size, smallest=0.08)
+        transforms.resized_crop(image, box, cfg.size, Image.Resampling.BILINEAR)
+        spent += decoded - begun, time.perf_counter() - decoded
+    decode, crop = (1000 * spent / num).tolist()
+    return decode, crop
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Input))

@@ -1,0 +1,44 @@
+"""Put a folder of images into a few large files, which are quicker to train from.
+
+    resnet-jax prepare folder photographs photographs-256
+    python train.py imagenet --data-dir photographs-256
+
+Larger images get a shorter side of 256 pixels, and all are upright, RGB and JPEG of
+quality 90; with --encoding pixels they are not compressed. The files are array_record's
+and take the place of the folder.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from resnet_jax.data.shards import ShardsConfig
+from resnet_jax.errors import ConfigError
+from resnet_jax.fields import ranged
+
+
+@dataclass(frozen=True)
+class PrepareConfig(ShardsConfig):
+    """Put a folder of images into a few large files."""
+
+    what: Positional[Literal["folder"]] = "folder"
+    """A folder with train/CLASS/* and test/CLASS/*."""
+    source: Positional[str | None] = ranged(None, path="as typed")
+    """The folder."""
+    target: Positional[str | None] = ranged(None, path="as typed")
+    """The directory to write, which must not be there yet."""
+
+
+def main(options: PrepareConfig) -> None:
+    """Writes the files, and says how many images they have."""
+    from resnet_jax.data import shards
+
+    if options.source is None or options.target is None:
+        raise ConfigError("name both: resnet-jax prepare folder DIR OUT")
+    target = Path(options.target)
+    counts = shards.write(Path(options.source), target, options)
+    num_bytes = sum(path.stat().st_size for path in target.iterdir())
+    said = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+    print(f"prepared: {target} ({said}; {num_bytes / 1e6:,.0f} MB)")
