@@ -44,7 +44,8 @@ def make_schedule(
     if cfg.warmup_decay is not None:
         rest = replace(cfg, warmup_epochs=0.0, warmup_decay=None)
         rising = optax.linear_schedule(cfg.lr * cfg.warmup_decay, cfg.lr, warmup_steps)
-        after = make_schedule(rest, total_steps - warmup_steps, steps_per_epoch)
+        left = max(total_steps - warmup_steps, 1)  # a warm-up may be all there is
+        after = make_schedule(rest, left, steps_per_epoch)
         return optax.join_schedules([rising, after], [warmup_steps])
     milestones = cfg.lr_milestones
     if cfg.lr_step_size is not None:
