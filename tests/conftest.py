@@ -23,6 +23,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # _optimized; so is all with JAX_DISABLE_MOST_OPTIMIZATIONS=0.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
@@ -45,6 +46,9 @@ from resnet_jax.models.blocks import BasicBlock
 from resnet_jax.models.resnet import ResNet
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# How long an example takes says what else the machine does.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 # The faces keep what they have resolved: now, and not while a test has replaced it.
 for _room in (data, devices, layers, models, report, run, training, weights):

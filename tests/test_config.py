@@ -56,6 +56,11 @@ GROUPS = {
         ("width", 0),
         ("clip_grad", 0.0),
         ("warmup_epochs", -1.0),
+        ("warmup_decay", 0.0),
+        ("random_erasing", 1.5),
+        ("crop_scale", 0.0),
+        ("color_jitter", -0.1),
+        ("repeated_augmentation", 0),
     ],
 )
 def test_values_out_of_range_are_named(field, value):
@@ -73,9 +78,25 @@ def test_an_address_without_its_port(address):
         assert make_config(coordinator=good).devices.coordinator == good
 
 
-def test_a_step_schedule_needs_its_milestones():
-    with pytest.raises(ConfigError, match="needs lr_milestones"):
-        make_config(schedule="step")
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"schedule": "step"}, "needs lr_milestones or lr_step_size"),
+        (
+            {"schedule": "step", "lr_milestones": (2,), "lr_step_size": 3},
+            "needs lr_milestones or lr_step_size",
+        ),
+        ({"warmup_decay": 0.1}, "warmup_decay needs --warmup-epochs"),
+        ({"ema_steps": 3}, "ema_steps needs --ema-decay"),
+        ({"num_seeds": 2, "random_resized_crop": True}, "without random_resized_crop"),
+        ({"num_seeds": 2, "auto_augment": "ta_wide"}, "without auto_augment"),
+        ({"num_seeds": 2, "repeated_augmentation": 2}, "without repeated_augmentation"),
+    ],
+)
+def test_options_that_need_each_other(chosen, message):
+    with pytest.raises(ConfigError, match=message):
+        make_config(**chosen)
+    assert make_config(num_seeds=2, auto_augment="none", repeated_augmentation=1)
 
 
 def test_a_field_that_is_not_there_is_named():

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from resnet_jax import data
@@ -46,7 +46,6 @@ def seen(loader, dataset, batches):
 
 
 @pytest.mark.parametrize("held", [True, False])
-@settings(deadline=None)
 @given(
     count=st.integers(1, 60),
     batch_size=st.integers(1, 70),
@@ -125,7 +124,6 @@ def test_accelerators_that_hold_the_data_do_twenty_steps_for_a_call(
 
 
 @pytest.mark.parametrize("held", [True, False])
-@settings(deadline=None)
 @given(count=st.integers(1, 60), batch_size=st.integers(1, 70))
 def test_evaluation_marks_every_example_once_in_one_shape(held, count, batch_size):
     dataset = numbered(count)

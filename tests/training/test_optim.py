@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from configs import make_config
 from parts import make_optimizer, make_schedule
 
 from resnet_jax.config import OptimConfig
@@ -59,6 +60,38 @@ def test_schedules():
     step = make_schedule(schedule="step", lr=1.0, lr_milestones=(3, 5), lr_gamma=0.1)
     expected = [1, 1, 1, 0.1, 0.1, 0.01, 0.01]
     np.testing.assert_allclose(values(step, range(7)), expected, rtol=1e-6)
+
+
+def test_schedules_by_epochs():
+    """Three steps to an epoch."""
+    common = {"total_steps": 18, "steps_per_epoch": 3, "lr": 1.0}
+    step = make_schedule(schedule="step", lr_step_size=2, **common)
+    expected = np.repeat([1, 1, 0.1, 0.1, 0.01, 0.01], 3)
+    np.testing.assert_allclose(values(step, range(18)), expected, rtol=1e-6)
+
+    rising = {"schedule": "cosine", "warmup_epochs": 2.0, "warmup_decay": 0.1}
+    smooth = values(make_schedule(**rising, **common), range(18))
+    warmup = [0.1 + 0.9 * t / 6 for t in range(6)]
+    after = [(1 + np.cos(np.pi * t / 12)) / 2 for t in range(12)]
+    np.testing.assert_allclose(smooth, [*warmup, *after], atol=1e-6)
+    stairs = make_schedule(**rising, sched_on_updates=False, **common)
+    expected = np.repeat(smooth[::3], 3)
+    np.testing.assert_allclose(values(stairs, range(18)), expected, atol=1e-6)
+    # A first look at a long recipe ends within its warm-up.
+    short = make_schedule(**rising, **{**common, "total_steps": 4})
+    np.testing.assert_allclose(values(short, range(4)), warmup[:4], atol=1e-6)
+
+
+def test_an_average_in_larger_steps_forgets_as_much():
+    def keep(**fields):
+        cfg = make_config(ema_decay=0.999, batch_size=10, epochs=5, **fields)
+        return optim.make_ema_decay(cfg, steps_per_epoch=7)
+
+    assert keep() == 0.999
+    often = keep(ema_steps=3, warmup_epochs=1.0)
+    decay = 1 - 0.001 * 10 * 3 / 5
+    expected = [0, 1, 1, 0, 1, 1, 0, 0, 1, 1, decay, 1, 1, decay, decay, 1]
+    np.testing.assert_allclose(values(often, range(16)), expected, rtol=1e-6)
 
 
 def test_a_schedule_is_a_function_of_a_traced_step():

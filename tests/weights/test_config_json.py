@@ -401,7 +401,6 @@ _CONFIGS = st.one_of(
 
 @settings(
     max_examples=300,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(_CONFIGS, _VALUES | _mutated(CONVNEXT) | _mutated({**CONVNEXT, **BIT}))
