@@ -173,7 +173,8 @@ def _to_floats(images: np.ndarray) -> np.ndarray:
 
 def _to_bytes(x: np.ndarray) -> np.ndarray:
     """Of [0, 1], what is outside cut off."""
-    return np.rint(255 * np.clip(x, 0, 1)).astype(np.uint8)
+    found: np.ndarray = np.rint(255 * np.clip(x, 0, 1)).astype(np.uint8)
+    return found
 
 
 def _by_pillow(
