@@ -1,5 +1,6 @@
 import json
 import re
+from functools import partial
 
 import jax
 import numpy as np
@@ -63,17 +64,18 @@ def make(one_block):
     return make
 
 
-@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("seeds", [1, pytest.param(2, marks=pytest.mark.process)])
 def test_each_corruption_is_scored_on_every_image(seeds, make, monkeypatch):
     monkeypatch.setattr(robustness, "_IMAGES", 9)  # two whole batches
     made, each, test = make(seeds)
     found = robustness.measure(*made, seed=3)
     assert found["count"] == 22 and found["seed"] == 3
 
+    apply = jax.jit(partial(made[0].model.apply, train=False))
+
     def accuracy(images):
         x = np.float32((images / 255 - 0.5) / 0.25)
-        apply = made[0].model.apply
-        logits = [np.asarray(apply(own, x, train=False)) for own in each]
+        logits = [np.asarray(apply(own, x)) for own in each]
         return np.mean([(one.argmax(-1) == test.labels).mean() for one in logits])
 
     assert found["clean"] == pytest.approx(accuracy(test.images))
@@ -124,6 +126,7 @@ def test_the_pictures_show_every_corruption(channels, found, tmp_path, monkeypat
         np.testing.assert_array_equal(shown[place].reshape(expected.shape), expected)
 
 
+@pytest.mark.process  # for its pictures
 def test_evaluate_prints_it_writes_it_and_shows_it(digits_run, tmp_path, capsys):
     _, run_dir = digits_run(epochs=1)
     output = tmp_path / "o.json"
