@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from PIL import Image
 
 from resnet_jax import data
 from resnet_jax.commands import evaluate
@@ -33,7 +34,10 @@ def prepare(tfds, tmp_path):
 
                 def _generate_examples(self, image_path, label_path):
                     for index in range(COUNT):
-                        image, label = images[index], int(labels[index])
+                        image, label = (
+                            Image.fromarray(images[index]),
+                            int(labels[index]),
+                        )
                         yield index, {"image": image, "label": label}
 
         Cifar10_1.name = cifar10_1.NAME
