@@ -43,7 +43,7 @@ class EvaluateConfig(SubjectConfig):
     """Write RUN/report: one page of curves, confusion, predictions, and the network."""
     robustness: bool = False
     """Score the test images under seven corruptions, at five severities each, as well:
-    35 times as long."""
+    36 times the work."""
     output: str | None = ranged(None, path="as typed")
     """Write all figures to this JSON file."""
     predictions: str | None = ranged(None, path="as typed")
