@@ -53,7 +53,8 @@ class DataConfig(Group):
     """The images, and how they come in batches."""
 
     dataset: str = "cifar10"
-    """cifar10, cifar100, fashion_mnist, digits, or folder: DATA_DIR/train/CLASS/*."""
+    """cifar10, cifar100, fashion_mnist, digits, or folder: DATA_DIR/train/CLASS/*;
+    cifar10_1 is for evaluate.py only."""
     data_dir: str | None = ranged(None, resume="free", path="absolute")
     """The folder, or a tensorflow-datasets directory: else $TFDS_DATA_DIR,
     ~/tensorflow_datasets."""
@@ -311,6 +312,9 @@ class RunConfig(Group):
     and after each epoch."""
     tensorboard: bool = ranged(False, resume="override")
     """Write TensorBoard event files as well (needs the tensorboard extra)."""
+    wandb: str | None = ranged(None, resume="override")
+    """Send each epoch's numbers to this project of Weights & Biases as well (needs the
+    wandb extra)."""
     profile: bool = ranged(False, resume="free")
     """Write a JAX profiler trace of some early steps into the run directory."""
     summary: bool = ranged(False, resume="free")

@@ -3,6 +3,7 @@
     python evaluate.py runs/hresnet
     python evaluate.py runs/hresnet --checkpoint best --output report.json
     python evaluate.py runs/hresnet --report           one page to look at
+    python evaluate.py runs/hresnet --robustness --predictions p.csv
     python evaluate.py --weights FILE --model resnet20 --normalize imagenet
 
 Prints the accuracy of each class and of a single batch, and ends with one line:
@@ -40,8 +41,13 @@ class EvaluateConfig(SubjectConfig):
     pixel, and mirrored."""
     report: bool = False
     """Write RUN/report: one page of curves, confusion, predictions, and the network."""
+    robustness: bool = False
+    """Score the test images under seven corruptions, at five severities each, as well:
+    36 times the work."""
     output: str | None = ranged(None, path="as typed")
     """Write all figures to this JSON file."""
+    predictions: str | None = ranged(None, path="as typed")
+    """Write a row for each test image to this file: .csv, .json, .jsonl or .parquet."""
     images: tuple[str, ...] = ranged((), path="as typed")
     """Use `resnet-jax predict RUN FILES` instead; this works for one release."""
     saliency: bool = False
@@ -65,6 +71,7 @@ class EvaluateConfig(SubjectConfig):
         refuse(self, ["page"], "goes with --compare")
         if self.images:
             others = names & {"tta", "report", "output", "export", *UNUSED}
+            others |= {"predictions", "robustness"}
             refuse(self, others, "is of scores: not with --images")
         else:
             refuse(self, ["saliency"], "goes with --images")
@@ -90,6 +97,7 @@ def main(options: EvaluateConfig) -> None:
     from resnet_jax import files
     from resnet_jax.commands import compare, export, predict
     from resnet_jax.devices import platform
+    from resnet_jax.report import predictions, robustness, tables
     from resnet_jax.report.report import write_report
     from resnet_jax.training import metrics
 
@@ -100,6 +108,9 @@ def main(options: EvaluateConfig) -> None:
     platform.prepare(options.platform, options.devices)
     if options.output is not None:
         files.check_writable(Path(options.output).parent, "folder", "--output")
+    rows = None if options.predictions is None else Path(options.predictions)
+    if rows is not None:
+        tables.check(rows, "--predictions")
     if options.images:
         _say_moved("--images", "predict RUN FILES")
         predict.predict(options, options.images, options.saliency)
@@ -124,13 +135,19 @@ def main(options: EvaluateConfig) -> None:
         ]:
             print(f"test-time augmentation: {line}")
         figures["tta"] = found.augmented.figures
+    scored = subject, found.preprocess, found.loader
+    robust = robustness.measure(*scored) if options.robustness else None
+    if robust is not None:
+        print(robustness.text(robust))
+        figures["robustness"] = robust
+    if rows is not None:
+        count = predictions.write_predictions(rows, *scored)
+        print(f"predictions: {rows}, {count} images")
     if options.output is not None:
         what = {"scored": subject.title, "step": int(subject.state.step)}
         files.write_json(Path(options.output), {**what, **figures})
     if options.report:
-        page = write_report(
-            Path(str(options.run)), subject, found.preprocess, found.loader
-        )
+        page = write_report(Path(str(options.run)), *scored, robust)
         print(f"report: {page}")
     if options.export is not None:
         export.write(Path(options.export), found)

@@ -3,6 +3,7 @@
     resnet-jax predict cat.png                          by resnet20-cifar10
     resnet-jax predict runs/hresnet a.jpg b.png photographs/
     resnet-jax predict runs/hresnet a.jpg --saliency    and where they come from
+    resnet-jax predict runs/hresnet photographs/ --output p.csv
     resnet-jax predict --weights FILE --model resnet18 a.jpg
 
 Where only images are named, the network is the one that comes with this package, of
@@ -37,11 +38,17 @@ class PredictConfig(SubjectConfig):
     """The files, or folders of them."""
     saliency: bool = False
     """Save where each class comes from (Grad-CAM) in RUN/saliency."""
+    output: str | None = ranged(None, path="as typed")
+    """Write a row for each image to this file instead of printing them: .csv, .json,
+    .jsonl or .parquet."""
+    top_k: int = ranged(5, at_least=1)
+    """How many classes of each image, the most likely first."""
 
 
 def main(options: PredictConfig) -> None:
     """Prints the most likely classes of each image."""
     from resnet_jax.devices import platform
+    from resnet_jax.report import tables
 
     refuse(options, UNUSED, "is of scores: files are taken one by one")
     paths = options.images
@@ -53,8 +60,11 @@ def main(options: PredictConfig) -> None:
             log.info("no run is named: %s, of CIFAR-10's ten classes", _NETWORK)
     if not paths:
         raise ConfigError("name files of images: resnet-jax predict RUN a.jpg")
+    output = None if options.output is None else Path(options.output)
+    if output is not None:
+        tables.check(output, "--output")
     platform.prepare(options.platform, options.devices)
-    predict(options, paths, options.saliency)
+    predict(options, paths, options.saliency, output, options.top_k)
 
 
 def _is_image(options: PredictConfig) -> bool:
@@ -71,11 +81,17 @@ def _is_image(options: PredictConfig) -> bool:
     )
 
 
-def predict(options: SubjectConfig, paths: Sequence[str], saliency: bool) -> None:
-    """Prints the classes of the files; with `saliency`, saves where they come from."""
+def predict(
+    options: SubjectConfig,
+    paths: Sequence[str],
+    saliency: bool,
+    output: Path | None = None,
+    top_k: int = 5,
+) -> None:
+    """Shows the classes of the files; with `saliency`, saves where they come from."""
     from resnet_jax.report import subject
     from resnet_jax.report.predict import predict_files
 
     one = subject.load(options, one="--images", is_prediction=True)
     home = Path(options.run or ".") / "saliency"
-    predict_files(one, paths, home if saliency else None)
+    predict_files(one, paths, home if saliency else None, output, top_k)

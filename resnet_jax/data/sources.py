@@ -11,7 +11,7 @@ import numpy as np
 
 from resnet_jax import fields
 from resnet_jax.config import DataConfig
-from resnet_jax.data import cifar, folder, shards, stream, tfds
+from resnet_jax.data import cifar, cifar10_1, folder, shards, stream, tfds
 from resnet_jax.data.dataset import Dataset, Splits, hold_out, identify, subset
 from resnet_jax.data.prepared import Prepared
 from resnet_jax.data.tfds import Arrays, Published
@@ -73,6 +73,11 @@ def load(cfg: DataConfig, described: Description | None = None) -> Splits:
       DataError: the data cannot be had, or are not what they should be.
     """
     train, test = (described or describe(cfg)).load()
+    if not len(train):
+        raise ConfigError(
+            f"data set {cfg.dataset} is for evaluation only, and has no image to train "
+            f"on: evaluate.py RUN --dataset {cfg.dataset} scores a run on it"
+        )
     train = subset(train, cfg.max_train_samples)
     test = subset(test, cfg.max_test_samples)
     return Splits(*hold_out(train, cfg.validation_split), test, identify(train, test))
@@ -91,7 +96,7 @@ def load_test(cfg: DataConfig) -> Splits:
 def load_dataset(
     name: str, data_dir: str | Path | None = None, **fields: Any
 ) -> tuple[Dataset, Dataset]:
-    """(train, test) of cifar10, cifar100, fashion_mnist, digits or folder.
+    """(train, test) of cifar10, cifar10_1, cifar100, fashion_mnist, digits or folder.
 
     Args:
       data_dir: for folder, the one with train/CLASS/* and test/CLASS/*; else a
@@ -248,5 +253,8 @@ SOURCES: dict[str, Source] = {
             _read_fashion_mnist,
         ),
         normalization=".286/.353",
+    ),
+    cifar10_1.NAME: Source(
+        cifar10_1.IMAGE_SHAPE, lambda cfg: (10, partial(cifar10_1.load, cfg))
     ),
 }

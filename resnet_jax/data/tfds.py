@@ -94,17 +94,27 @@ def read(directory: Path) -> Arrays:
     Raises:
       DataError: it cannot be read.
     """
+    train, train_labels, names = read_split(directory, "train")
+    test, test_labels, _ = read_split(directory, "test")
+    return Arrays((train, train_labels), (test, test_labels), names)
+
+
+def read_split(
+    directory: Path, split: str
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """(images, labels int32, class names) of one split, as read has them.
+
+    Raises:
+      DataError: it cannot be read.
+    """
     import tensorflow_datasets as tfds
 
     with reading(directory):
         builder = tfds.builder_from_directory(directory)
-        parts = {}
-        for split in ("train", "test"):
-            records = sorted(_records(builder, directory, split), key=lambda r: r[0])
-            images = np.stack([image for _, image, _ in records])
-            labels = np.array([label for _, _, label in records], np.int32)
-            parts[split] = (images, labels)
-        return Arrays(class_names=tuple(builder.info.features["label"].names), **parts)
+        records = sorted(_records(builder, directory, split), key=lambda r: r[0])
+        images = np.stack([image for _, image, _ in records])
+        labels = np.array([label for _, _, label in records], np.int32)
+        return images, labels, tuple(builder.info.features["label"].names)
 
 
 def damaged(directory: Path, reason: str) -> DataError:

@@ -1,7 +1,7 @@
 """What a network makes of files of images, and where in them it comes from."""
 
-import itertools
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,34 +9,44 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from resnet_jax import fields, files
-from resnet_jax.data import folder, sources
+from resnet_jax.data import decoding, folder, sources
 from resnet_jax.data.augment import Images, make_preprocess
-from resnet_jax.data.dataset import Dataset, Splits
-from resnet_jax.data.loader import Loader
-from resnet_jax.devices.mesh import make_mesh
-from resnet_jax.errors import ConfigError, DataError, first_line
+from resnet_jax.devices import mesh
+from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.layers import library
 from resnet_jax.models.summary import structure
-from resnet_jax.report import figures, scores
+from resnet_jax.report import figures, scores, tables
 from resnet_jax.report.subject import Subject
 from resnet_jax.training import evaluation
 
-TOP = 5
+BATCH = 64  # files at a time, at most
+_BATCH_SIZE = 2**24  # numbers that the images of a batch may have, if it is not one
+Likely = list[tuple[int, str, float]]  # label, class and probability, the largest first
 
 
 def predict_files(
-    subject: Subject, paths: Sequence[str], saliency_dir: Path | None = None
+    subject: Subject,
+    paths: Sequence[str],
+    saliency_dir: Path | None = None,
+    output: Path | None = None,
+    top_k: int = 5,
 ) -> None:
     """Prints the most likely classes of each image with their probabilities.
 
     An image is brought to the data set's size as a folder's are, and from there goes
-    the way of the data's own.
+    the way of the data's own; in batches, in which the others change nothing of it but
+    the rounding.
 
     Args:
       saliency_dir: where the Grad-CAM of each image is saved, as NAME.png.
+      output: a file that has them instead, a row for each image; see tables.
+      top_k: how many classes, at most.
 
     Raises:
+      ConfigError: a file cannot be written.
       DataError: some cannot be read; the others are done before.
     """
     cfg, class_names = subject.cfg, subject.class_names
@@ -51,60 +61,119 @@ def predict_files(
     preprocess = make_preprocess(cfg.augment, subject.image_shape)
     if saliency_dir is not None:
         files.check_writable(saliency_dir, "folder", "RUN")
-    read, bad = [], []
-    files_of = [
-        list(folder.list_images(Path(path))) if Path(path).is_dir() else [Path(path)]
-        for path in paths
-    ]
-    for path in itertools.chain.from_iterable(files_of):
-        try:
-            image = folder.read_image(
-                path,
-                size=size,
-                crop_pct=crop_pct,
-                channels=channels,
-                interpolation=cfg.data.interpolation,
-            )
-            read.append((path, image))
-        except Exception as error:  # Pillow's readers raise of every kind
-            bad.append(f"{path} ({first_line(error)})")
-    images = np.stack([image for _, image in read]) if read else np.zeros((0, 1))
-    probabilities = _probabilities(subject, preprocess, images, class_names)
-    for index, (path, image) in enumerate(read):
-        print(path)
-        order = np.argsort(-probabilities[index], kind="stable")[:TOP]
-        likely = [(class_names[label], probabilities[index, label]) for label in order]
-        for name, share in likely:
-            print(f"  {100 * share:6.2f} %  {name}")
-        if saliency_dir is not None:
-            heat = grad_cam(
-                subject.model,
-                subject.state.variables,
-                preprocess(image[None]),
-                order[:1],
-            )
-            target = saliency_dir / f"{index}-{path.stem}.png"
-            figures.plot_prediction(image, np.asarray(heat[0]), likely, target)
-            print(f"  {target}")
+    every = [path for name in paths for path in _files_of(Path(name))]
+    side = max(size, *subject.image_shape[:2])
+    batch_size = max(min(BATCH, _BATCH_SIZE // (3 * side * side)), 1)
+    batches = decoding.read_batches(
+        *(every, batch_size),
+        size=size,
+        crop_pct=crop_pct,
+        channels=channels,
+        interpolation=cfg.data.interpolation,
+    )
+    probabilities_of = _make_probabilities(subject, preprocess)
+    num_read, bad = 0, []
+    with contextlib.ExitStack() as stack:
+        show: Callable[[Path, Likely], None] = _print
+        if output is not None:
+            columns = _columns(min(top_k, len(class_names)))
+            show = _to_rows(stack.enter_context(tables.writing(output, columns)))
+        # What is printed is progress itself; None is on a terminal only.
+        has_bar = output is not None and len(every) > BATCH
+        bar = stack.enter_context(_bar(len(every), None if has_bar else True))
+        for batch in batches:
+            bad += [f"{path} ({reason})" for path, reason in batch.bad]
+            found = probabilities_of(batch.images)
+            for path, image, own in zip(batch.paths, batch.images, found, strict=True):
+                order = np.argsort(-own, kind="stable")[:top_k]
+                likely = [(int(i), class_names[i], float(own[i])) for i in order]
+                show(path, likely)
+                if saliency_dir is not None:
+                    target = saliency_dir / f"{num_read}-{path.stem}.png"
+                    _save_saliency(subject, preprocess, image, likely, target)
+                    if output is None:
+                        print(f"  {target}")
+                num_read += 1
+            bar.update(len(batch.paths) + len(batch.bad))
+        if not num_read and not bad:
+            raise DataError(f"{', '.join(paths)}: there is no image")
+        failure = f"{len(bad)} of {len(every)} cannot be read: {', '.join(bad)}"
+        if not num_read:
+            raise DataError(failure)
+    if output is not None:
+        print(f"predictions: {output}, {num_read} image{'s' * (num_read != 1)}")
     if bad:
-        total = len(read) + len(bad)
-        raise DataError(f"{len(bad)} of {total} cannot be read: {', '.join(bad)}")
-    if not read:
-        raise DataError(f"{', '.join(paths)}: there is no image")
+        raise DataError(failure)
 
 
-def _probabilities(
-    subject: Subject, preprocess: Any, images: Any, class_names: Sequence[str]
-) -> np.ndarray:
-    """[N, C], each image by itself, whatever the others are."""
-    num = len(images)
-    whole = Dataset(images, np.zeros(num, np.int32), tuple(class_names))
-    none = Dataset(np.zeros(0), np.zeros(0, np.int32), ())
-    cfg = fields.replace(subject.cfg.data, eval_batch_size=1)
-    loader = Loader(make_mesh(1), Splits(none, none, whole, {}), cfg)
+def _files_of(path: Path) -> list[Path]:
+    return list(folder.list_images(path)) if path.is_dir() else [path]
+
+
+def _bar(count: int, disable: bool | None) -> "tqdm[Any]":
+    return tqdm(
+        total=count, desc="prediction", unit="image", leave=False, disable=disable
+    )
+
+
+def _print(path: Path, likely: Likely) -> None:
+    print(path)
+    for _, name, share in likely:
+        print(f"  {100 * share:6.2f} %  {name}")
+
+
+def _columns(num: int) -> dict[str, type]:
+    """What a row of a file has, for `num` classes."""
+    each = range(1, num + 1)
+    return {
+        **{"path": str, "label": int, "class": str, "probability": float},
+        **{f"class_{rank}": str for rank in each},
+        **{f"probability_{rank}": float for rank in each},
+    }
+
+
+def _to_rows(write: tables.Write) -> Callable[[Path, Likely], None]:
+    def show(path: Path, likely: Likely) -> None:
+        names = [name for _, name, _ in likely]
+        shares = [share for _, _, share in likely]
+        write([[str(path), *likely[0], *names, *shares]])
+
+    return show
+
+
+def _save_saliency(
+    subject: Subject, preprocess: Any, image: np.ndarray, likely: Likely, target: Path
+) -> None:
+    inputs, label = preprocess(image[None]), np.array([likely[0][0]])
     variables = subject.state.variables
-    logits = evaluation.predict(subject.model, preprocess, loader, variables, whole)
-    return scores.softmax(logits)
+    heat = np.asarray(grad_cam(subject.model, variables, inputs, label)[0])
+    shares = [(name, share) for _, name, share in likely]
+    figures.plot_prediction(image, heat, shares, target)
+
+
+def _make_probabilities(
+    subject: Subject, preprocess: Any
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Of images [N, H, W, C], their probabilities [N, classes].
+
+    Batches are padded to a power of two, so that few programs are compiled.
+    """
+    variables = mesh.replicate(mesh.make_mesh(1), subject.state.variables)
+
+    @library.jit
+    def logits(variables: Any, images: jax.Array) -> jax.Array:
+        batch = {"images": images}
+        return evaluation.logits_of(subject.model, preprocess, variables, batch)
+
+    def probabilities(images: np.ndarray) -> np.ndarray:
+        num = len(images)
+        if not num:
+            return np.zeros((0, 1))
+        size = 1 << (num - 1).bit_length()
+        rows = np.minimum(np.arange(size), num - 1)
+        return scores.softmax(np.asarray(logits(variables, images[rows]))[:num])
+
+    return probabilities
 
 
 def grad_cam(

@@ -15,7 +15,7 @@ from resnet_jax.data.augment import Preprocess
 from resnet_jax.data.loader import Loader
 from resnet_jax.fields import flat
 from resnet_jax.models import summary
-from resnet_jax.report import diagram, figures, scores
+from resnet_jax.report import diagram, figures, robustness, scores
 from resnet_jax.report.page import Content, Picture, Table, write
 from resnet_jax.report.subject import Subject
 from resnet_jax.run.logs import read_metrics
@@ -26,13 +26,18 @@ NUM_SHOWN = 24  # pictures of each kind
 
 
 def write_report(
-    run_dir: Path, subject: Subject, preprocess: Preprocess, loader: Loader
+    run_dir: Path,
+    subject: Subject,
+    preprocess: Preprocess,
+    loader: Loader,
+    robust: robustness.Found | None = None,
 ) -> Path:
     """Writes run_dir/report: index.html, which is returned, the PNGs that are in it,
     and report.json with its figures.
 
     Args:
       loader: its test split is what the network is asked about.
+      robust: what robustness.measure found of it, if that is to be shown.
 
     Raises:
       ConfigError: it cannot be written there.
@@ -49,7 +54,8 @@ def write_report(
     logits = evaluation.predict(model, preprocess, loader, variables, test)
     probabilities = scores.softmax(logits)
     found = scores.score(probabilities, labels, class_names)
-    files.write_json(directory / "report.json", found)
+    also = {} if robust is None else {"robustness": robust}
+    files.write_json(directory / "report.json", {**found, **also})
 
     def picture(name: str, alt: str, draw: Any, *args: Any, **options: Any) -> Picture:
         path = directory / f"{name}.png"
@@ -75,6 +81,9 @@ def write_report(
         if len(chosen)
     ]
     sections["Calibration"] = _calibration(picture, found)
+    if robust is not None:
+        shown = np.asarray(images[:1])
+        sections["Robustness"] = robustness.contents(picture, robust, shown)
     sections["Inside the network"] = _inside(picture, model, variables, inputs)
     alt = f"{cfg.model.model}: stages, blocks, shortcuts, shapes, parameters"
     draw = partial(diagram.draw, model, subject.image_shape)

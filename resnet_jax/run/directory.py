@@ -25,7 +25,8 @@ CLASSES = "classes.json"
 METRICS = "metrics.jsonl"
 LAYERS = "layers.jsonl"
 CHECKPOINTS = "checkpoints"  # the folder of them
-FILES = (CONFIG, CLASSES, METRICS, LAYERS)
+WANDB = "wandb.json"  # the id of the run in Weights & Biases
+FILES = (CONFIG, CLASSES, METRICS, LAYERS, WANDB)
 LOCK, SOFT_LOCK, HOLDER = ".lock", ".lock.soft", ".holder.json"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}  # of a file system
 

@@ -1,5 +1,6 @@
 """What a run records of its epochs: JSON lines, a printed line, TensorBoard."""
 
+import dataclasses
 import errno
 import logging
 import os
@@ -7,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from resnet_jax import files
+from resnet_jax.config import Config
+from resnet_jax.devices import processes
 from resnet_jax.errors import ConfigError
 from resnet_jax.run.directory import LAYERS, METRICS
+from resnet_jax.run.wandb_log import WandbLog
 from resnet_jax.training import metrics
 
 log = logging.getLogger(__name__)
@@ -117,6 +121,7 @@ class Logs:
     Args:
       records: the lines so far, as the checkpoint and last_line have them.
       layers: whether there is to be a layers.jsonl as well.
+      wandb: where the lines go as well.
 
     Raises:
       ConfigError: the file cannot be written, or `tensorboard` lacks its package.
@@ -130,8 +135,10 @@ class Logs:
         step: int,
         tensorboard: bool,
         layers: bool,
+        wandb: WandbLog | None = None,
     ) -> None:
         self._writer = _make_writer(run_dir, step) if tensorboard else None
+        self._wandb = wandb
         self._dir, self._step = run_dir, step
         self.records = list(records)
         self._lines = JsonLines(run_dir / METRICS, self.records)
@@ -146,6 +153,13 @@ class Logs:
                 if isinstance(record[name], float):  # not the values behind a mean
                     self._writer.add_scalar(name, record[name], record["step"])
             self._writer.flush()
+        if self._wandb is not None:
+            self._wandb.write(record)
+
+    def begin(self) -> None:
+        """Says elsewhere, too, that there is something to do."""
+        if self._wandb is not None:
+            self._wandb.begin()
 
     @property
     def last_step(self) -> int | None:
@@ -175,9 +189,30 @@ class Logs:
             self._layers.write({**place, "layers": layers})
 
     def close(self) -> None:
-        """Closes what TensorBoard reads."""
+        """Closes what TensorBoard reads, and what is sent elsewhere."""
         if self._writer is not None:
             self._writer.close()
+        if self._wandb is not None:
+            self._wandb.close()
+
+
+def open_logs(cfg: Config, run_dir: Path, records: list[Record], step: int) -> Logs:
+    """The Logs that `cfg` asks for, continued after `step`.
+
+    Raises:
+      ConfigError: as Logs, or --wandb lacks its package.
+    """
+    wandb = None
+    if cfg.run.wandb is not None and processes.is_first():
+        values, is_resumed = dataclasses.asdict(cfg), step > 0
+        wandb = WandbLog(run_dir, cfg.run.wandb, values, is_resumed=is_resumed)
+    return Logs(
+        *(run_dir, records),
+        step=step,
+        tensorboard=cfg.run.tensorboard,
+        layers=cfg.run.log_gradients,
+        wandb=wandb,
+    )
 
 
 def _make_writer(run_dir: Path, step: int) -> Any:

@@ -20,7 +20,7 @@ from resnet_jax.devices.mesh import layout, local, make_mesh
 from resnet_jax.errors import NonFiniteLossError
 from resnet_jax.run import directory
 from resnet_jax.run.checkpoints import Checkpoints, is_finite
-from resnet_jax.run.logs import Layers, Logs, Record, last_line
+from resnet_jax.run.logs import Layers, Logs, Record, last_line, open_logs
 from resnet_jax.run.progress import Progress, Trace
 from resnet_jax.run.signals import Interrupted, Signals
 from resnet_jax.training import metrics, seeds
@@ -97,13 +97,8 @@ class Run:
         self._meet()
         progress.go_to(processes.json_from_first(progress.place))
         state = processes.from_first(state)
-        self._log = Logs(
-            self.dir,
-            processes.json_from_first(records),
-            step=progress.step,
-            tensorboard=self._cfg.run.tensorboard,
-            layers=self._cfg.run.log_gradients,
-        )
+        records = processes.json_from_first(records)
+        self._log = open_logs(self._cfg, self.dir, records, progress.step)
         self._stack.callback(self._log.close)
         self._written = directory.FILES
         directory.write_config(self.dir, self._cfg, self._identity["classes"])
@@ -167,6 +162,7 @@ class Run:
         if self._measure is not None and not self.resumed:
             layers = self._measure(local(state))
             self._logs.write_layers({"epoch": 0, "step": 0}, layers)
+        self._logs.begin()
         self._trace.begin_after(progress.step)
         self._stack.callback(self._trace.close)
         self._preparing.close()

@@ -26,6 +26,8 @@ GIVEN = {
     "platform": "cpu",
     "tta": True,
     "report": True,
+    "robustness": True,
+    "predictions": "p.csv",
     "output": "o.json",
     "saliency": True,
     "page": "p.html",
@@ -40,12 +42,14 @@ MODES = {  # a call of evaluate, and the flags that mean nothing to it
     "weights": (WEIGHTS, {"checkpoint", "seed", "report", "saliency", "page"}),
     "images of a run": (
         {**RUN, "images": ("a.png",)},
-        OF_WEIGHTS | {"batch_size", "tta", "report", "output", "export", "page"},
+        OF_WEIGHTS
+        | {"batch_size", "tta", "report", "output", "export", "page"}
+        | {"robustness", "predictions"},
     ),
     "images by weights": (
         {**WEIGHTS, "images": ("a.png",)},
         {"checkpoint", "seed", "batch_size", "tta", "report", "output", "export"}
-        | {"page"},
+        | {"page", "robustness", "predictions"},
     ),
     "compare": ({"compare": ("a", "b")}, {*GIVEN, "run", "weights"} - {"page"}),
 }

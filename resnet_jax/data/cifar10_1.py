@@ -1,0 +1,54 @@
+"""CIFAR-10.1: 2,000 new test images of CIFAR-10's classes, and none to train on.
+
+Recht et al. 2018, "Do CIFAR-10 Classifiers Generalize to CIFAR-10?". Networks that are
+trained on CIFAR-10 are some points less accurate on it.
+"""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from resnet_jax.config import DataConfig
+from resnet_jax.data import tfds
+from resnet_jax.data.archives import CLASS_NAMES
+from resnet_jax.data.dataset import Dataset
+from resnet_jax.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
+
+NAME = "cifar10_1"  # in tensorflow-datasets
+IMAGE_SHAPE = (32, 32, 3)
+VERSIONS = ("v6", "v4")  # its configs; v6 has as many images of each class
+# tensorflow-datasets has them as numbers only.
+_NAMES = (CLASS_NAMES, tuple(map(str, range(len(CLASS_NAMES)))))
+
+
+def load(cfg: DataConfig) -> tuple[Dataset, Dataset]:
+    """(nothing, the test split) from a prepared directory, of v6 if it is there.
+
+    Raises:
+      ConfigError: `cfg` wants it streamed or fetched.
+      DataError: it is not prepared, or damaged.
+    """
+    if cfg.stream or cfg.rebuild_data:
+        what = "stream" if cfg.stream else "rebuild_data"
+        raise ConfigError(f"{what} is not for {NAME}, which is small and not made here")
+    home = Path(cfg.data_dir or tfds.default_data_dir())
+    found = [tfds.find(f"{NAME}/{version}", home) for version in VERSIONS]
+    directory = next((path for path in found if path is not None), None)
+    if directory is None:
+        raise DataError(
+            f"{NAME} is not prepared in {home}: prepare {NAME}/v6 with "
+            "tensorflow-datasets there, or name its directory with --data-dir"
+        )
+    log.info("%s: from %s", NAME, directory)
+    images, labels, names = tfds.read_split(directory, "test")
+    shape = images.shape[1:]
+    if images.dtype != np.uint8 or shape != IMAGE_SHAPE or names not in _NAMES:
+        raise DataError(
+            f"{directory} is not {NAME}: it has {images.dtype} images "
+            f"{list(shape)} of {len(names)} classes; prepare it again"
+        )
+    test = Dataset(images, labels, CLASS_NAMES)
+    return test.take(slice(0)), test

@@ -1,0 +1,187 @@
+"""Corruptions of images in five severities, as those of CIFAR-10-C.
+
+Hendrycks and Dietterich 2019, "Benchmarking Neural Network Robustness to Common
+Corruptions and Perturbations". The parameters are those of its CIFAR-10-C, from
+ImageNet-C/create_c/make_cifar_c.py of github.com/hendrycks/robustness; of its
+corruptions, these are the ones that need NumPy, SciPy and Pillow only. The images are
+made here and not downloaded, with other random numbers and rounded where the original
+cuts off: accuracies are close to the published set's, and not the same.
+"""
+
+import io
+import itertools
+from collections.abc import Callable, Iterable
+from multiprocessing.pool import ThreadPool
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from resnet_jax import limits
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SEVERITIES = (1, 2, 3, 4, 5)
+# Of images [N, H, W, C] uint8, a severity, and a seed; see corrupt.
+Corruption = Callable[[np.ndarray, int, int, int], np.ndarray]
+_SIDE = 32  # CIFAR-10's, which the parameters are for
+_CHUNK = 256  # images at a time: floats take more room than bytes
+
+
+def corrupt(
+    name: str, images: np.ndarray, severity: int, seed: int = 0, first: int = 0
+) -> np.ndarray:
+    """`images` [N, H, W, C] uint8, of 1 or 3 channels, corrupted, in the same form.
+
+    Args:
+      name: one of CORRUPTIONS.
+      severity: 1 to 5; at 0 the images are as they were.
+      seed: of the noise, which each image has its own of.
+      first: the place of the first image in its data set, so that an image gets the
+        same noise in whatever part of it.
+
+    Raises:
+      ValueError: there is no such severity, or these are no such images.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise ValueError(
+            f"{images.dtype} {images.shape} is not uint8 [N, H, W, 1 or 3]"
+        )
+    if severity not in (0, *SEVERITIES):
+        raise ValueError(f"severity {severity} is not 0 to 5")
+    if severity == 0 or not len(images):
+        return images.copy()
+    chunks = range(0, len(images), _CHUNK)
+
+    def one(start: int) -> np.ndarray:
+        part = images[start : start + _CHUNK]
+        return CORRUPTIONS[name](part, severity, seed, first + start)
+
+    # NumPy, SciPy and Pillow compute without the GIL.
+    with ThreadPool(min(limits.cpus(), len(chunks))) as pool:
+        return np.concatenate(pool.map(one, chunks, chunksize=1))
+
+
+def gaussian_noise(
+    images: np.ndarray, severity: int, seed: int, first: int
+) -> np.ndarray:
+    """Noise of one spread, of each pixel and channel by itself."""
+    scale = (0.04, 0.06, 0.08, 0.09, 0.10)[severity - 1]
+    noise = [
+        rng.standard_normal(images.shape[1:], np.float32)
+        for rng in _generators(len(images), severity, seed, first)
+    ]
+    return _to_bytes(_to_floats(images) + scale * np.stack(noise))
+
+
+def shot_noise(images: np.ndarray, severity: int, seed: int, first: int) -> np.ndarray:
+    """Poisson noise, as of few photons: more of it where it is bright."""
+    photons = (500, 250, 100, 75, 50)[severity - 1]
+    expected = _to_floats(images) * photons
+    rngs = _generators(len(images), severity, seed, first)
+    counted = [rng.poisson(x) for rng, x in zip(rngs, expected, strict=True)]
+    return _to_bytes(np.stack(counted) / photons)
+
+
+def gaussian_blur(
+    images: np.ndarray, severity: int, seed: int, first: int
+) -> np.ndarray:
+    """A Gaussian blur, its sigma scaled with the shorter side of the images."""
+    from scipy import ndimage
+
+    sigma = (0.4, 0.6, 0.7, 0.8, 1.0)[severity - 1]
+    sigma *= min(images.shape[1:3]) / _SIDE
+    sigmas = (0, sigma, sigma, 0)
+    return _to_bytes(
+        ndimage.gaussian_filter(_to_floats(images), sigmas, mode="nearest")
+    )
+
+
+def contrast(images: np.ndarray, severity: int, seed: int, first: int) -> np.ndarray:
+    """Each pixel brought nearer to the mean of its image and channel."""
+    share = (0.75, 0.5, 0.4, 0.3, 0.15)[severity - 1]
+    x = _to_floats(images)
+    mean = x.mean((1, 2), keepdims=True)
+    return _to_bytes((x - mean) * share + mean)
+
+
+def brightness(images: np.ndarray, severity: int, seed: int, first: int) -> np.ndarray:
+    """HSV's value raised; hue and saturation stay."""
+    more = (0.05, 0.1, 0.15, 0.2, 0.3)[severity - 1]
+    x = _to_floats(images)
+    value = x.max(-1, keepdims=True)
+    raised = np.minimum(value + more, 1)
+    # With hue and saturation, the ratios of the channels stay; black becomes grey.
+    scaled = x * (raised / np.where(value > 0, value, 1))
+    return _to_bytes(np.where(value > 0, scaled, raised))
+
+
+def jpeg_compression(
+    images: np.ndarray, severity: int, seed: int, first: int
+) -> np.ndarray:
+    """Written as JPEG of low quality, and read."""
+    from PIL import Image
+
+    quality = (80, 65, 58, 50, 40)[severity - 1]
+
+    def compress(image: "Image.Image") -> "Image.Image":
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=quality)
+        return Image.open(buffer, formats=("JPEG",))
+
+    return _by_pillow(images, compress)
+
+
+def pixelate(images: np.ndarray, severity: int, seed: int, first: int) -> np.ndarray:
+    """Made smaller by means of boxes, and large again by repeating pixels."""
+    from PIL.Image import Resampling
+
+    share = (0.95, 0.9, 0.85, 0.75, 0.65)[severity - 1]
+    height, width = images.shape[1:3]
+    small = max(int(width * share), 1), max(int(height * share), 1)
+
+    def resize(image: "Image.Image") -> "Image.Image":
+        shrunk = image.resize(small, Resampling.BOX)
+        return shrunk.resize((width, height), Resampling.BOX)
+
+    return _by_pillow(images, resize)
+
+
+CORRUPTIONS: dict[str, Corruption] = {
+    "gaussian noise": gaussian_noise,
+    "shot noise": shot_noise,
+    "gaussian blur": gaussian_blur,
+    "contrast": contrast,
+    "brightness": brightness,
+    "jpeg compression": jpeg_compression,
+    "pixelate": pixelate,
+}
+
+
+def _generators(
+    num: int, severity: int, seed: int, first: int
+) -> Iterable[np.random.Generator]:
+    """A generator for each image, by its place."""
+    for index in itertools.islice(itertools.count(first), num):
+        yield np.random.default_rng([seed, severity, index])
+
+
+def _to_floats(images: np.ndarray) -> np.ndarray:
+    """In [0, 1]."""
+    return images.astype(np.float32) / 255
+
+
+def _to_bytes(x: np.ndarray) -> np.ndarray:
+    """Of [0, 1], what is outside cut off."""
+    found: np.ndarray = np.rint(255 * np.clip(x, 0, 1)).astype(np.uint8)
+    return found
+
+
+def _by_pillow(
+    images: np.ndarray, change: Callable[["Image.Image"], "Image.Image"]
+) -> np.ndarray:
+    from PIL import Image
+
+    squeezed = images[..., 0] if images.shape[-1] == 1 else images
+    changed = [np.asarray(change(Image.fromarray(image))) for image in squeezed]
+    return np.stack(changed).reshape(images.shape)

@@ -1,0 +1,99 @@
+"""What a network says of each test image, as a file of rows."""
+
+from pathlib import Path
+
+import numpy as np
+
+from resnet_jax.config import DataConfig
+from resnet_jax.data import decoding, folder, sources
+from resnet_jax.data.augment import Preprocess
+from resnet_jax.data.loader import Loader
+from resnet_jax.errors import DataError
+from resnet_jax.report import scores, tables
+from resnet_jax.report.subject import Subject
+from resnet_jax.training import evaluation, seeds
+
+_MAX_CLASSES = 100  # whose probabilities are all written
+_ROWS = 1000  # that are made at a time
+
+
+def write_predictions(
+    path: Path, subject: Subject, preprocess: Preprocess, loader: Loader
+) -> int:
+    """Writes a row for each image of the test split to `path`; how many there are.
+
+    Its index; its path, of a folder; label and class, predicted and predicted_class,
+    the probability of that, whether it is correct; and, of up to 100 classes, the
+    probability of each. Those of several seeds are the means, as of the ensemble.
+
+    Raises:
+      ConfigError: the file cannot be written.
+      DataError: the folder has changed while it was read.
+    """
+    test, cfg = loader.splits.test, subject.cfg
+    class_names = test.class_names
+    probabilities = _probabilities(subject, preprocess, loader)
+    paths = _paths(cfg.data, len(test)) if cfg.data.dataset == "folder" else None
+    columns: dict[str, type] = {"index": int}
+    if paths is not None:
+        columns["path"] = str
+    columns |= {"label": int, "class": str, "predicted": int, "predicted_class": str}
+    columns |= {"probability": float, "correct": bool}
+    has_all = len(class_names) <= _MAX_CLASSES
+    if has_all:
+        columns |= {f"probability_{name}": float for name in class_names}
+    with tables.writing(path, columns) as write:
+        for start in range(0, len(test), _ROWS):
+            rows: list[list[object]] = []
+            for index in range(start, min(start + _ROWS, len(test))):
+                own, label = probabilities[index], int(test.labels[index])
+                predicted = int(own.argmax())
+                rows.append(
+                    [
+                        *([index] if paths is None else [index, str(paths[index])]),
+                        *(label, class_names[label]),
+                        *(predicted, class_names[predicted]),
+                        *(float(own[predicted]), predicted == label),
+                        *(own.tolist() if has_all else []),
+                    ]
+                )
+            write(rows)
+    return len(test)
+
+
+def _probabilities(
+    subject: Subject, preprocess: Preprocess, loader: Loader
+) -> np.ndarray:
+    """[N, C] of the test split, the means over the seeds if there are several."""
+    test, state, num_seeds = (
+        loader.splits.test,
+        subject.state,
+        subject.cfg.run.num_seeds,
+    )
+    total = np.zeros((len(test), len(test.class_names)))
+    for index in range(num_seeds):
+        variables = state.variables
+        if num_seeds > 1:
+            variables = seeds.take(variables, index)
+        logits = evaluation.predict(subject.model, preprocess, loader, variables, test)
+        total += scores.softmax(logits)
+    return total / num_seeds
+
+
+def _paths(cfg: DataConfig, count: int) -> list[Path]:
+    """The files of a folder's `count` test images, those that could be read."""
+    paths = folder.scan(Path(str(cfg.data_dir))).splits[1].paths
+    if len(paths) != count:  # skip_bad_images has left some out
+        batches = decoding.read_batches(
+            *(paths, 64),
+            size=sources.image_shape(cfg)[0],
+            crop_pct=cfg.crop_pct,
+            interpolation=cfg.interpolation,
+        )
+        paths = [path for batch in batches for path in batch.paths]
+    if len(paths) != count:
+        raise DataError(
+            f"{cfg.data_dir} has {len(paths)} test images now, and {count} were "
+            "scored: leave it alone until this has ended"
+        )
+    return paths

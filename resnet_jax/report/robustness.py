@@ -1,0 +1,178 @@
+"""How accurate a network stays on corrupted test images, as a table and as pictures."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from resnet_jax.data import corruptions
+from resnet_jax.data.augment import Preprocess
+from resnet_jax.data.corruptions import SEVERITIES
+from resnet_jax.data.dataset import Dataset, Splits
+from resnet_jax.data.loader import Loader
+from resnet_jax.devices import mesh
+from resnet_jax.report import figures
+from resnet_jax.report.page import Content, Table
+from resnet_jax.report.subject import Subject
+from resnet_jax.training import evaluation, metrics, seeds
+
+_IMAGES = 2000  # of the test split at a time, or less: those of a folder are large
+_BYTES = 2**28
+_SHOWN = (1, 3, 5)  # severities in the grid
+Found = dict[str, Any]
+
+
+def measure(
+    subject: Subject, preprocess: Preprocess, loader: Loader, seed: int = 0
+) -> Found:
+    """The accuracies on the test split of `loader`, corrupted in each way.
+
+    Those of a run of several seeds are the means of its networks'.
+
+    Args:
+      seed: of the noise.
+
+    Returns:
+      count and seed; severities; clean, the accuracy without corruption, and accuracy,
+      {corruption: one for each severity}, as fractions; mean_accuracy, over all of
+      these.
+    """
+    test, cfg = loader.splits.test, subject.cfg
+    none = test.take(slice(0))
+    # The images come with the batches: those held on the device would stay there.
+    own = Loader(loader.mesh, Splits(none, none, test, {}), cfg.data, held=False)
+    each = seeds.make_each(cfg.run.num_seeds, loader.mesh)
+    evaluate = evaluation.make_evaluate(subject.model, preprocess, own, each=each)
+    state = mesh.replicate(loader.mesh, subject.state)
+    batch = cfg.data.eval_batch_size
+    size = min(_IMAGES, _BYTES // max(test.images[:1].nbytes, 1))
+    size = max(size // batch, 1) * batch  # whole batches
+    settings = [(name, s) for name in corruptions.CORRUPTIONS for s in SEVERITIES]
+    sums: dict[tuple[str, int], metrics.Sums] = {}
+    with tqdm(
+        total=len(test) * (1 + len(settings)),
+        desc="robustness",
+        unit="image",
+        leave=False,
+        disable=None,
+    ) as bar:
+        for start in range(0, len(test), size):
+            part = test.take(slice(start, start + size))
+            images = np.asarray(part.images)
+            for name, severity in [("", 0), *settings]:
+                changed = images
+                if name:
+                    changed = corruptions.corrupt(name, images, severity, seed, start)
+                dataset = Dataset(changed, part.labels, part.class_names)
+                more = evaluate(state, dataset)
+                found = {key: np.sum(more[key]) for key in ("correct", "count")}
+                sums[name, severity] = metrics.add(sums.get((name, severity)), found)
+                bar.update(len(part))
+    accuracy = {key: float(own["correct"] / own["count"]) for key, own in sums.items()}
+    by_name = {
+        name: [accuracy[name, severity] for severity in SEVERITIES]
+        for name in corruptions.CORRUPTIONS
+    }
+    return {
+        "count": len(test),
+        "seed": seed,
+        "severities": list(SEVERITIES),
+        "clean": accuracy["", 0],
+        "accuracy": by_name,
+        "mean_accuracy": float(np.mean(list(by_name.values()))),
+    }
+
+
+def text(found: Found) -> str:
+    """What `measure` found, as lines: percent by corruption and severity."""
+    header, rows = _cells(found)
+    width = max(len(row[0]) for row in [header, *rows])
+    lines = [
+        f"{row[0]:{width}}" + "".join(f"{cell:>8}" for cell in row[1:])
+        for row in [header, *rows]
+    ]
+    mean, clean = 100 * found["mean_accuracy"], 100 * found["clean"]
+    last = f"mean corruption accuracy {mean:.3f} (without corruption {clean:.3f})"
+    return "\n".join([*lines, last])
+
+
+def contents(
+    picture: Callable[..., Content], found: Found, images: np.ndarray
+) -> list[Content]:
+    """The part of a report: a paragraph, the table, and two pictures.
+
+    Args:
+      picture: makes a picture of a name, what it shows, a function that draws it to
+        its path, and the arguments of that.
+      images: [1, H, W, C] uint8, of which the corruptions are shown.
+    """
+    header, rows = _cells(found)
+    mean, clean = 100 * found["mean_accuracy"], 100 * found["clean"]
+    return [
+        f"Test images corrupted as CIFAR-10-C's are (Hendrycks and Dietterich 2019): "
+        f"mean accuracy {mean:.2f} %, without corruption {clean:.2f} %.",
+        Table(header, rows),
+        picture(
+            "robustness",
+            "Accuracy by severity of each corruption",
+            plot_severities,
+            found,
+        ),
+        picture(
+            "corruptions",
+            "A test image under each corruption at severities 1, 3 and 5",
+            plot_corruptions,
+            images,
+            found["seed"],
+        ),
+    ]
+
+
+def _cells(found: Found) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of the table, the last of them the means."""
+    by_name = {**found["accuracy"]}
+    by_name["mean"] = np.mean(list(by_name.values()), axis=0).tolist()
+    header = ["severity", *map(str, found["severities"]), "mean"]
+    rows = [
+        [name, *(f"{100 * x:.2f}" for x in (*values, float(np.mean(values))))]
+        for name, values in by_name.items()
+    ]
+    return header, rows
+
+
+def plot_severities(found: Found, path: Path) -> None:
+    """A line for each corruption through its accuracies, from severity 0 on."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure = figures._new(8, 4.2)
+    axes = figure.subplots()
+    severities = [0, *found["severities"]]
+    for index, (name, values) in enumerate(found["accuracy"].items()):
+        percent = [100 * x for x in (found["clean"], *values)]
+        axes.plot(severities, percent, label=name, **figures._style(index))
+    axes.set(title="accuracy under corruption", xlabel="severity", ylabel="%")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right center")
+    figures._save(figure, path)
+
+
+def plot_corruptions(images: np.ndarray, seed: int, path: Path) -> None:
+    """The first of `images` [N, H, W, C], under each corruption in a column."""
+    names = list(corruptions.CORRUPTIONS)
+    columns = ["original", *names]
+    figure = figures._new(1.35 * len(columns) + 0.3, 1.45 * len(_SHOWN) + 0.4)
+    grid = figure.subplots(len(_SHOWN), len(columns), squeeze=False)
+    for row, severity in zip(grid, _SHOWN, strict=True):
+        for axes, name in zip(row, columns, strict=True):
+            axes.set(xticks=[], yticks=[], frame_on=False)
+            if name in names:
+                image = corruptions.corrupt(name, images[:1], severity, seed)[0]
+                axes.imshow(image, **figures._GREY)
+        row[1].set_ylabel(f"severity {severity}", fontsize=9)
+    for axes, name in zip(grid[0], columns, strict=True):
+        axes.set_title(name.replace(" ", "\n"), fontsize=9)
+    grid[0][0].imshow(images[0], **figures._GREY)
+    figures._save(figure, path)
