@@ -113,6 +113,7 @@ def main(options: EvaluateConfig) -> None:
     subject, test = found.subject, found.loader.splits.test
     print(subject.title)
     print(metrics.class_table(found.all.best, test.class_names))
+    print(metrics.balance_line(found.all.best))
     print(f"one batch: {metrics.summary_line(found.one_batch.sums)}")
     for line in found.all.lines:
         print(line)

@@ -53,7 +53,9 @@ def train(
 
     # Data: uint8 arrays; the order of an epoch is a function of (seed, epoch).
     splits = data.load(cfg.data, source)
-    order = training.make_order(cfg.seed, cfg.run.num_seeds)
+    class_weights, splits = data.load_class_weights(cfg.augment.class_weights, splits)
+    labels = splits.train.labels if cfg.data.sampler == "balanced" else None
+    order = training.make_order(cfg.seed, cfg.run.num_seeds, labels)
     loader = data.Loader(
         this_run.mesh, splits, cfg.data, order, cfg.run.epochs, cfg.run.max_steps
     )
@@ -85,6 +87,9 @@ def train(
 
     # Pure functions, compiled once; a step writes over the state that it is given.
     augment = data.make_augment(cfg.augment, preprocess, source.num_classes, num_steps)
+    if class_weights is not None:
+        is_mixed = cfg.augment.mixup > 0 or cfg.augment.cutmix > 0
+        augment = data.weigh(augment, class_weights, is_mixed=is_mixed)
     backbone_bn, parts = cfg.transfer.backbone_bn, cfg.devices.grad_accum_steps
     local_bn = None if cfg.devices.sync_bn else this_run.mesh
     step = training.make_train_step(

@@ -142,9 +142,32 @@ def epoch_order(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_examples)
 
 
+def balanced_order(labels: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
+    """As many indices as `labels` [N], drawn so that each class is as likely.
+
+    With replacement, as torch's WeightedRandomSampler draws by weights of 1 / count;
+    a function of (seed, epoch).
+    """
+    shares = 1 / np.bincount(labels)[labels]
+    rng = np.random.default_rng([seed, epoch])
+    return rng.choice(len(labels), len(labels), p=shares / shares.sum())
+
+
 def epoch_batches(
-    num_examples: int, sizes: Sequence[int], epoch: int, *, seed: int
+    num_examples: int,
+    sizes: Sequence[int],
+    epoch: int,
+    *,
+    seed: int,
+    balanced: np.ndarray | None = None,
 ) -> list[np.ndarray]:
-    """The indices of the shuffled batches, of these sizes, of an epoch."""
-    order = epoch_order(num_examples, seed=seed, epoch=epoch)
+    """The indices of the batches, of these sizes, of an epoch.
+
+    Args:
+      balanced: labels [num_examples], to draw as balanced_order does; None shuffles.
+    """
+    if balanced is None:
+        order = epoch_order(num_examples, seed=seed, epoch=epoch)
+    else:
+        order = balanced_order(balanced, seed=seed, epoch=epoch)
     return np.split(order[: sum(sizes)], np.cumsum(sizes)[:-1])

@@ -81,18 +81,31 @@ def make_keys(seed: int, num_seeds: int) -> Keys:
 
 
 def make_order(
-    seed: int, num_seeds: int
+    seed: int, num_seeds: int, balanced: np.ndarray | None = None
 ) -> Callable[[int, tuple[int, ...], int], list[np.ndarray]]:
-    """The order of the training examples of each seed: see data.loader.Order."""
+    """The order of the training examples of each seed: see data.loader.Order.
+
+    Args:
+      balanced: see data.epoch_batches.
+    """
     if num_seeds == 1:
-        return partial(epoch_batches, seed=seed)
-    return partial(_epoch_batches, range(seed, seed + num_seeds))
+        return partial(epoch_batches, seed=seed, balanced=balanced)
+    seeds = range(seed, seed + num_seeds)
+    return partial(_epoch_batches, seeds, balanced=balanced)
 
 
 def _epoch_batches(
-    seeds: Sequence[int], num_examples: int, sizes: Sequence[int], epoch: int
+    seeds: Sequence[int],
+    num_examples: int,
+    sizes: Sequence[int],
+    epoch: int,
+    *,
+    balanced: np.ndarray | None,
 ) -> list[np.ndarray]:
-    orders = [epoch_batches(num_examples, sizes, epoch, seed=seed) for seed in seeds]
+    orders = [
+        epoch_batches(num_examples, sizes, epoch, seed=seed, balanced=balanced)
+        for seed in seeds
+    ]
     return [np.stack(batches) for batches in zip(*orders, strict=True)]
 
 
