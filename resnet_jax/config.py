@@ -73,7 +73,7 @@ class DataConfig(Group):
     validation_split: float = ranged(0.0, within="[0, 1)")
     """Fraction of the training set held out and scored each epoch."""
     sampler: Literal["shuffle", "balanced"] = "shuffle"
-    """An epoch: each training image once, or as many drawn with equal odds of classes."""
+    """Each training image once an epoch, or as many draws, all classes as likely."""
     class_names: str | None = ranged(None, resume="free", path="absolute")
     """Folder only: a file of "folder name" lines (default: DATA_DIR/classes.txt)."""
     image_size: int | None = ranged(None, at_least=1, at_most=4096)

@@ -1,4 +1,4 @@
-"""Weights of the classes in the training loss, as CrossEntropyLoss(weight=) has them."""
+"""Weights of the classes in the training loss, as CrossEntropyLoss(weight=) has."""
 
 import json
 import math
@@ -66,8 +66,8 @@ def read(path: Path, names: Sequence[str]) -> np.ndarray:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise DataError(
-            f"{path}: class_weights cannot be read ({reason}): balanced, or a file with "
-            "a weight for each class"
+            f"{path}: class_weights cannot be read ({reason}): balanced, or a file "
+            "with a weight for each class"
         ) from None
     is_json = text.lstrip().startswith(("{", "["))
     values = _of_json(path, text, names) if is_json else _of_lines(path, text, names)

@@ -118,7 +118,9 @@ def _prepared(how: Prepared, normalization: str = "cifar10") -> Source:
 def _open_folder(cfg: DataConfig) -> tuple[int, Load]:
     if cfg.data_dir is None:
         raise ConfigError("data set folder needs --data-dir, with train/ and test/")
-    listing = folder.scan(Path(cfg.data_dir))
+    listing = folder.scan(
+        Path(cfg.data_dir), None if cfg.class_names is None else Path(cfg.class_names)
+    )
     return len(listing.class_names), partial(_load_folder, listing, cfg)
 
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from resnet_jax import limits
-from resnet_jax.data import folder, tfds
+from resnet_jax.data import folder, pillow, tfds
 from resnet_jax.errors import ConfigError, DataError, first_line
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class Images:
 
 @dataclass(frozen=True)
 class _Folder:
-    """Reads a folder's images; see folder.read_image."""
+    """Reads a folder's images; see pillow.read_image."""
 
     paths: list[Path]
     size: int
@@ -72,7 +72,7 @@ class _Folder:
         for image, index in zip(images, indices, strict=True):
             path = self.paths[index]
             try:
-                image[:] = folder.read_image(
+                image[:] = pillow.read_image(
                     path,
                     size=self.size,
                     crop_pct=self.crop_pct,

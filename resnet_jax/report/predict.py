@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax import fields, files
-from resnet_jax.data import folder, sources
+from resnet_jax.data import folder, pillow, sources
 from resnet_jax.data.augment import Images, make_preprocess
 from resnet_jax.data.dataset import Dataset, Splits
 from resnet_jax.data.loader import Loader
@@ -58,7 +58,7 @@ def predict_files(
     ]
     for path in itertools.chain.from_iterable(files_of):
         try:
-            image = folder.read_image(
+            image = pillow.read_image(
                 path,
                 size=size,
                 crop_pct=crop_pct,
