@@ -4,7 +4,10 @@ import importlib
 import sys
 import typing
 
-COMMANDS = ("train", "evaluate", "predict", "compare", "export", "models", "doctor")
+COMMANDS = (
+    *("train", "evaluate", "predict", "compare", "export"),
+    *("models", "data", "doctor"),
+)
 
 
 def main() -> None:

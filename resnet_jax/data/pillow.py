@@ -70,20 +70,29 @@ def fit(
     from PIL import Image
 
     image = decode(file, channels)
-    side = round(size / crop_pct)
-    width, height = image.size
-    # torchvision's Resize(int): the longer side is cut to an integer.
-    if width <= height:
-        shape = (side, int(side * height / width))
-    else:
-        shape = (int(side * width / height), side)
-    # A strip of one pixel's width is small until its width is an image's.
-    if shape[0] * shape[1] > _MAX_PIXELS:
-        raise ValueError(f"{width}x{height} would become {shape[0]}x{shape[1]} pixels")
+    shape = resized(image.size, round(size / crop_pct))
     image = image.resize(shape, Image.Resampling[interpolation.upper()])
     left, top = (round((length - size) / 2) for length in shape)
     cropped = np.asarray(image.crop((left, top, left + size, top + size)))
     return cropped.reshape(size, size, channels)
+
+
+def resized(shape: tuple[int, int], side: int) -> tuple[int, int]:
+    """(width, height) of an image of `shape` whose shorter side becomes `side`.
+
+    Raises:
+      ValueError: it would become huge.
+    """
+    width, height = shape
+    # torchvision's Resize(int): the longer side is cut to an integer.
+    if width <= height:
+        found = side, int(side * height / width)
+    else:
+        found = int(side * width / height), side
+    # A strip of one pixel's width is small until its width is an image's.
+    if found[0] * found[1] > _MAX_PIXELS:
+        raise ValueError(f"{width}x{height} would become {found[0]}x{found[1]} pixels")
+    return found
 
 
 def upright(file: "Image.Image", image: "Image.Image") -> "Image.Image":

@@ -51,7 +51,7 @@ def test_images_that_are_not_those_of_training_are_said_to_be_others(
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.zeros((1, 1, 3), np.uint8)).save(path)
 
-    monkeypatch.setattr(figures, "_save", save)
+    monkeypatch.setattr(figures, "save_figure", save)
     _, run_dir, root = trained
     output = tmp_path / "scores.json"
 

@@ -175,7 +175,7 @@ def test_a_whitened_network_has_its_report_and_its_export(
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.zeros((1, 1, 3), np.uint8)).save(path)
 
-    monkeypatch.setattr(figures, "_save", save)
+    monkeypatch.setattr(figures, "save_figure", save)
     cfg, workdir = digits_run(
         **{"model": "resnet9", "width": 2, "whiten": True, "ema_decay": 0.5},
         **{"epochs": 1, "max_train_samples": 64},
