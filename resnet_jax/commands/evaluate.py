@@ -5,7 +5,8 @@
     python evaluate.py runs/hresnet --report           one page to look at
     python evaluate.py --weights FILE --model resnet20 --normalize imagenet
 
-Prints the accuracy of each class and of a single batch, and ends with one line:
+Prints the accuracy of each class and of a single batch, and the means over the classes
+(balanced accuracy, macro-F1), and ends with one line:
 Acc@1 .. Acc@5 .. loss .. n .. (percent, percent, mean cross-entropy, images). For the
 rest there are commands of their own: `resnet-jax predict`, `export` and `compare`.
 """

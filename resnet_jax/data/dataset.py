@@ -148,9 +148,14 @@ def balanced_order(labels: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
     With replacement, as torch's WeightedRandomSampler draws by weights of 1 / count;
     a function of (seed, epoch).
     """
-    shares = 1 / np.bincount(labels)[labels]
     rng = np.random.default_rng([seed, epoch])
-    return rng.choice(len(labels), len(labels), p=shares / shares.sum())
+    # Integers only, so that no machine rounds otherwise.
+    counts = np.unique(labels, return_counts=True)[1]
+    chosen = rng.integers(0, len(counts), len(labels))
+    within = rng.integers(0, counts[chosen])
+    firsts = np.cumsum(counts) - counts
+    found: np.ndarray = np.argsort(labels, kind="stable")[firsts[chosen] + within]
+    return found
 
 
 def epoch_batches(
