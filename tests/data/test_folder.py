@@ -381,9 +381,11 @@ def test_class_names_come_from_a_file(root, text, names, place, caplog):
 def test_folders_with_spaces_have_names(root):
     for split in ("train", "test"):
         (root / split / "cat").rename(root / split / "big cat")
-    text = "big cat lion\nbig tiger\ndog wolf"
-    (root / "classes.txt").write_text(text)
-    assert folder.scan(root).class_names == ("lion", "wolf")
+        (root / split / "dog").rename(root / split / "big")
+    (root / "classes.txt").write_text("big cat lion\nbig tiger\nbigger than both\n")
+    listing = folder.scan(root)
+    assert listing.splits[0].folders == ("big", "big cat")
+    assert listing.class_names == ("tiger", "lion")
 
 
 def test_a_class_without_a_line_keeps_its_folder_or_is_refused(root, caplog):
