@@ -194,8 +194,7 @@ def parts_of(cfg: Input, folder: Path, num: int = 200) -> tuple[float, float]:
 
     from resnet_jax import data
     from resnet_jax.config import DataConfig
-    from resnet_jax.data import folder as images_of
-    from resnet_jax.data import transforms
+    from resnet_jax.data import pillow, transforms
 
     own = DataConfig(dataset="folder", data_dir=str(folder), stream=True)
     reader = data.load(own).train.images.read
@@ -203,7 +202,7 @@ def parts_of(cfg: Input, folder: Path, num: int = 200) -> tuple[float, float]:
     for one in reader.open(np.arange(num)):
         begun = time.perf_counter()
         with one as file:
-            image = images_of.decode(file)
+            image = pillow.decode(file)
         decoded = time.perf_counter()
         box = transforms.draw_region(rng, *image.size, smallest=0.08)
         transforms.resized_crop(image, box, cfg.size, Image.Resampling.BILINEAR)

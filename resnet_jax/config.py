@@ -73,6 +73,10 @@ class DataConfig(Group):
     """Score this many of the test images each epoch; evaluate.py scores all."""
     validation_split: float = ranged(0.0, within="[0, 1)")
     """Fraction of the training set held out and scored each epoch."""
+    sampler: Literal["shuffle", "balanced"] = "shuffle"
+    """Each training image once an epoch, or as many draws, all classes as likely."""
+    class_names: str | None = ranged(None, resume="free", path="absolute")
+    """Folder only: a file of "folder name" lines (default: DATA_DIR/classes.txt)."""
     image_size: int | None = ranged(None, at_least=1, at_most=4096)
     """Resize images to this side (folder: 224 if not given)."""
     train_size: int | None = ranged(None, at_least=1, at_most=4096)
@@ -153,6 +157,9 @@ class AugmentConfig(Group):
     """Alpha of mixup: images and targets blended with another's, by Beta(A, A)."""
     cutmix: float = ranged(0.0, within="[0, inf)", alters_features=True)
     """Alpha of CutMix: a box from another image. With mixup, one of both per batch."""
+    class_weights: str | None = ranged(None, path="as typed")
+    """Weights of the classes in the training loss: balanced, or a file, JSON {class:
+    weight} or one number a line."""
     label_smoothing: float = ranged(0.0, within="[0, 1)")
     """Mass of the target that is spread over all classes."""
 

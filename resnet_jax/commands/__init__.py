@@ -5,8 +5,8 @@ import sys
 import typing
 
 COMMANDS = (
-    *("train", "evaluate", "predict", "compare", "export", "models", "prepare"),
-    "doctor",
+    *("train", "evaluate", "predict", "compare", "export"),
+    *("models", "data", "prepare", "doctor"),
 )
 
 

@@ -6,7 +6,8 @@
     python evaluate.py runs/hresnet --robustness --predictions p.csv
     python evaluate.py --weights FILE --model resnet20 --normalize imagenet
 
-Prints the accuracy of each class and of a single batch, and ends with one line:
+Prints the accuracy of each class and of a single batch, and the means over the classes
+(balanced accuracy, macro-F1), and ends with one line:
 Acc@1 .. Acc@5 .. loss .. n .. (percent, percent, mean cross-entropy, images). For the
 rest there are commands of their own: `resnet-jax predict`, `export` and `compare`.
 """
@@ -124,6 +125,7 @@ def main(options: EvaluateConfig) -> None:
     subject, test = found.subject, found.loader.splits.test
     print(subject.title)
     print(metrics.class_table(found.all.best, test.class_names))
+    print(metrics.balance_line(found.all.best))
     print(f"one batch: {metrics.summary_line(found.one_batch.sums)}")
     for line in found.all.lines:
         print(line)

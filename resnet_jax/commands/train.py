@@ -54,11 +54,13 @@ def train(
     # Data: uint8 arrays, or files; the order of an epoch, and what the host makes of an
     # image, are functions of (seed, epoch).
     splits = data.load(cfg.data, source)
+    class_weights, splits = data.load_class_weights(cfg.augment.class_weights, splits)
     splits = splits._replace(
         train=data.drawn(splits.train, cfg.augment, cfg.data, cfg.seed)
     )
+    labels = splits.train.labels if cfg.data.sampler == "balanced" else None
     repeats = cfg.data.repeated_augmentation
-    order = training.make_order(cfg.seed, cfg.run.num_seeds, repeats)
+    order = training.make_order(cfg.seed, cfg.run.num_seeds, labels, repeats)
     loader = data.Loader(
         this_run.mesh, splits, cfg.data, order, cfg.run.epochs, cfg.run.max_steps
     )
@@ -91,6 +93,9 @@ def train(
     # Pure functions, compiled once; a step writes over the state that it is given.
     resized = data.make_preprocess(cfg.augment, data.train_shape(cfg.data))
     augment = data.make_augment(cfg.augment, resized, source.num_classes, num_steps)
+    if class_weights is not None:
+        is_mixed = cfg.augment.mixup > 0 or cfg.augment.cutmix > 0
+        augment = data.weigh(augment, class_weights, is_mixed=is_mixed)
     backbone_bn, parts = cfg.transfer.backbone_bn, cfg.devices.grad_accum_steps
     local_bn = None if cfg.devices.sync_bn else this_run.mesh
     ema_decay = training.make_ema_decay(cfg, num_steps)

@@ -1,5 +1,7 @@
 from .augment import make_augment as make_augment
 from .augment import make_preprocess as make_preprocess
+from .class_weights import load_class_weights as load_class_weights
+from .class_weights import weigh as weigh
 from .dataset import Dataset as Dataset
 from .dataset import Splits as Splits
 from .dataset import batch_sizes as batch_sizes

@@ -142,6 +142,22 @@ def epoch_order(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_examples)
 
 
+def balanced_order(labels: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
+    """As many indices as `labels` [N], drawn so that each class is as likely.
+
+    With replacement, as torch's WeightedRandomSampler draws by weights of 1 / count;
+    a function of (seed, epoch).
+    """
+    rng = np.random.default_rng([seed, epoch])
+    # Integers only, so that no machine rounds otherwise.
+    counts = np.unique(labels, return_counts=True)[1]
+    chosen = rng.integers(0, len(counts), len(labels))
+    within = rng.integers(0, counts[chosen])
+    firsts = np.cumsum(counts) - counts
+    found: np.ndarray = np.argsort(labels, kind="stable")[firsts[chosen] + within]
+    return found
+
+
 def epoch_batches(
     num_examples: int,
     sizes: Sequence[int],
@@ -149,14 +165,19 @@ def epoch_batches(
     *,
     seed: int,
     repeats: int = 1,
+    balanced: np.ndarray | None = None,
 ) -> list[np.ndarray]:
-    """The indices of the shuffled batches, of these sizes, of an epoch.
+    """The indices of the batches, of these sizes, of an epoch.
 
     Args:
       repeats: times that an index comes in a row, as torchvision's RASampler has them;
         so the last ones of the order do not come at all.
+      balanced: labels [num_examples], to draw as balanced_order does; None shuffles.
     """
-    order = epoch_order(num_examples, seed=seed, epoch=epoch)
+    if balanced is None:
+        order = epoch_order(num_examples, seed=seed, epoch=epoch)
+    else:
+        order = balanced_order(balanced, seed=seed, epoch=epoch)
     if repeats > 1:
         order = np.repeat(order, repeats)
     return np.split(order[: sum(sizes)], np.cumsum(sizes)[:-1])

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from resnet_jax import limits
-from resnet_jax.data import folder
+from resnet_jax.data import pillow
 from resnet_jax.errors import first_line
 
 
@@ -28,12 +28,12 @@ def read_batches(
     While one batch is used the next is read; no more than these two are in memory.
 
     Args:
-      how: see folder.fit.
+      how: see pillow.fit.
     """
 
     def read(path: Path) -> np.ndarray | str:
         try:
-            return folder.read_image(path, size=size, channels=channels, **how)
+            return pillow.read_image(path, size=size, channels=channels, **how)
         except Exception as error:  # Pillow's readers raise of every kind
             return first_line(error)
 

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from resnet_jax import files, limits
-from resnet_jax.data import folder
+from resnet_jax.data import folder, pillow
 from resnet_jax.errors import ConfigError, DataError, first_line
 from resnet_jax.fields import Group, ranged
 
@@ -134,8 +134,8 @@ def encoded(path: Path, how: ShardsConfig) -> bytes:
     """The image at `path` as it is stored."""
     from PIL import Image
 
-    with folder.open_image(path) as file:
-        image = folder.decode(file)
+    with pillow.opened(path) as file:
+        image = pillow.decode(file)
     shorter = min(image.size)
     if shorter > how.short_side:
         width, height = (int(how.short_side * side / shorter) for side in image.size)
@@ -209,7 +209,7 @@ class Reader:
     """Reads the images of one split; see stream.Reader."""
 
     def __init__(self, listing: Listing, split: str, **how: Any) -> None:
-        """how: of folder.fit, for evaluation."""
+        """how: of pillow.fit, for evaluation."""
         self._listing, self._split, self._how = listing, split, how
         self._source: Any = None
 
@@ -239,7 +239,7 @@ class Reader:
         ):
             try:
                 with opened as file:
-                    images[place] = folder.fit(file, **self._how)
+                    images[place] = pillow.fit(file, **self._how)
             except Exception as error:  # Pillow's readers raise of every kind
                 raise _damaged(Path(self.name(index)), first_line(error)) from None
         return images

@@ -131,7 +131,9 @@ def _open_folder(cfg: DataConfig) -> tuple[int, Load]:
     if shards.is_shards(Path(cfg.data_dir)):
         prepared = shards.read(Path(cfg.data_dir))
         return len(prepared.class_names), partial(_load_shards, prepared, cfg)
-    listing = folder.scan(Path(cfg.data_dir))
+    listing = folder.scan(
+        Path(cfg.data_dir), None if cfg.class_names is None else Path(cfg.class_names)
+    )
     return len(listing.class_names), partial(_load_folder, listing, cfg)
 
 

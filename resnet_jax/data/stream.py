@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 
 from resnet_jax import limits
-from resnet_jax.data import folder, tfds
+from resnet_jax.data import folder, pillow, tfds
 from resnet_jax.errors import ConfigError, DataError, first_line
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Images:
 
 @dataclass(frozen=True)
 class _Folder:
-    """Reads a folder's images; see folder.read_image."""
+    """Reads a folder's images; see pillow.read_image."""
 
     paths: list[Path]
     size: int
@@ -115,7 +115,7 @@ class _Folder:
         for image, index in zip(images, indices, strict=True):
             path = self.paths[index]
             try:
-                image[:] = folder.read_image(
+                image[:] = pillow.read_image(
                     path,
                     size=self.size,
                     crop_pct=self.crop_pct,
@@ -129,7 +129,7 @@ class _Folder:
         return images
 
     def open(self, indices: np.ndarray) -> Iterable[Opened]:
-        return (folder.open_image(self.paths[index]) for index in indices)
+        return (pillow.opened(self.paths[index]) for index in indices)
 
     def name(self, index: int) -> str:
         return str(self.paths[index])

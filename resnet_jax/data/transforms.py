@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from resnet_jax.config import AugmentConfig, DataConfig
-from resnet_jax.data import folder, stream
+from resnet_jax.data import pillow, stream
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.errors import DataError, first_line
 
@@ -73,18 +73,18 @@ class Transform:
         resample = Image.Resampling[self.interpolation.upper()]
         if self.cfg.random_resized_crop:
             if file.format == "JPEG":  # whose size is known before its pixels are
-                size = folder.upright_size(file)
+                size = pillow.upright_size(file)
                 box = draw_region(rng, *size, smallest=self.cfg.crop_scale)
                 box = reduce(file, box, self.size)
-                whole = folder.decode(file, channels)
+                whole = pillow.decode(file, channels)
             else:
-                whole = folder.decode(file, channels)
+                whole = pillow.decode(file, channels)
                 box = draw_region(rng, *whole.size, smallest=self.cfg.crop_scale)
             image = resized_crop(whole, box, self.size, resample)
         else:
-            whole = folder.decode(file, channels)
+            whole = pillow.decode(file, channels)
             how = (self.size, self.kept, self.interpolation)
-            image = folder.crop_middle(whole, *how)
+            image = pillow.crop_middle(whole, *how)
         if self.cfg.auto_augment == "ta_wide":
             image = operate(image, *draw_operation(rng), Image.Resampling.BILINEAR)
         if self.cfg.color_jitter:
@@ -181,12 +181,12 @@ def reduce(file: "Image.Image", box: Box, size: int) -> Box:
     The scale is the smallest of 1/8, 1/4 and 1/2 at which the box still has `size`
     pixels to a side, if there is one.
     """
-    before = folder.upright_size(file)
+    before = pillow.upright_size(file)
     times = min(box.width, box.height) // size
     if times < 2:
         return box
     file.draft(file.mode, (file.width // times, file.height // times))
-    width, height = folder.upright_size(file)
+    width, height = pillow.upright_size(file)
     x, y = width / before[0], height / before[1]
     left, top = math.floor(box.left * x), math.floor(box.top * y)
     right = min(math.ceil((box.left + box.width) * x), width)

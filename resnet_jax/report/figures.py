@@ -13,24 +13,24 @@ Records = Sequence[Mapping[str, Any]]  # of metrics.jsonl, a line an epoch
 
 # Okabe and Ito's colours, told apart by colour-blind eyes too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_GREY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}  # one channel
+GREY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}  # one channel
 _PARTS = {"train": "training", "val": "validation", "test": "test"}
 
 
-def _new(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():  # names in a script that the font has not
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(path, dpi=120)
 
 
-def _style(index: int) -> dict[str, Any]:
+def style(index: int) -> dict[str, Any]:
     # Marks of their own, so that curves that coincide are both seen.
     return {
         "color": COLOURS[index % len(COLOURS)],
@@ -40,7 +40,7 @@ def _style(index: int) -> dict[str, Any]:
     }
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """`text` from outside, of which matplotlib is to make no formula."""
     return shown(text).replace("$", r"\$")
 
@@ -50,32 +50,32 @@ def plot_curves(runs: Mapping[str, Records], path: Path) -> None:
 
     A line a run, as a PNG at `path`.
     """
-    figure = _new(14, 4)
+    figure = new_figure(14, 4)
     loss, accuracy, by_time = figure.subplots(1, 3)
     for index, (name, records) in enumerate(runs.items()):
         epochs = [record["epoch"] for record in records]
         losses = [record["train_loss"] for record in records]
         accuracies = [100 * record["test_accuracy"] for record in records]
-        loss.plot(epochs, losses, label=_plain(name), **_style(index))
-        accuracy.plot(epochs, accuracies, label=_plain(name), **_style(index))
+        loss.plot(epochs, losses, label=plain(name), **style(index))
+        accuracy.plot(epochs, accuracies, label=plain(name), **style(index))
         minutes = np.cumsum([record["seconds"] for record in records]) / 60
-        by_time.plot(minutes, accuracies, label=_plain(name), **_style(index))
+        by_time.plot(minutes, accuracies, label=plain(name), **style(index))
     loss.set(title="training loss", xlabel="epoch", ylabel="mean cross-entropy")
     accuracy.set(title="test accuracy", xlabel="epoch", ylabel="%")
     by_time.set(title="test accuracy", xlabel="minutes of training", ylabel="%")
     for axes in (loss, accuracy, by_time):
         _finish(axes)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_history(records: Records, path: Path) -> None:
     """A run's loss and accuracy by epoch for each part of the data, lr beneath."""
-    figure = _new(8, 5)
+    figure = new_figure(8, 5)
     (loss, accuracy), lower = figure.subplots(2, 2, height_ratios=(3, 1), sharex=True)
     epochs = [record["epoch"] for record in records]
     for index, (part, label) in enumerate(_PARTS.items()):
         if f"{part}_loss" in records[0]:
-            style = {"label": label, **_style(index)}
+            style = {"label": label, **style(index)}
             loss.plot(epochs, [r[f"{part}_loss"] for r in records], **style)
             accuracies = [100 * r[f"{part}_accuracy"] for r in records]
             accuracy.plot(epochs, accuracies, **style)
@@ -87,7 +87,7 @@ def plot_history(records: Records, path: Path) -> None:
         axes.plot(epochs, [record["lr"] for record in records], color=COLOURS[-1])
         axes.set(xlabel="epoch", ylabel="learning rate")
         _finish(axes, legend=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _finish(axes: Any, *, legend: bool = True) -> None:
@@ -106,9 +106,9 @@ def plot_confusion(
     counts = np.asarray(confusion)
     percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     size = min(3.5 + 0.35 * len(counts), 14)
-    figure = _new(size, 2 * size)
+    figure = new_figure(size, 2 * size)
     names = [
-        _plain(name if len(name) < 16 else f"{name[:14]}..") for name in class_names
+        plain(name if len(name) < 16 else f"{name[:14]}..") for name in class_names
     ]
     parts = (counts, "counts"), (percent, "% of the true class")
     for axes, (values, title) in zip(figure.subplots(2, 1), parts, strict=True):
@@ -129,14 +129,14 @@ def plot_confusion(
                 fontsize=8,
                 color="white" if dark else "black",
             )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_reliability(
     bins: Sequence[Mapping[str, float]], ece: float, path: Path
 ) -> None:
     """Accuracy against confidence, and how many pictures each bin has."""
-    figure = _new(5, 5.5)
+    figure = new_figure(5, 5.5)
     upper, lower = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
     lows, widths = [b["low"] for b in bins], [b["high"] - b["low"] for b in bins]
     edges = {"align": "edge", "edgecolor": "white", "color": COLOURS[0]}
@@ -146,7 +146,7 @@ def plot_reliability(
     upper.legend()
     lower.bar(lows, [b["count"] for b in bins], widths, **edges)
     lower.set(xlabel="confidence", ylabel="pictures", xlim=(0, 1))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_predictions(
@@ -154,14 +154,14 @@ def plot_predictions(
 ) -> None:
     """uint8 pictures [N, H, W, 3] in a grid, each with its caption below."""
     rows = max(-(-len(images) // columns), 1)
-    figure = _new(1.75 * columns, 2.15 * rows)
+    figure = new_figure(1.75 * columns, 2.15 * rows)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.set(xticks=[], yticks=[], frame_on=False)
     for axes, image, caption in zip(grid, images, captions, strict=False):
-        axes.imshow(image, **_GREY)
-        axes.set_xlabel(_plain(caption), fontsize=9)
-    _save(figure, path)
+        axes.imshow(image, **GREY)
+        axes.set_xlabel(plain(caption), fontsize=9)
+    save_figure(figure, path)
 
 
 def plot_prediction(
@@ -172,22 +172,15 @@ def plot_prediction(
     Args:
       likely: names of classes, from the top, with their probabilities in [0, 1].
     """
-    figure = _new(10, 3.6)
+    figure = new_figure(10, 3.6)
     height, width = image.shape[:2]
     panels = figure.subplots(1, 3)
     for axes in panels[:2]:
-        axes.imshow(image, **_GREY)
+        axes.imshow(image, **GREY)
         axes.axis("off")
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-    panels[1].imshow(
-        heat,
-        extent=extent,
-        cmap="inferno",
-        alpha=0.55,
-        vmin=0,
-        vmax=1,
-        interpolation="bilinear",
-    )
+    veil: Any = {"cmap": "inferno", "alpha": 0.55, "interpolation": "bilinear"}
+    panels[1].imshow(heat, extent=extent, vmin=0, vmax=1, **veil)
     titles = ("as the network takes it", "what speaks for the first class", "classes")
     for axes, title in zip(panels, titles, strict=True):
         axes.set_title(title, fontsize=10)
@@ -195,18 +188,18 @@ def plot_prediction(
     panels[2].bar_label(
         bars, [f"{100 * share:.1f} %" for _, share in likely], padding=3
     )
-    panels[2].set_yticks(range(len(likely)), [_plain(name) for name, _ in likely])
+    panels[2].set_yticks(range(len(likely)), [plain(name) for name, _ in likely])
     panels[2].set(xlim=(0, 1.3), xticks=[])  # with room for the labels
     panels[2].invert_yaxis()
     panels[2].spines[["top", "right", "bottom"]].set_visible(False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_maps(
     groups: Mapping[str, np.ndarray], path: Path, *, columns: int = 12
 ) -> None:
     """Grey maps [H, W, N], a row of the first `columns` for each group."""
-    figure = _new(0.9 * columns, 1.05 * len(groups))
+    figure = new_figure(0.9 * columns, 1.05 * len(groups))
     grid = figure.subplots(len(groups), columns, squeeze=False)
     for row, (name, maps) in zip(grid, groups.items(), strict=True):
         for index, axes in enumerate(row):
@@ -214,9 +207,9 @@ def plot_maps(
             if index < maps.shape[-1]:
                 axes.imshow(maps[..., index], cmap="gray")
         height, width, count = maps.shape
-        title = f"{_plain(name)}: {height}x{width}, {count} channels"
+        title = f"{plain(name)}: {height}x{width}, {count} channels"
         row[0].set_title(title, fontsize=8, loc="left")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_filters(kernels: np.ndarray, path: Path) -> None:
@@ -224,13 +217,13 @@ def plot_filters(kernels: np.ndarray, path: Path) -> None:
     count = min(kernels.shape[-1], 64)
     columns = min(16, count)
     rows = -(-count // columns)
-    figure = _new(0.55 * columns, 0.6 * rows + 0.1)
+    figure = new_figure(0.55 * columns, 0.6 * rows + 0.1)
     scale = np.abs(kernels).max() or 1.0
     for index, axes in enumerate(figure.subplots(rows, columns, squeeze=False).ravel()):
         axes.axis("off")
         if index < count:
             axes.imshow(0.5 + kernels[..., index] / (2 * scale), "gray", vmin=0, vmax=1)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_statistics(statistics: Mapping[str, Any], path: Path) -> None:
@@ -240,7 +233,7 @@ def plot_statistics(statistics: Mapping[str, Any], path: Path) -> None:
       statistics: of each layer, by name, its arrays mean [C] and var [C].
     """
     names = list(statistics)
-    figure = _new(max(6, 0.22 * len(names) + 2), 6)
+    figure = new_figure(max(6, 0.22 * len(names) + 2), 6)
     parts = ("mean", "running mean"), ("var", "running variance")
     for axes, (key, label) in zip(
         figure.subplots(2, 1, sharex=True), parts, strict=True
@@ -259,7 +252,7 @@ def plot_statistics(statistics: Mapping[str, Any], path: Path) -> None:
             axes.set_xticks(places, names, rotation=90, fontsize=7)
         else:
             axes.legend(ncols=3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_lines(
@@ -279,7 +272,7 @@ def plot_lines(
 
     columns = min(len(panels), columns) or 1
     rows = -(-len(panels) // columns) or 1
-    figure = _new(max(4.4 * columns, 6), 3 * rows + 0.8)
+    figure = new_figure(max(4.4 * columns, 6), 3 * rows + 0.8)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=log)
     for axes in grid.ravel()[len(panels) :]:
         axes.axis("off")
@@ -287,9 +280,9 @@ def plot_lines(
     shown: dict[str, Any] = {}
     for axes, (title, lines) in zip(grid.ravel(), panels.items(), strict=False):
         for label, (x, y) in lines.items():
-            style = _style(labels.index(label)) | {"markersize": 3}
-            (shown[label],) = axes.plot(x, y, label=_plain(label), **style)
-        axes.set(title=_plain(title), xlabel=xlabel)
+            style = style(labels.index(label)) | {"markersize": 3}
+            (shown[label],) = axes.plot(x, y, label=plain(label), **style)
+        axes.set(title=plain(title), xlabel=xlabel)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if log:
             axes.set_yscale("log")
@@ -299,4 +292,4 @@ def plot_lines(
     if shown:
         handles = [shown[label] for label in labels]
         figure.legend(handles=handles, loc="outside upper center", ncols=4)
-    _save(figure, path)
+    save_figure(figure, path)

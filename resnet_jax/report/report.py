@@ -117,10 +117,12 @@ def _machine() -> Table:
 
 def _result(found: Mapping[str, Any]) -> Table:
     return Table(
-        ("accuracy", "NLL", "ECE", "pictures"),
+        ("accuracy", "balanced accuracy", "macro-F1", "NLL", "ECE", "pictures"),
         [
             (
                 f"{100 * found['accuracy']:.2f} %",
+                f"{100 * found['balanced_accuracy']:.2f} %",
+                f"{100 * found['macro_f1']:.2f} %",
                 f"{found['nll']:.4f}",
                 f"{100 * found['ece']:.2f} %",
                 f"{found['count']:,}",

@@ -146,33 +146,33 @@ def plot_severities(found: Found, path: Path) -> None:
     """A line for each corruption through its accuracies, from severity 0 on."""
     from matplotlib.ticker import MaxNLocator
 
-    figure = figures._new(8, 4.2)
+    figure = figures.new_figure(8, 4.2)
     axes = figure.subplots()
     severities = [0, *found["severities"]]
     for index, (name, values) in enumerate(found["accuracy"].items()):
         percent = [100 * x for x in (found["clean"], *values)]
-        axes.plot(severities, percent, label=name, **figures._style(index))
+        axes.plot(severities, percent, label=name, **figures.style(index))
     axes.set(title="accuracy under corruption", xlabel="severity", ylabel="%")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right center")
-    figures._save(figure, path)
+    figures.save_figure(figure, path)
 
 
 def plot_corruptions(images: np.ndarray, seed: int, path: Path) -> None:
     """The first of `images` [N, H, W, C], under each corruption in a column."""
     names = list(corruptions.CORRUPTIONS)
     columns = ["original", *names]
-    figure = figures._new(1.35 * len(columns) + 0.3, 1.45 * len(_SHOWN) + 0.4)
+    figure = figures.new_figure(1.35 * len(columns) + 0.3, 1.45 * len(_SHOWN) + 0.4)
     grid = figure.subplots(len(_SHOWN), len(columns), squeeze=False)
     for row, severity in zip(grid, _SHOWN, strict=True):
         for axes, name in zip(row, columns, strict=True):
             axes.set(xticks=[], yticks=[], frame_on=False)
             if name in names:
                 image = corruptions.corrupt(name, images[:1], severity, seed)[0]
-                axes.imshow(image, **figures._GREY)
+                axes.imshow(image, **figures.GREY)
         row[1].set_ylabel(f"severity {severity}", fontsize=9)
     for axes, name in zip(grid[0], columns, strict=True):
         axes.set_title(name.replace(" ", "\n"), fontsize=9)
-    grid[0][0].imshow(images[0], **figures._GREY)
-    figures._save(figure, path)
+    grid[0][0].imshow(images[0], **figures.GREY)
+    figures.save_figure(figure, path)

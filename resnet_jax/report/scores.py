@@ -24,11 +24,17 @@ def score(
       labels: [N] int.
 
     Returns:
-      count, accuracy, nll (mean negative log-likelihood), ece and bins (calibration),
+      count, accuracy, balanced_accuracy and macro_f1 (the means over the classes that
+      there are), nll (mean negative log-likelihood), ece and bins (calibration),
       confusion [C][C] (counts; rows are true classes), classes: of each class its name,
       precision, recall and f1 (0 where nothing was predicted or there), and support.
     """
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+    from sklearn.metrics import (
+        confusion_matrix,
+        f1_score,
+        precision_recall_fscore_support,
+        recall_score,
+    )
 
     every = np.arange(len(class_names))
     predicted = probabilities.argmax(1)
@@ -40,6 +46,12 @@ def score(
     return {
         "count": len(labels),
         "accuracy": float((predicted == labels).mean()),
+        "balanced_accuracy": float(
+            recall_score(labels, predicted, labels=np.unique(labels), average="macro")
+        ),
+        "macro_f1": float(
+            f1_score(labels, predicted, average="macro", zero_division=0.0)
+        ),
         "nll": float(-np.log(np.maximum(own, np.finfo(np.float64).tiny)).mean()),
         "ece": ece,
         "bins": bins,

@@ -25,7 +25,7 @@ from resnet_jax.errors import DataError
 from resnet_jax.models import factory
 from resnet_jax.report.options import OF_RUNS, SubjectConfig
 from resnet_jax.run import restore
-from resnet_jax.run.directory import moved_data_dir, read_classes, read_run
+from resnet_jax.run.directory import moved, read_classes, read_run
 from resnet_jax.training import seeds
 from resnet_jax.training.state import TrainState, variable_shapes
 from resnet_jax.weights import exported, hub
@@ -205,7 +205,10 @@ def _config_of_weights(options: SubjectConfig, known: hub.Network | None) -> Con
 def _config_of_run(options: SubjectConfig) -> Config:
     run_dir = Path(str(options.run))
     cfg = fields.replace(read_run(run_dir), stream=False)
-    cfg = fields.replace(cfg, data_dir=moved_data_dir(cfg, run_dir))
+    data_dir, names = (
+        moved(p, cfg, run_dir) for p in (cfg.data.data_dir, cfg.data.class_names)
+    )
+    cfg = fields.replace(cfg, data_dir=data_dir, class_names=names)
     return _with_options(cfg, options)
 
 

@@ -68,9 +68,8 @@ def read_run(run_dir: Path) -> Config:
     return read_config(run_dir / CONFIG)
 
 
-def moved_data_dir(cfg: Config, run_dir: Path) -> str | None:
-    """The folder of the data of the run in `run_dir`, which may have moved with it."""
-    then = cfg.data.data_dir
+def moved(then: str | None, cfg: Config, run_dir: Path) -> str | None:
+    """A path of the run in `run_dir`, as its data's, which may have moved with it."""
     if then is None or Path(then).exists():
         return then
     way = os.path.relpath(then, cfg.run.workdir)

@@ -38,6 +38,7 @@ def eval_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Sums:
     rank = ((logits > own) | ((logits == own) & earlier) | unordered).sum(-1)
     correct = (rank == 0) * mask
     by_class = jax.nn.one_hot(labels, num_classes)
+    predicted = jax.nn.one_hot(logits.argmax(-1), num_classes)
     return {
         # where, not a product: a padded row may hold anything
         "loss": jnp.where(mask > 0, losses, 0).sum(),
@@ -46,6 +47,7 @@ def eval_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Sums:
         "count": mask.sum(),
         "class_correct": (by_class * correct[:, None]).sum(0),
         "class_count": (by_class * mask[:, None]).sum(0),
+        "class_predicted": (predicted * mask[:, None]).sum(0),
     }
 
 
@@ -101,6 +103,28 @@ def epoch_line(record: dict[str, Any]) -> str:
     return "  ".join(parts)
 
 
+def balance(sums: Sums) -> dict[str, float]:
+    """balanced_accuracy and macro_f1, as fractions: all classes count alike.
+
+    As in scikit-learn, a class without images is in neither mean; one that is predicted
+    all the same has an F1 of 0.
+    """
+    correct, there, predicted = (
+        np.asarray(sums[f"class_{name}"]) for name in ("correct", "count", "predicted")
+    )
+    recall = correct[there > 0] / there[there > 0]
+    known = there + predicted > 0
+    f1 = 2 * correct[known] / (there + predicted)[known]
+    return {"balanced_accuracy": float(recall.mean()), "macro_f1": float(f1.mean())}
+
+
+def balance_line(sums: Sums) -> str:
+    """`balanced accuracy .. macro-F1 ..`, in percent."""
+    found = balance(sums)
+    accuracy, f1 = 100 * found["balanced_accuracy"], 100 * found["macro_f1"]
+    return f"balanced accuracy {accuracy:.3f} macro-F1 {f1:.3f}"
+
+
 def report(sums: Sums, class_names: Sequence[str]) -> dict[str, Any]:
     """The figures of eval_sums: accuracies as fractions, mean cross-entropy, counts."""
     count = float(sums["count"])
@@ -108,6 +132,7 @@ def report(sums: Sums, class_names: Sequence[str]) -> dict[str, Any]:
     return {
         "accuracy": float(sums["correct"]) / count,
         "accuracy_top5": float(sums["correct_top5"]) / count,
+        **balance(sums),
         "loss": float(sums["loss"]) / count,
         "count": int(count),
         "class_accuracy": {

@@ -81,22 +81,34 @@ def make_keys(seed: int, num_seeds: int) -> Keys:
 
 
 def make_order(
-    seed: int, num_seeds: int, repeats: int = 1
+    seed: int,
+    num_seeds: int,
+    balanced: np.ndarray | None = None,
+    repeats: int = 1,
 ) -> Callable[[int, tuple[int, ...], int], list[np.ndarray]]:
     """The order of the training examples of each seed: see data.reading.Order.
 
     Args:
-      repeats: see dataset.epoch_batches; for one seed.
+      balanced, repeats: see data.epoch_batches; repeats is for one seed.
     """
     if num_seeds == 1:
-        return partial(epoch_batches, seed=seed, repeats=repeats)
-    return partial(_epoch_batches, range(seed, seed + num_seeds))
+        return partial(epoch_batches, seed=seed, balanced=balanced, repeats=repeats)
+    seeds = range(seed, seed + num_seeds)
+    return partial(_epoch_batches, seeds, balanced=balanced)
 
 
 def _epoch_batches(
-    seeds: Sequence[int], num_examples: int, sizes: Sequence[int], epoch: int
+    seeds: Sequence[int],
+    num_examples: int,
+    sizes: Sequence[int],
+    epoch: int,
+    *,
+    balanced: np.ndarray | None,
 ) -> list[np.ndarray]:
-    orders = [epoch_batches(num_examples, sizes, epoch, seed=seed) for seed in seeds]
+    orders = [
+        epoch_batches(num_examples, sizes, epoch, seed=seed, balanced=balanced)
+        for seed in seeds
+    ]
     return [np.stack(batches) for batches in zip(*orders, strict=True)]
 
 

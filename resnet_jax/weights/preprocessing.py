@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from resnet_jax.data import folder
+from resnet_jax.data import pillow
 from resnet_jax.data.augment import normalize, resize
 
 
@@ -62,9 +62,9 @@ class Preprocessing(NamedTuple):
             "channels": channels,
             "interpolation": self.interpolation,
         }
-        fit: Callable[..., np.ndarray] = partial(folder.fit, **options)
+        fit: Callable[..., np.ndarray] = partial(pillow.fit, **options)
         if isinstance(image, str | Path):
-            return folder.read_image(Path(image), **options)
+            return pillow.read_image(Path(image), **options)
         if isinstance(image, Image.Image):
             return fit(image)
         array = np.asarray(image)

@@ -150,6 +150,23 @@ def test_the_old_options_of_evaluate_do_it_still_and_say_the_new_command(
     assert Path("other.html").read_bytes() == Path("page.html").read_bytes()
 
 
+def test_classes_of_all_sizes_count_alike_in_two_of_the_scores(
+    command, run_dir, tmp_path
+):
+    output = tmp_path / "scores.json"
+    code, out, _ = command("evaluate", run_dir, "--output", output)
+    assert code == 0
+    found = json.loads(output.read_text())
+    recalls = [one for one in found["class_accuracy"].values() if one is not None]
+    assert found["balanced_accuracy"] == pytest.approx(np.mean(recalls), rel=1e-12)
+    assert 0 < found["macro_f1"] < 1
+    accuracy, f1 = 100 * found["balanced_accuracy"], 100 * found["macro_f1"]
+    *_, line, one_batch, last = out.splitlines()
+    assert line == f"balanced accuracy {accuracy:.3f} macro-F1 {f1:.3f}"
+    assert one_batch.startswith("one batch: Acc@1 ")
+    assert re.fullmatch(r"Acc@1 \S+ Acc@5 \S+ loss \S+ n 40", last)
+
+
 def test_the_doctor_says_what_is_here_and_checks_the_arithmetic(command):
     code, out, err = command("doctor")
     assert (code, err) == (0, "")

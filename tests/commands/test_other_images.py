@@ -51,7 +51,7 @@ def test_images_that_are_not_those_of_training_are_said_to_be_others(
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.zeros((1, 1, 3), np.uint8)).save(path)
 
-    monkeypatch.setattr(figures, "_save", save)
+    monkeypatch.setattr(figures, "save_figure", save)
     _, run_dir, root = trained
     output = tmp_path / "scores.json"
 
@@ -108,6 +108,21 @@ def test_a_relative_run_that_moved_with_its_images_finds_them(
     assert printed(capsys, "other")[-1] == last
     monkeypatch.chdir(tmp_path)
     assert printed(capsys, "b/other")[-1] == last
+
+
+def test_a_run_that_moved_with_its_class_names_finds_them(trained, tmp_path, capsys):
+    cfg, _, _ = trained
+    names = tmp_path / "a" / "names.txt"
+    names.write_text("cat tom\ndog rex\n")
+    workdir = str(tmp_path / "a" / "named")
+    train.main(fields.replace(cfg, workdir=workdir, class_names=str(names)))
+    lines = printed(capsys, workdir)
+    assert lines[1].startswith("tom ") and lines[2].startswith("rex ")
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert printed(capsys, tmp_path / "b" / "named")[1:] == lines[1:]
+    (tmp_path / "b" / "names.txt").unlink()
+    with pytest.raises(DataError, match="names.txt: the names .* cannot be read"):
+        printed(capsys, tmp_path / "b" / "named")
 
 
 def test_class_names_are_shown_where_they_differ(trained, capsys):

@@ -53,6 +53,7 @@ def test_train_then_evaluate(trained):
         ("train.py", "digits", "--help"),
         ("evaluate.py", "--help"),
         ("-m", "resnet_jax", "train", "--help"),
+        ("-m", "resnet_jax", "data", "--help"),
     ],
 )
 def test_help_does_not_wake_jax(command):

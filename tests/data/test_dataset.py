@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from resnet_jax import data
 from resnet_jax.config import DataConfig
+from resnet_jax.data import dataset as dataset_module
 from resnet_jax.errors import ConfigError
 
 
@@ -57,6 +58,35 @@ def test_order_is_a_function_of_seed_and_epoch():
     assert order(1, 2) == order(1, 2)
     assert sorted(order(1, 2)) == list(range(100))
     assert len({tuple(order(s, e)) for s in (0, 1) for e in (0, 1)}) == 4
+
+
+def test_a_balanced_epoch_is_a_function_of_seed_and_epoch():
+    labels = np.repeat([0, 1, 2], [80, 15, 5])
+
+    def order(seed, epoch):
+        return dataset_module.balanced_order(labels, seed=seed, epoch=epoch).tolist()
+
+    assert order(1, 2) == order(1, 2) and len(order(1, 2)) == 100
+    assert len({tuple(order(s, e)) for s in (0, 1) for e in (0, 1)}) == 4
+    batches = data.epoch_batches(100, [64, 36], 2, seed=1, balanced=labels)
+    assert [len(rows) for rows in batches] == [64, 36]
+    assert np.concatenate(batches).tolist() == order(1, 2)
+
+
+def test_a_balanced_epoch_draws_classes_alike_and_their_examples_alike():
+    counts = np.array([800, 150, 50])
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 2, 3], counts))
+    drawn = np.concatenate(
+        [
+            dataset_module.balanced_order(labels, seed=0, epoch=epoch)
+            for epoch in range(60)
+        ]
+    )
+    shares = np.bincount(labels[drawn], minlength=4) / len(drawn)
+    # Four standard deviations of a share of 60,000 draws.
+    np.testing.assert_allclose(shares, [1 / 3, 0, 1 / 3, 1 / 3], atol=0.008)
+    rare = np.bincount(drawn, minlength=len(labels))[labels == 3]
+    assert rare.min() > 400 - 4.5 * 20 and rare.max() < 400 + 4.5 * 20
 
 
 def test_an_epoch_shows_every_example_once_and_ends_partial(dataset):

@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from resnet_jax import data
 from resnet_jax.config import DataConfig
-from resnet_jax.data import folder
+from resnet_jax.data import folder, pillow
 from resnet_jax.errors import ConfigError, DataError
 
 
@@ -64,9 +64,9 @@ def test_the_shorter_side_is_resized_and_the_middle_cropped(root):
     image.paste((0, 0, 255), (28, 0, 32, 16))
     path = root / "wide.png"
     image.save(path)
-    found = folder.read_image(path, size=8, crop_pct=1.0)
+    found = pillow.read_image(path, size=8, crop_pct=1.0)
     np.testing.assert_array_equal(found, np.full((8, 8, 3), (0, 255, 0)))
-    part = folder.read_image(path, size=8, crop_pct=0.25)  # 32 high, the middle 8
+    part = pillow.read_image(path, size=8, crop_pct=0.25)  # 32 high, the middle 8
     np.testing.assert_array_equal(part, np.full((8, 8, 3), (0, 255, 0)))
 
 
@@ -88,9 +88,9 @@ def test_other_modes_become_rgb(root, mode):
 def test_a_gray_image_is_read_for_a_network_of_one_channel(root):
     gray = make_image(3, (8, 8), "L")
     gray.save(root / "gray.png")
-    found = folder.read_image(root / "gray.png", size=8, crop_pct=1.0, channels=1)
+    found = pillow.read_image(root / "gray.png", size=8, crop_pct=1.0, channels=1)
     np.testing.assert_array_equal(found, np.asarray(gray)[..., None])
-    coloured = folder.read_image(
+    coloured = pillow.read_image(
         root / "train" / "cat" / "0.png", size=8, crop_pct=1.0, channels=1
     )
     assert coloured.shape == (8, 8, 1)
@@ -101,7 +101,7 @@ def test_an_image_is_turned_as_its_exif_says(root):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees clockwise
     image.save(root / "turned.png", exif=exif)
-    found = folder.read_image(root / "turned.png", size=8, crop_pct=1.0)
+    found = pillow.read_image(root / "turned.png", size=8, crop_pct=1.0)
     np.testing.assert_array_equal(found, np.rot90(np.asarray(image), -1))
 
 
@@ -285,9 +285,9 @@ def test_16_bits_are_scaled_and_not_cut_off(root, suffix):
         path.write_bytes(b"P5 16 16 65535\n" + ramp.astype(">u2").tobytes())
     else:
         Image.fromarray(ramp).save(path)
-    found = folder.read_image(path, size=16, crop_pct=1.0, channels=1)
+    found = pillow.read_image(path, size=16, crop_pct=1.0, channels=1)
     np.testing.assert_array_equal(found[..., 0], ramp // 257)
-    coloured = folder.read_image(path, size=16, crop_pct=1.0)
+    coloured = pillow.read_image(path, size=16, crop_pct=1.0)
     np.testing.assert_array_equal(coloured, np.repeat(found, 3, -1))
 
 
@@ -306,7 +306,7 @@ def test_exif_that_cannot_be_read_is_not_the_image_s_fault(root, monkeypatch):
     image = make_image(7, (8, 8))
     path = root / "image.png"
     image.save(path, exif=b"Exif\0\0no tags")
-    found = folder.read_image(path, size=8, crop_pct=1.0)
+    found = pillow.read_image(path, size=8, crop_pct=1.0)
     np.testing.assert_array_equal(found, np.asarray(image))
     for fault in (SyntaxError("not a TIFF file"), struct.error("short"), KeyError(1)):
 
@@ -314,7 +314,7 @@ def test_exif_that_cannot_be_read_is_not_the_image_s_fault(root, monkeypatch):
             raise fault
 
         monkeypatch.setattr(Image.Image, "getexif", getexif)
-        found = folder.read_image(path, size=8, crop_pct=1.0)
+        found = pillow.read_image(path, size=8, crop_pct=1.0)
         np.testing.assert_array_equal(found, np.asarray(image))
 
 
@@ -326,20 +326,96 @@ def test_all_orientations_are_those_of_pillow(root, suffix):
         exif[0x0112] = orientation
         path = root / f"turned.{suffix}"
         image.save(path, exif=exif)
-        found = folder.read_image(path, size=8, crop_pct=1.0)
+        found = pillow.read_image(path, size=8, crop_pct=1.0)
         with Image.open(path) as opened:
             wanted = np.asarray(ImageOps.exif_transpose(opened))
         np.testing.assert_array_equal(found, wanted)
 
 
-def test_a_folder_for_validation_is_no_folder_for_tests(root):
-    (root / "test").rename(root / "val")
-    message = f"test is missing, .*: rename or link {root / 'val'}$"
-    with pytest.raises(DataError, match=message):
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_a_folder_for_validation_is_scored_where_there_is_no_test(root, caplog, name):
+    caplog.set_level("INFO")
+    first = root / "test"
+    described = describe(root, image_size=8)
+    assert not caplog.records  # that test is scored goes without saying
+    (root / "test").rename(root / name)
+    assert len(describe(root, image_size=8).load()[1]) == 2
+    assert f"{root / name} is what is scored: there is no {first}" in caplog.text
+    for later in ("valid", "validation"):
+        (root / later).mkdir(exist_ok=True)  # empty, so that it would be refused
+    if name == "val":
+        assert len(describe(root, image_size=8).load()[1]) == 2
+    first.mkdir()
+    with pytest.raises(DataError, match="test/cat is missing"):
         describe(root)
-    (root / "val").rename(root / "other")
+    assert described.num_classes == 2
+
+
+def test_without_any_images_to_score(root):
+    (root / "test").rename(root / "other")
     with pytest.raises(DataError, match="test is missing, .*: make it$"):
         describe(root)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("cat tom\ndog rex\n", ("tom", "rex")),
+        ("dog\tbig dog\n\n  cat\ttom cat ", ("tom cat", "big dog")),
+        ("cat tabby, tabby cat\ndog wolf, hound", ("tabby", "wolf")),
+        ("bird tit\ncat\ndog  rex\r\n", ("cat", "rex")),
+        ("\ufeffcat крот\ndog caf\u0065\u0301", ("крот", "caf\u00e9")),
+        ("cat pet\ndog pet", ("pet (cat)", "pet (dog)")),
+    ],
+)
+@pytest.mark.parametrize("place", ["classes.txt", "named"])
+def test_class_names_come_from_a_file(root, text, names, place, caplog):
+    path = root / place
+    path.write_bytes(text.encode())
+    fields = {"class_names": str(path)} if place == "named" else {}
+    train, test = describe(root, image_size=8, **fields).load()
+    assert train.class_names == test.class_names == names
+    assert not caplog.records
+
+
+def test_folders_with_spaces_have_names(root):
+    for split in ("train", "test"):
+        (root / split / "cat").rename(root / split / "big cat")
+        (root / split / "dog").rename(root / split / "big")
+    (root / "classes.txt").write_text("big cat lion\nbig tiger\nbigger than both\n")
+    listing = folder.scan(root)
+    assert listing.splits[0].folders == ("big", "big cat")
+    assert listing.class_names == ("tiger", "lion")
+
+
+def test_a_class_without_a_line_keeps_its_folder_or_is_refused(root, caplog):
+    path = root / "classes.txt"
+    path.write_text("1 cat\n2 dog\n")
+    assert folder.scan(root).class_names == ("cat", "dog")
+    assert f"{path} has no line for 2 of 2 classes, the first cat" in caplog.text
+    path.write_text("dog wolf\n")
+    assert folder.scan(root).class_names == ("cat", "wolf")
+    with pytest.raises(DataError, match=f"^{path} has no line for the class cat: add"):
+        folder.scan(root, path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            None,
+            r"cannot be read \(No such file or directory\): a text file with a line",
+        ),
+        (b"cat \xff\n", "cannot be read .*codec can't decode"),
+        (b"cat a\ndog b\ncat c", "calls the class cat both a and c: leave one line"),
+    ],
+)
+def test_a_fault_of_class_names_is_one_line(root, content, message):
+    path = root / "names"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=f"^{path}.*{message}"):
+        folder.scan(root, path)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -9,7 +9,7 @@ from PIL import Image
 
 from resnet_jax import data
 from resnet_jax.config import DataConfig
-from resnet_jax.data import folder, shards, stream
+from resnet_jax.data import pillow, shards, stream
 from resnet_jax.data.shards import ShardsConfig
 from resnet_jax.errors import ConfigError, DataError
 
@@ -82,7 +82,7 @@ def test_many_images_are_in_several_files(photos, tmp_path, monkeypatch):
     for index, opened in zip((5, 1), reader.open(np.array([5, 1])), strict=True):
         with opened as image:
             np.testing.assert_array_equal(
-                folder.fit(image, size=32, crop_pct=32 / 48), whole[index]
+                pillow.fit(image, size=32, crop_pct=32 / 48), whole[index]
             )
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from resnet_jax import data
 from resnet_jax.config import DataConfig
-from resnet_jax.data import dataset, folder, sources
+from resnet_jax.data import dataset, folder, pillow, sources
 from resnet_jax.data import tfds as tfds_files
 from resnet_jax.errors import ConfigError, DataError
 
@@ -207,7 +207,7 @@ def test_a_folder_is_looked_through_once_a_start(tmp_path, monkeypatch):
             home.mkdir(parents=True)
             Image.new("RGB", (9, 9)).save(home / "0.png")
     walked, read = [], []
-    images, read_image = folder.list_images, folder.read_image
+    images, read_image = folder.list_images, pillow.read_image
 
     def counted(directory, *args):
         walked.append(str(directory.relative_to(tmp_path)))
@@ -218,7 +218,7 @@ def test_a_folder_is_looked_through_once_a_start(tmp_path, monkeypatch):
         return read_image(path, **options)
 
     monkeypatch.setattr(folder, "list_images", counted)
-    monkeypatch.setattr(folder, "read_image", noted)
+    monkeypatch.setattr(pillow, "read_image", noted)
     cfg = DataConfig(dataset="folder", data_dir=str(tmp_path), image_size=8)
     described = data.describe(cfg)
     assert not read

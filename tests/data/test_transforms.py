@@ -6,7 +6,7 @@ from PIL import Image
 
 from resnet_jax import data, devices, training
 from resnet_jax.config import AugmentConfig, DataConfig
-from resnet_jax.data import folder, reading, stream, transforms
+from resnet_jax.data import pillow, reading, stream, transforms
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.errors import ConfigError, DataError
 
@@ -121,11 +121,11 @@ def test_an_upright_region_is_taken_of_an_image_that_lies(tmp_path):
     exif[274] = 6
     Image.fromarray(np.rot90(upright)).save(path, exif=exif, quality=100)
     with Image.open(path) as file:
-        assert folder.upright_size(file) == (60, 90)
+        assert pillow.upright_size(file) == (60, 90)
         box = transforms.reduce(file, transforms.Box(0, 0, 60, 44), 12)
         assert file.size == (45, 30) and box == transforms.Box(0, 0, 30, 22)
         image = transforms.resized_crop(
-            folder.decode(file), box, 12, Image.Resampling.BILINEAR
+            pillow.decode(file), box, 12, Image.Resampling.BILINEAR
         )
     assert np.asarray(image).min() > 200
 
@@ -154,7 +154,7 @@ def test_a_loader_gives_what_is_drawn_from_any_step_on(photos, workers):
     )
     splits = data.load(data.for_training(own, ALL))
     splits = splits._replace(train=data.drawn(splits.train, ALL, own, 4))
-    order = training.make_order(4, 1, own.repeated_augmentation)
+    order = training.make_order(4, 1, repeats=own.repeated_augmentation)
     loader = data.Loader(devices.make_mesh(1), splits, own, order, epochs=3)
     batches = order(12, loader.sizes, 1)
     turns = reading.turns_of(batches)

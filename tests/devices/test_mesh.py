@@ -67,11 +67,12 @@ model = ResNet(BasicBlock, (1,), num_classes=3, widths=(4,), stem="cifar",
                dtype=np.float64)
 tx = make_optimizer(lr=.1)
 augment = make_augment((8, 8, 3), 3, crop_padding=1, flip="random")
+weighted = data.weigh(augment, np.array([1., 20., 3.]), is_mixed=False)
 keys = make_keys(0)
 found = {}
 
 
-def run(name, num_devices, held=True, local=False, **options):
+def run(name, num_devices, held=True, local=False, augment=augment, **options):
     mesh = devices.make_mesh(num_devices)
     # Batches of 16, 16 and 11 images; the last does not divide into parts.
     loader = make_loader(train, mesh=mesh, seed=1, epochs=2, held=held, batch_size=16,
@@ -102,6 +103,8 @@ run("calls", 2, steps_per_call=2)
 run("fed calls", 2, held=False, steps_per_call=2)
 run("local 1", 1, local=True)
 run("local 4", 4, local=True)
+for num_devices in (1, 4):
+    run(f"weighted {num_devices}", num_devices, augment=weighted)
 
 
 def gradient(model, variables, rows, key, mesh=None):
@@ -172,6 +175,14 @@ def test_any_devices_give_the_same_run(trained, name):
     np.testing.assert_allclose(other["state"], one["state"], rtol=1e-10, atol=1e-12)
     assert one["count"] == other["count"] == 43
     np.testing.assert_allclose(other["loss"], one["loss"], rtol=1e-12)
+
+
+@pytest.mark.process
+def test_class_weights_are_of_the_whole_batch_on_any_devices(trained):
+    one, four = trained["weighted 1"], trained["weighted 4"]
+    np.testing.assert_allclose(four["losses"], one["losses"], rtol=1e-6)
+    np.testing.assert_allclose(four["state"], one["state"], rtol=1e-5, atol=1e-7)
+    assert abs(one["losses"][0] / trained["1"]["losses"][0] - 1) > 1e-3
 
 
 @pytest.mark.process

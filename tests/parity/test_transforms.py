@@ -9,7 +9,7 @@ from PIL import Image
 
 from resnet_jax import data, models, training
 from resnet_jax.config import AugmentConfig, Config, DataConfig, OptimConfig, RunConfig
-from resnet_jax.data import erasing, folder, transforms
+from resnet_jax.data import erasing, pillow, transforms
 from resnet_jax.data.augment import make_augment, make_preprocess
 from resnet_jax.recipes import RECIPES
 from resnet_jax.training import step as step_module
@@ -168,12 +168,12 @@ def test_a_transform_is_the_composition_of_its_parts(photo):
 
 def test_decoding_at_a_smaller_scale_is_nearly_the_same(photo):
     with Image.open(photo) as file:
-        whole = folder.decode(file)
+        whole = pillow.decode(file)
     box = transforms.Box(11, 3, 130, 96)
     with Image.open(photo) as file:
         smaller = transforms.reduce(file, box, 40)
         found = transforms.resized_crop(
-            folder.decode(file), smaller, 40, Image.Resampling.BILINEAR
+            pillow.decode(file), smaller, 40, Image.Resampling.BILINEAR
         )
         assert file.size == (75, 50)
     expected = transforms.resized_crop(whole, box, 40, Image.Resampling.BILINEAR)

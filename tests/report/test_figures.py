@@ -28,7 +28,9 @@ def test_curves_are_drawn_for_every_run(tmp_path):
 
 def test_accuracy_is_drawn_against_the_time_that_training_took(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(
+        figures, "save_figure", lambda figure, path: drawn.append(figure)
+    )
     figures.plot_curves({"a": records(1.0), "b": records(0.5)}, tmp_path / "x.png")
     by_time = drawn[0].axes[2]
     assert [line.get_xdata().tolist() for line in by_time.lines] == [

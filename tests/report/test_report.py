@@ -47,6 +47,9 @@ def test_a_report_shows_the_run_and_a_browser_opens_it(run_dir, tmp_path, capsys
     saved = json.loads((folder / "report.json").read_text())
     assert saved["accuracy"] == printed["accuracy"] and saved["count"] == 40
     assert saved["nll"] == pytest.approx(printed["loss"], rel=1e-5)
+    for name in ("balanced_accuracy", "macro_f1"):
+        assert saved[name] == pytest.approx(printed[name], rel=1e-9)
+        assert f"<td>{100 * saved[name]:.2f} %</td>" in text
     assert "<td>best by val</td>" in text
     assert f"<td>{100 * saved['accuracy']:.2f} %</td>" in text
     recalls = {row["name"]: row["recall"] for row in saved["classes"]}
@@ -175,7 +178,7 @@ def test_a_whitened_network_has_its_report_and_its_export(
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.zeros((1, 1, 3), np.uint8)).save(path)
 
-    monkeypatch.setattr(figures, "_save", save)
+    monkeypatch.setattr(figures, "save_figure", save)
     cfg, workdir = digits_run(
         **{"model": "resnet9", "width": 2, "whiten": True, "ema_decay": 0.5},
         **{"epochs": 1, "max_train_samples": 64},

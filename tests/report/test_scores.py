@@ -26,6 +26,10 @@ def test_figures_are_scikit_learns(predictions):
     predicted = probabilities.argmax(1)
     assert found["count"] == 200
     assert found["accuracy"] == sklearn_metrics.accuracy_score(labels, predicted)
+    recall = sklearn_metrics.balanced_accuracy_score(labels, predicted)
+    assert found["balanced_accuracy"] == pytest.approx(recall, rel=1e-12)
+    f1 = sklearn_metrics.f1_score(labels, predicted, average="macro", zero_division=0)
+    assert found["macro_f1"] == f1
     expected = sklearn_metrics.log_loss(labels, probabilities, labels=range(4))
     assert found["nll"] == pytest.approx(expected, rel=1e-12)
     expected = sklearn_metrics.confusion_matrix(labels, predicted)
@@ -40,6 +44,14 @@ def test_figures_are_scikit_learns(predictions):
         )
         assert row["recall"] == theirs["recall"] and row["support"] == theirs["support"]
     assert found["classes"][3]["precision"] == 0  # and no warning
+
+
+def test_a_class_without_images_is_in_no_mean():
+    labels = np.array([0, 0, 1, 1])
+    predicted = np.eye(4)[[0, 2, 1, 1]]  # 2 is predicted, and 3 not even that
+    found = scores.score(predicted, labels, ["a", "b", "c", "d"])
+    assert found["balanced_accuracy"] == 0.75
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 1 + 0) / 3)
 
 
 def test_calibration_is_the_mean_gap_over_the_bins(predictions):

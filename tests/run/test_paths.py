@@ -64,7 +64,7 @@ def test_what_is_asked_for_lies_in_the_folder_with_brackets(
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.zeros((1, 1, 3), np.uint8)).save(path)
 
-    monkeypatch.setattr(figures, "_save", save)
+    monkeypatch.setattr(figures, "save_figure", save)
     run_dir = tmp_path / "pets [v2]"
     digits_run(workdir=str(run_dir), **SMALL)
     output, exported = run_dir / "scores.json", run_dir / "exported"

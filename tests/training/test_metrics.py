@@ -3,6 +3,7 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn import metrics as sklearn_metrics
 
 from resnet_jax.training import metrics
 
@@ -52,6 +53,36 @@ def test_means_and_summary_line():
     assert metrics.means(sums, "val") == {"val_loss": 0.75, "val_accuracy": 0.75}
     line = metrics.summary_line(sums)
     assert line == "Acc@1 75.000 Acc@5 100.000 loss 0.750000 n 4"
+
+
+@pytest.mark.parametrize("there", [4, 3])  # of the five classes
+def test_balance_is_scikit_learns(there):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, there, 200) ** 2 // 3  # skewed
+    logits = rng.normal(size=(200, 5)) + 2 * np.eye(5)[labels]
+    logits[:, 4] -= 20  # never predicted
+    sums = metrics.add(
+        None, metrics.eval_sums(jnp.asarray(logits), jnp.asarray(labels), jnp.ones(200))
+    )
+    predicted = logits.argmax(1)
+    assert set(predicted) > set(labels)
+    found = metrics.balance(sums)
+    recall = sklearn_metrics.recall_score(
+        labels, predicted, labels=np.unique(labels), average="macro"
+    )
+    f1 = sklearn_metrics.f1_score(labels, predicted, average="macro", zero_division=0)
+    assert found["balanced_accuracy"] == pytest.approx(recall, rel=1e-12)
+    assert found["macro_f1"] == pytest.approx(f1, rel=1e-12)
+    assert metrics.report(sums, list("abcde")).items() > found.items()
+    assert metrics.balance_line(sums) == (
+        f"balanced accuracy {100 * recall:.3f} macro-F1 {100 * f1:.3f}"
+    )
+
+
+def test_a_padded_row_is_no_prediction():
+    logits = jnp.array([[2.0, 0.0], [0.0, 2.0]])
+    sums = metrics.eval_sums(logits, jnp.array([0, 0]), jnp.array([1.0, 0.0]))
+    np.testing.assert_array_equal(sums["class_predicted"], [1, 0])
 
 
 def test_class_table_and_report():

@@ -1,0 +1,111 @@
+"""Look at a folder of images: classes, sizes, formats, what cannot be read, samples.
+
+    resnet-jax data pets
+    resnet-jax data pets --recipe finetune --output pets.html
+
+The folder is that of `train.py RECIPE --dataset folder --data-dir pets`. Every image is
+read once. The page shows some, as they are and as the recipe, or flags, augment them.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from resnet_jax import fields
+from resnet_jax.config import Config
+from resnet_jax.errors import ConfigError
+from resnet_jax.recipes import RECIPES
+
+
+@dataclass(frozen=True)
+class DataPageConfig(fields.Group):
+    """Look at a folder of images."""
+
+    data_dir: Positional[str] = fields.ranged("", path="as typed")
+    """The folder, with train/CLASS/* and test/CLASS/*."""
+    output: str = fields.ranged("data.html", path="as typed")
+    """The page that is written."""
+    recipe: str = "finetune"
+    """The recipe whose image size and augmentation are shown."""
+    class_names: str | None = fields.ranged(None, path="absolute")
+    """A file of "folder name" lines (default: DATA_DIR/classes.txt)."""
+    image_size: int | None = fields.ranged(None, at_least=1, at_most=4096)
+    """Side of the images (default: the recipe's, else 224)."""
+    crop_padding: int | None = fields.ranged(None, at_least=0)
+    """Random crop of each image padded by this many pixels (default: the recipe's)."""
+    crop_fill: Literal["black", "reflect"] | None = None
+    """Padding of the crop (default: the recipe's)."""
+    flip: Literal["none", "random", "alternating"] | None = None
+    """Horizontal flip (default: the recipe's)."""
+    cutout: int | None = fields.ranged(None, at_least=0)
+    """Side of a square that is set to the mean colour (default: the recipe's)."""
+    mixup: float | None = fields.ranged(None, within="[0, inf)")
+    """Alpha of mixup (default: the recipe's)."""
+    cutmix: float | None = fields.ranged(None, within="[0, inf)")
+    """Alpha of CutMix (default: the recipe's)."""
+    seed: int = fields.ranged(0, at_least=0)
+    """Seed of the augmentation."""
+
+
+_OWN = ("output", "recipe")  # fields that are none of a run's
+
+
+def config_of(options: DataPageConfig) -> Config:
+    """The recipe's configuration with the flags that are given.
+
+    Raises:
+      ConfigError: there is no such recipe, or no folder is named.
+    """
+    if not options.data_dir:
+        raise ConfigError("name the folder of images: resnet-jax data DIR")
+    if options.recipe not in RECIPES:
+        known = ", ".join(RECIPES)
+        raise ConfigError(f"no recipe {options.recipe!r}: one of {known}")
+    given = {
+        one.name: value
+        for one, value in fields.flat(options)
+        if one.name not in _OWN and value is not None
+    }
+    cfg = RECIPES[options.recipe][1]
+    return fields.replace(cfg, dataset="folder", in_channels=None, **given)
+
+
+def main(options: DataPageConfig) -> None:
+    """Prints what is in the folder, and writes the page."""
+    from resnet_jax import files
+    from resnet_jax.data import folder, sources, survey
+    from resnet_jax.devices import platform
+    from resnet_jax.report import samples
+
+    cfg = config_of(options)
+    page = Path(options.output)
+    files.check_writable(page.parent, "folder", "--output")
+    named = None if cfg.data.class_names is None else Path(cfg.data.class_names)
+    listing = folder.scan(Path(options.data_dir), named)
+    platform.prepare("cpu", None)
+    side = round(sources.image_shape(cfg.data)[0] / cfg.data.crop_pct)
+    surveys = [survey.look(split, side) for split in listing.splits]
+    names = listing.class_names
+    print(f"{options.data_dir}: {len(names)} classes")
+    header = ["class", *(split.root.name for split in listing.splits)]
+    print(_table([header, *samples.count_rows(surveys, names)]))
+    print(_table([["", "min", "median", "max"], *samples.size_rows(surveys)]))
+    print("\n".join(samples.notes(surveys, names)))
+    said, bad = samples.unreadable(surveys)
+    print("\n".join([said, *(f"  {path}: {why}" for path, why in bad)]))
+    samples.write_page(page, options.data_dir, surveys, names, cfg)
+    print(f"page: {page}")
+
+
+def _table(rows: list[list[str]]) -> str:
+    """Rows of cells in columns; the first is flush left, numbers are flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if index else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )

@@ -1,0 +1,82 @@
+"""Names of classes for people, where their folders have others (n01440764)."""
+
+import logging
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from resnet_jax.errors import DataError, first_line
+
+log = logging.getLogger(__name__)
+
+FILE = "classes.txt"  # in DATA_DIR
+
+
+def find(data_dir: Path, named: Path | None, folders: Sequence[str]) -> tuple[str, ...]:
+    """The names of the classes of `folders`: a file's, or the folders' own.
+
+    Args:
+      named: the file; None takes data_dir/classes.txt if it is there, and a class
+        without a line in it keeps its folder's name.
+
+    Raises:
+      DataError: the file cannot be read or names a class twice, or `named` not at all.
+    """
+    path = data_dir / FILE if named is None else named
+    if named is None and not path.is_file():
+        return tuple(folders)
+    found = read(path, folders)
+    missing = [folder for folder in folders if folder not in found]
+    if missing and named is not None:
+        raise DataError(
+            f"{path} has no line for the class {missing[0]}: add it, as "
+            f"'{missing[0]} its name'"
+        )
+    if missing:
+        log.warning(
+            "%s has no line for %d of %d classes, the first %s: they keep the names of "
+            "their folders",
+            *(path, len(missing), len(folders), missing[0]),
+        )
+    names = [found.get(folder, folder) for folder in folders]
+    often = Counter(names)
+    return tuple(
+        name if often[name] == 1 else f"{name} ({folder})"
+        for name, folder in zip(names, folders, strict=True)
+    )
+
+
+def read(path: Path, folders: Sequence[str]) -> dict[str, str]:
+    """{folder: name} of lines "folder name", of which other folders' are passed over.
+
+    A tab may stand between both. Of several names with commas, as ImageNet's
+    LOC_synset_mapping.txt has them, the first counts; a folder alone is its own name.
+
+    Raises:
+      DataError: it cannot be read, or gives a folder two names.
+    """
+    try:
+        text = unicodedata.normalize("NFC", path.read_text("utf-8-sig"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise DataError(
+            f"{path}: the names of the classes cannot be read ({reason}): a text file "
+            "with a line for each, the folder and then the name"
+        ) from None
+    known, found = set(folders), dict[str, str]()
+    for line in text.split("\n"):
+        line = line.strip()
+        # The longest beginning that is a folder, for names of folders have spaces too.
+        ends = [match.start() for match in re.finditer(r"\s+|$", line)]
+        folder = next((line[:e] for e in reversed(ends) if line[:e] in known), None)
+        if folder is None:
+            continue
+        name = line[len(folder) :].split(",")[0].strip() or folder
+        if found.setdefault(folder, name) != name:
+            raise DataError(
+                f"{path} calls the class {folder} both {found[folder]} and {name}: "
+                "leave one line"
+            )
+    return found

@@ -1,0 +1,159 @@
+"""Weights of the classes in the training loss, as CrossEntropyLoss(weight=) has."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resnet_jax.data.augment import Augment
+from resnet_jax.data.dataset import Dataset, Splits
+from resnet_jax.errors import ConfigError, DataError, first_line
+
+
+def load_class_weights(
+    given: str | None, splits: Splits
+) -> tuple[np.ndarray | None, Splits]:
+    """(weights [C] float32, splits) for AugmentConfig.class_weights.
+
+    The splits that come back are known by the weights as well, so that a resumed run
+    must have the same.
+
+    Raises:
+      ConfigError: balanced, and a class has no training example.
+      DataError: a file cannot be read, or is not of the classes and their weights.
+    """
+    if given is None:
+        return None, splits
+    train = splits.train
+    if given == "balanced":
+        found = balanced(train)
+    else:
+        found = read(Path(given), train.class_names)
+    identity = {**splits.identity, "class weights": found.tolist()}
+    return found, splits._replace(identity=identity)
+
+
+def balanced(train: Dataset) -> np.ndarray:
+    """N / (C * count) of each class [C] float32: scikit-learn's "balanced".
+
+    Raises:
+      ConfigError: a class has no example.
+    """
+    names = train.class_names
+    counts = np.bincount(train.labels, minlength=len(names))
+    if not counts.all():
+        raise ConfigError(
+            f"class_weights balanced: {names[int(counts.argmin())]} has no training "
+            "example to count: train on more, or give the weights in a file"
+        )
+    return np.asarray(len(train) / (len(names) * counts), np.float32)
+
+
+def read(path: Path, names: Sequence[str]) -> np.ndarray:
+    """The weights [C] float32 of a file: JSON {name: weight}, or one number a line.
+
+    Raises:
+      DataError: it cannot be read, misses a class, has a strange one, or a number is
+        none that a weight can be: at least 0, finite, and not all are 0.
+    """
+    try:
+        text = path.read_text("utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise DataError(
+            f"{path}: class_weights cannot be read ({reason}): balanced, or a file "
+            "with a weight for each class"
+        ) from None
+    is_json = text.lstrip().startswith(("{", "["))
+    values = _of_json(path, text, names) if is_json else _of_lines(path, text, names)
+    found = np.array(
+        [_number(path, name, value) for name, value in zip(names, values, strict=True)],
+        np.float32,
+    )
+    if not found.any():
+        raise DataError(f"{path}: all class weights are 0, so that nothing is learnt")
+    return found
+
+
+def _of_json(path: Path, text: str, names: Sequence[str]) -> list[Any]:
+    pairs: list[tuple[str, Any]] = []
+
+    def keep(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        pairs[:] = found
+        return dict(found)
+
+    try:
+        content = json.loads(text, object_pairs_hook=keep)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is no JSON ({first_line(error)})") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is a list: {{class name: weight}}, or a number a line")
+    twice = [name for name, _ in pairs if [n for n, _ in pairs].count(name) > 1]
+    for wrong, what in (
+        (twice, "has {} twice"),
+        ([n for n in content if n not in names], "has {}, which is no class"),
+        ([n for n in names if n not in content], "has no weight for {}"),
+    ):
+        if wrong:
+            known = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+            raise DataError(
+                f"{path} {what.format(wrong[0])}: every class once, of {known}"
+            )
+    return [content[name] for name in names]
+
+
+def _of_lines(path: Path, text: str, names: Sequence[str]) -> list[Any]:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) != len(names):
+        raise DataError(
+            f"{path} has {len(lines)} lines for {len(names)} classes: one number a "
+            "line, in the order of the classes, or JSON {class name: weight}"
+        )
+    return lines
+
+
+def _number(path: Path, name: str, value: Any) -> float:
+    is_number = isinstance(value, int | float | str) and not isinstance(value, bool)
+    try:
+        found = float(value) if is_number else math.nan
+    except (ValueError, OverflowError):
+        found = math.nan
+    if not 0 <= found <= float(np.finfo(np.float32).max):
+        raise DataError(
+            f"{path}: the weight of {name} is {str(value)[:40]!r}, and no finite "
+            "number of at least 0"
+        )
+    return found
+
+
+def weigh(augment: Augment, weights: np.ndarray, *, is_mixed: bool) -> Augment:
+    """`augment`, with targets whose mean cross-entropy is the weighted loss.
+
+    The loss is then that of torch.nn.CrossEntropyLoss(weight): the sum over the whole
+    batch is divided by the weights of its labels, or, as torch has it where targets are
+    distributions, by the number of images. The quotient is in the targets, so that a
+    batch in several parts, on devices or one after the other, has the same sum.
+
+    Args:
+      is_mixed: whether images are blended (mixup, cutmix), which makes targets
+        distributions. Those of label smoothing alone belong to one label each.
+    """
+
+    def weighted(
+        key: jax.Array, images: jax.Array, labels: jax.Array, step: Any = 0
+    ) -> tuple[jax.Array, jax.Array]:
+        x, targets = augment(key, images, labels, step)
+        by_class = jnp.asarray(weights, targets.dtype)
+        targets = targets * by_class[None, :]
+        if not is_mixed:
+            mean = by_class[labels].mean()
+            # A batch of classes of weight 0 teaches nothing; torch divides 0 by 0.
+            targets = targets / jnp.where(mean > 0, mean, 1)
+        return x, targets
+
+    return weighted

@@ -1,0 +1,185 @@
+"""The page of a folder of images: what is in it, and what training makes of it."""
+
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from resnet_jax.config import Config
+from resnet_jax.data.augment import make_augment, make_preprocess, parse_normalization
+from resnet_jax.data.pillow import read_image
+from resnet_jax.data.survey import Survey, imbalance
+from resnet_jax.report import gallery
+from resnet_jax.report.page import Content, Picture, Table, write
+
+NUM_CLASSES, PER_CLASS, NUM_NAMED = 10, 5, 20
+_MANY = 3.0  # times as many images of one class as of another
+
+
+def count_rows(surveys: Sequence[Survey], names: Sequence[str]) -> list[list[str]]:
+    """A row of counts for each class and for all, the first cell its name."""
+    counts = np.stack([survey.counts for survey in surveys], axis=1)
+    rows = [*zip(names, counts, strict=True), ("all", counts.sum(0))]
+    return [[name, *(f"{count:,}" for count in row)] for name, row in rows]
+
+
+def size_rows(surveys: Sequence[Survey]) -> list[list[str]]:
+    """min, median and max of width and height over all images."""
+    shapes = np.concatenate([survey.shapes for survey in surveys])
+    if not len(shapes):
+        return []
+    return [
+        [name, *(f"{f(shapes[:, axis]):g}" for f in (np.min, np.median, np.max))]
+        for axis, name in enumerate(("width", "height"))
+    ]
+
+
+def unreadable(surveys: Sequence[Survey]) -> tuple[str, list[list[str]]]:
+    """What to say of files that cannot be read, and (file, why) of the first."""
+    bad = [one for survey in surveys for one in survey.bad]
+    if not bad:
+        return "every image can be read", []
+    said = f"cannot be read: {len(bad):,}; --skip-bad-images trains without them"
+    if len(bad) > NUM_NAMED:
+        said += f"; the first {NUM_NAMED}"
+    return said, [[str(path), why] for path, why in bad[:NUM_NAMED]]
+
+
+def notes(surveys: Sequence[Survey], names: Sequence[str]) -> list[str]:
+    """Lines about formats, what is left out, and how unequal the classes are."""
+    kinds = sum((survey.kinds for survey in surveys), Counter[str]())
+    lines = [f"formats: {_counted(kinds)}"] if kinds else []
+    for split in (survey.split for survey in surveys):
+        if split.ignored:
+            kinds_of = _counted(split.ignored)
+            lines.append(
+                f"{split.root}: left out, no images by their names: {kinds_of}"
+            )
+    counts = surveys[0].counts
+    most, least = int(counts.argmax()), int(counts.argmin())
+    ratio = imbalance(counts)
+    lines.append(
+        f"imbalance of {surveys[0].split.root.name}: {ratio:.3g} (largest class "
+        f"{names[most]} {counts[most]:,}, smallest {names[least]} {counts[least]:,})"
+    )
+    if ratio > _MANY:
+        lines.append(
+            "hint: --class-weights balanced weighs rare classes more in the loss, "
+            "--sampler balanced draws them more often; either alone evens them out"
+        )
+    return lines
+
+
+def _counted(kinds: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
+
+
+def write_page(
+    path: Path,
+    data_dir: str,
+    surveys: Sequence[Survey],
+    names: Sequence[str],
+    cfg: Config,
+) -> None:
+    """Writes the page: the counts as bars, and images before and after augmentation.
+
+    Raises:
+      ConfigError: it cannot be written there, or cfg.augment cannot be used.
+    """
+    splits = [survey.split.root.name for survey in surveys]
+    counts = np.stack([survey.counts for survey in surveys], axis=1)
+    images, labels = read_samples(surveys[0], cfg)
+    said, bad = unreadable(surveys)
+    with tempfile.TemporaryDirectory() as folder:
+        bars, shown = Path(folder, "counts.png"), Path(folder, "samples.png")
+        gallery.plot_counts(counts, names, splits, bars)
+        sections: dict[str, list[Content]] = {
+            "Classes": [
+                Picture(bars, "Images of each class"),
+                Table(("class", *splits), count_rows(surveys, names)),
+            ],
+            "Files": [
+                Table(("", "min", "median", "max"), size_rows(surveys)),
+                *notes(surveys, names),
+                said,
+                *([Table(("file", "why"), bad)] if bad else []),
+            ],
+        }
+        if len(images):
+            augmented = augment_samples(images, labels, len(names), cfg)
+            chosen = [names[label] for label in labels]
+            gallery.plot_samples(images, augmented, chosen, shown)
+            alt = "On the left images as evaluation sees them, on the right as training"
+            sections["Samples"] = [_describe(cfg), Picture(shown, alt)]
+        write(path, f"{data_dir}: {counts.sum():,} images", sections)
+
+
+def _describe(cfg: Config) -> str:
+    size, crop_pct = _side(cfg), cfg.data.crop_pct
+    cfg_of = cfg.augment
+    parts = [
+        f"crop of {cfg_of.crop_padding} pixels ({cfg_of.crop_fill})"
+        if cfg_of.crop_padding
+        else "",
+        f"flip {cfg_of.flip}" if cfg_of.flip != "none" else "",
+        f"cutout {cfg_of.cutout}" if cfg_of.cutout else "",
+        f"mixup {cfg_of.mixup:g}" if cfg_of.mixup else "",
+        f"cutmix {cfg_of.cutmix:g}" if cfg_of.cutmix else "",
+    ]
+    made = ", ".join(part for part in parts if part) or "none"
+    return (
+        f"{size}x{size}: the middle of images whose shorter side is "
+        f"{round(size / crop_pct)}. Augmentation: {made}."
+    )
+
+
+def _side(cfg: Config) -> int:
+    from resnet_jax.data.sources import image_shape
+
+    return image_shape(cfg.data)[0]
+
+
+def read_samples(survey: Survey, cfg: Config) -> tuple[np.ndarray, np.ndarray]:
+    """(images [N, S, S, 3] uint8, labels [N]) of up to 10 classes, 5 of each.
+
+    The classes and their images are spread over all that can be read.
+    """
+    labels = np.where(survey.good, survey.split.labels, -1)
+    there = np.unique(labels[labels >= 0])
+    size = _side(cfg)
+    images, found = [], []
+    for label in there[_spread(len(there), NUM_CLASSES)]:
+        rows = np.flatnonzero(labels == label)
+        for row in rows[_spread(len(rows), PER_CLASS)]:
+            image = read_image(
+                survey.split.paths[row],
+                size=size,
+                crop_pct=cfg.data.crop_pct,
+                interpolation=cfg.data.interpolation,
+            )
+            images.append(image)
+            found.append(label)
+    whole = np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)
+    return whole, np.array(found, np.int32)
+
+
+def _spread(count: int, most: int) -> np.ndarray:
+    """Up to `most` of `count` indices, from the first to the last."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
+
+
+def augment_samples(
+    images: np.ndarray, labels: np.ndarray, num_classes: int, cfg: Config
+) -> np.ndarray:
+    """What training's augmentation makes of `images`, as uint8 again."""
+    shape = images.shape[1:]
+    preprocess = make_preprocess(cfg.augment, shape)
+    augment = jax.jit(make_augment(cfg.augment, preprocess, num_classes))
+    x, _ = augment(jax.random.key(cfg.seed), images, labels)
+    mean, std = parse_normalization(cfg.augment.normalize or "cifar10", shape[-1])
+    pixels = np.asarray(x) * np.array(std) + np.array(mean)
+    found: np.ndarray = np.rint(255 * pixels).clip(0, 255).astype(np.uint8)
+    return found
