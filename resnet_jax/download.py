@@ -15,6 +15,8 @@ from tqdm import tqdm
 from resnet_jax.errors import DataError, first_line
 from resnet_jax.files import file_digest, make_private
 
+MIN_RATE = 200e3  # bytes per second
+
 
 class _TooSlow(Exception):
     """The bytes that came per second."""
@@ -74,7 +76,7 @@ def fetch(
     path: Path,
     *,
     timeout: float = 10.0,
-    min_rate: float = 200e3,
+    min_rate: float = MIN_RATE,
     window: float = 15.0,
 ) -> None:
     """Downloads `url` to `path`, which appears only when it is whole and verified.

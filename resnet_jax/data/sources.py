@@ -13,7 +13,7 @@ from resnet_jax import fields
 from resnet_jax.config import DataConfig
 from resnet_jax.data import cifar, folder, stream, tfds
 from resnet_jax.data.dataset import Dataset, Splits, hold_out, identify, subset
-from resnet_jax.data.prepared import Prepared
+from resnet_jax.data.prepared import Prepared, refuse_fetching
 from resnet_jax.data.tfds import Arrays, Published
 from resnet_jax.errors import ConfigError, DataError
 
@@ -144,8 +144,7 @@ def _load_folder(listing: folder.Listing, cfg: DataConfig) -> tuple[Dataset, Dat
 def _open_digits(cfg: DataConfig) -> tuple[int, Load]:
     if cfg.stream:
         raise ConfigError("stream is for folders and prepared data sets: digits fit")
-    if cfg.rebuild_data:
-        raise ConfigError("rebuild_data is for cifar10: digits is not prepared here")
+    refuse_fetching("digits", cfg.rebuild_data, cfg.data_source)
     return 10, _load_digits
 
 
@@ -205,7 +204,9 @@ def _read_fashion_mnist(data_dir: Path) -> Arrays:
 
 SOURCES: dict[str, Source] = {
     "cifar10": _prepared(Prepared(cifar.CIFAR10, cifar.fetch, tfds.write_cifar10)),
-    "cifar100": _prepared(Prepared(cifar.CIFAR100)),
+    "cifar100": _prepared(
+        Prepared(cifar.CIFAR100, cifar.fetch_cifar100, tfds.write_cifar100)
+    ),
     "digits": Source((32, 32, 3), _open_digits),
     "folder": Source((224, 224, 3), _open_folder),
     "fashion_mnist": _prepared(
