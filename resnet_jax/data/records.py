@@ -1,6 +1,5 @@
 """The records of tensorflow-datasets' files, by position, without TensorFlow."""
 
-import os
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,8 +14,8 @@ class TFRecords(Sequence[bytes]):
     """The records of TFRECORD files, in their order: as ArrayRecordDataSource has its.
 
     A record is <u64 length><u32 crc><bytes><u32 crc>; only the lengths are read before
-    a record is asked for. Threads may share it, and processes: each opens its own
-    files. The checksums are not compared.
+    a record is asked for. Threads and processes may share it, for no file stays open.
+    The checksums are not compared.
 
     Raises:
       ValueError: a file ends in the middle of a record, or has a length that is none.
@@ -24,7 +23,6 @@ class TFRecords(Sequence[bytes]):
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = list(paths)
-        self._files: list[int | None] = [None] * len(paths)
         where = [np.array(list(_places(path)), np.int64) for path in paths]
         self._places = np.concatenate([one.reshape(-1, 2) for one in where])
         self._ends = np.cumsum([len(one) for one in where])
@@ -34,23 +32,14 @@ class TFRecords(Sequence[bytes]):
 
     def __getitem__(self, position: Any) -> Any:
         index = range(len(self))[position]  # a negative one too; IndexError beyond
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        file = self._files[number]
-        if file is None:
-            file = self._files[number] = os.open(self._paths[number], os.O_RDONLY)
+        path = self._paths[int(np.searchsorted(self._ends, index, side="right"))]
         start, length = map(int, self._places[index])
-        record = os.pread(file, length, start)
+        with path.open("rb", buffering=0) as file:
+            file.seek(start)
+            record = file.read(length)
         if len(record) < length:
-            raise ValueError(f"{self._paths[number].name} became shorter")
+            raise ValueError(f"{path.name} became shorter")
         return record
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": [None] * len(self._paths)}
-
-    def __del__(self) -> None:
-        for file in getattr(self, "_files", ()):
-            if file is not None:
-                os.close(file)
 
 
 def _places(path: Path) -> Iterator[tuple[int, int]]:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from resnet_jax import limits
-from resnet_jax.data import folder, tfds
+from resnet_jax.data import examples, folder, tfds
 from resnet_jax.errors import ConfigError, DataError, first_line
 
 T = TypeVar("T")
@@ -138,6 +138,16 @@ def from_records(
     positions, labels = tfds.index(directory, split, published)
     read, rows = _Records(directory, split, positions), np.arange(len(labels))
     return Images(read, rows, published.image_shape), labels
+
+
+def from_examples(reader: examples.Reader) -> tuple[Images, np.ndarray]:
+    """What its load gives, images to be read.
+
+    Raises:
+      DataError: the labels cannot be read.
+    """
+    labels = reader.labels()
+    return Images(reader, np.arange(len(labels)), reader.image_shape), labels
 
 
 def is_large(num_bytes: int) -> bool:
