@@ -155,21 +155,21 @@ def to_official_order(arrays: Arrays, published: Published) -> Arrays:
     """`arrays` with the five official files of training images in their order.
 
     The Hub's copy has these files whole, one after the other, but in the order in which
-    an archive happened to hold them. Of the 120 orders, only one gives labels of the
-    published sha256; where none does, `arrays` is returned as it is. Images are
-    compared by who calls this.
+    the archive happened to hold them. There are 120 orders, and the labels tell which
+    is meant: only one of them has the published sha256. If none has, or the images are
+    others, `arrays` is returned as it is.
     """
     images, labels = arrays.train
-    expected = published.sha256["train"][1]
+    digests = published.sha256["train"]
     if len(labels) % 5:
         return arrays
     blocks = np.arange(len(labels)).reshape(5, -1)
     for order in itertools.permutations(range(5)):
         rows = blocks[list(order)].reshape(-1)
-        if sha256(labels[rows].astype(np.uint8)) == expected:
-            if order == (0, 1, 2, 3, 4):
-                return arrays
-            return arrays._replace(train=(images[rows], labels[rows]))
+        if sha256(labels[rows].astype(np.uint8)) == digests[1]:
+            found = images if order == (0, 1, 2, 3, 4) else images[rows]
+            if sha256(found) == digests[0]:
+                return arrays._replace(train=(found, labels[rows]))
     return arrays
 
 
