@@ -79,16 +79,16 @@ class DataConfig(Group):
     validation_split: float = ranged(0.0, within="[0, 1)")
     """Fraction of the training set held out and scored each epoch."""
     image_size: int | None = ranged(None, at_least=1, at_most=4096)
-    """Resize images to this side (folder: 224 if not given)."""
+    """Resize images to this side (of images of any size: 224 if not given)."""
     in_channels: Literal[1, 3] | None = None
     """Channels of the network's input: 1 makes colour images grey, 3 repeats a grey
     channel (default: the data set's own)."""
     crop_pct: float = ranged(0.875, within="(0, 1]")
-    """Folder only: the fraction of the resized shorter side that is kept."""
+    """Images of any size: the fraction of the resized shorter side that is kept."""
     interpolation: Literal[
         "bilinear", "bicubic", "nearest", "lanczos", "box", "hamming"
     ] = "bilinear"
-    """Folder only: how images are resized."""
+    """Images of any size: how they are resized."""
     batch_size: int = ranged(128, at_least=1)
     """Images per training step, on all devices together."""
     eval_batch_size: int = ranged(500, at_least=1, resume="override")
