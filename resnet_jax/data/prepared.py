@@ -14,16 +14,11 @@ from resnet_jax.errors import ConfigError, DataError
 log = logging.getLogger(__name__)
 
 
-def refuse_fetching(name: str, rebuild: bool, source: str) -> None:
-    """Raises ConfigError if it is asked of a data set that is not fetched here."""
-    for field, is_asked in (
-        ("rebuild_data", rebuild),
-        ("data_source", source != "auto"),
-    ):
-        if is_asked:
-            raise ConfigError(
-                f"{field} is for cifar10 and cifar100: {name} is not prepared here"
-            )
+def not_rebuilt(name: str) -> ConfigError:
+    """The error that says so of a data set that is not prepared here."""
+    return ConfigError(
+        f"rebuild_data is for cifar10 and cifar100: {name} is not prepared here"
+    )
 
 
 @dataclass(frozen=True)
@@ -83,7 +78,7 @@ class Prepared:
         it is fetched whatever there is, and replaces that.
 
         Raises:
-          ConfigError: `rebuild` or `source` of what is not fetched and written.
+          ConfigError: `rebuild` of what is not prepared here.
           DataError: no source can be reached, or the prepared one is damaged.
         """
         name = self.published.name
@@ -107,8 +102,8 @@ class Prepared:
     ) -> Path | Arrays:
         """The prepared directory, or what was fetched and is not written."""
         name = self.published.name
-        if self.write is None:
-            refuse_fetching(name, rebuild, source)
+        if rebuild and self.write is None:
+            raise not_rebuilt(name)
         home = Path(data_dir or tfds.default_data_dir())
         directory = tfds.find(name, home)
         if directory is not None and not rebuild:

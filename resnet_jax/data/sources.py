@@ -12,15 +12,14 @@ from resnet_jax import fields
 from resnet_jax.config import DataConfig
 from resnet_jax.data import cifar, examples, fashion_mnist, folder, stream, tfds
 from resnet_jax.data.dataset import Dataset, Splits, hold_out, identify, subset
-from resnet_jax.data.prepared import Prepared, refuse_fetching
+from resnet_jax.data.prepared import Prepared, not_rebuilt
 from resnet_jax.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
 Load = Callable[[], tuple[Dataset, Dataset]]  # train, test
 
-
-_SIDE = 224  # of images that come in any size, if no image_size is given
+_SIDE = 224  # of images of any size, if no image_size is given
 
 
 class Description(NamedTuple):
@@ -152,9 +151,8 @@ def _describe_examples(cfg: DataConfig) -> examples.ImageSet:
 
 
 def _open_examples(found: examples.ImageSet, cfg: DataConfig) -> tuple[int, Load]:
-    refuse_fetching(cfg.dataset, cfg.rebuild_data, cfg.data_source)
-    if cfg.skip_bad_images:
-        raise ConfigError("skip_bad_images is for folders: leave it out")
+    if cfg.rebuild_data:
+        raise not_rebuilt(cfg.dataset)
     return len(found.class_names), partial(_load_examples, found, cfg)
 
 
@@ -212,7 +210,8 @@ def _load_folder(listing: folder.Listing, cfg: DataConfig) -> tuple[Dataset, Dat
 def _open_digits(cfg: DataConfig) -> tuple[int, Load]:
     if cfg.stream:
         raise ConfigError("stream is for folders and prepared data sets: digits fit")
-    refuse_fetching("digits", cfg.rebuild_data, cfg.data_source)
+    if cfg.rebuild_data:
+        raise not_rebuilt(cfg.dataset)
     return 10, _load_digits
 
 
@@ -241,10 +240,7 @@ SOURCES: dict[str, Source] = {
     "digits": Source((32, 32, 3), _open_digits),
     "folder": Source((_SIDE, _SIDE, 3), _open_folder),
     "fashion_mnist": _prepared(
-        Prepared(
-            fashion_mnist.FASHION_MNIST,
-            fashion_mnist.read,
-        ),
+        Prepared(fashion_mnist.FASHION_MNIST, fashion_mnist.read),
         normalization=".286/.353",
     ),
 }

@@ -21,12 +21,12 @@ from cifar_files import (
 
 from resnet_jax import data, download
 from resnet_jax.config import DataConfig
-from resnet_jax.data import archives, cifar, sources
+from resnet_jax.data import archives, cifar
 from resnet_jax.data import parquet as parquet_files
 from resnet_jax.data import tfds as tfds_files
 from resnet_jax.data.prepared import Prepared
 from resnet_jax.data.tfds import Arrays, Coarse
-from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.errors import DataError
 
 OFFICIAL, MIRROR, HUB = "/kriz/", "/mirror/", "/hub/datasets/"
 
@@ -474,10 +474,3 @@ def test_coarse_labels_that_are_not_known_are_written_as_such(
     tfds_files.write_cifar100(small_cifar100._replace(coarse=None), tmp_path)
     source = tfds.data_source("cifar100", data_dir=tmp_path, split="test")
     assert {int(example["coarse_label"]) for example in source} == {-1}
-
-
-@pytest.mark.parametrize("name", ["digits", "fashion_mnist"])
-def test_a_source_is_not_chosen_of_what_is_not_fetched(name, tmp_path):
-    cfg = DataConfig(dataset=name, data_dir=str(tmp_path), data_source="hub")
-    with pytest.raises(ConfigError, match=f"data_source is for cifar10 .*: {name} is"):
-        sources.describe(cfg).load()
