@@ -102,7 +102,8 @@ def describe(directory: Path) -> ImageSet:
     labels = [k for k, f in features.items() if isinstance(f, kinds.ClassLabel)]
     image, label = _choose(images, "image", keys), _choose(labels, "label", keys)
     if image is None or label is None or not features[label].num_classes:
-        has = ", ".join(f"{k} ({type(f).__name__})" for k, f in features.items())
+        kinds_of = sorted((k, type(f).__name__) for k, f in features.items())
+        has = ", ".join(f"{key} ({kind})" for key, kind in kinds_of)
         raise ConfigError(f"{directory} has no image with one label, only {has}")
     if features[image].np_dtype != np.uint8:
         kind = np.dtype(features[image].np_dtype).name
