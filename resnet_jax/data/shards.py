@@ -256,11 +256,11 @@ class Reader:
 
 @contextlib.contextmanager
 def _opened(record: bytes, encoding: str) -> Iterator["Image.Image"]:
-    from PIL import Image
-
     if encoding == "pixels":
+        from PIL import Image
+
         size = _SIZE.unpack_from(record)
         yield Image.frombuffer("RGB", size, record[_SIZE.size :], "raw", "RGB", 0, 1)
         return
-    with Image.open(BytesIO(record)) as file:
+    with pillow.opened(BytesIO(record)) as file:
         yield file

@@ -1,7 +1,6 @@
 """The data sets by name: what each is, and how it is had. A new one is an entry."""
 
-import gzip
-import zlib
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,13 +10,25 @@ import numpy as np
 
 from resnet_jax import fields
 from resnet_jax.config import DataConfig
-from resnet_jax.data import cifar, cifar10_1, folder, shards, stream, tfds
+from resnet_jax.data import (
+    cifar,
+    cifar10_1,
+    examples,
+    fashion_mnist,
+    folder,
+    shards,
+    stream,
+    tfds,
+)
 from resnet_jax.data.dataset import Dataset, Splits, hold_out, identify, subset
-from resnet_jax.data.prepared import Prepared
-from resnet_jax.data.tfds import Arrays, Published
+from resnet_jax.data.prepared import Prepared, not_rebuilt
 from resnet_jax.errors import ConfigError, DataError
 
+log = logging.getLogger(__name__)
+
 Load = Callable[[], tuple[Dataset, Dataset]]  # train, test
+
+_SIDE = 224  # of images of any size, if no image_size is given
 
 
 class Description(NamedTuple):
@@ -45,21 +56,46 @@ def describe(cfg: DataConfig) -> Description:
       ConfigError: an unknown name, or a folder without data_dir.
       DataError: data_dir does not have the folders of classes.
     """
-    source = _source(cfg.dataset)
+    source = _source(cfg)
     num_classes, load = source.open(cfg)
     return Description(num_classes, image_shape(cfg), source.normalization, load)
 
 
 def image_shape(cfg: DataConfig) -> tuple[int, int, int]:
-    """(H, W, C) of a data set as the network sees it; looks at no file."""
-    height, width, channels = _source(cfg.dataset).image_shape
+    """(H, W, C) of a data set as the network sees it.
+
+    Looks at no file, unless it is a tfds: one, which says it itself. Where that is not
+    prepared on this machine, image_size is believed.
+
+    Raises:
+      ConfigError, DataError: as describe, of tfds: ones only.
+    """
     side = cfg.image_size
+    try:
+        height, width, channels = _source(cfg).image_shape
+    except DataError:
+        if side is None or not cfg.dataset.startswith(examples.PREFIX):
+            raise
+        height, width, channels = side, side, 3
     return side or height, side or width, cfg.in_channels or channels
 
 
 def train_shape(cfg: DataConfig) -> tuple[int, int, int]:
     """The same in training."""
     return image_shape(fields.replace(cfg, image_size=cfg.train_size or cfg.image_size))
+
+
+def is_cropped(cfg: DataConfig) -> bool:
+    """Whether images have any size, and are resized and cropped as they are read.
+
+    True also of a tfds: set that is not prepared on this machine.
+    """
+    if not cfg.dataset.startswith(examples.PREFIX):
+        return cfg.dataset == "folder"
+    try:
+        return _describe_examples(cfg).side is None
+    except DataError:
+        return True
 
 
 def load(cfg: DataConfig, described: Description | None = None) -> Splits:
@@ -96,12 +132,12 @@ def load_test(cfg: DataConfig) -> Splits:
 def load_dataset(
     name: str, data_dir: str | Path | None = None, **fields: Any
 ) -> tuple[Dataset, Dataset]:
-    """(train, test) of cifar10, cifar10_1, cifar100, fashion_mnist, digits or folder.
+    """(train, test) of a data set by its name, see DataConfig.dataset.
 
     Args:
       data_dir: for folder, the one with train/CLASS/* and test/CLASS/*; else a
         tensorflow-datasets directory, by default $TFDS_DATA_DIR or
-        ~/tensorflow_datasets. CIFAR-10 is fetched and prepared there if it is missing.
+        ~/tensorflow_datasets. CIFAR is fetched and prepared there if it is missing.
       fields: other fields of DataConfig, such as image_size or stream.
 
     Raises:
@@ -112,10 +148,49 @@ def load_dataset(
     return describe(DataConfig(dataset=name, data_dir=home, **fields)).load()
 
 
-def _source(name: str) -> Source:
-    if name not in SOURCES:
-        raise ConfigError(f"no data set {name!r}: one of {', '.join(SOURCES)}")
-    return SOURCES[name]
+def _source(cfg: DataConfig) -> Source:
+    if cfg.dataset.startswith(examples.PREFIX):
+        found = _describe_examples(cfg)
+        side, channels = found.side or _SIDE, found.channels
+        normalization = "cifar10" if channels == 3 else ".5/.25"
+        opening = partial(_open_examples, found)
+        return Source((side, side, channels), opening, normalization)
+    if cfg.dataset not in SOURCES:
+        known = ", ".join(SOURCES)
+        raise ConfigError(
+            f"no data set {cfg.dataset!r}: one of {known}, or tfds:NAME for one that "
+            "tensorflow-datasets prepared"
+        )
+    return SOURCES[cfg.dataset]
+
+
+def _describe_examples(cfg: DataConfig) -> examples.ImageSet:
+    home = Path(cfg.data_dir or tfds.default_data_dir())
+    return examples.describe(examples.find(cfg.dataset, home))
+
+
+def _open_examples(found: examples.ImageSet, cfg: DataConfig) -> tuple[int, Load]:
+    if cfg.rebuild_data:
+        raise not_rebuilt(cfg.dataset)
+    return len(found.class_names), partial(_load_examples, found, cfg)
+
+
+def _load_examples(
+    found: examples.ImageSet, cfg: DataConfig
+) -> tuple[Dataset, Dataset]:
+    how = {
+        "size": cfg.image_size or _SIDE,
+        "crop_pct": cfg.crop_pct,
+        "interpolation": cfg.interpolation,
+    }
+    readers = [examples.Reader(found, split, **how) for split in found.splits]
+    num_bytes = int(np.prod(readers[0].image_shape)) * sum(found.num_examples)
+    read: Callable[..., tuple[Any, np.ndarray]] = stream.from_examples
+    if not (cfg.stream or stream.is_large(num_bytes)):
+        read = examples.Reader.load
+    log.info("%s: from %s, scored on %s", cfg.dataset, found.directory, found.splits[1])
+    train, test = (Dataset(*read(reader), found.class_names) for reader in readers)
+    return train, test
 
 
 def _prepared(how: Prepared, normalization: str = "cifar10") -> Source:
@@ -180,7 +255,7 @@ def _open_digits(cfg: DataConfig) -> tuple[int, Load]:
     if cfg.stream:
         raise ConfigError("stream is for folders and prepared data sets: digits fit")
     if cfg.rebuild_data:
-        raise ConfigError("rebuild_data is for cifar10: digits is not prepared here")
+        raise not_rebuilt(cfg.dataset)
     return 10, _load_digits
 
 
@@ -201,59 +276,15 @@ def _load_digits() -> tuple[Dataset, Dataset]:
     return whole.take(np.sort(train)), whole.take(np.sort(test))
 
 
-_FASHION_CLASSES = (
-    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
-    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
-)
-_FASHION_BYTES = 2**26  # to read of a file; the largest has 60,000 images
-
-
-def _read_fashion_mnist(data_dir: Path) -> Arrays:
-    """Zalando's four files, in `data_dir` or as Debian's package installs them."""
-    homes = (data_dir, Path("/usr/share/datasets/fashion-mnist"))
-    home = next((h for h in homes if (h / "train-images-idx3-ubyte.gz").exists()), None)
-    if home is None:
-        raise DataError(
-            f"fashion_mnist is not prepared in {data_dir}: put its *-ubyte.gz files "
-            "there, or install Debian's dataset-fashion-mnist"
-        )
-
-    def read(name: str, *shape: int) -> np.ndarray:
-        try:
-            with gzip.open(home / f"{name}-ubyte.gz") as file:
-                content = np.frombuffer(file.read(_FASHION_BYTES), np.uint8)
-            return content[8 + 4 * len(shape) :].reshape(-1, *shape)
-        except (OSError, EOFError, ValueError, zlib.error) as error:
-            raise DataError(
-                f"{home / name}-ubyte.gz cannot be read ({error})"
-            ) from None
-
-    train, test = (
-        (
-            read(f"{split}-images-idx3", 28, 28)[..., None],
-            read(f"{split}-labels-idx1").astype(np.int32),
-        )
-        for split in ("train", "t10k")
-    )
-    return Arrays(train, test, _FASHION_CLASSES)
-
-
 SOURCES: dict[str, Source] = {
     "cifar10": _prepared(Prepared(cifar.CIFAR10, cifar.fetch, tfds.write_cifar10)),
-    "cifar100": _prepared(Prepared(cifar.CIFAR100)),
+    "cifar100": _prepared(
+        Prepared(cifar.CIFAR100, cifar.fetch_cifar100, tfds.write_cifar100)
+    ),
     "digits": Source((32, 32, 3), _open_digits),
-    "folder": Source((224, 224, 3), _open_folder),
+    "folder": Source((_SIDE, _SIDE, 3), _open_folder),
     "fashion_mnist": _prepared(
-        Prepared(
-            Published(
-                name="fashion_mnist",
-                image_shape=(28, 28, 1),
-                num_classes=10,
-                num_examples={"train": 60_000, "test": 10_000},
-                sha256={},  # tensorflow-datasets does not keep the order of the files
-            ),
-            _read_fashion_mnist,
-        ),
+        Prepared(fashion_mnist.FASHION_MNIST, fashion_mnist.read),
         normalization=".286/.353",
     ),
     cifar10_1.NAME: Source(

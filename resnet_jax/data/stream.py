@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 
 from resnet_jax import limits
-from resnet_jax.data import folder, pillow, tfds
+from resnet_jax.data import examples, folder, pillow, tfds
 from resnet_jax.errors import ConfigError, DataError, first_line
 
 if TYPE_CHECKING:
@@ -217,6 +217,17 @@ def from_records(
     positions, labels = tfds.index(directory, split, published)
     read, rows = _Records(directory, split, positions), np.arange(len(labels))
     return Images(read, rows, published.image_shape), labels
+
+
+def from_examples(reader: examples.Reader) -> tuple[Images, np.ndarray]:
+    """What its load gives, images to be read.
+
+    Raises:
+      DataError: the labels cannot be read.
+    """
+    labels = reader.labels()
+    rows, is_cropped = np.arange(len(labels)), reader.is_cropped
+    return Images(reader, rows, reader.image_shape, is_cropped=is_cropped), labels
 
 
 def is_large(num_bytes: int) -> bool:

@@ -5,7 +5,6 @@ import hashlib
 import io
 import logging
 import os
-import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +13,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from resnet_jax import files
+from resnet_jax.data.records import TFRecords
 from resnet_jax.errors import ConfigError, DataError, first_line
 from resnet_jax.paths import expand, has_home
 
 log = logging.getLogger(__name__)
+
+
+class Coarse(NamedTuple):
+    """The coarse labels that a data set has besides its own."""
+
+    train: np.ndarray  # [N] int32
+    test: np.ndarray
+    class_names: tuple[str, ...]
 
 
 class Arrays(NamedTuple):
@@ -26,6 +34,7 @@ class Arrays(NamedTuple):
     train: tuple[np.ndarray, np.ndarray]  # [N, H, W, C] uint8, [N] int32
     test: tuple[np.ndarray, np.ndarray]
     class_names: tuple[str, ...]
+    coarse: Coarse | None = None  # to be written, and not read again
 
 
 class Published(NamedTuple):
@@ -200,7 +209,7 @@ def _records(
     if info.file_format.value == "tfrecord":
         decode = info.features.deserialize_example_np
         paths = [directory / name for name in info.splits[split].filenames]
-        examples = (decode(record) for path in paths for record in _tfrecords(path))
+        examples = (decode(record) for record in TFRecords(paths))
     else:
         source = builder.as_data_source(split)
         examples = (source[index] for index in range(len(source)))
@@ -208,19 +217,6 @@ def _records(
         key = example.get("id", "")  # without ids, they stay in their order
         key = key.decode() if isinstance(key, bytes) else str(key)
         yield key, example["image"], int(example["label"])
-
-
-def _tfrecords(path: Path) -> Iterator[bytes]:
-    """The records of a TFRECORD file: <u64 length><u32 crc><bytes><u32 crc> each."""
-    with path.open("rb") as file:
-        while header := file.read(12):
-            (length,) = struct.unpack("<Q", header[:8])
-            if length > 2**24:
-                raise ValueError(f"{path.name} has a record of {length} bytes")
-            record = file.read(length)
-            if len(record) < length or len(file.read(4)) < 4:
-                raise ValueError(f"{path.name} ends in the middle of a record")
-            yield record
 
 
 def write_cifar10(arrays: Arrays, data_dir: Path, old: Path | None = None) -> Path:
@@ -232,34 +228,40 @@ def write_cifar10(arrays: Arrays, data_dir: Path, old: Path | None = None) -> Pa
     Raises:
       OSError: data_dir cannot be written.
     """
+    return _write("Cifar10", arrays, data_dir, old)
+
+
+def write_cifar100(arrays: Arrays, data_dir: Path, old: Path | None = None) -> Path:
+    """Writes data_dir/cifar100/3.0.2 as write_cifar10 does; its path.
+
+    Where the arrays have no coarse labels, these are -1, which is "unknown" there.
+
+    Raises:
+      OSError: data_dir cannot be written.
+    """
+    return _write("Cifar100", arrays, data_dir, old)
+
+
+def _write(kind: str, arrays: Arrays, data_dir: Path, old: Path | None) -> Path:
     import tensorflow_datasets as tfds
-    from PIL import Image
 
     # Their builder downloads, extracts and encodes with TensorFlow; the schema and the
     # writer, which are what makes the directory standard, do not need it.
+    base = getattr(tfds.image_classification, kind)
+    name = base.name
+
+    def split_generators(builder: Any, dl_manager: Any) -> dict[str, Any]:
+        builder.info.features["label"].names = list(arrays.class_names)
+        if arrays.coarse is not None:
+            names = list(arrays.coarse.class_names)
+            builder.info.features["coarse_label"].names = names
+        return {split: _examples(arrays, split, name) for split in ("train", "test")}
+
     with tfds.core.registered.skip_registration():
-
-        class Cifar10(tfds.image_classification.Cifar10):  # type: ignore[misc]
-            def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-                self.info.features["label"].names = list(arrays.class_names)
-                parts = {"train": arrays.train, "test": arrays.test}
-                return {
-                    name: self._examples(name, *part) for name, part in parts.items()
-                }
-
-            def _examples(
-                self, split: str, images: np.ndarray, labels: np.ndarray
-            ) -> Iterator[tuple[str, dict[str, Any]]]:
-                for index, (image, label) in enumerate(
-                    zip(images, labels, strict=True)
-                ):
-                    key = f"{split}_{index:05d}"
-                    image = Image.fromarray(image)
-                    yield key, {"id": key, "image": image, "label": int(label)}
-
+        made = type(kind, (base,), {"_split_generators": split_generators})
     data_dir.mkdir(parents=True, exist_ok=True)
     with files.scratch(data_dir) as scratch:
-        builder = Cifar10(data_dir=scratch, file_format="array_record")
+        builder = made(data_dir=scratch, file_format="array_record")
         if not sys.stderr.isatty():
             tfds.disable_progress_bar()
         with contextlib.redirect_stdout(
@@ -269,13 +271,28 @@ def write_cifar10(arrays: Arrays, data_dir: Path, old: Path | None = None) -> Pa
         written = Path(builder.data_dir)
         directory = data_dir / written.relative_to(scratch)
         directory.parent.mkdir(exist_ok=True)
-        if old is None and find("cifar10", data_dir) != directory:
+        if old is None and find(name, data_dir) != directory:
             old = directory  # half of one
         if old is not None and old.exists():
             old.rename(Path(scratch, "old"))
         try:
             written.rename(directory)
         except OSError:
-            if find("cifar10", data_dir) != directory:
+            if find(name, data_dir) != directory:
                 raise
     return directory
+
+
+def _examples(
+    arrays: Arrays, split: str, name: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(key, example) of each image, as tensorflow-datasets' builder `name` has them."""
+    from PIL import Image
+
+    for index, (image, label) in enumerate(zip(*getattr(arrays, split), strict=True)):
+        key = f"{split}_{index:05d}"
+        example = {"id": key, "image": Image.fromarray(image), "label": int(label)}
+        if name == "cifar100":
+            known = None if arrays.coarse is None else getattr(arrays.coarse, split)
+            example["coarse_label"] = -1 if known is None else int(known[index])
+        yield key, example

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from resnet_jax.config import AugmentConfig, DataConfig
-from resnet_jax.data import pillow, stream
+from resnet_jax.data import pillow, sources, stream
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.errors import DataError, first_line
 
@@ -143,7 +143,7 @@ def drawn(train: Dataset, cfg: AugmentConfig, data: DataConfig, seed: int) -> Da
 
 def for_training(data: DataConfig, cfg: AugmentConfig) -> DataConfig:
     """`data`, whose files are read while training if the host augments them."""
-    is_streamed = data.stream or (data.dataset == "folder" and is_needed(cfg))
+    is_streamed = data.stream or (is_needed(cfg) and sources.is_cropped(data))
     return replace(data, stream=is_streamed)
 
 

@@ -30,7 +30,7 @@ def save_figure(figure: Any, path: Path) -> None:
         figure.savefig(path, dpi=120)
 
 
-def style(index: int) -> dict[str, Any]:
+def style_of(index: int) -> dict[str, Any]:
     # Marks of their own, so that curves that coincide are both seen.
     return {
         "color": COLOURS[index % len(COLOURS)],
@@ -56,10 +56,10 @@ def plot_curves(runs: Mapping[str, Records], path: Path) -> None:
         epochs = [record["epoch"] for record in records]
         losses = [record["train_loss"] for record in records]
         accuracies = [100 * record["test_accuracy"] for record in records]
-        loss.plot(epochs, losses, label=plain(name), **style(index))
-        accuracy.plot(epochs, accuracies, label=plain(name), **style(index))
+        loss.plot(epochs, losses, label=plain(name), **style_of(index))
+        accuracy.plot(epochs, accuracies, label=plain(name), **style_of(index))
         minutes = np.cumsum([record["seconds"] for record in records]) / 60
-        by_time.plot(minutes, accuracies, label=plain(name), **style(index))
+        by_time.plot(minutes, accuracies, label=plain(name), **style_of(index))
     loss.set(title="training loss", xlabel="epoch", ylabel="mean cross-entropy")
     accuracy.set(title="test accuracy", xlabel="epoch", ylabel="%")
     by_time.set(title="test accuracy", xlabel="minutes of training", ylabel="%")
@@ -75,7 +75,7 @@ def plot_history(records: Records, path: Path) -> None:
     epochs = [record["epoch"] for record in records]
     for index, (part, label) in enumerate(_PARTS.items()):
         if f"{part}_loss" in records[0]:
-            style = {"label": label, **style(index)}
+            style = {"label": label, **style_of(index)}
             loss.plot(epochs, [r[f"{part}_loss"] for r in records], **style)
             accuracies = [100 * r[f"{part}_accuracy"] for r in records]
             accuracy.plot(epochs, accuracies, **style)
@@ -280,7 +280,7 @@ def plot_lines(
     shown: dict[str, Any] = {}
     for axes, (title, lines) in zip(grid.ravel(), panels.items(), strict=False):
         for label, (x, y) in lines.items():
-            style = style(labels.index(label)) | {"markersize": 3}
+            style = style_of(labels.index(label)) | {"markersize": 3}
             (shown[label],) = axes.plot(x, y, label=plain(label), **style)
         axes.set(title=plain(title), xlabel=xlabel)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -52,12 +52,12 @@ def predict_files(
     cfg, class_names = subject.cfg, subject.class_names
     if class_names is None:  # weights that do not say: the data set does
         class_names = sources.describe(cfg.data).load()[1].class_names
-    # Only a folder's own images are resized on the host; others on the device.
-    is_folder = cfg.data.dataset == "folder"
+    # Only images of any size are resized on the host; others on the device.
+    is_cropped = sources.is_cropped(cfg.data)
     stored = fields.replace(cfg.data, in_channels=None)
-    stored = stored if is_folder else fields.replace(stored, image_size=None)
+    stored = stored if is_cropped else fields.replace(stored, image_size=None)
     size, _, channels = sources.image_shape(stored)
-    crop_pct = cfg.data.kept if is_folder else 1.0
+    crop_pct = cfg.data.kept if is_cropped else 1.0
     preprocess = make_preprocess(cfg.augment, subject.image_shape)
     if saliency_dir is not None:
         files.check_writable(saliency_dir, "folder", "RUN")

@@ -151,7 +151,7 @@ def plot_severities(found: Found, path: Path) -> None:
     severities = [0, *found["severities"]]
     for index, (name, values) in enumerate(found["accuracy"].items()):
         percent = [100 * x for x in (found["clean"], *values)]
-        axes.plot(severities, percent, label=name, **figures.style(index))
+        axes.plot(severities, percent, label=name, **figures.style_of(index))
     axes.set(title="accuracy under corruption", xlabel="severity", ylabel="%")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)

@@ -232,8 +232,8 @@ def info(subject: Subject, class_names: Sequence[str]) -> dict[str, Any]:
     cfg, shape = subject.cfg, subject.image_shape
     normalize, side = str(cfg.augment.normalize), shape[0]
     mean, std = parse_normalization(normalize, shape[2])
-    # Only images of many sizes are cropped; the others are resized as they are.
-    is_folder = cfg.data.dataset == "folder"
+    # Only images of any size are cropped; the others are resized as they are.
+    is_cropped = sources.is_cropped(cfg.data)
     return {
         "model": {
             **dataclasses.asdict(cfg.model),
@@ -243,9 +243,9 @@ def info(subject: Subject, class_names: Sequence[str]) -> dict[str, Any]:
         "dataset": cfg.data.dataset,
         "class_names": list(class_names),
         "preprocessing": {
-            "size": round(side / cfg.data.kept) if is_folder else side,
+            "size": round(side / cfg.data.kept) if is_cropped else side,
             "image_size": side,
-            "interpolation": cfg.data.interpolation if is_folder else "bilinear",
+            "interpolation": cfg.data.interpolation if is_cropped else "bilinear",
             "normalize": normalize,
             "mean": list(mean),
             "std": list(std),

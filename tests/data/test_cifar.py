@@ -1,13 +1,11 @@
 import hashlib
-import io
-import json
 import os
 import pickle
 import subprocess
-import tarfile
 
 import numpy as np
 import pytest
+from cifar_files import binary_files, npm_files, pack, python_files
 
 from resnet_jax import download
 from resnet_jax.data import cifar
@@ -21,60 +19,6 @@ def load(data_dir, rebuild=False):
     """The arrays of CIFAR-10 as sources.py has them."""
     how = Prepared(cifar.CIFAR10, cifar.fetch, tfds_files.write_cifar10)
     return how.arrays(data_dir, rebuild=rebuild)
-
-
-def parts(arrays):
-    """(name, images, labels) of the six official files."""
-    for index in range(5):
-        chosen = slice(10 * index, 10 * index + 10)
-        name = f"data_batch_{index + 1}"
-        yield name, arrays.train[0][chosen], arrays.train[1][chosen]
-    yield "test_batch", *arrays.test
-
-
-def planes(images):
-    return images.transpose(0, 3, 1, 2).reshape(len(images), 3072)
-
-
-def pack(path, files):
-    with tarfile.open(path, "w:gz") as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return path
-
-
-def binary_files(arrays):
-    return {
-        f"cifar-10-batches-bin/{name}.bin": np.concatenate(
-            [labels[:, None].astype(np.uint8), planes(images)], axis=1
-        ).tobytes()
-        for name, images, labels in parts(arrays)
-    }
-
-
-def python_files(arrays):
-    return {
-        f"cifar-10-batches-py/{name}": pickle.dumps(
-            {b"data": planes(images), b"labels": labels.tolist()}, protocol=2
-        )
-        for name, images, labels in parts(arrays)
-    }
-
-
-def npm_files(arrays):
-    from PIL import Image
-
-    files = {}
-    for name, images, _ in parts(arrays):
-        stream = io.BytesIO()
-        Image.fromarray(images.reshape(len(images), 1024, 3)).save(stream, "PNG")
-        files[f"package/{name}.png"] = stream.getvalue()
-    for split in ("train", "test"):
-        labels = getattr(arrays, split)[1].tolist()
-        files[f"package/{split}_lables.json"] = json.dumps(labels).encode()
-    return files
 
 
 @pytest.fixture

@@ -1,0 +1,279 @@
+"""Image classification sets that tensorflow-datasets prepared, without TensorFlow."""
+
+import contextlib
+import io
+import logging
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from resnet_jax import limits
+from resnet_jax.data import cache, pillow, records, tfds
+from resnet_jax.errors import ConfigError, DataError, first_line
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+log = logging.getLogger(__name__)
+
+PREFIX = "tfds:"
+_SCORED = ("validation", "val", "test")  # the first of these is scored
+_opening = threading.Lock()
+
+
+class ImageSet(NamedTuple):
+    """What the directory of a prepared version says of its images and labels."""
+
+    directory: Path
+    image: str  # the names of the two features
+    label: str
+    side: int | None  # of all images, if all are squares of one size
+    channels: int
+    class_names: tuple[str, ...]
+    splits: tuple[str, str]  # the one to train on, and the one to score
+    num_examples: tuple[int, int]
+
+
+def find(name: str, data_dir: Path) -> Path:
+    """The directory of a prepared version, by tensorflow-datasets' name for it.
+
+    Args:
+      name: "tfds:NAME", "tfds:NAME/CONFIG", and either with ":VERSION"; without it,
+        the newest that is there. If NAME has one configuration there, it is meant.
+
+    Raises:
+      ConfigError: `name` is malformed, or several configurations are there.
+      DataError: it is not prepared in `data_dir`.
+    """
+    form = r"tfds:(\w[\w.+-]*(?:/\w[\w.+-]*)?)(?::(\d+\.\d+\.\d+))?"
+    match = re.fullmatch(form, name, re.ASCII)
+    if match is None:
+        raise ConfigError(
+            f"{name!r} names no data set: write tfds:NAME, tfds:NAME/CONFIG, or either "
+            "with :VERSION"
+        )
+    base, version = match.groups()
+    found = _find(base, version, data_dir)
+    if not found and "/" not in base and (data_dir / base).is_dir():
+        inside = sorted(path.name for path in (data_dir / base).iterdir())
+        found = [p for one in inside for p in _find(f"{base}/{one}", version, data_dir)]
+    if len(found) > 1:
+        choices = ", ".join(f"{PREFIX}{base}/{path.parent.name}" for path in found)
+        raise ConfigError(f"{name} has several configurations in {data_dir}: {choices}")
+    if not found:
+        what = f"{base} {version}" if version else base
+        raise DataError(
+            f"{what} is not prepared in {data_dir}: prepare it there with "
+            "tensorflow-datasets, or name its directory with --data-dir"
+        )
+    return found[0]
+
+
+def _find(base: str, version: str | None, data_dir: Path) -> list[Path]:
+    """The directory of `base`, if it is there."""
+    if version is None:
+        newest = tfds.find(base, data_dir)
+        return [] if newest is None else [newest]
+    directory = data_dir / base / version
+    return [directory] if (directory / "dataset_info.json").is_file() else []
+
+
+def describe(directory: Path) -> ImageSet:
+    """What a prepared directory has; no record is read.
+
+    Raises:
+      ConfigError: it is no image classification set, or has nothing to train on or to
+        score.
+      DataError: it cannot be read.
+    """
+    import tensorflow_datasets as library
+
+    with _reading(directory):
+        info = library.builder_from_directory(directory).info
+        features = dict(info.features)
+        counts = {name: split.num_examples for name, split in info.splits.items()}
+        keys = info.supervised_keys
+    kinds = library.features
+    images = [k for k, f in features.items() if type(f) is kinds.Image]
+    labels = [k for k, f in features.items() if isinstance(f, kinds.ClassLabel)]
+    image, label = _choose(images, "image", keys), _choose(labels, "label", keys)
+    if image is None or label is None or not features[label].num_classes:
+        kinds_of = sorted((k, type(f).__name__) for k, f in features.items())
+        has = ", ".join(f"{key} ({kind})" for key, kind in kinds_of)
+        raise ConfigError(f"{directory} has no image with one label, only {has}")
+    if features[image].np_dtype != np.uint8:
+        kind = np.dtype(features[image].np_dtype).name
+        raise ConfigError(f"{directory} has images of {kind}, and uint8 can be read")
+    *size, channels = features[image].shape
+    scored = next((name for name in _SCORED if counts.get(name)), None)
+    if not counts.get("train") or scored is None:
+        raise ConfigError(
+            f"{directory} has the splits {', '.join(counts)}: train is needed, and one "
+            f"of {', '.join(_SCORED)}"
+        )
+    names = features[label].names or range(features[label].num_classes)
+    return ImageSet(
+        directory,
+        image,
+        label,
+        side=size[0] if len(size) == 2 and size[0] == size[1] else None,
+        channels=1 if channels == 1 else 3,
+        class_names=tuple(map(str, names)),
+        splits=("train", scored),
+        num_examples=(counts["train"], counts[scored]),
+    )
+
+
+def _choose(names: Sequence[str], usual: str, keys: Any) -> str | None:
+    """The feature that is meant: what its authors supervise, the usual, the only."""
+    supervised = [key for key in keys or () if isinstance(key, str) and key in names]
+    if len(supervised) == 1:
+        return supervised[0]
+    if usual in names:
+        return usual
+    return names[0] if len(names) == 1 else None
+
+
+@contextlib.contextmanager
+def _reading(directory: Path) -> Iterator[None]:
+    """A context in which whatever fails says that `directory` cannot be read."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # tfds and its readers raise of every kind
+        raise DataError(
+            f"{directory} cannot be read ({first_line(error)}): prepare it afresh with "
+            "tensorflow-datasets, or name another directory with --data-dir"
+        ) from error
+
+
+class Reader:
+    """Reads the examples of one split; each process that it comes to opens its own.
+
+    Args:
+      how: size, crop_pct and interpolation of pillow.fit, by which images of any size
+        are brought to one; those that have one already stay as they are.
+    """
+
+    def __init__(self, source: ImageSet, split: str, **how: Any) -> None:
+        self._source, self._split, self._how = source, split, how
+        side = source.side or how["size"]
+        self.image_shape = (side, side, source.channels)
+        self.is_cropped = source.side is None
+        self._records: Sequence[bytes] | None = None
+        self._parse: Callable[[bytes], Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_parse": None}
+
+    def __call__(self, indices: np.ndarray) -> np.ndarray:
+        """The images [n, H, W, C] uint8 at `indices` [n].
+
+        Raises:
+          DataError: one cannot be read.
+        """
+        images = np.empty((len(indices), *self.image_shape), np.uint8)
+        for image, index in zip(images, indices, strict=True):
+            image[:] = self._image(int(index))
+        return images
+
+    def load(self) -> tuple[np.ndarray, np.ndarray]:
+        """(images [N, H, W, C] uint8, labels [N] int32) of all examples.
+
+        Raises:
+          DataError: one cannot be read, or has a label that is no class.
+        """
+        labels = self.labels()
+        images = np.empty((len(labels), *self.image_shape), np.uint8)
+        with ThreadPool(limits.cpus()) as pool:  # Pillow decodes without the GIL
+            found = pool.imap(self._image, range(len(labels)), chunksize=16)
+            for index, image in enumerate(found):
+                images[index] = image
+        return images, labels
+
+    def labels(self) -> np.ndarray:
+        """The labels [N] int32; they are cached, for all records must be read for them.
+
+        Raises:
+          DataError: they cannot be read, or one is no class.
+        """
+        source, split = self._source, self._split
+        with _reading(source.directory):
+            serialized, parse = self._open()
+        found = cache.load_labels(source.directory, split)
+        if found is None or found.shape != (len(serialized),):
+            with _reading(source.directory):
+                examples = (parse(record) for record in serialized)
+                found = np.array([int(one[source.label]) for one in examples], np.int32)
+            cache.save_labels(source.directory, split, found)
+        if found.min() < 0 or found.max() >= len(source.class_names):
+            raise DataError(
+                f"{source.directory}: labels of {split} run from {found.min()} to "
+                f"{found.max()}, and there are {len(source.class_names)} classes"
+            )
+        return found
+
+    def open(
+        self, indices: np.ndarray
+    ) -> Iterator[contextlib.AbstractContextManager["Image.Image"]]:
+        """The images at `indices` [n] as they are stored, each to be opened."""
+        return (self._opened(int(index)) for index in indices)
+
+    def name(self, index: int) -> str:
+        return f"{self._source.directory}: image {index} of {self._split}"
+
+    def _image(self, index: int) -> np.ndarray:
+        directory, split = self._source.directory, self._split
+        with _reading(directory):
+            try:
+                with self._opened(index) as file:
+                    return self._decode(file)
+            except Exception as error:  # Pillow's readers raise of every kind
+                raise ValueError(f"image {index} of {split}: {error}") from error
+
+    @contextlib.contextmanager
+    def _opened(self, index: int) -> Iterator["Image.Image"]:
+        serialized, parse = self._open()
+        content = parse(serialized[index])[self._source.image]
+        with pillow.opened(io.BytesIO(content)) as file:
+            yield file
+
+    def _decode(self, file: "Image.Image") -> np.ndarray:
+        side, channels = self._source.side, self._source.channels
+        if side is None:
+            return pillow.fit(file, channels=channels, **self._how)
+        if file.size != (side, side):
+            raise ValueError(f"{file.width}x{file.height}, not {side}x{side}")
+        image = np.asarray(file.convert("L" if channels == 1 else "RGB"))
+        return image.reshape(self.image_shape)
+
+    def _open(self) -> tuple[Sequence[bytes], Callable[[bytes], Any]]:
+        """The serialized examples, and what makes one a dict of bytes and label."""
+        with _opening:  # threads that import tensorflow-datasets at once block
+            if self._records is None or self._parse is None:
+                import tensorflow_datasets as library
+
+                # In a process of its own nobody has said so yet.
+                logging.getLogger("absl").setLevel(logging.ERROR)
+                source = self._source
+                builder = library.builder_from_directory(source.directory)
+                both = {
+                    key: builder.info.features[key]
+                    for key in (source.image, source.label)
+                }
+                self._parse = partial(
+                    library.features.FeaturesDict(both).deserialize_example_np,
+                    decoders={source.image: library.decode.SkipDecoding()},
+                )
+                if self._records is None:
+                    self._records = records.open_split(
+                        builder, source.directory, self._split
+                    )
+            return self._records, self._parse

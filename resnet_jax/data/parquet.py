@@ -1,0 +1,193 @@
+"""The Hugging Face Hub's parquet files of CIFAR to arrays."""
+
+import io
+import itertools
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from resnet_jax import download, files
+from resnet_jax.data.archives import COARSE_100
+from resnet_jax.data.tfds import Arrays, Coarse, Published, sha256
+from resnet_jax.errors import DataError, first_line
+
+log = logging.getLogger(__name__)
+
+HUB = "https://huggingface.co"
+# Of the files of CIFAR-100, as all have them who told what they downloaded.
+USUAL_SHA256 = {
+    "train": "694865d6b990e234804f01268586c41e88bcbbb75e20858432c05ad4081aca23",
+    "test": "98776c529bb146a9c791229df74a5cf076be9b43d82dbbd334b6a7788d73dc68",
+}
+
+
+class Columns(NamedTuple):
+    """How the columns of labels are called, and what the labels are called."""
+
+    label: str
+    class_names: tuple[str, ...]
+    coarse: str | None = None
+    coarse_names: tuple[str, ...] = ()
+
+
+def fetch(folder: str, columns: Columns, published: Published, **how: float) -> Arrays:
+    """The arrays of the two files in a folder of the Hub, in the official order.
+
+    Only HTTP is needed, no huggingface_hub; HF_ENDPOINT and HF_HUB_OFFLINE are
+    respected, and the files are not kept. If nothing is published of the pixels, what
+    the files hold is looked through, and how far it is verified is logged.
+
+    Args:
+      folder: such as "uoft-cs/cifar10/resolve/main/plain_text".
+      how: min_rate of download.fetch.
+
+    Raises:
+      DataError: a file cannot be had or read, or is not what it should be.
+    """
+    if os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "ON", "YES", "TRUE"}:
+        raise DataError("HF_HUB_OFFLINE is set")
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or HUB
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = {}
+        for split in ("test", "train"):  # the small one first
+            name = f"{split}-00000-of-00001.parquet"
+            paths[split] = Path(scratch, name)
+            url = f"{endpoint}/datasets/{folder}/{name}"
+            log.info("%s: downloading %s", published.name, url)
+            download.fetch(url, "", paths[split], **how)
+        arrays = read(paths["train"], paths["test"], columns, published)
+        if published.sha256:
+            return to_official_order(arrays, published)
+        found = {split: files.file_digest(path) for split, path in paths.items()}
+    fault = published.find_fault(arrays) or find_fault(arrays)
+    if fault is not None:
+        raise DataError(f"the Hub's files are not those of {published.name}: {fault}")
+    _tell_unverified(published.name, found)
+    return arrays
+
+
+def _tell_unverified(name: str, found: dict[str, str]) -> None:
+    """Logs how far files could be verified."""
+    checked = "its numbers of images and its labels of both kinds are right"
+    if found == USUAL_SHA256:
+        log.info(
+            "%s: unverified, for no sha256 of its pixels is published; %s, and the "
+            "Hub's files are the usual ones by their sha256",
+            name,
+            checked,
+        )
+        return
+    log.warning(
+        "%s: unverified, for no sha256 of its pixels is published, and the Hub's files "
+        "(sha256 %s) are not the usual ones; %s",
+        name,
+        ", ".join(found.values()),
+        checked,
+    )
+
+
+def read(train: Path, test: Path, columns: Columns, published: Published) -> Arrays:
+    """The arrays of two files with PNGs in the column `img`, in the files' order.
+
+    Raises:
+      DataError: pyarrow is not installed, or a file cannot be read or is not of so many
+        images of this size.
+    """
+    parts, coarse = [], []
+    for split, path in (("train", train), ("test", test)):
+        images, labels, others = _read(path, split, columns, published)
+        parts.append((images, labels))
+        coarse.append(others)
+    found = Arrays(parts[0], parts[1], columns.class_names)
+    if columns.coarse is None:
+        return found
+    return found._replace(coarse=Coarse(coarse[0], coarse[1], columns.coarse_names))
+
+
+def _read(
+    path: Path, split: str, columns: Columns, published: Published
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise DataError("pyarrow is not installed: pip install pyarrow") from None
+    count = published.num_examples[split]
+    images = np.empty((count, *published.image_shape), np.uint8)
+    labels, coarse = np.empty(count, np.int32), np.empty(count, np.int32)
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            if file.metadata.num_rows != count:
+                raise ValueError(f"{file.metadata.num_rows} rows, not {count}")
+            for index, row in enumerate(_rows(file, columns)):
+                images[index] = _decode(row["img"]["bytes"], published.image_shape)
+                labels[index] = row[columns.label]
+                coarse[index] = row[columns.coarse] if columns.coarse else 0
+    except Exception as error:  # pyarrow and Pillow raise of every kind
+        reason = first_line(error)
+        raise DataError(f"the Hub's {path.name} cannot be read ({reason})") from error
+    return images, labels, coarse
+
+
+def _rows(file: Any, columns: Columns) -> Iterator[dict[str, Any]]:
+    wanted = [name for name in ("img", columns.label, columns.coarse) if name]
+    missing = sorted(set(wanted) - set(file.schema_arrow.names))
+    if missing:
+        raise ValueError(f"no column {', '.join(missing)}")
+    for batch in file.iter_batches(batch_size=1000, columns=wanted):
+        yield from batch.to_pylist()
+
+
+def _decode(content: bytes, shape: tuple[int, int, int]) -> np.ndarray:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+        if (image.height, image.width, len(image.getbands())) != shape:
+            raise ValueError(f"an image is {image.mode} {image.width}x{image.height}")
+        return np.asarray(image)
+
+
+def to_official_order(arrays: Arrays, published: Published) -> Arrays:
+    """`arrays` with the five official files of training images in their order.
+
+    The Hub's copy has these files whole, one after the other, but in the order in which
+    the archive happened to hold them. There are 120 orders, and the labels tell which
+    is meant: only one of them has the published sha256. If none has, or the images are
+    others, `arrays` is returned as it is.
+    """
+    images, labels = arrays.train
+    digests = published.sha256["train"]
+    if len(labels) % 5:
+        return arrays
+    blocks = np.arange(len(labels)).reshape(5, -1)
+    for order in itertools.permutations(range(5)):
+        rows = blocks[list(order)].reshape(-1)
+        if sha256(labels[rows].astype(np.uint8)) == digests[1]:
+            found = images if order == (0, 1, 2, 3, 4) else images[rows]
+            if sha256(found) == digests[0]:
+                return arrays._replace(train=(found, labels[rows]))
+    return arrays
+
+
+def find_fault(arrays: Arrays) -> str | None:
+    """What tells that these are not CIFAR-100, of which no pixels' digest is published.
+
+    Every class must have as many examples as the others in its split, and every example
+    the coarse label of its class. None if that is so.
+    """
+    if arrays.coarse is None:
+        return "there are no coarse labels"
+    for split, labels, coarse in (
+        ("train", arrays.train[1], arrays.coarse.train),
+        ("test", arrays.test[1], arrays.coarse.test),
+    ):
+        counts = np.bincount(labels, minlength=len(COARSE_100))
+        if counts.min() != counts.max():
+            return f"{split} has from {counts.min()} to {counts.max()} of a class"
+        if not np.array_equal(coarse, np.array(COARSE_100)[labels]):
+            return f"{split} has coarse labels that are not those of the classes"
+    return None

@@ -1,0 +1,88 @@
+"""The records of tensorflow-datasets' files, by position, without TensorFlow."""
+
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_MAX_RECORD = 2**30  # bytes, of which a TFRECORD file only says how many they are
+
+
+class TFRecords(Sequence[bytes]):
+    """The records of TFRECORD files, in their order: as ArrayRecordDataSource has its.
+
+    A record is <u64 length><u32 crc><bytes><u32 crc>; only the lengths are read before
+    a record is asked for. Threads and processes may share it, for no file stays open.
+    The checksums are not compared.
+
+    Raises:
+      ValueError: a file ends in the middle of a record, or has a length that is none.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = list(paths)
+        where = [np.array(list(_places(path)), np.int64) for path in paths]
+        self._places = np.concatenate([one.reshape(-1, 2) for one in where])
+        self._ends = np.cumsum([len(one) for one in where])
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, position: Any) -> Any:
+        index = range(len(self))[position]  # a negative one too; IndexError beyond
+        path = self._paths[int(np.searchsorted(self._ends, index, side="right"))]
+        start, length = map(int, self._places[index])
+        with path.open("rb", buffering=0) as file:
+            file.seek(start)
+            record = file.read(length)
+        if len(record) < length:
+            raise ValueError(f"{path.name} became shorter")
+        return record
+
+
+def _places(path: Path) -> Iterator[tuple[int, int]]:
+    """(where it begins, its length) of each record of a file."""
+    size, start = path.stat().st_size, 0
+    with path.open("rb") as file:
+        while start < size:
+            file.seek(start)
+            header = file.read(12)
+            if len(header) < 12:
+                raise ValueError(f"{path.name} ends in the middle of a record")
+            (length,) = struct.unpack("<Q", header[:8])
+            if length > _MAX_RECORD:
+                raise ValueError(f"{path.name} has a record of {length} bytes")
+            if start + length + 16 > size:
+                raise ValueError(f"{path.name} ends in the middle of a record")
+            yield start + 12, length
+            start += length + 16
+
+
+def open_split(builder: Any, directory: Path, split: str) -> Sequence[bytes]:
+    """The serialized examples of `split` of a prepared directory, in their order.
+
+    Args:
+      builder: what tfds.builder_from_directory gives.
+
+    Raises:
+      ValueError: there are not so many as the directory says, or its format is neither
+        array_record nor TFRECORD.
+      OSError: a file cannot be read.
+    """
+    info = builder.info.splits[split]
+    paths = [directory / name for name in sorted(info.filenames)]
+    kind = builder.info.file_format.value
+    found: Sequence[bytes]
+    if kind == "tfrecord":
+        found = TFRecords(paths)
+    elif kind == "array_record":
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        found = ArrayRecordDataSource([str(path) for path in paths])
+    else:
+        raise ValueError(f"{kind} files, not array_record or tfrecord")
+    if len(found) != info.num_examples:
+        raise ValueError(f"{split} has {len(found)} records, not {info.num_examples}")
+    return found
