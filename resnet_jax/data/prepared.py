@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resnet_jax.config import DataConfig
-from resnet_jax.data import cache, stream, tfds
+from resnet_jax.data import cache, readers, tfds
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.tfds import Arrays, Published
 from resnet_jax.errors import ConfigError, DataError
@@ -51,7 +51,7 @@ class Prepared:
                 )
             names = tfds.class_names(found)
             train, test = (
-                Dataset(*stream.from_records(found, split, self.published), names)
+                Dataset(*readers.from_records(found, split, self.published), names)
                 for split in ("train", "test")
             )
             return train, test

@@ -16,6 +16,7 @@ from resnet_jax.data import (
     examples,
     fashion_mnist,
     folder,
+    readers,
     shards,
     stream,
     tfds,
@@ -180,16 +181,16 @@ def _load_examples(
 ) -> tuple[Dataset, Dataset]:
     how = {
         "size": cfg.image_size or _SIDE,
-        "crop_pct": cfg.crop_pct,
+        "crop_pct": cfg.kept,
         "interpolation": cfg.interpolation,
     }
-    readers = [examples.Reader(found, split, **how) for split in found.splits]
-    num_bytes = int(np.prod(readers[0].image_shape)) * sum(found.num_examples)
-    read: Callable[..., tuple[Any, np.ndarray]] = stream.from_examples
+    parts = [examples.Reader(found, split, **how) for split in found.splits]
+    num_bytes = int(np.prod(parts[0].image_shape)) * sum(found.num_examples)
+    read: Callable[..., tuple[Any, np.ndarray]] = readers.from_examples
     if not (cfg.stream or stream.is_large(num_bytes)):
         read = examples.Reader.load
     log.info("%s: from %s, scored on %s", cfg.dataset, found.directory, found.splits[1])
-    train, test = (Dataset(*read(reader), found.class_names) for reader in readers)
+    train, test = (Dataset(*read(reader), found.class_names) for reader in parts)
     return train, test
 
 
@@ -215,7 +216,7 @@ def _open_folder(cfg: DataConfig) -> tuple[int, Load]:
 def _load_folder(listing: folder.Listing, cfg: DataConfig) -> tuple[Dataset, Dataset]:
     size = image_shape(cfg)[0]
     num_bytes = size * size * 3 * sum(len(part.paths) for part in listing.splits)
-    read: Callable[..., tuple[Any, np.ndarray]] = stream.from_folder
+    read: Callable[..., tuple[Any, np.ndarray]] = readers.from_folder
     if not (cfg.stream or stream.is_large(num_bytes)):
         read = partial(folder.load, skip_bad=cfg.skip_bad_images)
     elif cfg.skip_bad_images:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from resnet_jax.config import AugmentConfig, DataConfig
-from resnet_jax.data import pillow, sources, stream
+from resnet_jax.data import pillow, readers, sources, stream
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.errors import DataError, first_line
 
@@ -130,7 +130,7 @@ def drawn(train: Dataset, cfg: AugmentConfig, data: DataConfig, seed: int) -> Da
     if not is_needed(cfg):
         return train
     if isinstance(images, np.ndarray):
-        reader: stream.Reader = stream.Arrays(images)
+        reader: stream.Reader = readers.Arrays(images)
         images = stream.Images(reader, np.arange(len(images)), images.shape[1:])
     side, _, channels = images.image_shape
     if data.train_size or data.image_size:

@@ -15,7 +15,7 @@ from resnet_jax import data, fields
 from resnet_jax.commands import evaluate, train
 from resnet_jax.commands.evaluate import EvaluateConfig
 from resnet_jax.config import DataConfig
-from resnet_jax.data import folder, pillow, stream
+from resnet_jax.data import folder, pillow, readers, stream
 from resnet_jax.devices.mesh import make_mesh
 from resnet_jax.errors import ConfigError, DataError
 
@@ -50,7 +50,7 @@ def test_images_are_read_when_they_are_asked_for(root, monkeypatch):
         return read(path, **options)
 
     monkeypatch.setattr(pillow, "read_image", noted)
-    streamed, same_labels = stream.from_folder(split, **sizes)
+    streamed, same_labels = readers.from_folder(split, **sizes)
     np.testing.assert_array_equal(labels, same_labels)
     assert streamed.shape == images.shape and streamed.nbytes == images.nbytes
     some = streamed[[3, 25, 4]][1:]

@@ -1,0 +1,147 @@
+"""What reads the images of each kind of source, see stream.Reader."""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from resnet_jax.data import examples, folder, pillow, tfds
+from resnet_jax.data.stream import Images, Opened
+from resnet_jax.errors import DataError, first_line
+
+_opening = threading.Lock()
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """Reads a folder's images; see pillow.read_image."""
+
+    paths: list[Path]
+    size: int
+    crop_pct: float
+    interpolation: str
+
+    def __call__(self, indices: np.ndarray) -> np.ndarray:
+        shape = (len(indices), self.size, self.size, 3)
+        images = np.empty(shape, np.uint8)
+        for image, index in zip(images, indices, strict=True):
+            path = self.paths[index]
+            try:
+                image[:] = pillow.read_image(
+                    path,
+                    size=self.size,
+                    crop_pct=self.crop_pct,
+                    interpolation=self.interpolation,
+                )
+            except Exception as error:  # Pillow's readers raise of every kind
+                reason = first_line(error)
+                raise DataError(
+                    f"{path} cannot be read ({reason}): remove it"
+                ) from None
+        return images
+
+    def open(self, indices: np.ndarray) -> Iterable[Opened]:
+        return (pillow.opened(self.paths[index]) for index in indices)
+
+    def name(self, index: int) -> str:
+        return str(self.paths[index])
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Reads images that are in memory, [N, H, W, C] uint8, where training draws."""
+
+    images: np.ndarray
+
+    def __call__(self, indices: np.ndarray) -> np.ndarray:
+        found: np.ndarray = self.images[indices]
+        return found
+
+    def open(self, indices: np.ndarray) -> Iterable[Opened]:
+        from PIL import Image
+
+        is_grey = self.images.shape[-1] == 1
+        for pixels in self(indices):
+            image = Image.fromarray(pixels[..., 0] if is_grey else pixels)
+            yield contextlib.nullcontext(image)
+
+    def name(self, index: int) -> str:
+        return f"image {index}"
+
+
+class _Records:
+    """Reads the images of a prepared directory's array_record files."""
+
+    def __init__(self, directory: Path, split: str, positions: np.ndarray) -> None:
+        self._place = directory, split
+        self._positions = positions
+        self._source: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_source": None}  # each process opens its own
+
+    def __call__(self, indices: np.ndarray) -> np.ndarray:
+        directory, split = self._place
+        with tfds.reading(directory):
+            with _opening:  # threads that import tensorflow-datasets at once block
+                if self._source is None:
+                    # In a process of its own nobody has said so yet.
+                    logging.getLogger("absl").setLevel(logging.ERROR)
+                    self._source = tfds.open_records(directory, split)
+            positions = self._positions[indices].tolist()
+            records = self._source.__getitems__(positions)
+            return np.stack([record["image"] for record in records])
+
+    def open(self, indices: np.ndarray) -> Iterable[Opened]:
+        return Arrays(self(indices)).open(np.arange(len(indices)))
+
+    def name(self, index: int) -> str:
+        directory, split = self._place
+        return f"{directory}: {split} image {index}"
+
+
+def from_folder(
+    split: folder.Split,
+    *,
+    size: int,
+    crop_pct: float,
+    interpolation: str = "bilinear",
+) -> tuple[Images, np.ndarray]:
+    """What folder.load gives, images to be read."""
+    images = Images(
+        _Folder(split.paths, size, crop_pct, interpolation),
+        np.arange(len(split.paths)),
+        (size, size, 3),
+        is_cropped=True,
+    )
+    return images, split.labels
+
+
+def from_records(
+    directory: Path, split: str, published: tfds.Published
+) -> tuple[Images, np.ndarray]:
+    """(images, labels) of a prepared directory, in the order of their ids.
+
+    Raises:
+      DataError: it cannot be read, is not of array_record files, or has not as many
+        examples or classes as `published`.
+    """
+    positions, labels = tfds.index(directory, split, published)
+    read, rows = _Records(directory, split, positions), np.arange(len(labels))
+    return Images(read, rows, published.image_shape), labels
+
+
+def from_examples(reader: examples.Reader) -> tuple[Images, np.ndarray]:
+    """What its load gives, images to be read.
+
+    Raises:
+      DataError: the labels cannot be read.
+    """
+    labels = reader.labels()
+    rows, is_cropped = np.arange(len(labels)), reader.is_cropped
+    return Images(reader, rows, reader.image_shape, is_cropped=is_cropped), labels
