@@ -44,7 +44,9 @@ class DataConfig(Group):
     """Folder only: a file of "folder name" lines (default: DATA_DIR/classes.txt)."""
     image_size: int | None = ranged(None, at_least=1, at_most=4096)
     """Resize images to this side (of images of any size: 224 if not given)."""
-    train_size: int | None = ranged(None, at_least=1, at_most=4096)
+    train_size: int | None = ranged(
+        None, at_least=1, at_most=4096, alters_features=True
+    )
     """Side of the images in training, where it is another (default: image_size)."""
     resize: int | None = ranged(None, at_least=1, at_most=8192)
     """Images of any size: the shorter side before the middle is cropped to image_size

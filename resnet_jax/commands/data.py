@@ -39,6 +39,10 @@ class DataPageConfig(fields.Group):
     """Padding of the crop (default: the recipe's)."""
     flip: Literal["none", "random", "alternating"] | None = None
     """Horizontal flip (default: the recipe's)."""
+    random_resized_crop: bool | None = None
+    """Crop a random region, and resize it (default: the recipe's)."""
+    auto_augment: Literal["none", "ta_wide"] | None = None
+    """TrivialAugmentWide (default: the recipe's)."""
     cutout: int | None = fields.ranged(None, at_least=0)
     """Side of a square that is set to the mean colour (default: the recipe's)."""
     mixup: float | None = fields.ranged(None, within="[0, inf)")
@@ -85,7 +89,7 @@ def main(options: DataPageConfig) -> None:
     named = None if cfg.data.class_names is None else Path(cfg.data.class_names)
     listing = folder.scan(Path(options.data_dir), named)
     platform.prepare("cpu", None)
-    side = round(sources.image_shape(cfg.data)[0] / cfg.data.crop_pct)
+    side = round(sources.image_shape(cfg.data)[0] / cfg.data.kept)
     surveys = [survey.look(split, side) for split in listing.splits]
     names = listing.class_names
     print(f"{options.data_dir}: {len(names)} classes")

@@ -91,7 +91,11 @@ def train(
     state, key = devices.replicate(this_run.mesh, (state, keys.augment))
 
     # Pure functions, compiled once; a step writes over the state that it is given.
-    resized = data.make_preprocess(cfg.augment, data.train_shape(cfg.data))
+    if cfg.data.train_size is not None:
+        train_shape = data.train_shape(cfg.data)
+        resized = data.make_preprocess(cfg.augment, train_shape)
+    else:
+        resized = preprocess
     augment = data.make_augment(cfg.augment, resized, source.num_classes, num_steps)
     if class_weights is not None:
         is_mixed = cfg.augment.mixup > 0 or cfg.augment.cutmix > 0

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from resnet_jax.config import Config
+from resnet_jax.data import pillow, transforms
 from resnet_jax.data.augment import make_augment, make_preprocess, parse_normalization
-from resnet_jax.data.pillow import read_image
 from resnet_jax.data.survey import Survey, imbalance
 from resnet_jax.report import gallery
 from resnet_jax.report.page import Content, Picture, Table, write
@@ -91,7 +91,7 @@ def write_page(
     """
     splits = [survey.split.root.name for survey in surveys]
     counts = np.stack([survey.counts for survey in surveys], axis=1)
-    images, labels = read_samples(surveys[0], cfg)
+    images, drawn, labels = read_samples(surveys[0], cfg)
     said, bad = unreadable(surveys)
     with tempfile.TemporaryDirectory() as folder:
         bars, shown = Path(folder, "counts.png"), Path(folder, "samples.png")
@@ -109,7 +109,7 @@ def write_page(
             ],
         }
         if len(images):
-            augmented = augment_samples(images, labels, len(names), cfg)
+            augmented = augment_samples(drawn, labels, len(names), cfg)
             chosen = [names[label] for label in labels]
             gallery.plot_samples(images, augmented, chosen, shown)
             alt = "On the left images as evaluation sees them, on the right as training"
@@ -118,21 +118,28 @@ def write_page(
 
 
 def _describe(cfg: Config) -> str:
-    size, crop_pct = _side(cfg), cfg.data.crop_pct
+    size, kept = _side(cfg), cfg.data.kept
     cfg_of = cfg.augment
     parts = [
+        f"random region from {cfg_of.crop_scale:g} of the area, {_train_side(cfg)} "
+        "pixels to a side"
+        if cfg_of.random_resized_crop
+        else "",
+        "TrivialAugmentWide" if cfg_of.auto_augment == "ta_wide" else "",
+        f"jitter of colours {cfg_of.color_jitter:g}" if cfg_of.color_jitter else "",
         f"crop of {cfg_of.crop_padding} pixels ({cfg_of.crop_fill})"
         if cfg_of.crop_padding
         else "",
         f"flip {cfg_of.flip}" if cfg_of.flip != "none" else "",
         f"cutout {cfg_of.cutout}" if cfg_of.cutout else "",
+        f"random erasing {cfg_of.random_erasing:g}" if cfg_of.random_erasing else "",
         f"mixup {cfg_of.mixup:g}" if cfg_of.mixup else "",
         f"cutmix {cfg_of.cutmix:g}" if cfg_of.cutmix else "",
     ]
     made = ", ".join(part for part in parts if part) or "none"
     return (
         f"{size}x{size}: the middle of images whose shorter side is "
-        f"{round(size / crop_pct)}. Augmentation: {made}."
+        f"{round(size / kept)}. Augmentation: {made}."
     )
 
 
@@ -142,28 +149,40 @@ def _side(cfg: Config) -> int:
     return image_shape(cfg.data)[0]
 
 
-def read_samples(survey: Survey, cfg: Config) -> tuple[np.ndarray, np.ndarray]:
-    """(images [N, S, S, 3] uint8, labels [N]) of up to 10 classes, 5 of each.
+def _train_side(cfg: Config) -> int:
+    from resnet_jax.data.sources import train_shape
 
-    The classes and their images are spread over all that can be read.
+    return train_shape(cfg.data)[0]
+
+
+def read_samples(
+    survey: Survey, cfg: Config
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images of up to 10 classes, 5 of each, spread over all that can be read.
+
+    Returns:
+      (images [N, S, S, 3] uint8 as evaluation has them, the same with the host's part
+      of the augmentation [N, T, T, 3], labels [N]).
     """
+    transform = transforms.Transform(
+        cfg.augment, cfg.seed, _train_side(cfg), cfg.data.kept, cfg.data.interpolation
+    )
     labels = np.where(survey.good, survey.split.labels, -1)
     there = np.unique(labels[labels >= 0])
     size = _side(cfg)
-    images, found = [], []
+    images, drawn, found = [], [], []
     for label in there[_spread(len(there), NUM_CLASSES)]:
         rows = np.flatnonzero(labels == label)
         for row in rows[_spread(len(rows), PER_CLASS)]:
-            image = read_image(
-                survey.split.paths[row],
-                size=size,
-                crop_pct=cfg.data.crop_pct,
-                interpolation=cfg.data.interpolation,
-            )
-            images.append(image)
+            path = survey.split.paths[row]
+            how = {"crop_pct": cfg.data.kept, "interpolation": cfg.data.interpolation}
+            images.append(pillow.read_image(path, size=size, **how))
+            with pillow.opened(path) as file:
+                drawn.append(transform(file, int(row), epoch=0, turn=0))
             found.append(label)
-    whole = np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)
-    return whole, np.array(found, np.int32)
+    none = np.zeros((0, size, size, 3), np.uint8)
+    whole, augmented = (np.stack(part) if part else none for part in (images, drawn))
+    return whole, augmented, np.array(found, np.int32)
 
 
 def _spread(count: int, most: int) -> np.ndarray:

@@ -152,10 +152,12 @@ def test_samples_are_spread_over_classes_and_images(root, monkeypatch):
     monkeypatch.setattr(samples, "PER_CLASS", 3)
     read = []
     monkeypatch.setattr(
-        samples, "read_image", lambda path, **how: read.append(path) or np.zeros(1)
+        samples.pillow,
+        "read_image",
+        lambda path, **how: read.append(path) or np.zeros(1),
     )
     split = folder.scan(root).splits[0]
-    _, labels = samples.read_samples(survey.look(split, 18), config())
+    _, _, labels = samples.read_samples(survey.look(split, 18), config())
     assert labels.tolist() == [0, 0, 0, 2]
     assert [path.stem for path in read] == ["0", "4", "7", "0"]
 
