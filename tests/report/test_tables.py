@@ -52,7 +52,7 @@ def read(path):
 def test_rows_come_back(suffix, tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "_GROUP", 2)
     path = tmp_path / f"p{suffix}"
-    write(path, [ROWS[:1], [], ROWS[1:]])
+    write(path, [ROWS[:2], [], ROWS[2:]])
     found = read(path)
     assert [list(row) for row in found] == [list(COLUMNS)] * 3
     assert [row["name"] for row in found] == NAMES
