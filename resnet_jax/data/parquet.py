@@ -115,7 +115,9 @@ def _read(
     try:
         import pyarrow.parquet
     except ImportError:
-        raise DataError("pyarrow is not installed: pip install pyarrow") from None
+        raise DataError(
+            "pyarrow is not installed: pip install -e . brings it"
+        ) from None
     count = published.num_examples[split]
     images = np.empty((count, *published.image_shape), np.uint8)
     labels, coarse = np.empty(count, np.int32), np.empty(count, np.int32)

@@ -36,7 +36,7 @@ def check(path: Path, option: str) -> None:
             importlib.import_module("pyarrow.parquet")
         except ImportError:
             raise ConfigError(
-                f"{option} {path} needs pyarrow: pip install -e '.[parquet]', or end "
+                f"{option} {path} needs pyarrow: pip install -e . brings it, or end "
                 "it with .csv"
             ) from None
     if path.is_dir():

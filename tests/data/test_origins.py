@@ -328,7 +328,7 @@ def test_without_pyarrow_the_hub_is_passed_over(
     everywhere.faults[OFFICIAL + cifar.BINARY] = "missing"
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
     assert_same(cifar.fetch(tmp_path), small_cifar)
-    assert "hub: pyarrow is not installed: pip install pyarrow" in caplog.text
+    assert "hub: pyarrow is not installed: pip install -e . brings it" in caplog.text
     assert paths(everywhere)[-1] == cifar.PYTHON
 
 
