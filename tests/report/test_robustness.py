@@ -106,7 +106,7 @@ def test_the_table_has_the_means_of_rows_and_columns(found):
 def test_the_pictures_show_every_corruption(channels, found, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(
-        robustness.figures, "_save", lambda figure, path: drawn.append(figure)
+        robustness.figures, "save_figure", lambda figure, path: drawn.append(figure)
     )
     robustness.plot_severities(found, tmp_path / "a.png")
     (axes,) = drawn[0].axes
