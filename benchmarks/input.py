@@ -8,12 +8,13 @@ Each contestant decodes and crops (RandomResizedCrop) batches of 128 with as man
 processes, one contestant after the other in each round; what a worker does
 before its first batches is not counted. PyTorch's gives float32 tensors, flipped and
 normalized; ours uint8 arrays, which the training step flips and normalizes.
-Besides, what a single thread takes for the parts of an image, and the most memory that
-the processes held together.
+Besides, what a single thread takes for the parts of an image decoded at its full scale,
+and the most memory that a contestant's processes held together.
 """
 
 import json
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -46,6 +47,8 @@ class Input:
     """Side of the crops."""
     output: Path | None = None
     """A JSON file for the figures."""
+    only: str | None = None
+    """One contestant, one round: prints its images/s and MB as JSON."""
 
 
 def main(cfg: Input) -> None:
@@ -57,11 +60,14 @@ def main(cfg: Input) -> None:
     if cfg.shards is not None:
         shards = cfg.shards
         contestants["ours, shards"] = lambda: ours(cfg, shards)
+    if cfg.only is not None:
+        print(json.dumps(measure(cfg, contestants[cfg.only])))
+        return
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     memory = dict.fromkeys(contestants, 0.0)
     for number in range(cfg.rounds):
-        for name, begin in contestants.items():
-            rate, held = measure(cfg, begin)
+        for name in contestants:
+            rate, held = in_a_process_of_its_own(name)
             rates[name].append(rate)
             memory[name] = max(memory[name], held)
             print(f"round {number + 1}: {name} {rate:.0f}", file=sys.stderr)
@@ -83,6 +89,14 @@ def main(cfg: Input) -> None:
     if cfg.output is not None:
         figures = {"rates": rates, "memory": memory, "parts": parts}
         cfg.output.write_text(json.dumps(figures, indent=1))
+
+
+def in_a_process_of_its_own(name: str) -> tuple[float, float]:
+    """What measure gives of a contestant, who has only its own libraries in memory."""
+    command = [sys.executable, "-m", "benchmarks.input", *sys.argv[1:], "--only", name]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    rate, held = json.loads(done.stdout.splitlines()[-1])
+    return rate, held
 
 
 def _spread(values: list[float], form: str) -> str:

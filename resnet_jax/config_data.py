@@ -74,11 +74,16 @@ class DataConfig(Group):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.resize is not None and self.resize < (self.image_size or 224):
+        is_any_size = self.dataset == "folder" or self.dataset.startswith("tfds:")
+        if self.resize is None or not is_any_size:
+            return
+        if self.resize < (side := self.image_size or 224):
             raise ConfigError(
-                f"resize {self.resize} is smaller than the crop of "
-                f"{self.image_size or 224}: --image-size says the latter"
+                f"resize {self.resize} is smaller than the crop of {side}: "
+                "--image-size says the latter"
             )
+        if self.crop_pct != 0.875:
+            raise ConfigError("resize and crop_pct say the same: choose one")
 
     @property
     def kept(self) -> float:
@@ -129,3 +134,20 @@ class AugmentConfig(Group):
     weight} or one number a line."""
     label_smoothing: float = ranged(0.0, within="[0, 1)")
     """Mass of the target that is spread over all classes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.flip == "alternating" and self.is_on_host:
+            raise ConfigError(
+                "flip alternating goes by the pixels, which random_resized_crop, "
+                "auto_augment and color_jitter change: --flip random"
+            )
+
+    @property
+    def is_on_host(self) -> bool:
+        """Whether the host has a part in it, which reads the images for that."""
+        return (
+            self.random_resized_crop
+            or self.auto_augment != "none"
+            or self.color_jitter > 0
+        )

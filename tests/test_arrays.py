@@ -10,7 +10,7 @@ from PIL import Image
 
 import resnet_jax
 from resnet_jax import data, layers, models, training
-from resnet_jax.data import augment
+from resnet_jax.data import augment, erasing
 from resnet_jax.errors import ConfigError
 from resnet_jax.layers.conv import Conv
 from resnet_jax.layers.linear import Linear
@@ -85,7 +85,7 @@ FUNCTIONS = {
     "random_crop": (lambda x: augment.random_crop(KEY, x, 2), UINT8),
     "random_flip": (lambda x: augment.random_flip(KEY, x), UINT8),
     "alternating_flip": (augment.alternating_flip, UINT8, np.array(3)),
-    "cutout": (lambda x: augment.cutout(KEY, x, 3), X),
+    "cutout": (lambda x: erasing.cutout(KEY, x, 3), X),
     "make_targets": (lambda y: augment.make_targets(y, 3, 0.1), LABELS),
     "mixup": (lambda x, y: augment.mixup(KEY, x, y, 0.5), X, TARGETS),
     "cutmix": (lambda x, y: augment.cutmix(KEY, KEY, x, y, 0.5), X, TARGETS),

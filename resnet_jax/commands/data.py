@@ -73,20 +73,27 @@ def config_of(options: DataPageConfig) -> Config:
         if one.name not in _OWN and value is not None
     }
     cfg = RECIPES[options.recipe][1]
+    cfg = fields.replace(cfg, cache_features=False)
     return fields.replace(cfg, dataset="folder", in_channels=None, **given)
 
 
 def main(options: DataPageConfig) -> None:
     """Prints what is in the folder, and writes the page."""
     from resnet_jax import files
-    from resnet_jax.data import folder, sources, survey
+    from resnet_jax.data import folder, shards, sources, survey
     from resnet_jax.devices import platform
     from resnet_jax.report import samples
 
     cfg = config_of(options)
     page = Path(options.output)
     files.check_writable(page.parent, "folder", "--output")
+    if page.is_dir():
+        raise ConfigError(f"--output {page} is a folder: name a file")
     named = None if cfg.data.class_names is None else Path(cfg.data.class_names)
+    if shards.is_shards(Path(options.data_dir)):
+        raise ConfigError(
+            f"{options.data_dir} is what `resnet-jax prepare` wrote: name the folder"
+        )
     listing = folder.scan(Path(options.data_dir), named)
     platform.prepare("cpu", None)
     side = round(sources.image_shape(cfg.data)[0] / cfg.data.kept)

@@ -23,6 +23,7 @@ from resnet_jax.commands.predict import UNUSED
 from resnet_jax.errors import ConfigError
 from resnet_jax.fields import flat, ranged, refuse
 from resnet_jax.report.options import SubjectConfig
+from resnet_jax.weights.published import is_shipped
 
 if TYPE_CHECKING:  # JAX wakes up inside
     from resnet_jax.data.augment import Preprocess
@@ -76,7 +77,7 @@ class EvaluateConfig(SubjectConfig):
             refuse(self, others, "is of scores: not with --images")
         else:
             refuse(self, ["saliency"], "goes with --images")
-        if self.run is None:
+        if self.run is None or is_shipped(self.run):
             refuse(self, ["report"], "is a run's: name its directory")
         self.check()
 
@@ -142,9 +143,6 @@ def main(options: EvaluateConfig) -> None:
     if robust is not None:
         print(robustness.text(robust))
         figures["robustness"] = robust
-    if rows is not None:
-        count = predictions.write_predictions(rows, *scored)
-        print(f"predictions: {rows}, {count} images")
     if options.output is not None:
         what = {"scored": subject.title, "step": int(subject.state.step)}
         files.write_json(Path(options.output), {**what, **figures})
@@ -153,6 +151,9 @@ def main(options: EvaluateConfig) -> None:
         print(f"report: {page}")
     if options.export is not None:
         export.write(Path(options.export), found)
+    if rows is not None:
+        count = predictions.write_predictions(rows, *scored)
+        print(f"predictions: {rows}, {count} images")
     note = f" ({found.note})" if found.note else ""
     print(f"{metrics.summary_line(found.all.sums)}{note}")
 

@@ -71,7 +71,7 @@ def main(options: ExportConfig) -> None:
     files.check_writable(directory.parent, "folder", "DIR")
     writer = FORMATS[options.format]()
     export.check_free(directory, writer.file)
-    found = evaluate(options, one="--export", check=writer.check)
+    found = evaluate(options, one="an export", check=writer.check)
     write(directory, found, options.format)
 
 

@@ -22,7 +22,7 @@ from tyro.conf import Positional
 from resnet_jax.errors import ConfigError
 from resnet_jax.fields import ranged, refuse
 from resnet_jax.report.options import SubjectConfig
-from resnet_jax.weights.published import SHIPPED
+from resnet_jax.weights.published import SHIPPED, is_shipped
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +50,13 @@ def main(options: PredictConfig) -> None:
     from resnet_jax.devices import platform
     from resnet_jax.report import tables
 
-    refuse(options, UNUSED, "is of scores: files are taken one by one")
+    refuse(options, UNUSED, "is of scores: predict chooses its own")
     paths = options.images
     if options.run is not None and (options.weights is not None or _is_image(options)):
         paths = (options.run, *paths)
         options = dataclasses.replace(options, run=None)
         if options.weights is None:
+            refuse(options, ("dataset", "data_dir"), f"is not for {_NETWORK}")
             options = dataclasses.replace(options, weights=_NETWORK)
             log.info("no run is named: %s, of CIFAR-10's ten classes", _NETWORK)
     if not paths:
@@ -74,11 +75,10 @@ def _is_image(options: PredictConfig) -> bool:
 
     path = Path(str(options.run))
     if not path.is_dir():
-        return path.is_file() or path.suffix.lower() in folder.SUFFIXES
-    names = {entry.name for entry in path.iterdir()}
-    return names.isdisjoint((*directory.FILES, "checkpoints")) and any(
-        folder.list_images(path)
-    )
+        return path.suffix.lower() in folder.SUFFIXES
+    inside = {entry.name for entry in (*path.iterdir(), *path.glob("*/*"))}
+    is_run = not inside.isdisjoint((*directory.FILES, "checkpoints"))
+    return not is_run and any(folder.list_images(path))
 
 
 def predict(
@@ -92,6 +92,7 @@ def predict(
     from resnet_jax.report import subject
     from resnet_jax.report.predict import predict_files
 
-    one = subject.load(options, one="--images", is_prediction=True)
-    home = Path(options.run or ".") / "saliency"
+    one = subject.load(options, one="a prediction", is_prediction=True)
+    run = options.run or "."
+    home = Path("." if is_shipped(run) else run) / "saliency"
     predict_files(one, paths, home if saliency else None, output, top_k)

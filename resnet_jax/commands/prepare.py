@@ -14,7 +14,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from resnet_jax.data.shards import ShardsConfig
+from resnet_jax.data.shard_writer import ShardsConfig
 from resnet_jax.errors import ConfigError
 from resnet_jax.fields import ranged
 
@@ -33,12 +33,12 @@ class PrepareConfig(ShardsConfig):
 
 def main(options: PrepareConfig) -> None:
     """Writes the files, and says how many images they have."""
-    from resnet_jax.data import shards
+    from resnet_jax.data import shard_writer
 
     if options.source is None or options.target is None:
         raise ConfigError("name both: resnet-jax prepare folder DIR OUT")
     target = Path(options.target)
-    counts = shards.write(Path(options.source), target, options)
+    counts = shard_writer.write(Path(options.source), target, options)
     num_bytes = sum(path.stat().st_size for path in target.iterdir())
     said = ", ".join(f"{count:,} {name}" for name, count in counts.items())
     print(f"prepared: {target} ({said}; {num_bytes / 1e6:,.0f} MB)")

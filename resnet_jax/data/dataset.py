@@ -83,7 +83,8 @@ def digest(dataset: Dataset, *, unread: bool = False) -> str:
     """
     labels = sha256(dataset.labels)
     if unread or not isinstance(dataset.images, np.ndarray):
-        return f"{UNREAD}{dataset.images.shape} {labels}"
+        kind = getattr(dataset.images, "kind", "")
+        return f"{UNREAD}{dataset.images.shape} {labels}{kind}"
     form = f"{dataset.images.dtype} {dataset.images.shape}"
     images = dataset.images_sha256 or sha256(dataset.images)
     return hashlib.sha256(f"{form} {images} {labels}".encode()).hexdigest()

@@ -148,10 +148,14 @@ def _reading(directory: Path) -> Iterator[None]:
     except DataError:
         raise
     except Exception as error:  # tfds and its readers raise of every kind
-        raise DataError(
-            f"{directory} cannot be read ({first_line(error)}): prepare it afresh with "
-            "tensorflow-datasets, or name another directory with --data-dir"
-        ) from error
+        raise _unreadable(directory, first_line(error)) from error
+
+
+def _unreadable(directory: Path, reason: str) -> DataError:
+    return DataError(
+        f"{directory} cannot be read ({reason}): prepare it afresh with "
+        "tensorflow-datasets, or name another directory with --data-dir"
+    )
 
 
 class Reader:
@@ -226,8 +230,10 @@ class Reader:
         """The images at `indices` [n] as they are stored, each to be opened."""
         return (self._opened(int(index)) for index in indices)
 
-    def name(self, index: int) -> str:
-        return f"{self._source.directory}: image {index} of {self._split}"
+    def fault(self, index: int, reason: str) -> DataError:
+        """What says that an image cannot be read, and what to do."""
+        said = f"image {index} of {self._split}: {reason}"
+        return _unreadable(self._source.directory, said)
 
     def _image(self, index: int) -> np.ndarray:
         directory, split = self._source.directory, self._split

@@ -113,6 +113,8 @@ class Prepared:
                 f"{name} is not prepared in {home}: prepare it with "
                 "tensorflow-datasets there, or name its directory with --data-dir"
             )
+        if source != "auto" and self.write is None:
+            raise ConfigError(f"data_source is for cifar10 and cifar100, not {name}")
         arrays = self.fetch(home) if source == "auto" else self.fetch(home, source)
         fault = self.published.find_fault(arrays)
         if fault is not None:

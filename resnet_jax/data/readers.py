@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from resnet_jax.data import examples, folder, pillow, tfds
-from resnet_jax.data.stream import Images, Opened
+from resnet_jax.data.stream import Images, Opened, Reader
 from resnet_jax.errors import DataError, first_line
 
 _opening = threading.Lock()
@@ -39,17 +39,14 @@ class _Folder:
                     interpolation=self.interpolation,
                 )
             except Exception as error:  # Pillow's readers raise of every kind
-                reason = first_line(error)
-                raise DataError(
-                    f"{path} cannot be read ({reason}): remove it"
-                ) from None
+                raise self.fault(index, first_line(error)) from None
         return images
 
     def open(self, indices: np.ndarray) -> Iterable[Opened]:
         return (pillow.opened(self.paths[index]) for index in indices)
 
-    def name(self, index: int) -> str:
-        return str(self.paths[index])
+    def fault(self, index: int, reason: str) -> DataError:
+        return DataError(f"{self.paths[index]} cannot be read ({reason}): remove it")
 
 
 @dataclass(frozen=True)
@@ -70,8 +67,25 @@ class Arrays:
             image = Image.fromarray(pixels[..., 0] if is_grey else pixels)
             yield contextlib.nullcontext(image)
 
-    def name(self, index: int) -> str:
-        return f"image {index}"
+    def fault(self, index: int, reason: str) -> DataError:
+        return DataError(f"image {index} of the training split: {reason}")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Reads some of the images of `reader`, by their places among `rows` [N]."""
+
+    reader: Reader
+    rows: np.ndarray
+
+    def __call__(self, indices: np.ndarray) -> np.ndarray:
+        return self.reader(self.rows[indices])
+
+    def open(self, indices: np.ndarray) -> Iterable[Opened]:
+        return self.reader.open(self.rows[indices])
+
+    def fault(self, index: int, reason: str) -> DataError:
+        return self.reader.fault(int(self.rows[index]), reason)
 
 
 class _Records:
@@ -100,9 +114,9 @@ class _Records:
     def open(self, indices: np.ndarray) -> Iterable[Opened]:
         return Arrays(self(indices)).open(np.arange(len(indices)))
 
-    def name(self, index: int) -> str:
+    def fault(self, index: int, reason: str) -> DataError:
         directory, split = self._place
-        return f"{directory}: {split} image {index}"
+        return tfds.damaged(directory, f"{split} image {index}: {reason}")
 
 
 def from_folder(

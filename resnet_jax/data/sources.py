@@ -83,7 +83,8 @@ def image_shape(cfg: DataConfig) -> tuple[int, int, int]:
 
 def train_shape(cfg: DataConfig) -> tuple[int, int, int]:
     """The same in training."""
-    return image_shape(fields.replace(cfg, image_size=cfg.train_size or cfg.image_size))
+    height, width, channels = image_shape(cfg)
+    return cfg.train_size or height, cfg.train_size or width, channels
 
 
 def is_cropped(cfg: DataConfig) -> bool:
@@ -221,8 +222,9 @@ def _load_folder(listing: folder.Listing, cfg: DataConfig) -> tuple[Dataset, Dat
         read = partial(folder.load, skip_bad=cfg.skip_bad_images)
     elif cfg.skip_bad_images:
         raise ConfigError(
-            "skip_bad_images reads all images before training, which stream does not: "
-            "choose one"
+            "skip_bad_images reads all images before training, and these are read "
+            "while training: `resnet-jax prepare folder DIR OUT --skip-bad-images` "
+            "leaves them out"
         )
     how = {"crop_pct": cfg.kept, "interpolation": cfg.interpolation}
     train, test = (
@@ -233,21 +235,22 @@ def _load_folder(listing: folder.Listing, cfg: DataConfig) -> tuple[Dataset, Dat
 
 
 def _load_shards(listing: shards.Listing, cfg: DataConfig) -> tuple[Dataset, Dataset]:
-    if cfg.skip_bad_images:
-        raise ConfigError(
-            "skip_bad_images is for `resnet-jax prepare`, which read them"
-        )
+    if cfg.class_names is not None:
+        raise ConfigError("class_names is for `resnet-jax prepare`, which keeps them")
     side = image_shape(cfg)[0]
     how = {"size": side, "crop_pct": cfg.kept, "interpolation": cfg.interpolation}
+
+    is_read = cfg.stream or stream.is_large(side * side * 3 * len(listing))
 
     def split(name: str) -> Dataset:
         labels = listing.labels(name)
         reader = shards.Reader(listing, name, **how)
-        rows = np.arange(len(labels))
-        images = stream.Images(reader, rows, (side, side, 3), is_cropped=True)
-        held = cfg.stream or stream.is_large(images.nbytes)
-        found = images if held else np.asarray(images)
-        return Dataset(found, labels, listing.class_names)
+        if not is_read:
+            return Dataset(reader.load(), labels, listing.class_names)
+        rows, shape = np.arange(len(labels)), (side, side, 3)
+        kind = f" {listing.kind}"
+        images = stream.Images(reader, rows, shape, is_cropped=True, kind=kind)
+        return Dataset(images, labels, listing.class_names)
 
     return split("train"), split("test")
 

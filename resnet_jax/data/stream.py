@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 
 from resnet_jax import limits
-from resnet_jax.errors import ConfigError
+from resnet_jax.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -34,8 +34,8 @@ class Reader(Protocol):
     def open(self, indices: np.ndarray) -> Iterable[Opened]:
         """The images at `indices` as they are stored, each to be opened in its turn."""
 
-    def name(self, index: int) -> str:
-        """What an image is called in a message."""
+    def fault(self, index: int, reason: str) -> DataError:
+        """What says that an image cannot be read, and what to do."""
 
 
 class Draw(Protocol):
@@ -62,6 +62,7 @@ class Images:
     image_shape: tuple[int, int, int]
     draw: Draw | None = None  # how training has them, if it is another way
     is_cropped: bool = False  # whether they are the middle of larger ones
+    kind: str = ""  # what tells them from other copies of the same images
 
     dtype = np.dtype(np.uint8)
 

@@ -5,6 +5,7 @@ often the epoch has had this example before. So an image is the same whichever p
 reads it and wherever a run goes on.
 """
 
+import importlib.util
 import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,7 +15,7 @@ import numpy as np
 from resnet_jax.config import AugmentConfig, DataConfig
 from resnet_jax.data import pillow, readers, sources, stream
 from resnet_jax.data.dataset import Dataset
-from resnet_jax.errors import DataError, first_line
+from resnet_jax.errors import ConfigError, first_line
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -61,7 +62,7 @@ class Transform:
     cfg: AugmentConfig
     seed: int
     size: int
-    kept: float  # of the shorter side, where the crop is not random
+    kept: float | None  # of the shorter side; None if images are not cropped
     interpolation: str = "bilinear"
 
     def __call__(
@@ -72,7 +73,9 @@ class Transform:
         rng = np.random.default_rng([self.seed, epoch, index, turn])
         resample = Image.Resampling[self.interpolation.upper()]
         if self.cfg.random_resized_crop:
-            if file.format == "JPEG":  # whose size is known before its pixels are
+            if (
+                file.format == "JPEG" and self.kept is not None
+            ):  # whose size is known before its pixels are
                 size = pillow.upright_size(file)
                 box = draw_region(rng, *size, smallest=self.cfg.crop_scale)
                 box = reduce(file, box, self.size)
@@ -83,8 +86,8 @@ class Transform:
             image = resized_crop(whole, box, self.size, resample)
         else:
             whole = pillow.decode(file, channels)
-            how = (self.size, self.kept, self.interpolation)
-            image = pillow.crop_middle(whole, *how)
+            kept = 1.0 if self.kept is None else self.kept
+            image = pillow.crop_middle(whole, self.size, kept, self.interpolation)
         if self.cfg.auto_augment == "ta_wide":
             image = operate(image, *draw_operation(rng), Image.Resampling.BILINEAR)
         if self.cfg.color_jitter:
@@ -114,10 +117,7 @@ class Drawing:
                 with one as file:
                     images[place] = self.transform(file, index, epoch, turn, channels)
             except Exception as error:  # Pillow's readers raise of every kind
-                raise DataError(
-                    f"{self.reader.name(index)} cannot be read ({first_line(error)}): "
-                    "remove it"
-                ) from None
+                raise self.reader.fault(index, first_line(error)) from None
         return images
 
 
@@ -127,15 +127,24 @@ def drawn(train: Dataset, cfg: AugmentConfig, data: DataConfig, seed: int) -> Da
     Itself, if the host has no part in that.
     """
     images = train.images
-    if not is_needed(cfg):
+    if not cfg.is_on_host:
         return train
+    if importlib.util.find_spec("grain") is None:
+        raise ConfigError(
+            "images that the host augments are read while training, which needs grain: "
+            "pip install -e '.[stream]'"
+        )
+    # By their places in the split, in memory or not.
+    rows = np.arange(len(images))
     if isinstance(images, np.ndarray):
-        reader: stream.Reader = readers.Arrays(images)
-        images = stream.Images(reader, np.arange(len(images)), images.shape[1:])
+        images = stream.Images(readers.Arrays(images), rows, images.shape[1:])
+    else:
+        reader = readers.Rows(images.read, images.indices)
+        images = replace(images, read=reader, indices=rows)
     side, _, channels = images.image_shape
     if data.train_size or data.image_size:
         side = data.train_size or data.image_size or side
-    kept = data.kept if images.is_cropped else 1.0
+    kept = data.kept if images.is_cropped else None
     transform = Transform(cfg, seed, side, kept, data.interpolation)
     drawing = Drawing(images.read, transform, (side, side, channels))
     return replace(train, images=replace(images, draw=drawing))
@@ -143,13 +152,8 @@ def drawn(train: Dataset, cfg: AugmentConfig, data: DataConfig, seed: int) -> Da
 
 def for_training(data: DataConfig, cfg: AugmentConfig) -> DataConfig:
     """`data`, whose files are read while training if the host augments them."""
-    is_streamed = data.stream or (is_needed(cfg) and sources.is_cropped(data))
+    is_streamed = data.stream or (cfg.is_on_host and sources.is_cropped(data))
     return replace(data, stream=is_streamed)
-
-
-def is_needed(cfg: AugmentConfig) -> bool:
-    """Whether the host has a part in the augmentation."""
-    return cfg.random_resized_crop or cfg.auto_augment != "none" or cfg.color_jitter > 0
 
 
 def draw_region(

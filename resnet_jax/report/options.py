@@ -41,8 +41,8 @@ class SubjectConfig(fields.Group):
     in_channels: Literal[1, 3] | None = None
     """With --weights: channels of the network's input (default: the data's)."""
     dataset: str | None = None
-    """cifar10, cifar10_1, cifar100, fashion_mnist, digits or folder (default: the run's
-    own, else cifar10)."""
+    """cifar10, cifar10_1, cifar100, fashion_mnist, digits, folder or tfds:NAME
+    (default: the run's own, else cifar10)."""
     data_dir: str | None = fields.ranged(None, path="absolute")
     """A tensorflow-datasets directory or the folder (default: the run's own, else as in
     training)."""

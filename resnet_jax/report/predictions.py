@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from resnet_jax.config import DataConfig
-from resnet_jax.data import decoding, folder, sources
+from resnet_jax.data import decoding, folder, shards, sources
 from resnet_jax.data.augment import Preprocess
 from resnet_jax.data.loader import Loader
 from resnet_jax.errors import DataError
@@ -33,7 +33,7 @@ def write_predictions(
     test, cfg = loader.splits.test, subject.cfg
     class_names = test.class_names
     probabilities = _probabilities(subject, preprocess, loader)
-    paths = _paths(cfg.data, len(test)) if cfg.data.dataset == "folder" else None
+    paths = _paths(cfg.data, len(test))
     columns: dict[str, type] = {"index": int}
     if paths is not None:
         columns["path"] = str
@@ -80,14 +80,20 @@ def _probabilities(
     return total / num_seeds
 
 
-def _paths(cfg: DataConfig, count: int) -> list[Path]:
-    """The files of a folder's `count` test images, those that could be read."""
-    paths = folder.scan(Path(str(cfg.data_dir))).splits[1].paths
+def _paths(cfg: DataConfig, count: int) -> list[Path] | None:
+    """The files of a folder's `count` test images, those that could be read.
+
+    None of data that are no files of images.
+    """
+    if cfg.dataset != "folder" or shards.is_shards(Path(str(cfg.data_dir))):
+        return None
+    names = None if cfg.class_names is None else Path(cfg.class_names)
+    paths = folder.scan(Path(str(cfg.data_dir)), names).splits[1].paths
     if len(paths) != count:  # skip_bad_images has left some out
         batches = decoding.read_batches(
             *(paths, 64),
             size=sources.image_shape(cfg)[0],
-            crop_pct=cfg.crop_pct,
+            crop_pct=cfg.kept,
             interpolation=cfg.interpolation,
         )
         paths = [path for batch in batches for path in batch.paths]

@@ -32,6 +32,7 @@ from resnet_jax.weights import exported, hub
 from resnet_jax.weights.adopt import adopt
 from resnet_jax.weights.match import Match, dictionaries
 from resnet_jax.weights.names import OF_CIFAR
+from resnet_jax.weights.published import is_shipped
 from resnet_jax.weights.read import Content
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def load(
     """
     options.check()
     source, run_dir = options.weights, Path(str(options.run))
-    is_exported = hub.is_network(run_dir) or hub.is_shipped(str(options.run))
+    is_exported = hub.is_network(run_dir) or is_shipped(str(options.run))
     if source is None and is_exported:
         source = str(run_dir)
         fields.refuse(options, OF_RUNS, f"is a run's, and {source} is exported")

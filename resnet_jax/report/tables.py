@@ -155,7 +155,8 @@ def _parquet(path: Path, columns: Columns) -> Iterator[Write]:
     kinds = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
     schema = pa.schema([(shown(name), kinds[kind]) for name, kind in columns.items()])
     waiting: list[Sequence[Any]] = []
-    with parquet.ParquetWriter(path, schema) as writer:
+    # By name, pyarrow takes some for addresses, and others for no text.
+    with path.open("wb") as file, parquet.ParquetWriter(file, schema) as writer:
 
         def flush() -> None:
             if waiting:

@@ -207,13 +207,19 @@ def score(
     lines.append(f"mean of {len(each)} seeds: Acc@1 {mean:.3f} (sd {spread:.3f})")
     lines.append(f"ensemble: {metrics.summary_line(ensemble)}")
     added = {name: np.sum(value, axis=0) for name, value in sums.items()}
+    by_seed = {
+        str(seed): report(found, dataset.class_names)
+        for seed, found in zip(of_seeds, each, strict=True)
+    }
+    balances = {
+        name: float(np.mean([figures[name] for figures in by_seed.values()]))
+        for name in ("balanced_accuracy", "macro_f1")
+    }
     figures = {
         **report(added, dataset.class_names),
+        **balances,  # F1 is not that of the sums
         "accuracy_std": found["test_accuracy_std"],
-        "seeds": {
-            str(seed): report(found, dataset.class_names)
-            for seed, found in zip(of_seeds, each, strict=True)
-        },
+        "seeds": by_seed,
         "ensemble": report(ensemble, dataset.class_names),
     }
     return Scores(lines, added, ensemble, figures)

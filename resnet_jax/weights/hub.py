@@ -16,8 +16,8 @@ from resnet_jax.weights import config_json, exported, hf_hub
 from resnet_jax.weights.published import (
     IMAGENET,
     IMAGENET_V2,
-    SHIPPED,
     URL,
+    is_shipped,
     resize_of,
 )
 from resnet_jax.weights.read import Content, read
@@ -50,11 +50,6 @@ class Network(NamedTuple):
 def is_network(path: str | Path) -> bool:
     """Whether `path` is a folder with weights, and no run directory."""
     return any((Path(path) / name).is_file() for name in _USUAL)
-
-
-def is_shipped(source: str) -> bool:
-    """Whether `source` names weights of this package, and nothing that lies here."""
-    return source in SHIPPED and not os.path.exists(source)
 
 
 def locate(source: str, model: str | None = None) -> Path:

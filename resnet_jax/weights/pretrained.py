@@ -15,7 +15,7 @@ from resnet_jax.training.state import init_variables
 from resnet_jax.weights import hf_hub, hub
 from resnet_jax.weights.adopt import adopt
 from resnet_jax.weights.preprocessing import Preprocessing
-from resnet_jax.weights.published import IMAGENET, IMAGENET_V2, SHIPPED
+from resnet_jax.weights.published import IMAGENET, IMAGENET_V2, SHIPPED, is_shipped
 
 
 class Pretrained(NamedTuple):
@@ -79,7 +79,7 @@ def load_pretrained(
     if source.removesuffix("-v2") in IMAGENET:
         name = source.removesuffix("-v2")
         source = "imagenet-v2" if source.endswith("-v2") else "imagenet"
-    elif not (hf_hub.is_hub(source) or hub.is_shipped(source) or Path(source).is_dir()):
+    elif not (hf_hub.is_hub(source) or is_shipped(source) or Path(source).is_dir()):
         raise ConfigError(
             f"{source} is no pretrained network: one of "
             f"{', '.join((*SHIPPED, *IMAGENET))}, {next(iter(IMAGENET_V2))}-v2 and "

@@ -1,6 +1,7 @@
 """Weights that are published by name, each with the beginning of its sha256."""
 
 import logging
+import os
 import re
 from pathlib import Path
 
@@ -67,3 +68,9 @@ def check_name(path: Path) -> None:
         files.check_sha256(path, digits[1])
     elif not files.file_digest(path).startswith(digits[1]):
         log.info("weights: %s: the digits are not of its sha256", path.name)
+
+
+def is_shipped(source: str) -> bool:
+    """Whether `source` names weights of this package, and none that lie here."""
+    lying = (source, f"{source}/config.json", f"{source}/model.safetensors")
+    return source in SHIPPED and not any(map(os.path.isfile, lying))

@@ -55,7 +55,10 @@ def test_it_is_loaded_by_its_name(tmp_path, monkeypatch):
     assert preprocessing.class_names is None
 
     # What lies there under its name is meant instead.
-    (tmp_path / NAME).mkdir()
+    home = tmp_path / NAME
+    home.mkdir()
+    assert hub.locate(NAME) != Path(NAME)  # nothing of weights
+    (home / exported.WEIGHTS).touch()
     assert hub.locate(NAME) == Path(NAME)
 
 
@@ -75,6 +78,8 @@ def test_where_only_images_are_named_it_classifies_them(
     expected = command("predict", CAT, image)
     assert expected[::2] == (0, said) and expected[1].count(" %  ") == 10
     assert command("predict", NAME, CAT, image) == (0, expected[1], "")
+    code, out, err = command("predict", NAME, CAT, "--saliency")
+    assert code == 0 and not (tmp_path / NAME).exists()
     assert command("predict", "--weights", NAME, CAT, image) == (0, expected[1], "")
     folder = tmp_path / "photographs"
     folder.mkdir()
@@ -92,6 +97,9 @@ def test_where_only_images_are_named_it_classifies_them(
         (("lost",), 2, "name files of images: resnet-jax predict RUN a.jpg"),
         (("a.png", "--checkpoint", "best"), 2, "--checkpoint is a run's: name its"),
         (("a.png", "--model", "resnet18"), 3, "is a resnet20: --model resnet20"),
+        (("model.pth", "a.png"), 2, "no run at model.pth"),
+        (("runs", "a.png"), 2, "runs is no run: it has no config.json"),
+        (("a.png", "--data-dir", "x"), 2, "--data-dir is not for resnet20-cifar10"),
     ],
 )
 def test_a_run_that_is_not_there_is_no_image(
@@ -102,6 +110,9 @@ def test_a_run_that_is_not_there_is_no_image(
     (tmp_path / "empty").mkdir()
     (tmp_path / "lost" / "checkpoints").mkdir(parents=True)
     (tmp_path / "lost" / "curves.png").write_bytes(image.read_bytes())
+    (tmp_path / "model.pth").touch()
+    (tmp_path / "runs" / "one" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "runs" / "one" / "curves.png").write_bytes(image.read_bytes())
     found, out, err = command("predict", *arguments)
     assert (found, out) == (code, "") and message in err.splitlines()[-1]
 

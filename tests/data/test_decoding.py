@@ -3,7 +3,7 @@ import threading
 import numpy as np
 from PIL import Image
 
-from resnet_jax.data import decoding, folder
+from resnet_jax.data import decoding, pillow
 
 HOW = {"size": 8, "crop_pct": 1.0}
 
@@ -41,7 +41,7 @@ def test_only_the_next_batch_is_read_ahead(tmp_path, monkeypatch):
             read.append(path)
         return np.zeros((8, 8, 3), np.uint8)
 
-    monkeypatch.setattr(folder, "read_image", note)
+    monkeypatch.setattr(pillow, "read_image", note)
     paths = [tmp_path / str(index) for index in range(20)]
     for number, _ in enumerate(decoding.read_batches(paths, 4, **HOW), start=1):
         assert set(paths[: 4 * number]) <= set(read) <= set(paths[: 4 * number + 4])

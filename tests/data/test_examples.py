@@ -13,7 +13,7 @@ from PIL import Image
 
 from resnet_jax import data
 from resnet_jax.config import DataConfig
-from resnet_jax.data import examples, folder, records, sources, stream
+from resnet_jax.data import examples, pillow, records, sources, stream
 from resnet_jax.data import tfds as tfds_files
 from resnet_jax.errors import ConfigError, DataError
 
@@ -148,7 +148,7 @@ def test_images_of_any_size_go_the_folders_way(prepare, tmp_path, kind):
         assert part.images.dtype == np.uint8 and part.labels.dtype == np.int32
         assert part.class_names == NAMES
         expected = {
-            folder.fit(draw(index), **fitted).tobytes(): index % 3
+            pillow.fit(draw(index), **fitted).tobytes(): index % 3
             for index in numbers(split)
         }
         found = zip(part.images, part.labels.tolist(), strict=True)

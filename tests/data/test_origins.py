@@ -26,7 +26,7 @@ from resnet_jax.data import parquet as parquet_files
 from resnet_jax.data import tfds as tfds_files
 from resnet_jax.data.prepared import Prepared
 from resnet_jax.data.tfds import Arrays, Coarse
-from resnet_jax.errors import DataError
+from resnet_jax.errors import ConfigError, DataError
 
 OFFICIAL, MIRROR, HUB = "/kriz/", "/mirror/", "/hub/datasets/"
 
@@ -447,6 +447,11 @@ def test_cifar100_of_the_hub_with_other_labels_is_refused(
     publish_on_hub(server, other, "cifar100")
     with pytest.raises(DataError, match=f"the Hub's files are not .*: {reason}"):
         cifar.fetch_cifar100(tmp_path, "hub")
+
+
+def test_other_sets_have_no_sources_to_choose(tmp_path):
+    with pytest.raises(ConfigError, match="data_source is for cifar10 and cifar100"):
+        data.load_dataset("fashion_mnist", tmp_path, data_source="hub")
 
 
 def test_npm_has_no_cifar100(server, tmp_path):

@@ -9,8 +9,8 @@ from PIL import Image
 
 from resnet_jax import data
 from resnet_jax.config import DataConfig
-from resnet_jax.data import pillow, shards, stream
-from resnet_jax.data.shards import ShardsConfig
+from resnet_jax.data import pillow, shard_writer, shards, stream
+from resnet_jax.data.shard_writer import ShardsConfig
 from resnet_jax.errors import ConfigError, DataError
 
 PIXELS = ShardsConfig(short_side=48, encoding="pixels")
@@ -42,7 +42,7 @@ def load(directory, **fields):
 def test_pixels_are_those_of_the_folder(photos, is_streamed, tmp_path):
     """Shorter sides of 48 stay, others become so as evaluation makes them."""
     target = tmp_path / "out"
-    counts = shards.write(photos, target, PIXELS)
+    counts = shard_writer.write(photos, target, PIXELS)
     assert counts == {"train": 6, "test": 6}
     assert sorted(path.name for path in target.iterdir()) == [
         *("shards.json", "test-00000.array_record", "test.labels.npy"),
@@ -58,19 +58,21 @@ def test_pixels_are_those_of_the_folder(photos, is_streamed, tmp_path):
 
 
 def test_jpegs_are_nearly_those_of_the_folder_and_smaller(photos, tmp_path):
-    shards.write(photos, tmp_path / "pixels", PIXELS)
+    shard_writer.write(photos, tmp_path / "pixels", PIXELS)
     how = ShardsConfig(short_side=48, quality=95)
-    shards.write(photos, tmp_path / "jpeg", how)
+    shard_writer.write(photos, tmp_path / "jpeg", how)
     found, expected = load(tmp_path / "jpeg").train, load(tmp_path / "pixels").train
     apart = np.abs(found.images.astype(int) - expected.images)
     assert 0 < apart.mean() < 4
     path = photos / "train" / "cat" / "0.png"
-    assert len(shards.encoded(path, how)) < len(shards.encoded(path, PIXELS))
+    assert len(shard_writer.encoded(path, how)) < len(
+        shard_writer.encoded(path, PIXELS)
+    )
 
 
 def test_many_images_are_in_several_files(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "_PER_FILE", 4)
-    shards.write(photos, tmp_path / "out", PIXELS)
+    monkeypatch.setattr(shard_writer, "_PER_FILE", 4)
+    shard_writer.write(photos, tmp_path / "out", PIXELS)
     listing = shards.read(tmp_path / "out")
     assert list(listing.counts["train"].values()) == [4, 2]
     whole = load(tmp_path / "out").train.images
@@ -90,15 +92,15 @@ def test_bad_images_are_named_or_left_out(photos, tmp_path, caplog):
     path = photos / "train" / "cat" / "1.png"
     path.write_bytes(b"no image")
     with pytest.raises(DataError, match=f"{path} cannot be read .*--skip-bad-images"):
-        shards.write(photos, tmp_path / "out", PIXELS)
+        shard_writer.write(photos, tmp_path / "out", PIXELS)
     assert not (tmp_path / "out").exists()
     skipping = ShardsConfig(short_side=48, encoding="pixels", skip_bad_images=True)
-    counts = shards.write(photos, tmp_path / "out", skipping)
+    counts = shard_writer.write(photos, tmp_path / "out", skipping)
     assert counts == {"train": 5, "test": 6}
     assert f"1 images left out, the first {path}" in caplog.text
     np.testing.assert_array_equal(load(tmp_path / "out").train.labels, [0, 0, 1, 1, 1])
     with pytest.raises(ConfigError, match="out is there already"):
-        shards.write(photos, tmp_path / "out", skipping)
+        shard_writer.write(photos, tmp_path / "out", skipping)
 
 
 def spoil_json(directory, **fields):
@@ -139,7 +141,7 @@ def spoil_json(directory, **fields):
 )
 def test_damage_is_one_line(photos, tmp_path, spoil, message):
     target = tmp_path / "out"
-    shards.write(photos, target, PIXELS)
+    shard_writer.write(photos, target, PIXELS)
     spoil(target)
     with pytest.raises(DataError, match=message) as caught:
         load(target)
@@ -147,7 +149,34 @@ def test_damage_is_one_line(photos, tmp_path, spoil, message):
 
 
 def test_a_record_that_is_no_image_is_named(photos, tmp_path):
-    shards.write(photos, tmp_path / "out", PIXELS)
+    shard_writer.write(photos, tmp_path / "out", PIXELS)
     spoil_json(tmp_path / "out", encoding="jpeg")
-    with pytest.raises(DataError, match="out: train image 0 is damaged"):
+    with pytest.raises(DataError, match=r"out is damaged \(train image 0: "):
         load(tmp_path / "out")
+
+
+def test_the_damaged_file_is_the_one_that_is_named(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(shard_writer, "_PER_FILE", 2)
+    shard_writer.write(photos, tmp_path / "out", PIXELS)
+    (tmp_path / "out" / "train-00001.array_record").write_bytes(b"short")
+    with pytest.raises(DataError, match="out/train-00001.array_record is damaged"):
+        load(tmp_path / "out")
+
+
+def test_a_class_or_a_split_without_images_is_refused(photos, tmp_path):
+    for path in (photos / "train" / "dog").iterdir():
+        path.write_bytes(b"no image")
+    skipping = ShardsConfig(short_side=48, encoding="pixels", skip_bad_images=True)
+    with pytest.raises(DataError, match="train/dog has no image that can be read"):
+        shard_writer.write(photos, tmp_path / "out", skipping)
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+def test_another_way_of_storing_is_other_data(photos, tmp_path):
+    """For a run that goes on; what is in memory is known by its pixels."""
+    found = []
+    for name, how in (("a", PIXELS), ("b", ShardsConfig(short_side=48))):
+        shard_writer.write(photos, tmp_path / name, how)
+        found.append(load(tmp_path / name, stream=True).identity["training data"])
+    found.append(load(photos, stream=True).identity["training data"])
+    assert len(set(found)) == 3

@@ -78,6 +78,8 @@ def test_sizes_of_training_and_evaluation_are_apart(photos):
     assert data.train_shape(DataConfig(train_size=16, image_size=24)) == (16, 16, 3)
     assert data.train_shape(DataConfig(image_size=24)) == (24, 24, 3)
     assert data.train_shape(DataConfig()) == (32, 32, 3)
+    larger = DataConfig(dataset="folder", image_size=24, resize=30, train_size=40)
+    assert data.train_shape(larger) == (40, 40, 3)
 
 
 @pytest.mark.parametrize(
@@ -85,11 +87,14 @@ def test_sizes_of_training_and_evaluation_are_apart(photos):
     [
         ({"resize": 200}, "resize 200 is smaller than the crop of 224"),
         ({"resize": 29, "image_size": 30}, "resize 29 is smaller than the crop of 30"),
+        ({"resize": 300, "crop_pct": 0.9}, "resize and crop_pct say the same"),
     ],
 )
 def test_a_crop_larger_than_the_image_is_refused(fields, message):
     with pytest.raises(ConfigError, match=message):
-        DataConfig(**fields)
+        DataConfig(dataset="folder", **fields)
+    # Of one size, and not cropped.
+    assert DataConfig(**fields).dataset == "cifar10"
 
 
 def test_images_in_memory_are_augmented_too():
@@ -110,6 +115,32 @@ def test_images_in_memory_are_augmented_too():
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(np.asarray(train.images), images)
     assert data.drawn(held, AugmentConfig(mixup=1.0), DataConfig(), 0) is held
+
+
+@pytest.mark.parametrize(
+    "held_out", [{"max_train_samples": 7}, {"validation_split": 0.3}]
+)
+def test_streamed_and_in_memory_are_augmented_alike(
+    held_out, small_cifar, prepared_dir
+):
+    """A run may go on the other way, whatever part of the split it trains on."""
+    found = []
+    for is_streamed in (False, True):
+        own = DataConfig(data_dir=str(prepared_dir), stream=is_streamed, **held_out)
+        train = data.drawn(data.load(own).train, ALL, own, 0)
+        found.append(draw(train, range(len(train))))
+    np.testing.assert_array_equal(*found)
+
+
+def test_a_flip_by_the_pixels_needs_the_same_pixels():
+    with pytest.raises(ConfigError, match="flip alternating goes by the pixels"):
+        AugmentConfig(flip="alternating", color_jitter=0.1)
+
+
+def test_without_grain_it_is_said_at_once(photos, monkeypatch):
+    monkeypatch.setattr(transforms.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="needs grain: pip install -e"):
+        make(photos)
 
 
 def test_an_upright_region_is_taken_of_an_image_that_lies(tmp_path):

@@ -154,3 +154,12 @@ def test_evaluate_writes_what_it_scored(digits_run, tmp_path, capsys):
     assert len(right) == 40 and set(right) <= {"true", "false"}
     assert right.count("true") / 40 == json.loads(output.read_text())["accuracy"]
     assert os.listdir(tmp_path).count("p.csv") == 1
+
+
+def test_images_of_shards_have_no_paths(tmp_path):
+    from resnet_jax.config import DataConfig
+
+    (tmp_path / "shards.json").touch()
+    cfg = DataConfig(dataset="folder", data_dir=str(tmp_path))
+    assert predictions._paths(cfg, 3) is None
+    assert predictions._paths(DataConfig(), 3) is None

@@ -1,5 +1,6 @@
 import contextlib
 import csv
+import importlib
 import json
 import os
 import sys
@@ -44,8 +45,9 @@ def read(path):
         return json.loads(path.read_text(encoding="utf-8"))
     if path.suffix == ".jsonl":
         return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    parquet = pytest.importorskip("pyarrow.parquet", reason="the extra parquet")
-    return parquet.read_table(path).to_pylist()
+    parquet = importlib.import_module("pyarrow.parquet")
+    with path.open("rb") as file:
+        return parquet.read_table(file).to_pylist()
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl", ".parquet"])
@@ -64,6 +66,15 @@ def test_rows_come_back(suffix, tmp_path, monkeypatch):
     write(path, [])
     assert read(path) == []
     assert os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("name", ["a:b", os.fsdecode(b"\xff"), "[0] 猫"])
+def test_a_folder_may_have_any_name(name, suffix, tmp_path):
+    folder = tmp_path / name
+    folder.mkdir()
+    write(folder / f"{name}{suffix}", [ROWS])
+    assert len(read(folder / f"{name}{suffix}")) == 3
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl", ".parquet"])

@@ -1,0 +1,138 @@
+"""Writes a folder of images as a few large files, which are quicker to read."""
+
+import contextlib
+import logging
+from dataclasses import dataclass
+from io import BytesIO
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from resnet_jax import files, limits
+from resnet_jax.data import folder, pillow
+from resnet_jax.data.shards import INFO, SIZE, SPLITS
+from resnet_jax.errors import ConfigError, DataError, first_line
+from resnet_jax.fields import Group, ranged
+
+log = logging.getLogger(__name__)
+
+_PER_FILE = 2**13  # images
+
+
+@dataclass(frozen=True)
+class ShardsConfig(Group):
+    """How images are stored."""
+
+    short_side: int = ranged(256, at_least=1, at_most=8192)
+    """Larger images are made smaller, to this shorter side."""
+    encoding: Literal["jpeg", "pixels"] = "jpeg"
+    """Of each image: JPEG, or its pixels as they are, six times as large."""
+    quality: int = ranged(90, at_least=1, at_most=100)
+    """JPEG's."""
+    skip_bad_images: bool = False
+    """Leave out, and count, images that cannot be read."""
+
+
+def write(source: Path, target: Path, how: ShardsConfig) -> dict[str, int]:
+    """Writes the images of `source`, see folder.scan, to array_record files.
+
+    They are upright, RGB, and in the order of the folder. `target` is there only when
+    it is whole.
+
+    Returns:
+      The number of images of each split.
+
+    Raises:
+      ConfigError: `target` is there already.
+      DataError: the folder is none, or an image cannot be read.
+    """
+    if target.exists():
+        raise ConfigError(f"{target} is there already: name another, or remove it")
+    listing = folder.scan(source)
+    files.check_writable(target.parent, "folder", "OUT")
+    info: dict[str, Any] = {
+        "format": 1,
+        "classes": list(listing.class_names),
+        "short_side": how.short_side,
+        "encoding": how.encoding,
+        "quality": how.quality if how.encoding == "jpeg" else None,
+        "splits": {},
+    }
+    with files.scratch(target.parent) as scratch:
+        whole = Path(scratch, "whole")
+        whole.mkdir()
+        for name, split in zip(SPLITS, listing.splits, strict=True):
+            counts, labels = _write_split(whole, name, split, how)
+            np.save(whole / f"{name}.labels.npy", labels)
+            info["splits"][name] = counts
+        files.write_json(whole / INFO, info)
+        whole.rename(target)
+    return {name: sum(counts.values()) for name, counts in info["splits"].items()}
+
+
+def _write_split(
+    target: Path, name: str, split: folder.Split, how: ShardsConfig
+) -> tuple[dict[str, int], np.ndarray]:
+    """The number of images by file, and their labels."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    counts: dict[str, int] = {}
+    labels, bad, file = [], [], ""
+
+    def encode(path: Path) -> bytes | str:
+        try:
+            return encoded(path, how)
+        except Exception as error:  # Pillow's readers raise of every kind
+            return first_line(error)
+
+    # Pillow decodes, resizes and encodes without the GIL.
+    with ThreadPool(limits.cpus()) as pool, contextlib.ExitStack() as stack:
+        found = pool.imap(encode, split.paths, chunksize=16)
+        writer: Any = None
+        for path, label, record in zip(
+            split.paths, split.labels, tqdm(found, name, len(split.paths)), strict=True
+        ):
+            if isinstance(record, str):
+                if not how.skip_bad_images:
+                    raise DataError(
+                        f"{path} cannot be read ({record}): remove it, or leave out "
+                        "such images with --skip-bad-images"
+                    )
+                bad.append(path)
+                continue
+            if writer is None or counts[file] == _PER_FILE:
+                stack.close()
+                file = f"{name}-{len(counts):05}.array_record"
+                writer = ArrayRecordWriter(str(target / file), "group_size:1")
+                stack.callback(writer.close)
+                counts[file] = 0
+            writer.write(record)
+            counts[file] += 1
+            labels.append(label)
+    if bad:
+        log.warning("%d images left out, the first %s", len(bad), bad[0])
+    kept = np.array(labels, np.int32)
+    for label, folder_name in enumerate(split.folders):
+        if label not in kept:
+            raise DataError(f"{split.root / folder_name} has no image that can be read")
+    return counts, kept
+
+
+def encoded(path: Path, how: ShardsConfig) -> bytes:
+    """The image at `path` as it is stored."""
+    from PIL import Image
+
+    with pillow.opened(path) as file:
+        image = pillow.decode(file)
+    shorter = min(image.size)
+    if shorter > how.short_side:
+        width, height = (int(how.short_side * side / shorter) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    if how.encoding == "pixels":
+        return SIZE.pack(*image.size) + image.tobytes()
+    content = BytesIO()
+    image.save(content, "JPEG", quality=how.quality)
+    return content.getvalue()
