@@ -232,6 +232,9 @@ def test_evaluation_scores_each_seed_and_their_ensemble(three, tmp_path):
     assert each == pytest.approx(logged["test_accuracy_seeds"])
     assert found["accuracy"] == pytest.approx(np.mean(each))
     assert found["accuracy_std"] == pytest.approx(np.std(each, ddof=1))
+    for name in ("balanced_accuracy", "macro_f1"):
+        own = [one[name] for one in found["seeds"].values()]
+        assert found[name] == pytest.approx(np.mean(own))
     for line in ("seed 6: Acc@1", "mean of 3 seeds: Acc@1", "ensemble: Acc@1"):
         assert f"\n{line}" in text and f"augmentation: {line}" in text
     assert text.splitlines()[-1].endswith("n 120")
