@@ -1,5 +1,8 @@
 """Strict JAX, no network, and small data that look like CIFAR-10."""
 
+import contextlib
+import ctypes
+import gc
 import hashlib
 import itertools
 import os
@@ -83,6 +86,32 @@ def real_data_dir(tfds) -> Path:
     if not _REAL_DATA_DIR or tfds_files.find("cifar10", Path(_REAL_DATA_DIR)) is None:
         pytest.skip("no prepared CIFAR-10 in $TFDS_DATA_DIR")
     return Path(_REAL_DATA_DIR)
+
+
+_MORE = 3 * 2**29  # bytes that a process may gain before it forgets its programs
+_resident_after = 0
+
+
+def _resident() -> int:
+    """The bytes of memory that this process has; 0 where nothing says it."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.fixture(autouse=True)
+def _bounded():
+    """Thousands of compiled programs, if all were kept, would fill the memory."""
+    global _resident_after
+    yield
+    if _resident() > _resident_after + _MORE:
+        jax.clear_caches()
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        _resident_after = _resident()
 
 
 @pytest.fixture(autouse=True)
