@@ -224,7 +224,8 @@ def lower(task: Task, cfg: Accelerators, devices: Any, platform: str) -> Lowered
         augment = data.make_augment(chosen.augment, preprocess, num_classes, 100)
         step = training.make_train_step(
             *(model, tx, augment, trainable, chosen.transfer.backbone_bn),
-            *(chosen.devices.grad_accum_steps, None, chosen.optim.ema_decay),
+            *(chosen.devices.grad_accum_steps, None),
+            training.make_ema_decay(chosen, 100),
         )
         arguments = (state, batch, place(keys.augment, whole))
         jitted = jax.jit(step, donate_argnums=0, out_shardings=whole)
@@ -244,7 +245,8 @@ def described(
     if task.is_recipe:
         found = RECIPES[task.name][1]
         normalize = found.augment.normalize or "cifar10"
-        shape, num_classes = sources.image_shape(found.data), 10
+        shape = sources.train_shape(found.data)
+        num_classes = 1000 if found.data.dataset == "folder" else 10  # ImageNet's
     else:
         found = contestants.recipe(task.name)
         normalize = found.augment.normalize or "cifar10"

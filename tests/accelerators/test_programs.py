@@ -17,9 +17,6 @@ from resnet_jax.models import create_model
 from resnet_jax.recipes import RECIPES
 from resnet_jax.training import variable_shapes
 
-# Those of ImageNet have no data here; their network is compiled at its size below.
-NAMES = [name for name, (_, cfg) in RECIPES.items() if cfg.data.dataset != "folder"]
-
 pytestmark = pytest.mark.accelerator
 
 # All of XLA's optimizations, and no program from a cache.
@@ -58,8 +55,8 @@ def fits(found):
 
 @needs_cuda
 def test_every_recipe_compiles_for_a_gpu(tmp_path):
-    found = compiled(tmp_path, "--targets", "h100", "--models", "--recipes", *NAMES)
-    assert {name for name, _ in found} == set(NAMES)
+    found = compiled(tmp_path, "--targets", "h100", "--models", "--recipes", *RECIPES)
+    assert {name for name, _ in found} == set(RECIPES)
     for reading in found.values():
         assert set(reading["convolutions"]) == {"bf16"}
         # The augmentation crops and flips images, which are no maps of a layer.
@@ -113,7 +110,7 @@ def test_many_gpus_sum_what_the_cost_model_says(tmp_path):
     "name",
     [
         pytest.param(name, marks=() if name == "digits" else pytest.mark.slow)
-        for name in NAMES
+        for name in RECIPES
     ],
 )
 def test_every_recipe_compiles_for_a_tpu(name, tmp_path):
