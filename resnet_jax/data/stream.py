@@ -1,6 +1,7 @@
 """Images that are read while a network trains on them, by grain."""
 
 import contextlib
+import functools
 import itertools
 import multiprocessing
 import os
@@ -10,11 +11,13 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
 from resnet_jax import limits
+from resnet_jax.data import shared_memory
 from resnet_jax.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -102,29 +105,7 @@ def is_large(num_bytes: int) -> bool:
     return num_bytes > limits.memory() / 2
 
 
-@dataclass(frozen=True)
-class _Parcel:
-    """What a worker sends in one piece, in a pipe.
-
-    Bare arrays grain sends in shared memory, of which it leaves some behind when its
-    workers are stopped.
-    """
-
-    content: Any
-
-
-@dataclass(frozen=True)
-class _Parcels(Sequence[_Parcel]):
-    items: Sequence[Any]
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, number: Any) -> Any:
-        return _Parcel(self.items[number])
-
-
-def _begin_worker(index: int, count: int) -> None:
+def _begin_worker(directory: Path | None, index: int, count: int) -> None:
     """Leaves signals to the main process, and ends when that does.
 
     A terminal's Ctrl-C and a scheduler's SIGTERM reach workers too, and the main
@@ -132,13 +113,14 @@ def _begin_worker(index: int, count: int) -> None:
     """
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(directory,), daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(directory: Path | None) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
+        shared_memory.remove(directory)
         os._exit(1)
 
 
@@ -171,17 +153,19 @@ def prefetched(items: Sequence[T], workers: int) -> Generator[T]:
     if not flags.FLAGS.is_parsed():  # which grain's workers ask for
         flags.FLAGS.mark_as_parsed()
     options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
-    dataset = grain.MapDataset.source(_Parcels(items)).to_iter_dataset(options)
-    if workers:
-        processes = grain.MultiprocessingOptions(
-            num_workers=workers, per_worker_buffer_size=2
-        )
-        dataset = dataset.mp_prefetch(processes, worker_init_fn=_begin_worker)
-    reader = iter(dataset)
-    try:
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(shared_memory.folder()) if workers else None
+        source = grain.MapDataset.source(shared_memory.Batches(items, directory))
+        dataset = source.to_iter_dataset(options)
+        if workers:
+            processes = grain.MultiprocessingOptions(
+                num_workers=workers, per_worker_buffer_size=2
+            )
+            begin = functools.partial(_begin_worker, directory)
+            dataset = dataset.mp_prefetch(processes, worker_init_fn=begin)
+        reader = iter(dataset)
+        stack.callback(reader.close)
         with _shielded() if workers else contextlib.nullcontext():
             first = list(itertools.islice(reader, 1))  # with it all workers begin
-        for parcel in itertools.chain(first, reader):
-            yield parcel.content
-    finally:
-        reader.close()
+        for batch in itertools.chain(first, reader):
+            yield batch.content

@@ -120,16 +120,19 @@ def test_what_is_read_ahead_keeps_its_order_and_its_errors(workers):
 def test_workers_end_with_a_process_that_is_killed(tmp_path):
     code = (
         "import os, signal\n"
+        "import numpy as np\n"
         "from resnet_jax.data import stream\n"
         "class Pids:\n"
         "    def __len__(self):\n"
         "        return 8\n"
         "    def __getitem__(self, number):\n"
-        "        return os.getpid()\n"
-        "for pid in stream.prefetched(Pids(), 1):\n"
-        "    print(pid, flush=True)\n"
+        "        return {'pid': np.full(100, os.getpid())}\n"
+        "for batch in stream.prefetched(Pids(), 1):\n"
+        "    print(batch['pid'][0], flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
+    shared_memory = Path("/dev/shm")
+    shared = set(shared_memory.glob("resnet_jax-*"))
     path = tmp_path / "pid"
     with path.open("w") as out:  # not a pipe, which the worker would hold open
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=out)
@@ -137,6 +140,7 @@ def test_workers_end_with_a_process_that_is_killed(tmp_path):
     worker = Path("/proc", path.read_text().strip(), "stat")
     for _ in range(100):
         if not worker.exists() or worker.read_text().rsplit(") ")[1][0] == "Z":
+            assert set(shared_memory.glob("resnet_jax-*")) <= shared
             return
         time.sleep(0.1)
     os.kill(int(worker.parent.name), signal.SIGKILL)

@@ -1,0 +1,110 @@
+"""Batches that worker processes hand over in shared memory instead of a pipe.
+
+Grain shares bare arrays itself, but leaves some of them in shared memory when its
+workers are stopped. Here each batch is a file that its receiver removes as it opens it,
+in a folder that goes with the receiver.
+"""
+
+import contextlib
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+_SHARED_MEMORY = Path("/dev/shm")  # Linux; elsewhere batches go through pipes
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a worker sends: pickling it writes its arrays into `directory`, if any."""
+
+    content: Any
+    directory: Path | None
+
+    def __reduce__(self) -> tuple[Callable[..., "Batch"], tuple[Any, ...]]:
+        arrays = self.content
+        is_plain = not isinstance(arrays, dict) or not all(
+            isinstance(array, np.ndarray) for array in arrays.values()
+        )
+        if self.directory is None or is_plain:
+            return Batch, (self.content, None)
+        try:
+            path = _write(arrays, self.directory)
+        except OSError:  # it is full, as in a container with 64 MB of it
+            return Batch, (self.content, None)
+        forms = {name: (a.shape, a.dtype.str) for name, a in arrays.items()}
+        return _receive, (path, forms)
+
+
+@dataclass(frozen=True)
+class Batches(Sequence[Batch]):
+    """`items`, each as it is sent."""
+
+    items: Sequence[Any]
+    directory: Path | None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, number: Any) -> Any:
+        return Batch(self.items[number], self.directory)
+
+
+@contextlib.contextmanager
+def folder() -> Iterator[Path | None]:
+    """A context with a folder in shared memory, or None if the system has none."""
+    try:
+        made = Path(tempfile.mkdtemp(prefix="resnet_jax-", dir=_SHARED_MEMORY))
+    except OSError:
+        yield None
+        return
+    try:
+        yield made
+    finally:
+        remove(made)
+
+
+def remove(directory: Path | None) -> None:
+    """Removes a folder of batches; workers do so when their parent was killed."""
+    if directory is not None:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _write(arrays: Arrays, directory: Path) -> str:
+    descriptor, path = tempfile.mkstemp(dir=directory)
+    try:
+        with open(descriptor, "wb", buffering=0) as file:
+            for array in arrays.values():
+                rest = memoryview(np.ascontiguousarray(array)).cast("B")
+                while rest:  # Linux writes at most 2 GiB at a time
+                    rest = rest[file.write(rest) :]
+                file.seek(-file.tell() % mmap.PAGESIZE, os.SEEK_CUR)  # aligned
+            file.truncate()
+    except OSError:
+        os.unlink(path)
+        raise
+    return path
+
+
+def _receive(path: str, forms: dict[str, tuple[tuple[int, ...], str]]) -> Batch:
+    with open(path, "rb") as file:
+        os.unlink(path)
+        held = mmap.mmap(
+            file.fileno(),
+            0,
+            flags=mmap.MAP_SHARED | mmap.MAP_POPULATE,
+            prot=mmap.PROT_READ,
+        )
+    arrays, start = {}, 0
+    for name, (shape, dtype) in forms.items():
+        array = np.ndarray(shape, dtype, held, start)
+        arrays[name] = array
+        start += array.nbytes + -array.nbytes % mmap.PAGESIZE
+    return Batch(arrays, None)
