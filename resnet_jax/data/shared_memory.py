@@ -82,7 +82,7 @@ def _write(arrays: Arrays, directory: Path) -> str:
     try:
         with open(descriptor, "wb", buffering=0) as file:
             for array in arrays.values():
-                rest = memoryview(np.ascontiguousarray(array)).cast("B")
+                rest = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
                 while rest:  # Linux writes at most 2 GiB at a time
                     rest = rest[file.write(rest) :]
                 file.seek(-file.tell() % mmap.PAGESIZE, os.SEEK_CUR)  # aligned
