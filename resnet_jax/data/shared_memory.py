@@ -23,7 +23,10 @@ _SHARED_MEMORY = Path("/dev/shm")  # Linux; elsewhere batches go through pipes
 
 @dataclass(frozen=True)
 class Batch:
-    """What a worker sends: pickling it writes its arrays into `directory`, if any."""
+    """What a worker sends: pickling it writes its arrays into `directory`, if any.
+
+    Its content is None if somebody has removed that file.
+    """
 
     content: Any
     directory: Path | None
@@ -94,7 +97,11 @@ def _write(arrays: Arrays, directory: Path) -> str:
 
 
 def _receive(path: str, forms: dict[str, tuple[tuple[int, ...], str]]) -> Batch:
-    with open(path, "rb") as file:
+    try:
+        file = open(path, "rb")
+    except FileNotFoundError:  # systemd removes such files as a user logs out
+        return Batch(None, None)
+    with file:
         os.unlink(path)
         held = mmap.mmap(
             file.fileno(),

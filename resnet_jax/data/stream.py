@@ -167,5 +167,5 @@ def prefetched(items: Sequence[T], workers: int) -> Generator[T]:
         stack.callback(reader.close)
         with _shielded() if workers else contextlib.nullcontext():
             first = list(itertools.islice(reader, 1))  # with it all workers begin
-        for batch in itertools.chain(first, reader):
-            yield batch.content
+        for number, batch in enumerate(itertools.chain(first, reader)):
+            yield items[number] if batch.content is None else batch.content

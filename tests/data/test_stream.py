@@ -1,4 +1,5 @@
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from resnet_jax import data, fields
 from resnet_jax.commands import evaluate, train
 from resnet_jax.commands.evaluate import EvaluateConfig
 from resnet_jax.config import DataConfig
-from resnet_jax.data import folder, pillow, readers, stream
+from resnet_jax.data import folder, pillow, readers, shared_memory, stream
 from resnet_jax.devices.mesh import make_mesh
 from resnet_jax.errors import ConfigError, DataError
 
@@ -116,6 +117,21 @@ def test_what_is_read_ahead_keeps_its_order_and_its_errors(workers):
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & SIGNALS
 
 
+def test_a_batch_that_is_removed_from_shared_memory_is_read_again(
+    tmp_path, monkeypatch
+):
+    sent = pickle.dumps(shared_memory.Batch({"images": np.zeros(5)}, tmp_path))
+    (path,) = tmp_path.iterdir()
+    path.unlink()
+    lost = pickle.loads(sent)
+
+    def batch(batches, number):
+        return lost if number == 2 else shared_memory.Batch(number, None)
+
+    monkeypatch.setattr(shared_memory.Batches, "__getitem__", batch)
+    assert list(stream.prefetched([5, 6, 7, 8], 0)) == [0, 1, 7, 3]
+
+
 @pytest.mark.process
 def test_workers_end_with_a_process_that_is_killed(tmp_path):
     code = (
@@ -131,8 +147,8 @@ def test_workers_end_with_a_process_that_is_killed(tmp_path):
         "    print(batch['pid'][0], flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    shared_memory = Path("/dev/shm")
-    shared = set(shared_memory.glob("resnet_jax-*"))
+    place = Path("/dev/shm")
+    before = set(place.glob("resnet_jax-*"))
     path = tmp_path / "pid"
     with path.open("w") as out:  # not a pipe, which the worker would hold open
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=out)
@@ -140,7 +156,7 @@ def test_workers_end_with_a_process_that_is_killed(tmp_path):
     worker = Path("/proc", path.read_text().strip(), "stat")
     for _ in range(100):
         if not worker.exists() or worker.read_text().rsplit(") ")[1][0] == "Z":
-            assert set(shared_memory.glob("resnet_jax-*")) <= shared
+            assert set(place.glob("resnet_jax-*")) <= before
             return
         time.sleep(0.1)
     os.kill(int(worker.parent.name), signal.SIGKILL)
