@@ -149,6 +149,8 @@ def main():
         save_every_steps=None,
         save_every_minutes=minutes,
     )
+    cropped = {"random_resized_crop": True, "max_steps": 3, "workers": index}
+    scenario(recipe, "cropped", **cropped)
     scenario(recipe, "seed", run_dir="four", seed=1)
     scenario(recipe, "four")
     (root / f"{index}.json").write_text(json.dumps(found))

@@ -283,6 +283,17 @@ def test_each_image_is_counted_once_and_all_feed_and_save_alike(pair):
     assert steps(root / "apart") == [2, 3]
 
 
+def test_each_process_augments_its_own_images_as_one_alone_would(pair, tmp_path):
+    """One reads them by a thread, the other by a worker."""
+    root, found = pair
+    for one in found["cropped"]:
+        assert one["code"] == 0, one
+    own = tmp_path / "run"
+    code, error = run(own, "--random-resized-crop", "--max-steps", "3")
+    assert code == 0, error
+    assert_alike(root / "cropped", own)
+
+
 def test_a_run_on_four_devices_goes_on_on_one_and_on_two_by_two(
     four, pair, alone, tmp_path
 ):
