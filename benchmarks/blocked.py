@@ -1,0 +1,95 @@
+"""Times convolutions of few channels with several pixels of a row as one, on the CPU.
+
+    python -m benchmarks.blocked
+
+[N, H, W, C] and [N, H, W / P, P * C] are the same memory, so that a whole stage of a
+network could be computed in the second form without a copy. A kernel [3, 3, C, C] is
+then a banded one, [3, 3, P * C, P * C], which is mostly zeros: wider products for more
+multiply-adds.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from resnet_jax.layers.grouped import by_xla
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """The stage: `depth` convolutions with ReLU."""
+
+    batch_size: int = 128
+    """Images in the batch."""
+    side: int = 32
+    """Height and width of the feature maps."""
+    channels: int = 16
+    """Channels of the feature maps."""
+    depth: int = 6
+    """Convolutions, one after the other."""
+    pixels: tuple[int, ...] = (1, 2, 4)
+    """How many neighbouring pixels of a row are one; 1 is the usual form."""
+    rounds: int = 5
+    """Measurements of each, alternating."""
+
+
+def banded(kernel: np.ndarray, pixels: int) -> np.ndarray:
+    """[3, 3, P * C, P * F] of a kernel [3, 3, C, F]: the same on rows of P as one."""
+    _, _, channels, features = kernel.shape
+    whole = np.zeros((3, 3, pixels, channels, pixels, features), kernel.dtype)
+    for output in range(pixels):
+        for tap in range(3):
+            block, place = divmod(output + tap - 1, pixels)
+            whole[:, block + 1, place, :, output] = kernel[:, tap]
+    return whole.reshape(3, 3, pixels * channels, pixels * features)
+
+
+def stage(x: jax.Array, kernels: list[jax.Array]) -> jax.Array:
+    for kernel in kernels:
+        x = jax.nn.relu(by_xla(1, 1, x, kernel, groups=1))
+    return x
+
+
+def main(cfg: Blocked) -> None:
+    """Prints the milliseconds of each form, and their ratio to the first one's."""
+    rng = np.random.default_rng(0)
+    shape = (cfg.batch_size, cfg.side, cfg.side, cfg.channels)
+    x = rng.normal(size=shape).astype("f4")
+    scale = (2 / (9 * cfg.channels)) ** 0.5
+    kernels = rng.normal(size=(cfg.depth, 3, 3, cfg.channels, cfg.channels)) * scale
+    runs: dict[int, Callable[[], jax.Array]] = {}
+    outputs = {}
+    for pixels in cfg.pixels:
+        wide = jnp.asarray(x.reshape(*shape[:2], -1, pixels * cfg.channels))
+        own = [jnp.asarray(banded(kernel.astype("f4"), pixels)) for kernel in kernels]
+        compiled = jax.jit(stage).lower(wide, own).compile()
+        runs[pixels] = lambda run=compiled, x=wide, own=own: jax.block_until_ready(
+            run(x, own)
+        )
+        outputs[pixels] = np.asarray(runs[pixels]()).reshape(shape)
+    seconds: dict[int, list[float]] = {pixels: [] for pixels in runs}
+    for _ in range(cfg.rounds):
+        for pixels, run in runs.items():
+            begun = time.perf_counter()
+            run()
+            seconds[pixels].append(time.perf_counter() - begun)
+    first = cfg.pixels[0]
+    print("| pixels as one | ms | ratio | largest difference |\n|---|---|---|---|")
+    for pixels, values in seconds.items():
+        pairs = zip(values, seconds[first], strict=True)
+        ratio = statistics.median(mine / usual for mine, usual in pairs)
+        off = np.abs(outputs[pixels] - outputs[first]).max()
+        print(
+            f"| {pixels} | {1e3 * statistics.median(values):.1f} | {ratio:.2f} | "
+            f"{off / np.abs(outputs[first]).max():.1e} |"
+        )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Blocked, description=__doc__))
