@@ -9,13 +9,13 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from resnet_jax.commands import environment
+from resnet_jax.commands import environment, usage
 from resnet_jax.commands.hugepages import start_with_huge_pages
 from resnet_jax.commands.streams import Stream, open_missing
 from resnet_jax.config import Config
-from resnet_jax.errors import StoppedError, UserError, first_line
+from resnet_jax.errors import ConfigError, StoppedError, UserError, first_line
 from resnet_jax.recipes import RECIPES
 
 log = logging.getLogger(__name__)
@@ -132,19 +132,59 @@ def _end(code: int) -> None:
 
 
 def parse(options: type[T], description: str | None) -> T:
-    """The options of a command, from the command line; flags have no prefixes."""
-    import tyro
+    """Returns the options of a command from the command line.
 
-    return tyro.cli(options, description=description)
+    Raises:
+      ConfigError: the command line has an error.
+    """
+    return _parse(options, description, sys.argv[1:], usage.program())
 
 
 def parse_recipe(description: str | None, args: Sequence[str] | None = None) -> Config:
-    """A recipe with what the flags change; each group has a box in --help."""
+    """Returns a recipe's configuration with what the flags change.
+
+    Raises:
+      ConfigError: the command line has an error.
+    """
+    args, program = sys.argv[1:] if args is None else args, usage.program()
+    name = args[0] if args else "--"
+    if name in RECIPES:
+        about, cfg = RECIPES[name]
+        return _parse(Config, about, args[1:], f"{program} {name}", default=cfg)
+    if name in ("-h", "--help"):
+        width = max(map(len, RECIPES))
+        print(f"usage: {program} RECIPE [OPTIONS]\n\n{str(description).strip()}\n")
+        print(f"Recipes (`{program} RECIPE --help` lists the options):\n")
+        for recipe, (about, _) in RECIPES.items():
+            print(f"  {recipe:{width}}  {about}")
+        raise SystemExit(0)
+    if name.startswith("-"):
+        raise ConfigError(
+            f"name a recipe first, as in `{program} digits` (`{program} --help` lists "
+            "them)"
+        )
+    hint = usage.did_you_mean(name, RECIPES)
+    raise ConfigError(f"no recipe {name!r}{hint} (`{program} --help` lists them)")
+
+
+def _parse(
+    options: type[T],
+    description: str | None,
+    args: Sequence[str],
+    program: str,
+    **more: Any,
+) -> T:
     import tyro
 
-    return tyro.extras.overridable_config_cli(
-        RECIPES,
-        description=description,
-        args=args,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+    usage.check_flags(options, args, program)
+    usage.describe(options)
+    with usage.one_line(program):
+        found: T = tyro.cli(
+            options,
+            prog=program,
+            description=description,
+            args=args,
+            config=(tyro.conf.OmitArgPrefixes,),  # flags have no prefixes
+            **more,
+        )
+    return found
