@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
+from resnet_jax import waiting
 from resnet_jax.commands import environment, usage
 from resnet_jax.commands.hugepages import start_with_huge_pages
 from resnet_jax.commands.streams import Stream, open_missing
@@ -91,14 +92,14 @@ def _settings(owns_process: bool) -> Iterator[tuple[contextlib.ExitStack, Stream
         stack.enter_context(contextlib.redirect_stdout(stdout))
         stack.enter_context(contextlib.redirect_stderr(stderr))
         ours = logging.getLogger("resnet_jax")
-        _hand_to(ours, logging.StreamHandler(), stack)
+        _hand_to(ours, waiting.LogHandler(), stack)
         narrator = logging.getLogger("asyncio")
         for each, level in ((ours, logging.INFO), (narrator, logging.CRITICAL)):
             stack.callback(each.setLevel, each.level)
             each.setLevel(level)
         # What libraries warn of is shown; their errors are raised as well, and are
         # told by whoever catches them.
-        theirs = logging.StreamHandler()
+        theirs = waiting.LogHandler()
         theirs.addFilter(lambda record: record.levelno == logging.WARNING)
         _hand_to(logging.getLogger("absl"), theirs, stack)
         # Where orbax meets a damaged file it leaves tasks whose destructors complain.

@@ -49,7 +49,7 @@ def train(
     preprocess: "Preprocess",
 ) -> None:
     """The training itself, in a run directory that is open."""
-    from resnet_jax import data, devices, training, weights
+    from resnet_jax import data, devices, run, training, weights
 
     # Data: uint8 arrays, or files; the order of an epoch, and what the host makes of an
     # image, are functions of (seed, epoch).
@@ -84,6 +84,7 @@ def train(
         state = weights.load_into(
             state, model, cfg.model.model, cfg.transfer, preprocess, splits.train
         )
+    run.announce(cfg, this_run.mesh, state.params, loader, trainable)
     if cfg.transfer.cache_features:
         model, preprocess, loader = training.cache_features(
             model, preprocess, state.variables, loader

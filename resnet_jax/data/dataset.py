@@ -27,6 +27,16 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        """Returns one line: how many examples, their shape, and the classes."""
+        shape = "x".join(map(str, self.images.shape[1:]))
+        more = ["..."] if len(self.class_names) > 3 else []
+        names = ", ".join([*self.class_names[:3], *more])
+        return (
+            f"Dataset({len(self):,} examples of {shape}, {len(self.class_names)} "
+            f"classes: {names})"
+        )
+
     def take(self, indices: np.ndarray | slice) -> "Dataset":
         """The examples at `indices`, in that order."""
         return Dataset(self.images[indices], self.labels[indices], self.class_names)
@@ -39,6 +49,15 @@ class Splits(NamedTuple):
     validation: Dataset
     test: Dataset
     identity: dict[str, Any]  # what a resumed run must match: class names and digests
+
+    def __repr__(self) -> str:
+        """Returns one line: how many examples each split has, and their shape."""
+        shape = "x".join(map(str, self.test.images.shape[1:]))
+        return (
+            f"Splits({len(self.train):,} training, {len(self.validation):,} validation "
+            f"and {len(self.test):,} test examples of {shape}, "
+            f"{len(self.test.class_names)} classes)"
+        )
 
     @property
     def scored(self) -> dict[str, Dataset]:

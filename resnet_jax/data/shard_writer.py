@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from tqdm import tqdm
 
-from resnet_jax import files, limits
+from resnet_jax import files, limits, waiting
 from resnet_jax.data import folder, pillow
 from resnet_jax.data.shards import INFO, SIZE, SPLITS
 from resnet_jax.errors import ConfigError, DataError, first_line
@@ -90,11 +89,10 @@ def _write_split(
 
     # Pillow decodes, resizes and encodes without the GIL.
     with ThreadPool(limits.cpus()) as pool, contextlib.ExitStack() as stack:
-        found = pool.imap(encode, split.paths, chunksize=16)
+        each = pool.imap(encode, split.paths, chunksize=16)
+        found = waiting.over(each, len(split.paths), f"writing {name}")
         writer: Any = None
-        for path, label, record in zip(
-            split.paths, split.labels, tqdm(found, name, len(split.paths)), strict=True
-        ):
+        for path, label, record in zip(split.paths, split.labels, found, strict=True):
             if isinstance(record, str):
                 if not how.skip_bad_images:
                     raise DataError(

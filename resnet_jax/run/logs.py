@@ -139,6 +139,7 @@ class Logs:
     ) -> None:
         self._writer = _make_writer(run_dir, step) if tensorboard else None
         self._wandb = wandb
+        self.exit_code = 0  # of the command, for wandb
         self._dir, self._step = run_dir, step
         self.records = list(records)
         self._lines = JsonLines(run_dir / METRICS, self.records)
@@ -193,7 +194,7 @@ class Logs:
         if self._writer is not None:
             self._writer.close()
         if self._wandb is not None:
-            self._wandb.close()
+            self._wandb.close(self.exit_code)
 
 
 def open_logs(cfg: Config, run_dir: Path, records: list[Record], step: int) -> Logs:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_jax import files
-from resnet_jax.errors import ConfigError, first_line
+from resnet_jax.errors import ConfigError, StoppedError, first_line
 from resnet_jax.run.directory import WANDB
 
 log = logging.getLogger(__name__)
@@ -53,11 +53,19 @@ class WandbLog:
             numbers = {k: v for k, v in record.items() if not isinstance(v, list)}
             self._safely(lambda: self._run.log(numbers))
 
-    def close(self) -> None:
-        """Waits for what is being sent, a minute at most."""
+    def close(self, exit_code: int = 0) -> None:
+        """Waits for what is being sent, a minute at most.
+
+        Args:
+          exit_code: of the command. 0 is a finished run there, another a failed one,
+            and 75, after a signal, a preempted one, which the same command resumes.
+        """
         run, self._run = self._run, None
-        if run is not None:
-            self._safely(run.finish)
+        if run is None:
+            return
+        if exit_code == StoppedError.exit_code:
+            self._safely(run.mark_preempting)
+        self._safely(lambda: run.finish(exit_code=exit_code))
 
     def _begin(self) -> None:
         wandb, run_dir = self._wandb, self._dir.absolute()
