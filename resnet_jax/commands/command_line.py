@@ -138,7 +138,7 @@ def parse(options: type[T], description: str | None) -> T:
     Raises:
       ConfigError: the command line has an error.
     """
-    return _parse(options, description, sys.argv[1:], usage.program())
+    return _parse(options, description, sys.argv[1:], usage.program(), grouped=True)
 
 
 def parse_recipe(description: str | None, args: Sequence[str] | None = None) -> Config:
@@ -173,19 +173,25 @@ def _parse(
     description: str | None,
     args: Sequence[str],
     program: str,
+    *,
+    grouped: bool = False,
     **more: Any,
 ) -> T:
     import tyro
 
     usage.check_flags(options, args, program)
+    if not {"-h", "--help"}.isdisjoint(args):  # tyro would fill its paragraphs
+        print(f"{str(description).strip()}\n")
     usage.describe(options)
+    parsed: Any = usage.in_groups(options) if grouped else options
     with usage.one_line(program):
-        found: T = tyro.cli(
-            options,
+        found = tyro.cli(
+            parsed,
             prog=program,
-            description=description,
+            description="",
             args=args,
             config=(tyro.conf.OmitArgPrefixes,),  # flags have no prefixes
             **more,
         )
-    return found
+    made: T = usage.from_groups(options, found) if grouped else found
+    return made

@@ -16,12 +16,12 @@ from resnet_jax.fields import Group, ranged
 
 @dataclass(frozen=True)
 class CompareConfig(Group):
-    """Compare runs."""
+    """What to compare, and what to write."""
 
     runs: Positional[tuple[str, ...]] = ranged((), path="as typed")
-    """Run directories."""
+    """Run directories to compare."""
     page: str = ranged("comparison.html", path="as typed")
-    """The page that is written."""
+    """HTML page to write."""
 
 
 def main(options: CompareConfig) -> None:
@@ -31,3 +31,4 @@ def main(options: CompareConfig) -> None:
     if not options.runs:
         raise ConfigError("name run directories: resnet-jax compare RUN RUN")
     print(compare.compare(options.runs, Path(options.page)))
+    print(f"page: {options.page}")

@@ -21,34 +21,37 @@ from resnet_jax.recipes import RECIPES
 
 @dataclass(frozen=True)
 class DataPageConfig(fields.Group):
-    """Look at a folder of images."""
+    """The folder, the page, and the augmentation that it shows."""
 
     data_dir: Positional[str] = fields.ranged("", path="as typed")
-    """The folder, with train/CLASS/* and test/CLASS/*."""
+    """Folder with train/CLASS/* and test/CLASS/*."""
     output: str = fields.ranged("data.html", path="as typed")
-    """The page that is written."""
+    """HTML page to write."""
     recipe: str = "finetune"
-    """The recipe whose image size and augmentation are shown."""
+    """Recipe whose image size and augmentation are shown."""
     class_names: str | None = fields.ranged(None, path="absolute")
-    """A file of "folder name" lines (default: DATA_DIR/classes.txt)."""
+    """File with a line "folder name" for each class. If not given, DATA_DIR/classes.txt
+    if it exists."""
     image_size: int | None = fields.ranged(None, at_least=1, at_most=4096)
-    """Side of the images (default: the recipe's, else 224)."""
+    """Side of the images in pixels. If not given, the recipe's, or 224."""
     crop_padding: int | None = fields.ranged(None, at_least=0)
-    """Random crop of each image padded by this many pixels (default: the recipe's)."""
+    """Number of pixels by which an image is padded before a random crop. If not given,
+    the recipe's."""
     crop_fill: Literal["black", "reflect"] | None = None
-    """Padding of the crop (default: the recipe's)."""
+    """Padding of the random crop. If not given, the recipe's."""
     flip: Literal["none", "random", "alternating"] | None = None
-    """Horizontal flip (default: the recipe's)."""
+    """Horizontal flip. If not given, the recipe's."""
     random_resized_crop: bool | None = None
-    """Crop a random region, and resize it (default: the recipe's)."""
+    """Crop a random region and resize it. If not given, as the recipe does."""
     auto_augment: Literal["none", "ta_wide"] | None = None
-    """TrivialAugmentWide (default: the recipe's)."""
+    """Automatic augmentation. If not given, the recipe's."""
     cutout: int | None = fields.ranged(None, at_least=0)
-    """Side of a square that is set to the mean colour (default: the recipe's)."""
+    """Side in pixels of a square that is set to the mean color. If not given, the
+    recipe's."""
     mixup: float | None = fields.ranged(None, within="[0, inf)")
-    """Alpha of mixup (default: the recipe's)."""
+    """Alpha of mixup. If not given, the recipe's."""
     cutmix: float | None = fields.ranged(None, within="[0, inf)")
-    """Alpha of CutMix (default: the recipe's)."""
+    """Alpha of CutMix. If not given, the recipe's."""
     seed: int = fields.ranged(0, at_least=0)
     """Seed of the augmentation."""
 

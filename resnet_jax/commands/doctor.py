@@ -21,10 +21,11 @@ _TOLERANCE = 1e-4  # relative to the largest value; float32 sums differ by 1e-6
 
 @dataclass(frozen=True)
 class DoctorConfig:
-    """Look at this machine."""
+    """What to check."""
 
     platform: str | None = None
-    """cpu, cuda, tpu, ... (default: JAX's choice)."""
+    """Platform to check: cpu, cuda, tpu or another of JAX's. If not given, JAX
+    chooses."""
 
 
 def main(options: DoctorConfig) -> None:

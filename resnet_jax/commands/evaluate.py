@@ -36,30 +36,32 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvaluateConfig(SubjectConfig):
-    """Score a run, an exported folder or bare weights on the test images."""
+    """What to score, and what to write."""
 
     tta: bool = False
-    """Score with test-time augmentation as well: the mean over each image, shifted by a
-    pixel, and mirrored."""
+    """Score with test-time augmentation as well: the mean logits over each image,
+    shifted by a pixel, and mirrored."""
     report: bool = False
-    """Write RUN/report: one page of curves, confusion, predictions, and the network."""
+    """Write RUN/report, a page with curves, confusion matrix, predictions and the
+    network."""
     robustness: bool = False
-    """Score the test images under seven corruptions, at five severities each, as well:
-    36 times the work."""
+    """Score the test images also under seven corruptions at five severities each, which
+    takes 36 times as long."""
     output: str | None = ranged(None, path="as typed")
-    """Write all figures to this JSON file."""
+    """Write all scores to this JSON file."""
     predictions: str | None = ranged(None, path="as typed")
-    """Write a row for each test image to this file: .csv, .json, .jsonl or .parquet."""
+    """Write a row for each test image to this file (.csv, .json, .jsonl or
+    .parquet)."""
     images: tuple[str, ...] = ranged((), path="as typed")
-    """Use `resnet-jax predict RUN FILES` instead; this works for one release."""
+    """Deprecated: use `resnet-jax predict RUN FILES`. The next release removes it."""
     saliency: bool = False
-    """With --images: see `resnet-jax predict`."""
+    """Deprecated, with --images: use `resnet-jax predict --saliency`."""
     compare: tuple[str, ...] = ranged((), path="as typed")
-    """Use `resnet-jax compare RUNS` instead; this works for one release."""
+    """Deprecated: use `resnet-jax compare RUNS`. The next release removes it."""
     page: str = ranged("comparison.html", path="as typed")
-    """With --compare: the page."""
+    """Deprecated, with --compare: the page to write."""
     export: str | None = ranged(None, path="as typed")
-    """Use `resnet-jax export RUN DIR` instead; this works for one release."""
+    """Deprecated: use `resnet-jax export RUN DIR`. The next release removes it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,7 +98,7 @@ class Evaluation(NamedTuple):
 
 def main(options: EvaluateConfig) -> None:
     """Scores what `options` name, prints the scores, and writes what they ask for."""
-    from resnet_jax import files
+    from resnet_jax import files, waiting
     from resnet_jax.commands import compare, export, predict
     from resnet_jax.devices import platform
     from resnet_jax.report import predictions, robustness, tables
@@ -146,8 +148,10 @@ def main(options: EvaluateConfig) -> None:
     if options.output is not None:
         what = {"scored": subject.title, "step": int(subject.state.step)}
         files.write_json(Path(options.output), {**what, **figures})
+        log.info("scores: %s", options.output)
     if options.report:
-        page = write_report(Path(str(options.run)), *scored, robust)
+        with waiting.clock("drawing the report"):
+            page = write_report(Path(str(options.run)), *scored, robust)
         print(f"report: {page}")
     if options.export is not None:
         export.write(Path(options.export), found)

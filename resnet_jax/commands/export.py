@@ -37,14 +37,14 @@ Format = Literal["torch", "timm", "onnx", "stablehlo"]
 
 @dataclass(frozen=True)
 class ExportConfig(SubjectConfig):
-    """Write a network out."""
+    """What to write."""
 
     export: Positional[str | None] = ranged(None, path="as typed")
-    """The folder to write."""
+    """Folder to write."""
     format: Format = "torch"
-    """torch: weights for PyTorch and this package; timm: the same, only of a network
-    that timm has; onnx: a graph for onnxruntime and others, checked against JAX;
-    stablehlo: a program that JAX alone runs."""
+    """torch: weights for PyTorch and this package. timm: the same, for networks that
+    timm has. onnx: a graph for onnxruntime and others, checked against JAX. stablehlo:
+    a program that JAX runs without this package."""
 
 
 class Writer(NamedTuple):
@@ -79,6 +79,7 @@ def write(directory: Path, found: "Evaluation", format: Format = "torch") -> Non
     """Writes the network to `directory`, and says so."""
     import numpy as np
 
+    from resnet_jax import waiting
     from resnet_jax.data.dataset import digest
     from resnet_jax.report.subject import info
     from resnet_jax.weights.program import Network
@@ -94,7 +95,9 @@ def write(directory: Path, found: "Evaluation", format: Format = "torch") -> Non
     }
     tried = found.preprocess(np.asarray(test.take(slice(_TRIED)).images))
     network = Network(subject.model, subject.state.variables, np.asarray(tried))
-    FORMATS[format]().write(directory, network, said)
+    writer = FORMATS[format]()
+    with waiting.clock(f"writing and checking {writer.file}"):
+        writer.write(directory, network, said)
     print(f"exported: {directory}")
 
 

@@ -32,17 +32,17 @@ _NETWORK = SHIPPED[0]  # where no run is named
 
 @dataclass(frozen=True)
 class PredictConfig(SubjectConfig):
-    """Classify files of images."""
+    """What to classify, and what to write."""
 
     images: Positional[tuple[str, ...]] = ranged((), path="as typed")
-    """The files, or folders of them."""
+    """Image files, or folders of them."""
     saliency: bool = False
-    """Save where each class comes from (Grad-CAM) in RUN/saliency."""
+    """Save a Grad-CAM map of the most likely class of each image in RUN/saliency."""
     output: str | None = ranged(None, path="as typed")
-    """Write a row for each image to this file instead of printing them: .csv, .json,
-    .jsonl or .parquet."""
+    """Write a row for each image to this file (.csv, .json, .jsonl or .parquet) instead
+    of printing it."""
     top_k: int = ranged(5, at_least=1)
-    """How many classes of each image, the most likely first."""
+    """Number of classes to show for each image, the most likely first."""
 
 
 def main(options: PredictConfig) -> None:

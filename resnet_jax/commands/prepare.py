@@ -21,14 +21,14 @@ from resnet_jax.fields import ranged
 
 @dataclass(frozen=True)
 class PrepareConfig(ShardsConfig):
-    """Put a folder of images into a few large files."""
+    """What to read, and where to write."""
 
     what: Positional[Literal["folder"]] = "folder"
-    """A folder with train/CLASS/* and test/CLASS/*."""
+    """Kind of source: a folder with train/CLASS/* and test/CLASS/*."""
     source: Positional[str | None] = ranged(None, path="as typed")
-    """The folder."""
+    """Folder to read."""
     target: Positional[str | None] = ranged(None, path="as typed")
-    """The directory to write, which must not be there yet."""
+    """Directory to write, which must not exist."""
 
 
 def main(options: PrepareConfig) -> None:

@@ -157,6 +157,36 @@ def describe(options: Any) -> None:
     options.__annotations__ = {**options.__annotations__, **described}
 
 
+def in_groups(options: Any) -> Any:
+    """Returns a class with a group of fields for each class that `options` inherits.
+
+    --help has a box for each of them. The classes have been described.
+    """
+    hints = typing.get_type_hints(options, include_extras=True)
+    seen: set[str] = set()
+    groups: list[Any] = []
+    for cls in reversed(options.__mro__[:-1]):
+        listed = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+        own = [one for one in listed if one.name not in seen]
+        seen |= {one.name for one in own}
+        if own:
+            fields = [
+                (one.name, hints[one.name], dataclasses.field(default=one.default))
+                for one in own
+            ]
+            made = dataclasses.make_dataclass(cls.__name__, fields, frozen=True)
+            made.__doc__ = cls.__doc__
+            name = cls.__dict__.get("title", cls.__name__.removesuffix("Config"))
+            groups.append((name.lower(), made, dataclasses.field(default_factory=made)))
+    return dataclasses.make_dataclass(options.__name__, groups, frozen=True)
+
+
+def from_groups(options: Any, groups: Any) -> Any:
+    """Returns an instance of `options` with the values of an in_groups."""
+    parts = [getattr(groups, one.name) for one in dataclasses.fields(groups)]
+    return options(**{name: v for part in parts for name, v in vars(part).items()})
+
+
 class _Described:
     """Marks a field that is described already."""
 
@@ -175,7 +205,8 @@ def _metavar(name: str, hint: Any) -> str | None:
     if typing.get_origin(inner) is Literal:
         return f"{{{','.join(map(str, typing.get_args(inner)))}}}"
     if is_positional:
-        return name.upper()
+        more = " ..." if typing.get_origin(plain) is tuple else ""
+        return f"[{name.upper()}{more}]"
     if inner is bool:
         return "{True,False}" if is_optional else None
     return inner.__name__.upper() if is_optional else None

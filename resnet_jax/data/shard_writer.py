@@ -26,13 +26,14 @@ class ShardsConfig(Group):
     """How images are stored."""
 
     short_side: int = ranged(256, at_least=1, at_most=8192)
-    """Larger images are made smaller, to this shorter side."""
+    """Shorter side in pixels to which larger images are resized."""
     encoding: Literal["jpeg", "pixels"] = "jpeg"
-    """Of each image: JPEG, or its pixels as they are, six times as large."""
+    """Encoding of the images: jpeg, or pixels, which is uncompressed and takes six
+    times the space."""
     quality: int = ranged(90, at_least=1, at_most=100)
-    """JPEG's."""
+    """Quality of the JPEG encoding, from 1 to 100."""
     skip_bad_images: bool = False
-    """Leave out, and count, images that cannot be read."""
+    """Leave out images that cannot be read, and say how many."""
 
 
 def write(source: Path, target: Path, how: ShardsConfig) -> dict[str, int]:

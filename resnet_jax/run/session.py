@@ -1,6 +1,7 @@
 """A run, from the claim of its directory to its end, however it ends."""
 
 import contextlib
+import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ from resnet_jax.errors import StoppedError, UserError
 from resnet_jax.run.directory import check_resumable, claim, newest_step
 from resnet_jax.run.run import Run
 from resnet_jax.run.signals import Interrupted, Signals
+
+log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -41,6 +44,8 @@ def open_run(cfg: Config) -> Iterator[Run]:
             try:
                 with run:
                     yield run
+                if processes.is_first() and run.progress.times:
+                    log.info("done:     `python evaluate.py %s` scores it", workdir)
             except Interrupted:
                 name = signals.received.name if signals.received else "a signal"
                 place = _place(run)
