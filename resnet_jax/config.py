@@ -1,4 +1,4 @@
-"""The configuration of a run: groups of fields, each with its range and its help."""
+"""The configuration of a run: groups of fields, each with its range and help text."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -96,11 +96,11 @@ class TransferConfig(Group):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.backbone_bn == "frozen" and self.freeze == "none":
-            raise ConfigError("backbone_bn frozen needs --freeze, to say which")
+            raise ConfigError("backbone_bn frozen needs --freeze")
         if self.weights_key is not None and self.pretrained is None:
-            raise ConfigError("weights_key needs --pretrained, to say of which file")
+            raise ConfigError("weights_key needs --pretrained")
         if self.reset_head and self.pretrained is None:
-            raise ConfigError("reset_head needs --pretrained: without, all is new")
+            raise ConfigError("reset_head needs --pretrained")
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class OptimConfig(Group):
         super().__post_init__()
         steps = self.lr_milestones
         if any(step < 1 for step in steps) or list(steps) != sorted(set(steps)):
-            raise ConfigError(f"lr_milestones {steps} are not steps in rising order")
+            raise ConfigError(f"lr_milestones {steps} are not steps in ascending order")
         if self.schedule == "step" and bool(steps) == (self.lr_step_size is not None):
             raise ConfigError("schedule step needs lr_milestones or lr_step_size")
         if self.warmup_decay is not None and not self.warmup_epochs:
@@ -209,7 +209,7 @@ class DevicesConfig(Group):
             is_port = port.isdecimal() and len(port) <= 5 and 0 < int(port) < 2**16
             if not host or not is_port:
                 text = f"coordinator {self.coordinator!r} is not HOST:PORT"
-                raise ConfigError(f"{text}, as host0:1234 is")
+                raise ConfigError(f"{text}, such as host0:1234")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The groups of a configuration about images: their source, and their augmentation."""
+"""The groups of the configuration about images: data set and augmentation."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -90,15 +90,15 @@ class DataConfig(Group):
             return
         if self.resize < (side := self.image_size or 224):
             raise ConfigError(
-                f"resize {self.resize} is smaller than the crop of {side}: "
-                "--image-size says the latter"
+                f"resize {self.resize} is smaller than the crop of {side} that "
+                "--image-size sets"
             )
         if self.crop_pct != 0.875:
-            raise ConfigError("resize and crop_pct say the same: choose one")
+            raise ConfigError("resize and crop_pct set the same thing: choose one")
 
     @property
     def kept(self) -> float:
-        """The fraction of the resized shorter side that the crop keeps."""
+        """Returns the fraction of the resized shorter side that the crop keeps."""
         if self.resize is None:
             return self.crop_pct
         return (self.image_size or 224) / self.resize
@@ -158,13 +158,14 @@ class AugmentConfig(Group):
         super().__post_init__()
         if self.flip == "alternating" and self.is_on_host:
             raise ConfigError(
-                "flip alternating goes by the pixels, which random_resized_crop, "
-                "auto_augment and color_jitter change: --flip random"
+                "flip alternating recognizes images by their pixels, which "
+                "random_resized_crop, auto_augment and color_jitter change: use "
+                "--flip random"
             )
 
     @property
     def is_on_host(self) -> bool:
-        """Whether the host has a part in it, which reads the images for that."""
+        """Whether a part of the augmentation runs on the host."""
         return (
             self.random_resized_crop
             or self.auto_augment != "none"

@@ -2,7 +2,8 @@
 
     resnet-jax compare runs/hresnet runs/resnet20
 
-It takes anything that left a metrics.jsonl of this form, PyTorch programs too.
+A run is any directory with a metrics.jsonl of this format, so PyTorch programs can be
+compared as well.
 """
 
 from dataclasses import dataclass
@@ -25,10 +26,10 @@ class CompareConfig(Group):
 
 
 def main(options: CompareConfig) -> None:
-    """Prints the table of the runs, and writes the page."""
+    """Prints a table of the runs and writes the page."""
     from resnet_jax.report import compare
 
     if not options.runs:
-        raise ConfigError("name run directories: resnet-jax compare RUN RUN")
+        raise ConfigError("name the run directories: resnet-jax compare RUN RUN")
     print(compare.compare(options.runs, Path(options.page)))
     print(f"page: {options.page}")

@@ -1,10 +1,11 @@
-"""Look at a folder of images: classes, sizes, formats, what cannot be read, samples.
+"""Inspect a folder of images: classes, sizes, formats, unreadable files, samples.
 
     resnet-jax data pets
     resnet-jax data pets --recipe finetune --output pets.html
 
-The folder is that of `train.py RECIPE --dataset folder --data-dir pets`. Every image is
-read once. The page shows some, as they are and as the recipe, or flags, augment them.
+The folder is what `train.py RECIPE --dataset folder --data-dir pets` trains on. Every
+image is read once. The page shows some of them, unchanged and augmented as the recipe
+and the flags say.
 """
 
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from resnet_jax import fields
+from resnet_jax.commands.usage import did_you_mean
 from resnet_jax.config import Config
 from resnet_jax.errors import ConfigError
 from resnet_jax.recipes import RECIPES
@@ -56,11 +58,11 @@ class DataPageConfig(fields.Group):
     """Seed of the augmentation."""
 
 
-_OWN = ("output", "recipe")  # fields that are none of a run's
+_OWN = ("output", "recipe")  # fields that a run does not have
 
 
 def config_of(options: DataPageConfig) -> Config:
-    """The recipe's configuration with the flags that are given.
+    """Returns the configuration of the recipe with the flags that are given.
 
     Raises:
       ConfigError: there is no such recipe, or no folder is named.
@@ -68,8 +70,10 @@ def config_of(options: DataPageConfig) -> Config:
     if not options.data_dir:
         raise ConfigError("name the folder of images: resnet-jax data DIR")
     if options.recipe not in RECIPES:
-        known = ", ".join(RECIPES)
-        raise ConfigError(f"no recipe {options.recipe!r}: one of {known}")
+        hint = did_you_mean(options.recipe, RECIPES)
+        raise ConfigError(
+            f"no recipe {options.recipe!r}{hint} (`train.py --help` lists them)"
+        )
     given = {
         one.name: value
         for one, value in fields.flat(options)
@@ -81,7 +85,7 @@ def config_of(options: DataPageConfig) -> Config:
 
 
 def main(options: DataPageConfig) -> None:
-    """Prints what is in the folder, and writes the page."""
+    """Prints a summary of the folder and writes the page."""
     from resnet_jax import files
     from resnet_jax.data import folder, shards, sources, survey
     from resnet_jax.devices import platform
@@ -114,7 +118,7 @@ def main(options: DataPageConfig) -> None:
 
 
 def _table(rows: list[list[str]]) -> str:
-    """Rows of cells in columns; the first is flush left, numbers are flush right."""
+    """Returns the rows as text: the first column flush left, the others flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(

@@ -7,9 +7,9 @@
     python evaluate.py --weights FILE --model resnet20 --normalize imagenet
 
 Prints the accuracy of each class and of a single batch, and the means over the classes
-(balanced accuracy, macro-F1), and ends with one line:
-Acc@1 .. Acc@5 .. loss .. n .. (percent, percent, mean cross-entropy, images). For the
-rest there are commands of their own: `resnet-jax predict`, `export` and `compare`.
+(balanced accuracy, macro-F1). The last line is Acc@1 .. Acc@5 .. loss .. n .. (percent,
+percent, mean cross-entropy, number of images). See also `resnet-jax predict`, `export`
+and `compare`.
 """
 
 import logging
@@ -25,7 +25,7 @@ from resnet_jax.fields import flat, ranged, refuse
 from resnet_jax.report.options import SubjectConfig
 from resnet_jax.weights.published import is_shipped
 
-if TYPE_CHECKING:  # JAX wakes up inside
+if TYPE_CHECKING:  # these import JAX
     from resnet_jax.data.augment import Preprocess
     from resnet_jax.data.loader import Loader
     from resnet_jax.report.subject import Subject
@@ -76,7 +76,7 @@ class EvaluateConfig(SubjectConfig):
         if self.images:
             others = names & {"tta", "report", "output", "export", *UNUSED}
             others |= {"predictions", "robustness"}
-            refuse(self, others, "is of scores: not with --images")
+            refuse(self, others, "is for scores: not with --images")
         else:
             refuse(self, ["saliency"], "goes with --images")
         if self.run is None or is_shipped(self.run):
@@ -85,7 +85,7 @@ class EvaluateConfig(SubjectConfig):
 
 
 class Evaluation(NamedTuple):
-    """A network, and how it did on the test images."""
+    """A network and its scores on the test images."""
 
     subject: "Subject"
     preprocess: "Preprocess"
@@ -93,11 +93,11 @@ class Evaluation(NamedTuple):
     all: "Scores"
     one_batch: "Scores"
     augmented: "Scores | None"
-    note: str  # of the test images; "" if they are those of its training
+    note: str  # on the test images; "" if they belong to its training data
 
 
 def main(options: EvaluateConfig) -> None:
-    """Scores what `options` name, prints the scores, and writes what they ask for."""
+    """Scores a network, prints the scores and writes the files that are asked for."""
     from resnet_jax import files, waiting
     from resnet_jax.commands import compare, export, predict
     from resnet_jax.devices import platform
@@ -169,11 +169,11 @@ def evaluate(
     tta: bool = False,
     check: Callable[["Subject"], None] = lambda subject: None,
 ) -> Evaluation:
-    """Scores what `options` name, by the functions that training used.
+    """Scores the network that `options` name with the functions that training uses.
 
     Args:
-      one: the option that wants one network, if there is any; see subject.load.
-      check: raises of a network that need not be scored.
+      one: the option that needs a single network, if there is any; see subject.load.
+      check: raises if the network need not be scored.
     """
     from resnet_jax import data, devices, training
     from resnet_jax.report import subject
@@ -208,5 +208,8 @@ def evaluate(
 
 def _say_moved(option: str, command: str) -> None:
     log.warning(
-        "evaluate %s goes with the next release: use `resnet-jax %s`", option, command
+        "evaluate %s is deprecated and will be removed in the next release: "
+        "use `resnet-jax %s`",
+        option,
+        command,
     )

@@ -1,9 +1,9 @@
-"""The networks by name, and what they are made of.
+"""List the networks, or print the layers of one.
 
     resnet-jax models list
     resnet-jax models summary resnet18 --stem cifar --image-size 32
 
-Nothing is computed: the summary has shapes, parameters and multiply-adds.
+The summary shows layers, shapes, parameters and multiply-adds; nothing is computed.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class ModelsConfig(fields.Group):
 
 
 def main(options: ModelsConfig) -> None:
-    """Prints the list of networks, or the table of one."""
+    """Prints the list of networks, or the table of one network."""
     from resnet_jax import models
 
     if options.what == "list":

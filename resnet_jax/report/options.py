@@ -1,4 +1,4 @@
-"""The options that name what is evaluated, and on what."""
+"""The options that choose a network and the data to evaluate it on."""
 
 import os
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from resnet_jax import fields
 from resnet_jax.errors import ConfigError
 from resnet_jax.weights.published import SHIPPED
 
-OF_RUNS = ("checkpoint", "seed")  # fields
+OF_RUNS = ("checkpoint", "seed")  # fields that only a run has
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class SubjectConfig(NetworkConfig):
     chooses."""
 
     def check(self) -> None:
-        """Raises ConfigError unless this names one network, and nothing besides."""
+        """Raises ConfigError unless the options name exactly one network."""
         if self.run is None:
             fields.refuse(self, OF_RUNS, "is a run's: name its directory")
         if (self.run is None) == (self.weights is None):
@@ -86,6 +86,6 @@ class SubjectConfig(NetworkConfig):
             fields.refuse(self, own, "goes with --weights: a run has its own")
 
     def _says_model(self) -> bool:
-        """Whether the weights are a folder or a name, which may say the network."""
+        """Whether the weights are a folder or a name that may specify the network."""
         source = self.weights or ""
         return source.startswith(("hf-hub:", *SHIPPED)) or os.path.isdir(source)

@@ -78,9 +78,9 @@ def test_a_network_is_summarized(command):
     [
         (("models", "summary"), "name a network: resnet-jax models summary"),
         (("models", "summary", "resnet19"), "no model 'resnet19'"),
-        (("predict", "run"), "name files of images: resnet-jax predict RUN"),
+        (("predict", "run"), "name the image files: resnet-jax predict RUN"),
         (("predict", "nowhere", "a.png"), "no run at nowhere"),
-        (("compare",), "name run directories: resnet-jax compare RUN RUN"),
+        (("compare",), "name the run directories: resnet-jax compare RUN RUN"),
         (("export", "run"), "name the folder to write: resnet-jax export RUN DIR"),
         (("export", "nowhere", "folder"), "no run at nowhere"),
         (("export", "--weights", "a.pth", "folder"), "--weights and --model go"),

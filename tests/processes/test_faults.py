@@ -269,7 +269,7 @@ def test_a_full_disk_at_the_metrics(alone, tmp_path):
     )
     done = run(run_dir, faults=[full, empty])
     assert done.returncode == 0, done.stderr
-    assert "the line is kept back" in done.stderr
+    assert "the line is written later" in done.stderr
     assert_same_end(run_dir, alone)
 
 
