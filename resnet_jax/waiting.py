@@ -47,6 +47,11 @@ def over(items: Iterable[T], total: int, what: str, unit: str = "image") -> Iter
             shown.update()
 
 
+def first(what: str, is_first: bool) -> contextlib.AbstractContextManager[None]:
+    """Returns a clock for the first of several steps, which is compiled."""
+    return clock(f"{what}, first batch") if is_first else contextlib.nullcontext()
+
+
 @contextlib.contextmanager
 def clock(what: str) -> Iterator[None]:
     """Shows for how long `what` has been going on, while the context lasts."""

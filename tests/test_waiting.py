@@ -82,3 +82,13 @@ def test_a_digest_of_several_parts(tmp_path):
     whole = path.read_bytes()
     assert files.file_digest(path) == hashlib.sha256(whole).hexdigest()
     assert files.file_digest(path, "md5") == hashlib.md5(whole).hexdigest()
+
+
+def test_a_first_batch_has_a_clock_and_others_have_none():
+    with contextlib.redirect_stderr(Terminal()) as terminal:
+        with waiting.first("evaluation", False):
+            time.sleep(0.05)
+        assert terminal.getvalue() == ""
+        with waiting.first("evaluation", True):
+            time.sleep(0.2)
+    assert "evaluation, first batch: 00:00" in terminal.getvalue()

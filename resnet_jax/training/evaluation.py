@@ -116,7 +116,8 @@ def evaluate(
     total = None
     with waiting.bar(len(dataset), "evaluation") as bar:
         for batch in make_batches(dataset):
-            total = metrics.add(total, eval_step(state, batch))
+            with waiting.first("evaluation", total is None):
+                total = metrics.add(total, eval_step(state, batch))
             bar.update(len(batch["mask"]))
     counted = np.int64(0 if total is None else total["count"])
     if total is None or not np.all(counted == len(dataset)):
@@ -144,11 +145,13 @@ def predict(
     def outputs(variables: dict[str, Any], batch: Batch, source: Source) -> jax.Array:
         return logits_of(model, preprocess, variables, fetch(source, batch))
 
-    source, parts = loader.source(dataset), []
+    source = loader.source(dataset)
+    parts: list[np.ndarray] = []
     variables = mesh.replicate(loader.mesh, variables)
     with waiting.bar(len(dataset), what) as bar:
         for batch in loader.evaluation(dataset):
-            parts.append(np.asarray(outputs(variables, batch, source)))
+            with waiting.first(what, not parts):
+                parts.append(np.asarray(outputs(variables, batch, source)))
             bar.update(len(batch["mask"]))
     # What pads the last batch comes after everything else.
     if not parts:
