@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from tyro.conf import Positional
 
@@ -49,7 +49,7 @@ class NetworkConfig(fields.Group):
 class SubjectConfig(NetworkConfig):
     """The data to evaluate it on, and the devices."""
 
-    title: ClassVar[str] = "data"  # of its box in --help
+    title = "data"  # of its box in --help
 
     dataset: str | None = None
     """Data set: cifar10, cifar10_1, cifar100, fashion_mnist, digits, folder or
