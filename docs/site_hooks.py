@@ -32,7 +32,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(
     markdown: str, page: Page, config: MkDocsConfig, files: Files
 ) -> str:
-    """Points links to files outside docs/ and to folders at pages of the site."""
+    r"""Points links to files outside docs/ and to folders at pages of the site.
+
+    Also undoes `\|` in the code of tables, which GitHub needs and Markdown here shows.
+    """
     folder = posixpath.dirname(page.file.src_uri)
 
     def rewrite(match: re.Match[str]) -> str:
@@ -43,4 +46,8 @@ def on_page_markdown(
                 return f"]({posixpath.relpath(PAGES[name], folder or '.')}{rest})"
         return match[0]
 
+    def unescape(row: re.Match[str]) -> str:
+        return re.sub(r"`[^`]+`", lambda code: code[0].replace("\\|", "|"), row[0])
+
+    markdown = re.sub(r"^\|.*$", unescape, markdown, flags=re.MULTILINE)
     return re.sub(r"\]\(([^)#:\s]+)(#[^)\s]*)?\)", rewrite, markdown)
