@@ -35,7 +35,7 @@ def read_metrics(run_dir: Path, *, of_ours: bool = True) -> list[Record]:
       of_ours: they have step and lr, too; other programs' need not.
 
     Raises:
-      ConfigError: a line has not the form of README; it is named.
+      ConfigError: a line has not the form that docs/training.md gives; it is named.
     """
     records = files.read_jsonl(run_dir / METRICS)
     names = [*_FORM, *(["step", "lr"] if of_ours else [])]
