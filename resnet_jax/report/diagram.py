@@ -100,7 +100,7 @@ def list_rows(found: Structure, pooling: str | None = None) -> list[Row]:
             rows.append((title, _boxes(between, last=True), None))
     boxes = _boxes(behind, last=True)
     if pooling is not None:
-        boxes.insert(0, (f"global\n{pooling} pooling", "Pooling"))
+        boxes.insert(0, (f"global\n{pooling}\npooling", "Pooling"))
     rows.append((_title("head", behind), boxes, None))
     return rows
 
