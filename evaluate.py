@@ -1,6 +1,6 @@
-"""Score a run on all test images: `python evaluate.py RUN ...`, see --help.
+"""Scores a run on all test images: `python evaluate.py RUN ...`, see --help.
 
-The story is in resnet_jax/commands/evaluate.py.
+The code is in resnet_jax/commands/evaluate.py.
 """
 
 from resnet_jax import commands

@@ -1,6 +1,6 @@
-"""Train a residual network: `python train.py RECIPE ...`, see --help.
+"""Trains a residual network: `python train.py RECIPE ...`, see --help.
 
-The story is in resnet_jax/commands/train.py.
+The code is in resnet_jax/commands/train.py.
 """
 
 from resnet_jax import commands

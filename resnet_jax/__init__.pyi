@@ -12,6 +12,7 @@ from .models.resnet import ResNet as ResNet
 from .models.resnet9 import ResNet9 as ResNet9
 from .models.summary import summarize as summarize
 from .recipes import RECIPES as RECIPES
+from .version import __version__ as __version__
 from .weights.adopt import read_state_dict as read_state_dict
 from .weights.convert import from_torch as from_torch
 from .weights.convert import to_torch as to_torch

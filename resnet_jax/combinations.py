@@ -1,4 +1,4 @@
-"""What fields of several groups of a configuration ask of each other."""
+"""Checks of fields in different groups of a configuration."""
 
 from typing import Any
 
@@ -7,22 +7,22 @@ from resnet_jax.fields import flat
 
 
 def check_seeds(cfg: Any) -> None:
-    """Raises ConfigError if fields are not for several seeds, or there are too many."""
+    """Raises ConfigError if a field does not support several seeds."""
     last = cfg.seed + cfg.run.num_seeds - 1
     if last >= 2**32:
         which = "" if last == cfg.seed else f", the last of {cfg.run.num_seeds},"
-        raise ConfigError(f"seed {last}{which} is too large: below 2**32")
+        raise ConfigError(f"seed {last}{which} is too large: it must be below 2**32")
     if cfg.run.num_seeds == 1:
         return
     for one, value in flat(cfg):
         if value != one.default and one.metadata.get("one_seed"):
-            raise ConfigError(f"num_seeds is without {one.name}, which is of one seed")
+            raise ConfigError(f"num_seeds does not support {one.name}: leave one out")
     if not cfg.devices.sync_bn:
         raise ConfigError("num_seeds needs --sync-bn")
 
 
 def check_caching(cfg: Any) -> None:
-    """Raises ConfigError if features would change between epochs, or have no layers."""
+    """Raises ConfigError if the features to cache would change between epochs."""
     frozen = cfg.transfer.freeze == "backbone" and cfg.transfer.backbone_bn == "frozen"
     changes = {
         one.name: value != one.default
@@ -35,4 +35,4 @@ def check_caching(cfg: Any) -> None:
             f"--backbone-bn frozen, without {', '.join(changes)}"
         )
     if cfg.run.log_gradients:
-        raise ConfigError("log_gradients has no layers where features are cached")
+        raise ConfigError("log_gradients does not support --cache-features")

@@ -1,4 +1,4 @@
-"""The configuration of a run: groups of fields, each with its range and its help."""
+"""The configuration of a run: groups of fields, each with its range and help text."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -22,129 +22,145 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ModelConfig(Group):
-    """The network; None is the choice of the model itself."""
+    """The network."""
 
     model: str = "hresnet"
-    """Name of the network; `resnet-jax models list` has them all."""
+    """Name of the network; `resnet-jax models list` lists all of them."""
     stem: Literal["imagenet", "cifar"] | None = None
-    """7x7 and max-pool, or 3x3 for small images."""
+    """Stem of the network: imagenet (a 7x7 convolution and max-pooling) or cifar (a 3x3
+    convolution, for small images). If not given, the network's own."""
     shortcut: Literal["pad", "conv", "conv_bn"] | None = None
-    """Shortcuts: where the shape changes He et al.'s A (pad: zero channels) or B
-    (conv_bn: 1x1 convolution and BatchNorm); conv: a 1x1 convolution in each block."""
+    """Kind of shortcut. pad and conv_bn are options A and B of He et al.: where the
+    shape changes, zero channels or a 1x1 convolution with BatchNorm. conv is a 1x1
+    convolution in every block. If not given, the network's own."""
     stride_in_1x1: bool = False
-    """Bottlenecks with the stride in the first 1x1 convolution, as in the paper, and
-    not in the 3x3, as in torchvision."""
+    """Put the stride of a bottleneck into its first 1x1 convolution, as in the paper,
+    instead of its 3x3 convolution, as torchvision does."""
     skip: bool = True
-    """The blocks' shortcuts; without them, a plain network of the same depth."""
+    """Add each block's input to its output. --no-skip trains a plain network of the
+    same depth."""
     norm: Literal["batch", "none"] = "batch"
-    """BatchNorm, or none: then every convolution has a bias."""
+    """Normalization after each convolution: batch (BatchNorm) or none, which gives
+    every convolution a bias."""
     dropout: float = ranged(0.0, within="[0, 1)", alters_features=True)
-    """Fraction of the features that training sets to 0 before the last layer (hresnet:
-    after each hidden linear layer)."""
+    """Probability with which training sets a feature before the last layer to 0; in
+    hresnet, a feature after each hidden linear layer. 0 turns dropout off."""
     drop_path: float = ranged(0.0, within="[0, 1)", alters_features=True)
-    """Stochastic depth: fraction of the images for which training skips the residual of
-    the last block; of the blocks before it fewer, of the first none."""
+    """Stochastic depth: probability with which training skips the last block's residual
+    for an image. It falls linearly to 0 at the first block. 0 turns it off."""
     zero_init_last: bool = False
-    """Begin with each block's last BatchNorm at 0, as torchvision's
-    zero_init_residual."""
+    """Initialize the last BatchNorm weight of each block to 0, as torchvision's
+    zero_init_residual does."""
     width: int | None = ranged(None, at_least=1)
-    """resnet9 only: channels of the first convolution, which the other layers multiply
-    (default 64)."""
+    """resnet9 only: number of channels of the first convolution; those of the other
+    layers are multiples of it. If not given, 64."""
     whiten: bool = False
-    """resnet9 only: a fixed first layer that whitens the patches of the images."""
+    """resnet9 only: begin with a fixed layer that whitens the patches of the images."""
     init: Literal["kaiming", "torch"] | None = None
-    """Initialisation of convolutions: He et al.'s, or nn.Conv2d's default."""
+    """Initialization of the convolutions: kaiming (He et al.) or torch (the default of
+    nn.Conv2d). If not given, the network's own."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic; parameters, statistics, logits and loss stay float32."""
+    """Data type of the computation. Parameters, running statistics, logits and loss
+    stay float32."""
     remat: bool = False
-    """Compute each block's activations again in the backward pass: less memory."""
+    """Recompute the activations of each block in the backward pass, which takes less
+    memory and more time."""
 
 
 @dataclass(frozen=True)
 class TransferConfig(Group):
-    """Pretrained weights, and what of them is trained."""
+    """Pretrained weights, and which of the parameters are trained."""
 
     pretrained: str | None = ranged(None, path="as typed", resume="override")
-    """Begin from weights: a file, a folder, torchvision's (imagenet, imagenet-v2), the
-    Hugging Face Hub's (hf-hub:OWNER/NAME), or resnet20-cifar10."""
+    """Start from pretrained weights: a file or folder, torchvision's (imagenet or
+    imagenet-v2), a repository of the Hugging Face Hub (hf-hub:OWNER/NAME) or
+    resnet20-cifar10. If not given, train from scratch."""
     weights_key: str | None = None
-    """Where in that file the weights stand, if it has several (model_ema)."""
+    """Key of the state dict in a weights file that holds several, such as model_ema. If
+    not given, the file must hold one."""
     reset_head: bool = False
-    """Draw the last layer again even if the weights have one of this shape."""
+    """Initialize the last layer from the seed even if the weights have one of the right
+    shape."""
     freeze: str = "none"
-    """Parameters that stay: none, backbone (all but the last layer), or a regular
-    expression searched in their PyTorch names."""
+    """Parameters that are not trained: none, backbone (all but the last layer) or a
+    regular expression that is searched for in their PyTorch names."""
     backbone_bn: Literal["update", "frozen"] = "update"
-    """BatchNorm with frozen parameters: its statistics move as PyTorch's do, or it is
-    in inference mode."""
+    """BatchNorm layers with frozen parameters: update moves their running statistics,
+    as PyTorch does in train mode; frozen keeps them in inference mode."""
     backbone_lr_scale: float = ranged(1.0, within="[0, inf)")
-    """Learning rate of all but the last layer, as a multiple of lr."""
+    """Learning rate of all layers but the last, as a multiple of --lr."""
     cache_features: bool = ranged(False, one_seed=True)
-    """Compute the frozen backbone's features once, and train the last layer on them."""
+    """Compute the features of a frozen backbone once and train the last layer on them,
+    which is much faster."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.backbone_bn == "frozen" and self.freeze == "none":
-            raise ConfigError("backbone_bn frozen needs --freeze, to say which")
+            raise ConfigError("backbone_bn frozen needs --freeze")
         if self.weights_key is not None and self.pretrained is None:
-            raise ConfigError("weights_key needs --pretrained, to say of which file")
+            raise ConfigError("weights_key needs --pretrained")
         if self.reset_head and self.pretrained is None:
-            raise ConfigError("reset_head needs --pretrained: without, all is new")
+            raise ConfigError("reset_head needs --pretrained")
 
 
 @dataclass(frozen=True)
 class OptimConfig(Group):
-    """The optimizer, and the learning rate by step."""
+    """The optimizer and the learning rate schedule."""
 
     optimizer: Literal["adam", "sgd", "adamw", "muon"] = "adam"
-    """torch.optim's Adam, SGD or AdamW, or Muon for convolutions with AdamW for all
-    else."""
+    """Optimizer: adam, sgd or adamw as in torch.optim, or muon, which uses AdamW for
+    everything but the convolutions."""
     lr: float = ranged(1e-4, within="[0, inf)")
     """Peak learning rate."""
     momentum: float = ranged(0.9, within="[0, 1)")
-    """Momentum of SGD and Muon."""
+    """Momentum of sgd and muon."""
     nesterov: bool = False
-    """Nesterov momentum in SGD and Muon."""
+    """Use Nesterov momentum in sgd and muon."""
     weight_decay: float = ranged(0.0, within="[0, inf)")
-    """L2 penalty added to the gradient of every parameter, as torch.optim does;
-    decoupled in adamw and muon, as AdamW's."""
+    """Weight decay of all parameters. adam and sgd add it to the gradient (L2 penalty),
+    adamw and muon decouple it, as torch.optim does."""
     norm_weight_decay: float | None = ranged(None, within="[0, inf)")
-    """Weight decay of BatchNorm's parameters (default: weight_decay)."""
+    """Weight decay of the BatchNorm parameters. If not given, --weight-decay."""
     bias_weight_decay: float | None = ranged(None, within="[0, inf)")
-    """Weight decay of the other biases (default: weight_decay)."""
+    """Weight decay of the biases outside BatchNorm. If not given, --weight-decay."""
     clip_grad: float | None = ranged(None, within="(0, inf)")
-    """The largest norm of the whole gradient."""
+    """Clip the global norm of the gradient to this value. If not given, no clipping."""
     ema_decay: float = ranged(0.0, within="[0, 1)")
-    """Score and export a moving average of parameters and statistics that keeps this
-    fraction of itself each step (such as .999)."""
+    """Decay per update of an exponential moving average of parameters and running
+    statistics (such as 0.999), which is then what is scored and exported. 0 keeps no
+    average."""
     ema_steps: int = ranged(1, at_least=1)
-    """Steps between updates of that average. With more than 1 it is torchvision's: the
-    decay is scaled by batch size, steps and epochs, and the warm-up copies."""
+    """Number of steps between updates of the moving average. With more than 1 it is
+    torchvision's: the decay is scaled by batch size, steps and epochs, and warm-up
+    epochs copy the parameters."""
     schedule: Literal["constant", "cosine", "linear", "step", "onecycle"] = "constant"
-    """Learning rate by step: constant, cosine or linear to 0, lr_gamma at each
-    milestone, or torch's one-cycle."""
+    """Learning rate schedule: constant, cosine or linear to 0, step (multiplied by
+    --lr-gamma at each milestone) or onecycle, as torch's OneCycleLR."""
     sched_on_updates: bool = True
-    """Change the learning rate at each step; or between epochs only."""
+    """Change the learning rate after every step. --no-sched-on-updates changes it after
+    every epoch."""
     pct_start: float = ranged(0.3, within="[0, 1)")
-    """Fraction of the one-cycle schedule in which the learning rate rises."""
+    """Fraction of the onecycle schedule in which the learning rate rises."""
     lr_milestones: tuple[int, ...] = ()
-    """Steps at which the step schedule multiplies the learning rate."""
+    """Steps at which the step schedule multiplies the learning rate by --lr-gamma."""
     lr_step_size: int | None = ranged(None, at_least=1)
-    """Instead of milestones: epochs after which the step schedule multiplies it, again
-    and again."""
+    """Number of epochs after which the step schedule multiplies the learning rate,
+    again and again. Use it instead of --lr-milestones."""
     lr_gamma: float = ranged(0.1, within="[0, inf)")
     """Factor of the step schedule."""
     warmup_epochs: float = ranged(0.0, within="[0, inf)")
-    """Epochs in which a factor of the schedule rises to 1."""
+    """Number of epochs, or a fraction of one, in which the learning rate rises linearly
+    from the start."""
     warmup_decay: float | None = ranged(None, within="(0, 1]")
-    """The factor with which the warm-up begins (default: a step's share); cosine and
-    linear then begin after it, as in torchvision's --lr-warmup-decay."""
+    """Factor of the learning rate at the start of the warm-up, as torchvision's
+    --lr-warmup-decay; cosine and linear then begin after the warm-up. If not given, the
+    factor is one step's share of the warm-up."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         steps = self.lr_milestones
         if any(step < 1 for step in steps) or list(steps) != sorted(set(steps)):
-            raise ConfigError(f"lr_milestones {steps} are not steps in rising order")
+            raise ConfigError(f"lr_milestones {steps} are not steps in ascending order")
         if self.schedule == "step" and bool(steps) == (self.lr_step_size is not None):
             raise ConfigError("schedule step needs lr_milestones or lr_step_size")
         if self.warmup_decay is not None and not self.warmup_epochs:
@@ -155,28 +171,36 @@ class OptimConfig(Group):
 
 @dataclass(frozen=True)
 class DevicesConfig(Group):
-    """Devices and processes, and how they compute."""
+    """Devices, processes and how they compute."""
 
     devices: int | None = ranged(None, at_least=1, resume="free")
-    """Devices of each process (default: all). CPUs are divided into this many."""
+    """Number of devices of each process; CPU cores are divided into this many. If not
+    given, all devices."""
     platform: str | None = ranged(None, resume="free")
-    """cpu, cuda, tpu, ... (default: JAX's choice)."""
+    """Platform to compute on: cpu, cuda, tpu or another of JAX's. If not given, JAX
+    chooses."""
     sync_bn: bool = True
-    """BatchNorm with the statistics of the whole batch, not of each device's part."""
+    """Compute BatchNorm statistics over the whole batch. --no-sync-bn computes them on
+    each device for its own part."""
     grad_accum_steps: int = ranged(1, at_least=1)
-    """Micro-batches that a training step computes one after the other."""
+    """Number of micro-batches into which a batch is split; their gradients are
+    accumulated, which takes less memory."""
     deterministic: bool = False
-    """On a GPU, only algorithms that give the same bits each time."""
+    """Use only GPU algorithms that give the same bits every time."""
     debug_nans: bool = ranged(False, resume="free")
-    """Stop at the operation that makes the first NaN, and name it; slow."""
+    """Stop at the operation that produces the first NaN and name it. This is slow."""
     distributed: bool = ranged(False, resume="free")
-    """Join the other processes, as under Slurm, Open MPI, Kubernetes or Cloud TPU."""
+    """Join the other processes of the run, found as under Slurm, Open MPI, Kubernetes
+    or Cloud TPU."""
     coordinator: str | None = ranged(None, resume="free")
-    """HOST:PORT of the first process, to join by hand."""
+    """HOST:PORT of the first process, if the processes are started by hand. If not
+    given, --distributed finds it."""
     num_processes: int | None = ranged(None, at_least=1, resume="free")
-    """Number of processes, to join by hand; 1 does not join."""
+    """Number of processes, if they are started by hand. If not given, --distributed
+    finds it."""
     process_id: int | None = ranged(None, at_least=0, resume="free")
-    """Number of this process, from 0, to join by hand."""
+    """Index of this process, from 0, if the processes are started by hand. If not
+    given, --distributed finds it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -185,43 +209,50 @@ class DevicesConfig(Group):
             is_port = port.isdecimal() and len(port) <= 5 and 0 < int(port) < 2**16
             if not host or not is_port:
                 text = f"coordinator {self.coordinator!r} is not HOST:PORT"
-                raise ConfigError(f"{text}, as host0:1234 is")
+                raise ConfigError(f"{text}, such as host0:1234")
 
 
 @dataclass(frozen=True)
 class RunConfig(Group):
-    """How long to train, where, and what to keep."""
+    """Length of the training, checkpoints and logs."""
 
     epochs: int = ranged(30, at_least=1, resume="override")
-    """Passes over the training set."""
+    """Number of passes over the training set."""
     max_steps: int | None = ranged(None, at_least=1, resume="override")
-    """End after this many steps, if the epochs do not end before."""
+    """Stop after this many steps if the epochs are not over before. If not given, no
+    limit."""
     num_seeds: int = ranged(1, at_least=1)
-    """Train this many networks at once, with seed, seed + 1, ..., in one program."""
+    """Number of networks to train at once in one program, with the seeds seed, seed +
+    1, and so on."""
     workdir: str = ranged("runs/hresnet", resume="free", path="as typed")
-    """The run directory."""
+    """Run directory, to which everything is written. The same command resumes the run
+    in it."""
     save_every_steps: int | None = ranged(None, at_least=1, resume="override")
-    """Save in the middle of epochs, too."""
+    """Save a checkpoint also within an epoch, every so many steps. If not given, after
+    each epoch."""
     save_every_minutes: float | None = ranged(None, at_least=0, resume="override")
-    """The same by the clock."""
+    """Save a checkpoint also within an epoch, every so many minutes. If not given,
+    after each epoch."""
     keep_checkpoints: int = ranged(3, at_least=1, resume="override")
-    """Checkpoints kept: the last ones; the best by validation accuracy besides."""
+    """Number of recent checkpoints to keep. The one with the best validation accuracy
+    is kept as well."""
     override: bool = ranged(False, resume="free")
-    """Resume a run although its length or its logging was changed."""
+    """Resume a run although its length, its logging or its checkpoints are configured
+    differently now."""
     log_every_steps: int = ranged(20, at_least=1, resume="override")
-    """Steps between updates of the progress bar and checks of the loss."""
+    """Number of steps between updates of the progress bar and checks of the loss."""
     log_gradients: bool = ranged(False, resume="override", one_seed=True)
-    """Write every layer's gradient, activation and update to layers.jsonl, at step 0
-    and after each epoch."""
+    """Write statistics of each layer's gradients, activations and updates to
+    layers.jsonl, at step 0 and after each epoch."""
     tensorboard: bool = ranged(False, resume="override")
-    """Write TensorBoard event files as well (needs the tensorboard extra)."""
+    """Also write TensorBoard event files (needs the tensorboard extra)."""
     wandb: str | None = ranged(None, resume="override")
-    """Send each epoch's numbers to this project of Weights & Biases as well (needs the
-    wandb extra)."""
+    """Also log each epoch to this Weights & Biases project (needs the wandb extra). If
+    not given, nothing is sent."""
     profile: bool = ranged(False, resume="free")
-    """Write a JAX profiler trace of some early steps into the run directory."""
+    """Write a JAX profiler trace of a few early steps to the run directory."""
     summary: bool = ranged(False, resume="free")
-    """Print layers, shapes, parameters and multiply-adds, and train nothing."""
+    """Print layers, shapes, parameters and multiply-adds of the network and exit."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +267,7 @@ class Config(Group):
     devices: DevicesConfig = DevicesConfig()
     run: RunConfig = RunConfig()
     seed: int = ranged(0, at_least=0)
-    """Seed of initialisation, order of data and augmentation."""
+    """Seed of the initialization, the order of the data and the augmentation."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

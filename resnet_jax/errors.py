@@ -1,8 +1,8 @@
-"""The errors a user can cause, each with the exit code that a command ends with."""
+"""Errors that a user can cause, each with the exit code of the command."""
 
 
 class UserError(Exception):
-    """An error whose message is one line: what, where, what to do."""
+    """Base class; the message is one line: what is wrong, where, and what to do."""
 
     exit_code = 2
 
@@ -10,7 +10,7 @@ class UserError(Exception):
 class ConfigError(UserError):
     """A recipe, a field, an argument or a run directory that cannot be used.
 
-    No ValueError: a parser of command lines would take it for one of its own.
+    It is not a ValueError, which a command line parser would take for its own.
     """
 
 
@@ -33,14 +33,14 @@ class NonFiniteLossError(UserError):
 
 
 class StoppedError(UserError):
-    """A run that a signal stopped, after saving: the same command goes on from there.
+    """A run that a signal stopped after it was saved; the same command resumes it.
 
-    The exit code is EX_TEMPFAIL of sysexits.h, which schedulers read as "run it again".
+    The exit code is EX_TEMPFAIL of sysexits.h, which tells schedulers to try again.
     """
 
     exit_code = 75
 
 
 def first_line(error: object) -> str:
-    """The first line, at most 200 characters, of what a library's error says."""
+    """Returns the first line of a library's error, at most 200 characters."""
     return (str(error).strip() or repr(error)).splitlines()[0][:200]

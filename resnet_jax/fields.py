@@ -1,4 +1,4 @@
-"""What the fields of a configuration are: ranges, groups, and their form in JSON."""
+"""Fields of a configuration: ranges, groups and conversion from JSON."""
 
 import contextlib
 import dataclasses
@@ -13,8 +13,8 @@ from typing import Any, Literal, TypeVar
 from resnet_jax.errors import ConfigError
 from resnet_jax.paths import expand
 
-# What a resume may change: nothing; a field with --override; or a field freely, because
-# it belongs to one invocation and not to the run.
+# Whether a resumed run may change a field: no; with --override; or freely, because the
+# field belongs to one invocation and not to the run.
 Resume = Literal["same", "override", "free"]
 PathKind = Literal["", "as typed", "absolute"]
 T = TypeVar("T")
@@ -31,16 +31,17 @@ def ranged(
     one_seed: bool = False,
     path: PathKind = "",
 ) -> Any:
-    """A dataclass field with what is known about its values.
+    """Returns a dataclass field with metadata about its values.
 
     Args:
-      within: an interval such as "[0, 1)"; at_least and at_most are bounds. None, if
-        a field may be that, is always allowed.
+      within: an interval such as "[0, 1)"; at_least and at_most are bounds. None is
+        always allowed if the type of the field allows it.
+      resume: whether a resumed run may change the field.
       alters_features: whether a value other than the default makes the features of an
         image differ from step to step.
-      one_seed: whether it is not for a run of several seeds.
-      path: whether it is a path, of which ~ is a home folder; kept as it was typed, or
-        made absolute where it is to mean the same in another folder.
+      one_seed: whether runs of several seeds do not support the field.
+      path: whether the field is a path, in which ~ is the home folder; kept as typed,
+        or made absolute if it must mean the same in another folder.
     """
     known = {
         "within": within,
@@ -55,10 +56,10 @@ def ranged(
 
 
 class Group:
-    """Base of the groups of fields.
+    """Base class of the groups of fields.
 
     Raises:
-      ConfigError: a value is outside its range, or is no path of this machine.
+      ConfigError: a value is outside its range, or not a path of this machine.
     """
 
     def __post_init__(self) -> None:
@@ -72,7 +73,7 @@ class Group:
 
 
 def _as_path(value: Any, kind: PathKind) -> Any:
-    """A path, or a tuple of them, as a field has it."""
+    """Returns the path, or tuple of paths, that a field stores."""
     if isinstance(value, tuple):
         return tuple(_as_path(one, kind) for one in value)
     found = expand(value)
@@ -95,7 +96,7 @@ def _check(
 
 
 def flat(group: Any) -> Iterator[tuple["dataclasses.Field[Any]", Any]]:
-    """(field, value) of every field of `group` and of the groups in it."""
+    """Yields (field, value) of every field of `group` and of the groups in it."""
     for one in fields(group):
         value = getattr(group, one.name)
         if dataclasses.is_dataclass(value):
@@ -105,7 +106,7 @@ def flat(group: Any) -> Iterator[tuple["dataclasses.Field[Any]", Any]]:
 
 
 def replace(group: T, **values: Any) -> T:
-    """`group` with other values, each given by its field's name alone.
+    """Returns a copy of `group` with other values, given by the names of the fields.
 
     Raises:
       ConfigError: there is no such field, or a value is out of range.
@@ -126,14 +127,14 @@ def replace(group: T, **values: Any) -> T:
 
 
 def refuse(group: Any, names: Iterable[str], why: str) -> None:
-    """Raises ConfigError if one of the fields `names` is not as by default."""
+    """Raises ConfigError if one of the fields `names` does not have its default."""
     for one, value in flat(group):
         if one.name in names and value != one.default:
             raise ConfigError(f"--{one.name.replace('_', '-')} {why}")
 
 
 def changes(old: Any, new: Any) -> dict[str, tuple[Any, Any, Resume]]:
-    """{field: (old, new, what a resume may do)} of the fields of two runs that differ.
+    """Returns {field: (old, new, resume)} for the fields in which two runs differ.
 
     Fields that belong to one invocation are left out.
     """
@@ -146,10 +147,11 @@ def changes(old: Any, new: Any) -> dict[str, tuple[Any, Any, Resume]]:
 
 
 def from_json(group: type[T], values: Any, where: str) -> T:
-    """An instance of `group` from what json.loads gives of dataclasses.asdict.
+    """Returns an instance of `group` from the JSON of dataclasses.asdict.
 
     Raises:
-      ConfigError: it has unknown or ill-typed fields; the message begins with `where`.
+      ConfigError: a field is unknown or has the wrong type; the message begins with
+        `where`.
     """
     hints = typing.get_type_hints(group)
     if not isinstance(values, dict) or values.keys() - hints.keys():
@@ -165,7 +167,7 @@ def from_json(group: type[T], values: Any, where: str) -> T:
 
 
 def typed(group: Any, name: str, value: Any, where: str) -> Any:
-    """`value`, as JSON has it, as the type of the field `name` of `group`.
+    """Returns `value`, read from JSON, as the type of the field `name` of `group`.
 
     Raises:
       ConfigError: there is no such field, or it has another type.
@@ -178,7 +180,7 @@ def typed(group: Any, name: str, value: Any, where: str) -> Any:
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
-    """`value` from JSON as the type `hint`."""
+    """Returns `value`, read from JSON, as the type `hint`."""
     options = typing.get_args(hint)
     origin = typing.get_origin(hint)
     if origin is types.UnionType or origin is typing.Union:

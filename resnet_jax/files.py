@@ -14,6 +14,7 @@ from typing import Any
 
 import pooch
 
+from resnet_jax import waiting
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.paths import expand, has_home, shown
 
@@ -164,9 +165,13 @@ def make_private(directory: Path) -> None:
 
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
-    """The digest of the file at `path`, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
+    """Returns the digest of the file at `path`, in hexadecimal."""
+    found, size = hashlib.new(algorithm), path.stat().st_size
+    with path.open("rb") as file, waiting.bar(size, f"hashing {path.name}", "B") as bar:
+        while part := file.read(2**22):
+            found.update(part)
+            bar.update(len(part))
+    return found.hexdigest()
 
 
 def check_sha256(path: Path, sha256: str) -> None:

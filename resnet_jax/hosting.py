@@ -1,4 +1,4 @@
-"""Whose process this is: a command's own, or that of another program."""
+"""Whether a command owns its process, or runs inside another program."""
 
 import sys
 from pathlib import Path
@@ -7,14 +7,14 @@ _OURS = ("train.py", "evaluate.py", "resnet-jax")
 
 
 def owns_process() -> bool:
-    """Whether this process was begun for one of our commands.
+    """Whether this process was started for one of our commands.
 
-    In Jupyter, or under runpy or a debugger, it is another program's: it must not be
-    begun anew, ended, or keep what a command changes for itself.
+    In Jupyter, or under runpy or a debugger, it belongs to another program: it must not
+    be restarted or ended, and everything that a command changes must be undone.
     """
     arguments = iter(sys.orig_argv[1:])
     for argument in arguments:
-        if argument.startswith("--"):  # --check-hash-based-pycs alone has a value
+        if argument.startswith("--"):  # only --check-hash-based-pycs has a value
             next(arguments, "")
             continue
         if not argument.startswith("-"):
@@ -30,7 +30,7 @@ def owns_process() -> bool:
 
 
 def _split(argument: str) -> tuple[str, str]:
-    """The option of Python's in `argument` that has a value, and the value in it."""
+    """Returns Python's option with a value in `argument`, and that value."""
     for index, letter in enumerate(argument):
         if letter in "cmWX":
             return letter, argument[index + 1 :]

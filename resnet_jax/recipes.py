@@ -1,8 +1,9 @@
-"""The recipes: a name to one line about it and its configuration.
+"""The recipes: the configuration of each, by name, with a line that describes it.
 
-What each reached was measured on two cores of a server; RESULTS.md has seeds, spread,
-machines and versions. Times are those of training, without compilation and evaluation;
-those of hresnet, resnet20 and resnet18 follow from the rate of undisturbed epochs.
+The accuracies in the comments were measured on two cores of a server; RESULTS.md has
+seeds, spread, machines and versions. The times are those of training, without
+compilation and evaluation; those of hresnet, resnet20 and resnet18 are computed from
+the throughput of undisturbed epochs.
 """
 
 from dataclasses import replace
@@ -31,7 +32,7 @@ RECIPES: dict[str, tuple[str, Config]] = {
     # python train.py digits
     #   99.7 % of 360 test images (three seeds), in 38 s from start to end.
     "digits": (
-        "ResNet-8 on scikit-learn's built-in digits: a first run in a minute",
+        "ResNet-8 on scikit-learn's digits: a first run in a minute",
         Config(
             model=ModelConfig(model="resnet8"),
             data=DataConfig(dataset="digits", batch_size=64),
@@ -43,10 +44,10 @@ RECIPES: dict[str, tuple[str, Config]] = {
         ),
     ),
     # python train.py hresnet --epochs 15
-    #   80.9 % of the test images, at most 81.8 before (from one start of PyTorch's),
-    #   in 51 minutes.
+    #   80.9 % of the test images, 81.8 in the best epoch (one initialization of
+    #   PyTorch's), in 51 minutes.
     "hresnet": (
-        "the tutorial's network and recipe: Adam 1e-4, no augmentation",
+        "the network and the recipe of the tutorial: Adam at 1e-4, no augmentation",
         Config(augment=AugmentConfig(normalize="half")),
     ),
     # python train.py fast --whiten --width 16 --epochs 1 --batch-size 128 --lr .1
@@ -56,7 +57,7 @@ RECIPES: dict[str, tuple[str, Config]] = {
     # python train.py fast --nesterov --whiten --width 64 --epochs 12
     #   93.9 % (one seed), 94.8 with --tta, in 90 minutes.
     "fast": (
-        "ResNet-9 with Muon: accuracy by the minute",
+        "ResNet-9 with Muon on CIFAR-10: 91 % in minutes",
         Config(
             model=ModelConfig(model="resnet9", width=32),
             data=DataConfig(batch_size=256),
@@ -68,7 +69,7 @@ RECIPES: dict[str, tuple[str, Config]] = {
     # python train.py hresnet-plus
     #   90.6 % (three seeds, sd .1), 91.5 with --tta, in 19 minutes.
     "hresnet-plus": (
-        "the tutorial's network with a recipe of today",
+        "the network of the tutorial with a modern recipe: Muon, augmentation",
         Config(
             augment=replace(_CROP_AND_FLIP, label_smoothing=0.1),
             optim=replace(_MUON, lr=0.02, nesterov=True),
@@ -78,7 +79,7 @@ RECIPES: dict[str, tuple[str, Config]] = {
     # python train.py resnet20
     #   92.3 % (one seed; He et al. 91.25), 93.6 with --tta, in 114 minutes.
     "resnet20": (
-        "the network of He et al. 2015, section 4.2, in a third of their steps",
+        "ResNet-20 of He et al. 2015, section 4.2, in a third of their steps",
         Config(
             model=ModelConfig(model="resnet20"),
             augment=_CROP_AND_FLIP,
@@ -89,7 +90,7 @@ RECIPES: dict[str, tuple[str, Config]] = {
     # python train.py resnet18
     #   93.5 % of the test images (one seed), 94.2 with --tta, in 102 minutes.
     "resnet18": (
-        "ResNet-18 with a 3x3 stem, in two hours of two cores",
+        "ResNet-18 with a 3x3 stem on CIFAR-10, two hours on two cores",
         Config(
             model=replace(_RESNET18, stem="cifar"),
             data=DataConfig(batch_size=256),
@@ -98,10 +99,10 @@ RECIPES: dict[str, tuple[str, Config]] = {
             run=RunConfig(epochs=8, workdir="runs/resnet18"),
         ),
     ),
-    # Run so far from a backbone of five classes of CIFAR-10: 52.5 % of all ten.
+    # Measured with a backbone trained on five classes of CIFAR-10: 52.5 % on all ten.
     "transfer": (
-        "the tutorial's: ResNet-18 of ImageNet, a new head, all else frozen but the "
-        "BatchNorm statistics",
+        "ImageNet's ResNet-18 with a new head, everything else frozen but the running "
+        "statistics",
         Config(
             model=_RESNET18,
             transfer=TransferConfig(
@@ -110,9 +111,9 @@ RECIPES: dict[str, tuple[str, Config]] = {
             run=RunConfig(workdir="runs/transfer"),
         ),
     ),
-    # From the same: 52.6 %.
+    # Measured with the same backbone: 52.6 %.
     "probe": (
-        "a linear classifier on the features of a backbone that does not change",
+        "linear classifier on the features of a frozen ResNet-18",
         Config(
             model=_RESNET18,
             transfer=TransferConfig(
@@ -125,9 +126,9 @@ RECIPES: dict[str, tuple[str, Config]] = {
             run=RunConfig(workdir="runs/probe"),
         ),
     ),
-    # Run so far on a folder of 180 drawn images: 98 % of 60.
+    # Measured on a folder of 180 synthetic images: 98 % of 60 test images.
     "finetune": (
-        "all of ImageNet's ResNet-18, the backbone at a tenth of the head's rate",
+        "all of ImageNet's ResNet-18, the backbone at a tenth of the learning rate",
         Config(
             model=_RESNET18,
             augment=AugmentConfig(crop_padding=4, flip="random"),
@@ -138,10 +139,10 @@ RECIPES: dict[str, tuple[str, Config]] = {
             run=RunConfig(epochs=10, workdir="runs/finetune"),
         ),
     ),
-    # Not run to the end here. torchvision: 69.76 % (resnet18), 76.13 % (resnet50).
+    # Not yet run in full. torchvision: 69.76 % (resnet18), 76.13 % (resnet50).
     "imagenet": (
-        "torchvision's IMAGENET1K_V1 on a folder of images, 90 epochs (not run to the "
-        "end here)",
+        "torchvision's IMAGENET1K_V1 recipe on a folder of images, 90 epochs (not yet "
+        "run in full)",
         Config(
             model=ModelConfig(model="resnet50"),
             data=DataConfig(dataset="folder", image_size=224, batch_size=256),
@@ -158,10 +159,10 @@ RECIPES: dict[str, tuple[str, Config]] = {
             run=RunConfig(epochs=90, workdir="runs/imagenet"),
         ),
     ),
-    # Not run to the end here. torchvision: 80.86 % (resnet50).
+    # Not yet run in full. torchvision: 80.86 % (resnet50).
     "imagenet-v2": (
-        "torchvision's IMAGENET1K_V2 on a folder of images, 600 epochs (not run to the "
-        "end here)",
+        "torchvision's IMAGENET1K_V2 recipe on a folder of images, 600 epochs (not yet "
+        "run in full)",
         Config(
             model=ModelConfig(model="resnet50"),
             data=DataConfig(

@@ -27,6 +27,15 @@ _server = multiprocessing.get_context("forkserver")
 _PRELOADED = ["spawn", "faults", "resnet_jax.commands.train", "resnet_jax.run.session"]
 
 
+_OPENING = ("network: ", "images: ", "steps: ", "devices: ", "output: ", "compiling ")
+
+
+def said(done):
+    """The lines on stderr besides those that every run begins and ends with."""
+    lines = done.stderr.splitlines()
+    return [line for line in lines if not line.startswith((*_OPENING, "done: "))]
+
+
 def make_small() -> None:
     """Makes known the network `small`, of one block: each process traces it anew.
 

@@ -88,9 +88,9 @@ def test_an_address_without_its_port(address):
         ),
         ({"warmup_decay": 0.1}, "warmup_decay needs --warmup-epochs"),
         ({"ema_steps": 3}, "ema_steps needs --ema-decay"),
-        ({"num_seeds": 2, "random_resized_crop": True}, "without random_resized_crop"),
-        ({"num_seeds": 2, "auto_augment": "ta_wide"}, "without auto_augment"),
-        ({"num_seeds": 2, "repeated_augmentation": 2}, "without repeated_augmentation"),
+        ({"num_seeds": 2, "random_resized_crop": True}, "support random_resized_crop"),
+        ({"num_seeds": 2, "auto_augment": "ta_wide"}, "support auto_augment"),
+        ({"num_seeds": 2, "repeated_augmentation": 2}, "support repeated_augmentation"),
     ],
 )
 def test_options_that_need_each_other(chosen, message):

@@ -1,4 +1,4 @@
-"""What a user types, each command a story: `resnet-jax NAME ...`."""
+"""The commands that a user types: `resnet-jax NAME ...`, each in its module."""
 
 import importlib
 import sys
@@ -11,25 +11,41 @@ COMMANDS = (
 
 
 def main() -> None:
-    """`resnet-jax NAME ...`, or `python -m resnet_jax NAME ...`."""
+    """Runs `resnet-jax NAME ...`, or `python -m resnet_jax NAME ...`."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in COMMANDS:
         sys.argv = [f"resnet-jax {name}", *sys.argv[2:]]
         run(name, sys.argv[0])
+    if name == "--version":
+        _print_version()
+    if name not in ("-h", "--help"):
+        from resnet_jax.commands.usage import did_you_mean
+
+        hint = did_you_mean(name, COMMANDS)
+        said = f"no command {name!r}{hint} (`resnet-jax --help` lists them)"
+        print(f"resnet-jax: {said}", file=sys.stderr)
+        raise SystemExit(2)
     print("usage: resnet-jax COMMAND ... (each has its own --help)\n")
     for command in COMMANDS:
         module = importlib.import_module(f"resnet_jax.commands.{command}")
         print(f"  {command:10}{str(module.__doc__).splitlines()[0]}")
-    if name not in ("-h", "--help"):
-        print(f"\nresnet-jax: no command {name!r}", file=sys.stderr)
-        raise SystemExit(2)
+    print(f"  {'--version':10}Print the version.")
+
+
+def _print_version() -> typing.NoReturn:
+    from resnet_jax.version import __version__
+
+    print(f"resnet-jax {__version__}")
+    raise SystemExit(0)
 
 
 def run(name: str, program: str) -> typing.NoReturn:
-    """Runs a command on what the command line says of its options, and ends.
+    """Runs the command `name` with the options of the command line, and exits.
 
     The options are what its main takes: a Config, from a recipe, or a class of its own.
     """
+    if "--version" in sys.argv[1:]:
+        _print_version()
     from resnet_jax.commands.command_line import command_line, parse, parse_recipe
     from resnet_jax.config import Config
     from resnet_jax.hosting import owns_process

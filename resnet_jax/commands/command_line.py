@@ -1,4 +1,4 @@
-"""The frame of a command: its log lines, its errors in a line, its exit code."""
+"""What all commands share: parsing, log lines, one-line errors and exit codes."""
 
 import contextlib
 import errno
@@ -9,19 +9,20 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from resnet_jax.commands import environment
+from resnet_jax import waiting
+from resnet_jax.commands import environment, usage
 from resnet_jax.commands.hugepages import start_with_huge_pages
 from resnet_jax.commands.streams import Stream, open_missing
 from resnet_jax.config import Config
-from resnet_jax.errors import StoppedError, UserError, first_line
+from resnet_jax.errors import ConfigError, StoppedError, UserError, first_line
 from resnet_jax.recipes import RECIPES
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-# What a file system may answer anywhere, and is no fault of a program.
+# Errors of a file system that are not the fault of a program.
 _OF_FILES = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO),
     *(errno.ESTALE, errno.ENOLCK, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG),
@@ -33,15 +34,16 @@ _OF_FILES = {
 def command_line(
     program: str, *, owns_process: bool = True, is_printed: bool = False
 ) -> Iterator[None]:
-    """The frame of a script: log lines and a UserError's one line go to stderr.
+    """Runs a command in this context: log lines and errors go to stderr.
 
-    Exits with the error's code, or with 130 after a Ctrl-C that nothing waited for.
+    A UserError becomes one line. Exits with the error's code, or with 130 after a
+    Ctrl-C that no run handles.
 
     Args:
-      owns_process: whether all else ends with it; where not, as in Jupyter, it leaves
-        the process as it was.
-      is_printed: whether the result is what it prints, so that it fails where that is
-        lost. Training's is in files.
+      owns_process: whether the process ends with the command. If not, as in Jupyter,
+        the process is left as it was.
+      is_printed: whether the result is what the command prints, so that it fails if
+        that cannot be written. The result of training is in files.
     """
     if owns_process:
         start_with_huge_pages()
@@ -56,8 +58,8 @@ def command_line(
             print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
             code = error.exit_code
             if isinstance(error, StoppedError) and owns_process:
-                # Threads of XLA and TensorStore may be at work still for what the
-                # signal cut off; Python's own end would crash with them (seen: -11).
+                # Threads of XLA and TensorStore may still be working on what the
+                # signal interrupted; a normal exit crashed with them (-11).
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)
@@ -76,14 +78,14 @@ def command_line(
         stdout.flush()
         if stdout.is_lost:
             reason = first_line(stdout.failure)
-            print(f"{program}: what it prints is lost: {reason}", file=sys.stderr)
+            print(f"{program}: its output cannot be written: {reason}", file=sys.stderr)
             code = code or int(is_printed)
     sys.exit(code)
 
 
 @contextlib.contextmanager
 def _settings(owns_process: bool) -> Iterator[tuple[contextlib.ExitStack, Stream]]:
-    """What a command changes of its process, and the stack that takes it back."""
+    """Sets up logging, warnings and streams; yields the stack that undoes it."""
     with contextlib.ExitStack() as stack:
         open_missing()
         stdout = Stream(sys.stdout, is_own=owns_process)
@@ -91,17 +93,17 @@ def _settings(owns_process: bool) -> Iterator[tuple[contextlib.ExitStack, Stream
         stack.enter_context(contextlib.redirect_stdout(stdout))
         stack.enter_context(contextlib.redirect_stderr(stderr))
         ours = logging.getLogger("resnet_jax")
-        _hand_to(ours, logging.StreamHandler(), stack)
+        _hand_to(ours, waiting.LogHandler(), stack)
         narrator = logging.getLogger("asyncio")
         for each, level in ((ours, logging.INFO), (narrator, logging.CRITICAL)):
             stack.callback(each.setLevel, each.level)
             each.setLevel(level)
-        # What libraries warn of is shown; their errors are raised as well, and are
-        # told by whoever catches them.
-        theirs = logging.StreamHandler()
+        # Warnings of libraries are shown; their errors are raised as well, and are
+        # reported by whoever catches them.
+        theirs = waiting.LogHandler()
         theirs.addFilter(lambda record: record.levelno == logging.WARNING)
         _hand_to(logging.getLogger("absl"), theirs, stack)
-        # Where orbax meets a damaged file it leaves tasks whose destructors complain.
+        # After a damaged file, orbax leaves tasks whose destructors complain.
         stack.callback(setattr, sys, "unraisablehook", sys.unraisablehook)
         sys.unraisablehook = lambda args: log.debug("ignored: %s", args.exc_value)
         stack.enter_context(warnings.catch_warnings())
@@ -114,7 +116,7 @@ def _settings(owns_process: bool) -> Iterator[tuple[contextlib.ExitStack, Stream
 def _hand_to(
     log: logging.Logger, handler: logging.Handler, stack: contextlib.ExitStack
 ) -> None:
-    """Has `handler` alone show what `log` gets."""
+    """Makes `handler` the only one that shows the records of `log`."""
     stack.callback(setattr, log, "propagate", log.propagate)
     stack.callback(log.removeHandler, handler)
     log.addHandler(handler)
@@ -122,9 +124,9 @@ def _hand_to(
 
 
 def _end(code: int) -> None:
-    """Ends the process ten seconds after Python began to.
+    """Ends the process ten seconds after the main thread.
 
-    It waits for all threads, and orbax's wait for ever after a save that failed.
+    Python waits for all threads, and those of orbax never end after a failed save.
     """
     threading.main_thread().join()
     time.sleep(10)
@@ -132,19 +134,65 @@ def _end(code: int) -> None:
 
 
 def parse(options: type[T], description: str | None) -> T:
-    """The options of a command, from the command line; flags have no prefixes."""
-    import tyro
+    """Returns the options of a command from the command line.
 
-    return tyro.cli(options, description=description)
+    Raises:
+      ConfigError: the command line has an error.
+    """
+    return _parse(options, description, sys.argv[1:], usage.program(), grouped=True)
 
 
 def parse_recipe(description: str | None, args: Sequence[str] | None = None) -> Config:
-    """A recipe with what the flags change; each group has a box in --help."""
+    """Returns a recipe's configuration with what the flags change.
+
+    Raises:
+      ConfigError: the command line has an error.
+    """
+    args, program = sys.argv[1:] if args is None else args, usage.program()
+    name = args[0] if args else "--"
+    if name in RECIPES:
+        about, cfg = RECIPES[name]
+        return _parse(Config, about, args[1:], f"{program} {name}", default=cfg)
+    if name in ("-h", "--help"):
+        width = max(map(len, RECIPES))
+        print(f"usage: {program} RECIPE [OPTIONS]\n\n{str(description).strip()}\n")
+        print(f"Recipes (`{program} RECIPE --help` lists the options):\n")
+        for recipe, (about, _) in RECIPES.items():
+            print(f"  {recipe:{width}}  {about}")
+        raise SystemExit(0)
+    if name.startswith("-"):
+        raise ConfigError(
+            f"name a recipe first, as in `{program} digits` (`{program} --help` lists "
+            "them)"
+        )
+    hint = usage.did_you_mean(name, RECIPES)
+    raise ConfigError(f"no recipe {name!r}{hint} (`{program} --help` lists them)")
+
+
+def _parse(
+    options: type[T],
+    description: str | None,
+    args: Sequence[str],
+    program: str,
+    *,
+    grouped: bool = False,
+    **more: Any,
+) -> T:
     import tyro
 
-    return tyro.extras.overridable_config_cli(
-        RECIPES,
-        description=description,
-        args=args,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+    usage.check_flags(options, args, program)
+    if not {"-h", "--help"}.isdisjoint(args):  # tyro would fill its paragraphs
+        print(f"{str(description).strip()}\n")
+    usage.describe(options)
+    parsed: Any = usage.in_groups(options) if grouped else options
+    with usage.one_line(program):
+        found = tyro.cli(
+            parsed,
+            prog=program,
+            description="",
+            args=args,
+            config=(tyro.conf.OmitArgPrefixes,),  # flags have no prefixes
+            **more,
+        )
+    made: T = usage.from_groups(options, found) if grouped else found
+    return made

@@ -2,7 +2,8 @@
 
     resnet-jax compare runs/hresnet runs/resnet20
 
-It takes anything that left a metrics.jsonl of this form, PyTorch programs too.
+A run is any directory with a metrics.jsonl of this format, so PyTorch programs can be
+compared as well.
 """
 
 from dataclasses import dataclass
@@ -16,18 +17,19 @@ from resnet_jax.fields import Group, ranged
 
 @dataclass(frozen=True)
 class CompareConfig(Group):
-    """Compare runs."""
+    """What to compare, and what to write."""
 
     runs: Positional[tuple[str, ...]] = ranged((), path="as typed")
-    """Run directories."""
+    """Run directories to compare."""
     page: str = ranged("comparison.html", path="as typed")
-    """The page that is written."""
+    """HTML page to write."""
 
 
 def main(options: CompareConfig) -> None:
-    """Prints the table of the runs, and writes the page."""
+    """Prints a table of the runs and writes the page."""
     from resnet_jax.report import compare
 
     if not options.runs:
-        raise ConfigError("name run directories: resnet-jax compare RUN RUN")
+        raise ConfigError("name the run directories: resnet-jax compare RUN RUN")
     print(compare.compare(options.runs, Path(options.page)))
+    print(f"page: {options.page}")

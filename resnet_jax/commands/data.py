@@ -1,10 +1,11 @@
-"""Look at a folder of images: classes, sizes, formats, what cannot be read, samples.
+"""Inspect a folder of images: classes, sizes, formats, unreadable files, samples.
 
     resnet-jax data pets
     resnet-jax data pets --recipe finetune --output pets.html
 
-The folder is that of `train.py RECIPE --dataset folder --data-dir pets`. Every image is
-read once. The page shows some, as they are and as the recipe, or flags, augment them.
+The folder is what `train.py RECIPE --dataset folder --data-dir pets` trains on. Every
+image is read once. The page shows some of them, unchanged and augmented as the recipe
+and the flags say.
 """
 
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from resnet_jax import fields
+from resnet_jax.commands.usage import did_you_mean
 from resnet_jax.config import Config
 from resnet_jax.errors import ConfigError
 from resnet_jax.recipes import RECIPES
@@ -21,43 +23,46 @@ from resnet_jax.recipes import RECIPES
 
 @dataclass(frozen=True)
 class DataPageConfig(fields.Group):
-    """Look at a folder of images."""
+    """The folder, the page, and the augmentation that it shows."""
 
     data_dir: Positional[str] = fields.ranged("", path="as typed")
-    """The folder, with train/CLASS/* and test/CLASS/*."""
+    """Folder with train/CLASS/* and test/CLASS/*."""
     output: str = fields.ranged("data.html", path="as typed")
-    """The page that is written."""
+    """HTML page to write."""
     recipe: str = "finetune"
-    """The recipe whose image size and augmentation are shown."""
+    """Recipe whose image size and augmentation are shown."""
     class_names: str | None = fields.ranged(None, path="absolute")
-    """A file of "folder name" lines (default: DATA_DIR/classes.txt)."""
+    """File with a line "folder name" for each class. If not given, DATA_DIR/classes.txt
+    if it exists."""
     image_size: int | None = fields.ranged(None, at_least=1, at_most=4096)
-    """Side of the images (default: the recipe's, else 224)."""
+    """Side of the images in pixels. If not given, the recipe's, or 224."""
     crop_padding: int | None = fields.ranged(None, at_least=0)
-    """Random crop of each image padded by this many pixels (default: the recipe's)."""
+    """Number of pixels by which an image is padded before a random crop. If not given,
+    the recipe's."""
     crop_fill: Literal["black", "reflect"] | None = None
-    """Padding of the crop (default: the recipe's)."""
+    """Padding of the random crop. If not given, the recipe's."""
     flip: Literal["none", "random", "alternating"] | None = None
-    """Horizontal flip (default: the recipe's)."""
+    """Horizontal flip. If not given, the recipe's."""
     random_resized_crop: bool | None = None
-    """Crop a random region, and resize it (default: the recipe's)."""
+    """Crop a random region and resize it. If not given, as the recipe does."""
     auto_augment: Literal["none", "ta_wide"] | None = None
-    """TrivialAugmentWide (default: the recipe's)."""
+    """Automatic augmentation. If not given, the recipe's."""
     cutout: int | None = fields.ranged(None, at_least=0)
-    """Side of a square that is set to the mean colour (default: the recipe's)."""
+    """Side in pixels of a square that is set to the mean color. If not given, the
+    recipe's."""
     mixup: float | None = fields.ranged(None, within="[0, inf)")
-    """Alpha of mixup (default: the recipe's)."""
+    """Alpha of mixup. If not given, the recipe's."""
     cutmix: float | None = fields.ranged(None, within="[0, inf)")
-    """Alpha of CutMix (default: the recipe's)."""
+    """Alpha of CutMix. If not given, the recipe's."""
     seed: int = fields.ranged(0, at_least=0)
     """Seed of the augmentation."""
 
 
-_OWN = ("output", "recipe")  # fields that are none of a run's
+_OWN = ("output", "recipe")  # fields that a run does not have
 
 
 def config_of(options: DataPageConfig) -> Config:
-    """The recipe's configuration with the flags that are given.
+    """Returns the configuration of the recipe with the flags that are given.
 
     Raises:
       ConfigError: there is no such recipe, or no folder is named.
@@ -65,8 +70,10 @@ def config_of(options: DataPageConfig) -> Config:
     if not options.data_dir:
         raise ConfigError("name the folder of images: resnet-jax data DIR")
     if options.recipe not in RECIPES:
-        known = ", ".join(RECIPES)
-        raise ConfigError(f"no recipe {options.recipe!r}: one of {known}")
+        hint = did_you_mean(options.recipe, RECIPES)
+        raise ConfigError(
+            f"no recipe {options.recipe!r}{hint} (`train.py --help` lists them)"
+        )
     given = {
         one.name: value
         for one, value in fields.flat(options)
@@ -78,7 +85,7 @@ def config_of(options: DataPageConfig) -> Config:
 
 
 def main(options: DataPageConfig) -> None:
-    """Prints what is in the folder, and writes the page."""
+    """Prints a summary of the folder and writes the page."""
     from resnet_jax import files
     from resnet_jax.data import folder, shards, sources, survey
     from resnet_jax.devices import platform
@@ -111,7 +118,7 @@ def main(options: DataPageConfig) -> None:
 
 
 def _table(rows: list[list[str]]) -> str:
-    """Rows of cells in columns; the first is flush left, numbers are flush right."""
+    """Returns the rows as text: the first column flush left, the others flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(

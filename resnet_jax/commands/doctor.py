@@ -1,10 +1,10 @@
-"""Look at this machine: versions, devices, data, weights, and a check of arithmetic.
+"""Check this machine: versions, devices, data, weights and arithmetic.
 
     resnet-jax doctor
 
-Releases of JAX have computed some programs wrongly on some machines (jax#39103): a
-convolution, a BatchNorm training step and a reduction over 32,769 rows are compiled and
-held against NumPy. Exits with 1 if one of them is wrong.
+Some releases of JAX computed some programs wrongly on some machines (jax#39103). A
+convolution, a BatchNorm training step and a reduction over 32,769 rows are therefore
+compiled and compared with NumPy. Exits with 1 if one of them is wrong.
 """
 
 from collections.abc import Callable
@@ -21,14 +21,15 @@ _TOLERANCE = 1e-4  # relative to the largest value; float32 sums differ by 1e-6
 
 @dataclass(frozen=True)
 class DoctorConfig:
-    """Look at this machine."""
+    """What to check."""
 
     platform: str | None = None
-    """cpu, cuda, tpu, ... (default: JAX's choice)."""
+    """Platform to check: cpu, cuda, tpu or another of JAX's. If not given, JAX
+    chooses."""
 
 
 def main(options: DoctorConfig) -> None:
-    """Prints what is here; exits with 1 if an arithmetic check fails."""
+    """Prints the findings; exits with 1 if an arithmetic check fails."""
     import jax
 
     from resnet_jax.data import tfds
@@ -67,13 +68,13 @@ def main(options: DoctorConfig) -> None:
 
 
 def differs(found: Any, expected: np.ndarray) -> float:
-    """The largest difference, relative to the largest value."""
+    """Returns the largest difference, relative to the largest value."""
     gap = np.abs(np.asarray(found, np.float64) - expected).max()
     return float(gap / np.abs(expected).max())
 
 
 def check_convolution() -> float:
-    """A 3x3 convolution of stride 1, by its nine taps."""
+    """Compares a 3x3 convolution of stride 1 with the sum of its nine taps."""
     import jax
 
     from resnet_jax.layers import convolve
@@ -92,7 +93,7 @@ def check_convolution() -> float:
 
 
 def check_batch_norm() -> float:
-    """A BatchNorm layer in training: its output and its moved statistics."""
+    """Compares the output and the running statistics of BatchNorm in training."""
     import jax
 
     from resnet_jax.layers import BatchNorm
@@ -119,7 +120,7 @@ def check_batch_norm() -> float:
 
 
 def check_reduction() -> float:
-    """Sums and variances over 32,769 rows, which jax#39103 got wrong by a percent."""
+    """Compares means and variances over 32,769 rows; jax#39103 was off by a percent."""
     import jax
     import jax.numpy as jnp
 

@@ -7,9 +7,9 @@
     python evaluate.py --weights FILE --model resnet20 --normalize imagenet
 
 Prints the accuracy of each class and of a single batch, and the means over the classes
-(balanced accuracy, macro-F1), and ends with one line:
-Acc@1 .. Acc@5 .. loss .. n .. (percent, percent, mean cross-entropy, images). For the
-rest there are commands of their own: `resnet-jax predict`, `export` and `compare`.
+(balanced accuracy, macro-F1). The last line is Acc@1 .. Acc@5 .. loss .. n .. (percent,
+percent, mean cross-entropy, number of images). See also `resnet-jax predict`, `export`
+and `compare`.
 """
 
 import logging
@@ -25,7 +25,7 @@ from resnet_jax.fields import flat, ranged, refuse
 from resnet_jax.report.options import SubjectConfig
 from resnet_jax.weights.published import is_shipped
 
-if TYPE_CHECKING:  # JAX wakes up inside
+if TYPE_CHECKING:  # these import JAX
     from resnet_jax.data.augment import Preprocess
     from resnet_jax.data.loader import Loader
     from resnet_jax.report.subject import Subject
@@ -36,30 +36,32 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvaluateConfig(SubjectConfig):
-    """Score a run, an exported folder or bare weights on the test images."""
+    """What to score, and what to write."""
 
     tta: bool = False
-    """Score with test-time augmentation as well: the mean over each image, shifted by a
-    pixel, and mirrored."""
+    """Score with test-time augmentation as well: the mean logits over each image,
+    shifted by a pixel, and mirrored."""
     report: bool = False
-    """Write RUN/report: one page of curves, confusion, predictions, and the network."""
+    """Write RUN/report, a page with curves, confusion matrix, predictions and the
+    network."""
     robustness: bool = False
-    """Score the test images under seven corruptions, at five severities each, as well:
-    36 times the work."""
+    """Score the test images also under seven corruptions at five severities each, which
+    takes 36 times as long."""
     output: str | None = ranged(None, path="as typed")
-    """Write all figures to this JSON file."""
+    """Write all scores to this JSON file."""
     predictions: str | None = ranged(None, path="as typed")
-    """Write a row for each test image to this file: .csv, .json, .jsonl or .parquet."""
+    """Write a row for each test image to this file (.csv, .json, .jsonl or
+    .parquet)."""
     images: tuple[str, ...] = ranged((), path="as typed")
-    """Use `resnet-jax predict RUN FILES` instead; this works for one release."""
+    """Deprecated: use `resnet-jax predict RUN FILES`. The next release removes it."""
     saliency: bool = False
-    """With --images: see `resnet-jax predict`."""
+    """Deprecated, with --images: use `resnet-jax predict --saliency`."""
     compare: tuple[str, ...] = ranged((), path="as typed")
-    """Use `resnet-jax compare RUNS` instead; this works for one release."""
+    """Deprecated: use `resnet-jax compare RUNS`. The next release removes it."""
     page: str = ranged("comparison.html", path="as typed")
-    """With --compare: the page."""
+    """Deprecated, with --compare: the page to write."""
     export: str | None = ranged(None, path="as typed")
-    """Use `resnet-jax export RUN DIR` instead; this works for one release."""
+    """Deprecated: use `resnet-jax export RUN DIR`. The next release removes it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,7 +76,7 @@ class EvaluateConfig(SubjectConfig):
         if self.images:
             others = names & {"tta", "report", "output", "export", *UNUSED}
             others |= {"predictions", "robustness"}
-            refuse(self, others, "is of scores: not with --images")
+            refuse(self, others, "is for scores: not with --images")
         else:
             refuse(self, ["saliency"], "goes with --images")
         if self.run is None or is_shipped(self.run):
@@ -83,7 +85,7 @@ class EvaluateConfig(SubjectConfig):
 
 
 class Evaluation(NamedTuple):
-    """A network, and how it did on the test images."""
+    """A network and its scores on the test images."""
 
     subject: "Subject"
     preprocess: "Preprocess"
@@ -91,12 +93,12 @@ class Evaluation(NamedTuple):
     all: "Scores"
     one_batch: "Scores"
     augmented: "Scores | None"
-    note: str  # of the test images; "" if they are those of its training
+    note: str  # on the test images; "" if they belong to its training data
 
 
 def main(options: EvaluateConfig) -> None:
-    """Scores what `options` name, prints the scores, and writes what they ask for."""
-    from resnet_jax import files
+    """Scores a network, prints the scores and writes the files that are asked for."""
+    from resnet_jax import files, waiting
     from resnet_jax.commands import compare, export, predict
     from resnet_jax.devices import platform
     from resnet_jax.report import predictions, robustness, tables
@@ -146,8 +148,10 @@ def main(options: EvaluateConfig) -> None:
     if options.output is not None:
         what = {"scored": subject.title, "step": int(subject.state.step)}
         files.write_json(Path(options.output), {**what, **figures})
+        log.info("scores: %s", options.output)
     if options.report:
-        page = write_report(Path(str(options.run)), *scored, robust)
+        with waiting.clock("drawing the report"):
+            page = write_report(Path(str(options.run)), *scored, robust)
         print(f"report: {page}")
     if options.export is not None:
         export.write(Path(options.export), found)
@@ -165,11 +169,11 @@ def evaluate(
     tta: bool = False,
     check: Callable[["Subject"], None] = lambda subject: None,
 ) -> Evaluation:
-    """Scores what `options` name, by the functions that training used.
+    """Scores the network that `options` name with the functions that training uses.
 
     Args:
-      one: the option that wants one network, if there is any; see subject.load.
-      check: raises of a network that need not be scored.
+      one: the option that needs a single network, if there is any; see subject.load.
+      check: raises if the network need not be scored.
     """
     from resnet_jax import data, devices, training
     from resnet_jax.report import subject
@@ -204,5 +208,8 @@ def evaluate(
 
 def _say_moved(option: str, command: str) -> None:
     log.warning(
-        "evaluate %s goes with the next release: use `resnet-jax %s`", option, command
+        "evaluate %s is deprecated and will be removed in the next release: "
+        "use `resnet-jax %s`",
+        option,
+        command,
     )

@@ -1,16 +1,17 @@
-"""Write a network out, for PyTorch, onnxruntime or JAX, and to load again.
+"""Export a network for PyTorch, timm, onnxruntime or JAX.
 
     resnet-jax export runs/hresnet hresnet-cifar10
     resnet-jax export runs/pets pets-resnet18 --format timm
     resnet-jax export runs/hresnet hresnet-onnx --format onnx
     resnet-jax export runs/hresnet hresnet-stablehlo --format stablehlo
 
-The folder has model.safetensors with torchvision's names and layouts, config.json and a
-model card with the scores on the test images. `train.py --pretrained DIR`, `evaluate.py
-DIR` and resnet_jax.load_pretrained(DIR) read it, and timm, if it has the network:
-timm.create_model("local-dir:DIR", pretrained=True). In place of model.safetensors it
-has, by --format, model.onnx, which takes images [batch, C, H, W], or model.stablehlo,
-which jax.export loads without this package and which takes images [batch, H, W, C].
+Writes model.safetensors with torchvision's names and layouts, config.json and a model
+card with the scores on the test images. `train.py --pretrained DIR`, `evaluate.py DIR`
+and resnet_jax.load_pretrained(DIR) read the folder, and so does timm if it has the
+network: timm.create_model("local-dir:DIR", pretrained=True). --format onnx writes
+model.onnx instead, which takes images [batch, C, H, W]; --format stablehlo writes
+model.stablehlo, which jax.export loads without this package and which takes images
+[batch, H, W, C].
 """
 
 import dataclasses
@@ -25,44 +26,44 @@ from resnet_jax.errors import ConfigError
 from resnet_jax.fields import ranged
 from resnet_jax.report.options import SubjectConfig
 
-if TYPE_CHECKING:  # JAX wakes up inside
+if TYPE_CHECKING:  # these import JAX
     from resnet_jax.commands.evaluate import Evaluation
     from resnet_jax.report.subject import Subject
     from resnet_jax.weights.program import Network
 
-_TRIED = 64  # test images that a program is tried with
+_TRIED = 64  # test images on which a program is checked
 
 Format = Literal["torch", "timm", "onnx", "stablehlo"]
 
 
 @dataclass(frozen=True)
 class ExportConfig(SubjectConfig):
-    """Write a network out."""
+    """What to write."""
 
     export: Positional[str | None] = ranged(None, path="as typed")
-    """The folder to write."""
+    """Folder to write."""
     format: Format = "torch"
-    """torch: weights for PyTorch and this package; timm: the same, only of a network
-    that timm has; onnx: a graph for onnxruntime and others, checked against JAX;
-    stablehlo: a program that JAX alone runs."""
+    """torch: weights for PyTorch and this package. timm: the same, for networks that
+    timm has. onnx: a graph for onnxruntime and others, checked against JAX. stablehlo:
+    a program that JAX runs without this package."""
 
 
 class Writer(NamedTuple):
-    """What writes one format."""
+    """The functions that write one format."""
 
-    file: str  # that holds the network
+    file: str  # holds the network
     write: Callable[[Path, "Network", dict[str, Any]], None]
-    check: Callable[["Subject"], None] = lambda subject: None  # before it is scored
+    check: Callable[["Subject"], None] = lambda subject: None  # before the scoring
 
 
 def main(options: ExportConfig) -> None:
-    """Scores the network on the test images, and writes it to the folder."""
+    """Scores the network on the test images and writes it to the folder."""
     from resnet_jax import files
     from resnet_jax.commands.evaluate import evaluate
     from resnet_jax.devices import platform
     from resnet_jax.weights import export
 
-    if options.weights is not None and options.export is None:  # the one name is DIR
+    if options.weights is not None and options.export is None:  # the only name is DIR
         options = dataclasses.replace(options, run=None, export=options.run)
     if options.export is None:
         raise ConfigError("name the folder to write: resnet-jax export RUN DIR")
@@ -76,9 +77,10 @@ def main(options: ExportConfig) -> None:
 
 
 def write(directory: Path, found: "Evaluation", format: Format = "torch") -> None:
-    """Writes the network to `directory`, and says so."""
+    """Writes the network to `directory` and prints its path."""
     import numpy as np
 
+    from resnet_jax import waiting
     from resnet_jax.data.dataset import digest
     from resnet_jax.report.subject import info
     from resnet_jax.weights.program import Network
@@ -94,7 +96,9 @@ def write(directory: Path, found: "Evaluation", format: Format = "torch") -> Non
     }
     tried = found.preprocess(np.asarray(test.take(slice(_TRIED)).images))
     network = Network(subject.model, subject.state.variables, np.asarray(tried))
-    FORMATS[format]().write(directory, network, said)
+    writer = FORMATS[format]()
+    with waiting.clock(f"writing and checking {writer.file}"):
+        writer.write(directory, network, said)
     print(f"exported: {directory}")
 
 

@@ -1,4 +1,4 @@
-"""Memory in large pages, which makes a training step on Linux CPUs faster."""
+"""Huge memory pages, which make a training step faster on Linux CPUs."""
 
 import os
 import platform
@@ -11,12 +11,12 @@ _SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def start_with_huge_pages() -> None:
-    """Begins this program anew with large pages, where Linux gives them on request.
+    """Restarts this program with huge pages if Linux gives them on request.
 
-    XLA asks for the memory of a step anew each time, and the kernel hands it out, and
-    clears it, by 4 KiB: 100,000 times for a step of hresnet. glibc asks for pages of
-    2 MiB if GLIBC_TUNABLES said so when the process began, and not later. Does nothing
-    where the variable says anything of it, so that a user can decide.
+    XLA allocates the memory of every step again, and the kernel hands it out and clears
+    it in pages of 4 KiB: 100,000 of them for a step of hresnet. glibc asks for pages of
+    2 MiB if GLIBC_TUNABLES says so when the process starts. Does nothing if the
+    variable already sets them, so that the user decides.
     """
     environ = with_huge_pages(os.environ)
     if sys.executable and environ != os.environ:
@@ -24,7 +24,7 @@ def start_with_huge_pages() -> None:
 
 
 def with_huge_pages(environ: Mapping[str, str]) -> dict[str, str]:
-    """`environ` for a program that is to have them, if there is something to say."""
+    """Returns `environ` with the setting for huge pages, if it can be made."""
     tunables = environ.get("GLIBC_TUNABLES", "")
     if _TUNABLE in tunables or not _are_on_request():
         return dict(environ)

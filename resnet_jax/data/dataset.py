@@ -1,4 +1,4 @@
-"""Examples with labels, their splits, and the order in which training sees them."""
+"""Data sets: examples with labels, their splits, and their order in training."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,23 +12,33 @@ from resnet_jax.data.stream import Images
 from resnet_jax.data.tfds import sha256
 from resnet_jax.errors import ConfigError
 
-UNREAD = "unread: "  # begins the digest of images that are not in memory
+UNREAD = "unread: "  # prefix of the digest of images that are not in memory
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """One split of a data set, in memory, or with images that are read when needed."""
+    """One split of a data set, in memory or with images that are read when needed."""
 
     images: np.ndarray | Images  # [N, H, W, C] uint8; or features [N, F] float32
     labels: np.ndarray  # [N] int32
     class_names: tuple[str, ...]
-    images_sha256: str | None = None  # if it is known
+    images_sha256: str | None = None  # if known
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        """Returns one line: how many examples, their shape, and the classes."""
+        shape = "x".join(map(str, self.images.shape[1:]))
+        more = ["..."] if len(self.class_names) > 3 else []
+        names = ", ".join([*self.class_names[:3], *more])
+        return (
+            f"Dataset({len(self):,} examples of {shape}, {len(self.class_names)} "
+            f"classes: {names})"
+        )
+
     def take(self, indices: np.ndarray | slice) -> "Dataset":
-        """The examples at `indices`, in that order."""
+        """Returns the examples at `indices`, in that order."""
         return Dataset(self.images[indices], self.labels[indices], self.class_names)
 
 
@@ -40,15 +50,24 @@ class Splits(NamedTuple):
     test: Dataset
     identity: dict[str, Any]  # what a resumed run must match: class names and digests
 
+    def __repr__(self) -> str:
+        """Returns one line: how many examples each split has, and their shape."""
+        shape = "x".join(map(str, self.test.images.shape[1:]))
+        return (
+            f"Splits({len(self.train):,} training, {len(self.validation):,} validation "
+            f"and {len(self.test):,} test examples of {shape}, "
+            f"{len(self.test.class_names)} classes)"
+        )
+
     @property
     def scored(self) -> dict[str, Dataset]:
-        """The splits that are scored after each epoch, by their names in metrics."""
+        """Returns the splits to score after each epoch, by their names in metrics."""
         validation = {"val": self.validation} if len(self.validation) else {}
         return {**validation, "test": self.test}
 
 
 def identify(train: Dataset, test: Dataset) -> dict[str, Any]:
-    """What tells these data from others, for JSON."""
+    """Returns class names and digests, which identify the data, as JSON values."""
     return {
         "classes": list(train.class_names),
         "training data": digest(train),
@@ -57,7 +76,7 @@ def identify(train: Dataset, test: Dataset) -> dict[str, Any]:
 
 
 def changed(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What of two identities is not that of the same data."""
+    """Returns the entries in which two identities differ."""
 
     def are_alike(one: Any, other: Any) -> bool:
         if isinstance(one, str) and one.startswith(UNREAD) != other.startswith(UNREAD):
@@ -68,7 +87,7 @@ def changed(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def differing(then: Sequence[str], now: Sequence[str]) -> str:
-    """Where two lists of class names differ, to be told."""
+    """Returns a description of the first difference of two lists of class names."""
     pairs = enumerate(zip_longest(then, now))
     index, (old, new) = next(pair for pair in pairs if pair[1][0] != pair[1][1])
     counts = "" if len(then) == len(now) else f", {len(then)} and {len(now)} in all"
@@ -76,10 +95,10 @@ def differing(then: Sequence[str], now: Sequence[str]) -> str:
 
 
 def digest(dataset: Dataset, *, unread: bool = False) -> str:
-    """The sha256 of its images and labels, in their order.
+    """Returns the sha256 of the images and labels, in their order.
 
-    For images that are not in memory, or are to be taken as such, only of how many
-    there are, which it says.
+    If the images are not in memory, or `unread` is set, the digest covers only their
+    number and says so.
     """
     labels = sha256(dataset.labels)
     if unread or not isinstance(dataset.images, np.ndarray):
@@ -91,7 +110,7 @@ def digest(dataset: Dataset, *, unread: bool = False) -> str:
 
 
 def subset(dataset: Dataset, size: int | None) -> Dataset:
-    """`size` examples of `dataset`, the same each time; all, where None or too many."""
+    """Returns `size` examples, always the same ones; all if None or too many."""
     if size is None or size >= len(dataset):
         return dataset
     order = np.random.default_rng([0, 2**32 - 2]).permutation(len(dataset))
@@ -99,9 +118,9 @@ def subset(dataset: Dataset, size: int | None) -> Dataset:
 
 
 def hold_out(train: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
-    """(train, validation): the last part of a fixed permutation is held out.
+    """Returns (train, validation); the end of a fixed permutation is held out.
 
-    So runs of all seeds are compared on the same images, and none trains on them.
+    The images are the same for all seeds, so that their runs can be compared.
 
     Raises:
       ConfigError: `fraction` leaves no example in one of the parts.
@@ -123,7 +142,7 @@ def hold_out(train: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
 def batch_sizes(
     num_examples: int, batch_size: int, *, drop_last: bool = False
 ) -> list[int]:
-    """The sizes of an epoch's batches; a last partial one is among them unless dropped.
+    """Returns the sizes of an epoch's batches, with a last partial one unless dropped.
 
     Raises:
       ConfigError: there is no batch.
@@ -139,15 +158,15 @@ def batch_sizes(
 
 
 def epoch_order(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
-    """The permutation [num_examples] of epoch `epoch`: a function of (seed, epoch)."""
+    """Returns the permutation [num_examples] of an epoch, given (seed, epoch)."""
     return np.random.default_rng([seed, epoch]).permutation(num_examples)
 
 
 def balanced_order(labels: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
-    """As many indices as `labels` [N], drawn so that each class is as likely.
+    """Returns N indices into `labels` [N], drawn so that all classes are as likely.
 
-    With replacement, as torch's WeightedRandomSampler draws by weights of 1 / count;
-    a function of (seed, epoch).
+    They are drawn with replacement, as torch's WeightedRandomSampler does with weights
+    of 1 / count; a function of (seed, epoch).
     """
     rng = np.random.default_rng([seed, epoch])
     # Integers only, so that no machine rounds otherwise.
@@ -168,11 +187,11 @@ def epoch_batches(
     repeats: int = 1,
     balanced: np.ndarray | None = None,
 ) -> list[np.ndarray]:
-    """The indices of the batches, of these sizes, of an epoch.
+    """Returns the indices of an epoch's batches, which have these sizes.
 
     Args:
-      repeats: times that an index comes in a row, as torchvision's RASampler has them;
-        so the last ones of the order do not come at all.
+      repeats: number of times that an index appears in a row, as in torchvision's
+        RASampler, so that the end of the order is left out.
       balanced: labels [num_examples], to draw as balanced_order does; None shuffles.
     """
     if balanced is None:

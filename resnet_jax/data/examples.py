@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from resnet_jax import limits
+from resnet_jax import limits, waiting
 from resnet_jax.data import cache, pillow, records, tfds
 from resnet_jax.errors import ConfigError, DataError, first_line
 
@@ -197,7 +197,8 @@ class Reader:
         labels = self.labels()
         images = np.empty((len(labels), *self.image_shape), np.uint8)
         with ThreadPool(limits.cpus()) as pool:  # Pillow decodes without the GIL
-            found = pool.imap(self._image, range(len(labels)), chunksize=16)
+            each = pool.imap(self._image, range(len(labels)), chunksize=16)
+            found = waiting.over(each, len(labels), f"decoding {self._split}")
             for index, image in enumerate(found):
                 images[index] = image
         return images, labels
@@ -214,7 +215,9 @@ class Reader:
         found = cache.load_labels(source.directory, split)
         if found is None or found.shape != (len(serialized),):
             with _reading(source.directory):
-                examples = (parse(record) for record in serialized)
+                said = f"reading labels of {split}"
+                each = waiting.over(serialized, len(serialized), said)
+                examples = (parse(record) for record in each)
                 found = np.array([int(one[source.label]) for one in examples], np.int32)
             cache.save_labels(source.directory, split, found)
         if found.min() < 0 or found.max() >= len(source.class_names):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from resnet_jax import limits
+from resnet_jax import limits, waiting
 from resnet_jax.data import class_names, pillow
 from resnet_jax.errors import DataError, first_line
 from resnet_jax.paths import as_text
@@ -108,7 +108,8 @@ def _scan_split(root: Path, names: tuple[str, ...]) -> Split:
     paths: list[Path] = []
     labels: list[int] = []
     ignored: Counter[str] = Counter()
-    for label, name in enumerate(names):
+    said = f"listing {root.name}"
+    for label, name in enumerate(waiting.over(names, len(names), said, "class")):
         if name not in own:
             raise DataError(f"{root / name} is missing: every class needs its folder")
         found = list(list_images(own[name], ignored))
@@ -149,7 +150,9 @@ def load(
     good = np.ones(len(paths), bool)
     # Pillow decodes and resizes without the GIL.
     with ThreadPool(limits.cpus()) as pool:
-        for index, image in enumerate(pool.imap(read, paths, chunksize=16)):
+        each = pool.imap(read, paths, chunksize=16)
+        found = waiting.over(each, len(paths), f"decoding {split.root.name}")
+        for index, image in enumerate(found):
             if isinstance(image, str):
                 if not skip_bad:
                     raise DataError(

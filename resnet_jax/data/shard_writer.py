@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from tqdm import tqdm
 
-from resnet_jax import files, limits
+from resnet_jax import files, limits, waiting
 from resnet_jax.data import folder, pillow
 from resnet_jax.data.shards import INFO, SIZE, SPLITS
 from resnet_jax.errors import ConfigError, DataError, first_line
@@ -27,13 +26,14 @@ class ShardsConfig(Group):
     """How images are stored."""
 
     short_side: int = ranged(256, at_least=1, at_most=8192)
-    """Larger images are made smaller, to this shorter side."""
+    """Shorter side in pixels to which larger images are resized."""
     encoding: Literal["jpeg", "pixels"] = "jpeg"
-    """Of each image: JPEG, or its pixels as they are, six times as large."""
+    """Encoding of the images: jpeg, or pixels, which is uncompressed and takes six
+    times the space."""
     quality: int = ranged(90, at_least=1, at_most=100)
-    """JPEG's."""
+    """Quality of the JPEG encoding, from 1 to 100."""
     skip_bad_images: bool = False
-    """Leave out, and count, images that cannot be read."""
+    """Leave out images that cannot be read, and say how many."""
 
 
 def write(source: Path, target: Path, how: ShardsConfig) -> dict[str, int]:
@@ -90,11 +90,10 @@ def _write_split(
 
     # Pillow decodes, resizes and encodes without the GIL.
     with ThreadPool(limits.cpus()) as pool, contextlib.ExitStack() as stack:
-        found = pool.imap(encode, split.paths, chunksize=16)
+        each = pool.imap(encode, split.paths, chunksize=16)
+        found = waiting.over(each, len(split.paths), f"writing {name}")
         writer: Any = None
-        for path, label, record in zip(
-            split.paths, split.labels, tqdm(found, name, len(split.paths)), strict=True
-        ):
+        for path, label, record in zip(split.paths, split.labels, found, strict=True):
             if isinstance(record, str):
                 if not how.skip_bad_images:
                     raise DataError(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resnet_jax import files, limits
+from resnet_jax import files, limits, waiting
 from resnet_jax.data import pillow
 from resnet_jax.errors import DataError, first_line
 
@@ -149,10 +149,14 @@ class Reader:
         size = self._how["size"]
         images = np.empty((num, size, size, 3), np.uint8)
         starts = range(0, num, _AT_A_TIME)
-        with ThreadPool(limits.cpus()) as pool:  # Pillow decodes without the GIL
+        with contextlib.ExitStack() as stack:
+            # Pillow decodes without the GIL.
+            pool = stack.enter_context(ThreadPool(limits.cpus()))
             rows = (np.arange(s, min(s + _AT_A_TIME, num)) for s in starts)
+            bar = stack.enter_context(waiting.bar(num, f"decoding {self._split}"))
             for start, part in zip(starts, pool.imap(self, rows), strict=True):
                 images[start : start + len(part)] = part
+                bar.update(len(part))
         return images
 
     def open(

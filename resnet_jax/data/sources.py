@@ -17,6 +17,7 @@ from resnet_jax.data import (
     fashion_mnist,
     folder,
     readers,
+    resizing,
     shards,
     stream,
     tfds,
@@ -143,11 +144,13 @@ def load_dataset(
       fields: other fields of DataConfig, such as image_size or stream.
 
     Raises:
-      ConfigError: an unknown name, or a folder without data_dir.
+      ConfigError: an unknown name, no data_dir, or a field that does nothing.
       DataError: the data cannot be had, or are not what they should be.
     """
     home = None if data_dir is None else str(data_dir)
-    return describe(DataConfig(dataset=name, data_dir=home, **fields)).load()
+    described = describe(cfg := DataConfig(dataset=name, data_dir=home, **fields))
+    resizing.check(cfg, is_cropped=is_cropped(cfg))
+    return described.load()
 
 
 def _source(cfg: DataConfig) -> Source:

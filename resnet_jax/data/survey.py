@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
-from resnet_jax import limits
+from resnet_jax import limits, waiting
 from resnet_jax.data import pillow
 from resnet_jax.data.folder import Split
 from resnet_jax.errors import first_line
@@ -48,11 +47,11 @@ def look(split: Split, side: int) -> Survey:
             # Pillow and the system repeat the path, which is told beside it.
             return first_line(error).replace(f" {str(path)!r}", "").rstrip(":")
 
-    paths, found = split.paths, []
-    with ThreadPool(limits.cpus()) as pool, _bar(split) as bar:
-        for one in pool.imap(read, paths, chunksize=16):
-            found.append(one)
-            bar.update()
+    paths = split.paths
+    found: list[tuple[tuple[int, int], str] | str] = []
+    with ThreadPool(limits.cpus()) as pool:
+        each = pool.imap(read, paths, chunksize=16)
+        found += waiting.over(each, len(paths), f"reading {split.root.name}")
     sound = [one for one in found if not isinstance(one, str)]
     return Survey(
         split,
@@ -60,13 +59,6 @@ def look(split: Split, side: int) -> Survey:
         np.array([shape for shape, _ in sound], np.int64).reshape(-1, 2),
         Counter(kind for _, kind in sound),
         [(p, why) for p, why in zip(paths, found, strict=True) if isinstance(why, str)],
-    )
-
-
-def _bar(split: Split) -> "tqdm[None]":
-    where = split.root.name
-    return tqdm(
-        total=len(split.paths), desc=where, unit="image", leave=False, disable=None
     )
 
 

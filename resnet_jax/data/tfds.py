@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from resnet_jax import files
+from resnet_jax import files, waiting
 from resnet_jax.data.records import TFRecords
 from resnet_jax.errors import ConfigError, DataError, first_line
 from resnet_jax.paths import expand, has_home
@@ -120,7 +120,10 @@ def read_split(
 
     with reading(directory):
         builder = tfds.builder_from_directory(directory)
-        records = sorted(_records(builder, directory, split), key=lambda r: r[0])
+        count = builder.info.splits[split].num_examples
+        each = _records(builder, directory, split)
+        each = waiting.over(each, count, f"decoding {split}")
+        records = sorted(each, key=lambda record: record[0])
         images = np.stack([image for _, image, _ in records])
         labels = np.array([label for _, _, label in records], np.int32)
         return images, labels, tuple(builder.info.features["label"].names)
@@ -187,7 +190,8 @@ def index(
     """
     with reading(directory):
         source = open_records(directory, split, images=False)
-        found = [(r.get("id", b""), int(r["label"])) for r in source]
+        each = waiting.over(source, len(source), f"reading labels of {split}")
+        found = [(r.get("id", b""), int(r["label"])) for r in each]
     num_examples = published.num_examples[split]
     if len(found) != num_examples:
         raise damaged(
@@ -204,7 +208,7 @@ def index(
 def _records(
     builder: Any, directory: Path, split: str
 ) -> Iterator[tuple[str, np.ndarray, int]]:
-    """(id, image, label) of each record of `split`, in any order."""
+    """Yields (id, image, label) of each record of `split`, in any order."""
     info = builder.info
     if info.file_format.value == "tfrecord":
         decode = info.features.deserialize_example_np
@@ -264,9 +268,7 @@ def _write(kind: str, arrays: Arrays, data_dir: Path, old: Path | None) -> Path:
         builder = made(data_dir=scratch, file_format="array_record")
         if not sys.stderr.isatty():
             tfds.disable_progress_bar()
-        with contextlib.redirect_stdout(
-            io.StringIO()
-        ):  # it tells of the scratch folder
+        with contextlib.redirect_stdout(io.StringIO()):  # tells of the scratch folder
             builder.download_and_prepare()
         written = Path(builder.data_dir)
         directory = data_dir / written.relative_to(scratch)

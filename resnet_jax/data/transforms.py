@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from resnet_jax.config import AugmentConfig, DataConfig
-from resnet_jax.data import pillow, readers, sources, stream
+from resnet_jax.data import pillow, readers, resizing, sources, stream
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.errors import ConfigError, first_line
 
@@ -151,8 +151,16 @@ def drawn(train: Dataset, cfg: AugmentConfig, data: DataConfig, seed: int) -> Da
 
 
 def for_training(data: DataConfig, cfg: AugmentConfig) -> DataConfig:
-    """`data`, whose files are read while training if the host augments them."""
-    is_streamed = data.stream or (cfg.is_on_host and sources.is_cropped(data))
+    """Returns `data`, streamed if the host augments images of any size.
+
+    Raises:
+      ConfigError: an option does nothing for this data set.
+    """
+    is_cropped, is_drawn = sources.is_cropped(data), cfg.is_on_host
+    # Names that are none are refused by describe.
+    if data.dataset in sources.SOURCES or data.dataset.startswith("tfds:"):
+        resizing.check(data, is_cropped=is_cropped, is_drawn=is_drawn)
+    is_streamed = data.stream or (is_drawn and is_cropped)
     return replace(data, stream=is_streamed)
 
 

@@ -1,8 +1,8 @@
-"""The options that name what is evaluated, and on what."""
+"""The options that choose a network and the data to evaluate it on."""
 
 import os
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tyro.conf import Positional
 
@@ -10,56 +10,71 @@ from resnet_jax import fields
 from resnet_jax.errors import ConfigError
 from resnet_jax.weights.published import SHIPPED
 
-OF_RUNS = ("checkpoint", "seed")  # fields
+OF_RUNS = ("checkpoint", "seed")  # fields that only a run has
 
 
 @dataclass(frozen=True)
-class SubjectConfig(fields.Group):
-    """What is evaluated, and on what."""
+class NetworkConfig(fields.Group):
+    """The network to evaluate."""
 
     run: Positional[str | None] = fields.ranged(None, path="as typed")
-    """A run directory, as train.py leaves it, a folder that `export` wrote, or
+    """Run directory that train.py wrote, folder that `export` wrote, or
     resnet20-cifar10, a trained network that comes with this package."""
     checkpoint: str = "last"
-    """For a run: last, best (by validation accuracy), or a step."""
+    """For a run: last, best (by validation accuracy) or a step."""
     seed: int | None = None
-    """For a run of several seeds: the one to score (default: each, and their
-    ensemble)."""
+    """For a run of several seeds: the one to score. If not given, each of them and
+    their ensemble."""
     weights: str | None = fields.ranged(None, path="as typed")
-    """Instead of a run: a weights file or a folder, hf-hub:OWNER/NAME, imagenet,
+    """Weights to use instead of a run: a file or folder, hf-hub:OWNER/NAME, imagenet,
     imagenet-v2 or resnet20-cifar10."""
     weights_key: str | None = None
-    """With --weights: where in the file they stand, if it has several (model_ema)."""
+    """With --weights: key of the state dict in a file that holds several, such as
+    model_ema. If not given, the file must hold one."""
     model: str | None = None
-    """With --weights: the name of the network (default: what a folder says)."""
+    """With --weights: name of the network. If not given, the one that the folder
+    names."""
     stem: Literal["imagenet", "cifar"] | None = None
-    """With --weights: the stem (default: the model's own)."""
+    """With --weights: stem of the network. If not given, the network's own."""
     shortcut: Literal["pad", "conv", "conv_bn"] | None = None
-    """With --weights: the shortcuts (default: the model's own)."""
+    """With --weights: kind of shortcut. If not given, the network's own."""
     stride_in_1x1: bool = False
-    """With --weights: bottlenecks have their stride in the first convolution."""
+    """With --weights: the stride of a bottleneck is in its first 1x1 convolution."""
     in_channels: Literal[1, 3] | None = None
-    """With --weights: channels of the network's input (default: the data's)."""
+    """With --weights: input channels of the network. If not given, those of the data
+    set."""
+
+
+@dataclass(frozen=True)
+class SubjectConfig(NetworkConfig):
+    """The data to evaluate it on, and the devices."""
+
+    title: ClassVar[str] = "data"  # of its box in --help
+
     dataset: str | None = None
-    """cifar10, cifar10_1, cifar100, fashion_mnist, digits, folder or tfds:NAME
-    (default: the run's own, else cifar10)."""
+    """Data set: cifar10, cifar10_1, cifar100, fashion_mnist, digits, folder or
+    tfds:NAME. If not given, that of the run, or cifar10."""
     data_dir: str | None = fields.ranged(None, path="absolute")
-    """A tensorflow-datasets directory or the folder (default: the run's own, else as in
-    training)."""
+    """Folder of images, or directory of tensorflow-datasets. If not given, that of the
+    run, or $TFDS_DATA_DIR or ~/tensorflow_datasets."""
     normalize: str | None = None
-    """cifar10, imagenet, half or mean and std as r,g,b/r,g,b (default: the run's own,
-    for bare weights imagenet)."""
+    """Mean and standard deviation of the input: cifar10, imagenet, half or r,g,b/r,g,b.
+    If not given, those of the run; for bare weights, imagenet."""
     image_size: int | None = fields.ranged(None, at_least=1)
-    """Resize images to this side (default: the run's own)."""
+    """Side of the images in pixels, to which they are resized. If not given, that of
+    the run."""
     batch_size: int | None = fields.ranged(None, at_least=1)
-    """Images at a time (default: the run's eval_batch_size, else 500)."""
+    """Number of images of a batch. If not given, the run's --eval-batch-size, or
+    500."""
     devices: int | None = fields.ranged(None, at_least=1)
-    """Devices to use (default: all). CPUs are divided into this many."""
+    """Number of devices to use; CPU cores are divided into this many. If not given, all
+    devices."""
     platform: str | None = None
-    """cpu, cuda, tpu, ... (default: JAX's choice)."""
+    """Platform to compute on: cpu, cuda, tpu or another of JAX's. If not given, JAX
+    chooses."""
 
     def check(self) -> None:
-        """Raises ConfigError unless this names one network, and nothing besides."""
+        """Raises ConfigError unless the options name exactly one network."""
         if self.run is None:
             fields.refuse(self, OF_RUNS, "is a run's: name its directory")
         if (self.run is None) == (self.weights is None):
@@ -71,6 +86,6 @@ class SubjectConfig(fields.Group):
             fields.refuse(self, own, "goes with --weights: a run has its own")
 
     def _says_model(self) -> bool:
-        """Whether the weights are a folder or a name, which may say the network."""
+        """Whether the weights are a folder or a name that may specify the network."""
         source = self.weights or ""
         return source.startswith(("hf-hub:", *SHIPPED)) or os.path.isdir(source)

@@ -9,9 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
-from resnet_jax import fields, files
+from resnet_jax import fields, files, waiting
 from resnet_jax.data import decoding, folder, sources
 from resnet_jax.data.augment import Images, make_preprocess
 from resnet_jax.devices import mesh
@@ -80,7 +79,9 @@ def predict_files(
             show = _to_rows(stack.enter_context(tables.writing(output, columns)))
         # What is printed is progress itself; None is on a terminal only.
         has_bar = output is not None and len(every) > BATCH
-        bar = stack.enter_context(_bar(len(every), None if has_bar else True))
+        disable = None if has_bar else True
+        bar = waiting.bar(len(every), "prediction", disable=disable)
+        stack.enter_context(bar)
         for batch in batches:
             bad += [f"{path} ({reason})" for path, reason in batch.bad]
             found = probabilities_of(batch.images)
@@ -108,12 +109,6 @@ def predict_files(
 
 def _files_of(path: Path) -> list[Path]:
     return list(folder.list_images(path)) if path.is_dir() else [path]
-
-
-def _bar(count: int, disable: bool | None) -> "tqdm[Any]":
-    return tqdm(
-        total=count, desc="prediction", unit="image", leave=False, disable=disable
-    )
 
 
 def _print(path: Path, likely: Likely) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from resnet_jax import waiting
 from resnet_jax.data import corruptions
 from resnet_jax.data.augment import Preprocess
 from resnet_jax.data.corruptions import SEVERITIES
@@ -51,13 +51,7 @@ def measure(
     size = max(size // batch, 1) * batch  # whole batches
     settings = [(name, s) for name in corruptions.CORRUPTIONS for s in SEVERITIES]
     sums: dict[tuple[str, int], metrics.Sums] = {}
-    with tqdm(
-        total=len(test) * (1 + len(settings)),
-        desc="robustness",
-        unit="image",
-        leave=False,
-        disable=None,
-    ) as bar:
+    with waiting.bar(len(test) * (1 + len(settings)), "robustness") as bar:
         for start in range(0, len(test), size):
             part = test.take(slice(start, start + size))
             images = np.asarray(part.images)

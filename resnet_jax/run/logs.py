@@ -1,4 +1,4 @@
-"""What a run records of its epochs: JSON lines, a printed line, TensorBoard."""
+"""The records of a run's epochs: JSON lines, TensorBoard and Weights & Biases."""
 
 import dataclasses
 import errno
@@ -29,13 +29,13 @@ _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 def read_metrics(run_dir: Path, *, of_ours: bool = True) -> list[Record]:
-    """The lines of metrics.jsonl in `run_dir`; none where there is no such file.
+    """Returns the records of metrics.jsonl in `run_dir`; none if there is no file.
 
     Args:
-      of_ours: they have step and lr, too; other programs' need not.
+      of_ours: whether step and lr are required, which other programs may leave out.
 
     Raises:
-      ConfigError: a line has not the form that docs/training.md gives; it is named.
+      ConfigError: a line does not have the fields of docs/training.md; it is named.
     """
     records = files.read_jsonl(run_dir / METRICS)
     names = [*_FORM, *(["step", "lr"] if of_ours else [])]
@@ -48,13 +48,13 @@ def read_metrics(run_dir: Path, *, of_ours: bool = True) -> list[Record]:
             if not fits or not -_LARGEST < value < _LARGEST:
                 raise ConfigError(
                     f"{run_dir / METRICS}, line {number}: {name} is "
-                    f"{str(value)[:40]}: put it right, or remove the line"
+                    f"{str(value)[:40]}: correct or remove the line"
                 )
     return records
 
 
 class JsonLines:
-    """A file of JSON lines, begun afresh with `records`.
+    """A file of JSON lines, rewritten with `records` at first.
 
     Raises:
       ConfigError: the file cannot be written.
@@ -67,22 +67,22 @@ class JsonLines:
         self._unwritten = b""
 
     def write(self, record: Record) -> None:
-        """Appends `record`; it is on the disk on return, unless that is full.
+        """Appends `record`; it is on the disk on return, unless the disk is full.
 
         Raises:
-          ConfigError: the file cannot be written, for a reason that will not pass.
+          ConfigError: the file cannot be written, for a permanent reason.
         """
         self._unwritten += metrics.json_line(record).encode() + b"\n"
         self.flush()
 
     def flush(self) -> str | None:
-        """Writes what a full disk refused; the reason where it refuses still."""
+        """Writes what did not fit on a full disk; returns why if it fails again."""
         if not self._unwritten:
             return None
         try:
-            # "r+": a file that has vanished is not to come back as an empty one.
+            # "r+": a file that has vanished must not come back as an empty one.
             with self._path.open("r+b", buffering=0) as file:
-                file.truncate(self._size)  # what a full disk took of the last try
+                file.truncate(self._size)  # the rest of a failed attempt
                 file.seek(self._size)
                 left = self._unwritten
                 while left:
@@ -92,9 +92,9 @@ class JsonLines:
             if error.errno not in _PASSING:
                 raise ConfigError(
                     f"{self._path} cannot be written ({error.strerror}): the run ends "
-                    "here; put it right, or choose another --workdir"
+                    "here; make it writable, or choose another --workdir"
                 ) from None
-            log.warning("%s: %s; the line is kept back", self._path, error.strerror)
+            log.warning("%s: %s; the line is written later", self._path, error.strerror)
             return str(error.strerror)
         self._size += len(self._unwritten)
         self._unwritten = b""
@@ -102,26 +102,26 @@ class JsonLines:
 
 
 def last_line(run_dir: Path, records: list[Record], step: int) -> list[Record]:
-    """The line of the checkpoint's own step, where it was written after that."""
+    """Returns the record of the checkpoint's step if it was written after it."""
     try:
         lines = read_metrics(run_dir)
     except ConfigError as error:
-        log.warning("%s; the file is written anew from the checkpoint", error)
+        log.warning("%s; the file is rewritten from the checkpoint", error)
         return []
     known = {record["step"] for record in records}
     return [r for r in lines if r["step"] == step and r["step"] not in known]
 
 
 class Logs:
-    """What the run in `run_dir` records of its epochs, continued after `step`.
+    """The records of the run in `run_dir`, continued after `step`.
 
-    Lines of later steps, whose checkpoint a killed run never saw, are taken out: they
-    will be written again.
+    Records of later steps, from a run that was killed before their checkpoint, are
+    removed: they will be written again.
 
     Args:
-      records: the lines so far, as the checkpoint and last_line have them.
-      layers: whether there is to be a layers.jsonl as well.
-      wandb: where the lines go as well.
+      records: the records so far, from the checkpoint and last_line.
+      layers: whether to write layers.jsonl as well.
+      wandb: also gets the records, if it is given.
 
     Raises:
       ConfigError: the file cannot be written, or `tensorboard` lacks its package.
@@ -139,35 +139,36 @@ class Logs:
     ) -> None:
         self._writer = _make_writer(run_dir, step) if tensorboard else None
         self._wandb = wandb
+        self.exit_code = 0  # of the command, for wandb
         self._dir, self._step = run_dir, step
         self.records = list(records)
         self._lines = JsonLines(run_dir / METRICS, self.records)
         self._layers = self._open_layers() if layers else None
 
     def write(self, record: Record) -> None:
-        """Appends `record`, of an epoch."""
+        """Appends the record of an epoch."""
         self.records.append(record)
         self._lines.write(record)
         if self._writer is not None:
             for name in sorted(record.keys() - {"epoch", "step"}):
-                if isinstance(record[name], float):  # not the values behind a mean
+                if isinstance(record[name], float):  # not the values of single seeds
                     self._writer.add_scalar(name, record[name], record["step"])
             self._writer.flush()
         if self._wandb is not None:
             self._wandb.write(record)
 
     def begin(self) -> None:
-        """Says elsewhere, too, that there is something to do."""
+        """Starts the run at Weights & Biases, if it is used."""
         if self._wandb is not None:
             self._wandb.begin()
 
     @property
     def last_step(self) -> int | None:
-        """The step of the last line."""
+        """Returns the step of the last record."""
         return self.records[-1]["step"] if self.records else None
 
     def flush(self) -> str | None:
-        """As JsonLines.flush, of every file."""
+        """Flushes every file; see JsonLines.flush."""
         logs = [self._lines] if self._layers is None else [self._layers, self._lines]
         failures = [failure for each in logs if (failure := each.flush())]
         return failures[0] if failures else None
@@ -178,29 +179,29 @@ class Logs:
         for record in files.read_jsonl(path) if self._step else []:
             if type(record.get("step")) is not int:
                 raise ConfigError(f"{path} has a line without its step: remove it")
-            # The line of metrics comes after: where it is missing, both are written.
+            # The one in metrics.jsonl comes later: both are written if it is missing.
             if record["step"] <= (self.last_step or 0):
                 kept.append(record)
         return JsonLines(path, kept)
 
     def write_layers(self, place: dict[str, int], layers: Layers | None) -> None:
-        """Appends the line of `layers`, if there are any, at epoch and step `place`."""
+        """Appends `layers`, if there are any, with the epoch and step of `place`."""
         if self._layers is not None and layers is not None:
             self._layers.write({**place, "layers": layers})
 
     def close(self) -> None:
-        """Closes what TensorBoard reads, and what is sent elsewhere."""
+        """Closes TensorBoard's file and the run at Weights & Biases."""
         if self._writer is not None:
             self._writer.close()
         if self._wandb is not None:
-            self._wandb.close()
+            self._wandb.close(self.exit_code)
 
 
 def open_logs(cfg: Config, run_dir: Path, records: list[Record], step: int) -> Logs:
-    """The Logs that `cfg` asks for, continued after `step`.
+    """Returns the Logs that `cfg` asks for, continued after `step`.
 
     Raises:
-      ConfigError: as Logs, or --wandb lacks its package.
+      ConfigError: as Logs, or the package for --wandb is missing.
     """
     wandb = None
     if cfg.run.wandb is not None and processes.is_first():
@@ -216,7 +217,7 @@ def open_logs(cfg: Config, run_dir: Path, records: list[Record], step: int) -> L
 
 
 def _make_writer(run_dir: Path, step: int) -> Any:
-    """TensorBoard's writer; what a killed run wrote of later steps is not shown."""
+    """Returns TensorBoard's writer; steps after `step` of a killed run are purged."""
     try:
         from tensorboardX import SummaryWriter
     except ImportError:

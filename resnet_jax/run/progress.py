@@ -1,4 +1,4 @@
-"""How far a run of training is: its steps, their running sums, the progress bar."""
+"""The progress of a run: its steps, their sums, and the progress bar."""
 
 import math
 import time
@@ -14,16 +14,17 @@ from resnet_jax.config import RunConfig
 from resnet_jax.devices import processes
 from resnet_jax.training import metrics
 
-_BEFORE = 5  # steps of this process: what is slow only once is over by then
+_BEFORE = 5  # steps of this process, after which the one-time costs are over
 _LEAST = 5  # steps that are traced; more where one call does more
 
 
 class Progress:
-    """The steps that a run has done, and what they gave, fetched in groups.
+    """The steps that a run has done and their sums, fetched in groups.
 
     Args:
-      fail: called with the first loss that is not finite, as text, and its step.
-      shape: of the sums of one step.
+      fail: called with a description of the first loss that is not finite, and its
+        step.
+      shape: shape of the sums of one step.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class Progress:
         self._shape = shape
         self.step = self.total_steps = 0
         self.steps_per_epoch = 1
-        self._scored: int | None = None  # the step of the last line
+        self._scored: int | None = None  # the step of the last record
         self.sums: metrics.Sums | None = None  # of the steps of the epoch so far
         self._seconds = 0.0  # that they took in earlier starts of the run
         self._begun: float | None = None  # those of this one
@@ -44,52 +45,52 @@ class Progress:
 
     @property
     def epochs_begun(self) -> int:
-        """The number of the epoch of the last step, from 1; 0 before the first."""
+        """Returns the epoch of the last step, from 1; 0 before the first step."""
         return -(-self.step // self.steps_per_epoch)
 
     @property
     def at_epoch_end(self) -> bool:
-        """Whether the last step was an epoch's last, or the run's."""
+        """Whether the last step was the last of an epoch or of the run."""
         return self.step == self.total_steps or not self.step % self.steps_per_epoch
 
     @property
     def place(self) -> dict[str, Any]:
-        """Step, sums and seconds, for JSON."""
+        """Returns step, sums and seconds as JSON values."""
         sums = {name: value.tolist() for name, value in (self.sums or {}).items()}
         return {"step": self.step, "train_sums": sums, "train_seconds": self.seconds}
 
     @property
     def seconds(self) -> float:
-        """What the epoch's steps so far took, in all starts of the run."""
+        """Returns the seconds of the epoch's steps so far, in all starts of the run."""
         begun = self._begun
         return self._seconds + (0 if begun is None else time.monotonic() - begun)
 
     def go_to(self, place: dict[str, Any]) -> None:
-        """Takes over a `place`."""
+        """Continues from a `place`."""
         self.step = place["step"]
         sums = {name: np.float64(value) for name, value in place["train_sums"].items()}
         self.sums, self._seconds = sums or None, place["train_seconds"]
 
     @property
     def is_unscored(self) -> bool:
-        """Whether an epoch's steps are done and its line is not written."""
+        """Whether an epoch's steps are done and its record is not written."""
         is_new = 0 < self.step <= self.total_steps and self.step != self._scored
         return is_new and self.at_epoch_end
 
     @property
     def epoch(self) -> int:
-        """The epoch that is to do, from 0, or to score."""
+        """Returns the epoch to train or to score, from 0."""
         return (self.step - self.is_unscored) // self.steps_per_epoch
 
     def note_scored(self, step: int | None) -> None:
-        """Takes note of the last line's step; the sums of the next epoch begin."""
+        """Records the step of the last record; resets the sums for the next epoch."""
         self._scored = step
         if not self.is_unscored and not self.step % self.steps_per_epoch:
             self.sums, self._seconds = None, 0.0
 
     @property
     def steps(self) -> range:
-        """The steps of the epoch, from 0, that are to do, up to the run's last."""
+        """Returns the remaining steps of the epoch, from 0, up to the run's last."""
         first = self.epoch * self.steps_per_epoch
         last = min(self.steps_per_epoch, self.total_steps - first)
         return range(self.step - first, last)
@@ -99,14 +100,14 @@ class Progress:
         return self.step // every > (self.step - steps) // every
 
     def begin_clock(self) -> None:
-        """Now is when --save-every-minutes begins to count."""
+        """Starts the clock of --save-every-minutes."""
         self._saved_at = time.monotonic()
 
     def is_save_due(self, cfg: RunConfig, steps: int, *, asks: bool) -> bool:
-        """Whether `cfg` wants a checkpoint after the last `steps` steps.
+        """Whether `cfg` asks for a checkpoint after the last `steps` steps.
 
         Args:
-          asks: whether to look at the clocks, of all processes, which save together.
+          asks: whether to compare the clocks of all processes, which save together.
         """
         every, minutes = cfg.save_every_steps, cfg.save_every_minutes
         if every is not None and self.passed(every, steps):
@@ -117,7 +118,7 @@ class Progress:
         return processes.any_process(elapsed >= 60 * minutes)
 
     def batches(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """`batches` of the epoch's steps, with a progress bar on a terminal."""
+        """Yields the epoch's batches, with a progress bar on a terminal."""
         steps, epoch = self.steps, self.epoch
         self._begun = time.monotonic()
         with tqdm(
@@ -138,10 +139,10 @@ class Progress:
         }
 
     def add(self, sums: metrics.Sums) -> int:
-        """Counts the steps that gave `sums`, [[steps,] *shape], and says how many.
+        """Counts the steps of `sums`, [[steps,] *shape]; returns how many there are.
 
-        They may still be computing them, but not those before: a program that ran far
-        ahead of the device could not stop at a signal.
+        Waits for all steps before these: a program that ran far ahead of the device
+        could not stop at a signal.
         """
         steps: int = sums["loss"].size // math.prod(self._shape)
         self.step += steps
@@ -151,7 +152,7 @@ class Progress:
         return steps
 
     def collect(self) -> None:
-        """Fetches all that was added, and adds it up."""
+        """Fetches the added sums from the device and adds them up."""
         shape = (-1, *self._shape)
         each: list[metrics.Sums] = []
         for sums in jax.device_get(self._pending):
@@ -169,10 +170,10 @@ class Progress:
 
 
 class Trace:
-    """A JAX profiler trace, left in `directory`, of a process's sixth to tenth step.
+    """A JAX profiler trace of a process's sixth to tenth step, in `directory`.
 
-    It begins and ends between two calls, which may do many steps: with 20 for each it
-    is of the second one's.
+    It begins and ends between two calls, which may run several steps: with 20 steps per
+    call, it covers the second call.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -182,11 +183,11 @@ class Trace:
         self._running = False
 
     def begin_after(self, step: int) -> None:
-        """Says from which step this process begins."""
+        """Sets the step after which this process begins."""
         self._due = step + _BEFORE
 
     def step(self, step: int, state: Any) -> None:
-        """Begins or ends after `step`, whose `state` it then waits for."""
+        """Begins or ends the trace after `step`, and then waits for `state`."""
         is_over = self._begun is not None and not self._running
         if is_over or step < self._due:
             return
@@ -202,7 +203,7 @@ class Trace:
             )
 
     def close(self) -> None:
-        """Ends a trace that its run did not outlast."""
+        """Ends a trace that is still running."""
         if self._running:
             jax.profiler.stop_trace()
             self._running = False

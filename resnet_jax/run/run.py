@@ -22,7 +22,7 @@ from resnet_jax.run import directory
 from resnet_jax.run.checkpoints import Checkpoints, is_finite
 from resnet_jax.run.logs import Layers, Logs, Record, last_line, open_logs
 from resnet_jax.run.progress import Progress, Trace
-from resnet_jax.run.signals import Interrupted, Signals
+from resnet_jax.run.signals import Interrupted, Signals, exit_code
 from resnet_jax.training import metrics, seeds
 
 Measure = Callable[[Any], Layers]  # of a state, see training/diagnostics.py
@@ -71,6 +71,8 @@ class Run:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self._log is not None:
+            self._log.exit_code = exit_code(error[1])
         self._stack.close()
 
     def restore(self, state: Any, loader: Loader) -> Any:

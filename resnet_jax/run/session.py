@@ -1,6 +1,7 @@
-"""A run, from the claim of its directory to its end, however it ends."""
+"""A run as a context, from the lock on its directory to its end."""
 
 import contextlib
+import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,17 +14,20 @@ from resnet_jax.run.directory import check_resumable, claim, newest_step
 from resnet_jax.run.run import Run
 from resnet_jax.run.signals import Interrupted, Signals
 
+log = logging.getLogger(__name__)
+
 
 @contextlib.contextmanager
 def open_run(cfg: Config) -> Iterator[Run]:
-    """The run in cfg.run.workdir, begun or to be resumed.
+    """Opens the run in cfg.run.workdir, a new one or one to resume.
 
-    Of several processes the first has the directory, the others a folder that goes.
+    With several processes, the first owns the directory; the others have a temporary
+    one.
 
     Raises:
-      ConfigError: the directory cannot be written, is in use, holds something else, or
-        holds a run of another configuration; the devices are not there.
-      StoppedError: a signal came, and all that was done is saved.
+      ConfigError: the directory cannot be written, is in use, or holds something else
+        or a run of another configuration; or a device is missing.
+      StoppedError: a signal stopped the run, and everything that was done is saved.
     """
     with contextlib.ExitStack() as stack:
         workdir = run_dir = Path(cfg.run.workdir)
@@ -41,6 +45,8 @@ def open_run(cfg: Config) -> Iterator[Run]:
             try:
                 with run:
                     yield run
+                if processes.is_first() and run.progress.times:
+                    log.info("done:     `python evaluate.py %s` scores it", workdir)
             except Interrupted:
                 name = signals.received.name if signals.received else "a signal"
                 place = _place(run)
@@ -57,7 +63,7 @@ def open_run(cfg: Config) -> Iterator[Run]:
 
 
 def _place(run: Run) -> str:
-    """How far it has come and is saved, to be told: "5 of 10"; "" before that."""
+    """Returns how far the run is saved, such as "5 of 10"; "" before its first step."""
     step, total = newest_step(run.dir), run.progress.total_steps
     if not processes.is_first():  # they end when the first has saved
         step = run.progress.step

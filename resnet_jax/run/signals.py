@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Self
 
+from resnet_jax.errors import StoppedError, UserError
 from resnet_jax.hosting import owns_process
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -19,6 +20,13 @@ class Interrupted(BaseException):
 
     Not an Exception, so that no library takes it for a failure of its own.
     """
+
+
+def exit_code(error: object) -> int:
+    """Returns the exit code of a command that ends with `error`; 0 if it is None."""
+    if isinstance(error, Interrupted):
+        return StoppedError.exit_code
+    return error.exit_code if isinstance(error, UserError) else int(error is not None)
 
 
 def _is_ignored(number: signal.Signals) -> bool:

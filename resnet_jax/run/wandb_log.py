@@ -1,4 +1,4 @@
-"""A run's epochs in Weights & Biases, whose failures are none of the run's."""
+"""Logging to Weights & Biases, whose failures do not affect the run."""
 
 import logging
 import secrets
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_jax import files
-from resnet_jax.errors import ConfigError, first_line
+from resnet_jax.errors import ConfigError, StoppedError, first_line
 from resnet_jax.run.directory import WANDB
 
 log = logging.getLogger(__name__)
@@ -17,14 +17,14 @@ _END = 60.0  # seconds to upload what is left; `wandb sync` does it later
 
 
 class WandbLog:
-    """The lines of metrics.jsonl, by epoch, as a run of the project `project`.
+    """Logs the records of metrics.jsonl by epoch to a run of the project `project`.
 
-    A run that goes on is the same one there. Where wandb fails, as without a network or
-    a key, there is one warning, and nothing more is sent.
+    A resumed run continues the same one there. If wandb fails, as without a network or
+    a key, there is one warning and nothing more is sent.
 
     Args:
-      config: the configuration, for JSON.
-      is_resumed: whether the run in `run_dir` was begun before.
+      config: the configuration as JSON values.
+      is_resumed: whether the run in `run_dir` existed before.
 
     Raises:
       ConfigError: the package is not installed.
@@ -44,26 +44,33 @@ class WandbLog:
         self._is_resumed = is_resumed
 
     def begin(self) -> None:
-        """Begins the run there, or goes on with it."""
+        """Starts the run there, or continues it."""
         self._safely(self._begin)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Sends the numbers of a line; of several seeds, not those behind a mean."""
+        """Sends the numbers of a record; of several seeds, only their means."""
         if self._run is not None:
             numbers = {k: v for k, v in record.items() if not isinstance(v, list)}
             self._safely(lambda: self._run.log(numbers))
 
-    def close(self) -> None:
-        """Waits for what is being sent, a minute at most."""
+    def close(self, exit_code: int = 0) -> None:
+        """Waits up to a minute until everything is sent, and ends the run there.
+
+        Args:
+          exit_code: exit code of the command. 0 shows the run as finished, 75 (stopped
+            by a signal, to be resumed) as preempted, others as failed.
+        """
         run, self._run = self._run, None
-        if run is not None:
-            self._safely(run.finish)
+        if run is None:
+            return
+        if exit_code == StoppedError.exit_code:
+            self._safely(run.mark_preempting)
+        self._safely(lambda: run.finish(exit_code=exit_code))
 
     def _begin(self) -> None:
         wandb, run_dir = self._wandb, self._dir.absolute()
         run_dir.mkdir(parents=True, exist_ok=True)
-        # Nobody is there to be asked for a key, or it takes long; what is printed is
-        # printed by the run itself.
+        # Nobody may be there to enter a key. The run prints its own output.
         known = {
             "console": "off",
             "init_timeout": _START,
@@ -81,13 +88,13 @@ class WandbLog:
             settings=wandb.Settings(**settings),
         )
         self._run = run
-        # By epoch, and not by wandb's own count, which a line that is written again
-        # after a kill would be behind.
+        # By epoch instead of wandb's own count, which would be ahead of a record that
+        # is written again after a kill.
         run.define_metric("*", step_metric="epoch")
         run.config.update(self._config, allow_val_change=True)
 
     def _id(self) -> str:
-        """That of the run that is resumed, else a new one, which is kept."""
+        """Returns the id of the resumed run, or a new one, which is saved."""
         path = self._dir / WANDB
         if self._is_resumed and path.exists():
             found = files.read_json(path)
@@ -100,6 +107,6 @@ class WandbLog:
     def _safely(self, function: Callable[[], Any]) -> None:
         try:
             function()
-        except Exception as error:  # of every kind, and of none that matters here
+        except Exception as error:  # wandb raises of every kind
             self._run = None
             log.warning("wandb: %s; the run goes on without it", first_line(error))

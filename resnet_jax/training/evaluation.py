@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
+from resnet_jax import waiting
 from resnet_jax.data.augment import Preprocess
 from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.loader import Loader, Source, fetch
@@ -114,9 +114,10 @@ def evaluate(
 ) -> metrics.Sums:
     """The sums over `dataset`; every example is counted exactly once, or it raises."""
     total = None
-    with _bar(len(dataset)) as bar:
+    with waiting.bar(len(dataset), "evaluation") as bar:
         for batch in make_batches(dataset):
-            total = metrics.add(total, eval_step(state, batch))
+            with waiting.first("evaluation", total is None):
+                total = metrics.add(total, eval_step(state, batch))
             bar.update(len(batch["mask"]))
     counted = np.int64(0 if total is None else total["count"])
     if total is None or not np.all(counted == len(dataset)):
@@ -130,28 +131,29 @@ def predict(
     loader: Loader,
     variables: dict[str, Any],
     dataset: Dataset,
+    what: str = "evaluation",
 ) -> np.ndarray:
-    """What `model` says of the images of `dataset` in inference mode: [N, ...].
+    """Returns the outputs of `model` in inference mode for all images: [N, ...].
 
-    Logits [N, C], or features [N, F] of a model with num_classes=0.
+    They are logits [N, C], or features [N, F] of a model with num_classes=0.
+
+    Args:
+      what: the progress bar says is being done.
     """
 
     @partial(library.jit, out_shardings=mesh.replicated(loader.mesh))
     def outputs(variables: dict[str, Any], batch: Batch, source: Source) -> jax.Array:
         return logits_of(model, preprocess, variables, fetch(source, batch))
 
-    source, parts = loader.source(dataset), []
+    source = loader.source(dataset)
+    parts: list[np.ndarray] = []
     variables = mesh.replicate(loader.mesh, variables)
-    with _bar(len(dataset)) as bar:
+    with waiting.bar(len(dataset), what) as bar:
         for batch in loader.evaluation(dataset):
-            parts.append(np.asarray(outputs(variables, batch, source)))
+            with waiting.first(what, not parts):
+                parts.append(np.asarray(outputs(variables, batch, source)))
             bar.update(len(batch["mask"]))
     # What pads the last batch comes after everything else.
     if not parts:
         return np.zeros((0, 1), np.float32)
     return np.concatenate(parts)[: len(dataset)]
-
-
-def _bar(count: int) -> "tqdm[Any]":
-    """A progress bar over images, if stderr is a terminal."""
-    return tqdm(total=count, desc="evaluation", unit="image", leave=False, disable=None)

@@ -49,5 +49,7 @@ def compute(
       variables: the model's.
     """
     backbone = model.clone(num_classes=0)
-    found = evaluation.predict(backbone, preprocess, loader, variables, dataset)
+    found = evaluation.predict(
+        backbone, preprocess, loader, variables, dataset, "caching features"
+    )
     return Dataset(found, dataset.labels, dataset.class_names)

@@ -1,5 +1,6 @@
 """One training step: loss, gradient, update; and its compiled form."""
 
+import logging
 import time
 from collections.abc import Callable
 from functools import partial
@@ -12,14 +13,17 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from resnet_jax import waiting
 from resnet_jax.data.augment import Augment
 from resnet_jax.data.loader import Loader, Source, fetch
-from resnet_jax.devices import mesh
+from resnet_jax.devices import mesh, processes
 from resnet_jax.layers import library
 from resnet_jax.models import torch_names
 from resnet_jax.training import metrics
 from resnet_jax.training.freezing import Predicate, inference_batch_norm
 from resnet_jax.training.state import Batch, TrainState
+
+log = logging.getLogger(__name__)
 
 Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, metrics.Sums]]
 # A number, or what a step's average keeps of itself as a function of the step.
@@ -239,15 +243,14 @@ def _accumulated(
 def compile_step(
     step: Step, state: TrainState, loader: Loader, key: jax.Array
 ) -> tuple[Callable[[TrainState, Batch], tuple[TrainState, metrics.Sums]], float]:
-    """`step` for the forms of the loader's batches, and the seconds to compile it.
+    """Compiles `step` for the shapes of the loader's batches; returns also the seconds.
 
-    Nothing runs. The compiled step is called as step(state, batch); it writes over the
-    state that it is given. Of a batch of [steps, rows] it does the steps one after the
-    other, and gives the sums of each. Of several seeds, batches have [seeds, rows].
+    Nothing runs. The compiled step is called as step(state, batch) and donates `state`.
+    A batch of [steps, rows] is several steps, and gives the sums of each; with several
+    seeds, batches have [seeds, rows].
 
     Args:
-      state: on the devices, as it will be; so is what comes back.
-      key: the same, of the step: [], or [seeds].
+      state: on the devices, as will be what comes back; so is the key, [] or [seeds].
 
     Raises:
       ConfigError: the model cannot train on one of the forms.
@@ -263,10 +266,13 @@ def compile_step(
         jitted = library.jit(fed, out_shardings=sharding)
         return lambda state, batch: jitted(state, batch, source, key), 0.0
     jitted = library.jit(fed, donate_argnums=0, out_shardings=sharding)
-    compiled = {
-        _form(batch): jitted.lower(state, batch, source, key).compile()
-        for batch in loader.examples()
-    }
+    if processes.is_first():
+        log.info("compiling the training step ...")
+    with waiting.clock("compiling the training step"):
+        compiled = {
+            _form(batch): jitted.lower(state, batch, source, key).compile()
+            for batch in loader.examples()
+        }
 
     def run(state: TrainState, batch: Batch) -> tuple[TrainState, metrics.Sums]:
         found: tuple[TrainState, metrics.Sums] = compiled[_form(batch)](

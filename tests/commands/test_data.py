@@ -166,7 +166,7 @@ def test_samples_are_spread_over_classes_and_images(root, monkeypatch):
     ("options", "code", "message"),
     [
         (("",), 2, "name the folder of images: resnet-jax data DIR"),
-        (("DIR", "--recipe", "best"), 2, "no recipe 'best': one of digits, hresnet"),
+        (("DIR", "--recipe", "best"), 2, "no recipe 'best' ("),
         (("DIR", "--output", "DIR/classes.txt/a.html"), 2, "--output"),
         (("DIR", "--class-names", "names"), 3, "names: the names of the classes ca"),
         (("nowhere",), 3, "nowhere/train is no folder: images belong in"),

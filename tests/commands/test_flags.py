@@ -83,7 +83,7 @@ def test_an_exported_folder_has_one_network(flag, tmp_path):
 
 def test_predict_takes_files_one_by_one():
     options = predict.PredictConfig(run="r", images=("a.png",), batch_size=3)
-    with pytest.raises(ConfigError, match="--batch-size is of scores"):
+    with pytest.raises(ConfigError, match="--batch-size is for scores"):
         predict.main(options)
 
 

@@ -93,8 +93,8 @@ def test_where_only_images_are_named_it_classifies_them(
     [
         (("missing.png",), 3, "1 of 1 cannot be read: missing.png ("),
         (("missing", "a.png"), 2, "no run at missing"),
-        (("empty",), 2, "name files of images: resnet-jax predict RUN a.jpg"),
-        (("lost",), 2, "name files of images: resnet-jax predict RUN a.jpg"),
+        (("empty",), 2, "name the image files: resnet-jax predict RUN a.jpg"),
+        (("lost",), 2, "name the image files: resnet-jax predict RUN a.jpg"),
         (("a.png", "--checkpoint", "best"), 2, "--checkpoint is a run's: name its"),
         (("a.png", "--model", "resnet18"), 3, "is a resnet20: --model resnet20"),
         (("model.pth", "a.png"), 2, "no run at model.pth"),

@@ -32,7 +32,11 @@ def trained(tmp_path_factory):
     """(Run directory, what was printed) of a run that nothing happened to."""
     run_dir = tmp_path_factory.mktemp("smoke") / "run"
     code, out, err = shell("python", *TRAIN, "--workdir", run_dir)
-    assert (code, err) == (0, "")
+    assert code == 0, err
+    first, *_, compiling, done = err.splitlines()  # no terminal, no bar
+    assert first.startswith("network:  resnet8, 75,290 parameters")
+    assert compiling == "compiling the training step ..."
+    assert done == f"done:     `python evaluate.py {run_dir}` scores it"
     return run_dir, out
 
 
@@ -52,7 +56,7 @@ def test_train_then_evaluate(trained):
     [
         ("train.py", "digits", "--help"),
         ("evaluate.py", "--help"),
-        ("-m", "resnet_jax", "train", "--help"),
+        ("-m", "resnet_jax", "train", "digits", "--help"),
         ("-m", "resnet_jax", "data", "--help"),
     ],
 )
@@ -118,7 +122,7 @@ def test_the_commands_that_look():
     [
         (("python", "train.py", "digits", "--learning-rate", "1"), "--learning-rate"),
         ((SCRIPT, "nonsense"), "no command 'nonsense'"),
-        ((SCRIPT, "predict"), "name files of images"),
+        ((SCRIPT, "predict"), "name the image files"),
     ],
 )
 def test_bad_usage_is_exit_2(command, part):

@@ -87,7 +87,8 @@ def test_a_command_fails_where_its_result_is_lost(
             if error is not None:
                 raise error
     assert caught.value.code == code
-    told = "evaluate.py: what it prints is lost: [Errno 28] No space left on device\n"
+    reason = "[Errno 28] No space left on device"
+    told = f"evaluate.py: its output cannot be written: {reason}\n"
     assert (told in capsys.readouterr().err) == (kind == "full")
 
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -163,3 +165,15 @@ def test_hold_out_of_nothing_is_the_whole(dataset):
 def test_hold_out_that_leaves_an_empty_part_is_refused(dataset):
     with pytest.raises(ConfigError, match="validation_split 0.01 holds out 0 of 23"):
         data.hold_out(dataset, 0.01)
+
+
+def test_a_data_set_prints_as_one_line():
+    images = np.zeros((5, 4, 6, 3), np.uint8)
+    few = data.Dataset(images, np.zeros(5, np.int32), ("cat", "dog"))
+    assert repr(few) == "Dataset(5 examples of 4x6x3, 2 classes: cat, dog)"
+    many = dataclasses.replace(few, class_names=tuple("abcd"))
+    assert repr(many) == "Dataset(5 examples of 4x6x3, 4 classes: a, b, c, ...)"
+    splits = data.Splits(few, few.take(slice(1)), few.take(slice(2)), {"classes": []})
+    assert repr(splits) == (
+        "Splits(5 training, 1 validation and 2 test examples of 4x6x3, 2 classes)"
+    )

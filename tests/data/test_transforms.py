@@ -87,7 +87,7 @@ def test_sizes_of_training_and_evaluation_are_apart(photos):
     [
         ({"resize": 200}, "resize 200 is smaller than the crop of 224"),
         ({"resize": 29, "image_size": 30}, "resize 29 is smaller than the crop of 30"),
-        ({"resize": 300, "crop_pct": 0.9}, "resize and crop_pct say the same"),
+        ({"resize": 300, "crop_pct": 0.9}, "resize and crop_pct set the same"),
     ],
 )
 def test_a_crop_larger_than_the_image_is_refused(fields, message):
@@ -133,7 +133,7 @@ def test_streamed_and_in_memory_are_augmented_alike(
 
 
 def test_a_flip_by_the_pixels_needs_the_same_pixels():
-    with pytest.raises(ConfigError, match="flip alternating goes by the pixels"):
+    with pytest.raises(ConfigError, match="flip alternating recognizes images by"):
         AugmentConfig(flip="alternating", color_jitter=0.1)
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from spawn import said
 
 import resnet_jax
 
@@ -83,7 +84,7 @@ def test_training_prints_a_line_an_epoch(trained):
         ["epoch", "1", "step", "8"],
         ["epoch", "2", "step", "14"],
     ]
-    assert done.stderr == ""  # no terminal, no bar
+    assert said(done) == []  # no terminal, no bar
     left = {"config.json", "classes.json", "metrics.jsonl", "checkpoints", ".lock"}
     assert set(os.listdir(run_dir)) == left
 
@@ -131,24 +132,22 @@ def test_digits_reach_97_percent(tmp_path):
 
 
 def assert_one_line(done, code, *parts):
-    """A UserError's line, or tyro's box, and no traceback."""
+    """A UserError's line, and no traceback."""
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
-    text = " ".join(re.sub("[│╭╮╰╯─]", " ", done.stderr).split())
     for part in parts:
-        assert part in text
-    if "full helptext" not in text:
-        assert done.stderr.count("\n") == 1
+        assert part in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_bad_usage_of_train():
     parts = {
-        ("resnet99",): "resnet99",
-        ("digits", "--learning-rate", 1): "--learning-rate",
+        ("resnet99",): "no recipe 'resnet99'",
+        ("digits", "--learning-rate", 1): "did you mean --lr?",
         ("digits", "--lr", -1): "lr -1.0 is not in",
         ("digits", "--epochs", 0): "epochs 0 is too small",
-        ("digits", "--batch-size", "many"): "batch-size",
-        ("digits", "--stem", "big"): "big",
+        ("digits", "--batch-size", "many"): "--batch-size 'many' is not a whole",
+        ("digits", "--stem", "big"): "--stem must be one of",
     }
     for done, part in zip(run_each("train.py", *parts), parts.values(), strict=True):
         assert_one_line(done, 2, part)

@@ -158,7 +158,7 @@ def test_class_names_come_with_the_run(run_dir):
         ({"run": "a", "saliency": True}, "--saliency goes with --images"),
         (
             {"run": "a", "images": ("b",), "tta": True},
-            "--tta is of scores: not with --images",
+            "--tta is for scores: not with --images",
         ),
         ({"compare": ("a",), "tta": True}, "--tta does nothing with --compare"),
     ],

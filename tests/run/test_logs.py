@@ -123,7 +123,7 @@ def test_a_spoilt_file_is_written_anew(tmp_path, caplog):
     assert logs.last_line(tmp_path, [LINE], 5) == []
     logs.Logs(tmp_path, [LINE], step=5, tensorboard=False, layers=False)
     assert logs.read_metrics(tmp_path) == [LINE]
-    assert "line 2" in caplog.text and "written anew from the checkpoint" in caplog.text
+    assert "line 2" in caplog.text and "rewritten from the checkpoint" in caplog.text
 
 
 LAYERS = {"conv1": {"gradient": 0.5}}
@@ -189,7 +189,7 @@ def test_what_a_full_disk_took_of_a_line_is_not_left(tmp_path, monkeypatch, capl
     whole = (tmp_path / "metrics.jsonl").read_bytes()
     disk = FullDisk(monkeypatch, room=40)
     opened.write(LINE | {"step": 10})
-    assert "No space left on device; the line is kept back" in caplog.text
+    assert "No space left on device; the line is written later" in caplog.text
     disk.room = 30
     assert opened.flush() == "No space left on device"
     disk.room = 10**6

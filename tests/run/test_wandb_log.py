@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import signal
 import sys
 import types
 
@@ -10,8 +11,8 @@ from configs import make_config
 from resnet_jax import fields
 from resnet_jax.commands import train
 from resnet_jax.devices import processes
-from resnet_jax.errors import ConfigError
-from resnet_jax.run import logs, wandb_log
+from resnet_jax.errors import ConfigError, StoppedError
+from resnet_jax.run import logs, run, wandb_log
 
 LINE = {"epoch": 1, "step": 5, "test_accuracy": 0.25, "test_accuracy_seeds": [0.2, 0.3]}
 
@@ -23,7 +24,7 @@ class Fake(types.ModuleType):
         super().__init__("wandb")
         self.fails, self.calls, self.logged = fails, [], []
         self.config = types.SimpleNamespace(update=self._note("update"))
-        for name in ("define_metric", "finish"):
+        for name in ("define_metric", "finish", "mark_preempting"):
             setattr(self, name, self._note(name))
         self.Settings = dict
 
@@ -104,6 +105,32 @@ def test_a_failure_is_one_warning(fails, fake, tmp_path, caplog):
     said = f"wandb: {fails} failed; the run goes on without it"
     assert caplog.messages == [said]
     assert wandb.called().count(fails) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "ending"), [(0, []), (5, []), (75, ["mark_preempting"])]
+)
+def test_how_a_run_ended_is_told(code, ending, fake, tmp_path):
+    wandb = fake()
+    opened = begin(tmp_path)
+    opened.close(code)
+    assert wandb.called()[3:] == [*ending, "finish"]
+    assert wandb.calls[-1][2] == {"exit_code": code}
+
+
+def test_a_run_that_a_signal_stops_is_none_that_finished(fake, digits_run, monkeypatch):
+    wandb = fake()
+    of_run = run.Run.record
+
+    def record(self, state, sums):
+        of_run(self, state, sums)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(run.Run, "record", record)
+    with pytest.raises(StoppedError):
+        digits_run(epochs=2, wandb="pets")
+    assert wandb.called()[-2:] == ["mark_preempting", "finish"]
+    assert wandb.calls[-1][2] == {"exit_code": 75}
 
 
 def test_a_damaged_id_is_one_warning(fake, tmp_path, caplog):

@@ -1,0 +1,88 @@
+"""What a terminal shows while the user waits: a bar, or a clock if no end is known.
+
+Both appear on stderr, once a wait takes longer than a second, and are wiped at its end.
+Anything that is not a terminal gets nothing.
+"""
+
+import contextlib
+import logging
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+DELAY = 1.0  # seconds
+
+
+def bar(
+    total: int, what: str, unit: str = "image", *, disable: bool | None = None
+) -> "tqdm[Any]":
+    """Returns a progress bar over `total` units; a context.
+
+    Args:
+      what: is being done, such as "decoding train".
+      unit: what is counted; of bytes ("B") the bar shows thousands and millions.
+      disable: True shows nothing; None shows it on a terminal only.
+    """
+    return tqdm(
+        total=total,
+        desc=what,
+        unit=unit,
+        unit_scale=unit == "B",
+        leave=False,
+        delay=DELAY,
+        disable=disable,
+    )
+
+
+def over(items: Iterable[T], total: int, what: str, unit: str = "image") -> Iterator[T]:
+    """Yields `items`, of which there are `total`, with a bar."""
+    with bar(total, what, unit) as shown:
+        for item in items:
+            yield item
+            shown.update()
+
+
+def first(what: str, is_first: bool) -> contextlib.AbstractContextManager[None]:
+    """Returns a clock for the first of several steps, which is compiled."""
+    return clock(f"{what}, first batch") if is_first else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def clock(what: str) -> Iterator[None]:
+    """Shows for how long `what` has been going on, while the context lasts."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    begun, is_over = time.time(), threading.Event()
+
+    def show() -> None:
+        if is_over.wait(DELAY):
+            return
+        form, least = "{desc}: {elapsed}", 1e-9  # nothing is shown at its beginning
+        with tqdm(desc=what, bar_format=form, leave=False, delay=least) as shown:
+            shown.start_t = begun
+            shown.refresh()
+            while not is_over.wait(1.0):
+                shown.refresh()
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+
+
+class LogHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """A StreamHandler whose lines do not run into a bar that is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes the line of `record` above the bars."""
+        with tqdm.external_write_mode(file=sys.stderr):
+            super().emit(record)
