@@ -11,8 +11,8 @@ closed, or lose their reader at a random moment; and, between two processes, a f
 the newest checkpoint cut short, with one bit turned over, or removed. After each the
 same command goes on. At its end a run must have the metrics and the arrays, to the bit,
 of one that nothing happened to; else it is lost, and so it is if a process ends with an
-exit code that README does not give for what happened to it, says nothing of a save that
-was not kept, or has removed the checkpoint before that.
+exit code that docs/reliability.md does not give for what happened to it, says nothing
+of a save that was not kept, or has removed the checkpoint before that.
 """
 
 import contextlib

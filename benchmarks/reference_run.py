@@ -4,7 +4,7 @@
 
 Both train on the real CIFAR-10 from the same initial weights (PyTorch's), on the same
 batches in the same order, an epoch of one and an epoch of the other in turn. Leaves in
---workdir the runs torch/ and jax/, curves.png, and prints a table; the same command
+--workdir the runs torch/ and jax/, their curves, and prints a table; the same command
 again, with as many epochs or more, goes on where it stopped.
 """
 
@@ -42,7 +42,7 @@ def main(cfg: ReferenceRun) -> None:
     from resnet_jax.commands import train
     from resnet_jax.data import sources
     from resnet_jax.recipes import RECIPES
-    from resnet_jax.report import figures
+    from resnet_jax.report import curves
 
     root = Path(cfg.workdir)
     (root / "torch").mkdir(parents=True, exist_ok=True)
@@ -75,10 +75,9 @@ def main(cfg: ReferenceRun) -> None:
         sources.SOURCES["cifar10"] = original
     runs = {name: files.read_jsonl(path)[: cfg.epochs] for name, path in paths.items()}
     print(table(runs["torch"], runs["jax"]))
-    figures.plot_curves(
-        {"PyTorch": runs["torch"], "resnet_jax": runs["jax"]}, root / "curves.png"
-    )
-    print(f"curves in {root / 'curves.png'}")
+    named = {"PyTorch": runs["torch"], "resnet_jax": runs["jax"]}
+    pictures = curves.plot_runs(named, root)
+    print(f"curves in {', '.join(str(picture.path) for picture in pictures)}")
 
 
 def _torch_epoch(root: Path, recipe: Any, loaded: Any, epoch: int) -> None:

@@ -6,6 +6,7 @@ with the name of their file.
 """
 
 import re
+import tomllib
 from pathlib import Path
 
 import jupytext
@@ -14,24 +15,63 @@ import nbformat
 TUTORIALS = {
     "tutorial": """\
 This is the notebook of [tutorial.md](tutorial.md). Its first cell goes to the folder of
-the repository; the commands between the cells are for a terminal in that folder.""",
+the repository and installs the package if it is not there; the commands between the
+cells are for a terminal in that folder.""",
     "tutorial.ko": """\
-이 노트북은 [tutorial.ko.md](tutorial.ko.md)에서 만들었습니다. 첫 셀이 저장소 폴더로
-옮겨 가며, 셀 사이에 있는 명령은 그 폴더의 터미널에서 입력합니다.""",
+이 노트북은 [tutorial.ko.md](tutorial.ko.md)에서 만들었습니다. 첫 셀은 저장소 폴더로
+이동하고, 패키지가 없으면 설치합니다. 셀 사이에 있는 명령은 그 폴더의 터미널에서
+입력합니다.""",
 }
 _ENTER = """\
 import os
+import subprocess
+import sys
+from importlib import metadata
 
 if not os.path.exists("train.py"):  # the notebook lies in docs/
-    os.chdir("..")"""
+    os.chdir("..")
+try:
+    metadata.version("resnet-flax-linen")
+except metadata.PackageNotFoundError:
+    subprocess.run([sys.executable, "-m", "pip", "install", "-qe", "."], check=True)"""
+_CLONE = """\
+import os
+import subprocess
+
+if not os.path.exists("train.py") and not os.path.exists("../train.py"):
+    subprocess.run(["git", "clone", "--depth=1", "{url}", "resnet_jax"], check=True)
+    os.chdir("resnet_jax")
+"""
+_BADGE = (
+    "[![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+    "(https://colab.research.google.com/github/{path}/blob/main/docs/{name}.ipynb)"
+)
 _KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
-def make_notebook(text: str, note: str) -> nbformat.NotebookNode:
-    """The notebook of a tutorial in Markdown, with `note` below its title.
+def repository() -> str | None:
+    """Returns the address of the public repository, if pyproject.toml has one."""
+    project = Path(__file__).parent.parent / "pyproject.toml"
+    urls = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["urls"]
+    return urls.get("Repository")
 
-    Its cells have the ids 0, 1, ..., so that the same text makes the same file.
+
+def make_notebook(
+    text: str, note: str, name: str = "tutorial", url: str | None = None
+) -> nbformat.NotebookNode:
+    """Returns the notebook of a tutorial in Markdown, with `note` below its title.
+
+    Its cells have the ids 0, 1, ..., so that the same text makes the same file. With
+    the `url` of a repository on GitHub, it has a badge that opens it in Colab, where
+    its first cell clones the repository.
     """
+    enter = _ENTER
+    if url is not None:
+        path = url.removeprefix("https://github.com/")
+        note = _BADGE.format(path=path, name=name) + "\n\n" + note
+        enter = _CLONE.format(url=url) + enter.removeprefix(
+            "import os\nimport subprocess\n"
+        )
     # What jupytext calls noeval stays in the text.
     text = re.sub(r"^```(sh|text)$", r"```\1 .noeval", text, flags=re.M)
     text = re.sub(
@@ -42,7 +82,7 @@ def make_notebook(text: str, note: str) -> nbformat.NotebookNode:
         cell.source = cell.source.replace(" .noeval\n", "\n")
     notebook.cells[1:1] = [
         nbformat.v4.new_markdown_cell(note),
-        nbformat.v4.new_code_cell(_ENTER),
+        nbformat.v4.new_code_cell(enter),
     ]
     for number, cell in enumerate(notebook.cells):
         cell.id = str(number)
@@ -54,4 +94,5 @@ if __name__ == "__main__":
     folder = Path(__file__).parent
     for name, note in TUTORIALS.items():
         text = (folder / f"{name}.md").read_text(encoding="utf-8")
-        nbformat.write(make_notebook(text, note), folder / f"{name}.ipynb")
+        made = make_notebook(text, note, name, repository())
+        nbformat.write(made, folder / f"{name}.ipynb")

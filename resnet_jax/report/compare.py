@@ -1,4 +1,4 @@
-"""Several runs side by side: one table, one page."""
+"""A comparison of several runs: a table, and a page with their curves."""
 
 import tempfile
 from collections.abc import Sequence
@@ -7,18 +7,18 @@ from typing import Any
 
 from resnet_jax.errors import ConfigError
 from resnet_jax.fields import flat
-from resnet_jax.report import figures
-from resnet_jax.report.page import Content, Picture, Table, write
+from resnet_jax.report import curves
+from resnet_jax.report.page import Content, Panels, Table, write
 from resnet_jax.run.directory import CONFIG, METRICS, read_run
 from resnet_jax.run.logs import Record, read_metrics
 
 
 def compare(run_dirs: Sequence[str], page: Path) -> str:
-    """The table of the runs, as text; writes it with their curves to `page`.
+    """Writes a page with a table of the runs and their curves; returns the table.
 
-    What their configurations differ in, their last and best figures, and the time of
-    training. A folder with metrics.jsonl alone, as a PyTorch program may leave one, has
-    no configuration to show.
+    The table has the fields in which their configurations differ, their last and best
+    metrics, and the time of training. A folder that has only a metrics.jsonl, as a
+    PyTorch program may write it, has no configuration to show.
 
     Raises:
       ConfigError: one is no run, or the page cannot be written.
@@ -37,13 +37,9 @@ def compare(run_dirs: Sequence[str], page: Path) -> str:
             fields[name] = {one.name: value for one, value in kept}
     table = Table(*_rows(records, fields))
     with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch, "curves.png")
-        figures.plot_curves(records, path)
-        names = ", ".join(records)
-        alt = f"Training loss, and test accuracy by epoch and by time, of {names}"
         sections: dict[str, list[Content]] = {
-            "Figures": [table],
-            "Curves": [Picture(path, alt)],
+            "Result and configuration": [table],
+            "Curves": [Panels(curves.plot_runs(records, Path(scratch)))],
         }
         write(page, "Comparison of runs", sections)
     return _text(table)
@@ -52,7 +48,7 @@ def compare(run_dirs: Sequence[str], page: Path) -> str:
 def _rows(
     records: dict[str, list[dict[str, Any]]], fields: dict[str, dict[str, Any]]
 ) -> tuple[list[str], list[list[str]]]:
-    """The header, with a column for each run, and the rows."""
+    """Returns the header, with a column for each run, and the rows."""
     rows = [
         [name, *(str(own.get(name, "-")) for own in fields.values())]
         for name in dict.fromkeys(name for own in fields.values() for name in own)
@@ -83,7 +79,7 @@ def _rows(
     if any("val_accuracy" in own[-1] for own in records.values()):
         row("validation %, best", best("val"))
     row("minutes", lambda r: f"{sum(record['seconds'] for record in r) / 60:.1f}")
-    row("pictures/s, last", lambda r: f"{r[-1]['images_per_second']:.0f}")
+    row("images/s, last", lambda r: f"{r[-1]['images_per_second']:.0f}")
     return ["", *records], rows
 
 

@@ -1,4 +1,4 @@
-"""A network's block structure as a picture, drawn from the model itself."""
+"""A diagram of a network's blocks, drawn from the model itself."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,11 +7,13 @@ from typing import Any
 import flax.linen as nn
 
 from resnet_jax.models import summary
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.resnet9 import ResNet9
 from resnet_jax.models.summary import Block, Layer, Structure
 
 _FILLS = {
     **{"Conv": "#CFE3F2", "Whitening": "#E9DDF2", "BatchNorm": "#FBE3C4"},
-    **{"Linear": "#D5EFE6", "": "#EEEEEE"},
+    **{"Linear": "#D5EFE6", "Pooling": "#F6D9D5", "": "#EEEEEE"},
 }
 _RELU = ("ReLU", "")
 Row = tuple[str, list[tuple[str, str]], str | None]  # see list_rows
@@ -24,15 +26,16 @@ _SHORTCUTS = {
 
 
 def draw(model: nn.Module, image_shape: tuple[int, int, int], path: Path) -> None:
-    """Draws `model` for pictures of image_shape (H, W, C) as a PNG at `path`.
+    """Draws `model` for images of image_shape (H, W, C) as a PNG at `path`.
 
-    A row for what lies before the blocks, one for each stage with its first block open
-    (and a second, where the others of the stage differ), one for what lies between two
-    stages, and one for what lies behind.
+    There is a row for the stem, one for each stage with the layers of its first block
+    (and a second, if the stage's other blocks differ), one for layers between two
+    stages, and one for the head.
     """
     from matplotlib.figure import Figure
 
-    rows = list_rows(summary.structure(model, image_shape))
+    pooling = {ResNet: "average", ResNet9: "max"}.get(type(model))
+    rows = list_rows(summary.structure(model, image_shape), pooling)
     widest = max(len(boxes) for _, boxes, _ in rows)
     figure = Figure(figsize=(3.2 + 1.25 * widest, 1.3 * len(rows) + 0.1))
     axes = figure.add_axes((0, 0, 1, 1))
@@ -48,8 +51,12 @@ def draw(model: nn.Module, image_shape: tuple[int, int, int], path: Path) -> Non
     figure.savefig(path, dpi=120)
 
 
-def list_rows(found: Structure) -> list[Row]:
-    """(title, boxes as (text, kind), shortcut or None) of each row."""
+def list_rows(found: Structure, pooling: str | None = None) -> list[Row]:
+    """Returns (title, boxes as (text, kind), shortcut or None) of each row.
+
+    Args:
+      pooling: "average" or "max", if the head begins with a global pooling.
+    """
     inside: dict[str, list[Layer]] = {b.name: [] for b in found.blocks}
     outside: dict[str, list[Layer]] = {"": []}  # by the block before; "" the stem
     latest = ""
@@ -91,7 +98,10 @@ def list_rows(found: Structure) -> list[Row]:
             names = dict.fromkeys(layer.name.split(".")[0] for layer in between)
             title = _title(" and ".join(names), between)
             rows.append((title, _boxes(between, last=True), None))
-    rows.append((_title("head", behind), _boxes(behind, last=True), None))
+    boxes = _boxes(behind, last=True)
+    if pooling is not None:
+        boxes.insert(0, (f"global\n{pooling}\npooling", "Pooling"))
+    rows.append((_title("head", behind), boxes, None))
     return rows
 
 
@@ -110,7 +120,7 @@ def _title(name: str, layers: Sequence[Layer]) -> str:
 
 
 def _boxes(layers: Sequence[Layer], *, last: bool = False) -> list[tuple[str, str]]:
-    """Text and kind of each box; ReLU follows all but the last convolution's."""
+    """Returns text and kind of each box; ReLU follows all but the last convolution."""
     boxes = []
     for index, layer in enumerate(layers):
         text = layer.name.rsplit(".", 1)[-1]

@@ -1,4 +1,4 @@
-"""Every picture, from arrays; matplotlib wakes up inside."""
+"""Figures from arrays; matplotlib is imported inside."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -9,12 +9,11 @@ import numpy as np
 
 from resnet_jax.paths import shown
 
-Records = Sequence[Mapping[str, Any]]  # of metrics.jsonl, a line an epoch
+Records = Sequence[Mapping[str, Any]]  # the lines of metrics.jsonl, one an epoch
 
-# Okabe and Ito's colours, told apart by colour-blind eyes too.
+# Okabe and Ito's colours, which colour-blind people can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GREY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}  # one channel
-_PARTS = {"train": "training", "val": "validation", "test": "test"}
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -31,7 +30,7 @@ def save_figure(figure: Any, path: Path) -> None:
 
 
 def style_of(index: int) -> dict[str, Any]:
-    # Marks of their own, so that curves that coincide are both seen.
+    # Different markers show curves that coincide.
     return {
         "color": COLOURS[index % len(COLOURS)],
         "marker": "oxs+^d"[index % 6],
@@ -41,68 +40,14 @@ def style_of(index: int) -> dict[str, Any]:
 
 
 def plain(text: str) -> str:
-    """`text` from outside, of which matplotlib is to make no formula."""
+    """Returns `text` with what matplotlib would take for a formula escaped."""
     return shown(text).replace("$", r"\$")
-
-
-def plot_curves(runs: Mapping[str, Records], path: Path) -> None:
-    """Training loss and test accuracy by epoch, and the latter by minutes of training.
-
-    A line a run, as a PNG at `path`.
-    """
-    figure = new_figure(14, 4)
-    loss, accuracy, by_time = figure.subplots(1, 3)
-    for index, (name, records) in enumerate(runs.items()):
-        epochs = [record["epoch"] for record in records]
-        losses = [record["train_loss"] for record in records]
-        accuracies = [100 * record["test_accuracy"] for record in records]
-        loss.plot(epochs, losses, label=plain(name), **style_of(index))
-        accuracy.plot(epochs, accuracies, label=plain(name), **style_of(index))
-        minutes = np.cumsum([record["seconds"] for record in records]) / 60
-        by_time.plot(minutes, accuracies, label=plain(name), **style_of(index))
-    loss.set(title="training loss", xlabel="epoch", ylabel="mean cross-entropy")
-    accuracy.set(title="test accuracy", xlabel="epoch", ylabel="%")
-    by_time.set(title="test accuracy", xlabel="minutes of training", ylabel="%")
-    for axes in (loss, accuracy, by_time):
-        _finish(axes)
-    save_figure(figure, path)
-
-
-def plot_history(records: Records, path: Path) -> None:
-    """A run's loss and accuracy by epoch for each part of the data, lr beneath."""
-    figure = new_figure(8, 5)
-    (loss, accuracy), lower = figure.subplots(2, 2, height_ratios=(3, 1), sharex=True)
-    epochs = [record["epoch"] for record in records]
-    for index, (part, label) in enumerate(_PARTS.items()):
-        if f"{part}_loss" in records[0]:
-            style = {"label": label, **style_of(index)}
-            loss.plot(epochs, [r[f"{part}_loss"] for r in records], **style)
-            accuracies = [100 * r[f"{part}_accuracy"] for r in records]
-            accuracy.plot(epochs, accuracies, **style)
-    loss.set(title="loss", ylabel="mean cross-entropy")
-    accuracy.set(title="accuracy", ylabel="%")
-    for axes in (loss, accuracy):
-        _finish(axes)
-    for axes in lower:
-        axes.plot(epochs, [record["lr"] for record in records], color=COLOURS[-1])
-        axes.set(xlabel="epoch", ylabel="learning rate")
-        _finish(axes, legend=False)
-    save_figure(figure, path)
-
-
-def _finish(axes: Any, *, legend: bool = True) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    if legend:
-        axes.legend()
 
 
 def plot_confusion(
     confusion: Sequence[Sequence[int]], class_names: Sequence[str], path: Path
 ) -> None:
-    """The confusion matrix twice: counts, and per cent of each true class."""
+    """Draws the confusion matrix twice: counts, and percent of each true class."""
     counts = np.asarray(confusion)
     percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     size = min(3.5 + 0.35 * len(counts), 14)
@@ -135,7 +80,7 @@ def plot_confusion(
 def plot_reliability(
     bins: Sequence[Mapping[str, float]], ece: float, path: Path
 ) -> None:
-    """Accuracy against confidence, and how many pictures each bin has."""
+    """Draws accuracy against confidence, and how many images each bin has."""
     figure = new_figure(5, 5.5)
     upper, lower = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
     lows, widths = [b["low"] for b in bins], [b["high"] - b["low"] for b in bins]
@@ -145,14 +90,14 @@ def plot_reliability(
     upper.set(ylabel="accuracy", title=f"reliability: ECE {100 * ece:.2f} %")
     upper.legend()
     lower.bar(lows, [b["count"] for b in bins], widths, **edges)
-    lower.set(xlabel="confidence", ylabel="pictures", xlim=(0, 1))
+    lower.set(xlabel="confidence", ylabel="images", xlim=(0, 1))
     save_figure(figure, path)
 
 
 def plot_predictions(
     images: np.ndarray, captions: Sequence[str], path: Path, *, columns: int = 6
 ) -> None:
-    """uint8 pictures [N, H, W, 3] in a grid, each with its caption below."""
+    """Draws uint8 images [N, H, W, 3] in a grid, each with its caption below."""
     rows = max(-(-len(images) // columns), 1)
     figure = new_figure(1.75 * columns, 2.15 * rows)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -167,10 +112,10 @@ def plot_predictions(
 def plot_prediction(
     image: np.ndarray, heat: np.ndarray, likely: Sequence[tuple[str, float]], path: Path
 ) -> None:
-    """A uint8 picture [H, W, 3], it again below a map [h, w] in [0, 1], and classes.
+    """Draws a uint8 image [H, W, 3], the same below a map [h, w] in [0, 1], and bars.
 
     Args:
-      likely: names of classes, from the top, with their probabilities in [0, 1].
+      likely: the likeliest classes, with their probabilities in [0, 1].
     """
     figure = new_figure(10, 3.6)
     height, width = image.shape[:2]
@@ -180,8 +125,11 @@ def plot_prediction(
         axes.axis("off")
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
     veil: Any = {"cmap": "inferno", "alpha": 0.55, "interpolation": "bilinear"}
-    panels[1].imshow(heat, extent=extent, vmin=0, vmax=1, **veil)
-    titles = ("as the network takes it", "what speaks for the first class", "classes")
+    shade = panels[1].imshow(heat, extent=extent, vmin=0, vmax=1, **veil)
+    scale = figure.colorbar(shade, ax=panels[1], shrink=0.8, ticks=[0, 1])
+    scale.ax.set_yticklabels(["none", "most"], fontsize=8)
+    evidence = f'evidence for "{plain(likely[0][0])}" (Grad-CAM)'
+    titles = ("input of the network", evidence, "likeliest classes")
     for axes, title in zip(panels, titles, strict=True):
         axes.set_title(title, fontsize=10)
     bars = panels[2].barh(range(len(likely)), [share for _, share in likely])
@@ -198,7 +146,7 @@ def plot_prediction(
 def plot_maps(
     groups: Mapping[str, np.ndarray], path: Path, *, columns: int = 12
 ) -> None:
-    """Grey maps [H, W, N], a row of the first `columns` for each group."""
+    """Draws maps [H, W, N] in grey, the first `columns` of each group in a row."""
     figure = new_figure(0.9 * columns, 1.05 * len(groups))
     grid = figure.subplots(len(groups), columns, squeeze=False)
     for row, (name, maps) in zip(grid, groups.items(), strict=True):
@@ -213,7 +161,7 @@ def plot_maps(
 
 
 def plot_filters(kernels: np.ndarray, path: Path) -> None:
-    """The first convolution's kernels [K, K, 3, N] as colours around grey."""
+    """Draws the first convolution's kernels [K, K, 3, N] as colours around grey."""
     count = min(kernels.shape[-1], 64)
     columns = min(16, count)
     rows = -(-count // columns)
@@ -227,10 +175,10 @@ def plot_filters(kernels: np.ndarray, path: Path) -> None:
 
 
 def plot_statistics(statistics: Mapping[str, Any], path: Path) -> None:
-    """BatchNorm's running means and variances by layer: median, middle half, range.
+    """Draws BatchNorm's running statistics by layer: median, quartiles and range.
 
     Args:
-      statistics: of each layer, by name, its arrays mean [C] and var [C].
+      statistics: the arrays mean [C] and var [C] of each layer, by name.
     """
     names = list(statistics)
     figure = new_figure(max(6, 0.22 * len(names) + 2), 6)
@@ -243,7 +191,9 @@ def plot_statistics(statistics: Mapping[str, Any], path: Path) -> None:
         places = np.arange(len(names))
         low, first, middle, third, high = quartiles
         axes.vlines(places, low, high, color=COLOURS[5], linewidth=2, label="range")
-        axes.vlines(places, first, third, color=COLOURS[0], linewidth=6, label="half")
+        axes.vlines(
+            places, first, third, color=COLOURS[0], linewidth=6, label="quartiles"
+        )
         axes.plot(places, middle, ".", color=COLOURS[-1], label="median")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
@@ -264,9 +214,9 @@ def plot_lines(
     log: bool = False,
     columns: int = 3,
 ) -> None:
-    """A panel for each title, in it a line for each label through its (x, y).
+    """Draws a panel for each title, with a line for each label through its (x, y).
 
-    A label has one style in all panels, and one place in the legend above them.
+    A label has the same style in all panels, which share a legend.
     """
     from matplotlib.ticker import MaxNLocator
 

@@ -1,36 +1,30 @@
-"""A self-contained HTML page of text, tables and pictures."""
+"""A self-contained HTML page of text, tables and images."""
 
 import base64
 import html
+import re
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from resnet_jax import files
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1b1b1b; --back: #fff; --rule: #ccc;
-  --faint: #666 }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e8e8e8; --back: #16181b; --rule: #444; --faint: #aaa } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--back);
-  max-width: 62rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere }
-h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.5rem }
-figure { margin: 1rem 0; overflow-x: auto } figcaption { color: var(--faint) }
-img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; padding: 4px;
-  box-sizing: border-box }
-.table { overflow-x: auto }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { text-align: left; padding: .2rem .8rem .2rem 0; overflow-wrap: normal;
-  border-bottom: 1px solid var(--rule); vertical-align: top }
-"""
+
+class Point(NamedTuple):
+    """A point of a curve in an image, and the text that is shown there."""
+
+    x: float  # fraction of the width, from the left
+    y: float  # fraction of the height, from the top
+    text: str
 
 
 class Picture(NamedTuple):
-    """A PNG, and what it shows for who cannot see it."""
+    """A PNG, and what it shows, for those who cannot see it."""
 
     path: Path
     alt: str
+    points: Sequence[Point] = ()
 
 
 class Table(NamedTuple):
@@ -38,9 +32,58 @@ class Table(NamedTuple):
 
     header: Sequence[Any]
     rows: Sequence[Sequence[Any]]
+    is_sortable: bool = False
 
 
-Content = str | Picture | Table  # a str is a paragraph of plain text
+class Card(NamedTuple):
+    """Names and values: the headline figures large, then others, then long ones."""
+
+    headline: Mapping[str, str]
+    others: Mapping[str, str]
+    long: Mapping[str, str]
+
+
+class Panels(NamedTuple):
+    """Images next to each other, or below each other on a narrow screen."""
+
+    pictures: Sequence[Picture]
+
+
+class Folded(NamedTuple):
+    """Contents that a reader opens."""
+
+    title: str
+    contents: Sequence["Content"]
+
+
+class Matrix(NamedTuple):
+    """A square matrix of counts, shaded by each row's shares.
+
+    Args:
+      links: from (row, column) to the id of the Image that a cell leads to.
+    """
+
+    names: Sequence[str]
+    counts: Sequence[Sequence[int]]
+    links: Mapping[tuple[int, int], str]
+
+
+class Image(NamedTuple):
+    """A small image as PNG bytes, its caption, and an id to link to."""
+
+    png: bytes
+    caption: str
+    id: str = ""
+
+
+class Gallery(NamedTuple):
+    """Small images with captions."""
+
+    images: Sequence[Image]
+
+
+# A str is a paragraph of plain text.
+Content = str | Picture | Table | Card | Panels | Folded | Matrix | Gallery
 
 
 def write(
@@ -50,49 +93,150 @@ def write(
     *,
     lang: str = "en",
 ) -> None:
-    """Writes to `path` a page that needs no other file; its text is taken as text.
+    """Writes a page to `path` that needs no other file; its text is taken as text.
 
     Raises:
       ConfigError: it cannot be written there.
     """
+    text = resources.files("resnet_jax.report")
+    style, script = (
+        text.joinpath(f"page.{x}").read_text("utf-8") for x in ("css", "js")
+    )
+    ids = {heading: _slug(heading, number) for number, heading in enumerate(sections)}
+    links = "".join(
+        f'<li><a href="#{ids[heading]}">{html.escape(heading)}</a></li>'
+        for heading in sections
+    )
     parts = []
     for heading, contents in sections.items():
-        parts.append(f"<section><h2>{html.escape(heading)}</h2>")
+        parts.append(f'<section id="{ids[heading]}"><h2>{html.escape(heading)}</h2>')
         parts += [_render(content) for content in contents]
         parts.append("</section>")
-    name = html.escape(title)
-    body = "\n".join(parts)
+    name, body = html.escape(title), "\n".join(parts)
     files.write_text(
         path,
         f"""<!doctype html>
 <html lang="{lang}"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,"><title>{name}</title><style>{_STYLE}</style></head>
-<body><h1>{name}</h1>
+<link rel="icon" href="data:,"><title>{name}</title><style>{style}</style></head>
+<body><header><h1>{name}</h1>
+<nav aria-label="Contents"><ul>{links}</ul></nav></header>
+<main>
 {body}
+</main>
+<script>{script}</script>
 </body></html>
 """,
     )
 
 
+def _slug(heading: str, number: int) -> str:
+    words = re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-")
+    return words or f"section-{number}"
+
+
 def _render(content: Content) -> str:
-    if isinstance(content, Picture):
-        data = base64.b64encode(content.path.read_bytes()).decode("ascii")
-        alt = html.escape(content.alt)
-        return (
-            f'<figure><img alt="{alt}" src="data:image/png;base64,{data}">'
-            f"<figcaption>{alt}</figcaption></figure>"
-        )
-    if isinstance(content, Table):
-        header = "".join(
-            f"<th>{html.escape(str(cell))}</th>" for cell in content.header
-        )
-        rows = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(str(x))}</td>" for x in row) + "</tr>"
-            for row in content.rows
-        )
-        return (
-            f'<div class="table"><table><thead><tr>{header}</tr></thead>'
-            f"<tbody>{rows}</tbody></table></div>"
-        )
-    return f"<p>{html.escape(content)}</p>"
+    match content:
+        case str():
+            return f"<p>{html.escape(content)}</p>"
+        case Picture():
+            return _figure(content)
+        case Panels():
+            return (
+                f'<div class="panels">{"".join(map(_figure, content.pictures))}</div>'
+            )
+        case Table():
+            return _table(content)
+        case Card():
+            return _card(content)
+        case Folded():
+            inside = "".join(map(_render, content.contents))
+            title = html.escape(content.title)
+            return f"<details><summary>{title}</summary>{inside}</details>"
+        case Matrix():
+            return _matrix(content)
+        case Gallery():
+            return f'<ul class="gallery">{"".join(map(_item, content.images))}</ul>'
+
+
+def _data(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
+
+
+def _figure(picture: Picture) -> str:
+    alt = html.escape(picture.alt)
+    circles = "".join(
+        f'<circle cx="{100 * x:.2f}%" cy="{100 * y:.2f}%" r="9" '
+        f'data-x="{x:.4f}" data-y="{y:.4f}"><title>{html.escape(text)}</title></circle>'
+        for x, y, text in picture.points
+    )
+    above = f'<svg aria-hidden="true">{circles}</svg>' if circles else ""
+    return (
+        f'<figure><div class="image"><img alt="{alt}" '
+        f'src="{_data(picture.path.read_bytes())}">{above}</div>'
+        f"<figcaption>{alt}</figcaption></figure>"
+    )
+
+
+def _item(image: Image) -> str:
+    own = f' id="{image.id}"' if image.id else ""
+    lines = html.escape(image.caption).replace("\n", "<br>")
+    return f'<li{own}><img alt="" src="{_data(image.png)}">{lines}</li>'
+
+
+def _table(table: Table) -> str:
+    header = "".join(
+        f'<th scope="col">{html.escape(str(cell))}</th>'
+        if str(cell)
+        else "<td></td>"  # a header without text says nothing
+        for cell in table.header
+    )
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(str(x))}</td>" for x in row) + "</tr>"
+        for row in table.rows
+    )
+    kind = ' class="sortable"' if table.is_sortable else ""
+    return _scrolled(
+        f"<table{kind}><thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table>"
+    )
+
+
+def _scrolled(table: str) -> str:
+    how = 'class="scroll" tabindex="0" role="group" aria-label="Table"'
+    return f"<div {how}>{table}</div>"
+
+
+def _card(card: Card) -> str:
+    parts = ("big", card.headline), ("", card.others), ("wide", card.long)
+    items = "".join(
+        f'<div class="{kind}"><dt>{html.escape(name)}</dt>'
+        f"<dd>{html.escape(value)}</dd></div>"
+        for kind, values in parts
+        for name, value in values.items()
+    )
+    return f'<dl class="card">{items}</dl>'
+
+
+def _matrix(matrix: Matrix) -> str:
+    names = [html.escape(name) for name in matrix.names]
+    header = "".join(f'<th scope="col">{name}</th>' for name in names)
+    rows = []
+    for row, (name, counts) in enumerate(zip(names, matrix.counts, strict=True)):
+        total, cells = max(sum(counts), 1), []
+        for column, count in enumerate(counts):
+            target = matrix.links.get((row, column))
+            what = f"{count} of {total} {name} predicted as {names[column]}"
+            shown = (
+                f'<a href="#{target}" title="{what}">{count}</a>' if target else count
+            )
+            share = 0.75 * count / total
+            cells.append(
+                f'<td style="--share: {share:.2f}" title="{what}">{shown}</td>'
+            )
+        rows.append(f'<tr><th scope="row">{name}</th>{"".join(cells)}</tr>')
+    return _scrolled(
+        '<table class="matrix"><caption>Rows are true classes, columns predicted ones. '
+        "A linked count leads to its mistakes.</caption><thead><tr>"
+        f'<th scope="col">true</th>{header}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table>"
+    )

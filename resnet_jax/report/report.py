@@ -1,4 +1,4 @@
-"""The page of a run."""
+"""The report page of a run."""
 
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,18 +11,35 @@ import jax
 import numpy as np
 
 from resnet_jax import files
+from resnet_jax.config import Config
 from resnet_jax.data.augment import Preprocess
 from resnet_jax.data.loader import Loader
 from resnet_jax.fields import flat
 from resnet_jax.models import summary
-from resnet_jax.report import diagram, figures, robustness, scores
-from resnet_jax.report.page import Content, Picture, Table, write
+from resnet_jax.report import (
+    curves,
+    diagram,
+    figures,
+    mistakes,
+    origin,
+    robustness,
+    scores,
+)
+from resnet_jax.report.page import (
+    Card,
+    Content,
+    Folded,
+    Panels,
+    Picture,
+    Table,
+    write,
+)
 from resnet_jax.report.subject import Subject
 from resnet_jax.run.logs import read_metrics
 from resnet_jax.training import evaluation, seeds
 from resnet_jax.weights import export
 
-NUM_SHOWN = 24  # pictures of each kind
+NUM_SHOWN = 24  # images of each kind
 
 
 def write_report(
@@ -32,12 +49,14 @@ def write_report(
     loader: Loader,
     robust: robustness.Found | None = None,
 ) -> Path:
-    """Writes run_dir/report: index.html, which is returned, the PNGs that are in it,
-    and report.json with its figures.
+    """Writes run_dir/report: index.html, its figures as PNGs, and report.json.
 
     Args:
-      loader: its test split is what the network is asked about.
-      robust: what robustness.measure found of it, if that is to be shown.
+      loader: its test split is scored.
+      robust: what robustness.measure found, if that is to be shown.
+
+    Returns:
+      The path of index.html.
 
     Raises:
       ConfigError: it cannot be written there.
@@ -62,15 +81,30 @@ def write_report(
         draw(*args, path=path, **options)
         return Picture(path, alt)
 
-    sections: dict[str, list[Content]] = {"Result": [_result(found)]}
+    top5 = scores.top_k_accuracy(probabilities, labels, 5)
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    result = _result(found, top5, num_params)
+    sections: dict[str, list[Content]] = {"Result": [result]}
     if records:
-        alt = "Loss and accuracy by epoch, the learning rate beneath"
-        curves = picture("curves", alt, figures.plot_history, records)
-        sections["Training"] = [curves, _last(records)]
+        paths = directory / "loss.png", directory / "accuracy.png"
+        points = curves.plot_history(records, *paths)
+        panels = [
+            Picture(path, f"{what} by epoch, with the learning rate below", at)
+            for path, what, at in zip(paths, ("Loss", "Accuracy"), points, strict=True)
+        ]
+        sections["Training"] = [Panels(panels), _last(records), *_scored(cfg, found)]
     alt = "Confusion matrix: rows are true classes, columns predicted ones"
     draw = figures.plot_confusion
     confusion = picture("confusion", alt, draw, found["confusion"], class_names)
-    sections["Classes"] = [confusion, _classes(found)]
+    pairs: list[Content] = []
+    sections["Classes"] = [_classes(found)]
+    if len(class_names) <= mistakes.MOST_CLASSES:
+        matrix, pairs = mistakes.contents(
+            probabilities, images, labels, class_names, found["confusion"]
+        )
+        sections["Classes"] += [matrix, Folded("The matrix as a figure", [confusion])]
+    else:
+        sections["Classes"] += [confusion]
     sections["Predictions"] = [
         picture(
             name, alt, figures.plot_predictions, np.asarray(images[chosen]), captions
@@ -80,6 +114,8 @@ def write_report(
         )
         if len(chosen)
     ]
+    if pairs:
+        sections["Mistakes by confusion"] = pairs
     sections["Calibration"] = _calibration(picture, found)
     if robust is not None:
         shown = np.asarray(images[:1])
@@ -89,7 +125,8 @@ def write_report(
     draw = partial(diagram.draw, model, subject.image_shape)
     sections["Structure"] = [picture("structure", alt, draw)]
     rows = [(one.name, value) for one, value in flat(cfg)]
-    sections["Configuration"] = [Table(("field", "value"), rows)]
+    table = Table(("field", "value"), rows)
+    sections["Configuration"] = [Folded(f"{len(rows)} fields", [table])]
     sections["Versions and machine"] = [_machine()]
     page = directory / "index.html"
     write(page, subject.title, sections)
@@ -100,8 +137,9 @@ def _calibration(picture: Any, found: Mapping[str, Any]) -> list[Content]:
     ece = found["ece"]
     alt = f"Reliability diagram, ECE {100 * ece:.2f} %"
     return [
-        "80 % of the images that the network is 80 % sure of should be right. The ECE "
-        "is the mean distance from that, over 15 bins of confidence.",
+        "Of the images predicted with a confidence of 80 %, 80 % should be right. The "
+        "expected calibration error (ECE) is the mean distance from that, over 15 bins "
+        "of confidence.",
         picture("reliability", alt, figures.plot_reliability, found["bins"], ece),
     ]
 
@@ -115,24 +153,37 @@ def _machine() -> Table:
     return Table(("what", "value"), list(machine.items()))
 
 
-def _result(found: Mapping[str, Any]) -> Table:
-    return Table(
-        ("accuracy", "balanced accuracy", "macro-F1", "NLL", "ECE", "pictures"),
-        [
-            (
-                f"{100 * found['accuracy']:.2f} %",
-                f"{100 * found['balanced_accuracy']:.2f} %",
-                f"{100 * found['macro_f1']:.2f} %",
-                f"{found['nll']:.4f}",
-                f"{100 * found['ece']:.2f} %",
-                f"{found['count']:,}",
-            )
-        ],
-    )
+def _result(found: Mapping[str, Any], top5: float, num_params: int) -> Card:
+    percent = {
+        "top-1 accuracy": found["accuracy"],
+        "top-5 accuracy": top5,
+        "balanced accuracy": found["balanced_accuracy"],
+        "macro-F1": found["macro_f1"],
+        "calibration error (ECE)": found["ece"],
+    }
+    shown = {name: f"{100 * value:.2f} %" for name, value in percent.items()}
+    headline = {name: shown.pop(name) for name in list(shown)[:2]}
+    headline["cross-entropy"] = f"{found['nll']:.4f}"
+    headline["parameters"] = f"{num_params:,}"
+    where = origin.describe()
+    long = {"command": where.pop("command")}
+    others = {"scored on": f"{found['count']:,} images, test split", **shown, **where}
+    return Card(headline, others, long)
+
+
+def _scored(cfg: Config, found: Mapping[str, Any]) -> list[Content]:
+    """Says why the last epoch's accuracy may differ from that of the page."""
+    most = cfg.data.max_test_samples
+    if most is None or most >= found["count"]:
+        return []
+    return [
+        f"During training {most:,} of the {found['count']:,} test images were scored "
+        "after each epoch; the figures above are of all of them."
+    ]
 
 
 def _last(records: figures.Records) -> Table:
-    """The best epoch, by validation where there is one, the last, and the time."""
+    """Returns the best epoch, by validation if there is any, the last, and the time."""
     part = "val" if "val_accuracy" in records[0] else "test"
     best = max(records, key=lambda record: record[f"{part}_accuracy"])
     rows = []
@@ -158,13 +209,14 @@ def _classes(found: Mapping[str, Any]) -> Table:
         )
         for x in found["classes"]
     ]
-    return Table(("class", "precision", "recall", "F1", "pictures"), rows)
+    header = ("class", "precision", "recall", "F1", "images")
+    return Table(header, rows, is_sortable=True)
 
 
 def chosen_predictions(
     probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
 ) -> list[tuple[str, str, np.ndarray, list[str]]]:
-    """(name, alt, indices, captions): the surest mistakes, then what is right."""
+    """Returns (name, alt, indices, captions) of confident mistakes, then right ones."""
     predicted, confidence = probabilities.argmax(1), probabilities.max(1)
     wrong = np.flatnonzero(predicted != labels)
     wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][:NUM_SHOWN]
@@ -186,7 +238,7 @@ def chosen_predictions(
 def _inside(
     picture: Any, model: nn.Module, variables: dict[str, Any], inputs: np.ndarray
 ) -> list[Content]:
-    """First filters, feature maps by stage, BatchNorm's statistics by layer."""
+    """Returns the first filters, feature maps by stage, and BatchNorm's statistics."""
     contents: list[Content] = []
     layers = summary.structure(model, inputs.shape[1:]).layers
     params, running = (dict(_modules(variables[k])) for k in ("params", "batch_stats"))
@@ -198,7 +250,7 @@ def _inside(
     _, state = model.apply(variables, inputs, train=False, mutable=["intermediates"])
     maps = {k: np.asarray(v[0][0]) for k, v in state["intermediates"].items()}
     if maps:
-        alt = "Feature maps of the first test picture after each stage, first channels"
+        alt = "Feature maps of the first test image after each stage, first channels"
         contents.append(picture("features", alt, figures.plot_maps, maps))
     names = [layer.name for layer in layers if layer.kind == "BatchNorm"]
     statistics = {name: running[name] for name in names}
@@ -211,7 +263,7 @@ def _inside(
 def _modules(
     tree: Mapping[str, Any], path: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(name, leaves by name) of each module of a collection."""
+    """Yields (name, leaves by name) of each module of a collection."""
     for name, value in tree.items():
         if any(isinstance(leaf, Mapping) for leaf in value.values()):
             yield from _modules(value, (*path, name))

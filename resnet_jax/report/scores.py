@@ -71,6 +71,12 @@ def score(
     }
 
 
+def top_k_accuracy(probabilities: np.ndarray, labels: np.ndarray, k: int) -> float:
+    """Returns the share of labels [N] among the k likeliest classes of [N, C]."""
+    own = probabilities[np.arange(len(labels)), labels]
+    return float(((probabilities > own[:, None]).sum(1) < k).mean())
+
+
 def calibration(
     confidences: np.ndarray, correct: np.ndarray, num_bins: int = 15
 ) -> tuple[float, list[dict[str, float]]]:

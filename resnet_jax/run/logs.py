@@ -35,7 +35,7 @@ def read_metrics(run_dir: Path, *, of_ours: bool = True) -> list[Record]:
       of_ours: whether step and lr are required, which other programs may leave out.
 
     Raises:
-      ConfigError: a line does not have the documented fields; it is named.
+      ConfigError: a line does not have the fields of docs/training.md; it is named.
     """
     records = files.read_jsonl(run_dir / METRICS)
     names = [*_FORM, *(["step", "lr"] if of_ours else [])]

@@ -30,8 +30,8 @@ class Preprocessing(NamedTuple):
         """Images as they are loaded, to what the network takes.
 
         Args:
-          images: uint8 [B, H, W, C], or a list of images of any sizes: Pillow's, the
-            paths of files, or arrays uint8 [H, W, C].
+          images: uint8 [B, H, W, C]; a list of images of any sizes: Pillow's, the
+            paths of files, or arrays uint8 [H, W, C]; or one path or Pillow image.
 
         Returns:
           float32 [B, crop, crop, C]: the shorter side brought to `size`, the middle
@@ -40,6 +40,8 @@ class Preprocessing(NamedTuple):
         Raises:
           ValueError: arrays are not uint8, or of another form.
         """
+        if isinstance(images, str | Path | Image.Image):
+            images = [images]
         if isinstance(images, np.ndarray | jax.Array):
             is_batch = images.ndim == 4 and images.shape[-1] == len(self.mean)
             if images.dtype != np.uint8 or not is_batch:

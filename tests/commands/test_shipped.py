@@ -131,3 +131,11 @@ def test_the_real_test_set_gives_its_published_figure(command, real_data_dir):
 
 def test_options_know_it_by_its_name():
     SubjectConfig(weights=NAME).check()
+
+
+@pytest.mark.parametrize("as_given", [str, Path, Image.open])
+def test_preprocessing_takes_a_single_image_too(as_given):
+    preprocessing = resnet_jax.load_pretrained(NAME).preprocessing
+    one = preprocessing(as_given(str(CAT)))
+    assert one.shape == (1, 32, 32, 3)
+    assert (one == preprocessing([CAT])).all()

@@ -31,10 +31,21 @@ def test_python_becomes_cells_and_the_rest_stays():
     ]
 
 
+def test_with_a_public_repository_it_opens_in_colab():
+    url = "https://github.com/someone/somewhere"
+    cells = notebook.make_notebook("# T\n\n## A\n\nb\n", "note", "t.ko", url).cells
+    assert "colab" in cells[1].source and cells[1].source.endswith("\n\nnote")
+    assert "/github/someone/somewhere/blob/main/docs/t.ko.ipynb)" in cells[1].source
+    assert f'"{url}", "resnet_jax"' in cells[2].source
+    assert 'os.chdir("..")' in cells[2].source
+    ast.parse(cells[2].source)
+
+
 @pytest.mark.parametrize("name", notebook.TUTORIALS)
 def test_the_notebook_is_that_of_the_tutorial(name, tmp_path):
     text = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
-    made = notebook.make_notebook(text, notebook.TUTORIALS[name])
+    note, url = notebook.TUTORIALS[name], notebook.repository()
+    made = notebook.make_notebook(text, note, name, url)
     nbformat.validate(made)
     assert sum(cell.cell_type == "code" for cell in made.cells) == 7
     nbformat.write(made, tmp_path / "made.ipynb")

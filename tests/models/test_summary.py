@@ -92,3 +92,26 @@ def test_pre_activation_begins_with_what_others_end_with(tmp_path):
     assert rows["layer1"] == ["bn1", "ReLU", "conv1", "bn2", "ReLU", "conv2"]
     assert rows["head"] == ["bn", "ReLU", "fc"]
     assert boxes_of("resnet20")["stem"] == ["conv1", "bn1", "ReLU"]
+
+
+@pytest.mark.parametrize(
+    "name, pooling", [("resnet8", "average"), ("resnet9", "max"), ("hresnet", None)]
+)
+def test_the_diagram_s_head_begins_with_its_global_pooling(
+    name, pooling, tmp_path, monkeypatch
+):
+    drawn = []
+    list_rows = diagram.list_rows
+
+    def watched(*args):
+        drawn.append(list_rows(*args))
+        return drawn[-1]
+
+    monkeypatch.setattr(diagram, "list_rows", watched)
+    model = resnet_jax.create_model(name, num_classes=10)
+    diagram.draw(model, (32, 32, 3), tmp_path / "structure.png")
+    title, boxes, _ = drawn[0][-1]
+    assert title.startswith("head")
+    pooled = [text for text, kind in boxes if kind == "Pooling"]
+    assert pooled == ([f"global\n{pooling}\npooling"] if pooling else [])
+    assert boxes[-1][1] == "Linear"

@@ -40,4 +40,4 @@ def test_taken_up_again_gives_what_one_go_gives(
     for a, b, rel in zip(theirs, ours, (1e-5, 2e-5), strict=True):
         assert b["train_loss"] == pytest.approx(a["train_loss"], rel=rel)
     assert "| 2 | " in capsys.readouterr().out
-    assert (tmp_path / "parts" / "curves.png").stat().st_size > 10_000
+    assert (tmp_path / "parts" / "loss.png").stat().st_size > 10_000

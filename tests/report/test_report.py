@@ -18,7 +18,7 @@ from resnet_jax.run import restore
 from resnet_jax.weights.pretrained import load_pretrained
 
 FIGURES = {
-    "curves", "confusion", "mistakes", "reliability", "filters", "features",
+    "loss", "accuracy", "confusion", "mistakes", "reliability", "filters", "features",
     "batchnorm", "structure",
 }  # fmt: skip
 
@@ -38,10 +38,13 @@ def test_a_report_shows_the_run_and_a_browser_opens_it(run_dir, tmp_path, capsys
     output = tmp_path / "figures.json"
     evaluate.main(EvaluateConfig(run=str(run_dir), report=True, output=str(output)))
     folder = run_dir / "report"
-    assert f"report: {folder / 'index.html'}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"report: {folder / 'index.html'}" in said
     assert {p.stem for p in folder.glob("*.png")} - {"right"} == FIGURES
     text = (folder / "index.html").read_text(encoding="utf-8")
-    assert text.count("data:image/png;base64,") == len(list(folder.glob("*.png")))
+    num_figures = len(list(folder.glob("*.png")))
+    assert text.count("<figure>") == num_figures
+    assert text.count("data:image/png;base64,") >= num_figures  # and mistakes
     assert "<td>validation_split</td><td>0.2</td>" in text
     printed = json.loads(output.read_text())
     saved = json.loads((folder / "report.json").read_text())
@@ -49,9 +52,13 @@ def test_a_report_shows_the_run_and_a_browser_opens_it(run_dir, tmp_path, capsys
     assert saved["nll"] == pytest.approx(printed["loss"], rel=1e-5)
     for name in ("balanced_accuracy", "macro_f1"):
         assert saved[name] == pytest.approx(printed[name], rel=1e-9)
-        assert f"<td>{100 * saved[name]:.2f} %</td>" in text
+        assert f"<dd>{100 * saved[name]:.2f} %</dd>" in text
     assert "<td>best by val</td>" in text
-    assert f"<td>{100 * saved['accuracy']:.2f} %</td>" in text
+    top1 = f"<dt>top-1 accuracy</dt><dd>{100 * saved['accuracy']:.2f} %</dd>"
+    assert top1 in text
+    top5 = float(re.search(r"Acc@5 (\S+)", said.splitlines()[-1])[1])
+    assert f"<dt>top-5 accuracy</dt><dd>{top5:.2f} %</dd>" in text
+    assert "<dd>40 images, test split</dd>" in text
     recalls = {row["name"]: row["recall"] for row in saved["classes"]}
     for name, accuracy in printed["class_accuracy"].items():
         assert recalls[name] == pytest.approx(accuracy or 0.0)

@@ -16,7 +16,7 @@ from resnet_jax.commands.evaluate import EvaluateConfig
 from resnet_jax.data import stream
 from resnet_jax.data.loader import Loader
 from resnet_jax.errors import ConfigError, StoppedError
-from resnet_jax.report import figures
+from resnet_jax.report import curves
 from resnet_jax.run import restore
 from resnet_jax.training import evaluation, metrics, seeds
 from resnet_jax.training.state import make_keys
@@ -252,13 +252,13 @@ def test_evaluation_scores_each_seed_and_their_ensemble(three, tmp_path):
 def test_a_seed_s_report_shows_its_own_figures(three, monkeypatch):
     _, run_dir, _ = three
     drawn = []
-    draw = figures.plot_history
+    draw = curves.plot_history
 
-    def watched(records, path):
+    def watched(records, *paths):
         drawn.extend(records)
-        draw(records, path)
+        return draw(records, *paths)
 
-    monkeypatch.setattr(figures, "plot_history", watched)
+    monkeypatch.setattr(curves, "plot_history", watched)
     evaluate.main(EvaluateConfig(str(run_dir), seed=6, report=True))
     assert len(drawn) == 2
     for record, line in zip(drawn, lines_of(run_dir), strict=True):

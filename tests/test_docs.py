@@ -1,0 +1,173 @@
+"""The commands and the Python of the documentation are true.
+
+Each command in a block of sh is parsed by the program that it starts, and each block of
+python is compiled; those of the library's pages are run as well. A block that cannot be
+tried has a line `<!-- not run here: REASON -->` above it.
+"""
+
+import importlib
+import importlib.util
+import re
+import shlex
+import tomllib
+import typing
+from pathlib import Path
+
+import pytest
+import tyro
+
+from docs import flags
+from resnet_jax import commands
+from resnet_jax.commands.command_line import parse_recipe
+from resnet_jax.config import Config
+
+ROOT = Path(commands.__file__).parents[2]
+PAGES = sorted(
+    str(path.relative_to(ROOT))
+    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))
+)
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+# Programs that set things up, whose own options are not ours.
+OTHERS = {
+    *("cd", "git", "python3", "pip", ".", "export", "mkdocs", "pre-commit", "ruff"),
+    *("mypy", "lint-imports", ".ci/run", "ls", "cat", "mkdir", "tensorboard"),
+}
+BLOCK = re.compile(
+    r"^(<!-- not run here: .+ -->\n+)?^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL
+)
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The blocks of a page in a language, but for those that are marked."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return [m[3] for m in BLOCK.finditer(text) if m[2] == language and not m[1]]
+
+
+def commands_of(block: str) -> list[list[str]]:
+    """The words of each command, without comments and variables."""
+    found = []
+    for line in block.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        while words:
+            ends = [i for i, word in enumerate(words) if word in ("&&", "|", ";", "&")]
+            end = ends[0] if ends else len(words)
+            command, words = words[:end], words[end + 1 :]
+            while command and re.match(r"\w+=", command[0]):
+                command = command[1:]
+            if command and command[0] == "srun":
+                command = command[1:]
+            found.append(command)
+    return [command for command in found if command]
+
+
+def options_of(name: str) -> type:
+    """The class of options that a command takes."""
+    main = importlib.import_module(f"resnet_jax.commands.{name}").main
+    (found,) = (h for n, h in typing.get_type_hints(main).items() if n != "return")
+    return found
+
+
+def _benchmark(module: str) -> type:
+    """The class of options that a benchmark hands to tyro.cli."""
+    path = ROOT / Path(*module.split(".")).with_suffix(".py")
+    name = re.search(r"tyro\.cli\((\w+)", path.read_text(encoding="utf-8"))[1]
+    return getattr(importlib.import_module(module), name)
+
+
+def check(command: list[str]) -> None:
+    """Raises SystemExit or another exception if a command cannot be what it says."""
+    program, *args = command
+    if "..." in args or program in OTHERS:
+        for extras in re.findall(r"\.\[([\w,]+)\]", " ".join(args)):
+            known = PROJECT["project"]["optional-dependencies"]
+            assert set(extras.split(",")) <= known.keys(), extras
+        return
+    if program == "pytest":
+        markers = PROJECT["tool"]["pytest"]["ini_options"]["markers"]
+        known = {marker.partition(":")[0] for marker in markers}
+        if "-m" in args:
+            words = re.findall(r"\w+", args[args.index("-m") + 1])
+            assert set(words) <= known | {"and", "or", "not"}, words
+        for path in (a for a in args if a.startswith("tests/")):
+            assert (ROOT / path.partition("::")[0]).exists(), path
+        return
+    if program == "python" and args[0] in ("train.py", "evaluate.py"):
+        args = [args[0].removesuffix(".py"), *args[1:]]
+    elif program == "python" and args[:2] == ["-m", "resnet_jax"]:
+        args = args[2:]
+    elif program == "python" and args[0] == "-m":
+        if args[1] in ("venv", "pip", "http.server"):
+            return
+        module = args[1] if "." in args[1] else f"{args[1]}.__main__"
+        assert importlib.util.find_spec(module) is not None, module
+        if module.startswith("benchmarks."):
+            tyro.cli(_benchmark(module), args=args[2:])
+        return
+    elif program == "python" and args[0] == "-c":
+        compile(args[1], "-c", "exec")
+        return
+    elif program == "python":
+        assert (ROOT / args[0]).exists(), args[0]
+        return
+    else:
+        assert program == "resnet-jax", f"unknown program {program}"
+    name, *args = args
+    if {"--help", "--version"} & {name, *args}:
+        return
+    assert name in commands.COMMANDS, name
+    options = options_of(name)
+    if options is Config:
+        parse_recipe(None, args)
+    else:
+        tyro.cli(options, args=args)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_is_one(page):
+    wrong = []
+    for command in (c for block in blocks(page, "sh") for c in commands_of(block)):
+        try:
+            check(command)
+        except (SystemExit, Exception) as error:
+            wrong.append((" ".join(command), repr(error)))
+    assert not wrong
+
+
+def test_a_command_that_is_none_is_found():
+    for text in (
+        "python train.py digits --epoch 3",
+        "python train.py digit",
+        "resnet-jax predictt a.jpg",
+        "python -m benchmarks.nothing",
+        "python -m benchmarks.grouped --round 3",
+        "pip install -e '.[gpu]'",
+        "pytest -m fast",
+        "gcloud compute tpus create",
+    ):
+        (command,) = commands_of(text + "   # a comment")
+        with pytest.raises((SystemExit, Exception)):
+            check(command)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_of_python_compiles(page):
+    for block in blocks(page, "python"):
+        if excerpt := re.match(r"# (resnet_jax/\S+)", block):
+            text = (ROOT / excerpt[1]).read_text(encoding="utf-8")
+            lines = {line.strip() for line in text.splitlines()} | {"", "..."}
+            for line in block.splitlines()[1:]:
+                assert line.strip() in lines
+        elif not re.search(r"^\s*\.\.\.$", block, re.MULTILINE):
+            compile(block, page, "exec")
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("number", range(len(blocks("docs/api.md", "python"))))
+def test_the_examples_of_the_library_run(number, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    exec(compile(blocks("docs/api.md", "python")[number], "docs/api.md", "exec"), {})
+
+
+def test_the_page_of_options_is_that_of_the_configuration():
+    kept = (ROOT / "docs" / "flags.md").read_text(encoding="utf-8")
+    assert kept == flags.page(), "an option has changed: python docs/flags.py"
