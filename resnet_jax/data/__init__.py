@@ -1,4 +1,4 @@
-"""Data sets, their order, and what training makes of an image."""
+"""Data sets, batches and augmentation."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""The published archives of CIFAR to arrays; nothing is unpacked on disk."""
+"""Reads the published archives of CIFAR into arrays, without unpacking to disk."""
 
 import io
 import json
@@ -60,7 +60,7 @@ _FILES = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
 
 
 class Part(NamedTuple):
-    """What one file of an archive has."""
+    """The content of one file of an archive."""
 
     images: np.ndarray  # [N, 32, 32, 3] uint8
     labels: np.ndarray  # [N]
@@ -70,12 +70,12 @@ class Part(NamedTuple):
 def read(
     path: Path, read_parts: Callable[[Callable[[str], bytes]], Iterator[Part]]
 ) -> Arrays:
-    """The arrays of an archive whose reader yields its files, the test split last."""
+    """Returns an archive's arrays; its reader yields the test split last."""
     is_100 = read_parts in (binary_100, python_100)
     limit = _MAX_MEMBER_100 if is_100 else _MAX_MEMBER
 
     def read(name: str) -> bytes:
-        file = archive.extractfile(name)  # into memory: nothing is unpacked
+        file = archive.extractfile(name)  # into memory; nothing is unpacked to disk
         if file is None:
             raise KeyError(name)
         content = file.read(limit + 1)
@@ -104,7 +104,7 @@ def read(
 
 
 def _planes_to_images(planes: np.ndarray) -> np.ndarray:
-    """[N, 3072] uint8, a red, a green and a blue plane, to [N, 32, 32, 3]."""
+    """Converts [N, 3072] uint8, red, green and blue planes, to [N, 32, 32, 3]."""
     return np.ascontiguousarray(planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
 
 
@@ -145,7 +145,7 @@ def _unpickle(content: bytes) -> Any:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Admits NumPy arrays and nothing else: an md5 is no proof of an origin."""
+    """Loads only NumPy arrays, because an md5 does not prove a file's origin."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in {
@@ -169,7 +169,7 @@ def npm(read: Callable[[str], bytes]) -> Iterator[Part]:
     }
     for index, name in enumerate(_FILES):
         with Image.open(io.BytesIO(read(f"package/{name}.png"))) as picture:
-            rows = np.asarray(picture.convert("RGB"))  # a picture to a row
+            rows = np.asarray(picture.convert("RGB"))  # one image per row
         images = rows.reshape(-1, 32, 32, 3)
         split, start = ("test", 0) if name == "test_batch" else ("train", index)
         start *= len(images)

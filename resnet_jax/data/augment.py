@@ -18,7 +18,7 @@ Images = jax.Array | np.ndarray
 Preprocess = Callable[[Images], jax.Array]  # see make_preprocess
 Fill = Literal["black", "reflect"]
 
-# Mean and standard deviation of the channels, pictures scaled to [0, 1].
+# Mean and standard deviation of the channels of images scaled to [0, 1].
 NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -29,10 +29,11 @@ NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 def parse_normalization(
     text: str, channels: int = 3
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std) of each channel, from a name, from "r,g,b/r,g,b" or from "all/all".
+    """Returns (mean, std) of each channel from a name, "r,g,b/r,g,b" or "all/all".
 
     Raises:
-      ConfigError: neither a known name nor such numbers, or for other channels.
+      ConfigError: it is neither a known name nor such numbers, or the number of
+        channels differs.
     """
     try:
         mean, std = NORMALIZATIONS.get(text) or (
@@ -61,15 +62,16 @@ def parse_normalization(
 
 
 def normalize(images: Images, *, mean: Any, std: Any) -> jax.Array:
-    """(images / 255 - mean) / std in float32, as ToTensor and Normalize compute it."""
+    """Returns (images / 255 - mean) / std in float32, like ToTensor and Normalize."""
     x = jnp.asarray(images, jnp.float32) / 255
     x = x - jnp.asarray(mean, jnp.float32).reshape(1, 1, 1, -1)
     return x / jnp.asarray(std, jnp.float32).reshape(1, 1, 1, -1)
 
 
 def to_channels(images: Images, channels: int) -> Images:
-    """uint8 images [B, H, W, C] with `channels` of them: grey as Pillow makes it from
-    red, green and blue, or grey repeated.
+    """Converts uint8 images [B, H, W, C] to `channels` channels.
+
+    RGB becomes grey as by Pillow; grey is repeated.
     """
     own = images.shape[-1]
     if own == channels:
@@ -84,7 +86,7 @@ def to_channels(images: Images, channels: int) -> Images:
 
 
 def resize(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Bilinear, antialiased as torchvision's: x [B, H, W, C] to [B, *size, C]."""
+    """Resizes x [B, H, W, C] to [B, *size, C], bilinear and antialiased."""
     if x.shape[1:3] == size:
         return x
     shape = (x.shape[0], *size, x.shape[3])
@@ -95,9 +97,9 @@ def resize(x: jax.Array, size: tuple[int, int]) -> jax.Array:
 def random_crop(
     key: jax.Array, images: jax.Array, padding: int, fill: Fill = "black"
 ) -> jax.Array:
-    """A random window of each padded picture: RandomCrop(size, padding).
+    """Crops a random window of each padded image, as RandomCrop(size, padding).
 
-    It is padded with black, or with its own pixels mirrored (padding_mode="reflect").
+    The padding is black, or mirrors the image (padding_mode="reflect").
     """
     batch, height, width, channels = images.shape
     edge = (padding, padding)
@@ -113,18 +115,19 @@ def random_crop(
 
 
 def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Each picture mirrored left to right with probability one half."""
+    """Flips each image horizontally with probability 0.5."""
     flipped = jax.random.bernoulli(key, shape=(images.shape[0], 1, 1, 1))
     return jnp.where(flipped, images[:, :, ::-1, :], images)
 
 
 def alternating_flip(images: jax.Array, epoch: jax.Array) -> jax.Array:
-    """Each picture mirrored in every second epoch; one half begins, by its pixels.
+    """Flips each image in every second epoch, half of them first in even epochs.
 
-    So two epochs show both sides of every picture, where random flips show a half of
-    them from one side alone. After Jordan 2024 (airbench), whose half is drawn.
+    Two epochs thus show both sides of every image; random flips show half of the
+    images from one side only. After Jordan 2024 (airbench); here a hash of the pixels
+    decides which half an image belongs to.
     """
-    # Odd multipliers, of every bit of a sum of bytes, spread over the pixels.
+    # Odd multipliers, so that every bit of a pixel changes the sum.
     weights = 2 * jnp.arange(images[0].size, dtype=jnp.uint32) + 1
     pixels = images.reshape(len(images), -1).astype(jnp.uint32)
     sums = (pixels * (weights * jnp.uint32(2654435761)).reshape(1, -1)).sum(1)
@@ -135,13 +138,13 @@ def alternating_flip(images: jax.Array, epoch: jax.Array) -> jax.Array:
 def make_preprocess(
     cfg: AugmentConfig, image_shape: tuple[int, int, int], default: str = "cifar10"
 ) -> Preprocess:
-    """preprocess(images), for evaluation: scaled, normalized, resized to image_shape.
+    """Returns preprocess(images) for evaluation: scales, normalizes and resizes.
 
     Args:
       default: the normalization, if cfg.normalize is None.
 
     Raises:
-      ConfigError: a normalization that there is not, or for other channels.
+      ConfigError: the normalization is unknown, or for another number of channels.
     """
     text = cfg.normalize or default
     mean, std = parse_normalization(text, image_shape[2])
@@ -159,23 +162,23 @@ def make_augment(
     num_classes: int,
     steps_per_epoch: int = 1,
 ) -> Augment:
-    """augment(key, images, labels, step) for training.
+    """Returns augment(key, images, labels, step) for training.
 
     images [B, H, W, C] uint8 and labels [B] int32 become inputs as preprocess makes
     them, [B, H', W', C] float32, and target distributions [B, num_classes].
-    Label smoothing is torch.nn.CrossEntropyLoss's: mass spread over all classes.
+    Label smoothing spreads mass over all classes, like torch.nn.CrossEntropyLoss.
     Cutout and random erasing follow the normalization, so that they leave the mean
     colour.
 
     Args:
-      steps_per_epoch: tells the epoch of a step, for the alternating flip.
+      steps_per_epoch: determines the epoch of a step, for the alternating flip.
     """
 
     def augment(
         key: jax.Array, images: jax.Array, labels: jax.Array, step: Any = 0
     ) -> tuple[jax.Array, jax.Array]:
         crop_key, flip_key, cutout_key, mix_key = jax.random.split(key, 4)
-        if cfg.flip == "alternating":  # by the pixels of the whole image
+        if cfg.flip == "alternating":  # needs the pixels of the whole image
             images = alternating_flip(images, jnp.asarray(step) // steps_per_epoch)
         if cfg.crop_padding:
             images = random_crop(crop_key, images, cfg.crop_padding, cfg.crop_fill)
@@ -185,7 +188,7 @@ def make_augment(
         if cfg.cutout:
             x = erasing.cutout(cutout_key, x, cfg.cutout)
         if cfg.random_erasing:
-            erasing_key = jax.random.fold_in(key, 2**30)  # none that split gave
+            erasing_key = jax.random.fold_in(key, 2**30)  # differs from those of split
             x = erasing.random_erasing(erasing_key, x, cfg.random_erasing)
         targets = make_targets(labels, num_classes, cfg.label_smoothing)
         if cfg.mixup or cfg.cutmix:
@@ -198,7 +201,7 @@ def make_augment(
 def make_targets(
     labels: jax.Array, num_classes: int, label_smoothing: float = 0.0
 ) -> jax.Array:
-    """Target distributions [B, num_classes] of labels [B], with label smoothing."""
+    """Returns target distributions [B, num_classes] of labels [B], smoothed."""
     found: jax.Array = optax.smooth_labels(
         jax.nn.one_hot(labels, num_classes), label_smoothing
     )
@@ -215,9 +218,10 @@ def mix(
     mixup_alpha: float,
     cutmix_alpha: float,
 ) -> Mixed:
-    """x [B, H, W, C] and targets [B, num_classes], by one or the other, as in timm.
+    """Applies mixup or CutMix to x [B, H, W, C] and targets [B, num_classes].
 
-    Of two alphas above 0, each batch has mixup or CutMix with probability one half.
+    If both alphas are above 0, one is chosen per batch with probability 0.5, as in
+    timm.
     """
     choice_key, share_key, box_key = jax.random.split(key, 3)
 
@@ -239,10 +243,9 @@ def mix(
 
 
 def mixup(key: jax.Array, x: jax.Array, targets: jax.Array, alpha: float) -> Mixed:
-    """Each picture and target with the last row's first, and so on: share and rest.
+    """Blends each image and target with its partner in the reversed batch, as timm.
 
-    The share is drawn once for the batch, from Beta(alpha, alpha) (Zhang et al. 2017);
-    the partner is the batch turned around, as in timm.
+    The weight is drawn once per batch, from Beta(alpha, alpha) (Zhang et al. 2017).
     """
     share = jax.random.beta(key, alpha, alpha)
     return _blend(x, share), _blend(targets, share)
@@ -251,10 +254,10 @@ def mixup(key: jax.Array, x: jax.Array, targets: jax.Array, alpha: float) -> Mix
 def cutmix(
     key: jax.Array, box_key: jax.Array, x: jax.Array, targets: jax.Array, alpha: float
 ) -> Mixed:
-    """A box of each picture from its partner, the targets by the area.
+    """Replaces a box of each image by its partner's, and weights targets by area.
 
-    Of the area, 1 - Beta(alpha, alpha) but for what lies outside (Yun et al. 2019);
-    the same box for all of the batch, the partner as in mixup.
+    The box has 1 - Beta(alpha, alpha) of the area, less what lies outside the image
+    (Yun et al. 2019). It is the same for the whole batch; partners are those of mixup.
     """
     height, width = x.shape[1:3]
     side = jnp.sqrt(1 - jax.random.beta(key, alpha, alpha))

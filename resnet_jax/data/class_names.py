@@ -1,4 +1,4 @@
-"""Names of classes for people, where their folders have others (n01440764)."""
+"""Readable names of classes whose folders are called otherwise (n01440764)."""
 
 import logging
 import re
@@ -15,14 +15,14 @@ FILE = "classes.txt"  # in DATA_DIR
 
 
 def find(data_dir: Path, named: Path | None, folders: Sequence[str]) -> tuple[str, ...]:
-    """The names of the classes of `folders`: a file's, or the folders' own.
+    """Returns the names of the classes of `folders`, from a file or the folders.
 
     Args:
       named: the file; None takes data_dir/classes.txt if it is there, and a class
         without a line in it keeps its folder's name.
 
     Raises:
-      DataError: the file cannot be read or names a class twice, or `named` not at all.
+      DataError: the file cannot be read or names a class twice, or `named` misses one.
     """
     path = data_dir / FILE if named is None else named
     if named is None and not path.is_file():
@@ -49,10 +49,10 @@ def find(data_dir: Path, named: Path | None, folders: Sequence[str]) -> tuple[st
 
 
 def read(path: Path, folders: Sequence[str]) -> dict[str, str]:
-    """{folder: name} of lines "folder name", of which other folders' are passed over.
+    """Reads {folder: name} from lines "folder name"; other folders are ignored.
 
-    A tab may stand between both. Of several names with commas, as ImageNet's
-    LOC_synset_mapping.txt has them, the first counts; a folder alone is its own name.
+    A tab may separate them. Of several names separated by commas, as in ImageNet's
+    LOC_synset_mapping.txt, the first is used. A line with only a folder keeps its name.
 
     Raises:
       DataError: it cannot be read, or gives a folder two names.
@@ -68,7 +68,7 @@ def read(path: Path, folders: Sequence[str]) -> dict[str, str]:
     known, found = set(folders), dict[str, str]()
     for line in text.split("\n"):
         line = line.strip()
-        # The longest beginning that is a folder, for names of folders have spaces too.
+        # The longest prefix that is a folder, because folder names may have spaces.
         ends = [match.start() for match in re.finditer(r"\s+|$", line)]
         folder = next((line[:e] for e in reversed(ends) if line[:e] in known), None)
         if folder is None:

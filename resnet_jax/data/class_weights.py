@@ -1,4 +1,4 @@
-"""Weights of the classes in the training loss, as CrossEntropyLoss(weight=) has."""
+"""Class weights of the training loss, like CrossEntropyLoss(weight=)."""
 
 import json
 import math
@@ -18,14 +18,14 @@ from resnet_jax.errors import ConfigError, DataError, first_line
 def load_class_weights(
     given: str | None, splits: Splits
 ) -> tuple[np.ndarray | None, Splits]:
-    """(weights [C] float32, splits) for AugmentConfig.class_weights.
+    """Returns (weights [C] float32, splits) for AugmentConfig.class_weights.
 
-    The splits that come back are known by the weights as well, so that a resumed run
-    must have the same.
+    The identity of the returned splits includes the weights, so that a resumed run
+    must have the same ones.
 
     Raises:
       ConfigError: balanced, and a class has no training example.
-      DataError: a file cannot be read, or is not of the classes and their weights.
+      DataError: a file cannot be read, or does not have the classes and their weights.
     """
     if given is None:
         return None, splits
@@ -39,7 +39,7 @@ def load_class_weights(
 
 
 def balanced(train: Dataset) -> np.ndarray:
-    """N / (C * count) of each class [C] float32: scikit-learn's "balanced".
+    """Returns N / (C * count) of each class [C] float32: scikit-learn's "balanced".
 
     Raises:
       ConfigError: a class has no example.
@@ -55,11 +55,11 @@ def balanced(train: Dataset) -> np.ndarray:
 
 
 def read(path: Path, names: Sequence[str]) -> np.ndarray:
-    """The weights [C] float32 of a file: JSON {name: weight}, or one number a line.
+    """Reads weights [C] float32 from a file: JSON {name: weight}, or a number a line.
 
     Raises:
-      DataError: it cannot be read, misses a class, has a strange one, or a number is
-        none that a weight can be: at least 0, finite, and not all are 0.
+      DataError: it cannot be read, misses a class, has an unknown one, or a weight is
+        negative or not finite, or all are 0.
     """
     try:
         text = path.read_text("utf-8-sig")
@@ -132,7 +132,7 @@ def _number(path: Path, name: str, value: Any) -> float:
 
 
 def weigh(augment: Augment, weights: np.ndarray, *, is_mixed: bool) -> Augment:
-    """`augment`, with targets whose mean cross-entropy is the weighted loss.
+    """Wraps `augment` so that the mean cross-entropy of its targets is weighted.
 
     The loss is then that of torch.nn.CrossEntropyLoss(weight): the sum over the whole
     batch is divided by the weights of its labels, or, as torch has it where targets are
@@ -152,7 +152,7 @@ def weigh(augment: Augment, weights: np.ndarray, *, is_mixed: bool) -> Augment:
         targets = targets * by_class[None, :]
         if not is_mixed:
             mean = by_class[labels].mean()
-            # A batch of classes of weight 0 teaches nothing; torch divides 0 by 0.
+            # A batch whose classes have weight 0 has no gradient; torch divides 0 by 0.
             targets = targets / jnp.where(mean > 0, mean, 1)
         return x, targets
 

@@ -1,11 +1,11 @@
-"""Corruptions of images in five severities, as those of CIFAR-10-C.
+"""Corrupts images at five severities, like CIFAR-10-C.
 
 Hendrycks and Dietterich 2019, "Benchmarking Neural Network Robustness to Common
 Corruptions and Perturbations". The parameters are those of its CIFAR-10-C, from
 ImageNet-C/create_c/make_cifar_c.py of github.com/hendrycks/robustness; of its
 corruptions, these are the ones that need NumPy, SciPy and Pillow only. The images are
-made here and not downloaded, with other random numbers and rounded where the original
-cuts off: accuracies are close to the published set's, and not the same.
+computed here instead of downloaded, with other random numbers, and rounded instead of
+truncated: accuracies are close to those on the published set, but not the same.
 """
 
 import io
@@ -31,17 +31,17 @@ _CHUNK = 256  # images at a time: floats take more room than bytes
 def corrupt(
     name: str, images: np.ndarray, severity: int, seed: int = 0, first: int = 0
 ) -> np.ndarray:
-    """`images` [N, H, W, C] uint8, of 1 or 3 channels, corrupted, in the same form.
+    """Returns `images` [N, H, W, C] uint8, of 1 or 3 channels, corrupted.
 
     Args:
       name: one of CORRUPTIONS.
-      severity: 1 to 5; at 0 the images are as they were.
-      seed: of the noise, which each image has its own of.
-      first: the place of the first image in its data set, so that an image gets the
-        same noise in whatever part of it.
+      severity: 1 to 5; 0 leaves the images unchanged.
+      seed: of the noise, which differs from image to image.
+      first: the index of the first image in its data set, so that an image gets the
+        same noise in any part of it.
 
     Raises:
-      ValueError: there is no such severity, or these are no such images.
+      ValueError: the severity or the images are not of this form.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise ValueError(
@@ -57,7 +57,7 @@ def corrupt(
         part = images[start : start + _CHUNK]
         return CORRUPTIONS[name](part, severity, seed, first + start)
 
-    # NumPy, SciPy and Pillow compute without the GIL.
+    # NumPy, SciPy and Pillow release the GIL.
     with ThreadPool(min(limits.cpus(), len(chunks))) as pool:
         return np.concatenate(pool.map(one, chunks, chunksize=1))
 
@@ -65,7 +65,7 @@ def corrupt(
 def gaussian_noise(
     images: np.ndarray, severity: int, seed: int, first: int
 ) -> np.ndarray:
-    """Noise of one spread, of each pixel and channel by itself."""
+    """Adds independent Gaussian noise to each pixel and channel."""
     scale = (0.04, 0.06, 0.08, 0.09, 0.10)[severity - 1]
     noise = [
         rng.standard_normal(images.shape[1:], np.float32)
@@ -75,7 +75,7 @@ def gaussian_noise(
 
 
 def shot_noise(images: np.ndarray, severity: int, seed: int, first: int) -> np.ndarray:
-    """Poisson noise, as of few photons: more of it where it is bright."""
+    """Adds Poisson noise, which is stronger in bright regions."""
     photons = (500, 250, 100, 75, 50)[severity - 1]
     expected = _to_floats(images) * photons
     rngs = _generators(len(images), severity, seed, first)
@@ -86,7 +86,7 @@ def shot_noise(images: np.ndarray, severity: int, seed: int, first: int) -> np.n
 def gaussian_blur(
     images: np.ndarray, severity: int, seed: int, first: int
 ) -> np.ndarray:
-    """A Gaussian blur, its sigma scaled with the shorter side of the images."""
+    """Blurs, with a sigma scaled by the shorter side of the images."""
     from scipy import ndimage
 
     sigma = (0.4, 0.6, 0.7, 0.8, 1.0)[severity - 1]
@@ -98,7 +98,7 @@ def gaussian_blur(
 
 
 def contrast(images: np.ndarray, severity: int, seed: int, first: int) -> np.ndarray:
-    """Each pixel brought nearer to the mean of its image and channel."""
+    """Moves each pixel towards the mean of its image and channel."""
     share = (0.75, 0.5, 0.4, 0.3, 0.15)[severity - 1]
     x = _to_floats(images)
     mean = x.mean((1, 2), keepdims=True)
@@ -106,7 +106,7 @@ def contrast(images: np.ndarray, severity: int, seed: int, first: int) -> np.nda
 
 
 def brightness(images: np.ndarray, severity: int, seed: int, first: int) -> np.ndarray:
-    """HSV's value raised; hue and saturation stay."""
+    """Raises the value of HSV; hue and saturation stay."""
     more = (0.05, 0.1, 0.15, 0.2, 0.3)[severity - 1]
     x = _to_floats(images)
     value = x.max(-1, keepdims=True)
@@ -119,7 +119,7 @@ def brightness(images: np.ndarray, severity: int, seed: int, first: int) -> np.n
 def jpeg_compression(
     images: np.ndarray, severity: int, seed: int, first: int
 ) -> np.ndarray:
-    """Written as JPEG of low quality, and read."""
+    """Encodes as a JPEG of low quality, and decodes."""
     from PIL import Image
 
     quality = (80, 65, 58, 50, 40)[severity - 1]
@@ -133,7 +133,7 @@ def jpeg_compression(
 
 
 def pixelate(images: np.ndarray, severity: int, seed: int, first: int) -> np.ndarray:
-    """Made smaller by means of boxes, and large again by repeating pixels."""
+    """Shrinks by averaging boxes, and enlarges by repeating pixels."""
     from PIL.Image import Resampling
 
     share = (0.95, 0.9, 0.85, 0.75, 0.65)[severity - 1]
@@ -161,18 +161,18 @@ CORRUPTIONS: dict[str, Corruption] = {
 def _generators(
     num: int, severity: int, seed: int, first: int
 ) -> Iterable[np.random.Generator]:
-    """A generator for each image, by its place."""
+    """Returns a generator for each image, by its index."""
     for index in itertools.islice(itertools.count(first), num):
         yield np.random.default_rng([seed, severity, index])
 
 
 def _to_floats(images: np.ndarray) -> np.ndarray:
-    """In [0, 1]."""
+    """Scales to [0, 1]."""
     return images.astype(np.float32) / 255
 
 
 def _to_bytes(x: np.ndarray) -> np.ndarray:
-    """Of [0, 1], what is outside cut off."""
+    """Converts from [0, 1] to uint8; values outside are clipped."""
     found: np.ndarray = np.rint(255 * np.clip(x, 0, 1)).astype(np.uint8)
     return found
 

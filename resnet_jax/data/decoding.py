@@ -1,4 +1,4 @@
-"""Files of images, decoded in batches by threads, a batch ahead."""
+"""Decodes image files in batches by threads, one batch ahead."""
 
 from collections.abc import Iterator, Sequence
 from multiprocessing.pool import AsyncResult, ThreadPool
@@ -13,7 +13,7 @@ from resnet_jax.errors import first_line
 
 
 class Decoded(NamedTuple):
-    """The files of a batch, by whether they could be read."""
+    """A batch of files: those that were read, and those that cannot be."""
 
     paths: list[Path]
     images: np.ndarray  # [len(paths), size, size, channels] uint8
@@ -23,9 +23,9 @@ class Decoded(NamedTuple):
 def read_batches(
     paths: Sequence[Path], batch_size: int, *, size: int, channels: int = 3, **how: Any
 ) -> Iterator[Decoded]:
-    """The images of `paths` in their order, `batch_size` files at a time.
+    """Yields the images of `paths` in order, `batch_size` files at a time.
 
-    While one batch is used the next is read; no more than these two are in memory.
+    While one batch is used, the next is read; only these two are in memory.
 
     Args:
       how: see pillow.fit.

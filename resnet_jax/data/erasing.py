@@ -1,4 +1,4 @@
-"""Parts of images set to the mean colour, on the device."""
+"""Cutout and random erasing, on the device."""
 
 import math
 
@@ -11,10 +11,10 @@ _TRIES = 10
 
 
 def cutout(key: jax.Array, x: jax.Array, size: int) -> jax.Array:
-    """A square of x [B, H, W, C] set to 0, anywhere, of up to size x size pixels.
+    """Sets a random square of x [B, H, W, C] to 0, of up to size x size pixels.
 
-    Its centre is a pixel of the picture, so that some of it may lie outside
-    (DeVries and Taylor 2017).
+    Its centre is a pixel of the image, so that some of it may lie outside (DeVries and
+    Taylor 2017).
     """
     batch, height, width, _ = x.shape
     keys = jax.random.split(key)
@@ -29,7 +29,7 @@ def cutout(key: jax.Array, x: jax.Array, size: int) -> jax.Array:
 
 
 def random_erasing(key: jax.Array, x: jax.Array, probability: float) -> jax.Array:
-    """A rectangle of each of some images x [B, H, W, C] set to 0.
+    """Sets a rectangle of x [B, H, W, C] to 0, with a probability per image.
 
     torchvision's RandomErasing with its scale (.02, .33), ratio (.3, 3.3) and value 0.
     """
@@ -40,9 +40,9 @@ def random_erasing(key: jax.Array, x: jax.Array, probability: float) -> jax.Arra
 def draw_boxes(
     key: jax.Array, num: int, size: tuple[int, int], probability: float
 ) -> jax.Array:
-    """Rectangles [num, 4] int32: top, left, height, width; empty for the other images.
+    """Draws rectangles [num, 4] int32: top, left, height, width; empty for the others.
 
-    Of ten that are drawn for an image the first that fits into (H, W) is taken.
+    The first of ten candidates that fits into (H, W) is taken.
     """
     height, width = size
     area_key, ratio_key, place_key, choice_key = jax.random.split(key, 4)
@@ -68,7 +68,7 @@ def draw_boxes(
 
 
 def erase(x: jax.Array, boxes: jax.Array) -> jax.Array:
-    """x [B, H, W, C] with 0 in the rectangles [B, 4]: top, left, height, width."""
+    """Sets x [B, H, W, C] to 0 in rectangles [B, 4]: top, left, height, width."""
     rows, columns = (
         (jnp.arange(length).reshape(1, -1) >= boxes[:, axis, None])
         & (

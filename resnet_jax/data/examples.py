@@ -1,4 +1,4 @@
-"""Image classification sets that tensorflow-datasets prepared, without TensorFlow."""
+"""Reads image classification sets of tensorflow-datasets, without TensorFlow."""
 
 import contextlib
 import io
@@ -28,7 +28,7 @@ _opening = threading.Lock()
 
 
 class ImageSet(NamedTuple):
-    """What the directory of a prepared version says of its images and labels."""
+    """The description of a prepared directory's images and labels."""
 
     directory: Path
     image: str  # the names of the two features
@@ -41,11 +41,11 @@ class ImageSet(NamedTuple):
 
 
 def find(name: str, data_dir: Path) -> Path:
-    """The directory of a prepared version, by tensorflow-datasets' name for it.
+    """Returns the directory of a prepared version, by its tensorflow-datasets name.
 
     Args:
-      name: "tfds:NAME", "tfds:NAME/CONFIG", and either with ":VERSION"; without it,
-        the newest that is there. If NAME has one configuration there, it is meant.
+      name: "tfds:NAME" or "tfds:NAME/CONFIG", with or without ":VERSION", by default
+        the newest prepared one. CONFIG may be omitted if only one is prepared.
 
     Raises:
       ConfigError: `name` is malformed, or several configurations are there.
@@ -76,7 +76,7 @@ def find(name: str, data_dir: Path) -> Path:
 
 
 def _find(base: str, version: str | None, data_dir: Path) -> list[Path]:
-    """The directory of `base`, if it is there."""
+    """Returns the directory of `base`, if it exists."""
     if version is None:
         newest = tfds.find(base, data_dir)
         return [] if newest is None else [newest]
@@ -85,11 +85,11 @@ def _find(base: str, version: str | None, data_dir: Path) -> list[Path]:
 
 
 def describe(directory: Path) -> ImageSet:
-    """What a prepared directory has; no record is read.
+    """Returns the description of a prepared directory; no record is read.
 
     Raises:
-      ConfigError: it is no image classification set, or has nothing to train on or to
-        score.
+      ConfigError: it is not an image classification set, or lacks a training or a test
+        split.
       DataError: it cannot be read.
     """
     import tensorflow_datasets as library
@@ -131,7 +131,7 @@ def describe(directory: Path) -> ImageSet:
 
 
 def _choose(names: Sequence[str], usual: str, keys: Any) -> str | None:
-    """The feature that is meant: what its authors supervise, the usual, the only."""
+    """Returns the feature to use: the supervised, the usual, or the only one."""
     supervised = [key for key in keys or () if isinstance(key, str) and key in names]
     if len(supervised) == 1:
         return supervised[0]
@@ -142,12 +142,12 @@ def _choose(names: Sequence[str], usual: str, keys: Any) -> str | None:
 
 @contextlib.contextmanager
 def _reading(directory: Path) -> Iterator[None]:
-    """A context in which whatever fails says that `directory` cannot be read."""
+    """Turns any failure inside into a DataError that `directory` cannot be read."""
     try:
         yield
     except DataError:
         raise
-    except Exception as error:  # tfds and its readers raise of every kind
+    except Exception as error:  # tfds and its readers raise many types
         raise _unreadable(directory, first_line(error)) from error
 
 
@@ -159,11 +159,11 @@ def _unreadable(directory: Path, reason: str) -> DataError:
 
 
 class Reader:
-    """Reads the examples of one split; each process that it comes to opens its own.
+    """Reads the examples of one split; each process opens its own files.
 
     Args:
-      how: size, crop_pct and interpolation of pillow.fit, by which images of any size
-        are brought to one; those that have one already stay as they are.
+      how: size, crop_pct and interpolation of pillow.fit, for images of different
+        sizes; images of equal size stay as they are.
     """
 
     def __init__(self, source: ImageSet, split: str, **how: Any) -> None:
@@ -178,7 +178,7 @@ class Reader:
         return {**self.__dict__, "_parse": None}
 
     def __call__(self, indices: np.ndarray) -> np.ndarray:
-        """The images [n, H, W, C] uint8 at `indices` [n].
+        """Returns the images [n, H, W, C] uint8 at `indices` [n].
 
         Raises:
           DataError: one cannot be read.
@@ -189,14 +189,14 @@ class Reader:
         return images
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
-        """(images [N, H, W, C] uint8, labels [N] int32) of all examples.
+        """Returns (images [N, H, W, C] uint8, labels [N] int32) of all examples.
 
         Raises:
-          DataError: one cannot be read, or has a label that is no class.
+          DataError: an example cannot be read, or its label is out of range.
         """
         labels = self.labels()
         images = np.empty((len(labels), *self.image_shape), np.uint8)
-        with ThreadPool(limits.cpus()) as pool:  # Pillow decodes without the GIL
+        with ThreadPool(limits.cpus()) as pool:  # Pillow releases the GIL
             each = pool.imap(self._image, range(len(labels)), chunksize=16)
             found = waiting.over(each, len(labels), f"decoding {self._split}")
             for index, image in enumerate(found):
@@ -204,10 +204,10 @@ class Reader:
         return images, labels
 
     def labels(self) -> np.ndarray:
-        """The labels [N] int32; they are cached, for all records must be read for them.
+        """Returns the labels [N] int32; cached, because all records must be read.
 
         Raises:
-          DataError: they cannot be read, or one is no class.
+          DataError: they cannot be read, or one is out of range.
         """
         source, split = self._source, self._split
         with _reading(source.directory):
@@ -230,11 +230,11 @@ class Reader:
     def open(
         self, indices: np.ndarray
     ) -> Iterator[contextlib.AbstractContextManager["Image.Image"]]:
-        """The images at `indices` [n] as they are stored, each to be opened."""
+        """Yields the images at `indices` [n] as they are stored, each to be opened."""
         return (self._opened(int(index)) for index in indices)
 
     def fault(self, index: int, reason: str) -> DataError:
-        """What says that an image cannot be read, and what to do."""
+        """Returns the error for an image that cannot be read."""
         said = f"image {index} of {self._split}: {reason}"
         return _unreadable(self._source.directory, said)
 
@@ -244,7 +244,7 @@ class Reader:
             try:
                 with self._opened(index) as file:
                     return self._decode(file)
-            except Exception as error:  # Pillow's readers raise of every kind
+            except Exception as error:  # Pillow's readers raise many types
                 raise ValueError(f"image {index} of {split}: {error}") from error
 
     @contextlib.contextmanager
@@ -264,12 +264,12 @@ class Reader:
         return image.reshape(self.image_shape)
 
     def _open(self) -> tuple[Sequence[bytes], Callable[[bytes], Any]]:
-        """The serialized examples, and what makes one a dict of bytes and label."""
-        with _opening:  # threads that import tensorflow-datasets at once block
+        """Returns the serialized examples, and a function that parses one."""
+        with _opening:  # concurrent imports of tensorflow-datasets deadlock
             if self._records is None or self._parse is None:
                 import tensorflow_datasets as library
 
-                # In a process of its own nobody has said so yet.
+                # A worker process has its own logging level.
                 logging.getLogger("absl").setLevel(logging.ERROR)
                 source = self._source
                 builder = library.builder_from_directory(source.directory)

@@ -1,4 +1,4 @@
-"""Fashion-MNIST from its four files."""
+"""Reads Fashion-MNIST from its four files."""
 
 import gzip
 import zlib
@@ -24,7 +24,7 @@ _BYTES = 2**26  # to read of a file; the largest has 60,000 images
 
 
 def read(data_dir: Path) -> Arrays:
-    """Zalando's four files, in `data_dir` or as Debian's package installs them."""
+    """Reads Zalando's four files, in `data_dir` or where Debian's package puts them."""
     homes = (data_dir, Path("/usr/share/datasets/fashion-mnist"))
     home = next((h for h in homes if (h / "train-images-idx3-ubyte.gz").exists()), None)
     if home is None:

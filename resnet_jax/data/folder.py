@@ -1,4 +1,4 @@
-"""A folder of images by class to arrays, in torchvision's ImageFolder layout."""
+"""Reads a folder of images by class, in torchvision's ImageFolder layout."""
 
 import logging
 import os
@@ -19,40 +19,40 @@ log = logging.getLogger(__name__)
 
 # torchvision.datasets.folder's.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-SCORED = ("test", "val", "valid", "validation")  # the first that is there
+SCORED = ("test", "val", "valid", "validation")  # the first that exists
 _HIDDEN = (".", "__MACOSX")
-_NO_IMAGES = ("Thumbs.db", "desktop.ini")  # Windows' own, of which nobody need be told
+_NO_IMAGES = ("Thumbs.db", "desktop.ini")  # made by Windows, and not worth a warning
 
 
 class Split(NamedTuple):
-    """The files of DATA_DIR/train or DATA_DIR/test, in ImageFolder's order."""
+    """The files of one split, in ImageFolder's order."""
 
     root: Path
     folders: tuple[str, ...]  # of the classes
     paths: list[Path]
     labels: np.ndarray  # [N] int32
-    ignored: Counter[str]  # files that are no images by their suffix, which is counted
+    ignored: Counter[str]  # number of files that are not images, by suffix
 
 
 class Listing(NamedTuple):
-    """What a folder has: looked through once."""
+    """The content of a folder, from one walk."""
 
     class_names: tuple[str, ...]
     splits: tuple[Split, Split]  # train and test
 
 
 def scan(data_dir: Path, names: Path | None = None) -> Listing:
-    """The files of data_dir/train/CLASS/* and data_dir/test/CLASS/*.
+    """Lists the files of data_dir/train/CLASS/* and data_dir/test/CLASS/*.
 
-    The classes are the folders in train, sorted: the index is the label. Where there is
-    no test, the first of val, valid and validation is scored in its place.
+    The classes are the folders in train, sorted; the index is the label. If there is no
+    test, the first of val, valid and validation is the test split.
 
     Args:
       names: a file with the names of the classes, see class_names.find.
 
     Raises:
-      DataError: there is no such folder, or no class in it; a class is empty or
-        missing, or is in test only; or as class_names.find.
+      DataError: there is no such folder, or no class in it; a class is empty, missing
+        or in test only; or as class_names.find.
     """
     train = data_dir / "train"
     if not train.is_dir():
@@ -68,7 +68,7 @@ def scan(data_dir: Path, names: Path | None = None) -> Listing:
 
 
 def _scored(data_dir: Path) -> Path:
-    """The folder of the images to score."""
+    """Returns the folder of the test split."""
     first, *others = (data_dir / name for name in SCORED)
     if first.is_dir():
         return first
@@ -80,9 +80,9 @@ def _scored(data_dir: Path) -> Path:
 
 
 def _classes(root: Path) -> dict[str, Path]:
-    """The folders of the classes in `root`, by their names as text.
+    """Returns the folders of the classes in `root`, by name.
 
-    Hidden ones, as .ipynb_checkpoints is, are none.
+    Hidden ones, such as .ipynb_checkpoints, are ignored.
     """
     found: dict[str, Path] = {}
     for entry in sorted(root.iterdir()):
@@ -129,26 +129,26 @@ def _scan_split(root: Path, names: tuple[str, ...]) -> Split:
 def load(
     split: Split, *, size: int, skip_bad: bool = False, **how: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(images [N, size, size, 3] uint8, labels [N] int32) of the files of a split.
+    """Returns (images [N, size, size, 3] uint8, labels [N] int32) of a split.
 
     Args:
       how: crop_pct and interpolation, see pillow.fit.
-      skip_bad: leave out what cannot be read, with one warning that counts it.
+      skip_bad: leave out files that cannot be read, with one warning.
 
     Raises:
-      DataError: an image cannot be read, or none of a class.
+      DataError: an image cannot be read, or no image of a class.
     """
     paths = split.paths
 
     def read(path: Path) -> np.ndarray | str:
         try:
             return pillow.read_image(path, size=size, **how)
-        except Exception as error:  # Pillow's readers raise of every kind
+        except Exception as error:  # Pillow's readers raise many types
             return first_line(error)
 
     images = np.zeros((len(paths), size, size, 3), np.uint8)
     good = np.ones(len(paths), bool)
-    # Pillow decodes and resizes without the GIL.
+    # Pillow releases the GIL.
     with ThreadPool(limits.cpus()) as pool:
         each = pool.imap(read, paths, chunksize=16)
         found = waiting.over(each, len(paths), f"decoding {split.root.name}")
@@ -174,10 +174,10 @@ def load(
 
 
 def list_images(directory: Path, ignored: Counter[str] | None = None) -> Iterator[Path]:
-    """The images below `directory`, by their names, in ImageFolder's order.
+    """Yields the images below `directory`, in ImageFolder's order.
 
-    Hidden files and folders are passed over. Links are followed, but not to a folder
-    that was seen already, so that one which leads up does not multiply the images.
+    Hidden files and folders are ignored. Links are followed, but not to a folder that
+    was visited already, such as a parent.
 
     Args:
       ignored: counts the other files by suffix.
@@ -200,7 +200,7 @@ def list_images(directory: Path, ignored: Counter[str] | None = None) -> Iterato
         seen.add(place)
         return True
 
-    # With those above it: what they have is of other classes, too.
+    # The parents count as visited: they contain other classes.
     seen = {directory.resolve(), *directory.resolve().parents}
     found: list[tuple[str, list[str]]] = []
     for folder, inside, names in os.walk(directory, onerror=fail, followlinks=True):

@@ -1,4 +1,4 @@
-"""How the examples reach the devices: held there, or batch by batch."""
+"""Brings examples to the devices: held there, or batch by batch."""
 
 from collections.abc import Generator, Iterator
 from functools import cached_property
@@ -20,7 +20,7 @@ Source = dict[str, jax.Array]  # images [N, H, W, C], labels [N]; empty if not h
 
 
 def fetch(source: Source, batch: Batch) -> Batch:
-    """`batch` with the images and labels that its indices say, if it has indices."""
+    """Returns `batch` with images and labels in place of its indices, if any."""
     if "indices" not in batch:
         return batch
     batch = dict(batch)
@@ -31,17 +31,17 @@ def fetch(source: Source, batch: Batch) -> Batch:
 
 
 class Loader:
-    """Batches of the splits for the devices of `mesh`; each process brings its rows.
+    """Makes batches for the devices of `mesh`; each process loads its rows.
 
     Args:
-      order: of the training examples; None for evaluation only.
-      epochs, max_steps: how far the training goes.
-      cfg: its steps_per_call whole batches go as one, for a compiled step that scans
-        over them. They begin at multiples of it, so that a resumed epoch has the same.
-        None is 1 on CPUs, where XLA's loops compute with one thread, and 20 elsewhere,
-        where it saves the time between steps; 1 if images are read when needed.
-      held: whether whole splits lie on each device, as uint8, and a batch is indices
-        only; None holds them if they fit.
+      order: the order of the training examples; None for evaluation only.
+      epochs, max_steps: the length of the training.
+      cfg: steps_per_call full batches are passed together, for a compiled step that
+        scans over them, aligned so that a resumed epoch has the same groups. By default
+        1 on CPUs, where XLA's loops use one thread, and for streamed images; otherwise
+        20, which saves the time between steps.
+      held: whether whole splits are kept on each device, as uint8, and a batch has only
+        indices; None keeps them if they fit.
 
     Raises:
       ConfigError: drop_last leaves no batch, or several seeds have images that are not
@@ -63,17 +63,17 @@ class Loader:
         self._epochs, self._max_steps = epochs, max_steps
         self._in_memory = all(isinstance(p.images, np.ndarray) for p in splits[:3])
         self._given_held = held
-        # The next step of the run, and the reader that is at it.
+        # The next step of the run, and the reader that is positioned there.
         self._ahead: tuple[int, Generator[dict[str, np.ndarray]]] | None = None
         self._sources: dict[int, tuple[Dataset, Source]] = {}
 
     def with_splits(self, splits: Splits) -> "Loader":
-        """The same batches, of splits that have other images, which are held."""
+        """Returns a loader of the same batches of other splits, which are held."""
         length = (self._epochs, self._max_steps)
         return Loader(self.mesh, splits, self._cfg, self._order, *length)
 
     def close(self) -> None:
-        """Ends the processes that read images."""
+        """Stops the worker processes."""
         if self._ahead is not None:
             self._ahead[1].close()
         self._ahead = None
@@ -84,8 +84,8 @@ class Loader:
             return self._given_held
         num_bytes = sum(part.images.nbytes for part in self.splits[:3])
         fits = self._in_memory and devices.fits(num_bytes, self.mesh)
-        processes.agree()  # for the next line is not answered by one that failed
-        return not processes.any_process(not fits)  # all load alike
+        processes.agree()  # because a failed process does not answer the next line
+        return not processes.any_process(not fits)  # all processes must load alike
 
     @cached_property
     def _steps_per_call(self) -> int:
@@ -96,23 +96,23 @@ class Loader:
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
-        """The sizes of the batches of an epoch."""
+        """Sizes of the batches of an epoch."""
         num, size = len(self.splits.train), self._cfg.batch_size
         return tuple(batch_sizes(num, size, drop_last=self._cfg.drop_last))
 
     @property
     def steps_per_epoch(self) -> int:
-        """The number of batches of an epoch."""
+        """Number of batches of an epoch."""
         return len(self.sizes)
 
     @property
     def total_steps(self) -> int:
-        """The number of steps of the whole training."""
+        """Number of steps of the whole training."""
         whole = self._epochs * self.steps_per_epoch
         return whole if self._max_steps is None else min(whole, self._max_steps)
 
     def source(self, dataset: Dataset) -> Source:
-        """What of `dataset` the devices hold: fetch's first argument."""
+        """Returns what the devices hold of `dataset`, for fetch."""
         if not self._held:
             return {}
         if id(dataset) not in self._sources:
@@ -122,10 +122,10 @@ class Loader:
         return self._sources[id(dataset)][1]
 
     def train(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The shuffled batches of an epoch from step `start` of it to the run's last.
+        """Yields the shuffled batches of an epoch, from its step `start` on.
 
         Raises:
-          ConfigError: several seeds of images that are not in memory.
+          ConfigError: several seeds need images in memory.
         """
         first = epoch * self.steps_per_epoch
         steps = range(start, min(self.steps_per_epoch, self.total_steps - first))
@@ -140,7 +140,7 @@ class Loader:
         yield from self._batches(self.splits.train, indices)
 
     def first_batch(self) -> dict[str, np.ndarray]:
-        """The images and labels of the run's first step, on the host."""
+        """Returns the images and labels of the run's first step, on the host."""
         indices = self._indices(0)
         turns = reading.turns_of(indices)[0]
         return reading.read_training(self.splits.train, indices[0], 0, turns)
@@ -151,7 +151,7 @@ class Loader:
         return self._order(len(self.splits.train), self.sizes, epoch)
 
     def _streamed(self, first: int, count: int) -> Iterator[Batch]:
-        """`count` batches from step `first` of the run on, each read ahead."""
+        """Yields `count` prefetched batches, from step `first` of the run on."""
         if self._ahead is None or self._ahead[0] != first:
             if self._indices(0)[0].ndim > 1:
                 raise ConfigError(
@@ -170,11 +170,11 @@ class Loader:
             yield self._place_all(next(reader), shape)
 
     def examples(self) -> Iterator[Batch]:
-        """A batch of each form that train gives, to compile for."""
-        # A run that goes on, or ends, within a call takes its steps one by one.
+        """Yields a batch of each shape that train yields, to compile for."""
+        # A run that resumes, or ends, within a call takes single steps.
         sizes = self.sizes[: self.total_steps]
         forms = {(1, size) for size in sizes}
-        if self._in_memory:  # else all come one by one
+        if self._in_memory:  # else all are single
             calls = self._calls(range(len(sizes)))
             forms |= {(len(call), sizes[call[0]]) for call in calls}
         seeds = self._indices(0)[0].shape[:-1]
@@ -187,9 +187,9 @@ class Loader:
             yield from self._batches(self.splits.train, [indices])
 
     def evaluation(self, dataset: Dataset) -> Iterator[Batch]:
-        """Every example once, in order; the last batch is padded, as its mask [B] says.
+        """Yields every example once, in order; mask [B] is 0 for padding.
 
-        The batch size is rounded up to what divides over the devices.
+        The batch size is rounded up to a multiple of the devices.
         """
         num_devices = self.mesh.size
         size = max(min(self._cfg.eval_batch_size, len(dataset)), 1)
@@ -205,7 +205,7 @@ class Loader:
             yield {**batch, "mask": self._place(mask[mine], mask.shape)}
 
     def _calls(self, steps: range) -> Iterator[list[int]]:
-        """`steps` in groups: whole aligned ones of equal batches, else one by one."""
+        """Yields `steps` in aligned groups of equal batches, otherwise one by one."""
         start, together = steps.start, self._steps_per_call
         while start < steps.stop:
             call = list(range(start, min(start + together, steps.stop)))
@@ -237,13 +237,13 @@ class Loader:
         }
 
     def _rows(self, shape: tuple[int, ...]) -> slice:
-        """Of a batch of this shape, the rows that this process brings."""
+        """Returns the rows of a batch of this shape that this process loads."""
         return devices.local_rows(devices.spread(self.mesh, shape[-1]), shape[-1])
 
     def _place(
         self, rows: np.ndarray, shape: tuple[int, ...], num_axes: int | None = None
     ) -> jax.Array:
-        """An array of `shape`, spread along the last of its first num_axes axes."""
+        """Returns an array of `shape`, sharded along axis num_axes - 1 (or the last)."""
         axis = (num_axes or len(shape)) - 1
         sharding = devices.spread(self.mesh, shape[axis], axis=axis)
         found: jax.Array = jax.make_array_from_process_local_data(sharding, rows, shape)

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub's parquet files of CIFAR to arrays."""
+"""Reads the Hugging Face Hub's parquet files of CIFAR."""
 
 import io
 import itertools
@@ -19,7 +19,7 @@ from resnet_jax.errors import DataError, first_line
 log = logging.getLogger(__name__)
 
 HUB = "https://huggingface.co"
-# Of the files of CIFAR-100, as all have them who told what they downloaded.
+# sha256 of the files of CIFAR-100, as others have reported them.
 USUAL_SHA256 = {
     "train": "694865d6b990e234804f01268586c41e88bcbbb75e20858432c05ad4081aca23",
     "test": "98776c529bb146a9c791229df74a5cf076be9b43d82dbbd334b6a7788d73dc68",
@@ -27,7 +27,7 @@ USUAL_SHA256 = {
 
 
 class Columns(NamedTuple):
-    """How the columns of labels are called, and what the labels are called."""
+    """The names of the columns of labels, and of the labels."""
 
     label: str
     class_names: tuple[str, ...]
@@ -36,18 +36,18 @@ class Columns(NamedTuple):
 
 
 def fetch(folder: str, columns: Columns, published: Published, **how: float) -> Arrays:
-    """The arrays of the two files in a folder of the Hub, in the official order.
+    """Downloads and reads the two files in a folder of the Hub, in official order.
 
     Only HTTP is needed, no huggingface_hub; HF_ENDPOINT and HF_HUB_OFFLINE are
-    respected, and the files are not kept. If nothing is published of the pixels, what
-    the files hold is looked through, and how far it is verified is logged.
+    respected, and the files are not kept. If no digest of the pixels is published, the
+    content is checked, and a log line says how far it is verified.
 
     Args:
       folder: such as "uoft-cs/cifar10/resolve/main/plain_text".
       how: min_rate of download.fetch.
 
     Raises:
-      DataError: a file cannot be had or read, or is not what it should be.
+      DataError: a file cannot be downloaded or read, or its content is wrong.
     """
     if os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "ON", "YES", "TRUE"}:
         raise DataError("HF_HUB_OFFLINE is set")
@@ -72,7 +72,7 @@ def fetch(folder: str, columns: Columns, published: Published, **how: float) -> 
 
 
 def _tell_unverified(name: str, found: dict[str, str]) -> None:
-    """Logs how far files could be verified."""
+    """Logs how far the files could be verified."""
     checked = "its numbers of images and its labels of both kinds are right"
     if found == USUAL_SHA256:
         log.info(
@@ -92,7 +92,7 @@ def _tell_unverified(name: str, found: dict[str, str]) -> None:
 
 
 def read(train: Path, test: Path, columns: Columns, published: Published) -> Arrays:
-    """The arrays of two files with PNGs in the column `img`, in the files' order.
+    """Reads two files with PNGs in the column `img`, in their order.
 
     Raises:
       DataError: pyarrow is not installed, or a file cannot be read or is not of so many
@@ -129,7 +129,7 @@ def _read(
                 images[index] = _decode(row["img"]["bytes"], published.image_shape)
                 labels[index] = row[columns.label]
                 coarse[index] = row[columns.coarse] if columns.coarse else 0
-    except Exception as error:  # pyarrow and Pillow raise of every kind
+    except Exception as error:  # pyarrow and Pillow raise many types
         reason = first_line(error)
         raise DataError(f"the Hub's {path.name} cannot be read ({reason})") from error
     return images, labels, coarse
@@ -154,12 +154,11 @@ def _decode(content: bytes, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def to_official_order(arrays: Arrays, published: Published) -> Arrays:
-    """`arrays` with the five official files of training images in their order.
+    """Returns `arrays` with the five official training files in their order.
 
-    The Hub's copy has these files whole, one after the other, but in the order in which
-    the archive happened to hold them. There are 120 orders, and the labels tell which
-    is meant: only one of them has the published sha256. If none has, or the images are
-    others, `arrays` is returned as it is.
+    The Hub's copy has these files one after the other, but in the order in which they
+    happened to be in the archive. Of the 120 orders of their labels, only one has the
+    published sha256. If none has, or the images differ, `arrays` is returned unchanged.
     """
     images, labels = arrays.train
     digests = published.sha256["train"]
@@ -176,10 +175,10 @@ def to_official_order(arrays: Arrays, published: Published) -> Arrays:
 
 
 def find_fault(arrays: Arrays) -> str | None:
-    """What tells that these are not CIFAR-100, of which no pixels' digest is published.
+    """Returns what is wrong with these as CIFAR-100, or None.
 
-    Every class must have as many examples as the others in its split, and every example
-    the coarse label of its class. None if that is so.
+    No digest of the pixels is published. All classes of a split must have the same
+    number of examples, and every example the coarse label of its class.
     """
     if arrays.coarse is None:
         return "there are no coarse labels"

@@ -1,4 +1,4 @@
-"""One image by Pillow: opened, upright, of 8 bits, resized and cropped."""
+"""Opens, rotates, converts, resizes and crops one image by Pillow."""
 
 import contextlib
 import sys
@@ -15,38 +15,38 @@ _MAX_PIXELS = 2**26  # of a resized image; a crop of 4096 with .5 beside it has 
 
 
 def read_image(path: Path, **how: Any) -> np.ndarray:
-    """One image as [size, size, channels] uint8, see fit; a huge one raises."""
+    """Reads one image as [size, size, channels] uint8, see fit; a huge one raises."""
     with opened(path) as file:
         return fit(file, **how)
 
 
 @contextlib.contextmanager
 def opened(path: Path | BinaryIO) -> Iterator["Image.Image"]:
-    """The file of an image, open; nothing but its header is read yet.
+    """Opens the file of an image; only its header is read.
 
     Raises:
-      ValueError: it has so many pixels that they would fill the memory.
+      ValueError: it has so many pixels that it may be a decompression bomb.
       OSError and others: Pillow cannot read it.
     """
     from PIL import Image
 
     with Image.open(path) as file:
-        # Pillow only warns of these, and warnings are of all threads alike.
+        # Pillow only warns, and warning filters are shared by all threads.
         if file.width * file.height > (Image.MAX_IMAGE_PIXELS or sys.maxsize):
             raise ValueError(f"{file.width}x{file.height}: a decompression bomb?")
         yield file
 
 
 def decode(file: "Image.Image", channels: int = 3) -> "Image.Image":
-    """`file`, open or made in memory, as an image of mode RGB, or L of one channel.
+    """Decodes `file` to an image of mode RGB, or L for one channel.
 
-    It is turned as its EXIF says; of several frames it is the first.
+    It is rotated by its EXIF orientation. Only the first of several frames is read.
 
     Raises:
-      ValueError: its pixels have no known range.
+      ValueError: the range of its pixels is unknown.
       OSError and others: Pillow cannot read it.
     """
-    file.load()  # by which Pillow itself turns a TIFF
+    file.load()  # which also rotates a TIFF
     image = upright(file, to_8_bits(file))
     mode = "L" if channels == 1 else "RGB"
     return image if image.mode == mode else opaque(image).convert(mode)
@@ -60,13 +60,13 @@ def fit(
     channels: int = 3,
     interpolation: str = "bilinear",
 ) -> np.ndarray:
-    """`file`, see decode, as [size, size, channels] uint8.
+    """Decodes, resizes and crops `file` to [size, size, channels] uint8.
 
-    The shorter side becomes size / crop_pct, antialiased, and the middle is cropped:
-    what torchvision's Resize(256) and CenterCrop(224) do at size 224 and crop_pct .875.
+    The shorter side becomes size / crop_pct, antialiased, and the centre is cropped:
+    torchvision's Resize(256) and CenterCrop(224) for size 224 and crop_pct .875.
 
     Raises:
-      ValueError: it would become huge; else as decode.
+      ValueError: it would become huge; or as decode.
     """
     image = crop_middle(decode(file, channels), size, crop_pct, interpolation)
     return np.asarray(image).reshape(size, size, channels)
@@ -75,7 +75,7 @@ def fit(
 def crop_middle(
     image: "Image.Image", size: int, crop_pct: float, interpolation: str
 ) -> "Image.Image":
-    """The middle of `image`, size x size, see fit.
+    """Resizes `image` and crops its centre, size x size; see fit.
 
     Raises:
       ValueError: it would become huge.
@@ -89,39 +89,39 @@ def crop_middle(
 
 
 def resized(shape: tuple[int, int], side: int) -> tuple[int, int]:
-    """(width, height) of an image of `shape` whose shorter side becomes `side`.
+    """Returns (width, height) of an image of `shape` whose shorter side becomes `side`.
 
     Raises:
       ValueError: it would become huge.
     """
     width, height = shape
-    # torchvision's Resize(int): the longer side is cut to an integer.
+    # As torchvision's Resize(int), which truncates the longer side.
     if width <= height:
         found = side, int(side * height / width)
     else:
         found = int(side * width / height), side
-    # A strip of one pixel's width is small until its width is an image's.
+    # An image one pixel wide becomes huge when resized.
     if found[0] * found[1] > _MAX_PIXELS:
         raise ValueError(f"{width}x{height} would become {found[0]}x{found[1]} pixels")
     return found
 
 
 def upright_size(file: "Image.Image") -> tuple[int, int]:
-    """Width and height of a JPEG `file` once it is upright; its pixels are not read."""
+    """Returns width and height of a JPEG after rotation, without reading its pixels."""
     turned = orientation(file) >= 5
     return (file.height, file.width) if turned else (file.width, file.height)
 
 
 def orientation(file: "Image.Image") -> int:
-    """What the EXIF of `file` says, of which nothing else is read; else 1."""
+    """Returns the EXIF orientation of `file`, or 1; no pixel is read."""
     try:
         return int(file.getexif().get(274, 1))
-    except Exception:  # Pillow's readers raise of every kind; the pixels are sound
+    except Exception:  # Pillow's readers raise many types, and the pixels are fine
         return 1
 
 
 def upright(file: "Image.Image", image: "Image.Image") -> "Image.Image":
-    """`image` turned as the EXIF of `file` says."""
+    """Rotates `image` by the EXIF orientation of `file`."""
     from PIL.Image import Transpose
 
     turn = {
@@ -137,10 +137,10 @@ def upright(file: "Image.Image", image: "Image.Image") -> "Image.Image":
 
 
 def opaque(image: "Image.Image") -> "Image.Image":
-    """`image`, its colours as they are behind what is said of their transparency.
+    """Returns `image` without its transparency, keeping its colours.
 
-    Pillow's convert leaves transparency out as well, as torchvision's loader does, but
-    looks at the transparent colour first, and warns of some and fails on others.
+    Pillow's convert drops transparency as well, as torchvision's loader does, but looks
+    at the transparent colour first, warns about some and fails on others.
     """
     if "transparency" in image.info:
         image = image.copy()
@@ -149,17 +149,17 @@ def opaque(image: "Image.Image") -> "Image.Image":
 
 
 def to_8_bits(image: "Image.Image") -> "Image.Image":
-    """`image`, of 16 bits scaled to 8; Pillow itself cuts off what is above 255.
+    """Scales an `image` of 16 bits to 8; Pillow itself clips at 255.
 
     Raises:
-      ValueError: it has floats or 32 bits, of which nobody says the range.
+      ValueError: it has floats or 32 bits, whose range is unknown.
     """
     from PIL import Image
 
     is_16 = image.mode.startswith("I;16")
     if not is_16 and image.mode not in ("I", "F"):
         return image
-    # Pillow has 16 bits of PNG and PPM as "I" as well.
+    # Pillow also uses "I" for 16-bit PNG and PPM.
     if not is_16 and (image.mode == "F" or image.format not in ("PNG", "PPM")):
         bits = "floats" if image.mode == "F" else "32 bits"
         raise ValueError(f"pixels of {bits}, of no known range: save them with 8 or 16")

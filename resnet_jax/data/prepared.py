@@ -1,4 +1,4 @@
-"""A data set that tensorflow-datasets knows: from its directory, or fetched."""
+"""Loads a data set of tensorflow-datasets from its directory, or fetches it."""
 
 import logging
 from collections.abc import Callable
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def not_rebuilt(name: str) -> ConfigError:
-    """The error that says so of a data set that is not prepared here."""
+    """Returns the error for rebuild_data of a data set that is not prepared here."""
     return ConfigError(
         f"rebuild_data is for cifar10 and cifar100: {name} is not prepared here"
     )
@@ -23,7 +23,7 @@ def not_rebuilt(name: str) -> ConfigError:
 
 @dataclass(frozen=True)
 class Prepared:
-    """How one data set is had.
+    """How to get one data set.
 
     Attributes:
       fetch: given a data directory, the arrays if they are not prepared there; with
@@ -37,7 +37,7 @@ class Prepared:
     write: Callable[[Arrays, Path, Path | None], Path] | None = None
 
     def load(self, cfg: DataConfig) -> tuple[Dataset, Dataset]:
-        """(train, test), in memory or to be streamed.
+        """Returns (train, test), in memory or to be streamed.
 
         Raises:
           DataError: no source can be reached, or the prepared one is damaged.
@@ -72,13 +72,13 @@ class Prepared:
         rebuild: bool = False,
         source: str = "auto",
     ) -> Arrays:
-        """The arrays from the first source that has them, or from `source` only.
+        """Returns the arrays from the first source that has them, or from `source`.
 
-        What had to be fetched is written once as a prepared directory; with `rebuild`
-        it is fetched whatever there is, and replaces that.
+        Fetched data are written once as a prepared directory; `rebuild` fetches in any
+        case, and replaces it.
 
         Raises:
-          ConfigError: `rebuild` of what is not prepared here.
+          ConfigError: `rebuild` of a data set that is not prepared here.
           DataError: no source can be reached, or the prepared one is damaged.
         """
         name = self.published.name
@@ -100,7 +100,7 @@ class Prepared:
     def _find(
         self, data_dir: str | Path | None, rebuild: bool, source: str
     ) -> Path | Arrays:
-        """The prepared directory, or what was fetched and is not written."""
+        """Returns the prepared directory, or fetched arrays if it cannot be written."""
         name = self.published.name
         if rebuild and self.write is None:
             raise not_rebuilt(name)

@@ -1,4 +1,4 @@
-"""What reads the images of each kind of source, see stream.Reader."""
+"""Readers of images from each kind of source; see stream.Reader."""
 
 import contextlib
 import logging
@@ -38,7 +38,7 @@ class _Folder:
                     crop_pct=self.crop_pct,
                     interpolation=self.interpolation,
                 )
-            except Exception as error:  # Pillow's readers raise of every kind
+            except Exception as error:  # Pillow's readers raise many types
                 raise self.fault(index, first_line(error)) from None
         return images
 
@@ -51,7 +51,7 @@ class _Folder:
 
 @dataclass(frozen=True)
 class Arrays:
-    """Reads images that are in memory, [N, H, W, C] uint8, where training draws."""
+    """Reads images in memory, [N, H, W, C] uint8, for augmentation on the host."""
 
     images: np.ndarray
 
@@ -73,7 +73,7 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Rows:
-    """Reads some of the images of `reader`, by their places among `rows` [N]."""
+    """Reads the images `rows` [N] of another reader, by their index in `rows`."""
 
     reader: Reader
     rows: np.ndarray
@@ -102,9 +102,9 @@ class _Records:
     def __call__(self, indices: np.ndarray) -> np.ndarray:
         directory, split = self._place
         with tfds.reading(directory):
-            with _opening:  # threads that import tensorflow-datasets at once block
+            with _opening:  # concurrent imports of tensorflow-datasets deadlock
                 if self._source is None:
-                    # In a process of its own nobody has said so yet.
+                    # A worker process has its own logging level.
                     logging.getLogger("absl").setLevel(logging.ERROR)
                     self._source = tfds.open_records(directory, split)
             positions = self._positions[indices].tolist()
@@ -126,7 +126,7 @@ def from_folder(
     crop_pct: float,
     interpolation: str = "bilinear",
 ) -> tuple[Images, np.ndarray]:
-    """What folder.load gives, images to be read."""
+    """Returns the same as folder.load, with images that are read when needed."""
     images = Images(
         _Folder(split.paths, size, crop_pct, interpolation),
         np.arange(len(split.paths)),
@@ -139,10 +139,10 @@ def from_folder(
 def from_records(
     directory: Path, split: str, published: tfds.Published
 ) -> tuple[Images, np.ndarray]:
-    """(images, labels) of a prepared directory, in the order of their ids.
+    """Returns (images, labels) of a prepared directory, ordered by id.
 
     Raises:
-      DataError: it cannot be read, is not of array_record files, or has not as many
+      DataError: it cannot be read, has no array_record files, or has not as many
         examples or classes as `published`.
     """
     positions, labels = tfds.index(directory, split, published)
@@ -151,7 +151,7 @@ def from_records(
 
 
 def from_examples(reader: examples.Reader) -> tuple[Images, np.ndarray]:
-    """What its load gives, images to be read.
+    """Returns the same as its load, with images that are read when needed.
 
     Raises:
       DataError: the labels cannot be read.

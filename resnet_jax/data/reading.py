@@ -1,4 +1,4 @@
-"""Batches of examples that are read when they are asked for."""
+"""Batches of examples that are read on access."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Rows = dict[str, np.ndarray]  # images and labels
 
 
 def read(dataset: Dataset, indices: np.ndarray) -> Rows:
-    """Images and labels in the form of `indices`, as evaluation has them."""
+    """Reads images and labels in the shape of `indices`, for evaluation."""
     flat = dataset.take(indices.reshape(-1))
     return _shaped(np.asarray(flat.images), flat.labels, indices)
 
@@ -25,7 +25,7 @@ def read(dataset: Dataset, indices: np.ndarray) -> Rows:
 def read_training(
     dataset: Dataset, indices: np.ndarray, epoch: int, turns: np.ndarray
 ) -> Rows:
-    """The same as training has them in an epoch; for `turns` see turns_of."""
+    """Reads images and labels for training in an epoch; for `turns` see turns_of."""
     flat = dataset.take(indices.reshape(-1))
     images = flat.images
     if isinstance(images, stream.Images):
@@ -41,7 +41,7 @@ def _shaped(images: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> Rows
 
 
 def blank(dataset: Dataset, size: int) -> Rows:
-    """A batch of the form that read_training gives; nothing is read."""
+    """Returns a batch of zeros in the shape of read_training's; nothing is read."""
     images = dataset.images
     if isinstance(images, stream.Images):
         shape: tuple[int, ...] = images.train_shape
@@ -54,7 +54,7 @@ def blank(dataset: Dataset, size: int) -> Rows:
 
 
 def turns_of(batches: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """How often each index of an epoch's batches has come before in the epoch."""
+    """Counts how often each index has occurred before in the epoch's batches."""
     flat = np.concatenate([batch.reshape(-1) for batch in batches])
     order = np.argsort(flat, kind="stable")
     ordered = flat[order]
@@ -69,7 +69,7 @@ def turns_of(batches: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 @dataclass(frozen=True)
 class Reading(Sequence[Rows]):
-    """The batches of some indices, each read when it is asked for."""
+    """A sequence of the batches of some indices, each read on access."""
 
     dataset: Dataset
     indices: list[np.ndarray]
@@ -83,16 +83,18 @@ class Reading(Sequence[Rows]):
 
 @dataclass(frozen=True)
 class Training(Sequence[Rows]):
-    """The batches of all epochs from step `first` on, so that one reader does them."""
+    """A sequence of the batches of all epochs from step `first` on, for one reader."""
 
     dataset: Dataset
     sizes: tuple[int, ...]
-    rows: Mapping[int, slice]  # of a batch of a size, those that this process brings
+    rows: Mapping[
+        int, slice
+    ]  # the rows of a batch of each size that this process loads
     order: Order
     first: int
 
     def __len__(self) -> int:
-        return 2**31  # without an end; only what is asked for is read
+        return 2**31  # endless; batches are read on access
 
     def __getitem__(self, number: Any) -> Any:
         epoch, step = divmod(self.first + number, len(self.sizes))
@@ -106,6 +108,6 @@ class Training(Sequence[Rows]):
 def _remembered(
     order: Order, num_examples: int, sizes: tuple[int, ...], epoch: int
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The indices of an epoch's batches, and their turns."""
+    """Returns the indices of an epoch's batches, and their turns."""
     batches = order(num_examples, sizes, epoch)
     return batches, turns_of(batches)

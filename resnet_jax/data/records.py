@@ -1,4 +1,4 @@
-"""The records of tensorflow-datasets' files, by position, without TensorFlow."""
+"""Reads records of tensorflow-datasets' files by position, without TensorFlow."""
 
 import struct
 from collections.abc import Iterator, Sequence
@@ -7,18 +7,18 @@ from typing import Any
 
 import numpy as np
 
-_MAX_RECORD = 2**30  # bytes, of which a TFRECORD file only says how many they are
+_MAX_RECORD = 2**30  # bytes; the length in a TFRECORD file may be damaged
 
 
 class TFRecords(Sequence[bytes]):
-    """The records of TFRECORD files, in their order: as ArrayRecordDataSource has its.
+    """A sequence of the records of TFRECORD files, like ArrayRecordDataSource.
 
-    A record is <u64 length><u32 crc><bytes><u32 crc>; only the lengths are read before
-    a record is asked for. Threads and processes may share it, for no file stays open.
+    A record is <u64 length><u32 crc><bytes><u32 crc>; at first only the lengths are
+    read. Threads and processes may share it, because no file stays open.
     The checksums are not compared.
 
     Raises:
-      ValueError: a file ends in the middle of a record, or has a length that is none.
+      ValueError: a file ends in the middle of a record, or a length is impossible.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -43,7 +43,7 @@ class TFRecords(Sequence[bytes]):
 
 
 def _places(path: Path) -> Iterator[tuple[int, int]]:
-    """(where it begins, its length) of each record of a file."""
+    """Yields (offset, length) of each record of a file."""
     size, start = path.stat().st_size, 0
     with path.open("rb") as file:
         while start < size:
@@ -61,7 +61,7 @@ def _places(path: Path) -> Iterator[tuple[int, int]]:
 
 
 def open_split(builder: Any, directory: Path, split: str) -> Sequence[bytes]:
-    """The serialized examples of `split` of a prepared directory, in their order.
+    """Returns the serialized examples of `split` of a prepared directory, in order.
 
     Args:
       builder: what tfds.builder_from_directory gives.

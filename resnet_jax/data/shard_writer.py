@@ -1,4 +1,4 @@
-"""Writes a folder of images as a few large files, which are quicker to read."""
+"""Writes a folder of images as a few large files, which are faster to read."""
 
 import contextlib
 import logging
@@ -37,17 +37,17 @@ class ShardsConfig(Group):
 
 
 def write(source: Path, target: Path, how: ShardsConfig) -> dict[str, int]:
-    """Writes the images of `source`, see folder.scan, to array_record files.
+    """Writes the images of the folder `source` to array_record files in `target`.
 
-    They are upright, RGB, and in the order of the folder. `target` is there only when
-    it is whole.
+    They are rotated by EXIF, RGB, and in the order of the folder. `target` appears only
+    when it is complete.
 
     Returns:
       The number of images of each split.
 
     Raises:
       ConfigError: `target` is there already.
-      DataError: the folder is none, or an image cannot be read.
+      DataError: `source` is not such a folder, or an image cannot be read.
     """
     if target.exists():
         raise ConfigError(f"{target} is there already: name another, or remove it")
@@ -76,7 +76,7 @@ def write(source: Path, target: Path, how: ShardsConfig) -> dict[str, int]:
 def _write_split(
     target: Path, name: str, split: folder.Split, how: ShardsConfig
 ) -> tuple[dict[str, int], np.ndarray]:
-    """The number of images by file, and their labels."""
+    """Writes one split; returns the number of images by file, and their labels."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     counts: dict[str, int] = {}
@@ -85,10 +85,10 @@ def _write_split(
     def encode(path: Path) -> bytes | str:
         try:
             return encoded(path, how)
-        except Exception as error:  # Pillow's readers raise of every kind
+        except Exception as error:  # Pillow's readers raise many types
             return first_line(error)
 
-    # Pillow decodes, resizes and encodes without the GIL.
+    # Pillow releases the GIL.
     with ThreadPool(limits.cpus()) as pool, contextlib.ExitStack() as stack:
         each = pool.imap(encode, split.paths, chunksize=16)
         found = waiting.over(each, len(split.paths), f"writing {name}")
@@ -121,7 +121,7 @@ def _write_split(
 
 
 def encoded(path: Path, how: ShardsConfig) -> bytes:
-    """The image at `path` as it is stored."""
+    """Returns the image at `path` as it is to be stored."""
     from PIL import Image
 
     with pillow.opened(path) as file:

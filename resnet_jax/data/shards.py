@@ -1,4 +1,4 @@
-"""Reads what shard_writer makes of a folder: a few large files, quicker to read."""
+"""Reads shards, the few large files that shard_writer makes of a folder."""
 
 import contextlib
 import logging
@@ -28,25 +28,25 @@ SIZE = struct.Struct("<II")  # width and height, before bare pixels
 
 
 def is_shards(directory: Path) -> bool:
-    """Whether `directory` is what write leaves."""
+    """Returns whether `directory` has shards."""
     return (directory / INFO).is_file()
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a directory of shards says of itself."""
+    """The description of a directory of shards."""
 
     directory: Path
     class_names: tuple[str, ...]
     encoding: str
-    counts: dict[str, dict[str, int]]  # of images by file, of each split
+    counts: dict[str, dict[str, int]]  # images by file, for each split
     kind: str  # how they are stored
 
     def __len__(self) -> int:
         return sum(sum(split.values()) for split in self.counts.values())
 
     def labels(self, split: str) -> np.ndarray:
-        """The labels [N] int32 of a split.
+        """Returns the labels [N] int32 of a split.
 
         Raises:
           DataError: they are damaged.
@@ -64,7 +64,7 @@ class Listing:
 
 
 def read(directory: Path) -> Listing:
-    """Looks at `directory`; no image is read.
+    """Reads the description of `directory`; no image is read.
 
     Raises:
       DataError: its description is damaged, or a file is missing.
@@ -122,7 +122,7 @@ class Reader:
             found: list[bytes] = self._source.__getitems__(indices)
         except DataError:
             raise
-        except Exception as error:  # array_record raises of every kind
+        except Exception as error:  # array_record raises many types
             raise _damaged(home, first_line(error)) from None
         return found
 
@@ -135,12 +135,12 @@ class Reader:
             try:
                 with opened as file:
                     images[place] = pillow.fit(file, **self._how)
-            except Exception as error:  # Pillow's readers raise of every kind
+            except Exception as error:  # Pillow's readers raise many types
                 raise self.fault(index, first_line(error)) from None
         return images
 
     def load(self) -> np.ndarray:
-        """All images [N, H, W, C] uint8, as evaluation has them.
+        """Returns all images [N, H, W, C] uint8, for evaluation.
 
         Raises:
           DataError: one cannot be read.
@@ -150,7 +150,7 @@ class Reader:
         images = np.empty((num, size, size, 3), np.uint8)
         starts = range(0, num, _AT_A_TIME)
         with contextlib.ExitStack() as stack:
-            # Pillow decodes without the GIL.
+            # Pillow releases the GIL.
             pool = stack.enter_context(ThreadPool(limits.cpus()))
             rows = (np.arange(s, min(s + _AT_A_TIME, num)) for s in starts)
             bar = stack.enter_context(waiting.bar(num, f"decoding {self._split}"))
@@ -166,17 +166,17 @@ class Reader:
             yield _opened(record, self._listing.encoding)
 
     def fault(self, index: int, reason: str) -> DataError:
-        """What says that an image cannot be read, and what to do."""
+        """Returns the error for an image that cannot be read."""
         what = f"{self._split} image {index}: {reason}"
         return _damaged(self._listing.directory, what)
 
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """A context in which whatever fails says that the file at `path` is damaged."""
+    """Turns any failure inside into a DataError that the file at `path` is damaged."""
     try:
         yield
-    except Exception as error:  # array_record raises of every kind
+    except Exception as error:  # array_record raises many types
         raise _damaged(path, first_line(error)) from None
 
 

@@ -1,8 +1,8 @@
-"""Batches that worker processes hand over in shared memory instead of a pipe.
+"""Passes batches from worker processes in shared memory instead of a pipe.
 
 Grain shares bare arrays itself, but leaves some of them in shared memory when its
 workers are stopped. Here each batch is a file that its receiver removes as it opens it,
-in a folder that goes with the receiver.
+in a folder that is removed with the receiver.
 """
 
 import contextlib
@@ -23,9 +23,9 @@ _SHARED_MEMORY = Path("/dev/shm")  # Linux; elsewhere batches go through pipes
 
 @dataclass(frozen=True)
 class Batch:
-    """What a worker sends: pickling it writes its arrays into `directory`, if any.
+    """A batch to be sent: pickling it writes its arrays into `directory`, if any.
 
-    Its content is None if somebody has removed that file.
+    The content is None if that file was removed before it was received.
     """
 
     content: Any
@@ -48,7 +48,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Batches(Sequence[Batch]):
-    """`items`, each as it is sent."""
+    """A sequence of `items` as batches to be sent."""
 
     items: Sequence[Any]
     directory: Path | None
@@ -62,7 +62,7 @@ class Batches(Sequence[Batch]):
 
 @contextlib.contextmanager
 def folder() -> Iterator[Path | None]:
-    """A context with a folder in shared memory, or None if the system has none."""
+    """Makes a folder in shared memory for a context; None if the system has none."""
     try:
         made = Path(tempfile.mkdtemp(prefix="resnet_jax-", dir=_SHARED_MEMORY))
     except OSError:

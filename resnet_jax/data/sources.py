@@ -1,4 +1,4 @@
-"""The data sets by name: what each is, and how it is had. A new one is an entry."""
+"""Data sets by name: what each is, and how to load it. A new one is one entry."""
 
 import logging
 from collections.abc import Callable
@@ -30,29 +30,29 @@ log = logging.getLogger(__name__)
 
 Load = Callable[[], tuple[Dataset, Dataset]]  # train, test
 
-_SIDE = 224  # of images of any size, if no image_size is given
+_SIDE = 224  # default image_size for images of any size
 
 
 class Description(NamedTuple):
-    """What a network must know of a data set, and what loads it."""
+    """What a network needs to know about a data set, and a function that loads it."""
 
     num_classes: int
     image_shape: tuple[int, int, int]  # (H, W, C), as the network sees it
-    normalization: str  # if nothing else is said, see augment.parse_normalization
+    normalization: str  # the default, see augment.parse_normalization
     load: Load
 
 
 class Source(NamedTuple):
-    """A data set that has a name."""
+    """A data set with a name."""
 
     image_shape: tuple[int, int, int]  # (H, W, C), if no image_size is given
-    # Looks at what is there, without reading images: the number of classes, and Load.
+    # Returns the number of classes, and Load, without reading images.
     open: Callable[[DataConfig], tuple[int, Load]]
     normalization: str = "cifar10"
 
 
 def describe(cfg: DataConfig) -> Description:
-    """The description of a data set; no image is read.
+    """Returns the description of a data set; no image is read.
 
     Raises:
       ConfigError: an unknown name, or a folder without data_dir.
@@ -64,13 +64,13 @@ def describe(cfg: DataConfig) -> Description:
 
 
 def image_shape(cfg: DataConfig) -> tuple[int, int, int]:
-    """(H, W, C) of a data set as the network sees it.
+    """Returns (H, W, C) of a data set as the network sees it.
 
-    Looks at no file, unless it is a tfds: one, which says it itself. Where that is not
-    prepared on this machine, image_size is believed.
+    No file is read, except for tfds: sets; image_size is used if such a set is not
+    prepared on this machine.
 
     Raises:
-      ConfigError, DataError: as describe, of tfds: ones only.
+      ConfigError, DataError: as describe, for tfds: sets only.
     """
     side = cfg.image_size
     try:
@@ -83,15 +83,15 @@ def image_shape(cfg: DataConfig) -> tuple[int, int, int]:
 
 
 def train_shape(cfg: DataConfig) -> tuple[int, int, int]:
-    """The same in training."""
+    """Returns (H, W, C) of a data set in training."""
     height, width, channels = image_shape(cfg)
     return cfg.train_size or height, cfg.train_size or width, channels
 
 
 def is_cropped(cfg: DataConfig) -> bool:
-    """Whether images have any size, and are resized and cropped as they are read.
+    """Returns whether images have any size, and are resized as they are read.
 
-    True also of a tfds: set that is not prepared on this machine.
+    True also for a tfds: set that is not prepared on this machine.
     """
     if not cfg.dataset.startswith(examples.PREFIX):
         return cfg.dataset == "folder"
@@ -102,14 +102,14 @@ def is_cropped(cfg: DataConfig) -> bool:
 
 
 def load(cfg: DataConfig, described: Description | None = None) -> Splits:
-    """The training, validation and test split of a data set.
+    """Loads the training, validation and test split of a data set.
 
     Args:
-      described: what describe gave, so that a folder is looked through only once.
+      described: the result of describe, so that a folder is listed only once.
 
     Raises:
       ConfigError: as describe, or validation_split leaves nothing on one side.
-      DataError: the data cannot be had, or are not what they should be.
+      DataError: the data cannot be fetched, or are damaged.
     """
     train, test = (described or describe(cfg)).load()
     if not len(train):
@@ -123,7 +123,7 @@ def load(cfg: DataConfig, described: Description | None = None) -> Splits:
 
 
 def load_test(cfg: DataConfig) -> Splits:
-    """All images of the test split, and none to train on.
+    """Loads all images of the test split, without a training split.
 
     Raises:
       ConfigError, DataError: as load.
@@ -135,7 +135,7 @@ def load_test(cfg: DataConfig) -> Splits:
 def load_dataset(
     name: str, data_dir: str | Path | None = None, **fields: Any
 ) -> tuple[Dataset, Dataset]:
-    """(train, test) of a data set by its name, see DataConfig.dataset.
+    """Loads (train, test) of a data set by its name, see DataConfig.dataset.
 
     Args:
       data_dir: for folder, the one with train/CLASS/* and test/CLASS/*; else a
@@ -144,8 +144,8 @@ def load_dataset(
       fields: other fields of DataConfig, such as image_size or stream.
 
     Raises:
-      ConfigError: an unknown name, no data_dir, or a field that does nothing.
-      DataError: the data cannot be had, or are not what they should be.
+      ConfigError: an unknown name, a missing data_dir, or a field that has no effect.
+      DataError: the data cannot be fetched, or are damaged.
     """
     home = None if data_dir is None else str(data_dir)
     described = describe(cfg := DataConfig(dataset=name, data_dir=home, **fields))
@@ -267,7 +267,7 @@ def _open_digits(cfg: DataConfig) -> tuple[int, Load]:
 
 
 def _load_digits() -> tuple[Dataset, Dataset]:
-    """scikit-learn's 1,797 digits, 8x8 scaled to 32x32x3; 1,437 train, 360 test."""
+    """Loads scikit-learn's 1,797 digits, scaled to 32x32x3: 1,437 train, 360 test."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

@@ -1,4 +1,4 @@
-"""Images that are read while a network trains on them, by grain."""
+"""Streams images during training, by grain."""
 
 import contextlib
 import functools
@@ -29,20 +29,20 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Reader(Protocol):
-    """What reads images by their indices; it is sent to other processes."""
+    """Reads images by their indices; it is pickled to worker processes."""
 
     def __call__(self, indices: np.ndarray) -> np.ndarray:
-        """uint8 [n, H, W, C] of indices [n], as evaluation has them."""
+        """Returns uint8 [n, H, W, C] of indices [n], for evaluation."""
 
     def open(self, indices: np.ndarray) -> Iterable[Opened]:
-        """The images at `indices` as they are stored, each to be opened in its turn."""
+        """Yields the images at `indices` as they are stored, each to be opened."""
 
     def fault(self, index: int, reason: str) -> DataError:
-        """What says that an image cannot be read, and what to do."""
+        """Returns the error for an image that cannot be read."""
 
 
 class Draw(Protocol):
-    """What augments images; see transforms.Drawing."""
+    """Augments images on the host; see transforms.Drawing."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]: ...
@@ -50,22 +50,22 @@ class Draw(Protocol):
     def __call__(
         self, indices: np.ndarray, epoch: int, turns: np.ndarray
     ) -> np.ndarray:
-        """uint8 [n, H, W, C] of indices [n], as training has them in an epoch."""
+        """Returns uint8 [n, H, W, C] of indices [n], augmented for an epoch."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """Images in files, in the place of an array of uint8: indexing reads nothing.
+    """Images in files, in place of an array of uint8; indexing reads nothing.
 
-    np.asarray reads those that are left.
+    np.asarray reads them.
     """
 
     read: Reader
     indices: np.ndarray  # [N] int64
     image_shape: tuple[int, int, int]
-    draw: Draw | None = None  # how training has them, if it is another way
-    is_cropped: bool = False  # whether they are the middle of larger ones
-    kind: str = ""  # what tells them from other copies of the same images
+    draw: Draw | None = None  # augmentation on the host, if any
+    is_cropped: bool = False  # whether they are centre crops of larger images
+    kind: str = ""  # distinguishes copies of the same images
 
     dtype = np.dtype(np.uint8)
 
@@ -76,7 +76,7 @@ class Images:
 
     @property
     def nbytes(self) -> int:
-        """What they would take in memory."""
+        """Number of bytes that they would take in memory."""
         return int(np.prod(self.shape))
 
     @property
@@ -85,7 +85,7 @@ class Images:
         return self.image_shape if self.draw is None else self.draw.image_shape
 
     def drawn(self, epoch: int, turns: np.ndarray) -> np.ndarray:
-        """uint8 [N, H, W, C] as training has them: `turns` [N] of each in `epoch`."""
+        """Returns uint8 [N, H, W, C] augmented for `epoch`; see reading.turns_of."""
         if self.draw is None:
             return self.read(self.indices)
         return self.draw(self.indices, epoch, turns)
@@ -101,14 +101,14 @@ class Images:
 
 
 def is_large(num_bytes: int) -> bool:
-    """Whether so many bytes are over half of the memory that there is."""
+    """Returns whether `num_bytes` is more than half of the machine's memory."""
     return num_bytes > limits.memory() / 2
 
 
 def _begin_worker(directory: Path | None, index: int, count: int) -> None:
-    """Leaves signals to the main process, and ends when that does.
+    """Ignores signals in a worker, and ends it with its parent.
 
-    A terminal's Ctrl-C and a scheduler's SIGTERM reach workers too, and the main
+    Ctrl-C in a terminal and a scheduler's SIGTERM reach workers too, and the main
     process needs them to finish its step.
     """
     for number in _SIGNALS:
@@ -126,10 +126,10 @@ def _end_with_parent(directory: Path | None) -> None:
 
 @contextlib.contextmanager
 def _shielded() -> Iterator[None]:
-    """A context in which processes begin that signals do not reach, from the start.
+    """Blocks signals while workers start, who inherit that.
 
-    They inherit what this thread blocks, and take seconds to come to _begin_worker.
-    What is sent to this process meanwhile reaches another of its threads, or waits.
+    They take seconds to reach _begin_worker. A signal sent to this process meanwhile
+    is handled by another thread, or waits.
     """
     resource_tracker.ensure_running()  # which unblocks them where it begins
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -140,7 +140,7 @@ def _shielded() -> Iterator[None]:
 
 
 def prefetched(items: Sequence[T], workers: int) -> Generator[T]:
-    """`items` in their order, got ahead by `workers` processes, or threads where 0.
+    """Yields `items` in order, prefetched by `workers` processes, or threads if 0.
 
     Raises:
       ConfigError: grain is not installed.
@@ -150,7 +150,7 @@ def prefetched(items: Sequence[T], workers: int) -> Generator[T]:
         from absl import flags
     except ImportError:
         raise ConfigError("stream needs grain: pip install -e '.[stream]'") from None
-    if not flags.FLAGS.is_parsed():  # which grain's workers ask for
+    if not flags.FLAGS.is_parsed():  # which grain's workers require
         flags.FLAGS.mark_as_parsed()
     options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
     with contextlib.ExitStack() as stack:
@@ -166,6 +166,6 @@ def prefetched(items: Sequence[T], workers: int) -> Generator[T]:
         reader = iter(dataset)
         stack.callback(reader.close)
         with _shielded() if workers else contextlib.nullcontext():
-            first = list(itertools.islice(reader, 1))  # with it all workers begin
+            first = list(itertools.islice(reader, 1))  # this starts all workers
         for number, batch in enumerate(itertools.chain(first, reader)):
             yield items[number] if batch.content is None else batch.content

@@ -1,4 +1,4 @@
-"""What the files of a folder's split are: sizes, formats, and what cannot be read."""
+"""Surveys the files of a folder's split: sizes, formats, unreadable ones."""
 
 from collections import Counter
 from multiprocessing.pool import ThreadPool
@@ -14,26 +14,26 @@ from resnet_jax.errors import first_line
 
 
 class Survey(NamedTuple):
-    """A split, each of whose files was read once."""
+    """The result of reading every file of a split once."""
 
     split: Split
-    good: np.ndarray  # [N] bool, of all its files those that can be read
+    good: np.ndarray  # [N] bool, which files can be read
     shapes: np.ndarray  # [good.sum(), 2] int, width and height, upright
-    kinds: Counter[str]  # "JPEG RGB" and the like, of those that can be read
-    bad: list[tuple[Path, str]]  # the others, and why
+    kinds: Counter[str]  # such as "JPEG RGB", of those that can be read
+    bad: list[tuple[Path, str]]  # unreadable files, with the reason
 
     @property
     def counts(self) -> np.ndarray:
-        """Images [C] of each class that can be read."""
+        """Returns the number [C] of readable images of each class."""
         labels = self.split.labels[self.good]
         return np.bincount(labels, minlength=len(self.split.folders))
 
 
 def look(split: Split, side: int) -> Survey:
-    """Reads every file of `split`; a progress bar shows where stderr is a terminal.
+    """Reads every file of `split`, with a progress bar on a terminal.
 
     Args:
-      side: what the shorter side becomes in training, which some cannot.
+      side: the shorter side in training, which is impossible for some images.
     """
 
     def read(path: Path) -> tuple[tuple[int, int], str] | str:
@@ -43,8 +43,8 @@ def look(split: Split, side: int) -> Survey:
                 shape = pillow.decode(file).size
             pillow.resized(shape, side)
             return shape, kind
-        except Exception as error:  # Pillow's readers raise of every kind
-            # Pillow and the system repeat the path, which is told beside it.
+        except Exception as error:  # Pillow's readers raise many types
+            # Pillow and the system repeat the path, which is shown anyway.
             return first_line(error).replace(f" {str(path)!r}", "").rstrip(":")
 
     paths = split.paths
@@ -63,5 +63,5 @@ def look(split: Split, side: int) -> Survey:
 
 
 def imbalance(counts: np.ndarray) -> float:
-    """The largest class over the smallest; infinite where one has nothing."""
+    """Returns the largest class over the smallest; infinite if one is empty."""
     return float(counts.max() / counts.min()) if counts.min() else float("inf")

@@ -1,4 +1,4 @@
-"""A prepared tensorflow-datasets directory: read and written, without TensorFlow."""
+"""Reads and writes prepared tensorflow-datasets directories, without TensorFlow."""
 
 import contextlib
 import hashlib
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class Coarse(NamedTuple):
-    """The coarse labels that a data set has besides its own."""
+    """Coarse labels in addition to the labels."""
 
     train: np.ndarray  # [N] int32
     test: np.ndarray
@@ -29,7 +29,7 @@ class Coarse(NamedTuple):
 
 
 class Arrays(NamedTuple):
-    """Both splits of a data set, in the order of their ids."""
+    """Both splits of a data set, ordered by id."""
 
     train: tuple[np.ndarray, np.ndarray]  # [N, H, W, C] uint8, [N] int32
     test: tuple[np.ndarray, np.ndarray]
@@ -38,18 +38,18 @@ class Arrays(NamedTuple):
 
 
 class Published(NamedTuple):
-    """What a data set is known to be."""
+    """The published facts about a data set."""
 
     name: str  # in tensorflow-datasets
     image_shape: tuple[int, int, int]  # (H, W, C)
     num_classes: int
     num_examples: dict[str, int]  # of train and test
-    # Of each split: of the bytes of images uint8 [N, H, W, C], and of labels uint8 [N],
-    # in the order of the official files; empty if nothing is published.
+    # For each split: sha256 of images uint8 [N, H, W, C] and of labels uint8 [N], in
+    # the order of the official files; empty if not published.
     sha256: dict[str, tuple[str, str]]
 
     def find_fault(self, arrays: Arrays) -> str | None:
-        """What is wrong with `arrays` as those of this data set; None if nothing is."""
+        """Returns what is wrong with `arrays` as this data set, or None."""
         for split, (images, labels) in (("train", arrays.train), ("test", arrays.test)):
             count = self.num_examples[split]
             if images.shape != (count, *self.image_shape) or images.dtype != np.uint8:
@@ -68,15 +68,15 @@ class Published(NamedTuple):
 
 
 def sha256(array: np.ndarray) -> str:
-    """The sha256 of the bytes of `array`."""
+    """Returns the sha256 of the bytes of `array`."""
     return hashlib.sha256(np.ascontiguousarray(array).data.cast("B")).hexdigest()
 
 
 def default_data_dir() -> Path:
-    """$TFDS_DATA_DIR, else ~/tensorflow_datasets, as tensorflow-datasets has it.
+    """Returns $TFDS_DATA_DIR, or ~/tensorflow_datasets, as tensorflow-datasets does.
 
     Raises:
-      ConfigError: nothing says where, and the user has no home.
+      ConfigError: neither is available, because the user has no home folder.
     """
     named = os.environ.get("TFDS_DATA_DIR")
     if not named and not has_home():
@@ -85,7 +85,7 @@ def default_data_dir() -> Path:
 
 
 def find(name: str, data_dir: Path) -> Path | None:
-    """The newest prepared version of `name`: the folder with its dataset_info.json."""
+    """Returns the folder of the newest prepared version of `name`, if any."""
 
     def version(directory: Path) -> list[int]:
         return [int(part) for part in directory.name.split(".")]
@@ -98,7 +98,7 @@ def find(name: str, data_dir: Path) -> Path | None:
 
 
 def read(directory: Path) -> Arrays:
-    """The arrays of a prepared version's folder, array_record or TFRECORD.
+    """Reads the arrays of a prepared version's folder, array_record or TFRECORD.
 
     Raises:
       DataError: it cannot be read.
@@ -111,7 +111,7 @@ def read(directory: Path) -> Arrays:
 def read_split(
     directory: Path, split: str
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """(images, labels int32, class names) of one split, as read has them.
+    """Reads (images, labels int32, class names) of one split.
 
     Raises:
       DataError: it cannot be read.
@@ -130,7 +130,7 @@ def read_split(
 
 
 def damaged(directory: Path, reason: str) -> DataError:
-    """The error that says so of a prepared folder, and what to do."""
+    """Returns the error for a damaged prepared folder."""
     return DataError(
         f"{directory} is damaged ({reason}): prepare it afresh with --rebuild-data, "
         "or name another directory with --data-dir"
@@ -139,17 +139,17 @@ def damaged(directory: Path, reason: str) -> DataError:
 
 @contextlib.contextmanager
 def reading(directory: Path) -> Iterator[None]:
-    """A context in which whatever fails says that `directory` is damaged."""
+    """Turns any failure inside into a DataError that `directory` is damaged."""
     try:
         yield
     except DataError:
         raise
-    except Exception as error:  # tfds and its readers raise of every kind
+    except Exception as error:  # tfds and its readers raise many types
         raise damaged(directory, first_line(error)) from error
 
 
 def class_names(directory: Path) -> tuple[str, ...]:
-    """The names of a prepared directory's classes.
+    """Returns the names of a prepared directory's classes.
 
     Raises:
       DataError: they cannot be read.
@@ -162,10 +162,10 @@ def class_names(directory: Path) -> tuple[str, ...]:
 
 
 def open_records(directory: Path, split: str, *, images: bool = True) -> Any:
-    """The records of `split`, to be read by their position; perhaps without images.
+    """Opens the records of `split`, to be read by position, with or without images.
 
     Raises:
-      DataError: they are not array_record files, which alone can be read so.
+      DataError: they are not array_record files.
     """
     import tensorflow_datasets as tfds
 
@@ -182,11 +182,11 @@ def open_records(directory: Path, split: str, *, images: bool = True) -> Any:
 def index(
     directory: Path, split: str, published: Published
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(positions [N], labels [N] int32) of the records of `split`, by their ids.
+    """Returns (positions [N], labels [N] int32) of the records of `split`, by id.
 
     Raises:
-      DataError: it cannot be read, or not by position, or has not so many examples or
-        classes.
+      DataError: it cannot be read, or not by position, or has another number of
+        examples or classes.
     """
     with reading(directory):
         source = open_records(directory, split, images=False)
@@ -224,10 +224,9 @@ def _records(
 
 
 def write_cifar10(arrays: Arrays, data_dir: Path, old: Path | None = None) -> Path:
-    """Writes data_dir/cifar10/3.0.2 as tensorflow-datasets itself would; its path.
+    """Writes data_dir/cifar10/3.0.2 as tensorflow-datasets would; returns its path.
 
-    It appears whole, in the place of `old`; where another process was first, that
-    one's stands.
+    It replaces `old` atomically. If another process was first, its version stays.
 
     Raises:
       OSError: data_dir cannot be written.
@@ -236,9 +235,9 @@ def write_cifar10(arrays: Arrays, data_dir: Path, old: Path | None = None) -> Pa
 
 
 def write_cifar100(arrays: Arrays, data_dir: Path, old: Path | None = None) -> Path:
-    """Writes data_dir/cifar100/3.0.2 as write_cifar10 does; its path.
+    """Writes data_dir/cifar100/3.0.2, see write_cifar10; returns its path.
 
-    Where the arrays have no coarse labels, these are -1, which is "unknown" there.
+    Missing coarse labels are -1, which means unknown there.
 
     Raises:
       OSError: data_dir cannot be written.
@@ -249,8 +248,8 @@ def write_cifar100(arrays: Arrays, data_dir: Path, old: Path | None = None) -> P
 def _write(kind: str, arrays: Arrays, data_dir: Path, old: Path | None) -> Path:
     import tensorflow_datasets as tfds
 
-    # Their builder downloads, extracts and encodes with TensorFlow; the schema and the
-    # writer, which are what makes the directory standard, do not need it.
+    # Their builder downloads, extracts and encodes with TensorFlow; its schema and
+    # writer, which define the directory, do not need it.
     base = getattr(tfds.image_classification, kind)
     name = base.name
 
@@ -288,7 +287,7 @@ def _write(kind: str, arrays: Arrays, data_dir: Path, old: Path | None) -> Path:
 def _examples(
     arrays: Arrays, split: str, name: str
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(key, example) of each image, as tensorflow-datasets' builder `name` has them."""
+    """Yields (key, example) of each image, as the builder `name` does."""
     from PIL import Image
 
     for index, (image, label) in enumerate(zip(*getattr(arrays, split), strict=True)):

@@ -1,8 +1,8 @@
-"""What training makes of an image on the host, as torchvision's transforms on Pillow's.
+"""Augmentation on the host, like torchvision's transforms of Pillow images.
 
-Each is drawn from (seed, epoch, index of the example, turn), where `turn` counts how
-often the epoch has had this example before. So an image is the same whichever process
-reads it and wherever a run goes on.
+Random numbers are drawn from (seed, epoch, index of the example, turn), where `turn`
+counts how often the example occurred before in the epoch. So an image is the same in
+any process, and after a resume.
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _RATIO = (3 / 4, 4 / 3)  # width to height of a random region
-_FILL = 0  # black, where an operation leaves nothing
+_FILL = 0  # black
 _BINS = 31  # magnitudes of TrivialAugmentWide
 # The largest magnitude of an operation, and whether its sign is drawn.
 _WIDE: dict[str, tuple[float, bool]] = {
@@ -54,15 +54,15 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class Transform:
-    """An open image to [size, size, C] uint8, by the host's part of an augmentation.
+    """Transforms an open image to [size, size, C] uint8, on the host.
 
-    C is 1 of grey images that are held as such, else 3.
+    C is 1 for data sets of grey images, otherwise 3.
     """
 
     cfg: AugmentConfig
     seed: int
     size: int
-    kept: float | None  # of the shorter side; None if images are not cropped
+    kept: float | None  # fraction of the shorter side; None if images are not cropped
     interpolation: str = "bilinear"
 
     def __call__(
@@ -98,7 +98,7 @@ class Transform:
 
 @dataclass(frozen=True)
 class Drawing:
-    """What a reader has, as training has it; see stream.Draw."""
+    """Augments the images of a reader; see stream.Draw."""
 
     reader: stream.Reader
     transform: Transform
@@ -116,15 +116,15 @@ class Drawing:
             try:
                 with one as file:
                     images[place] = self.transform(file, index, epoch, turn, channels)
-            except Exception as error:  # Pillow's readers raise of every kind
+            except Exception as error:  # Pillow's readers raise many types
                 raise self.reader.fault(index, first_line(error)) from None
         return images
 
 
 def drawn(train: Dataset, cfg: AugmentConfig, data: DataConfig, seed: int) -> Dataset:
-    """`train`, whose images the host augments when training reads them.
+    """Returns `train` with images that the host augments when they are read.
 
-    Itself, if the host has no part in that.
+    Returns `train` itself if nothing is augmented on the host.
     """
     images = train.images
     if not cfg.is_on_host:
@@ -167,9 +167,9 @@ def for_training(data: DataConfig, cfg: AugmentConfig) -> DataConfig:
 def draw_region(
     rng: np.random.Generator, width: int, height: int, *, smallest: float
 ) -> Box:
-    """The region of RandomResizedCrop(scale=(smallest, 1)) in an image.
+    """Draws the region of RandomResizedCrop(scale=(smallest, 1)).
 
-    The middle, as much of it as the ratios allow, if ten regions do not fit.
+    If ten candidates do not fit, it is the largest centre crop that the ratios allow.
     """
     low, high = map(math.log, _RATIO)
     for _ in range(10):
@@ -188,7 +188,7 @@ def draw_region(
 
 
 def reduce(file: "Image.Image", box: Box, size: int) -> Box:
-    """`box` in the pixels of a JPEG file that is to be decoded at a smaller scale.
+    """Reduces the scale at which a JPEG is decoded; returns `box` in its new pixels.
 
     The scale is the smallest of 1/8, 1/4 and 1/2 at which the box still has `size`
     pixels to a side, if there is one.
@@ -209,23 +209,23 @@ def reduce(file: "Image.Image", box: Box, size: int) -> Box:
 def resized_crop(
     image: "Image.Image", box: Box, size: int, resample: "Image.Resampling"
 ) -> "Image.Image":
-    """The region `box` of an image, resized to size x size."""
+    """Crops `box` of an image, and resizes it to size x size."""
     left, top, width, height = box
     region = image.crop((left, top, left + width, top + height))
     return region.resize((size, size), resample)
 
 
 def draw_jitter(rng: np.random.Generator, strength: float) -> list[tuple[str, float]]:
-    """The operations of ColorJitter(strength, strength, strength), with their factors.
+    """Draws the operations of ColorJitter(strength, strength, strength).
 
-    Brightness, contrast and saturation ("Color"), in a random order.
+    Returns brightness, contrast and saturation ("Color") in random order, with factors.
     """
     names = [_JITTERED[place] for place in rng.permutation(len(_JITTERED))]
     return [(name, rng.uniform(1 - strength, 1 + strength)) for name in names]
 
 
 def draw_operation(rng: np.random.Generator) -> tuple[str, float]:
-    """An operation of TrivialAugmentWide, and its magnitude with its sign."""
+    """Draws an operation of TrivialAugmentWide, and its signed magnitude."""
     name = list(_WIDE)[int(rng.integers(len(_WIDE)))]
     largest, is_signed = _WIDE[name]
     magnitude = largest * int(rng.integers(_BINS)) / (_BINS - 1)
@@ -237,11 +237,12 @@ def draw_operation(rng: np.random.Generator) -> tuple[str, float]:
 def operate(
     image: "Image.Image", name: str, magnitude: float, resample: "Image.Resampling"
 ) -> "Image.Image":
-    """`image` after an operation of TrivialAugmentWide.
+    """Applies an operation of TrivialAugmentWide to `image`.
 
     Args:
-      magnitude: of shears the tangent; pixels; degrees; bits that go (rounded, half to
-        even); how far below 255 values are inverted; of enhancements the factor less 1.
+      magnitude: for shears the tangent; for translations pixels; for rotations degrees;
+        for Posterize removed bits (rounded, half to even); for Solarize the distance of
+        the threshold from 255; for enhancements the factor minus 1.
     """
     from PIL import Image, ImageOps
 
@@ -276,7 +277,7 @@ def operate(
 
 
 def enhance(image: "Image.Image", name: str, factor: float) -> "Image.Image":
-    """`image` with its "Brightness", "Contrast", "Color" or "Sharpness" changed."""
+    """Changes the "Brightness", "Contrast", "Color" or "Sharpness" of `image`."""
     from PIL import ImageEnhance
 
     changed: Image.Image = getattr(ImageEnhance, name)(image).enhance(factor)
