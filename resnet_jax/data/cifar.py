@@ -134,7 +134,7 @@ def fetch_cifar100(data_dir: Path, source: str = "auto") -> Arrays:
     """Returns the arrays of CIFAR-100, with coarse labels; see fetch.
 
     No sha256 of its pixels is published, so the archives are compared with their own
-    digests. The content of the Hub's files is checked, see parquet.find_fault, and it is
+    digests. The content of the Hub's files is checked, see parquet.find_fault; it is
     logged whether their sha256 are the usual ones.
 
     Raises:

@@ -243,7 +243,7 @@ class Loader:
     def _place(
         self, rows: np.ndarray, shape: tuple[int, ...], num_axes: int | None = None
     ) -> jax.Array:
-        """Returns an array of `shape`, sharded along axis num_axes - 1 (or the last)."""
+        """Returns an array of `shape`, sharded along axis num_axes - 1, or the last."""
         axis = (num_axes or len(shape)) - 1
         sharding = devices.spread(self.mesh, shape[axis], axis=axis)
         found: jax.Array = jax.make_array_from_process_local_data(sharding, rows, shape)

@@ -1,4 +1,4 @@
-"""The devices and processes that a run computes on."""
+"""Devices and processes of a run."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""The mesh of devices: which rows of a batch, and what of the state, lie where."""
+"""The mesh of devices, and the sharding of batches and states."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ AXIS = "data"  # the mesh's one axis: rows of the batch
 
 
 def make_mesh(num_devices: int | None = None, platform: str | None = None) -> Mesh:
-    """A mesh of all devices, or of the first `num_devices` of each process.
+    """Returns a mesh of all devices, or of the first `num_devices` of each process.
 
     Raises:
       ConfigError: there are fewer, or the platform cannot be used.
@@ -39,12 +39,12 @@ def make_mesh(num_devices: int | None = None, platform: str | None = None) -> Me
         for process in range(jax.process_count())
         for device in [d for d in found if d.process_index == process][:num_devices]
     ]
-    # Auto: the arithmetic is written for the whole batch, and XLA divides it.
+    # Auto: the computation is written for the whole batch, and XLA divides it.
     return Mesh(np.array(chosen), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def layout(mesh: Mesh) -> dict[str, str]:
-    """What of the devices decides a run's bits, by name."""
+    """Returns the properties of the devices that affect a run's bits, by name."""
     return {
         "platform": mesh.devices.flat[0].platform,
         "devices": str(mesh.size),
@@ -75,15 +75,15 @@ def check_batch_size(
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """Returns a sharding with the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def spread(mesh: Mesh, num_rows: int, *, axis: int = 0) -> NamedSharding:
-    """The rows along `axis` in equal parts; where they do not divide, all everywhere.
+    """Returns a sharding of rows along `axis`; replicated if they do not divide.
 
-    Every device then computes the whole of such a batch, an epoch's last one: the same
-    numbers as one device's, where padding would change BatchNorm's.
+    Every device then computes the whole of such a batch, which is an epoch's last: the
+    results equal those of one device, whereas padding would change BatchNorm's.
     """
     if num_rows % mesh.size:
         return replicated(mesh)
@@ -91,16 +91,16 @@ def spread(mesh: Mesh, num_rows: int, *, axis: int = 0) -> NamedSharding:
 
 
 def local_rows(sharding: NamedSharding, num_rows: int) -> slice:
-    """The rows that lie on the devices of this process."""
+    """Returns the rows on the devices of this process."""
     rows = sharding.addressable_devices_indices_map((num_rows,)).values()
     bounds = [part[0].indices(num_rows) for part in rows if part is not None]
     return slice(min(b[0] for b in bounds), max(b[1] for b in bounds))
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """`tree`, equal in all processes, on all devices of the mesh, in arrays of its own.
+    """Copies `tree`, equal in all processes, to all devices of the mesh.
 
-    Keys for random numbers are among what it may hold.
+    It may contain random keys.
     """
     everywhere = replicated(mesh)
 
@@ -117,28 +117,28 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
 
 
 def local(tree: Any) -> Any:
-    """A replicated `tree` as arrays of this process's first device alone."""
+    """Returns a replicated `tree` as arrays on this process's first device."""
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
 
 def local_statistics(
     loss_fn: Callable[..., Any], mesh: Mesh
 ) -> Callable[..., tuple[jax.Array, tuple[jax.Array, Any]]]:
-    """`loss_fn`, see training/step.py, of each device's part of the batch by itself.
+    """Wraps `loss_fn`, see training/step.py, to compute each device's part separately.
 
-    BatchNorm then has the statistics of that part alone, as torch's BatchNorm2d has
-    under DistributedDataParallel. The loss is the mean over the devices, and so are the
-    moved running statistics (DDP has those of the first process).
+    BatchNorm then uses the statistics of that part, like torch's BatchNorm2d under
+    DistributedDataParallel. The loss is the mean over the devices, and so are the new
+    running statistics (DDP keeps those of the first process).
     """
 
     def of_part(
         params: Any, batch_stats: Any, images: Any, targets: Any, key: Any
     ) -> Any:
-        # By hand, as a gradient of ours (linear_map) is not summed otherwise.
+        # Explicit, because custom gradients (linear_map) are not summed otherwise.
         params = jax.lax.pcast(params, AXIS, to="varying")
         own_key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
         loss, (logits, moved) = loss_fn(params, batch_stats, images, targets, own_key)
-        # Not of the gradients, which are sums over the devices already. Of the moves,
+        # Not of the gradients, which are summed over devices already. Of the changes,
         # so that statistics that stay do so to the bit.
         moves = jax.tree.map(jnp.subtract, moved, batch_stats)
         moved = jax.tree.map(jnp.add, batch_stats, jax.lax.pmean(moves, AXIS))
@@ -164,10 +164,10 @@ def local_statistics(
 
 
 def fits(num_bytes: int, mesh: Mesh) -> bool:
-    """Whether each device has room for so many bytes beside a network's training.
+    """Returns whether each device has room for `num_bytes` in addition to training.
 
-    CPUs have the machine's memory in common, and half of it is left to the data
-    themselves: they lie there too, and are copied.
+    CPU devices share the machine's memory, half of which is left to the data on the
+    host.
     """
     share = limits.memory() / 2 / len(mesh.local_devices)
     rooms = [

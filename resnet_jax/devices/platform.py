@@ -1,4 +1,4 @@
-"""How and where JAX is to compute, and what it keeps of its compiling."""
+"""Settings of JAX: platform, determinism and the compilation cache."""
 
 import contextlib
 import hashlib
@@ -20,10 +20,10 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def configured(cfg: DevicesConfig) -> Iterator[None]:
-    """A context in which JAX computes as `cfg` says, and compiled programs are kept.
+    """Configures JAX by `cfg`, and its compilation cache, for a context.
 
-    With `deterministic`, a GPU takes algorithms that give the same bits each time; that
-    is said to XLA, so it must come before JAX's first array.
+    With `deterministic`, a GPU uses algorithms that repeat to the bit. That is an XLA
+    flag, so that it must be set before JAX's first array.
 
     Raises:
       NonFiniteLossError: debug_nans found one; it names the operation.
@@ -50,9 +50,9 @@ def configured(cfg: DevicesConfig) -> Iterator[None]:
 
 
 def prepare(platform: str | None, num_devices: int | None) -> None:
-    """Asks JAX for a platform, so many devices where they are CPUs, and a cache.
+    """Configures JAX's platform, the number of CPU devices, and the cache.
 
-    Does nothing once JAX has begun to use its devices: mesh.make_mesh then tells.
+    Has no effect once JAX has initialized its devices; mesh.make_mesh reports that.
     """
     with contextlib.suppress(RuntimeError):
         if platform is not None:
@@ -63,14 +63,15 @@ def prepare(platform: str | None, num_devices: int | None) -> None:
 
 
 def _keep_compiled() -> None:
-    """Has JAX keep compiled programs in the user's cache, unless told where or not to.
+    """Makes JAX cache compiled programs in the user's cache folder, by default.
 
-    Whoever can write there can have this user run any program: it is nobody else's.
+    Anyone who can write there can make this user run any program, so that the folder
+    must belong to the user only.
     """
     if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
         return
     try:
-        # Programs for CPUs are for those of one kind, and homes are shared.
+        # Programs for CPUs fit one kind of CPU, and home folders may be shared.
         directory = cache_dir() / f"xla-{_cpu_kind()}"
         make_private(directory)
         directory = directory.resolve()
@@ -91,17 +92,17 @@ def _keep_compiled() -> None:
         )
         return
     jax.config.update("jax_compilation_cache_dir", str(directory))
-    # JAX leaves out what compiles in less than a second, as most programs of a small
-    # network do, each time that a run begins.
+    # JAX does not cache what compiles in less than a second, as most of a small network's
+    # programs do, at each start of a run.
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _exposed(directory: Path) -> Path | None:
-    """The folder above `directory` in which others could put one in its place."""
+    """Returns a parent of `directory` in which others could replace it, or None."""
     for folder in directory.parents:
         status = folder.stat()
-        # In a sticky one, as /tmp is, nobody renames what is another's.
+        # In a sticky folder such as /tmp, nobody can rename another user's files.
         is_open = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
         if is_open or status.st_uid not in (os.getuid(), 0):
             return folder
@@ -109,7 +110,7 @@ def _exposed(directory: Path) -> Path | None:
 
 
 def _cpu_kind() -> str:
-    """A name for processors with the same instructions."""
+    """Returns a name for processors with the same instruction set."""
     found = machine.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -119,7 +120,7 @@ def _cpu_kind() -> str:
 
 
 def _reason(error: FloatingPointError) -> str:
-    """JAX's first sentence, and the line of ours that asked for the operation."""
+    """Returns JAX's first sentence, and the line of ours that called the operation."""
     where = ""
     trace = error.__traceback__
     while trace is not None:

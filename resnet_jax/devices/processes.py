@@ -1,4 +1,4 @@
-"""Several processes as one program: joining, agreeing, telling each other."""
+"""Several processes as one program: joining, agreeing, sharing errors."""
 
 import contextlib
 import importlib.util
@@ -19,13 +19,13 @@ from resnet_jax.config import DevicesConfig
 from resnet_jax.devices import platform
 from resnet_jax.errors import ConfigError, UserError, first_line
 
-_MESSAGE = 1024  # bytes that the processes tell each other of an error
-_PATIENCE = 3600  # seconds that one may prepare data while the others wait
-_barriers = itertools.count()  # each has a name of its own, the same in all processes
+_MESSAGE = 1024  # bytes of an error message that processes exchange
+_PATIENCE = 3600  # seconds that one process may prepare data while the others wait
+_barriers = itertools.count()  # each has its own name, the same in all processes
 
 
 def detect(environ: Mapping[str, str]) -> str | None:
-    """The launcher that started this process as one of several, by what it has set."""
+    """Returns the launcher that started this process as one of several, if any."""
     slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
     if all(name in environ for name in slurm):
         if int(environ.get("SLURM_STEP_NUM_TASKS", environ.get("SLURM_NTASKS", 1))) > 1:
@@ -36,7 +36,7 @@ def detect(environ: Mapping[str, str]) -> str | None:
         return "Cloud TPU"
     if {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environ.keys():
         return "Kubernetes"
-    # A TPU virtual machine says how many there are when it is asked, not before.
+    # A TPU virtual machine is asked for the number only later.
     has_tpu = glob("/dev/accel*") or glob("/dev/vfio/*")
     if has_tpu and importlib.util.find_spec("libtpu") is not None:
         return "Cloud TPU"
@@ -45,12 +45,12 @@ def detect(environ: Mapping[str, str]) -> str | None:
 
 @contextlib.contextmanager
 def start(cfg: DevicesConfig) -> Iterator[None]:
-    """A context in which JAX computes as `cfg` says, with the processes it names.
+    """Configures JAX and joins the processes that `cfg` names, for a context.
 
     An error of one process is raised in all, unless it is kept_apart.
 
     Raises:
-      ConfigError: the devices or the other processes cannot be had.
+      ConfigError: the devices or the other processes are not available.
     """
     with platform.configured(cfg), joined(cfg):
         try:
@@ -63,15 +63,14 @@ def start(cfg: DevicesConfig) -> Iterator[None]:
 
 @contextlib.contextmanager
 def joined(cfg: DevicesConfig) -> Iterator[None]:
-    """A context in which this process is one of several, if it is to be.
+    """Joins other processes for a context, if `cfg` or a launcher (detect) says so.
 
-    It is to be if `cfg` says so, or a launcher is there (detect); num_processes 1 says
-    that it is not. Every process but the first keeps its standard output and its log to
-    itself. Must come before JAX uses its devices.
+    num_processes 1 prevents it. Only the first process prints and logs. Must be called
+    before JAX uses its devices.
 
     Raises:
-      ConfigError: the fields, or the environment, do not suffice, or the others cannot
-        be reached.
+      ConfigError: the fields or the environment are incomplete, or the others cannot be
+        reached.
     """
     by_hand = (cfg.coordinator, cfg.num_processes, cfg.process_id)
     if cfg.num_processes == 1 or jax.distributed.is_initialized():
@@ -81,7 +80,7 @@ def joined(cfg: DevicesConfig) -> Iterator[None]:
         if detect(os.environ) is None:
             yield
             return
-    # By itself it takes SIGTERM; here the run answers signals.
+    # Its own handler takes SIGTERM, which the run handles here.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(*by_hand)
@@ -106,24 +105,24 @@ def joined(cfg: DevicesConfig) -> Iterator[None]:
 
 
 def keep_apart(error: UserError) -> None:
-    """Marks `error` as one that the others, which compute, do not listen for."""
+    """Marks `error` as one that the others cannot receive, because they compute."""
     error.__dict__["is_apart"] = True
 
 
 def is_first() -> bool:
-    """Whether this process writes what all have computed."""
+    """Returns whether this process writes results for all."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def is_alone() -> bool:
-    """Whether there is no other process."""
+    """Returns whether there is no other process."""
     return not jax.distributed.is_initialized() or jax.process_count() == 1
 
 
 def wait() -> None:
-    """Returns when all processes have come here.
+    """Waits until all processes have called it.
 
-    A collective of its own waits for half a minute at most when it is the first.
+    Without it, the first collective would wait for half a minute at most.
     """
     if not is_alone():
         everyone = set(range(jax.process_count()))
@@ -132,14 +131,14 @@ def wait() -> None:
 
 
 def any_process(value: bool) -> bool:
-    """Whether `value` is true in a process; all processes must ask."""
+    """Returns whether `value` is true in any process; all processes must call it."""
     if is_alone():
         return value
     return bool(multihost_utils.process_allgather(np.array(value)).any())
 
 
 def agree(error: UserError | None = None) -> None:
-    """Returns where all processes have come here without an error.
+    """Waits until all processes have called it without an error.
 
     Raises:
       UserError: the error of a process, in every process.
@@ -159,7 +158,7 @@ def agree(error: UserError | None = None) -> None:
 
 
 def _to_bytes(error: UserError) -> bytes:
-    """What _shared reads, shorter than _MESSAGE."""
+    """Encodes an error for _shared, shorter than _MESSAGE bytes."""
     message = str(error)[:_MESSAGE]
     # An escape has up to six bytes, and half of one cannot be read.
     while len(text := json.dumps([error.exit_code, message])) >= _MESSAGE:
@@ -176,18 +175,18 @@ def _shared(text: bytes, own: UserError | None) -> UserError:
 
 
 def is_shared(error: UserError) -> bool:
-    """Whether the other processes raise `error` as well."""
+    """Returns whether the other processes raise `error` as well."""
     found: bool = error.__dict__.get("is_shared", False)
     return found
 
 
 def from_first(tree: Any) -> Any:
-    """The first process's `tree` of arrays, of one form in all."""
+    """Returns the first process's `tree` of arrays, which has one shape in all."""
     return tree if is_alone() else multihost_utils.broadcast_one_to_all(tree)
 
 
 def json_from_first(value: Any) -> Any:
-    """The first process's `value`, of JSON."""
+    """Returns the first process's JSON `value`."""
     if is_alone():
         return value
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)

@@ -1,4 +1,4 @@
-"""Layers with the arithmetic and the initialisation of PyTorch's."""
+"""Layers with PyTorch's arithmetic and initialisation."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""torch.nn.Conv2d, with gradients that are quick on every platform."""
+"""torch.nn.Conv2d, with gradients that are fast on every platform."""
 
 import math
 from collections.abc import Callable
@@ -17,20 +17,19 @@ from resnet_jax.layers.keep import is_plain, keep
 from resnet_jax.layers.linear import KERNEL_INITS, Init, bias_init, storage_dtype
 from resnet_jax.layers.linear_map import linear_map
 
-_FEW = 32  # taps times channels
-_LITTLE = 2**25  # multiply-adds that are not worth the time to compile a loop for them
-_MUCH = 2**28  # and of those, the least that fewer products make up for
-_MANY = 32  # channels, the least likewise; half of them for the kernel's gradient
+_FEW = 32  # taps times channels, below which a product is faster
+_LITTLE = 2**25  # multiply-adds that are not worth compiling a loop for
+_MUCH = 2**28  # multiply-adds from which on Winograd's algorithm pays
+_MANY = 32  # channels from which on it pays; half as many for kernel gradients
 
 
 def convolve(
     x: jax.Array, kernel: jax.Array, *, stride: int, padding: int, groups: int = 1
 ) -> jax.Array:
-    """The convolution of x [B, H, W, C] with kernel [K, K, C // groups, F], padded with
-    zeros.
+    """Convolves x [B, H, W, C] with kernel [K, K, C // groups, F], with zero padding.
 
-    Where the gradient is taken inside shard_map, a kernel that is the same on each
-    device needs `jax.lax.pcast(kernel, axis, to="varying")`.
+    If the gradient is taken inside shard_map, a kernel that is replicated over the
+    devices needs `jax.lax.pcast(kernel, axis, to="varying")`.
     """
     x, kernel = jnp.asarray(x), jnp.asarray(kernel)
     if is_plain():
@@ -53,10 +52,10 @@ def _convolve(stride: int, padding: int, x: jax.Array, kernel: jax.Array) -> jax
 
 
 def _suits_dot(x: jax.Array, kernel: jax.Array) -> bool:
-    """Whether XLA's convolution for CPUs is several times slower than a product.
+    """Returns whether XLA's convolution for CPUs is much slower than a product.
 
-    It is on maps of few pixels, which are those of ImageNet's networks on small
-    pictures, for one tap, and for few channels.
+    It is for maps of few pixels, as ImageNet's networks have for small images, for 1x1
+    kernels, and for few channels.
     """
     few = math.prod(kernel.shape[:3]) <= _FEW
     return _is_small(x) or kernel.shape[0] == 1 or few
@@ -65,10 +64,10 @@ def _suits_dot(x: jax.Array, kernel: jax.Array) -> bool:
 def _suits_winograd(
     stride: int, padding: int, x: jax.Array, kernel: jax.Array, many: int
 ) -> bool:
-    """Whether there is more to gain by fewer products than to lose by the sums.
+    """Returns whether Winograd's algorithm is faster than plain products.
 
-    They round thrice as much as plain products, which who asks JAX for the highest
-    precision does not want.
+    Its rounding errors are three times as large, so that it is not used with JAX's
+    highest precision.
     """
     size, _, channels, features = kernel.shape
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
@@ -151,7 +150,7 @@ def _by_platform(
 
 
 def _pull(forward: Callable[..., Any], x: jax.Array, dy: jax.Array) -> jax.Array:
-    """The gradient by x of `forward`, a linear function, where `dy` is that by it."""
+    """Returns the gradient of the linear function `forward` for the cotangent `dy`."""
     (found,) = jax.linear_transpose(forward, x)(dy)
     return jnp.asarray(found)
 

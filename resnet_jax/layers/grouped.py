@@ -1,4 +1,4 @@
-"""Convolutions of groups of channels, with gradients that CPUs can wait for."""
+"""Grouped convolutions, with gradients that are fast on CPUs."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ from resnet_jax.layers.linear_map import linear_map
 def by_xla(
     stride: int, padding: int, x: jax.Array, kernel: jax.Array, *, groups: int
 ) -> jax.Array:
-    """XLA's own convolution of x [B, H, W, C] with kernel [K, K, C // groups, F]."""
+    """Convolves x [B, H, W, C] with kernel [K, K, C // groups, F], by XLA."""
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -27,7 +27,7 @@ def by_xla(
 def convolve(
     stride: int, padding: int, groups: int, x: jax.Array, kernel: jax.Array
 ) -> jax.Array:
-    """The convolution of x [B, H, W, C] with kernel [K, K, C // groups, F]."""
+    """Convolves x [B, H, W, C] with kernel [K, K, C // groups, F]."""
     return by_xla(stride, padding, x, kernel, groups=groups)
 
 
@@ -70,7 +70,7 @@ def _convolve_jvp(
 def _by_taps(
     stride: int, padding: int, groups: int, x: jax.Array, kernel: jax.Array
 ) -> jax.Array:
-    """The same as a sum of products, one for each of the kernel's K * K places."""
+    """Convolves by a sum of products, one for each of the kernel's K * K taps."""
     side, _, inputs, features = kernel.shape
     edge = (padding, padding)
     padded = jnp.pad(x, ((0, 0), edge, edge, (0, 0)))

@@ -1,4 +1,4 @@
-"""What a layer is given, named where it cannot take it."""
+"""Checks of a layer's input."""
 
 import flax.linen as nn
 import jax
@@ -7,12 +7,12 @@ from resnet_jax.errors import ConfigError
 
 
 def name_of(layer: nn.Module) -> str:
-    """The kind of a layer, and its place in a network where it is in one."""
+    """Returns the kind of a layer, with its name inside a network."""
     return " ".join(filter(None, [type(layer).__name__, ".".join(layer.path)]))
 
 
 def check_images(x: jax.Array, channels: int, name: str) -> None:
-    """Raises ConfigError unless x is [B, H, W, channels], as `name` takes it."""
+    """Raises ConfigError unless x is [B, H, W, channels], as `name` requires."""
     if x.ndim == 4 and x.shape[-1] == channels:
         return
     hint = f"{channels} channels last"

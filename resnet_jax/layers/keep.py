@@ -1,4 +1,4 @@
-"""What a block keeps of its forward pass on GPUs: one map of each convolution."""
+"""Rematerialization on GPUs: a block keeps one feature map per convolution."""
 
 import contextlib
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ _named = jax.checkpoint_policies.save_only_these_names(_NAME)
 
 
 def keep(x: jax.Array) -> jax.Array:
-    """x, which `policy` keeps."""
+    """Marks x to be kept by `policy`."""
     if is_plain():
         return x
     found: jax.Array = checkpoint_name(x, _NAME)
@@ -24,10 +24,10 @@ def keep(x: jax.Array) -> jax.Array:
 
 
 def policy(primitive: Any, *inputs: Any, **params: Any) -> bool:
-    """Of jax.checkpoint: keeps what is named, and what is made of channels' values.
+    """Policy of jax.checkpoint: keeps marked values, and small ones such as statistics.
 
-    What BatchNorm and ReLU make of a map is computed again, where a GPU's program would
-    keep it beside the map itself.
+    The outputs of BatchNorm and ReLU are recomputed; otherwise a GPU's program would
+    keep them in addition to the feature map.
     """
     if primitive.name == "name":
         return bool(_named(primitive, *inputs, **params))
@@ -37,9 +37,9 @@ def policy(primitive: Any, *inputs: Any, **params: Any) -> bool:
 
 @contextlib.contextmanager
 def compiling_for(platform: str) -> Iterator[None]:
-    """A context in which steps are traced for another platform than JAX's own.
+    """Traces steps for another platform than JAX's own, inside a context.
 
-    For ANY they are plain operations, whose batch may be symbolic.
+    For ANY they consist of plain operations, whose batch size may be symbolic.
     """
     token = _platform.set(platform)
     try:
@@ -49,19 +49,19 @@ def compiling_for(platform: str) -> Iterator[None]:
 
 
 def is_worthwhile(dtype: Any) -> bool:
-    """Whether maps in `dtype` are kept so.
+    """Returns whether feature maps in `dtype` are kept in this way.
 
-    Where the maps are wider there is memory enough, and TPU's compiler makes them of
-    each other without being told, inside the convolutions that read them.
+    Only bfloat16 on GPUs needs it: the TPU compiler fuses recomputation into the
+    convolutions by itself.
     """
     return dtype == jnp.bfloat16 and platform() in ("gpu", "cuda", "rocm")
 
 
 def is_plain() -> bool:
-    """Whether what is traced now is for ANY platform."""
+    """Returns whether the current trace is for ANY platform."""
     return _platform.get() == ANY
 
 
 def platform() -> str:
-    """The one that steps are compiled for."""
+    """Returns the platform that steps are compiled for."""
     return _platform.get() or jax.default_backend()

@@ -1,4 +1,4 @@
-"""oneDNN's convolutions, which jaxlib may carry for CPUs and which PyTorch has too."""
+"""Convolutions by oneDNN on CPUs, if jaxlib has it, as PyTorch does."""
 
 import functools
 import math
@@ -14,7 +14,7 @@ from resnet_jax.layers import keep
 
 _OPTIONS: dict[str, Any] = {
     "xla_cpu_experimental_onednn_custom_call": True,
-    # XLA's own choice but for convolutions, which YNNPACK would take first.
+    # XLA's default without convolutions, which YNNPACK would take first.
     "xla_cpu_experimental_ynn_fusion_type": (
         "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
     ),
@@ -24,16 +24,15 @@ _is_used: ContextVar[bool] = ContextVar("is_used", default=False)
 
 
 def jit(function: Callable[..., Any], **options: Any) -> Any:
-    """jax.jit; with RESNET_JAX_ONEDNN=1 oneDNN computes what XLA's convolutions would.
+    """Returns jax.jit; with RESNET_JAX_ONEDNN=1, convolutions on CPUs use oneDNN.
 
-    It computes bias, sum and ReLU after a convolution along with it, and large products
-    too. Not where steps are not for CPUs, and where jaxlib does not have it. Without
-    the variable nothing changes, for jaxlib cannot write such programs to the cache of
-    compiled ones: each process compiles its own, and from then on keeps none.
+    oneDNN fuses bias, sum and ReLU into convolutions, and computes large products too.
+    It is not the default because jaxlib cannot serialize such programs into the
+    compilation cache: each process compiles its own, and from then on caches none.
     """
     if not _can_be_used():
         return jax.jit(function, **options)
-    # To write one raises std::bad_alloc.
+    # Serializing raises std::bad_alloc.
     jax.config.update(_LEAST, math.inf)
 
     @functools.wraps(function)
@@ -48,7 +47,7 @@ def jit(function: Callable[..., Any], **options: Any) -> Any:
 
 
 def is_used() -> bool:
-    """Whether what is traced now is compiled with oneDNN."""
+    """Returns whether the current trace is compiled with oneDNN."""
     return _is_used.get()
 
 
@@ -73,7 +72,7 @@ def _is_there() -> bool:
     jitted = jax.jit(convolve, compiler_options=dict(_OPTIONS))
     try:
         program = jitted.lower(x, kernel).compile().as_text()
-    except (jax.errors.JaxRuntimeError, ValueError):  # options of another version
+    except (jax.errors.JaxRuntimeError, ValueError):  # another version's options
         return False
     finally:
         jax.config.update(_LEAST, kept)

@@ -1,4 +1,4 @@
-"""Linear maps with a transpose of their own, and derivatives of every order."""
+"""Linear maps with a custom transpose, and derivatives of every order."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,15 +15,17 @@ Function = Callable[..., Any]
 def linear_map(
     forward: Function, transpose: Function, residuals: Sequence[Any], *values: Any
 ) -> jax.Array:
-    """forward(*residuals, *values), which is linear in `values`.
+    """Returns forward(*residuals, *values), which is linear in `values`.
 
-    In reverse mode the gradient by the values is `transpose(*residuals, cotangent)`, as
-    with jax.custom_derivatives.linear_call; but this can be differentiated by the
-    residuals too, in either mode, any number of times, and be under jax.vmap.
+    In reverse mode the gradient with respect to the values is `transpose(*residuals,
+    cotangent)`, as with jax.custom_derivatives.linear_call; but this can also be
+    differentiated with respect to the residuals, in either mode, to any order, and
+    under jax.vmap.
 
     Args:
-      forward: of arrays, to one.
-      transpose: of arrays, to as many as there are values, in a tuple; of one, to that.
+      forward: maps arrays to one array.
+      transpose: maps arrays to a tuple with one array per value, or to the array of a
+        single value.
     """
     found = _linear_map.bind(
         *map(jnp.asarray, (*residuals, *values)),
@@ -116,7 +118,7 @@ def _batched(
     for index, (x, axis) in enumerate(pairs):
         if axis is not None:
             x, axis = jnp.moveaxis(x, axis, 0), 0
-        elif index >= num_residuals:  # the transpose has one for each row
+        elif index >= num_residuals:  # the transpose returns one for each row
             x, axis = jnp.broadcast_to(x, (size, *x.shape)), 0
         moved.append(x)
         in_axes.append(axis)

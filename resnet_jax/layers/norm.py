@@ -16,34 +16,34 @@ from resnet_jax.layers.normalize import normalize
 
 
 class Factors(NamedTuple):
-    """Those of a BatchNorm's input: a 1x1 convolution of stride 1, without bias."""
+    """Factors of a BatchNorm's input: a 1x1 convolution of stride 1, without bias."""
 
     inputs: jax.Array  # [B, H, W, D]
     kernel: jax.Array  # [1, 1, D, C]
 
 
 class BatchNorm(nn.Module):
-    """torch.nn.BatchNorm2d over every axis but the last: x [..., C] to [..., C].
+    """torch.nn.BatchNorm2d over all axes but the last: x [..., C] to [..., C].
 
-    In training (`train=True`) x is normalised by the mean and the *biased* variance of
+    In training (`train=True`) x is normalized by the mean and the *biased* variance of
     the batch, computed in two passes, and the running statistics in the `batch_stats`
-    collection, which must be mutable, move by
+    collection, which must be mutable, are updated by
 
         running = (1 - momentum) * running + momentum * batch
 
-    with the batch's *unbiased* variance. In inference the running statistics normalise
-    and nothing moves; initialisation moves nothing either. Arithmetic and statistics
-    have promote_types(dtype, float32). Under jit over a sharded batch the statistics
-    are those of the global batch.
+    with the batch's *unbiased* variance. In inference x is normalized by the running
+    statistics, which stay, as in initialisation. Arithmetic and statistics have
+    promote_types(dtype, float32). Under jit over a sharded batch the statistics are
+    those of the global batch.
 
-    In bfloat16 the variance is E[d^2] - E[d]^2, d = x - running mean, in float32 and in
-    one pass, which compilers join to the convolution before. Whatever the mean is, it
-    rounds less than the values are rounded, which have 8 bits. `factors` of x, see
-    Factors, give TPUs another way to the same gradient (layers/projection.py).
+    In bfloat16 the variance is E[d^2] - E[d]^2 with d = x - running mean, in float32 and
+    in one pass, which compilers fuse with the convolution before. Its rounding error is
+    below that of the values themselves, which have 8 bits. With `factors` of x, TPUs
+    compute the same gradient in another way (layers/projection.py).
 
     Raises:
       ConfigError: in training with one value per channel, whose variance is undefined.
-      flax.errors.ModifyScopeVariableError: in training where apply was not called with
+      flax.errors.ModifyScopeVariableError: in training, if apply was called without
         mutable=["batch_stats"].
     """
 
@@ -103,10 +103,10 @@ class BatchNorm(nn.Module):
 
 
 def normalized(conv: Any, norm: Any, x: jax.Array, train: bool) -> jax.Array:
-    """norm(conv(x)) of a 1x1 convolution; with its factors, where they are small."""
+    """Returns norm(conv(x)) of a 1x1 convolution, with factors if they are small."""
     y: jax.Array = conv(x)
     options: dict[str, Any] = {}
-    # Not what somebody made of them.
+    # Not for replaced modules.
     is_own = type(conv) is Conv and type(norm) is BatchNorm
     if train and is_own and conv.stride * conv.groups == 1 and not conv.use_bias:
         kernel = conv.get_variable("params", "kernel")

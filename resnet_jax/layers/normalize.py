@@ -19,15 +19,15 @@ def normalize(
     epsilon: float,
     shift: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(x by its own mean and biased variance, scaled and moved, these two).
+    """Normalizes x by its mean and biased variance; returns also these two.
 
-    All is of the type of x [..., C]; scale, bias and shift are [C]. The gradient is in
-    closed form: it passes fewer times over memory than that which JAX derives from the
-    two passes of the variance.
+    Everything has the type of x [..., C]; scale, bias and shift are [C]. The gradient
+    has a closed form, which reads memory less often than the one that JAX derives from
+    the two passes of the variance.
 
     Args:
-      shift: something near the mean, by which the variance is computed in one pass. It
-        loses what two passes keep where the mean is far from it, see BatchNorm.
+      shift: a value near the mean, with which the variance is computed in one pass. This
+        is less precise if the mean is far from it, see BatchNorm.
     """
     return moments(x, scale, bias, epsilon, shift)[0]
 
@@ -88,7 +88,7 @@ def forward(
 def backward(
     centred: jax.Array, inverse: jax.Array, scale: jax.Array, dy: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The transpose of `forward`; scale and bias are of one type."""
+    """Returns the transpose of `forward`; scale and bias have the same type."""
     count = dy.size // dy.shape[-1]
     d_bias, along = _sums(dy, dy * centred)
     d_scale = along * inverse
@@ -102,14 +102,14 @@ def backward(
 
 
 def _sums(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The sums [C] of both [..., C]."""
+    """Returns the sums [C] of both [..., C]."""
 
     def apart(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
         axes = tuple(range(x.ndim - 1))
         return x.sum(axes), y.sum(axes)
 
     def at_once(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-        # Of the sums of images, which one kernel computes, another all the rest.
+        # One kernel sums within images, another over images.
         axes = tuple(range(1, x.ndim - 1))
         both = jnp.stack([x.sum(axes), y.sum(axes)]).sum(1)
         return both[0], both[1]
@@ -121,7 +121,7 @@ def _sums(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _kept(x: jax.Array) -> jax.Array:
-    """x, which XLA for CPUs would compute again for each that reads it."""
+    """Returns x behind a barrier; XLA for CPUs would recompute it for each reader."""
     found: jax.Array = lax.platform_dependent(
         x, cpu=lax.optimization_barrier, default=lambda x: x
     )
@@ -129,5 +129,5 @@ def _kept(x: jax.Array) -> jax.Array:
 
 
 def _expand(value: jax.Array, x: jax.Array) -> jax.Array:
-    """`value` [C] in as many dimensions as `x`."""
+    """Returns `value` [C] with as many dimensions as `x`."""
     return value.reshape((1,) * (x.ndim - 1) + value.shape)

@@ -1,4 +1,4 @@
-"""PyTorch's pools of the residual networks, with gradients that are quick on CPUs."""
+"""PyTorch's poolings of residual networks, with gradients that are fast on CPUs."""
 
 import flax.linen as nn
 import jax
@@ -21,7 +21,7 @@ def avg_pool(x: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def _mean_of_four(x: jax.Array) -> jax.Array:
-    # Sums that XLA joins to what comes before, as it does not join reductions.
+    # Sums, which XLA fuses with what comes before, unlike reductions.
     top, bottom = x[:, :, 0], x[:, :, 1]
     rows = top + bottom
     return (rows[..., 0, :] + rows[..., 1, :]) / 4
@@ -42,7 +42,7 @@ def _mean_of_four_backward(dy: jax.Array) -> jax.Array:
 def max_pool_2x2(x: jax.Array) -> jax.Array:
     """torch.nn.MaxPool2d(2, 2): x [B, H, W, C] to [B, H // 2, W // 2, C].
 
-    Equal pixels share the gradient, where PyTorch gives it to the first.
+    Equal pixels share the gradient; PyTorch gives it to the first.
     """
     batch, height, width, channels = x.shape
     x = x[:, : height // 2 * 2, : width // 2 * 2]
@@ -54,7 +54,7 @@ def max_pool_2x2(x: jax.Array) -> jax.Array:
 def max_pool(x: jax.Array) -> jax.Array:
     """torch.nn.MaxPool2d(3, 2, 1): x [B, H, W, C] to half its height and width.
 
-    Of equal pixels in a window the first has the gradient.
+    The first of equal pixels in a window has the gradient.
     """
     x = jnp.asarray(x)
     return _max_pool_of_padded(x) if is_plain() else _max_pool(x)
@@ -84,7 +84,7 @@ def _max_pool_jvp(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Arr
 
 
 def _forward(x: jax.Array, dx: jax.Array) -> jax.Array:
-    """Of the tangent `dx` what is at the maxima of x."""
+    """Returns the tangent `dx` at the maxima of x."""
     across = _windows(x, 2)
     rows = jnp.maximum(jnp.maximum(across[0], across[1]), across[2])
     return _pick(_windows(rows, 1), _windows(_pick(across, _windows(dx, 2)), 1))
@@ -112,7 +112,7 @@ def _backward(x: jax.Array, dy: jax.Array) -> jax.Array:
 
 
 def _windows(x: jax.Array, axis: int) -> list[jax.Array]:
-    """The first, second and third pixels of the windows along `axis`."""
+    """Returns the first, second and third pixels of the windows along `axis`."""
     count = (x.shape[axis] + 1) // 2
     edge = (1, 2 * count - x.shape[axis], 0)
     edges = [edge if i == axis else (0, 0, 0) for i in range(x.ndim)]
@@ -121,13 +121,13 @@ def _windows(x: jax.Array, axis: int) -> list[jax.Array]:
 
 
 def _give(windows: list[jax.Array], dy: jax.Array, axis: int) -> jax.Array:
-    """The gradient `dy` of the maxima of the windows along `axis`, to the pixels.
+    """Passes the gradient `dy` of the windows' maxima along `axis` to the pixels.
 
-    Pixel 2q is the second of window q; pixel 2q + 1 its third and the first of the
+    Pixel 2q is the second of window q; pixel 2q + 1 is its third and the first of the
     next.
     """
-    # Not by looking for the maximum: where XLA computes a pixel twice, as part of two
-    # loops, the last bit may differ, and none would be found.
+    # Not by comparing with the maximum: if XLA computes a pixel in two loops, the
+    # last bit may differ, and no pixel would be equal.
     a, b, c = windows
     first = (a >= b) & (a >= c)
     second = ~first & (b >= c)

@@ -1,4 +1,4 @@
-"""A convolution and its gradients as products of matrices, which are quick on CPUs.
+"""A convolution and its gradients as matrix products, which are fast on CPUs.
 
 Maps are x [B, H, W, C], kernels [K, K, C, F].
 """
@@ -9,11 +9,11 @@ from jax import lax
 
 from resnet_jax.layers.winograd import contract, split, sum_chunks
 
-_COLUMNS = 2**18  # values of the copies of a few pictures, which stay in cache
+_COLUMNS = 2**18  # values in the copies of a few images, which stay in cache
 
 
 def convolve(stride: int, padding: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The convolution, one product of the pixels below each tap that meets x."""
+    """Convolves by one product for each tap."""
     size = kernel.shape[0]
     height, width = (
         (length + 2 * padding - size) // stride + 1 for length in x.shape[1:3]
@@ -47,10 +47,9 @@ def convolve(stride: int, padding: int, x: jax.Array, kernel: jax.Array) -> jax.
 def kernel_gradient(
     stride: int, padding: int, x: jax.Array, kernel: jax.Array, dy: jax.Array
 ) -> jax.Array:
-    """The gradient by `kernel` of convolve(x, kernel), where that by its value is `dy`.
+    """Returns the gradient of convolve(x, kernel) with respect to `kernel`.
 
-    A sum of products of few pictures at a time: x's copies of all taps, side by side,
-    with dy.
+    It is a sum of products of dy and the columns of x (im2col), a few images at a time.
     """
     size, _, channels, features = kernel.shape
     height, width = dy.shape[1:3]
@@ -70,10 +69,10 @@ def kernel_gradient(
 def by_phases(
     stride: int, padding: int, x: jax.Array, kernel: jax.Array, dy: jax.Array
 ) -> jax.Array:
-    """The gradient by `x`, where that by its value is `dy`.
+    """Returns the gradient with respect to `x`, for the cotangent `dy`.
 
-    The pixels of x that are `stride` apart meet the same taps, and their gradient is a
-    convolution of dy with these. XLA's is with all taps, and zeros in dy.
+    Pixels of x that are `stride` apart meet the same taps, and their gradient is a
+    convolution of dy with these. XLA uses all taps, and zeros in dy.
     """
     counts = [-(-(length + padding) // stride) for length in x.shape[1:3]]
 
@@ -98,7 +97,7 @@ def by_phases(
 def _copies(
     x: jax.Array, axis: int, padding: int, taps: int, stride: int, length: int
 ) -> jax.Array:
-    """x, padded along `axis`, from each of its taps on, side by side in the last."""
+    """Concatenates x, padded and shifted along `axis` for each tap, in the last."""
     axis %= x.ndim
     x = lax.pad(
         x,

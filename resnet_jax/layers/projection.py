@@ -1,14 +1,14 @@
-"""BatchNorm of a 1x1 convolution, whose gradient on TPUs needs no output of it.
+"""BatchNorm of a 1x1 convolution, whose gradient on TPUs does not need its output.
 
-With x = inputs @ kernel, the gradient by x is gain * dy + along * x + beside, with one
-value of each for a channel. So inputs' x is a product of small matrices,
+With x = inputs @ kernel, the gradient with respect to x is gain * dy + along * x +
+beside, with one value of each per channel. So it is a product of small matrices,
 
     dx @ kernel.T = dy @ (gain * kernel).T + inputs @ (along * kernel) @ kernel.T + ...
     inputs.T @ dx = gain * inputs.T @ dy + along * (inputs.T @ inputs) @ kernel + ...
 
-and sum(dy * x) is that of kernel * (inputs.T @ dy). Where the convolution has more
-channels out than in, as a bottleneck's last has four times as many, neither pass reads
-its output again, and it needs no memory until then.
+and sum(dy * x) is the sum of kernel * (inputs.T @ dy). If the convolution has more
+output than input channels, as the last one of a bottleneck, which has four times as
+many, its output is neither read again nor kept.
 """
 
 from functools import partial
@@ -34,10 +34,10 @@ def normalize(
     shift: jax.Array,
     epsilon: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """norm.normalize(x, ...), whose derivative goes by x's factors and not by x.
+    """Returns norm.normalize(x, ...), with a derivative by x's factors instead of x.
 
     Args:
-      x: float32, of inputs [B, H, W, D] and kernel [1, 1, D, C] the convolution.
+      x: float32, the convolution of inputs [B, H, W, D] with kernel [1, 1, D, C].
     """
     return norm.normalize(x, scale, bias, epsilon, shift)
 
@@ -47,7 +47,7 @@ def _normalize_jvp(
     epsilon: float, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[Any, Any]:
     x, inputs, kernel, scale, bias, shift = primals
-    # x's own tangent is left out; of second derivatives it has its part.
+    # x's own tangent is omitted; it matters for second derivatives.
     found, (centred, inverse) = norm.moments(x, scale, bias, epsilon, shift)
     residuals = (centred, found[1], inverse, scale, inputs, kernel)
     dy = linear_map(_forward, _backward, residuals, *tangents[1:5])
@@ -81,7 +81,7 @@ def _backward(*args: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def by_output(*args: jax.Array) -> tuple[jax.Array, ...]:
-    """Gradients by inputs, kernel, scale and bias, as of two layers.
+    """Returns the gradients with respect to inputs, kernel, scale and bias.
 
     Args:
       args: x - mean, mean, 1 / deviation, scale, inputs, kernel; and the gradient dy.
@@ -94,7 +94,7 @@ def by_output(*args: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def by_factors(*args: jax.Array) -> tuple[jax.Array, ...]:
-    """The same, of the same arguments, without the first."""
+    """Returns the same from the same arguments, without the first gradient."""
     _, mean, inverse, scale, inputs, kernel, dy = args
     wide = kernel[0, 0].astype(dy.dtype)
     count = dy.size // dy.shape[-1]
@@ -120,14 +120,14 @@ def by_factors(*args: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def _product(x: jax.Array, y: jax.Array) -> jax.Array:
-    """x.T @ y [D, C] of pixels [..., D] and [..., C], at least in float32."""
+    """Returns x.T @ y [D, C] of pixels [..., D] and [..., C], at least in float32."""
     pixels = tuple(range(x.ndim - 1))
     sides = ((pixels, pixels), ((), ()))
     return lax.dot_general(x, y, sides, preferred_element_type=storage_dtype(x.dtype))
 
 
 def _by_pixel(x: jax.Array, matrix: jax.Array) -> jax.Array:
-    """x @ matrix, at least in float32."""
+    """Returns x @ matrix, at least in float32."""
     kernel = matrix.astype(x.dtype)[None, None]
     y = conv.convolve(x, kernel, stride=1, padding=0)
     return y.astype(storage_dtype(y.dtype))

@@ -1,4 +1,4 @@
-"""3x3 convolutions of stride 1 with fewer products: Lavin and Gray 2015, F(4x4, 3x3).
+"""3x3 convolutions of stride 1 by Winograd's algorithm F(4x4, 3x3).
 
 Sixteen pixels of the result, 4x4, and one channel take 36 products in place of 144:
 those of 6x6 sums of pixels with 6x6 sums of taps. Each of the 36 is a product of
@@ -27,7 +27,7 @@ Transform = Callable[[Line], Line]
 # Traced once for each shape: networks repeat them.
 @partial(jax.jit, static_argnums=2)
 def convolve(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
-    """The convolution of x [B, H, W, C] with kernel [3, 3, C, F]."""
+    """Convolves x [B, H, W, C] with kernel [3, 3, C, F]."""
     height, width = (length + 2 * padding - 2 for length in x.shape[1:3])
     weights = _both_ways(_of_taps, kernel + late_zero(x, kernel.dtype))
 
@@ -50,7 +50,7 @@ def convolve(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
 @partial(jax.jit, static_argnums=2)
 @jax.named_scope("kernel_gradient")  # in profiles
 def kernel_gradient(x: jax.Array, dy: jax.Array, padding: int) -> jax.Array:
-    """The gradient by `kernel` of convolve, where that by its value is `dy`."""
+    """Returns the gradient of convolve with respect to its kernel, for `dy`."""
 
     def of_chunk(x: jax.Array, dy: jax.Array) -> Line:
         whole = [(0, -length % 4) for length in dy.shape[-3:-1]]
@@ -65,7 +65,7 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, padding: int) -> jax.Array:
 
 
 def _pixels(x: jax.Array, padding: int) -> Line:
-    """The 6x6 sums of the pixels of x [groups, B, H, W, C] below 4x4, as _tiles."""
+    """Returns the 6x6 sums of the pixels of x [groups, B, H, W, C], see _tiles."""
     counts = [(length + 2 * padding + 1) // 4 for length in x.shape[-3:-1]]
     edges = [
         (padding, 4 * count + 2 - length - padding)
@@ -75,9 +75,9 @@ def _pixels(x: jax.Array, padding: int) -> Line:
 
 
 def _tiles(transform: Transform, x: jax.Array, size: int) -> Line:
-    """`transform` of rows, then of columns, of `size` pixels each, that are 4 apart.
+    """Applies `transform` to rows, then to columns, of `size` pixels that are 4 apart.
 
-    Of each column, from the left, those of all rows together: 6 of [6, ..., h, w, C].
+    Returns 6 arrays [6, ..., h, w, C], one for each column, with all rows.
     """
 
     def along(axis: int, x: jax.Array) -> Line:
@@ -90,13 +90,13 @@ def _tiles(transform: Transform, x: jax.Array, size: int) -> Line:
 
 
 def _at_once(transform: Transform, line: Line) -> Line:
-    """`transform`, for XLA would compute it anew for each sum that it is part of."""
+    """Applies `transform` behind a barrier; XLA would recompute it for each sum."""
     found: Line = lax.optimization_barrier(transform(line))
     return found
 
 
 def _both_ways(transform: Transform, grid: jax.Array) -> Line:
-    """`transform` along the first axis of `grid`, then along the second, as _tiles."""
+    """Applies `transform` along the first axis of `grid`, then along the second."""
     return transform(list(jnp.stack(transform(list(grid))).swapaxes(0, 1)))
 
 
@@ -147,14 +147,14 @@ def _to_taps(u: Line) -> Line:  # _of_taps, transposed
     ]
 
 
-# A batch taken a few images at a time, so that the work on them stays in cache.
+# The batch is processed a few images at a time, so that they stay in cache.
 
 
 def split(*arrays: jax.Array, pixels: int) -> tuple[jax.Array, ...]:
-    """Each [B, ...] as [steps, groups, pictures, ...], of at most `pixels` a step.
+    """Reshapes each [B, ...] to [steps, groups, images, ...], at most `pixels` a step.
 
-    These are the last array's [B, H, W, C]. Where several devices share the batch each
-    has groups of its own, so that no step asks for another's pictures.
+    Pixels are those of the last array [B, H, W, C]. If several devices share the batch,
+    each has its own groups, so that no step needs another device's images.
     """
     batch, height, width = arrays[-1].shape[:3]
     groups = math.gcd(batch, jax.device_count())
@@ -166,7 +166,7 @@ def split(*arrays: jax.Array, pixels: int) -> tuple[jax.Array, ...]:
 
 
 def contract(x: jax.Array, y: jax.Array) -> jax.Array:
-    """x [groups, ..., C] and y [groups, ..., F] to [groups, C, F], at least float32."""
+    """Multiplies x [groups, ..., C] and y [groups, ..., F] to [groups, C, F]."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     x, y = (v.reshape(len(v), -1, v.shape[-1]) for v in (x, y))
     sides = (((1,), (1,)), ((0,), (0,)))
@@ -176,7 +176,7 @@ def contract(x: jax.Array, y: jax.Array) -> jax.Array:
 def map_chunks(
     function: Callable[[jax.Array], jax.Array], parts: jax.Array
 ) -> jax.Array:
-    """`function` of each step of `parts`, together again as [B, ...]."""
+    """Applies `function` to each step of `parts`; returns [B, ...] again."""
 
     def put(step: jax.Array, values: jax.Array) -> jax.Array:
         of_step = function(lax.dynamic_index_in_dim(parts, step, keepdims=False))
@@ -190,7 +190,7 @@ def map_chunks(
 
 
 def sum_chunks(function: Callable[..., Any], *parts: jax.Array) -> Any:
-    """The sum of the trees that `function` gives for each step."""
+    """Returns the sum of the trees that `function` returns for each step."""
 
     def add(step: jax.Array, total: Any) -> Any:
         of_step = (
@@ -207,12 +207,12 @@ def sum_chunks(function: Callable[..., Any], *parts: jax.Array) -> Any:
 
 
 def late_zero(x: jax.Array, dtype: Any) -> jax.Array:
-    """0, which XLA for CPUs does not know before it has `x`.
+    """Returns 0, which XLA for CPUs knows only once it has `x`.
 
-    What depends on it is not made, with that of all other layers, when a step begins,
-    and kept for it. Inside shard_map it differs from device to device as `x` does.
+    Buffers that depend on it are not allocated for all layers as a step begins. Inside
+    shard_map it varies over devices as `x` does.
     """
-    # Of several devices one alone has the first number.
+    # Only one of several devices has the first number.
     first = x.reshape(-1)[: 1 if jax.device_count() == 1 else 0]
     ones = lax.population_count(lax.bitcast_convert_type(first, jnp.uint8))
     return (ones >> 4).sum(dtype=jnp.uint8).astype(dtype)

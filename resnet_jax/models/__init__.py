@@ -1,4 +1,4 @@
-"""The residual networks by name, and what they are made of."""
+"""Residual networks by name, and their building blocks."""
 
 import lazy_loader
 

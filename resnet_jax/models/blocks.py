@@ -1,4 +1,4 @@
-"""The residual blocks, with torchvision's names and arithmetic, and what joins them."""
+"""Residual blocks with torchvision's names and arithmetic, and their shortcuts."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -18,22 +18,22 @@ from resnet_jax.layers.norm import BatchNorm, normalized
 
 Norm = Literal["batch", "none"]
 Shortcut = Literal["identity", "pad", "conv", "conv_bn", "none"]
-ModuleDef = Callable[..., Any]  # makes a module, or what is called as one
+ModuleDef = Callable[..., Any]  # makes a module, or a callable like one
 
 
 def no_norm(*, name: str, **options: Any) -> Callable[..., jax.Array]:
-    """A ModuleDef in the place of BatchNorm's that leaves x as it is."""
+    """Returns a ModuleDef that replaces BatchNorm and leaves x as it is."""
     return lambda x, *, train: x
 
 
 def _shortcut(
     block: nn.Module, x: jax.Array, features: int, train: bool
 ) -> jax.Array | float:
-    """What `block` adds to its residual: x brought to `features` channels and stride.
+    """Returns the shortcut of `block`: x with `features` channels and the stride.
 
     identity: x itself. pad: He et al.'s option A, every stride-th pixel and zero
     channels. conv: a 1x1 convolution, always (the tutorial's block). conv_bn: option B
-    as in torchvision, a 1x1 convolution and BatchNorm where the shape changes. none:
+    as in torchvision, a 1x1 convolution and BatchNorm if the shape changes. none:
     nothing, which makes a plain network of the same depth.
     """
     if block.shortcut not in get_args(Shortcut):
@@ -116,8 +116,8 @@ class Bottleneck(nn.Module):
     The stride is the 3x3's ("V1.5"), as in torchvision.models.resnet.Bottleneck.
 
     Attributes:
-      groups: of the 3x3 convolution's channels (ResNeXt, Xie et al. 2017).
-      base_width: channels of a group where `features` is 64 (wide_resnet50_2: 128).
+      groups: number of groups of the 3x3 convolution (ResNeXt, Xie et al. 2017).
+      base_width: channels of a group if `features` is 64 (wide_resnet50_2: 128).
       stride_in_1x1: give the first convolution the stride, as in He et al. 2015.
     """
 
@@ -158,8 +158,8 @@ class PreActBlock(nn.Module):
     He et al. 2016, figure 4 (e). See BasicBlock for drop_path.
 
     Attributes:
-      shortcut: "conv", where the shape changes a 1x1 convolution of what the first
-        convolution takes, else x itself; "none" leaves it out.
+      shortcut: "conv", a 1x1 convolution of the first convolution's input if the shape
+        changes, otherwise x itself; "none" omits it.
     """
 
     features: int
@@ -192,21 +192,21 @@ class PreActBlock(nn.Module):
 
 
 class Network(nn.Module, kw_only=True):
-    """What all networks of blocks have in common.
+    """Base of all networks of residual blocks.
 
     Attributes:
       num_classes: width of the logits; 0 for features.
       in_channels: channels of the images.
       norm: "batch", or "none" for a network without BatchNorm.
-      dropout: part of the features that training sets to 0 before the last layer; it
-        needs the random stream "dropout".
+      dropout: fraction of the features that training sets to 0 before the last layer;
+        it needs the random stream "dropout".
       weight_init: of the convolutions: "kaiming" (normal, fan out, as torchvision's
         ResNet) or "torch" (nn.Conv2d's default).
-      drop_path: see BasicBlock; that of the last block, from 0 of the first on in equal
-        steps.
+      drop_path: see BasicBlock; the rate of the last block, which rises linearly from 0
+        in the first.
       zero_init_last: see BasicBlock.
-      remat: keep of a block only its input for the backward pass, and compute the rest
-        again: the same gradients with less memory and a third more arithmetic.
+      remat: keep only each block's input for the backward pass, and recompute the rest:
+        the same gradients with less memory and a third more arithmetic.
     """
 
     num_classes: int
@@ -221,11 +221,11 @@ class Network(nn.Module, kw_only=True):
     param_dtype: jnp.dtype | None = None
 
     head = "fc"  # the layer that gives the logits
-    logit_scale = 1.0  # by which they are multiplied
+    logit_scale = 1.0  # factor of the logits
 
     @property
     def types(self) -> dict[str, Any]:
-        """Those of every layer."""
+        """Returns the types of every layer."""
         return {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
     @nn.nowrap
@@ -234,15 +234,15 @@ class Network(nn.Module, kw_only=True):
         variables: dict[str, Any],
         inputs: Callable[[int], Iterable[np.ndarray]],
     ) -> dict[str, Any]:
-        """What a network learns of its images before training: nothing, but resnet9.
+        """Fits variables to the images before training; only resnet9 has any.
 
         Args:
-          inputs: makes a number of images, as the network takes them.
+          inputs: returns a given number of preprocessed images.
         """
         return variables
 
     def make_layers(self, x: jax.Array, use_bias: bool) -> tuple[ModuleDef, ModuleDef]:
-        """(conv, norm) for images x; without BatchNorm, convolutions have biases."""
+        """Returns (conv, norm); without BatchNorm, convolutions have biases."""
         check_images(x, self.in_channels, "the network")
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ConfigError(
@@ -259,7 +259,7 @@ class Network(nn.Module, kw_only=True):
 
 
 def check_halved_thrice(name: str, x: jax.Array) -> None:
-    """Raises ConfigError where pictures x are too small for the network `name`."""
+    """Raises ConfigError if images x are too small for the network `name`."""
     if min(x.shape[1:3]) < 8:
         raise ConfigError(
             f"{name} halves pictures thrice: {x.shape[1]}x{x.shape[2]} is too small, "
@@ -268,9 +268,9 @@ def check_halved_thrice(name: str, x: jax.Array) -> None:
 
 
 def apply_block(block: nn.Module, x: jax.Array, train: bool, remat: bool) -> jax.Array:
-    """block(x); with `remat`, of which the gradient computes all but x again.
+    """Returns block(x); with `remat`, the backward pass recomputes all but x.
 
-    On GPUs in bfloat16 a map of each convolution is kept in any case, and no other.
+    On GPUs in bfloat16, one feature map per convolution is always kept, and no other.
     """
 
     def apply(block: Any, x: jax.Array) -> Any:
@@ -285,14 +285,14 @@ def apply_block(block: nn.Module, x: jax.Array, train: bool, remat: bool) -> jax
 
 
 def dropout(x: jax.Array, rate: float, train: bool) -> jax.Array:
-    """nn.Dropout, where there is a rate."""
+    """Applies nn.Dropout, if there is a rate."""
     return nn.Dropout(rate, deterministic=not train)(x) if rate else x
 
 
 def classify(
     x: jax.Array, num_classes: int, name: str, types: dict[str, Any], scale: float = 1.0
 ) -> jax.Array:
-    """The last layer, `name`, times `scale`, where there are classes; >= float32."""
+    """Applies the last layer, `name`, times `scale`, if there are classes."""
     if num_classes:
         x = Linear(num_classes, name=name, **types)(x)
         x = x if scale == 1.0 else scale * x

@@ -16,8 +16,8 @@ from resnet_jax.models.hresnet import HResNet
 from resnet_jax.models.resnet import ResNet, Stem
 from resnet_jax.models.resnet9 import ResNet9
 
-# torchvision's table of depths; the basic blocks of He et al. section 4.2 come in three
-# stages of n blocks, depth 6n + 2.
+# torchvision's depths; the networks of He et al. section 4.2 have three stages of n
+# basic blocks, depth 6n + 2.
 _IMAGENET = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
     "resnet34": (BasicBlock, (3, 4, 6, 3)),
@@ -25,7 +25,7 @@ _IMAGENET = {
     "resnet101": (Bottleneck, (3, 4, 23, 3)),
     "resnet152": (Bottleneck, (3, 8, 36, 3)),
 }
-# torchvision's too: Zagoruyko and Komodakis 2016, Xie et al. 2017.
+# Also torchvision's: Zagoruyko and Komodakis 2016, Xie et al. 2017.
 _WIDE: dict[str, tuple[str, dict[str, Any]]] = {
     "wide_resnet50_2": ("resnet50", {"width_per_group": 128}),
     "wide_resnet101_2": ("resnet101", {"width_per_group": 128}),
@@ -74,7 +74,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-# What users of timm and torchvision ask for.
+# Names of options in timm and torchvision.
 _ELSEWHERE = {
     "in_chans": ": it is in_channels here",
     "pretrained": ": load_pretrained(name) gives a network with its weights",
@@ -86,25 +86,25 @@ _ELSEWHERE = {
 
 
 def list_models() -> list[str]:
-    """The names that create_model takes."""
+    """Returns the names that create_model accepts."""
     return list(MODELS)
 
 
 def create(cfg: ModelConfig, num_classes: int, in_channels: int = 3) -> nn.Module:
-    """The model of a configuration, see create_model."""
+    """Returns the model of a configuration, see create_model."""
     options: dict[str, Any] = {**vars(cfg), "in_channels": in_channels}
     name = options.pop("model")
     return create_model(name, num_classes=num_classes, **options)
 
 
 def create_model(name: str, *, num_classes: int, **options: Any) -> nn.Module:
-    """The model called `name`, to be used as model.apply(variables, images, train=...).
+    """Returns the model `name`, for model.apply(variables, images, train=...).
 
     Args:
       name: one of list_models().
       num_classes: width of the logits; 0 for features.
       options: fields of ModelConfig, or of the model's class (ResNet, ResNet9 or
-        HResNet). What is None, or as in ModelConfig(), is the model's own choice.
+        HResNet). None, or the default of ModelConfig, means the model's own default.
         `skip=False` is shortcut="none", `init` the class's weight_init.
 
     Raises:

@@ -1,4 +1,4 @@
-"""BatchNorm in inference mode as part of the convolution before it."""
+"""Folds BatchNorm in inference mode into the convolution before it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,10 +22,10 @@ _NORMS = {
 
 
 def fold(model: nn.Module, variables: Any) -> tuple[nn.Module, Any]:
-    """(a network without BatchNorm, its variables) that infers what `model` does.
+    """Returns (network without BatchNorm, variables) that infer as `model` does.
 
-    Exact but for rounding. As they are where a BatchNorm does not follow a convolution,
-    and where the arithmetic is coarser than float32: there kernels would be rounded.
+    It is exact up to rounding. Both are returned unchanged if a BatchNorm does not
+    follow a convolution, or if the arithmetic is coarser than float32.
     """
     if not _can_fold(model):
         return model, variables
@@ -34,7 +34,7 @@ def fold(model: nn.Module, variables: Any) -> tuple[nn.Module, Any]:
 
 
 def _can_fold(model: nn.Module) -> bool:
-    """Whether each BatchNorm of `model` follows the convolution that _NORMS says."""
+    """Returns whether each BatchNorm of `model` follows its convolution in _NORMS."""
     if not isinstance(model, Network) or model.norm != "batch":
         return False
     if jnp.dtype(model.dtype).itemsize < 4:
@@ -45,7 +45,7 @@ def _can_fold(model: nn.Module) -> bool:
 
 
 def _folded(params: Mapping[str, Any], stats: Mapping[str, Any]) -> dict[str, Any]:
-    """`params` of one module, and of those in it, with a bias in each convolution."""
+    """Returns `params` of a module and its children, with biases in convolutions."""
     found: dict[str, Any] = {}
     for name, layer in params.items():
         if name in _NORMS.values():

@@ -1,4 +1,4 @@
-"""He et al.'s residual networks of any block, depth and width."""
+"""Residual networks of He et al., of any block, depth and width."""
 
 from typing import Any, Literal
 
@@ -29,14 +29,14 @@ class ResNet(Network):
 
     Attributes:
       block: BasicBlock, Bottleneck, or a module with their attributes.
-      stage_sizes: blocks of each stage; every stage after the first halves the picture.
+      stage_sizes: blocks of each stage; every stage after the first halves the size.
       widths: `features` of the blocks of each stage.
-      stem: "imagenet" is a 7x7 convolution of stride 2 and a 3x3 max-pool of stride 2;
-        "cifar" a 3x3 convolution for small pictures.
-      stem_width: features of the stem, where they are not widths[0].
+      stem: "imagenet", a 7x7 convolution of stride 2 and a 3x3 max pooling of stride 2;
+        or "cifar", a 3x3 convolution for small images.
+      stem_width: features of the stem, by default widths[0].
       shortcut: identity | pad | conv | conv_bn, see BasicBlock; "none" makes the plain
         network of the same depth.
-      groups, width_per_group, stride_in_1x1: see Bottleneck; the others have none.
+      groups, width_per_group, stride_in_1x1: see Bottleneck; other blocks ignore them.
       use_bias: whether convolutions have biases; without BatchNorm they always have.
     """
 
@@ -94,7 +94,7 @@ class ResNet(Network):
         return classify(x, self.num_classes, self.head, self.types)
 
     def _block_options(self) -> dict[str, Any]:
-        """What the blocks get that not every block takes."""
+        """Returns the arguments that only some blocks take."""
         options = {
             "zero_init_last": self.zero_init_last,
             "groups": self.groups,
@@ -110,9 +110,9 @@ class ResNet(Network):
 
 
 class Head(nn.Module):
-    """The last layer of a network alone: features [B, F] to logits [B, num_classes].
+    """The last layer of a network: features [B, F] to logits [B, num_classes].
 
-    It takes the network's own variables and reads `layer` of them.
+    It is applied to the network's variables, and reads `layer` of them.
     """
 
     layer: str

@@ -1,4 +1,4 @@
-"""A slim residual network that trains quickly: ResNet-9 of the DAWNBench family."""
+"""ResNet-9 of the DAWNBench family, a small network that trains fast."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -23,22 +23,22 @@ from resnet_jax.models.blocks import (
 class ResNet9(Network):
     """Eight convolutions and a linear layer (Page 2018): images [B, H, W, 3] to logits.
 
-    A convolution to `width` channels; three stages that double them, each a
-    convolution, a 2x2 max-pool, BatchNorm and ReLU, the first and the last followed by
-    a residual block; the maximum over the picture; a linear layer, times 1/8. With
-    `num_classes=0` the features [B, 8 * width]. The other attributes are ResNet's.
+    It has a convolution to `width` channels; three stages that double them, each a
+    convolution, 2x2 max pooling, BatchNorm and ReLU, the first and the last followed by
+    a residual block; global max pooling; and a linear layer, times 1/8. With
+    `num_classes=0` it returns features [B, 8 * width]. Other attributes are ResNet's.
 
     Attributes:
       width: channels of the first convolution.
-      whiten: the first convolution is of one pixel, after a fixed 3x3 one that whitens
-        the images, see whitening.py.
+      whiten: make the first convolution 1x1, after a fixed 3x3 one that whitens the
+        images, see whitening.py.
     """
 
     width: int = 64
     whiten: bool = False
     shortcut: Shortcut = "identity"
 
-    logit_scale = 0.125  # Page's, which keeps the first losses small
+    logit_scale = 0.125  # of Page 2018, which keeps the first losses small
 
     @nn.nowrap
     def fit_to_images(

@@ -14,18 +14,18 @@ from resnet_jax.models.blocks import BasicBlock, Bottleneck, PreActBlock
 
 
 class Layer(NamedTuple):
-    """A convolution, linear, BatchNorm or whitening layer, for one picture."""
+    """A convolution, linear, BatchNorm or whitening layer, for one image."""
 
     name: str  # PyTorch's
     kind: str  # Conv, Linear, BatchNorm or Whitening
-    size: str  # "3x3 /2" of a convolution, else ""
+    size: str  # "3x3 /2" for a convolution, else ""
     output: tuple[int, ...]  # (H, W, C) or (C,)
     num_params: int
     num_macs: int  # multiply-adds, as torchvision and the papers count them
 
 
 class Block(NamedTuple):
-    """A residual block, for one picture."""
+    """A residual block, for one image."""
 
     name: str
     kind: str  # BasicBlock, Bottleneck or PreActBlock
@@ -35,16 +35,16 @@ class Block(NamedTuple):
 
 
 class Structure(NamedTuple):
-    """What a model is made of, in the order of the forward pass."""
+    """The layers and blocks of a model, in the order of the forward pass."""
 
     layers: list[Layer]
     blocks: list[Block]
 
 
 def structure(model: nn.Module, image_shape: tuple[int, int, int]) -> Structure:
-    """The layers and blocks of `model` for one picture of image_shape (H, W, C).
+    """Returns the layers and blocks of `model` for an image of image_shape (H, W, C).
 
-    Nothing is computed: shapes alone.
+    Only shapes are computed.
     """
     found = Structure([], [])
 
@@ -91,10 +91,10 @@ def _layer(module: nn.Module, name: str, output: tuple[int, ...]) -> Layer:
 
 
 def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> str:
-    """The layers of `model` for one picture of image_shape (H, W, C), as a table.
+    """Returns a table of the layers of `model` for an image of image_shape (H, W, C).
 
     Multiply-adds are those of convolutions and linear layers, as torchvision and the
-    papers count them. Nothing is computed: shapes alone.
+    papers count them. Only shapes are computed.
     """
     layers = structure(model, image_shape).layers
     header = ("layer", "type", "output", "parameters", "multiply-adds")
@@ -124,5 +124,5 @@ def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> str:
 
 
 def shape(sizes: tuple[int, ...]) -> str:
-    """`sizes` as people write them: 32x32x3."""
+    """Formats `sizes` as 32x32x3."""
     return "x".join(map(str, sizes))

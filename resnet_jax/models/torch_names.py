@@ -1,4 +1,4 @@
-"""PyTorch's names of Flax's leaves."""
+"""PyTorch's names of Flax's parameters and statistics."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,21 +14,21 @@ LEAVES = {
 
 
 def torch_name(path: Sequence[Any]) -> str:
-    """The state_dict's key of a leaf, from its jax.tree_util path in a collection."""
+    """Returns the state_dict key of a leaf, from its jax.tree_util path."""
     *modules, leaf = (key.key for key in path)
     return ".".join([*modules, LEAVES.get(leaf, leaf)])
 
 
 def map_names(fn: Callable[[str], Any], tree: Mapping[str, Any]) -> Any:
-    """A tree like `tree`, a collection, of fn(PyTorch's name) at each leaf."""
+    """Returns a tree like `tree`, with fn(PyTorch's name) at each leaf."""
     return jax.tree_util.tree_map_with_path(lambda path, _: fn(torch_name(path)), tree)
 
 
 def list_names(tree: Mapping[str, Any]) -> list[str]:
-    """PyTorch's names of all leaves of a collection."""
+    """Returns PyTorch's names of all leaves of a collection."""
     return [torch_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def is_in(name: str, modules: Sequence[str]) -> bool:
-    """Whether `name` is of one of `modules`, or is one."""
+    """Returns whether `name` is one of `modules`, or inside one."""
     return any(name == module or name.startswith(f"{module}.") for module in modules)

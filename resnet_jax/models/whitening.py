@@ -1,7 +1,4 @@
-"""A fixed first layer that whitens the patches of the images, for resnet9.
-
-All that the option `whiten` adds is here.
-"""
+"""A fixed first layer of resnet9 that whitens the patches of the images."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -23,8 +20,8 @@ _EPSILON = 5e-4  # added to each variance, for images that have none (Jordan 202
 class Whitening(Conv):
     """A fixed convolution, padded: x [B, H, W, C] to [B, H, W, kernel_size**2 * C].
 
-    Its kernel lies with the statistics, in `batch_stats`: it belongs to the data, see
-    fit, and no training step moves it. At first it copies the patches.
+    Its kernel is in `batch_stats`, because it is fitted to the data, see fit, and not
+    trained. Initially it copies the patches.
     """
 
     @nn.compact
@@ -43,7 +40,7 @@ class Whitening(Conv):
 def first_convolution(net: Any, conv: Callable[..., Any], x: jax.Array) -> jax.Array:
     """The first convolution of a ResNet9: x [B, H, W, C] to [B, H, W, net.width].
 
-    3x3; with `whiten` of a single pixel, after a Whitening layer.
+    3x3; with `whiten`, 1x1 after a Whitening layer.
     """
     if not net.whiten:
         y: jax.Array = conv(net.width, 3, padding=1, name="conv1")(x)
@@ -57,32 +54,32 @@ def first_convolution(net: Any, conv: Callable[..., Any], x: jax.Array) -> jax.A
 def fit(
     variables: dict[str, Any], inputs: Callable[[int], Iterable[np.ndarray]]
 ) -> dict[str, Any]:
-    """`variables` whose layer "whiten", if there is one, whitens patches of the images.
+    """Returns `variables` with the layer "whiten", if any, fitted to the images.
 
-    It takes 5,000 images, always the same. Its outputs then have mean squares of at
-    most 1 and no correlation, over all patches that lie within an image.
+    It uses 5,000 images, always the same. Its outputs then have mean squares of at most
+    1 and are uncorrelated, over all patches inside an image.
 
     Args:
-      inputs: of a number of images, these, as the network takes them.
+      inputs: returns a given number of preprocessed images.
     """
     statistics = dict(variables["batch_stats"])
     if LAYER not in statistics:
         return variables
     shape = statistics[LAYER]["kernel"].shape
     kernel = whitening_kernel(inputs(_IMAGES), shape[0]).astype(np.float32)
-    # Of several processes, whose arithmetic may differ in a last bit, the first says.
+    # The first process decides, because rounding may differ between processes.
     statistics[LAYER] = {"kernel": processes.from_first(kernel)}
     return {**variables, "batch_stats": statistics}
 
 
 def whitening_kernel(parts: Iterable[np.ndarray], size: int) -> np.ndarray:
-    """The principal axes of the patches of images, each over its standard deviation.
+    """Returns the principal axes of image patches, divided by standard deviations.
 
     Args:
       parts: some of the images each, [N, H, W, C].
 
     Returns:
-      a convolution's kernel [size, size, C, size * size * C], the widest first.
+      a convolution's kernel [size, size, C, size * size * C], by falling variance.
     """
     total, count = 0.0, 0
     for x in parts:

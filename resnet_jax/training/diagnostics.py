@@ -1,4 +1,4 @@
-"""What a training step does to each layer: gradient, activation, input, update."""
+"""Statistics of each layer in a training step: gradient, activation, update."""
 
 from collections.abc import Callable
 from functools import cache, partial
@@ -18,7 +18,7 @@ from resnet_jax.training.freezing import Predicate, inference_batch_norm
 from resnet_jax.training.state import Batch, TrainState
 from resnet_jax.training.step import loss_fn, model_key
 
-# By PyTorch's name, in the order of the forward pass.
+# By PyTorch's names, in the order of the forward pass.
 Layers = dict[str, dict[str, Any]]
 
 
@@ -33,17 +33,17 @@ def layer_statistics(
     trainable: Predicate | None = None,
     backbone_bn: str = "update",
 ) -> Layers:
-    """What train_step would do to each layer on `batch`; nothing moves.
+    """Returns what train_step would do to each layer on `batch`; nothing is updated.
 
-    Of every convolution, linear layer and BatchNorm, each a float32 []:
-      gradient: L2 norm of the loss's gradient by the layer's parameters.
+    For every convolution, linear layer and BatchNorm, each a float32 []:
+      gradient: L2 norm of the gradient with respect to the layer's parameters.
       activation: root mean square of the layer's output.
-      input_mean, input_std: of all values of the layer's input.
+      input_mean, input_std: mean and standard deviation of the layer's input.
       update_ratio: L2 norm of the update over that of the parameters.
 
     Args:
-      key: as train_step's. Augmentation and dropout are those of step 0, whatever
-        state.step is, so that two measurements differ by the network alone.
+      key: as for train_step. Augmentation and dropout are always those of step 0, so
+        that two measurements differ only by the network.
     """
     key = jax.random.fold_in(key, 0)
     images, targets = augment(key, batch["images"], batch["labels"])
@@ -63,7 +63,7 @@ def layer_statistics(
         name: {
             "gradient": gradients[name],
             **values,
-            # Of a layer that begins at 0 there is no such ratio.
+            # The ratio is undefined for a layer that begins at 0.
             "update_ratio": jnp.where(
                 sizes[name] > 0, changes[name] / jnp.maximum(sizes[name], 1e-30), 0.0
             ),
@@ -74,7 +74,7 @@ def layer_statistics(
 
 
 def _watch(found: Layers) -> Callable[..., Any]:
-    """An interceptor of calls that puts into `found` what goes in and comes out."""
+    """Returns an interceptor of calls that stores statistics of inputs and outputs."""
 
     def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         y, layer = call(*args, **kwargs), context.module
@@ -92,7 +92,7 @@ def _watch(found: Layers) -> Callable[..., Any]:
 
 
 def _norms(tree: Any) -> dict[str, jax.Array]:
-    """The L2 norm of each layer's leaves, by the layer's name."""
+    """Returns the L2 norm of each layer's leaves, by the layer's name."""
     leaves: dict[str, list[jax.Array]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         layer = torch_names.torch_name(path).rsplit(".", 1)[0]
@@ -109,10 +109,10 @@ def make_layer_statistics(
     trainable: Predicate | None = None,
     backbone_bn: str = "update",
 ) -> Callable[[TrainState], Layers]:
-    """layer_statistics of the state only, compiled, its values Python's floats.
+    """Returns layer_statistics as a compiled function of the state, with Python floats.
 
     Args:
-      first_batch: what it is measured on; called once, when something is measured.
+      first_batch: returns the batch to measure on; called once, at the first use.
     """
     first_batch = cache(first_batch)
     order: list[str] = []  # which the dictionaries that jit returns have lost

@@ -1,4 +1,4 @@
-"""What a network says of images in inference mode, and how often it is right."""
+"""Evaluation of networks in inference mode."""
 
 from collections.abc import Callable, Iterable, Sized
 from functools import partial
@@ -24,9 +24,10 @@ Views = Callable[[jax.Array], list[tuple[float, jax.Array]]]
 
 
 def flips_and_shifts(x: jax.Array) -> list[tuple[float, jax.Array]]:
-    """x, and shifted by a pixel up and left, and down and right; and all mirrored.
+    """Yields views of x for test-time augmentation, with weights.
 
-    The shifted ones, whose edge is repeated, have half the weight (Jordan 2024).
+    These are x, x shifted by one pixel up and left or down and right (with half the
+    weight; edges are repeated), and the same flipped (Jordan 2024).
     """
     _, height, width, _ = x.shape
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), "edge")
@@ -42,10 +43,10 @@ def logits_of(
     batch: Batch,
     views: Views | None = None,
 ) -> jax.Array:
-    """What `model` says of a batch: logits [B, C], or features if num_classes is 0.
+    """Returns the outputs of `model` for a batch: logits [B, C], or features.
 
     Args:
-      views: of an image, whose logits are averaged; None is the image itself.
+      views: test-time augmentation, whose logits are averaged; None for none.
     """
     images = preprocess(batch["images"])
     shown = [(1.0, images)] if views is None else views(images)
@@ -66,12 +67,12 @@ def eval_step(
     each: Each = lambda function: function,
     combine: Callable[[jax.Array], jax.Array] = lambda logits: logits,
 ) -> metrics.Sums:
-    """The sums of one batch in inference mode, over the examples its mask marks.
+    """Returns the metric sums of one batch in inference mode, over unmasked examples.
 
     Args:
       views: see logits_of.
       each: for a state of several seeds, seeds.make_each; the sums are [num_seeds].
-      combine: what the logits become before they are counted, see seeds.with_ensemble.
+      combine: applied to the logits before they are counted, see seeds.with_ensemble.
     """
 
     def predict(variables: Any) -> jax.Array:
@@ -87,7 +88,7 @@ def eval_step(
 def make_evaluate(
     model: nn.Module, preprocess: Preprocess, loader: Loader, **options: Any
 ) -> Callable[[TrainState, Dataset], metrics.Sums]:
-    """evaluate of (state, dataset) only, compiled, its batches from `loader`.
+    """Returns evaluate as a compiled function of (state, dataset).
 
     Args:
       options: see eval_step.
@@ -98,7 +99,7 @@ def make_evaluate(
         return eval_step(model, preprocess, state, fetch(source, batch), **options)
 
     def run(state: TrainState, dataset: Dataset) -> metrics.Sums:
-        # Without its other arrays, so that they are not waited for.
+        # Without the other arrays, so that they are not waited for.
         state = state.replace(opt_state=())  # type: ignore[attr-defined]
         bound = partial(step, source=loader.source(dataset))
         return evaluate(bound, loader.evaluation, state, dataset)
@@ -112,7 +113,7 @@ def evaluate(
     state: TrainState,
     dataset: Sized,
 ) -> metrics.Sums:
-    """The sums over `dataset`; every example is counted exactly once, or it raises."""
+    """Returns the sums over `dataset`; asserts that every example counts exactly once."""
     total = None
     with waiting.bar(len(dataset), "evaluation") as bar:
         for batch in make_batches(dataset):
@@ -153,7 +154,7 @@ def predict(
             with waiting.first(what, not parts):
                 parts.append(np.asarray(outputs(variables, batch, source)))
             bar.update(len(batch["mask"]))
-    # What pads the last batch comes after everything else.
+    # The padding of the last batch comes last.
     if not parts:
         return np.zeros((0, 1), np.float32)
     return np.concatenate(parts)[: len(dataset)]

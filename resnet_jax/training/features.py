@@ -1,4 +1,4 @@
-"""The features of a frozen backbone, computed once, and the layer that learns."""
+"""Caches the features of a frozen backbone, to train only its last layer."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from resnet_jax.training import evaluation
 
 
 def head_of(model: nn.Module) -> Head:
-    """The last layer of `model`; it reads its own of the model's variables."""
+    """Returns the last layer of `model`, which reads its part of the variables."""
     return Head(
         layer=model.head,
         num_classes=model.num_classes,
@@ -25,7 +25,7 @@ def head_of(model: nn.Module) -> Head:
 def cache_features(
     model: nn.Module, preprocess: Preprocess, variables: dict[str, Any], loader: Loader
 ) -> tuple[Head, Preprocess, Loader]:
-    """What replaces the network, its preprocessing, and the loader: see compute."""
+    """Returns replacements of the network, its preprocessing and the loader."""
     splits = loader.splits
     cached = splits._replace(
         train=compute(model, preprocess, variables, loader, splits.train),
@@ -42,7 +42,7 @@ def compute(
     loader: Loader,
     dataset: Dataset,
 ) -> Dataset:
-    """`dataset` with the features [N, F] float32 of its images, in inference mode.
+    """Returns `dataset` with features [N, F] float32 in place of its images.
 
     Args:
       model: with any number of classes; its last layer is not applied.

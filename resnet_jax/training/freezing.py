@@ -1,4 +1,4 @@
-"""Which parameters and BatchNorm layers a training run leaves as they are."""
+"""Freezes parameters and BatchNorm layers."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -14,18 +14,18 @@ from resnet_jax.errors import ConfigError
 from resnet_jax.layers.norm import BatchNorm
 from resnet_jax.models import torch_names
 
-Predicate = Callable[[str], bool]  # of a parameter's name in PyTorch
+Predicate = Callable[[str], bool]  # of a parameter's PyTorch name
 
 
 def make_trainable(
     freeze: str, model: nn.Module, image_shape: tuple[int, int, int]
 ) -> Predicate | None:
-    """Whether the parameter of a name is trained; None where all are.
+    """Returns a predicate of trainable parameters, by name; None if all are.
 
     Args:
       freeze: none; backbone, all but the last layer; or a regular expression that is
         searched in the names.
-      image_shape: (H, W, C) of the model's pictures.
+      image_shape: (H, W, C) of the model's images.
 
     Raises:
       ConfigError: not a regular expression, or one that no name or every name matches.
@@ -57,7 +57,7 @@ def make_trainable(
 
 
 def make_lr_scale(scale: float, model: nn.Module) -> Callable[[str], float] | None:
-    """The factor of a parameter's learning rate: `scale`, and 1 for the last layer."""
+    """Returns the factor of each parameter's learning rate; 1 for the last layer."""
     if scale == 1.0:
         return None
     return lambda name: 1.0 if torch_names.is_in(name, [model.head]) else scale
@@ -65,11 +65,10 @@ def make_lr_scale(scale: float, model: nn.Module) -> Callable[[str], float] | No
 
 @contextmanager
 def inference_batch_norm(trainable: Predicate | None) -> Iterator[None]:
-    """Inside, BatchNorm layers whose weight is not trainable are in inference mode.
+    """Puts BatchNorm layers that are not trainable into inference mode.
 
-    What `backbone_bn="frozen"` does (--backbone-bn).
-
-    They normalise by their running statistics, which stay, whatever `train` says.
+    This is `backbone_bn="frozen"` (--backbone-bn). Inside the context, they normalize
+    by their running statistics, which stay, even with train=True.
     """
 
     def in_inference(call: Any, args: Any, kwargs: Any, context: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Sums that add over batches, means at the end, one JSON line out."""
+"""Metrics: sums over batches, means at the end, lines of JSON."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ Sums = dict[str, Any]  # name -> array; adding two adds what they counted
 
 
 def train_sums(loss: jax.Array, logits: jax.Array, labels: jax.Array) -> Sums:
-    """Sums of one training batch from its mean loss []."""
+    """Returns the sums of one training batch from its mean loss []."""
     count = labels.shape[0]
     return {
         "loss": loss * count,
@@ -23,11 +23,11 @@ def train_sums(loss: jax.Array, logits: jax.Array, labels: jax.Array) -> Sums:
 
 
 def eval_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Sums:
-    """Sums over the examples that mask [B] float32 marks with 1.
+    """Returns the sums over the examples whose mask [B] float32 is 1.
 
     Args:
-      logits: [B, C]. An example counts as correct in the top k where fewer than k
-        logits exceed that of its label; ties with a lower class lose, as in argmax.
+      logits: [B, C]. An example counts as correct in the top k if fewer than k logits
+        exceed that of its label; the lower class wins a tie, as in argmax.
       labels: [B] int32.
     """
     num_classes = logits.shape[-1]
@@ -40,7 +40,7 @@ def eval_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Sums:
     by_class = jax.nn.one_hot(labels, num_classes)
     predicted = jax.nn.one_hot(logits.argmax(-1), num_classes)
     return {
-        # where, not a product: a padded row may hold anything
+        # where instead of a product: a padded row may be NaN
         "loss": jnp.where(mask > 0, losses, 0).sum(),
         "correct": correct.sum(),
         "correct_top5": ((rank < 5) * mask).sum(),
@@ -52,7 +52,7 @@ def eval_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Sums:
 
 
 def add(total: Sums | None, more: Sums) -> Sums:
-    """The sums of both, in float64 on the host; exact for counts."""
+    """Adds two sums, in float64 on the host; counts are exact."""
     more = {name: np.asarray(value, np.float64) for name, value in more.items()}
     if total is None:
         return more
@@ -60,7 +60,7 @@ def add(total: Sums | None, more: Sums) -> Sums:
 
 
 def means(sums: Sums, prefix: str) -> dict[str, Any]:
-    """{prefix_loss, prefix_accuracy}: per example, accuracy as a fraction.
+    """Returns {prefix_loss, prefix_accuracy}, means per example.
 
     Sums [num_seeds] give the means over the seeds.
     """
@@ -71,12 +71,12 @@ def means(sums: Sums, prefix: str) -> dict[str, Any]:
 
 
 def json_line(record: dict[str, Any]) -> str:
-    """`record` as one line of JSON, without its newline."""
+    """Returns `record` as one line of JSON, without a newline."""
     return json.dumps(record, allow_nan=True)
 
 
 def summary_line(sums: Sums) -> str:
-    """`Acc@1 .. Acc@5 .. loss .. n ..`: percentages, mean cross-entropy, examples."""
+    """Returns `Acc@1 .. Acc@5 .. loss .. n ..`: percent, cross-entropy, examples."""
     count = float(sums["count"])
     top1, top5 = (
         100 * float(sums[name]) / count for name in ("correct", "correct_top5")
@@ -86,7 +86,7 @@ def summary_line(sums: Sums) -> str:
 
 
 def epoch_line(record: dict[str, Any]) -> str:
-    """A record of metrics.jsonl as a line to read."""
+    """Returns a record of metrics.jsonl as a readable line."""
     parts = [
         f"epoch {record['epoch']:3d}  step {record['step']}  lr {record['lr']:.3g}"
     ]
@@ -104,10 +104,10 @@ def epoch_line(record: dict[str, Any]) -> str:
 
 
 def balance(sums: Sums) -> dict[str, float]:
-    """balanced_accuracy and macro_f1, as fractions: all classes count alike.
+    """Returns balanced_accuracy and macro_f1, as fractions.
 
-    As in scikit-learn, a class without images is in neither mean; one that is predicted
-    all the same has an F1 of 0.
+    As in scikit-learn, a class without images is in neither mean, unless it is
+    predicted, in which case its F1 is 0.
     """
     correct, there, predicted = (
         np.asarray(sums[f"class_{name}"]) for name in ("correct", "count", "predicted")
@@ -119,14 +119,14 @@ def balance(sums: Sums) -> dict[str, float]:
 
 
 def balance_line(sums: Sums) -> str:
-    """`balanced accuracy .. macro-F1 ..`, in percent."""
+    """Returns `balanced accuracy .. macro-F1 ..`, in percent."""
     found = balance(sums)
     accuracy, f1 = 100 * found["balanced_accuracy"], 100 * found["macro_f1"]
     return f"balanced accuracy {accuracy:.3f} macro-F1 {f1:.3f}"
 
 
 def report(sums: Sums, class_names: Sequence[str]) -> dict[str, Any]:
-    """The figures of eval_sums: accuracies as fractions, mean cross-entropy, counts."""
+    """Returns the metrics of eval_sums: accuracies, cross-entropy, counts."""
     count = float(sums["count"])
     by_class = zip(class_names, sums["class_correct"], sums["class_count"], strict=True)
     return {
@@ -143,7 +143,7 @@ def report(sums: Sums, class_names: Sequence[str]) -> dict[str, Any]:
 
 
 def class_table(sums: Sums, class_names: Sequence[str]) -> str:
-    """Accuracy by class, a line each."""
+    """Returns the accuracy of each class, one per line."""
     width = max(map(len, class_names))
     rows = zip(class_names, sums["class_correct"], sums["class_count"], strict=True)
     return "\n".join(

@@ -15,22 +15,22 @@ from resnet_jax.config import Config, OptimConfig
 from resnet_jax.errors import ConfigError
 from resnet_jax.models import torch_names
 
-DECOUPLED = ("adamw", "muon")  # whose weight decay is not part of the gradient
+DECOUPLED = ("adamw", "muon")  # with decoupled weight decay
 
 
 def make_schedule(
     cfg: OptimConfig, total_steps: int, steps_per_epoch: int = 1
 ) -> optax.Schedule:
-    """The learning rate as a function of the step, a scalar array.
+    """Returns the learning rate as a function of the step, a scalar array.
 
-    constant; cosine from lr to 0 over `total_steps` (CosineAnnealingLR); linear, the
-    same in a straight line; step: multiplied by lr_gamma at each of lr_milestones
+    constant; cosine from lr to 0 over `total_steps` (CosineAnnealingLR); linear from lr
+    to 0; step: multiplied by lr_gamma at each of lr_milestones
     (MultiStepLR), or each lr_step_size epochs (StepLR); onecycle: from lr / 25 to lr
     over pct_start of the steps and to lr / 250,000 (OneCycleLR, momentum not cycled).
-    All count steps. With warmup_epochs, in step s of their w steps, s from 0, the rate
-    is the schedule's times (s + 1) / (w + 1). With warmup_decay it is lr times a factor
-    that rises from that to 1 in w steps, after which the schedule begins, over the
-    others (LinearLR, then the schedule, in SequentialLR). Without sched_on_updates a
+    All count steps. With warmup_epochs, the rate of step s (from 0) of their w steps is
+    the schedule's times (s + 1) / (w + 1). With warmup_decay it is lr times a factor
+    that rises from warmup_decay to 1 in w steps, and the schedule spans the remaining
+    steps (SequentialLR of LinearLR and the schedule). Without sched_on_updates, each
     step has the rate of the first step of its epoch.
 
     Raises:
@@ -44,7 +44,7 @@ def make_schedule(
     if cfg.warmup_decay is not None:
         rest = replace(cfg, warmup_epochs=0.0, warmup_decay=None)
         rising = optax.linear_schedule(cfg.lr * cfg.warmup_decay, cfg.lr, warmup_steps)
-        left = max(total_steps - warmup_steps, 1)  # a warm-up may be all there is
+        left = max(total_steps - warmup_steps, 1)  # all steps may be warm-up
         after = make_schedule(rest, left, steps_per_epoch)
         return optax.join_schedules([rising, after], [warmup_steps])
     milestones = cfg.lr_milestones
@@ -90,11 +90,11 @@ def _onecycle(lr: float, total_steps: int, pct_start: float) -> optax.Schedule:
 def make_ema_decay(
     cfg: Config, steps_per_epoch: int
 ) -> float | Callable[[jax.Array], jax.Array]:
-    """What the moving average keeps of itself, as step.average takes it.
+    """Returns the decay of the moving average, for step.average.
 
-    With ema_steps it is that of torchvision's references: every so many steps of an
-    epoch, from its first, 1 - (1 - ema_decay) * batch_size * ema_steps / epochs;
-    until the warm-up is over the average is the variables themselves at those steps.
+    With ema_steps it follows torchvision's references: every ema_steps steps of an
+    epoch, from its first, 1 - (1 - ema_decay) * batch_size * ema_steps / epochs; during
+    warm-up the average is a copy of the variables at those steps.
     """
     optim = cfg.optim
     if optim.ema_steps == 1:
@@ -116,20 +116,20 @@ def make_optimizer(
     trainable: Callable[[str], bool] | None = None,
     lr_scale: Callable[[str], float] | None = None,
 ) -> optax.GradientTransformation:
-    """torch.optim's SGD, Adam or AdamW, or Muon.
+    """Returns torch.optim's SGD, Adam or AdamW, or Muon.
 
-    As there, weight decay is an L2 gradient added before the moments of SGD and Adam,
-    and AdamW's, and Muon's, is of the parameters, times the learning rate. Adam has
-    betas (.9, .999) and eps 1e-8 outside the root. Muon (as
-    optax.contrib's) makes the momentum of each convolution's kernel, as a matrix
-    [K * K * C, F], orthogonal, with a root mean square of .2, as AdamW's is; all else
-    has AdamW. clip_grad is the largest norm that the gradient of all parameters
-    together keeps (torch.nn.utils.clip_grad_norm_).
+    As in torch.optim, the weight decay of SGD and Adam is an L2 gradient added before
+    the moments; that of AdamW and Muon is decoupled and multiplied by the learning
+    rate. Adam has betas (.9, .999) and eps 1e-8 outside the root. Muon (that of
+    optax.contrib) orthogonalizes the momentum of each convolution's kernel as a matrix
+    [K * K * C, F], with a root mean square of .2, similar to AdamW's; all other
+    parameters have AdamW. clip_grad is the maximum global norm of the gradient
+    (torch.nn.utils.clip_grad_norm_).
 
     Args:
-      trainable: by PyTorch's name of a parameter; what is not stays to the bit, and has
-        no moments (requires_grad=False).
-      lr_scale: by the name, a factor of the learning rate (a param_group's lr).
+      trainable: predicate of PyTorch's parameter names; other parameters stay to the
+        bit, and have no moments (requires_grad=False).
+      lr_scale: factor of the learning rate, by name (a param_group's lr).
 
     Raises:
       ConfigError: an unknown name.
@@ -176,7 +176,7 @@ def _muon(momentum: float, nesterov: bool) -> optax.GradientTransformation:
         return jax.tree.map(lambda _: kernel, params)
 
     orthogonal = optax.chain(
-        # Without steps of its own, the momentum divided by its Frobenius norm.
+        # With zero steps, it divides the momentum by its Frobenius norm.
         optax.contrib.scale_by_muon(
             ns_steps=0, beta=momentum, nesterov=nesterov, weight_dimension_numbers=axes
         ),
@@ -190,9 +190,9 @@ def _muon(momentum: float, nesterov: bool) -> optax.GradientTransformation:
 
 
 def _orthogonal_kernels(kernels: Any) -> Any:
-    """Kernels [K, K, C, F] as orthogonal matrices [K * K * C, F], in AdamW's size.
+    """Orthogonalizes kernels [K, K, C, F] as matrices [K * K * C, F], scaled as AdamW.
 
-    Those of one shape are one batch, for fewer and larger kernels of an accelerator.
+    Kernels of equal shape are batched, for fewer and larger kernels on accelerators.
     """
     leaves, tree = jax.tree.flatten(kernels)
     of_shape: dict[tuple[int, ...], list[int]] = {}
@@ -209,20 +209,20 @@ def _orthogonal_kernels(kernels: Any) -> Any:
 
 
 def _orthogonalize(matrix: jax.Array) -> jax.Array:
-    """Muon's five steps of Newton and Schulz (Jordan et al. 2024).
+    """Applies Muon's five Newton-Schulz steps (Jordan et al. 2024).
 
     A step multiplies X [N, M] by a I + b G + c G^2, where G = X^T X. All of these
     commute, so that each G follows from the last and X need only be multiplied by their
     product (Gram Newton-Schulz, Zhang, Amsel, Chen and Dao 2026): 8 N M^2 + 28 M^3
-    operations in place of 20 N M^2 + 10 M^3. The singular values are squared in G, and
-    rounding counts for more: G is computed afresh after three steps, and all products
-    are in full precision, not TF32 or bfloat16.
+    operations instead of 20 N M^2 + 10 M^3. G squares the singular values, so that
+    rounding matters more: G is recomputed after three steps, and all products are in
+    full precision, not TF32 or bfloat16.
 
     Args:
-      matrix: [N, M], of Frobenius norm 1 or less.
+      matrix: [N, M], with a Frobenius norm of at most 1.
 
     Returns:
-      [N, M], its singular values, where they were not tiny, between about .7 and 1.2.
+      [N, M], with singular values between about .7 and 1.2, unless they were tiny.
     """
     if matrix.shape[0] < matrix.shape[1]:
         return _orthogonalize(matrix.T).T
@@ -231,7 +231,7 @@ def _orthogonalize(matrix: jax.Array) -> jax.Array:
     found = matrix
     for steps in (3, 2):
         gram = times(found.T, found)  # [M, M]
-        change = b * gram + times(c * gram, gram)  # of the step, without a I
+        change = b * gram + times(c * gram, gram)  # the step's polynomial without a I
         product = a * jnp.eye(len(gram), dtype=gram.dtype) + change
         for _ in range(steps - 1):
             for _ in range(2):
@@ -255,7 +255,7 @@ def _scale_by_name(
 
 
 def _decay(rates: dict[str, float]) -> optax.GradientTransformation:
-    """An L2 gradient for each kind of parameter, by its rate."""
+    """Returns weight decay as an L2 gradient, with a rate for each kind."""
     if len(set(rates.values())) == 1:
         rate = rates["weight"]
         return optax.add_decayed_weights(rate) if rate else optax.identity()
@@ -269,7 +269,7 @@ def _decay(rates: dict[str, float]) -> optax.GradientTransformation:
 
 
 def _kinds(params: Mapping[str, Any]) -> Any:
-    """The tree of "norm", "bias" or "weight": what each parameter is."""
+    """Returns a tree of "norm", "bias" or "weight", the kind of each parameter."""
     is_norm = "scale" in params  # a BatchNorm's
     return {
         name: _kinds(value)

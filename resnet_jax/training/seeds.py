@@ -1,8 +1,7 @@
-"""Trainings of one recipe from several seeds, as one program.
+"""Trains one recipe from several seeds in one program.
 
-All that a run of several seeds adds is here: arrays of the state and of the sums have a
-leading axis of seeds, and what is given as `each` makes of a function of one seed's
-arrays that of the arrays of all. A run of one seed has no such axis.
+Arrays of the state and of the sums then have a leading axis of seeds, and `each` maps a
+function of one seed's arrays over it. A run of a single seed has no such axis.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,10 +21,10 @@ from resnet_jax.training.state import Each, Keys, TrainState
 
 
 def make_each(num_seeds: int, mesh: Mesh) -> Each:
-    """The function itself for one seed; for several, it over their leading axis.
+    """Returns a transformation that maps functions over seeds; the identity for one.
 
-    Accelerators compute all seeds in each operation (vmap); CPUs one seed after the
-    other, for their convolutions have one kernel at a time.
+    Accelerators compute all seeds in each operation (vmap); CPUs compute one seed after
+    the other, because their convolutions take one kernel at a time.
     """
     if num_seeds == 1:
         return lambda function: function
@@ -35,13 +34,13 @@ def make_each(num_seeds: int, mesh: Mesh) -> Each:
 
 
 def unrolled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """jax.vmap of `function`, written out: once for each index."""
+    """Returns jax.vmap of `function`, unrolled: one call for each index."""
 
     def of_all(*args: Any) -> Any:
         num = len(jax.tree.leaves(args)[0])
         found: list[Any] = []
         for index in range(num):
-            # One after the other: interleaved, they would share the caches.
+            # Sequential, because interleaved calls would share the caches.
             args, found = jax.lax.optimization_barrier((args, found))
             found.append(function(*take(args, index)))
         return stack(found)
@@ -50,24 +49,24 @@ def unrolled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def stack(trees: Sequence[Any]) -> Any:
-    """One tree, its leaves with a leading axis of seeds; of a single tree, itself."""
+    """Stacks trees along a leading axis of seeds; a single tree stays as it is."""
     if len(trees) == 1:
         return trees[0]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def take(tree: Any, index: int) -> Any:
-    """The part of one seed, by its place among them."""
+    """Returns the part of one seed, by its index."""
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
 def shape(num_seeds: int) -> tuple[int, ...]:
-    """The leading axes that several seeds add; none for one."""
+    """Returns the leading axes that several seeds add; none for one."""
     return () if num_seeds == 1 else (num_seeds,)
 
 
 def shapes(tree: Any, num_seeds: int) -> Any:
-    """The shapes of a tree of several seeds, from those of one."""
+    """Returns the shapes of a tree of several seeds, from those of one."""
     axes = shape(num_seeds)
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((*axes, *leaf.shape), leaf.dtype), tree
@@ -75,7 +74,7 @@ def shapes(tree: Any, num_seeds: int) -> Any:
 
 
 def make_keys(seed: int, num_seeds: int) -> Keys:
-    """The keys of the seeds from `seed` on, [num_seeds] each; of one seed, []."""
+    """Returns the keys of the seeds from `seed` on, [num_seeds] each, or [] for one."""
     keys: Keys = stack([state.make_keys(n) for n in range(seed, seed + num_seeds)])
     return keys
 
@@ -86,7 +85,7 @@ def make_order(
     balanced: np.ndarray | None = None,
     repeats: int = 1,
 ) -> Callable[[int, tuple[int, ...], int], list[np.ndarray]]:
-    """The order of the training examples of each seed: see data.reading.Order.
+    """Returns the order of the training examples of each seed; see data.reading.Order.
 
     Args:
       balanced, repeats: see data.epoch_batches; repeats is for one seed.
@@ -115,7 +114,7 @@ def _epoch_batches(
 def for_each(
     function: Callable[[dict[str, Any]], dict[str, Any]], begun: TrainState
 ) -> TrainState:
-    """`begun`, before its first step, with function(variables) of each seed."""
+    """Replaces the initial variables of `begun` by function(variables), by seed."""
     if begun.step.ndim == 0:
         return begun.with_variables(function(begun.variables))
     each = (take(begun.variables, index) for index in range(len(begun.step)))
@@ -123,9 +122,9 @@ def for_each(
 
 
 def means(sums: Sums, prefix: str) -> dict[str, Any]:
-    """metrics.means; of several seeds also the standard deviations and the values.
+    """Returns metrics.means; for several seeds also standard deviations and values.
 
-    These are prefix_loss_std and prefix_loss_seeds, and likewise for the accuracy.
+    These are prefix_loss_std and prefix_loss_seeds, and the same for the accuracy.
     """
     found = metrics.means(sums, prefix)
     if np.ndim(sums["loss"]):
@@ -137,7 +136,7 @@ def means(sums: Sums, prefix: str) -> dict[str, Any]:
 
 
 def of_seed(record: dict[str, Any], index: int) -> dict[str, Any]:
-    """A record of several seeds with the values of one instead of their means."""
+    """Returns a record of several seeds with one seed's values instead of the means."""
     end = "_seeds"
     own = {k.removesuffix(end): v[index] for k, v in record.items() if k.endswith(end)}
     return {**record, **own}
@@ -146,13 +145,13 @@ def of_seed(record: dict[str, Any], index: int) -> dict[str, Any]:
 def index_of(
     seed: int | None, first: int, num_seeds: int, run: str, one: str
 ) -> int | None:
-    """The place of `seed` among those of a run; None of one seed, or if all are meant.
+    """Returns the index of `seed` in a run; None for a single seed, or for all.
 
     Args:
-      one: what is for one network only, if anything is.
+      one: the option that needs a single network, if there is one.
 
     Raises:
-      ConfigError: it is not the run's, or none is chosen for what is for one network.
+      ConfigError: the run has no such seed, or `one` needs a choice.
     """
     last = first + num_seeds - 1
     known = f"of seed {first}" if num_seeds == 1 else f"of seeds {first} to {last}"
@@ -166,18 +165,20 @@ def index_of(
 
 
 def with_ensemble(logits: jax.Array) -> jax.Array:
-    """Logits [num_seeds, B, C], and last those of the mean of their probabilities."""
+    """Appends to logits [num_seeds, B, C] those of the mean of their probabilities."""
     summed = jax.nn.logsumexp(jax.nn.log_softmax(logits), 0, keepdims=True)
     return jnp.concatenate([logits, summed - jnp.log(len(logits))])
 
 
 class Scores(NamedTuple):
-    """What one pass over a data set found."""
+    """The result of one pass over a data set."""
 
-    lines: list[str]  # of each seed, their spread and the ensemble; of one seed, none
-    sums: Sums  # of all predictions, those of all seeds added
+    lines: list[
+        str
+    ]  # lines for each seed, their spread and the ensemble; none for a single seed
+    sums: Sums  # of the predictions of all seeds
     best: Sums  # of the ensemble, or of the one seed
-    figures: dict[str, Any]  # as metrics.report has them
+    figures: dict[str, Any]  # see metrics.report
 
 
 def score(
@@ -186,7 +187,7 @@ def score(
     dataset: Dataset,
     of_seeds: Sequence[int],
 ) -> Scores:
-    """The scores of `state`, which has arrays of these seeds.
+    """Returns the scores of `state`, which has arrays of these seeds.
 
     Args:
       make: evaluation.make_evaluate, all but `combine` bound.
@@ -217,7 +218,7 @@ def score(
     }
     figures = {
         **report(added, dataset.class_names),
-        **balances,  # F1 is not that of the sums
+        **balances,  # the mean of the F1s is not the F1 of the sums
         "accuracy_std": found["test_accuracy_std"],
         "seeds": by_seed,
         "ensemble": report(ensemble, dataset.class_names),

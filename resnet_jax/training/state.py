@@ -1,4 +1,4 @@
-"""The training state, and how it begins."""
+"""The training state and its initialisation."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,34 +11,34 @@ import jax.numpy as jnp
 import optax
 
 Batch = dict[str, Any]  # images [B, H, W, C] uint8, labels [B] int32, mask [B] float32
-# Makes of a function of one seed's arrays that of the arrays of all, see seeds.py.
+# Maps a function of one seed's arrays over all seeds, see seeds.py.
 Each = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a training step reads and writes; arrays alone."""
+    """Everything that a training step reads and writes; only arrays."""
 
-    step: jax.Array  # [] int32, updates done
+    step: jax.Array  # [] int32, number of updates
     params: Any
     batch_stats: Any
     opt_state: Any
-    ema: Any = None  # averaged variables, where there is an ema_decay
+    ema: Any = None  # moving average of the variables, with ema_decay
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What the model's apply takes."""
+        """Variables for the model's apply."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     def with_variables(self, variables: dict[str, Any]) -> "TrainState":
-        """The state before its first step, with other initial variables."""
+        """Returns the state before its first step with other initial variables."""
         ema = None if self.ema is None else jax.tree.map(jnp.array, variables)
         found: TrainState = self.replace(**variables, ema=ema)  # type: ignore[attr-defined]
         return found
 
     @property
     def scored(self) -> dict[str, Any]:
-        """The variables that are scored and exported: averaged, where they are."""
+        """Variables to score and export: the moving average, if there is one."""
         return self.variables if self.ema is None else self.ema
 
 
@@ -50,14 +50,14 @@ class Keys(NamedTuple):
 
 
 def make_keys(seed: int) -> Keys:
-    """The keys of a run, all from its one seed."""
+    """Returns the keys of a run, derived from its seed."""
     return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
 
 
 def init_variables(
     model: nn.Module, image_shape: tuple[int, int, int], *, key: jax.Array
 ) -> dict[str, Any]:
-    """Fresh {"params", "batch_stats"} for pictures of image_shape (H, W, C)."""
+    """Returns initial {"params", "batch_stats"} for images of image_shape (H, W, C)."""
     variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
     return {"batch_stats": {}, **variables}
 
@@ -65,7 +65,7 @@ def init_variables(
 def variable_shapes(
     model: nn.Module, image_shape: tuple[int, int, int]
 ) -> dict[str, Any]:
-    """The shapes and types of what init_variables gives; nothing is computed."""
+    """Returns the shapes and types of init_variables' result; nothing is computed."""
     init = partial(init_variables, model, image_shape)
     found: dict[str, Any] = jax.eval_shape(init, key=jax.random.key(0))
     return found
@@ -79,7 +79,7 @@ def init_state(
     has_ema: bool = False,
     each: Each = lambda function: function,
 ) -> TrainState:
-    """A fresh state for images of image_shape (H, W, C).
+    """Returns the initial state for images of image_shape (H, W, C).
 
     Args:
       has_ema: whether train_step has an ema_decay.

@@ -26,14 +26,14 @@ from resnet_jax.training.state import Batch, TrainState
 log = logging.getLogger(__name__)
 
 Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, metrics.Sums]]
-# A number, or what a step's average keeps of itself as a function of the step.
+# A number, or the decay as a function of the step.
 EmaDecay = float | Callable[[jax.Array], jax.Array]
 
 
 def model_key(step_key: jax.Array) -> jax.Array:
-    """The network's key in a step, from the step's own, which the augmentation splits.
+    """Returns the network's key in a step, from the step's key.
 
-    To split is to fold in 0, 1, 2, ...: this is none of those.
+    The augmentation splits that key, which folds in 0, 1, 2, ...; this folds another.
     """
     return jax.random.fold_in(step_key, 2**31)
 
@@ -52,15 +52,15 @@ def train_step(
     local_bn: Mesh | None = None,
     ema_decay: EmaDecay = 0.0,
 ) -> tuple[TrainState, metrics.Sums]:
-    """One update by the mean cross-entropy of `batch`; its sums before the update.
+    """Makes one update by the mean cross-entropy of `batch`; returns state and sums.
 
     Args:
-      trainable: by PyTorch's name of a parameter; the others stay to the bit.
-      backbone_bn: of BatchNorm layers that are not trainable. "update": their
-        statistics move, as with requires_grad=False in a PyTorch module in training
-        mode; "frozen": they are in inference mode and their statistics stay.
+      trainable: predicate of PyTorch's parameter names; the others stay to the bit.
+      backbone_bn: for BatchNorm layers that are not trainable. "update": their
+        statistics move, like those of a PyTorch module in training mode with
+        requires_grad=False; "frozen": they are in inference mode.
       grad_accum_steps, local_bn: see loss_and_gradient.
-      ema_decay: of the averaged variables, where the state has them.
+      ema_decay: of the moving average, if the state has one.
     """
     frozen_bn = trainable if backbone_bn == "frozen" else None
     step_key = jax.random.fold_in(key, state.step)
@@ -98,11 +98,11 @@ def train_step(
 
 
 def average(ema: Any, variables: Any, step: jax.Array, decay: EmaDecay) -> Any:
-    """The exponential moving average of parameters and BatchNorm statistics.
+    """Updates the exponential moving average of parameters and running statistics.
 
-    The statistics are averaged as the parameters are, for each were gathered under
-    parameters of their time. The first steps forget faster, by (1 + s) / (10 + s) in
-    step s from 0, as TensorFlow's; unless the decay is itself a function of the step.
+    Statistics are averaged like parameters, because they belong to the parameters of
+    their time. The decay of step s (from 0) is at most (1 + s) / (10 + s), as in
+    TensorFlow, unless the decay is itself a function of the step.
     """
     if callable(decay):
         keep = decay(step)
@@ -125,7 +125,7 @@ def make_train_step(
     local_bn: Mesh | None = None,
     ema_decay: EmaDecay = 0.0,
 ) -> Step:
-    """train_step of (state, batch, key) only, all else bound; not compiled."""
+    """Returns train_step as a function of (state, batch, key); not compiled."""
     return partial(
         partial(train_step, model, tx, augment),
         trainable=trainable,
@@ -144,12 +144,12 @@ def loss_fn(
     targets: jax.Array,
     key: jax.Array,
 ) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-    """The mean cross-entropy [] in training mode; logits and moved statistics.
+    """Returns the mean cross-entropy [] in training mode, (logits, new statistics).
 
     Args:
-      images: [B, H, W, C], as the network takes them.
+      images: [B, H, W, C], preprocessed.
       targets: distributions [B, num_classes].
-      key: of the step; dropout's comes from it.
+      key: the step's key, from which dropout's is derived.
     """
     logits, moved = model.apply(
         {"params": params, "batch_stats": batch_stats},
@@ -173,14 +173,14 @@ def loss_and_gradient(
     grad_accum_steps: int = 1,
     local_bn: Mesh | None = None,
 ) -> tuple[tuple[jax.Array, tuple[jax.Array, Any]], Any]:
-    """((loss, (logits, moved statistics)), gradient by params), of loss_fn.
+    """Returns ((loss, (logits, new statistics)), gradients) of loss_fn.
 
     Args:
-      grad_accum_steps: micro-batches that are computed one after the other. Loss and
-        gradient are the whole batch's but for BatchNorm, which sees a micro-batch at a
-        time, as in a PyTorch loop that calls backward() for each. Row i is in the
-        micro-batch i % grad_accum_steps, so that each is spread over the devices.
-      local_bn: the mesh, where BatchNorm is to see each device's rows alone.
+      grad_accum_steps: number of micro-batches, computed one after the other. Loss and
+        gradient are those of the whole batch, except that BatchNorm sees one
+        micro-batch at a time, as in a PyTorch loop that calls backward() for each. Row
+        i is in micro-batch i % grad_accum_steps, so that each spans all devices.
+      local_bn: the mesh, if BatchNorm is to use only each device's rows.
     """
     loss: Callable[..., Any] = partial(loss_fn, model)
     if local_bn is not None:
@@ -203,7 +203,7 @@ def _accumulated(
     key: jax.Array,
     parts: int,
 ) -> tuple[tuple[jax.Array, tuple[jax.Array, Any]], Any]:
-    """What `gradient` gives of the batch, in so many parts."""
+    """Accumulates `gradient` of the batch over `parts` micro-batches."""
     num_rows = len(targets)
 
     def add(carry: Any, micro: tuple[Any, ...]) -> tuple[Any, jax.Array]:
@@ -231,7 +231,7 @@ def _accumulated(
         order = [np.arange(index, num_rows, parts) for index in range(parts)]
         logits = jnp.concatenate(found)[np.argsort(np.concatenate(order))]
     else:
-        # XLA's loops on CPUs compute with one thread.
+        # XLA's loops on CPUs use one thread.
         unroll = jax.default_backend() == "cpu"
         whole = (split(images), split(targets), jnp.arange(parts))
         carry, stacked = jax.lax.scan(add, carry, whole, unroll=unroll)
@@ -246,22 +246,22 @@ def compile_step(
     """Compiles `step` for the shapes of the loader's batches; returns also the seconds.
 
     Nothing runs. The compiled step is called as step(state, batch) and donates `state`.
-    A batch of [steps, rows] is several steps, and gives the sums of each; with several
-    seeds, batches have [seeds, rows].
+    A batch [steps, rows] makes several steps and returns the sums of each; with several
+    seeds, batches are [seeds, rows].
 
     Args:
       state: on the devices, as will be what comes back; so is the key, [] or [seeds].
 
     Raises:
-      ConfigError: the model cannot train on one of the forms.
+      ConfigError: the model cannot train on batches of one of the shapes.
     """
     begun = time.monotonic()
     fed = partial(_fed, step)
     source = loader.source(loader.splits.train)
     sharding = state.step.sharding
     config: Any = jax.config
-    # To find a NaN, JAX runs it again, op by op, on the same arguments; without jit
-    # there is nothing to compile.
+    # To find a NaN, JAX runs the step again, op by op, on the same arguments, so that
+    # these are not donated; without jit there is nothing to compile.
     if config.jax_debug_nans or config.jax_disable_jit:
         jitted = library.jit(fed, out_shardings=sharding)
         return lambda state, batch: jitted(state, batch, source, key), 0.0
@@ -295,6 +295,6 @@ def _fed(
 
 
 def _form(batch: Batch) -> tuple[int, ...]:
-    """([steps,] [seeds,] rows) of a batch."""
+    """Returns the shape ([steps,] [seeds,] rows) of a batch."""
     found: tuple[int, ...] = batch["indices" if "indices" in batch else "labels"].shape
     return found
