@@ -92,7 +92,7 @@ def _keep_compiled() -> None:
         )
         return
     jax.config.update("jax_compilation_cache_dir", str(directory))
-    # JAX does not cache what compiles in less than a second, as most of a small network's
+    # JAX does not cache what compiles within a second, as most of a small network's
     # programs do, at each start of a run.
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

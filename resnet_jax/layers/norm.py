@@ -36,7 +36,7 @@ class BatchNorm(nn.Module):
     promote_types(dtype, float32). Under jit over a sharded batch the statistics are
     those of the global batch.
 
-    In bfloat16 the variance is E[d^2] - E[d]^2 with d = x - running mean, in float32 and
+    In bfloat16 the variance is E[d^2] - E[d]^2, d = x - running mean, in float32 and
     in one pass, which compilers fuse with the convolution before. Its rounding error is
     below that of the values themselves, which have 8 bits. With `factors` of x, TPUs
     compute the same gradient in another way (layers/projection.py).

@@ -22,12 +22,12 @@ def normalize(
     """Normalizes x by its mean and biased variance; returns also these two.
 
     Everything has the type of x [..., C]; scale, bias and shift are [C]. The gradient
-    has a closed form, which reads memory less often than the one that JAX derives from
+    has a closed form, which reads memory less often than what JAX derives from
     the two passes of the variance.
 
     Args:
-      shift: a value near the mean, with which the variance is computed in one pass. This
-        is less precise if the mean is far from it, see BatchNorm.
+      shift: a value near the mean, to compute the variance in one pass. This is less
+        precise if the mean is far from it, see BatchNorm.
     """
     return moments(x, scale, bias, epsilon, shift)[0]
 

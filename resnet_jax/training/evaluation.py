@@ -113,7 +113,7 @@ def evaluate(
     state: TrainState,
     dataset: Sized,
 ) -> metrics.Sums:
-    """Returns the sums over `dataset`; asserts that every example counts exactly once."""
+    """Returns the sums over `dataset`; asserts that each example counts once."""
     total = None
     with waiting.bar(len(dataset), "evaluation") as bar:
         for batch in make_batches(dataset):
