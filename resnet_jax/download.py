@@ -1,4 +1,4 @@
-"""A URL and its digest to a verified file: whole or not at all."""
+"""Downloads and verifies files, atomically."""
 
 import math
 import tempfile
@@ -19,13 +19,13 @@ MIN_RATE = 200e3  # bytes per second
 
 
 class _TooSlow(Exception):
-    """The bytes that came per second."""
+    """Bytes received per second."""
 
 
 class _Progress(tqdm):  # type: ignore[misc]
-    """A progress bar that gives up on a download below `min_rate` bytes a second.
+    """A progress bar that aborts a download below `min_rate` bytes per second.
 
-    One that would end within another window at its rate is not given up.
+    A download that would finish within another window is not aborted.
     """
 
     def __init__(self, name: str, min_rate: float, window: float) -> None:
@@ -36,7 +36,7 @@ class _Progress(tqdm):  # type: ignore[misc]
         self._since, self._bytes, self.received = time.monotonic(), 0, 0
 
     def __bool__(self) -> bool:
-        return True  # to pooch, that there is one; tqdm's asks for the total
+        return True  # tells pooch that there is a bar; tqdm's own needs the total
 
     def update(self, n: float | None = 1) -> bool | None:
         self._bytes += int(n or 0)
@@ -53,7 +53,7 @@ class _Progress(tqdm):  # type: ignore[misc]
 
 
 def answers(probe: Callable[[], object], seconds: float) -> bool:
-    """Whether `probe` returns within `seconds`; looking up a name is bounded too."""
+    """Returns whether `probe` returns within `seconds`, including name resolution."""
     done = threading.Event()
 
     def call() -> None:
@@ -63,7 +63,7 @@ def answers(probe: Callable[[], object], seconds: float) -> bool:
             return
         done.set()
 
-    # A daemon: where a name server hangs, nothing else could leave it behind.
+    # A daemon thread, because a hanging name server cannot be interrupted.
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
     thread.join(seconds)
@@ -79,24 +79,24 @@ def fetch(
     min_rate: float = MIN_RATE,
     window: float = 15.0,
 ) -> None:
-    """Downloads `url` to `path`, which appears only when it is whole and verified.
+    """Downloads `url` to `path`, which appears only when it is complete and verified.
 
     Args:
-      digest: the sha256 of the file, of which the first digits will do, or
-        "md5:DIGEST"; "" leaves it to the caller to check what came.
-      timeout: seconds to connect, and of silence that end the download.
-      min_rate: bytes per second, averaged over `window` seconds, below which it ends,
-        unless the rest would come within another window. 0 waits for any.
+      digest: the sha256 of the file or its first digits, or "md5:DIGEST"; "" leaves
+        verification to the caller.
+      timeout: seconds to connect, and of silence, that abort the download.
+      min_rate: bytes per second, averaged over `window` seconds, below which it is
+        aborted, unless the rest would arrive within another window; 0 never aborts.
 
     Raises:
-      DataError: out of reach, stalled, slower than min_rate, or not the right file.
+      DataError: unreachable, stalled, slower than min_rate, or not the right file.
     """
     host = urlsplit(url).netloc
     reasons = [f"no answer within {timeout:g} seconds"]
 
     def probe() -> None:
         try:
-            # A redirection is an answer too: what it leads to may refuse all but GET.
+            # A redirection is an answer too; its target may refuse all but GET.
             requests.head(url, timeout=timeout).raise_for_status()
         except requests.RequestException as error:
             reasons.append(_reason(error))
@@ -138,7 +138,7 @@ def fetch(
 
 
 def _reason(error: requests.RequestException) -> str:
-    """Why a host gave nothing: its answer, or the name of what failed."""
+    """Returns why a host sent nothing: its answer, or the type of the failure."""
     if error.response is None:
         return type(error).__name__
     return first_line(f"{error.response.status_code} {error.response.reason}")

@@ -1,4 +1,4 @@
-"""Files of a run: read as they are, written whole or not at all."""
+"""Reads files, and writes them atomically."""
 
 import contextlib
 import errno
@@ -19,11 +19,11 @@ from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.paths import expand, has_home, shown
 
 _SCRATCH = ".resnet_jax-"
-_MAX_JSON = 2**26  # bytes; what we write takes a thousandth
+_MAX_JSON = 2**26  # bytes; our own files need a thousandth
 
 
 def check_writable(directory: Path, what: str, option: str) -> None:
-    """Makes `directory` and tries it, before hours of work depend on it.
+    """Creates `directory` and writes to it, before hours of work depend on it.
 
     Raises:
       ConfigError: `what`, which `option` chooses, cannot be written there.
@@ -41,9 +41,9 @@ def check_writable(directory: Path, what: str, option: str) -> None:
 
 @contextlib.contextmanager
 def scratch(directory: Path) -> Iterator[str]:
-    """A folder in `directory` for what is not whole yet; it goes with the context.
+    """Yields a temporary folder in `directory`, removed with the context.
 
-    So do those of processes that were killed, an hour ago or longer.
+    Those of processes that were killed at least an hour ago are removed as well.
     """
     remove_scratch(directory, age=3600)
     with tempfile.TemporaryDirectory(dir=directory, prefix=_SCRATCH) as path:
@@ -51,19 +51,19 @@ def scratch(directory: Path) -> Iterator[str]:
 
 
 def remove_scratch(directory: Path, *, age: float = 0) -> None:
-    """Removes what a process that was killed left there half written.
+    """Removes incomplete files of a process that was killed.
 
     Args:
-      age: seconds since it was touched; less may be of a process that lives.
+      age: seconds since the last change; newer files may belong to a live process.
     """
     for path in directory.glob(f"{_SCRATCH}*"):
-        with contextlib.suppress(OSError):  # another was faster
+        with contextlib.suppress(OSError):  # another process was faster
             if time.time() - path.stat().st_mtime >= age:
                 shutil.rmtree(path, ignore_errors=True)
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file.
+    """Returns the content of a JSON file.
 
     Raises:
       ValueError: it is missing, of more than 64 MB, or not JSON.
@@ -72,10 +72,10 @@ def read_json(path: Path) -> Any:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The records of a file of JSON lines; an unfinished last line is left out.
+    """Returns the records of a file of JSON lines, without an incomplete last line.
 
     Raises:
-      ConfigError: a line is none; it is named.
+      ConfigError: a line is not JSON; it is named.
     """
     if not path.exists():
         return []
@@ -115,7 +115,7 @@ def _parse(text: str) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `text` to `path`, whole or not at all.
+    """Writes `text` to `path` atomically.
 
     Raises:
       ConfigError: it cannot be written there.
@@ -140,7 +140,7 @@ def write_json(path: Path, content: dict[str, Any] | list[Any]) -> None:
 
 
 def cache_dir() -> Path:
-    """$RESNET_JAX_CACHE, else the user's cache folder for this package.
+    """Returns $RESNET_JAX_CACHE, or the user's cache folder for this package.
 
     Raises:
       FileNotFoundError: the user has no home, as in some containers.
@@ -155,9 +155,9 @@ def cache_dir() -> Path:
 
 
 def make_private(directory: Path) -> None:
-    """Makes `directory`, and what is missing above it, with mode 0700.
+    """Creates `directory` and missing parents with mode 0700.
 
-    Compiled programs lie in the cache, so it is nobody else's, whatever the umask says.
+    The cache has compiled programs, so that others must not write there.
     """
     missing = [parent for parent in directory.parents if not parent.exists()]
     for folder in (*reversed(missing), directory):

@@ -1,4 +1,4 @@
-"""What of this machine a process may have: a container's share, where there is one."""
+"""Memory and CPUs that a process may use, inside a container or not."""
 
 import contextlib
 import math
@@ -10,7 +10,7 @@ _GROUPS, _MINE = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def memory() -> int:
-    """Bytes of memory: the machine's, or the smallest limit of our control groups."""
+    """Returns bytes of memory: the machine's, or the smallest control group limit."""
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     found = [whole]
     for folder in _folders("memory"):
@@ -21,7 +21,7 @@ def memory() -> int:
 
 
 def cpus() -> int:
-    """CPUs: those this process may use, or as many as its time is worth."""
+    """Returns the number of CPUs by affinity and by quota of control groups."""
     if hasattr(os, "sched_getaffinity"):
         found = [float(len(os.sched_getaffinity(0)))]
     else:
@@ -39,7 +39,7 @@ def cpus() -> int:
 
 
 def _folders(controller: str) -> Iterator[Path]:
-    """The control groups of this process, by `controller`, and those above them."""
+    """Yields the control groups of this process for `controller`, and their parents."""
     yield _GROUPS  # a container's own is mounted there
     yield _GROUPS / controller
     try:

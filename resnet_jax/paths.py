@@ -10,7 +10,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def expand(path: str) -> str:
-    """`path` with ~ and ~user as their home folders, as a shell has it.
+    """Expands ~ and ~user in `path` to home folders, like a shell.
 
     Raises:
       ConfigError: it is a URL, or there is no such home.
@@ -31,22 +31,22 @@ def expand(path: str) -> str:
 
 
 def has_home() -> bool:
-    """Whether this user has a home folder; a container's need not."""
+    """Returns whether this user has a home folder, which a container's may not."""
     return os.path.expanduser("~") != "~"
 
 
 def as_text(name: str) -> str:
-    """The name of a file as text that every printer and file takes.
+    """Returns a file name as text that can be printed and stored anywhere.
 
-    Its bytes are read as UTF-8, whatever the locale, in composed form, so that two
-    spellings that look alike are one; bytes that are none are shown escaped.
+    Its bytes are decoded as UTF-8 in any locale and composed, so that spellings that
+    look alike are equal; other bytes are escaped.
     """
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return unicodedata.normalize("NFC", text)
 
 
 def shown(text: str) -> str:
-    """`text` with the bytes of file names that are no UTF-8 as \\xff, to be printed."""
+    """Returns `text` with bytes of file names that are not UTF-8 escaped as \\xff."""
     try:
         content = text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:  # a lone surrogate of another origin

@@ -1,4 +1,4 @@
-"""A run's checkpoints as they are written: none half, none that is not finite."""
+"""Writes a run's checkpoints: never incomplete ones, never one that is not finite."""
 
 import contextlib
 import importlib.metadata
@@ -24,9 +24,9 @@ from resnet_jax.run.restore import Manifest
 
 log = logging.getLogger(__name__)
 
-DAMAGED = "damaged"  # the folder in the run directory for checkpoints that are
+DAMAGED = "damaged"  # folder in the run directory for damaged checkpoints
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
-# Of several processes the first writes, and the others do not wait for it.
+# The first of several processes writes, and the others do not wait for it.
 _FIRST: dict[str, Any] = {
     "create": False,
     "multiprocessing_options": ocp.options.MultiprocessingOptions(
@@ -38,24 +38,28 @@ _FIRST: dict[str, Any] = {
 class Checkpoints:
     """The checkpoints of the run in `run_dir`: the last `keep`, and the best.
 
-    A save counts when its index was read back, and older ones go only then. One that
-    fails is a warning, and leaves what was there before.
+    A save is complete when its index was read back; only then are older ones deleted. A
+    failed save is a warning, and leaves the older checkpoints.
 
     Args:
-      layout: what else than versions decides a run's bits: its devices, by name.
+      layout: properties that affect a run's bits, other than versions; see mesh.layout.
     """
 
     def __init__(self, run_dir: Path, keep: int, layout: dict[str, str]) -> None:
         self._dir, self._keep = run_dir, keep
-        # orbax will not make it for one of several processes, nor at a link's end
+        # orbax does not create it for one of several processes, nor behind a link
         files.check_writable(run_dir / CHECKPOINTS, "folder", "--workdir")
         self._decide_bits = {
             **{name: importlib.metadata.version(name) for name in _PACKAGES},
             **layout,
         }
-        self._records: list[Record] = []  # of the epochs, for the best of them
+        self._records: list[
+            Record
+        ] = []  # validation metrics of the epochs, to find the best
         self._has_failed = False
-        self._saving: Manifest | None = None  # that of what was not read back yet
+        self._saving: Manifest | None = (
+            None  # step of a save that was not read back yet
+        )
         self._stack = contextlib.ExitStack()
         self._named = self._stack.enter_context(restore.plainly_named(run_dir))
         self._manager = self._make_manager()
@@ -69,16 +73,15 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """The step of the newest checkpoint."""
+        """Step of the newest checkpoint."""
         step: int | None = self._manager.latest_step()
         return step
 
     def restore(self, state: Any) -> tuple[Any, Manifest | None]:
-        """The newest sound checkpoint in the form of `state`, and its manifest.
+        """Returns the newest valid checkpoint as NumPy arrays, and its manifest.
 
-        NumPy arrays; `state` itself and None, if there is no checkpoint.
-
-        Damaged ones after it are moved out of the way, and kept.
+        Returns `state` itself and None if there is none. Newer checkpoints that are
+        damaged are moved to another folder.
 
         Raises:
           CheckpointError: there are checkpoints, and all are damaged.
@@ -114,9 +117,10 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: Any, manifest: Manifest) -> str | None:
-        """Begins to save `state`, which may be written over on return.
+        """Starts to save `state`, which may be overwritten on return.
 
-        Returns: the reason, if that failed already.
+        Returns:
+          The reason, if that failed already.
 
         Raises:
           ConfigError: the run directory has vanished.
@@ -124,7 +128,7 @@ class Checkpoints:
         self._check_there()
         self.wait()
         state = jax.device_get(state)
-        # As it is now: orbax writes it while the run goes on.
+        # A copy: orbax writes it while the run continues.
         manifest = json.loads(json.dumps(manifest))
         self._records = manifest["metrics"]
         versions, digests = self._decide_bits, restore.digests(state)
@@ -136,7 +140,7 @@ class Checkpoints:
         self._saving = manifest
         try:
             self._manager.save(step, args=items, force=True)
-        except Exception as error:  # orbax raises of every kind
+        except Exception as error:  # orbax raises many types
             return self._give_up(error)
         return None
 
@@ -147,11 +151,11 @@ class Checkpoints:
         manifest: Manifest,
         flush: Callable[[], str | None],
     ) -> None:
-        """Saves `state`, unless it is there, and waits for it; tries it twice.
+        """Saves `state`, unless it is saved, and waits for it; tries twice.
 
         Args:
-          flush: writes the lines before it, without which there is no checkpoint;
-            returns the reason if that failed.
+          flush: writes the records before it, which a checkpoint requires; returns the
+            reason if that failed.
 
         Raises:
           CheckpointError: it could not be saved.
@@ -169,13 +173,13 @@ class Checkpoints:
         )
 
     def wait(self) -> str | None:
-        """Waits for the save in progress, and looks at it; the reason, if it failed."""
+        """Waits for the save in progress and verifies it; returns why it failed."""
         saving = self._saving
         try:
             self._manager.wait_until_finished()
             if saving is not None:
                 restore.check_written(self._manager, saving)
-        except Exception as error:  # orbax raises of every kind
+        except Exception as error:  # orbax raises many types
             return self._give_up(error)
         if saving is not None:
             self._saving = None
@@ -183,7 +187,7 @@ class Checkpoints:
         return None
 
     def _remove_old(self) -> None:
-        """Removes all but the last ones, and the best."""
+        """Removes all but the last checkpoints, and the best."""
         steps = sorted(self._manager.all_steps())
         kept = {*steps[-self._keep :], restore.best_step(self._records, steps)}
         for step in steps:
@@ -191,19 +195,19 @@ class Checkpoints:
                 continue
             try:
                 self._manager.delete(step)
-            except Exception as error:  # orbax raises of every kind
+            except Exception as error:  # orbax raises many types
                 reason = first_line(error)
                 log.warning("%s: checkpoint %d stays: %s", self._dir, step, reason)
 
     def _give_up(self, error: Exception) -> str:
-        """Warns, and makes ready for another try."""
+        """Logs a warning, and prepares another attempt."""
         self._check_there()
         self._has_failed = True
         reason = first_line(error)
         log.warning("%s: a checkpoint could not be saved: %s", self._dir, reason)
         with contextlib.suppress(Exception):  # the same error once more
             self._manager.close()
-        if self._saving is not None:  # it may look like one, and is not
+        if self._saving is not None:  # an incomplete one, which may look complete
             left = self._dir / CHECKPOINTS / str(self._saving["step"])
             shutil.rmtree(left, ignore_errors=True)
             self._saving = None
@@ -211,7 +215,7 @@ class Checkpoints:
         return reason
 
     def _check_there(self) -> None:
-        """Raises ConfigError before orbax makes again a directory that vanished."""
+        """Raises ConfigError if the directory is gone, which orbax would recreate."""
         if not (self._dir / CHECKPOINTS).is_dir():
             raise ConfigError(
                 f"{self._dir} is not there any more: the run ends here; put it back, "
@@ -222,14 +226,14 @@ class Checkpoints:
         """Waits for the save in progress."""
         self.wait()
         self._manager.close()
-        if self._has_failed:  # orbax's threads may go on to write after an error
+        if self._has_failed:  # orbax's threads may still write after an error
             for left in (self._dir / CHECKPOINTS).glob("*.orbax-checkpoint-tmp"):
                 shutil.rmtree(left, ignore_errors=True)
         self._stack.close()
 
 
 def is_finite(state: Any) -> bool:
-    """Whether all numbers of `state` are."""
+    """Returns whether all numbers in `state` are finite."""
     floats = (
         np.asarray(leaf)
         for leaf in jax.tree.leaves(jax.device_get(state))

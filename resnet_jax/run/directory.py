@@ -1,4 +1,4 @@
-"""The run directory: what it says of its run, who may go on with it, and who has it."""
+"""The run directory: its configuration, its lock, and who may resume it."""
 
 import contextlib
 import dataclasses
@@ -32,10 +32,10 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}  # of a file system
 
 
 def write_config(run_dir: Path, cfg: Config, class_names: list[str]) -> None:
-    """Writes config.json, the fields of `cfg` by their groups, and classes.json.
+    """Writes config.json, the fields of `cfg` by group, and classes.json.
 
-    The run directory is absolute there, so that what lies beside it is found again
-    where both have moved.
+    The run directory is stored as an absolute path, so that files next to it are found
+    again when both have moved.
     """
     cfg = fields.replace(cfg, workdir=str(Path(cfg.run.workdir).absolute()))
     files.write_json(run_dir / CONFIG, dataclasses.asdict(cfg))
@@ -43,7 +43,7 @@ def write_config(run_dir: Path, cfg: Config, class_names: list[str]) -> None:
 
 
 def read_config(path: Path) -> Config:
-    """The Config that was written to `path`.
+    """Reads the Config that was written to `path`.
 
     Raises:
       ConfigError: the file is missing, is not JSON, or has unknown or ill-typed fields.
@@ -56,10 +56,10 @@ def read_config(path: Path) -> Config:
 
 
 def read_run(run_dir: Path) -> Config:
-    """The configuration of the run in `run_dir`.
+    """Returns the configuration of the run in `run_dir`.
 
     Raises:
-      ConfigError: there is no run, or only half of one.
+      ConfigError: there is no run, or an incomplete one.
     """
     if not run_dir.is_dir():
         raise ConfigError(f"no run at {run_dir}: there is no such directory")
@@ -69,7 +69,7 @@ def read_run(run_dir: Path) -> Config:
 
 
 def moved(then: str | None, cfg: Config, run_dir: Path) -> str | None:
-    """A path of the run in `run_dir`, as its data's, which may have moved with it."""
+    """Returns a path of the run in `run_dir`, such as its data's, if both moved."""
     if then is None or Path(then).exists():
         return then
     way = os.path.relpath(then, cfg.run.workdir)
@@ -78,10 +78,10 @@ def moved(then: str | None, cfg: Config, run_dir: Path) -> str | None:
 
 
 def read_classes(run_dir: Path) -> tuple[str, ...] | None:
-    """The names of the classes of the run in `run_dir`, where it has them.
+    """Returns the class names of the run in `run_dir`, if it has any.
 
     Raises:
-      ConfigError: the file is there and is not a list of names.
+      ConfigError: the file is not a list of names.
     """
     path = run_dir / CLASSES
     if not path.exists():
@@ -98,25 +98,25 @@ def read_classes(run_dir: Path) -> tuple[str, ...] | None:
 
 
 def newest_step(run_dir: Path) -> int | None:
-    """The step of the newest whole checkpoint in `run_dir`, by its name."""
+    """Returns the step of the newest complete checkpoint in `run_dir`, by name."""
     names = [path.name for path in run_dir.glob(f"{CHECKPOINTS}/*")]
     return max((int(name) for name in names if name.isdecimal()), default=None)
 
 
 def remove_unsaved(run_dir: Path, written: Iterable[str]) -> None:
-    """Removes the files `written` by a run that failed before it saved anything."""
+    """Removes the files `written` by a run that failed before its first checkpoint."""
     if newest_step(run_dir) is not None:
         return
-    with contextlib.suppress(OSError):  # other files may lie there
+    with contextlib.suppress(OSError):  # other files may be there
         for name in written:
             (run_dir / name).unlink(missing_ok=True)
-        # Beside the metrics of a killed run it says that they are one's.
+        # It identifies the metrics of a killed run.
         if not (run_dir / METRICS).exists():
             (run_dir / CHECKPOINTS).rmdir()
 
 
 def check_data(run_dir: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raises ConfigError unless two data.dataset.identify may be the same data's."""
+    """Raises ConfigError if two results of data.dataset.identify differ."""
     others = changed(then, now)
     if others:
         where = ""
@@ -129,12 +129,12 @@ def check_data(run_dir: Path, then: dict[str, Any], now: dict[str, Any]) -> None
 
 
 def check_resumable(cfg: Config, run_dir: Path) -> str:
-    """What `cfg` overrides of the run in `run_dir`, if there is one, to be told.
+    """Returns a description of what `cfg` overrides of the run in `run_dir`, if any.
 
     Raises:
-      ConfigError: what lies there is not a run of `cfg`.
+      ConfigError: the directory holds another run.
     """
-    # A run that was killed before its first checkpoint has the folder for it.
+    # A run that was killed before its first checkpoint has an empty folder.
     if not (run_dir / CHECKPOINTS).is_dir() and (run_dir / METRICS).is_file():
         if (run_dir / METRICS).stat().st_size:
             raise ConfigError(
@@ -161,9 +161,9 @@ def check_resumable(cfg: Config, run_dir: Path) -> str:
 
 @contextlib.contextmanager
 def claim(run_dir: Path) -> Iterator[None]:
-    """Makes `run_dir`, keeps others from it, and cleans up what a dead process left.
+    """Creates and locks `run_dir`, and removes leftovers of a dead process.
 
-    It goes again if nothing was put there. The system frees it if this process dies.
+    An empty directory is removed again. The system frees the lock if this process dies.
 
     Raises:
       ConfigError: it cannot be written, or another process holds it.
@@ -204,13 +204,13 @@ def claim(run_dir: Path) -> Iterator[None]:
             (run_dir / HOLDER).unlink(missing_ok=True)
             if set(run_dir.iterdir()) <= {run_dir / LOCK, run_dir / SOFT_LOCK}:
                 (run_dir / LOCK).unlink(missing_ok=True)
-                lock.release()  # with which a soft one goes
+                lock.release()  # which removes a soft lock
                 run_dir.rmdir()
         lock.release()
 
 
 def _read(run_dir: Path) -> dict[str, Any]:
-    """What the holder says of itself, if it does."""
+    """Returns the description that the lock's holder left, if any."""
     try:
         found = files.read_json(run_dir / HOLDER)
     except ValueError:

@@ -1,4 +1,4 @@
-"""A run's checkpoints as they are read: every array by its sha256."""
+"""Reads a run's checkpoints, and verifies the sha256 of every array."""
 
 import contextlib
 import hashlib
@@ -21,15 +21,15 @@ from resnet_jax.run.logs import Record, read_metrics
 
 log = logging.getLogger(__name__)
 
-Manifest = dict[str, Any]  # what lies beside the arrays, see checkpoints.py
+Manifest = dict[str, Any]  # the manifest, see checkpoints.py
 
 
 @contextlib.contextmanager
 def plainly_named(run_dir: Path) -> Iterator[Path]:
-    """A path to the checkpoints in `run_dir` that orbax takes as it is.
+    """Yields a path to the checkpoints in `run_dir` that orbax can open.
 
-    It reads the characters * ? [ ] as a pattern of many paths, and TensorStore takes
-    names that are UTF-8 alone: a folder of such a name is reached by a link.
+    orbax interprets * ? [ ] as patterns, and TensorStore needs names in UTF-8: other
+    folders are reached by a link.
     """
     directory = (run_dir / CHECKPOINTS).absolute()
     if re.fullmatch(r"[\w/.,+=@ -]*", str(directory), re.ASCII):
@@ -43,10 +43,10 @@ def plainly_named(run_dir: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def reading(run_dir: Path) -> Iterator[ocp.CheckpointManager]:
-    """orbax's manager of the checkpoints in `run_dir`, to read."""
+    """Yields orbax's manager of the checkpoints in `run_dir`, for reading."""
     absl = logging.getLogger("absl")
     level = absl.level
-    absl.setLevel(logging.ERROR)  # it warns of what was asked for, and of what may lack
+    absl.setLevel(logging.ERROR)  # it warns about expected conditions
     try:
         options = ocp.CheckpointManagerOptions(read_only=True)
         with plainly_named(run_dir) as directory:
@@ -60,14 +60,14 @@ def reading(run_dir: Path) -> Iterator[ocp.CheckpointManager]:
 def best_step(
     records: Iterable[Record], among: Iterable[int] | None = None
 ) -> int | None:
-    """The step of the best validation accuracy, `among` these; None without any."""
+    """Returns the step with the best validation accuracy `among` these, or None."""
     scores = {r["step"]: r["val_accuracy"] for r in records if "val_accuracy" in r}
     steps = scores.keys() if among is None else scores.keys() & set(among)
     return max(sorted(steps), key=lambda step: scores[step], default=None)
 
 
 def digests(tree: Any) -> dict[str, str]:
-    """The sha256 of each array of `tree`, its type and shape included, by its path."""
+    """Returns the sha256 of each array of `tree`, with its type and shape, by path."""
 
     def digest(leaf: Any) -> str:
         array = np.asarray(leaf)
@@ -82,15 +82,15 @@ def digests(tree: Any) -> dict[str, str]:
 
 
 def manifest_sha256(manifest: Manifest) -> str:
-    """The sha256 of a manifest, but for the one in it."""
+    """Returns the sha256 of a manifest without its own sha256."""
     text = json.dumps({k: v for k, v in manifest.items() if k != "sha256"})
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_written(manager: ocp.CheckpointManager, manifest: Manifest) -> None:
-    """Raises ValueError unless a checkpoint has its manifest, and an index of arrays.
+    """Raises ValueError unless a checkpoint has a manifest, and an index of arrays.
 
-    A store may answer that all is written, and have kept nothing.
+    A storage may report success and have kept nothing.
     """
     step = manifest["step"]
     read = ocp.args.Composite(manifest=ocp.args.JsonRestore())
@@ -109,10 +109,10 @@ def check_written(manager: ocp.CheckpointManager, manifest: Manifest) -> None:
 def read_step(
     manager: ocp.CheckpointManager, run_dir: Path, step: int, state: Any
 ) -> tuple[Any, Manifest]:
-    """What orbax's restore arguments `state` say of checkpoint `step`; its manifest.
+    """Restores checkpoint `step` by orbax's arguments `state`; returns its manifest.
 
     Raises:
-      CheckpointError: it is damaged, by a bit even, or does not fit them.
+      CheckpointError: it is damaged, even by one bit, or does not fit `state`.
     """
     try:
         items = ocp.args.Composite(state=state, manifest=ocp.args.JsonRestore())
@@ -123,7 +123,7 @@ def read_step(
         for name, digest in digests(restored["state"]).items():
             if manifest["digests"].get(name) != digest:
                 raise ValueError(f"{name} is not what was written, by its sha256")
-    except Exception as error:  # orbax raises of every kind
+    except Exception as error:  # orbax raises many types
         raise _unfit(run_dir, step, error) from error
     return restored["state"], manifest
 
@@ -131,10 +131,10 @@ def read_step(
 def newest(
     run_dir: Path, steps: Iterable[int], read: Callable[[int], Any]
 ) -> tuple[Any, list[int]]:
-    """read(step) of the last of `steps` that is sound, and the damaged ones after it.
+    """Returns read(step) for the last valid step, and the damaged ones after it.
 
     Raises:
-      CheckpointError: none is sound; it tells of the last.
+      CheckpointError: none is valid; the message describes the last.
     """
     damaged: list[int] = []
     first: CheckpointError | None = None
@@ -161,9 +161,9 @@ def _unfit(run_dir: Path, step: int, reason: Any) -> CheckpointError:
 def _check_fits(
     manager: ocp.CheckpointManager, run_dir: Path, step: int, variables: dict[str, Any]
 ) -> None:
-    """Raises CheckpointError unless the checkpoint has just these names and shapes.
+    """Raises CheckpointError unless the checkpoint has exactly these names and shapes.
 
-    orbax's partial restore passes over what is missing on either side.
+    orbax's partial restore ignores what is missing on either side.
     """
 
     def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -182,7 +182,7 @@ def _check_fits(
         if metadata is None:
             raise ValueError("no arrays can be read from it")
         stored = shapes(metadata.tree)
-    except Exception as error:  # orbax raises of every kind
+    except Exception as error:  # orbax raises many types
         raise _unfit(run_dir, step, error) from error
     expected = shapes(variables)
     differ = sorted(
@@ -201,11 +201,11 @@ def _check_fits(
 
 
 class Loaded(NamedTuple):
-    """What a checkpoint has for who only looks."""
+    """The part of a checkpoint that evaluation needs."""
 
     variables: dict[str, Any]
     step: int
-    data: dict[str, Any]  # what the run was trained on, see data.dataset.identify
+    data: dict[str, Any]  # identity of the training data, see data.dataset.identify
 
 
 def load_variables(
@@ -215,13 +215,13 @@ def load_variables(
     *,
     averaged: bool = False,
 ) -> Loaded:
-    """The variables of a checkpoint: "last", "best" or a step.
+    """Reads the variables of a checkpoint: "last", "best" or a step.
 
-    Of "last", a damaged one is named and the one before it is taken.
+    If the last one is damaged, that is logged, and the one before it is read.
 
     Args:
-      variables: what the model's init gives, or its shapes (jax.eval_shape).
-      averaged: those of the state's moving average, see training/step.py.
+      variables: the result of the model's init, or its shapes (jax.eval_shape).
+      averaged: whether to read the moving average, see training/step.py.
 
     Raises:
       ConfigError: `checkpoint` is none of those.

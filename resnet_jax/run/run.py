@@ -1,4 +1,4 @@
-"""A run in progress: config.json, metrics.jsonl, checkpoints; a resume is exact."""
+"""A run in progress: config.json, metrics.jsonl, checkpoints, exact resumes."""
 
 import contextlib
 import dataclasses
@@ -25,15 +25,15 @@ from resnet_jax.run.progress import Progress, Trace
 from resnet_jax.run.signals import Interrupted, Signals, exit_code
 from resnet_jax.training import metrics, seeds
 
-Measure = Callable[[Any], Layers]  # of a state, see training/diagnostics.py
+Measure = Callable[[Any], Layers]  # measures a state, see training/diagnostics.py
 
 
 class Run:
     """A run in progress, from open_run; a context that finishes the last save.
 
-    Until the first step, and in evaluations, a signal ends it at once (Interrupted);
-    elsewhere what is being done is finished and saved first. Several processes, once
-    they have met, stop together where all ask for signals.
+    Before the first step, and in evaluations, a signal ends it at once (Interrupted);
+    otherwise the step is finished and saved first. Several processes, once they have
+    met, stop together at the points where all check for signals.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Run:
         self.is_training = False
         self._cfg, self._signals = cfg, signals
         self.progress = Progress(self._raise_non_finite, seeds.shape(cfg.run.num_seeds))
-        # Of several processes only the first has checkpoints.
+        # Only the first of several processes has checkpoints.
         self._checkpoints: Checkpoints | None = None
         self._log: Logs | None = None
         self._trace = Trace(run_dir / "profile")
@@ -76,13 +76,13 @@ class Run:
         self._stack.close()
 
     def restore(self, state: Any, loader: Loader) -> Any:
-        """The state of the newest checkpoint, or `state` itself if there is none.
+        """Returns the state of the newest checkpoint, or `state` if there is none.
 
-        Of several processes the first reads it, and tells the others.
+        The first of several processes reads it, and broadcasts it.
 
         Raises:
           CheckpointError: no checkpoint fits `state` and can be read.
-          ConfigError: the run was begun on other data.
+          ConfigError: the run was started on other data.
         """
         progress = self.progress
         self._identity = loader.splits.identity
@@ -116,10 +116,10 @@ class Run:
         return state
 
     def _meet(self) -> None:
-        """Waits for the others; all end if one has an error or a signal."""
+        """Waits for the other processes; all end if one has an error or a signal."""
         if processes.is_alone():
             return
-        # To be interrupted while they ask each other would leave the others waiting.
+        # An interrupt during the exchange would leave the others waiting.
         self._preparing.close()
         processes.agree()
         if self._is_signalled():
@@ -149,13 +149,13 @@ class Run:
         compile_seconds: float,
         measure: Measure | None = None,
     ) -> Iterator[tuple[int, int]]:
-        """(epoch, its first step to do), from 0, until all steps are done.
+        """Yields (epoch, its first remaining step), from 0, until all steps are done.
 
         Args:
-          state: at the beginning.
-          schedule: of the step from 0, its learning rate.
-          compile_seconds: for the first line of metrics.
-          measure: what layers.jsonl has, at step 0 and after each epoch.
+          state: the initial state.
+          schedule: learning rate as a function of the step, from 0.
+          compile_seconds: recorded in the first line of metrics.
+          measure: makes the records of layers.jsonl, at step 0 and after each epoch.
         """
         progress = self.progress
         self._schedule = schedule
@@ -175,13 +175,13 @@ class Run:
             yield progress.epoch, progress.steps.start
 
     def track(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """The `batches` of an epoch, up to the run's last step, with a progress bar."""
+        """Yields the `batches` of an epoch, up to the run's last step, with a bar."""
         return self.progress.batches(batches)
 
     def record(self, state: Any, sums: metrics.Sums) -> None:
-        """Takes note of the steps that gave `sums`; saves and stops on a signal.
+        """Records the steps that returned `sums`; saves, and stops on a signal.
 
-        Several processes ask each other every log_every_steps.
+        Several processes exchange signals every log_every_steps.
         """
         steps = (progress := self.progress).add(sums)
         if self._startup_seconds is None:
@@ -202,13 +202,13 @@ class Run:
             self._save(state)
 
     def _is_signalled(self) -> bool:
-        """Whether a signal came, to this process or another: all must ask."""
+        """Returns whether any process received a signal; all must call it."""
         return processes.any_process(self._signals.received is not None)
 
     def _raise_non_finite(self, what: str, step: int) -> NoReturn:
-        self.is_training = False  # all have the same numbers, and come here
+        self.is_training = False  # all processes have the same numbers, and get here
         if self._checkpoints is not None:
-            self._checkpoints.wait()  # for the last good one may be on its way
+            self._checkpoints.wait()  # because the last good one may be in progress
         good = f" (last good checkpoint here: {directory.newest_step(self.dir)})"
         raise NonFiniteLossError(
             f"{self._cfg.run.workdir}: {what} at step {step}, lr "
@@ -223,21 +223,21 @@ class Run:
         evaluate: Callable[[Any, Dataset], metrics.Sums],
         parts: dict[str, Dataset],
     ) -> None:
-        """Scores `state`, writes the epoch's line, then its checkpoint.
+        """Evaluates `state`, writes the epoch's record, then its checkpoint.
 
         Args:
           parts: "test" and perhaps "val".
 
         Raises:
           NonFiniteLossError: a score is not finite; nothing is written.
-          Interrupted: a signal came; after one in the evaluation the state is saved,
-            and the same command evaluates it.
+          Interrupted: a signal came; the state is saved before, and the same command
+            evaluates it.
           CheckpointError: the last checkpoint could not be saved.
         """
         progress, step = self.progress, self.progress.step
         place = {"epoch": progress.epochs_begun, "step": step}
         try:
-            # Of several processes one cannot stop without the others.
+            # One process cannot stop without the others.
             with self._signals.at_once() if processes.is_alone() else nullcontext():
                 sums = {name: evaluate(state, part) for name, part in parts.items()}
                 layers = self._measure(local(state)) if self._measure else None
@@ -262,7 +262,7 @@ class Run:
         self._logs.write_layers(place, layers)
         self._logs.write(record)
         ends = self._is_signalled() or step == progress.total_steps
-        with contextlib.ExitStack() as last:  # nothing depends on what is shown
+        with contextlib.ExitStack() as last:  # nothing depends on the output
             last.callback(print, metrics.epoch_line(record), flush=True)
             self._save(state, last=ends)
         if ends and step < progress.total_steps:
@@ -270,10 +270,10 @@ class Run:
         progress.note_scored(step)
 
     def _save(self, state: Any, *, last: bool = False) -> None:
-        """Begins a checkpoint, unless it is there; the run's last one it waits for.
+        """Starts a checkpoint, unless it is saved; waits for the run's last one.
 
-        All processes call it at the same step, so that all find what is not finite;
-        where the first cannot save the last, all have its error.
+        All processes call it at the same step, so that all detect non-finite values. If
+        the first cannot save the last one, all raise its error.
         """
         progress = self.progress
         if last:
@@ -283,7 +283,7 @@ class Run:
         if not is_finite(state):
             self._raise_non_finite("a parameter is not finite", progress.step)
         if self._checkpoints is not None:
-            flush = self._logs.flush  # no checkpoint without the lines before it
+            flush = self._logs.flush  # no checkpoint without the records before it
             manifest = {
                 "config": dataclasses.asdict(self._cfg),
                 "data": self._identity,

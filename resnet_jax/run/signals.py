@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP: at once where nothing is lost, else when it is safe."""
+"""SIGINT, SIGTERM and SIGHUP, handled at once if nothing is lost, else when safe."""
 
 import contextlib
 import os
@@ -16,9 +16,9 @@ _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(BaseException):
-    """A signal that came where nothing has to be finished first.
+    """A signal that came when nothing had to be finished first.
 
-    Not an Exception, so that no library takes it for a failure of its own.
+    It is not an Exception, so that no library handles it as a failure.
     """
 
 
@@ -34,10 +34,10 @@ def _is_ignored(number: signal.Signals) -> bool:
 
 
 class Signals:
-    """A context in which the first signal is noted and a second one ends the process.
+    """Notes the first signal in a context; a second one ends the process.
 
-    Of another program's process, as in Jupyter, the second one is a KeyboardInterrupt.
-    Outside the main thread, where Python delivers no signals, nothing is noted.
+    In another program's process, such as Jupyter's, the second one raises
+    KeyboardInterrupt. Outside the main thread, Python delivers no signals.
     """
 
     def __init__(self) -> None:
@@ -66,10 +66,10 @@ class Signals:
             raise Interrupted
 
     def _watch(self) -> None:
-        """Ends the process at the second signal, also while the main thread compiles.
+        """Ends the process at the second signal, even while the main thread compiles.
 
-        Python runs a handler between two of its own instructions, which a compilation
-        of a minute is one of. The number itself is written to a socket at once.
+        Python runs handlers between bytecode instructions, and a compilation is one. The
+        signal's number, however, is written to a socket at once.
         """
         reader, writer = socket.socketpair()
         writer.setblocking(False)
@@ -92,7 +92,7 @@ class Signals:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Here a signal raises Interrupted, and so does one that came before."""
+        """Raises Interrupted for a signal inside this context, or before it."""
         if self.received:
             raise Interrupted
         self._at_once = True

@@ -1,4 +1,4 @@
-"""Weights of others to variables, and back."""
+"""Reads and writes weights of PyTorch and other libraries."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""The weights in somebody's file, whatever lies around them, for a network here."""
+"""Finds the weights in a file and converts them for a network."""
 
 import logging
 import re
@@ -21,19 +21,19 @@ log = logging.getLogger(__name__)
 
 
 def read_state_dict(path: str | Path, key: str | None = None) -> convert.StateDict:
-    """The arrays of a weights file or folder, by PyTorch's names.
+    """Reads the arrays of a weights file or folder, by PyTorch's names.
 
-    They are those of the largest dictionary in it, without the modules of wrappers
-    (module., _orig_mod.). What a pickle names besides tensors is neither imported nor
-    run.
+    They are those of the largest dictionary in it, without the prefixes of wrappers
+    (module., _orig_mod.). Classes other than tensors in a pickle are neither imported
+    nor called.
 
     Args:
       path: see read.read.
-      key: the dictionary's, dotted, where there are several such as model_ema.
+      key: the dictionary's dotted key, such as model_ema, if there are several.
 
     Raises:
       ConfigError: there is no such key.
-      DataError: there are no weights in it, or several that are alike.
+      DataError: there are no weights in it, or several similar ones.
     """
     content = read(path)
     found = match.dictionaries(content.value)
@@ -71,17 +71,17 @@ def adopt(
     key: str | None = None,
     new_head: bool | None = False,
 ) -> tuple[dict[str, Any], Match]:
-    """`variables` of `model` with the weights in a file; one line says what was done.
+    """Returns `variables` of `model` with the weights in a file; logs what was done.
 
     Args:
       name: of the model.
-      key: which weights, where there are several: see Match.label.
-      new_head: whether the last layer keeps its own values; None where the file has
-        none of its shape.
+      key: chooses weights if there are several, see Match.label.
+      new_head: whether the last layer keeps its own values; None means only if the
+        file has none of its shape.
 
     Raises:
       ConfigError: there are no weights under `key`.
-      DataError: there are none of this network, or several without a choice.
+      DataError: there are none for this network, or several without a choice.
     """
     path, shapes = content.path, convert.shapes_of(variables)
     head = model.head if f"{model.head}.weight" in shapes else None
@@ -118,7 +118,7 @@ def adopt(
         adopted = convert.fill(variables, values, skip)
     except DataError as error:
         raise DataError(f"{path} cannot be used: {error}") from None
-    # An exported folder's is just what was written.
+    # An exported folder has exactly what was written.
     is_own = is_exported(path.parent) and not skip
     level = logging.DEBUG if is_own else logging.INFO
     log.log(level, "weights: %s", _say(path, sound, head, skip))
@@ -126,7 +126,7 @@ def adopt(
 
 
 def _normalization_in(dictionary: Mapping[str, Any], channels: int) -> str | None:
-    """Mean and standard deviation of images in a dictionary; None without."""
+    """Returns mean and standard deviation of images in a dictionary, or None."""
     found: dict[str, str] = {}
     for name, value in dictionary.items():
         leaf = re.search(r"(^|[._])(?<!running_)(mean|std)$", name)
@@ -195,7 +195,7 @@ def _describe_head(
 
 
 def _describe_empty(value: Any) -> str:
-    """What a file has, that has no weights."""
+    """Returns a description of a file without weights."""
     modules = _modules(value)
     if modules:
         return (
@@ -210,7 +210,7 @@ def _describe_empty(value: Any) -> str:
 
 
 def _modules(value: Any) -> list[StandIn]:
-    """torch.nn.Modules in `value`, or one step inside."""
+    """Yields torch.nn.Modules in `value`, or one level inside."""
     inside = dict.values(value) if isinstance(value, dict) else ()
     return [
         one
@@ -229,7 +229,7 @@ def _count(dictionary: Mapping[str, Any]) -> int:
 
 
 def _are_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether both are weights of one network, by names and shapes."""
+    """Returns whether both are weights of one network, by names and shapes."""
     mine, yours = without_wrappers(one), without_wrappers(other)
     return mine.keys() == yours.keys() and all(
         match.shape_of(one[mine[name]]) == match.shape_of(other[yours[name]])

@@ -1,4 +1,4 @@
-"""What a run begins with: drawn, published, or fitted to its images."""
+"""The initial weights of a run: random, pretrained, or fitted to its images."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -24,13 +24,13 @@ def load_into(
     preprocess: Preprocess,
     train: Dataset,
 ) -> TrainState:
-    """`state`, before its first step, with pretrained weights if `cfg` names them.
+    """Returns the initial `state` with pretrained weights if `cfg` names them.
 
-    Of several seeds, the head of each is its own. Without pretrained weights the model
-    is fitted to the training images, if it has something to fit.
+    Each of several seeds has its own head. Without pretrained weights the model is
+    fitted to the training images, if it has something to fit.
 
     Args:
-      name: of the model.
+      name: the model's name.
 
     Raises:
       ConfigError, DataError: see pretrained.begin_from.

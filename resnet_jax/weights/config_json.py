@@ -1,4 +1,4 @@
-"""What timm and transformers write beside weights: config.json and its kin."""
+"""Reads config.json and similar files of timm and transformers."""
 
 import math
 import os
@@ -35,23 +35,23 @@ T = TypeVar("T")
 
 
 class Described(NamedTuple):
-    """What a folder's JSON says of the weights in it; None is what it does not say."""
+    """The description of weights in a folder's JSON; None is what it does not say."""
 
-    architecture: str | None  # one of published.IMAGENET; None if it is another
+    architecture: str | None  # one of published.IMAGENET, or None
     num_classes: int | None  # 0 for a network without a head
     in_channels: int
     mean: tuple[float, ...] | None  # of the channels, images scaled to [0, 1]
     std: tuple[float, ...] | None
     crop: int | None  # side of the square that the network sees
-    resize: int | None  # of the shorter side before; None too if done otherwise
+    resize: int | None  # of the shorter side before; None also for another procedure
     interpolation: str | None  # nearest, bilinear, bicubic, lanczos, box or hamming
     class_names: tuple[str, ...] | None
     stride_in_1x1: bool  # a bottleneck's stride is its first convolution's
-    stated: str  # the architecture in the file's words, to be shown
+    stated: str  # the architecture in the file's words, for messages
 
 
 def read_described(directory: str | Path) -> Described:
-    """Returns what timm's or transformers' JSON in a folder says of the weights there.
+    """Returns the description of weights in timm's or transformers' JSON.
 
     timm's is config.json with an "architecture"; transformers' has "model_type", and
     preprocessor_config.json beside it for the images.
@@ -150,7 +150,7 @@ def _of_transformers(config: Mapping[str, Any]) -> Described:
 
 
 def _with_processor(described: Described, content: Mapping[str, Any]) -> Described:
-    """`described` with what preprocessor_config.json says of the images."""
+    """Returns `described` with the preprocessing of preprocessor_config.json."""
     factor = _get(content, "rescale_factor", _number)
     is_scaled = factor is None or math.isclose(factor, 1 / 255, rel_tol=1e-3)
     if not is_scaled or content.get("do_rescale") is False:
@@ -172,7 +172,7 @@ def _with_processor(described: Described, content: Mapping[str, Any]) -> Describ
 
 
 def _crop(content: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """The crop's side, and the shorter side before it if a crop is how it is done."""
+    """Returns the crop's side, and the shorter side before it if there is a crop."""
     size = content.get("size")
     is_named = isinstance(size, Mapping) and "shortest_edge" in size
     is_shorter = is_named or isinstance(size, int)
@@ -183,9 +183,9 @@ def _crop(content: Mapping[str, Any]) -> tuple[int | None, int | None]:
         return crop, side if is_shorter else None
     if crop_pct is not None and is_shorter and side is not None:
         return side, _resized(side, crop_pct) if side < _SQUASHED else None
-    if is_named:  # and no crop: the image keeps its form
+    if is_named:  # and no crop: the image keeps its aspect ratio
         return None, side
-    return side, None  # brought to a square, whatever form the image has
+    return side, None  # resized to a square, regardless of the aspect ratio
 
 
 def _resized(crop: int | None, crop_pct: float | None) -> int | None:
@@ -197,7 +197,7 @@ def _resized(crop: int | None, crop_pct: float | None) -> int | None:
 
 
 def _one_each(names: Sequence[str] | None, classes: int | None) -> Any:
-    """`names` as a tuple, None if there are none."""
+    """Returns `names` as a tuple, or None if there are none."""
     if names and classes is not None and len(names) != classes:
         raise ValueError(f"it has {len(names)} names for {classes} classes")
     return tuple(names) if names else None
@@ -206,7 +206,7 @@ def _one_each(names: Sequence[str] | None, classes: int | None) -> Any:
 def _per_channel(
     content: Mapping[str, Any], field: str, channels: int, averaged: bool = False
 ) -> tuple[float, ...] | None:
-    """A number for each channel; their mean for one channel if `averaged`, as timm."""
+    """Returns a number per channel; for one channel their mean if `averaged`."""
     found = content.get(field)
     if found is None:
         return None
@@ -223,7 +223,7 @@ def _per_channel(
 
 
 def _get(content: Mapping[str, Any], field: str, parse: Callable[[Any, str], T]) -> Any:
-    """The field as `parse` reads it; None if it is missing or null."""
+    """Returns the field as `parse` reads it, or None if it is missing or null."""
     value = content.get(field)
     return None if value is None else parse(value, field)
 
@@ -243,7 +243,7 @@ def _typed(kind: type[T]) -> Callable[[Any, str], T]:
 
 def _within(allowed: range) -> Callable[[Any, str], int]:
     def parse(value: Any, field: str) -> int:
-        if type(value) is not int or value not in allowed:  # True is none
+        if type(value) is not int or value not in allowed:  # or True
             raise _wrong(value, field)
         return value
 
@@ -268,7 +268,7 @@ def _sizes(value: Any, field: str) -> tuple[int, ...]:
 
 
 def _input_size(value: Any, field: str) -> tuple[int, int | None]:
-    """timm's [channels, height, width]; no side if it is no square."""
+    """Parses timm's [channels, height, width]; no side unless it is a square."""
     if not isinstance(value, list) or len(value) != 3:
         raise _wrong(value, field)
     height, width = (_side(side, field) for side in value[1:])
@@ -276,7 +276,7 @@ def _input_size(value: Any, field: str) -> tuple[int, int | None]:
 
 
 def _square(value: Any, field: str) -> int | None:
-    """The side in one of the forms of transformers; None if it is no square."""
+    """Parses a side in one of the forms of transformers; None unless it is a square."""
     if not isinstance(value, dict):
         return _side(value, field)
     if "shortest_edge" in value:
@@ -286,7 +286,7 @@ def _square(value: Any, field: str) -> int | None:
 
 
 def _names(value: Any, field: str) -> tuple[str, ...]:
-    """The names of the classes, listed or by number; () if some have none."""
+    """Parses class names, listed or by number; () if some are missing."""
     if isinstance(value, dict):
         numbers = [str(number) for number in range(len(value))]
         value = [value[number] for number in numbers if number in value]
@@ -296,5 +296,5 @@ def _names(value: Any, field: str) -> tuple[str, ...]:
 
 
 def _line(text: object) -> str:
-    """One printable line, whatever a file may hold."""
+    """Returns one printable line for any value of a file."""
     return "".join(c if c.isprintable() else "?" for c in first_line(text))

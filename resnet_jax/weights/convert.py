@@ -1,4 +1,4 @@
-"""PyTorch's state_dict, NumPy arrays by name, to Flax variables and back; no torch."""
+"""Converts PyTorch's state_dict, as NumPy arrays, to Flax variables and back."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -22,13 +22,13 @@ _SHOWN = 5  # names of each kind that an error lists
 
 
 def _by_name(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """The leaves of `variables`, in the tree's order, by PyTorch's names."""
+    """Returns the leaves of `variables`, in the tree's order, by PyTorch's names."""
     leaves = jax.tree_util.tree_leaves_with_path(dict(variables))
     return {torch_names.torch_name(path[1:]): leaf for path, leaf in leaves}
 
 
 def _to_flax(array: np.ndarray) -> np.ndarray:
-    """OIHW to HWIO, or a linear layer's weight transposed."""
+    """Transposes OIHW to HWIO, or a linear layer's weight."""
     return array.transpose({4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim))
 
 
@@ -41,20 +41,20 @@ def from_torch(
     variables: Mapping[str, Any],
     skip: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """A new tree like `variables` with the values of `state_dict`.
+    """Returns a new tree like `variables` with the values of `state_dict`.
 
     Args:
       state_dict: names to arrays in PyTorch's layouts. Other names of layers (see
-        names.py) and of the last one, prefixes and the modules of wrappers are
-        recognised, which is logged; num_batches_tracked is passed over.
+        names.py) and of the last one, and prefixes of wrappers, are recognized, which
+        is logged; num_batches_tracked is ignored.
       variables: the model's {"params", "batch_stats"}, or their shapes
-        (jax.eval_shape) where nothing is skipped; it gives names, shapes and dtypes.
-      skip: modules that keep the template's values, such as "fc"; what `state_dict`
-        has of them is passed over.
+        (jax.eval_shape) if nothing is skipped; it gives names, shapes and dtypes.
+      skip: modules that keep the template's values, such as "fc"; they are ignored in
+        `state_dict`.
 
     Raises:
       DataError: names are missing or left over in the network, or shapes differ; the
-        first five of each are listed. What stands around it is counted in a log line.
+        first five of each are listed. Other arrays are counted in a log line.
     """
     shapes = shapes_of(variables)
     wanted = {n: s for n, s in shapes.items() if not torch_names.is_in(n, skip)}
@@ -87,7 +87,7 @@ def from_torch(
 def with_names_of(
     found: Match, dictionary: Mapping[str, Any], head: str | None
 ) -> dict[str, Any]:
-    """The dictionary with the network's own names for what was found in it."""
+    """Returns the dictionary with the network's own names for what was found in it."""
     names = dict(found.names)
     if head is not None and found.head is not None:
         theirs = match.head_names(found.head)
@@ -106,10 +106,10 @@ def with_names_of(
 def fill(
     variables: Mapping[str, Any], values: Mapping[str, Any], skip: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """A tree like `variables` with `values`, by PyTorch's names and in its layouts.
+    """Returns a tree like `variables` with `values` in PyTorch's names and layouts.
 
     Raises:
-      DataError: a value is no array of floating-point numbers.
+      DataError: a value is not an array of floating-point numbers.
     """
     leaves = []
     for name, leaf in _by_name(variables).items():
@@ -129,21 +129,21 @@ def fill(
 
 
 def shapes_of(variables: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """PyTorch's shapes of all leaves, by PyTorch's names."""
+    """Returns PyTorch's shapes of all leaves, by PyTorch's names."""
     return {name: _torch_shape(leaf) for name, leaf in _by_name(variables).items()}
 
 
 def head_of(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """The last linear layer of a network, which gives its logits; None without any."""
+    """Returns the last linear layer of a network, which computes logits, or None."""
     linear = [name for name, shape in shapes.items() if len(shape) == 2]
     return linear[-1].rpartition(".")[0] if linear else None
 
 
 def to_torch(variables: Mapping[str, Any]) -> StateDict:
-    """The state_dict of `variables`: PyTorch's names and layouts.
+    """Returns the state_dict of `variables`: PyTorch's names and layouts.
 
-    Values are the variables' own, bit for bit; num_batches_tracked, which Flax has not,
-    is 0. torch's load_state_dict(strict=True) takes it as tensors.
+    Values are those of the variables, bit for bit; num_batches_tracked, which Flax does
+    not have, is 0. As tensors, torch's load_state_dict(strict=True) accepts it.
     """
     state_dict: StateDict = {}
     for name, leaf in _by_name(variables).items():
@@ -161,7 +161,7 @@ def _torch_shape(leaf: Any) -> tuple[int, ...]:
 def list_problems(
     found: Mapping[str, Any], wanted: Mapping[str, tuple[int, ...]]
 ) -> str:
-    """The names that are missing, left over or misshapen; "" if all are as wanted."""
+    """Returns the names that are missing, left over or misshapen; "" if all fit."""
     kinds = {
         "missing": [name for name in wanted if name not in found],
         "unexpected": [

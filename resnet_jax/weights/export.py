@@ -1,4 +1,4 @@
-"""A network written out for others: PyTorch's weights, config.json, a model card."""
+"""Exports a network: PyTorch's weights, config.json and a model card."""
 
 import importlib.metadata
 import platform
@@ -21,12 +21,13 @@ _VERSIONS = ("resnet-flax-linen", "jax", "flax", "numpy", "safetensors")
 
 
 def write(directory: Path, variables: Mapping[str, Any], info: dict[str, Any]) -> None:
-    """Writes model.safetensors, with torchvision's keys and layouts, config.json and
-    README.md into `directory`; the weights come last, and are what makes it a network.
+    """Writes model.safetensors, config.json and README.md into `directory`.
+
+    The weights have torchvision's keys and layouts. They are written last.
 
     Args:
-      info: architecture, dataset, class_names, preprocessing and metrics, which
-        config.json says; beside them come parameters, sha256 and versions.
+      info: architecture, dataset, class_names, preprocessing and metrics for
+        config.json; parameters, sha256 and versions are added.
 
     Raises:
       ConfigError: it cannot be written there.
@@ -43,9 +44,9 @@ def write(directory: Path, variables: Mapping[str, Any], info: dict[str, Any]) -
 
 
 def check_free(directory: Path, name: str) -> None:
-    """Raises ConfigError if a network lies in `directory` in another file than `name`.
+    """Raises ConfigError if `directory` has a network in another file than `name`.
 
-    config.json and the card say what one file holds.
+    config.json and the card describe one file.
     """
     others = sorted(one.name for one in directory.glob("model.*") if one.name != name)
     if others:
@@ -65,12 +66,12 @@ def write_folder(
     usage: str,
     tag: str,
 ) -> None:
-    """Writes config.json, README.md and, last, the file `name`, as `save` writes it.
+    """Writes config.json, README.md and, last, the file `name`, by `save`.
 
     Args:
       info: see write.
       usage: the card's section on how to use the file.
-      tag: what the card calls its kind.
+      tag: the card's tag for its kind.
 
     Raises:
       ConfigError: it cannot be written there.
@@ -87,15 +88,17 @@ def write_folder(
             "sha256": file_digest(whole),
             "versions": versions(),
         }
-        (directory / name).unlink(missing_ok=True)  # not beside another's config
+        (directory / name).unlink(missing_ok=True)  # not with another's config
         files.write_json(directory / CONFIG, info)
         files.write_text(directory / CARD, _card(info, usage, tag))
-        shutil.copymode(directory / CARD, whole)  # safetensors lets only the owner read
+        shutil.copymode(
+            directory / CARD, whole
+        )  # safetensors makes files that only the owner can read
         whole.replace(directory / name)
 
 
 def _for_timm(info: Mapping[str, Any]) -> dict[str, Any]:
-    """What timm.create_model("local-dir:DIR") reads of config.json."""
+    """Returns the part of config.json that timm.create_model("local-dir:DIR") reads."""
     model, shown = info["model"], info["preprocessing"]
     side = shown["image_size"]
     return {
@@ -120,7 +123,7 @@ def _for_timm(info: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_torchvisions(model: Mapping[str, Any]) -> bool:
-    """Whether torchvision and timm build this network by its name, but for its stem."""
+    """Returns whether torchvision and timm build this network, except for its stem."""
     usual = {"skip": True, "norm": "batch", "stride_in_1x1": False}
     return (
         model["model"] in IMAGENET
@@ -130,18 +133,18 @@ def is_torchvisions(model: Mapping[str, Any]) -> bool:
 
 
 def is_timms(model: Mapping[str, Any]) -> bool:
-    """Whether timm builds this network by its name: it has no stem of small images."""
+    """Returns whether timm builds this network by its name, with the same stem."""
     return is_torchvisions(model) and model.get("stem") in (None, "imagenet")
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python and of what figures depend on; None for what is not installed."""
+    """Returns the versions of Python and of packages; None if not installed."""
     found = {name: version(name) for name in _VERSIONS}
     return {"python": platform.python_version(), **found}
 
 
 def version(name: str) -> str | None:
-    """Of what is installed; None if `name` is not."""
+    """Returns the version of the package `name`, or None if it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:  # run from a checkout
@@ -221,7 +224,7 @@ model = torchvision.models.{model}(num_classes={len(classes)})
 
 
 def _stem_code(model: Mapping[str, Any]) -> str:
-    """What makes torchvision's network take these images."""
+    """Returns code that adapts torchvision's network to these images."""
     channels = model.get("in_channels", 3)
     if model["stem"] == "cifar":
         return (

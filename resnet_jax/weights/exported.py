@@ -1,4 +1,4 @@
-"""Folders that `resnet-jax export` wrote: what their config.json says."""
+"""Reads config.json of folders that `resnet-jax export` wrote."""
 
 import re
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ _SIDES = range(1, 4097)  # of images, in pixels
 
 
 def is_exported(path: str | Path) -> bool:
-    """Whether `export` wrote the folder `path`; others have a config.json, too."""
+    """Returns whether `export` wrote the folder `path`, by its config.json."""
     try:
         info = files.read_json(Path(path) / CONFIG)
     except ValueError:
@@ -25,10 +25,10 @@ def is_exported(path: str | Path) -> bool:
 
 
 def read_info(directory: str | Path) -> dict[str, Any]:
-    """The config.json of an exported folder, its network under "model".
+    """Reads the config.json of an exported folder, with its network under "model".
 
     Raises:
-      DataError: it is missing, or not such a file.
+      DataError: it is missing, or not of this form.
     """
     path = Path(directory) / CONFIG
     try:
@@ -61,10 +61,10 @@ def read_info(directory: str | Path) -> dict[str, Any]:
 
 
 def model_config(model: Mapping[str, Any]) -> ModelConfig:
-    """The network of an exported folder.
+    """Returns the network of an exported folder.
 
     Raises:
-      KeyError, ConfigError: it names none, or options that there are not.
+      KeyError, ConfigError: it names none, or unknown options.
     """
     others = ("num_classes", "in_channels")
     own = {name: value for name, value in model.items() if name not in others}

@@ -1,4 +1,4 @@
-"""Weights on the Hugging Face Hub: a repository's name to a local folder."""
+"""Downloads repositories of weights from the Hugging Face Hub."""
 
 import errno
 import logging
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 PREFIX = "hf-hub:"
 # Beside the weights: what describes them.
 _DESCRIPTIONS = ("config.json", "preprocessor_config.json")
-# What training tools leave in the same formats.
+# Files of training tools in the same formats.
 _NOT_WEIGHTS = re.compile(
     r"(training_args|optimizer|scheduler|scaler|rng_state|random_states)[\w.-]*"
 )
@@ -27,7 +27,7 @@ _SHOWN = 8  # files that an error lists
 
 
 class _Silent(tqdm):  # type: ignore[misc]
-    """The progress bar of a download of nothing."""
+    """A progress bar that shows nothing for an empty download."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         options.pop("name", None)  # huggingface_hub's own
@@ -40,10 +40,10 @@ def is_hub(source: str) -> bool:
 
 
 def fetch(source: str) -> Path:
-    """Returns the local folder of a repository's weights, downloaded if they must be.
+    """Returns the local folder of a repository's weights, downloaded if necessary.
 
-    huggingface_hub does it: its cache (HF_HOME, HF_HUB_CACHE), HF_HUB_OFFLINE,
-    HF_ENDPOINT and HF_TOKEN are as everywhere, read when it is first imported. Only the
+    By huggingface_hub, whose cache (HF_HOME, HF_HUB_CACHE), HF_HUB_OFFLINE, HF_ENDPOINT
+    and HF_TOKEN apply, as read when it is first imported. Only the
     weights, see choose, and their JSON descriptions are downloaded. If the Hub does not
     answer, the cached copy is used, which is logged. The sha256 of large files is
     checked each time.
@@ -54,7 +54,7 @@ def fetch(source: str) -> Path:
 
     Raises:
       ConfigError: `source` is malformed, or huggingface_hub is not installed.
-      DataError: the repository cannot be had, or has no weights.
+      DataError: the repository is not available, or has no weights.
     """
     hub = _library()
     repo, revision = _parse(hub, source)
@@ -90,12 +90,12 @@ def fetch(source: str) -> Path:
 def choose(names: Iterable[str], where: str) -> tuple[str, ...]:
     """Returns which of the files `names` of a repository are its weights.
 
-    model.safetensors, else what is sharded under that name, with its index; else the
-    only other .safetensors; else the same of pytorch_model.bin and .pth, .pt or .bin.
-    Files in subfolders, and those of optimizers and the like, are none.
+    This is model.safetensors, or its shards with their index; or the only other
+    .safetensors; or the same for pytorch_model.bin and .pth, .pt or .bin. Files in
+    subfolders, and those of optimizers and the like, are ignored.
 
     Raises:
-      DataError: there are none in `where`, shards are missing, or several are as good.
+      DataError: there are none in `where`, shards are missing, or several qualify.
     """
     names = sorted(names)
     files = [name for name in names if "/" not in name and not _is_other(name)]
@@ -125,7 +125,7 @@ def choose(names: Iterable[str], where: str) -> tuple[str, ...]:
 
 
 def _shards(files: list[str], stem: str, suffix: str, where: str) -> list[str]:
-    """The parts of sharded weights: model-00001-of-00002.safetensors, ..."""
+    """Returns the shards of weights: model-00001-of-00002.safetensors, ..."""
     form = re.compile(rf"{stem}-(\d{{5}})-of-(\d{{5}}){re.escape(suffix)}")
     found = {name: match for name in files if (match := form.fullmatch(name))}
     totals = {int(match[2]) for match in found.values()}
@@ -144,13 +144,13 @@ def _is_other(name: str) -> bool:
 
 def _listed(names: list[str]) -> str:
     more = f", ... ({len(names)} in all)" if len(names) > _SHOWN else ""
-    # A repository's file may be called anything.
+    # A repository's file may have any name.
     shown = (name if name.isprintable() else ascii(name) for name in names[:_SHOWN])
     return first_line(", ".join(shown)) + more if names else ""
 
 
 def _library() -> ModuleType:
-    """huggingface_hub, imported when it is needed."""
+    """Imports huggingface_hub."""
     try:
         import huggingface_hub
         import huggingface_hub.constants
@@ -169,14 +169,14 @@ def _library() -> ModuleType:
 
 
 def _parse(hub: ModuleType, source: str) -> tuple[str, str]:
-    """The repository and the revision that `source` names."""
+    """Returns the repository and the revision that `source` names."""
     repo, at, revision = source.removeprefix(PREFIX).partition("@")
     revision = revision if at else "main"
     try:
         if repo.count("/") != 1:
             raise ValueError
         hub.utils.validate_repo_id(repo)
-        # The cache has a file of this name, so it must not lead out of there.
+        # The cache has a file of this name, which must not lead out of it.
         if not re.fullmatch(r"\w[\w.+/-]*", revision, re.ASCII) or any(
             part in ("", ".") or ".." in part for part in revision.split("/")
         ):
@@ -190,29 +190,29 @@ def _parse(hub: ModuleType, source: str) -> tuple[str, str]:
 
 
 def _cached(hub: ModuleType, repo: str, revision: str) -> Path | None:
-    """The folder of a revision in the cache; None unless its weights are there."""
+    """Returns the folder of a revision in the cache, or None without its weights."""
     try:
-        # Patterns that nothing fits, so that the library has nothing to miss there.
+        # Patterns that match nothing, so that the library misses no file.
         found = hub.snapshot_download(
             repo, revision=revision, local_files_only=True, allow_patterns=["/"]
         )
         choose(os.listdir(found), repo)
-    except Exception:  # whatever is wrong with it: it is not in the cache
+    except Exception:  # for any reason, it is not in the cache
         return None
     return Path(found)
 
 
 def _checked(folder: Path, name: str) -> Path:
-    """`folder`, in which the weights of the repository `name` are whole.
+    """Returns `folder` if the weights of the repository `name` are complete there.
 
     Raises:
-      DataError: they are missing there, or one has not the sha256 that the Hub gave it.
+      DataError: they are missing, or one does not have the Hub's sha256.
     """
     try:
         files = sorted(path.name for path in folder.iterdir() if path.is_file())
         for file in choose(files, f"{name} as cached in {folder}"):
             path = folder / file
-            # A large file's link leads to a blob that is called by its sha256.
+            # A large file is a link to a blob named by its sha256.
             blob = Path(os.readlink(path)) if path.is_symlink() else path
             is_named = re.fullmatch("[0-9a-f]{64}", blob.name) is not None
             if is_named and file_digest(path) != blob.name:
@@ -226,12 +226,12 @@ def _checked(folder: Path, name: str) -> Path:
 
 
 def _literal(name: str) -> str:
-    """The pattern that `name` alone fits."""
+    """Returns a pattern that matches only `name`."""
     return re.sub(r"([*?[])", r"[\1]", name)
 
 
 def _reason(hub: ModuleType, name: str, error: BaseException) -> str:
-    """One line on why the library could not fetch the repository `name`."""
+    """Returns one line on why the library could not fetch the repository `name`."""
     errors, constants = hub.errors, hub.constants
     chain = _chain(error)
     host, cache = constants.ENDPOINT, constants.HF_HUB_CACHE
@@ -262,7 +262,7 @@ def _reason(hub: ModuleType, name: str, error: BaseException) -> str:
 
 
 def _is_of_disk(error: OSError, cache: str) -> bool:
-    """Whether `error` is of writing to the folder `cache`, or making it."""
+    """Returns whether `error` comes from writing to or creating the folder `cache`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):  # these name no file
         return True
     path = str(error.filename or "")
@@ -270,7 +270,7 @@ def _is_of_disk(error: OSError, cache: str) -> bool:
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """`error` and what it was raised from."""
+    """Yields `error` and its causes."""
     chain = [error]
     while chain[-1].__cause__ is not None and chain[-1].__cause__ not in chain:
         chain.append(chain[-1].__cause__)

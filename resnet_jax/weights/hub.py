@@ -1,4 +1,4 @@
-"""Weights by name, by file or by folder: where they are, and what goes with them."""
+"""Locates weights by name, file or folder, with their preprocessing and classes."""
 
 import contextlib
 import logging
@@ -33,7 +33,7 @@ _PUBLISHED = {"imagenet": IMAGENET, "imagenet-v2": IMAGENET_V2}
 
 
 class Network(NamedTuple):
-    """What goes with weights: the network, its images and its classes."""
+    """The network, images and classes that belong to weights."""
 
     model: ModelConfig
     num_classes: int
@@ -44,16 +44,16 @@ class Network(NamedTuple):
     interpolation: str
     class_names: tuple[str, ...] | None
     dataset: str  # "folder" for images of any size
-    test_data: str | None = None  # digest of the images that it was scored on
+    test_data: str | None = None  # digest of the images it was evaluated on
 
 
 def is_network(path: str | Path) -> bool:
-    """Whether `path` is a folder with weights, and no run directory."""
+    """Returns whether `path` is a folder with weights, and not a run directory."""
     return any((Path(path) / name).is_file() for name in _USUAL)
 
 
 def locate(source: str, model: str | None = None) -> Path:
-    """The file or folder of `source`, downloaded if need be.
+    """Returns the file or folder of `source`, downloaded if necessary.
 
     Args:
       source: a path; imagenet or imagenet-v2, for torchvision's weights of `model`;
@@ -61,7 +61,7 @@ def locate(source: str, model: str | None = None) -> Path:
 
     Raises:
       ConfigError: `model` has no such weights.
-      DataError: they cannot be had.
+      DataError: they are not available.
     """
     if source in _PUBLISHED:
         return _published_file(source, str(model))
@@ -73,7 +73,7 @@ def locate(source: str, model: str | None = None) -> Path:
 
 
 def describe(source: str, path: Path, model: str | None = None) -> Network | None:
-    """What is known of the weights `source` at `path`; None of a bare file.
+    """Returns what is known about the weights `source` at `path`; None for a bare file.
 
     Raises:
       DataError: a folder's config.json is damaged, or names another network.
@@ -84,7 +84,7 @@ def describe(source: str, path: Path, model: str | None = None) -> Network | Non
         return Network(
             cfg, 1000, 3, "imagenet", *size, imagenet_classes(), dataset="folder"
         )
-    if path.name in _USUAL:  # a file of a folder that may say
+    if path.name in _USUAL:  # a file in a folder that may have a description
         path = path.parent
     if exported.is_exported(path):
         return _describe_exported(exported.read_info(path))
@@ -126,7 +126,7 @@ def describe(source: str, path: Path, model: str | None = None) -> Network | Non
 
 
 def _normalization_of(path: Path, found: config_json.Described) -> str:
-    """A folder's mean and standard deviation, by their name if they have one."""
+    """Returns a folder's mean and standard deviation, by name if they have one."""
     if found.mean is None or found.std is None:
         log.info("weights: %s does not say a normalization: imagenet", path)
         return "imagenet"
@@ -137,7 +137,7 @@ def _normalization_of(path: Path, found: config_json.Described) -> str:
 
 
 def refuse_unknown(source: str, path: Path) -> NoReturn:
-    """Says why the weights at `path` are of no network that is known.
+    """Raises an error about weights at `path` of an unknown network.
 
     Raises:
       ConfigError, DataError: always.
@@ -153,10 +153,10 @@ def refuse_unknown(source: str, path: Path) -> NoReturn:
 
 
 def _is_foreign(folder: Path) -> bool:
-    """Whether a folder's config.json is timm's or transformers', and no other's.
+    """Returns whether a folder's config.json is timm's or transformers'.
 
     Raises:
-      DataError: it is no JSON.
+      DataError: it is not JSON.
     """
     path = folder / exported.CONFIG
     try:
@@ -191,9 +191,9 @@ def _interpolation(shown: dict[str, Any]) -> str:
 
 
 def normalization(source: str | None, model: str | None = None) -> str | None:
-    """How the images of a pretrained `source` are normalized; None if there is none.
+    """Returns the normalization for a pretrained `source`, or None without one.
 
-    Bare files, which do not say, have ImageNet's.
+    For bare files, which do not tell, it is ImageNet's.
     """
     if source is None:
         return None
@@ -202,10 +202,10 @@ def normalization(source: str | None, model: str | None = None) -> str | None:
 
 
 def read_weights(path: Path) -> Content:
-    """The content of the weights at `path`, see locate.
+    """Reads the content of the weights at `path`, see locate.
 
     Raises:
-      DataError: they cannot be had, or are damaged.
+      DataError: they cannot be read, or are damaged.
     """
     if exported.is_exported(path):
         info = exported.read_info(path)
@@ -214,7 +214,7 @@ def read_weights(path: Path) -> Content:
 
 
 def _published_file(source: str, model: str) -> Path:
-    """torchvision's file for `model`, from a cache folder or downloaded into one."""
+    """Returns torchvision's file for `model`, from a cache folder or downloaded."""
     known = _PUBLISHED[source]
     if model not in known:
         raise ConfigError(
@@ -241,7 +241,7 @@ def _published_file(source: str, model: str) -> Path:
 
 
 def weights_folders() -> list[Path]:
-    """Where published weights may lie: this package's cache, and torch.hub's."""
+    """Returns folders for published weights: this package's cache, and torch.hub's."""
     found = []
     with contextlib.suppress(FileNotFoundError):  # no home
         found.append(files.cache_dir())
@@ -253,9 +253,9 @@ def weights_folders() -> list[Path]:
 
 
 def imagenet_classes() -> tuple[str, ...]:
-    """The names of ImageNet's 1,000 classes, in the order of the logits.
+    """Returns the names of ImageNet's 1,000 classes, in the order of the logits.
 
-    They are those that torchvision's weights carry (meta["categories"]).
+    They are those of torchvision's weights (meta["categories"]).
     """
     text = (resources.files("resnet_jax.weights") / "imagenet_classes.txt").read_text(
         "utf-8"

@@ -1,4 +1,4 @@
-"""Where in a file the weights of a network stand: by their names, and by shapes."""
+"""Finds the weights of a network in a file, by names and shapes."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -9,32 +9,32 @@ from resnet_jax.weights.names import TABLES, Table, without_wrappers
 from resnet_jax.weights.unpickle import StandIn
 
 Shapes = Mapping[str, tuple[int, ...]]  # PyTorch's, by the network's own names
-_DEEPEST = 8  # dictionaries in one another
+_DEEPEST = 8  # depth of nested dictionaries
 
 
 class Match(NamedTuple):
-    """All of a network's names, found in a dictionary."""
+    """A dictionary with all of a network's names."""
 
     key: str  # of the dictionary in the file, dotted; "" for the file itself
-    prefix: str  # of the names in it, with its dot
+    prefix: str  # of the names in it, with a dot
     table: str  # see names.TABLES
-    names: dict[str, str]  # the network's, but for its head: as they are in the file
-    head: str | None  # the linear layer that is left over, as it is in the file
-    head_key: str  # of the dictionary that has it
-    rest: tuple[str, ...]  # names left over where the head stands, without one
+    names: dict[str, str]  # the network's names without its head, to those in the file
+    head: str | None  # the remaining linear layer, by its name in the file
+    head_key: str  # of the dictionary that has the head
+    rest: tuple[str, ...]  # names left over in place of the head, if there is none
     misshapen: tuple[str, ...]  # of the network's names
     num_unused: int  # tensors of the dictionary
 
     @property
     def label(self) -> str:
-        """What chooses it among others: key and prefix."""
+        """Key and prefix, which choose it among others."""
         return ".".join(part for part in (self.key, self.prefix.rstrip(".")) if part)
 
 
 def dictionaries(content: Any) -> dict[str, dict[str, Any]]:
-    """The dictionaries in a file that have arrays by names, by their dotted keys.
+    """Yields the dictionaries of arrays in a file, by their dotted keys.
 
-    dict's own methods are used, for a pickle can give an OrderedDict others.
+    dict's own methods are used, because a pickle can override an OrderedDict's.
     """
     found: dict[str, dict[str, Any]] = {}
     seen: set[int] = set()
@@ -60,12 +60,12 @@ def dictionaries(content: Any) -> dict[str, dict[str, Any]]:
 
 
 def shape_of(value: Any) -> tuple[int, ...] | None:
-    """The shape of an array; None of anything else, which is not looked into."""
+    """Returns the shape of an array, or None for anything else."""
     return value.shape if isinstance(value, np.ndarray) else None
 
 
 def describe(value: Any) -> str:
-    """What stands in the place of weights, in words."""
+    """Describes a value that is not weights."""
     if isinstance(value, type) and issubclass(value, StandIn):
         return f"the class {value.origin}"
     if isinstance(value, StandIn):
@@ -74,20 +74,20 @@ def describe(value: Any) -> str:
 
 
 def is_tracked(name: str) -> bool:
-    """Whether it is BatchNorm's num_batches_tracked, which Flax has not."""
+    """Returns whether it is num_batches_tracked, which Flax does not have."""
     return name.rsplit(".", 1)[-1] == "num_batches_tracked"
 
 
 def find(content: Any, shapes: Shapes, head: str | None) -> list[Match]:
-    """Every place in `content` where all of a network's names stand.
+    """Returns every place in `content` that has all of a network's names.
 
     Args:
       shapes: of the network's parameters and running statistics.
-      head: its last layer, which may be missing or be called otherwise.
+      head: its last layer, which may be missing or have another name.
 
     Returns:
-      Matches; those that are misshapen only where there are no others. Of places with
-      the same values the first.
+      Matches, misshapen ones only if there are no others. Of places with equal values,
+      only the first.
     """
     own = (f"{head}.weight", f"{head}.bias")
     backbone = {name: shape for name, shape in shapes.items() if name not in own}
@@ -117,7 +117,7 @@ def find(content: Any, shapes: Shapes, head: str | None) -> list[Match]:
 
 
 def _prefixes(names: Mapping[str, str], wanted: Mapping[str, str]) -> Iterator[str]:
-    """The prefixes under which all the wanted names stand."""
+    """Returns the prefixes that have all the wanted names."""
     anchor = next(iter(wanted.values()))
     for name in names:
         prefix = name.removesuffix(anchor)
@@ -136,7 +136,7 @@ def _match(
     backbone: Shapes,
     width: int | None,
 ) -> Match | None:
-    """The match, but for its titles; None if the network there is a larger one."""
+    """Returns the match, or None if the network there is larger."""
     taken = set(stand.values())
     rest = {
         name: original
@@ -176,7 +176,7 @@ def _match(
 def _with_head_beside(
     match: Match, inside: Mapping[str, Mapping[str, Any]], width: int | None
 ) -> Match:
-    """The match with a head that is all of another dictionary beside its own."""
+    """Returns the match with a head from another dictionary next to its own."""
     if width is None or match.head is not None or match.rest:
         return match
     parent = match.key.rpartition(".")[0]
@@ -190,14 +190,14 @@ def _with_head_beside(
 
 
 def _counts(name: str, value: Any) -> bool:
-    """Whether it may take part in the arithmetic: no counter, no figure, no option."""
+    """Returns whether it may be a parameter: not a counter, metric or option."""
     if isinstance(value, np.ndarray):
         return value.dtype.kind not in "biu" and value.ndim > 0
     return isinstance(value, StandIn) and "." in name
 
 
 def _nearest(rest: dict[str, str], prefix: str) -> dict[str, str]:
-    """Those of `rest` that stand with the network, or else around it."""
+    """Splits `rest` into names inside the network and around it."""
     parts = prefix.split(".")[:-1]
     for count in range(len(parts), 0, -1):
         around = ".".join(parts[:count]) + "."
@@ -210,7 +210,7 @@ def _nearest(rest: dict[str, str], prefix: str) -> dict[str, str]:
 def _linear(
     dictionary: Mapping[str, Any], names: Mapping[str, str], width: int
 ) -> str | None:
-    """The one linear layer that `names` are, as it is called in the file."""
+    """Returns the linear layer that `names` form, by its name in the file, or None."""
     leaves = {name.rpartition(".")[2]: original for name, original in names.items()}
     layers = {name.rpartition(".")[0] for name in names}
     if leaves.keys() != {"weight", "bias"} or len(layers) != 1:
@@ -224,7 +224,7 @@ def _linear(
 def _distinct(
     found: list[Match], inside: Mapping[str, Mapping[str, Any]]
 ) -> list[Match]:
-    """`found` without those whose values are another's; one with a head comes first."""
+    """Returns `found` without duplicates by value; those with a head come first."""
 
     def is_same(names: Iterable[Any], others: Iterable[Any]) -> bool:
         pairs = zip(names, others, strict=True)
@@ -253,7 +253,7 @@ def _head(match: Match, inside: Mapping[str, Mapping[str, Any]]) -> list[Any]:
 def _without_rivals(
     match: Match, others: list[Match], inside: Any, width: int
 ) -> Match:
-    """The match without its head, if another layer could as well be that."""
+    """Returns the match without its head, if another layer could be the head too."""
     if match.head is None or match.head_key != match.key:
         return match
     dictionary = inside[match.key]
@@ -272,5 +272,5 @@ def _without_rivals(
 
 
 def head_names(layer: str) -> list[str]:
-    """The names of a linear layer's weight and bias; "" is what has no other names."""
+    """Returns the names of a linear layer's weight and bias."""
     return [f"{layer}.{leaf}".lstrip(".") for leaf in ("weight", "bias")]

@@ -1,6 +1,6 @@
-"""The names that others give to the layers of a residual network.
+"""Names of the layers of residual networks in other projects.
 
-A table makes of a name here, which is torchvision's, the name in files of one kind.
+A table maps a name here, which is torchvision's, to the name in files of one kind.
 """
 
 import re
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 Table = Callable[[str], str]
 
-# Around modules, by torch.nn.DataParallel and DistributedDataParallel, torch.compile,
+# Wrappers of modules: torch.nn.DataParallel and DistributedDataParallel, torch.compile,
 # FullyShardedDataParallel, activation checkpointing and AveragedModel.
 _WRAPPERS = (
     *("module", "_orig_mod"),
@@ -70,7 +70,7 @@ def _wide_resnet(name: str) -> str:
 
 
 def _sequential(first_stage: int) -> Table:
-    """Makes the table of nn.Sequential(*children), the first stage being its n-th."""
+    """Returns the table of nn.Sequential(*children) with its first stage at n."""
 
     def rename(name: str) -> str:
         name = re.sub(r"^conv1\.", "0.", name)
@@ -97,15 +97,15 @@ OF_CIFAR = ("pytorch-cifar", "pytorch-cifar100", "WideResNet-pytorch")
 
 
 def wrappers_in(names: Iterable[str]) -> list[str]:
-    """The modules of wrappers that stand in names, as in "module."."""
+    """Returns the wrappers' prefixes in names, such as "module."."""
     parts = {part for name in names for part in name.split(".")}
     return [f"{wrapper}." for wrapper in _WRAPPERS if wrapper in parts]
 
 
 def without_wrappers(names: Iterable[str]) -> dict[str, str]:
-    """The names without the modules of wrappers, to the names as they were.
+    """Returns a map from names without wrappers' prefixes to the original names.
 
-    Where two would be one, they stay as they are.
+    If two names would become equal, they stay unchanged.
     """
     names = list(names)
     stripped = {

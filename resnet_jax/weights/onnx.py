@@ -1,4 +1,4 @@
-"""A network as an ONNX graph, which onnxruntime must compute as JAX does."""
+"""Exports a network as an ONNX graph, checked with onnxruntime against JAX."""
 
 import logging
 from collections.abc import Callable
@@ -42,15 +42,15 @@ def write(directory: Path, network: Network, info: dict[str, Any]) -> None:
     """Writes model.onnx, config.json and a model card into `directory`.
 
     The graph takes `images` [batch, C, H, W], float32 and normalized, for any batch,
-    and gives `logits` [batch, num_classes]. It computes in float32, with BatchNorm
-    folded into convolutions where it follows them.
+    and returns `logits` [batch, num_classes]. It computes in float32, with BatchNorm
+    folded into preceding convolutions.
 
     Args:
       info: see export.write.
 
     Raises:
       ConfigError: a library is missing, or the folder cannot be written.
-      DataError: onnxruntime's logits are not JAX's; nothing is written.
+      DataError: onnxruntime's logits differ from JAX's; nothing is written.
     """
     check_installed()
     model = network.model.clone(dtype=jnp.dtype(jnp.float32))
@@ -88,7 +88,7 @@ def convert(network: Network) -> bytes:
     import jax2onnx
 
     logits = make_logits(*folding.fold(network.model, network.variables))
-    narrator = logging.getLogger("onnx_ir.serde")  # of types that it leaves out
+    narrator = logging.getLogger("onnx_ir.serde")  # missing type annotations
     level = narrator.level
     narrator.setLevel(logging.ERROR)
     try:
@@ -100,7 +100,7 @@ def convert(network: Network) -> bytes:
             input_names=[INPUT],
             output_names=[OUTPUT],
         )
-    except Exception as error:  # of whatever kind in a library that traces code
+    except Exception as error:  # any type, in a library that traces code
         raise DataError(
             f"jax2onnx {export.version('jax2onnx')} cannot convert the network "
             f"({first_line(error)}): install another version of it"

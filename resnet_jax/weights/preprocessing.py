@@ -1,4 +1,4 @@
-"""Images as they are loaded, to what a pretrained network takes."""
+"""Preprocessing of images for a pretrained network."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,31 +14,31 @@ from resnet_jax.data.augment import normalize, resize
 
 
 class Preprocessing(NamedTuple):
-    """What the images of a network go through, and what its classes are.
+    """The preprocessing of a network's images, and its class names.
 
-    `preprocessing(images)` does it.
+    Call it as `preprocessing(images)`.
     """
 
     size: int  # of the shorter side, before the crop
     crop: int  # side of the square that the network sees
     mean: tuple[float, ...]  # of the channels, images scaled to [0, 1]
     std: tuple[float, ...]
-    class_names: tuple[str, ...] | None = None  # None where the head is new
+    class_names: tuple[str, ...] | None = None  # None if the head is new
     interpolation: str = "bilinear"  # or bicubic
 
     def __call__(self, images: Any) -> jax.Array:
-        """Images as they are loaded, to what the network takes.
+        """Resizes, crops and normalizes images.
 
         Args:
           images: uint8 [B, H, W, C]; a list of images of any sizes: Pillow's, the
             paths of files, or arrays uint8 [H, W, C]; or one path or Pillow image.
 
         Returns:
-          float32 [B, crop, crop, C]: the shorter side brought to `size`, the middle
-          cropped, scaled to [0, 1], less `mean`, divided by `std`.
+          float32 [B, crop, crop, C]: the shorter side resized to `size`, the centre
+          cropped, scaled to [0, 1], minus `mean`, divided by `std`.
 
         Raises:
-          ValueError: arrays are not uint8, or of another form.
+          ValueError: arrays are not uint8, or have another shape.
         """
         if isinstance(images, str | Path | Image.Image):
             images = [images]
@@ -49,7 +49,7 @@ class Preprocessing(NamedTuple):
                     f"images are uint8 [B, H, W, {len(self.mean)}], or a list of such "
                     f"or of files; these are {images.dtype} {list(images.shape)}"
                 )
-            # As data of one size are: resized where they are computed with.
+            # Like data sets of one size, these are resized on the device.
             if self.size == self.crop and images.shape[1] == images.shape[2]:
                 x = normalize(images, mean=self.mean, std=self.std)
                 return resize(x, (self.crop, self.crop))

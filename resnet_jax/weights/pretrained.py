@@ -35,13 +35,13 @@ def begin_from(
     key: str | None = None,
     reset_head: bool = False,
 ) -> dict[str, Any]:
-    """`variables` of `model`, called `name`, with the values of `source`.
+    """Returns `variables` of `model`, called `name`, with the values of `source`.
 
-    The last layer keeps its own values where reset_head says so or `source`, see
-    hub.locate, has none of its shape; which it was is logged.
+    The last layer keeps its own values if reset_head says so, or if `source` (see
+    hub.locate) has none of its shape; this is logged.
 
     Raises:
-      ConfigError, DataError: as hub.read_weights, or the weights are another network's.
+      ConfigError, DataError: as hub.read_weights, or another network's weights.
     """
     path = hub.locate(source, name)
     known = hub.describe(source, path, name)
@@ -61,19 +61,19 @@ def load_pretrained(
     num_classes: int | None = None,
     key: jax.Array | None = None,
 ) -> Pretrained:
-    """A pretrained network with its preprocessing.
+    """Returns a pretrained network with its variables and preprocessing.
 
     Args:
       source: resnet18, 34, 50, 101, 152, a wide_resnet or resnext for torchvision's of
         ImageNet, with "-v2" for its IMAGENET1K_V2; resnet20-cifar10, which comes with
         this package; "hf-hub:OWNER/NAME" for the Hugging Face Hub's; or a folder that
         `export`, timm or transformers wrote.
-      num_classes: another than the network's own draws a new last layer.
-      key: for that; None is jax.random.key(0).
+      num_classes: if it differs from the network's own, the last layer is drawn anew.
+      key: random key for that; None is jax.random.key(0).
 
     Raises:
       ConfigError: an unknown name.
-      DataError: the weights cannot be had, or are damaged.
+      DataError: the weights are not available, or are damaged.
     """
     source, name = expand(str(source)), None
     if source.removesuffix("-v2") in IMAGENET:

@@ -1,4 +1,4 @@
-"""A network as a program for others to run: its function, folder and agreement."""
+"""Common parts of exporting networks as programs: functions and checks."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ _FEW = 7  # images of the second batch size
 
 
 class Network(NamedTuple):
-    """A network to be written out, and images that it is tried with."""
+    """A network to be exported, and images to check it with."""
 
     model: nn.Module
     variables: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""What torch.save wrote, zip or legacy, read without torch and without running code."""
+"""Reads files of torch.save, zip or legacy, without torch and without running code."""
 
 import io
 import mmap
@@ -17,16 +17,16 @@ LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def read_zip(path: Path) -> Any:
-    """The object in a file of torch.save's zip format, tensors as NumPy arrays.
+    """Reads the object in a file of torch.save's zip format, with NumPy arrays.
 
     Raises:
       RefusedError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError, KeyError,
-      EOFError: it is not such a file, damaged, or names something else; the zip's
-      checksums find a flipped bit.
+      EOFError: it is not such a file, is damaged, or names something else; the zip's
+      checksums detect a flipped bit.
     """
     with zipfile.ZipFile(path) as archive:
         entries = {info.filename: info for info in archive.infolist()}
-        # torch.save compresses nothing, so what unpacks to more is a bomb.
+        # torch.save does not compress, so that a file that unpacks to more is a bomb.
         if sum(info.file_size for info in entries.values()) > path.stat().st_size:
             raise unpickle.UnreadableError(
                 "unpacks to more than its own size, which torch.save does not write: a "
@@ -54,7 +54,7 @@ def read_zip(path: Path) -> Any:
 
 
 def read_legacy(path: Path) -> Any:
-    """The object in a file of torch.save's format before PyTorch 1.6, as read_zip."""
+    """Reads the object in a file of torch.save before PyTorch 1.6, as read_zip."""
     size = path.stat().st_size
     storages: dict[str, np.ndarray] = {}
 
@@ -68,7 +68,7 @@ def read_legacy(path: Path) -> Any:
     def plain(file: mmap.mmap) -> Any:
         return unpickle.load(file, allocate)
 
-    # Mapped, for a length in a damaged file would have read() ask for as much memory.
+    # Mapped, because a damaged length would make read() allocate as much memory.
     with (
         path.open("rb") as opened,
         mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as file,

@@ -1,4 +1,4 @@
-"""Weights that are published by name, each with the beginning of its sha256."""
+"""Published weights by name, each with the first digits of its sha256."""
 
 import logging
 import os
@@ -36,7 +36,7 @@ IMAGENET_V2 = {
 
 
 def resize_of(source: str, model: str) -> int:
-    """The side in pixels to which torchvision brings an image's shorter one."""
+    """Returns the side to which torchvision resizes an image's shorter side."""
     is_new = source == "imagenet-v2" or model == "resnext101_64x4d"
     return 232 if is_new else 256
 
@@ -53,10 +53,10 @@ _CIFAR = (
 
 
 def check_name(path: Path) -> None:
-    """Holds the digits at the end of a file's name against its sha256.
+    """Compares the digits at the end of a file's name with its sha256.
 
-    A file that is published by its name must have it; another, whose name may end in a
-    date or the number of a run, is noted.
+    A published file must have it. For another, whose name may end in a date or a run
+    number, a difference is only logged.
 
     Raises:
       DataError: a published file is damaged.
@@ -71,6 +71,6 @@ def check_name(path: Path) -> None:
 
 
 def is_shipped(source: str) -> bool:
-    """Whether `source` names weights of this package, and none that lie here."""
+    """Returns whether `source` names weights of this package, and no local file."""
     lying = (source, f"{source}/config.json", f"{source}/model.safetensors")
     return source in SHIPPED and not any(map(os.path.isfile, lying))

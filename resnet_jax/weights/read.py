@@ -1,4 +1,4 @@
-"""Weight files and folders, as their tools write them, to the objects in them."""
+"""Reads weight files and folders, as their tools write them."""
 
 import contextlib
 import pickle
@@ -21,14 +21,14 @@ from resnet_jax.weights.unpickle import UnreadableError
 
 WEIGHTS = "model.safetensors"
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".th", ".tar", ".zip")
-# What lies beside weights in the folders of accelerate, transformers and fairseq.
+# Other files in the folders of accelerate, transformers and fairseq.
 _OTHERS = re.compile(
     r"(optimizer|scheduler|sampler|scaler|random_states|rng_state|training_args)"
 )
 _PART = re.compile(r"-\d{5}-of-\d{5}\.")
 _MOST = 10  # times its size in a .zip that a file may have: weights hardly shrink
 
-# What begins a file that holds no weights that can be read, and what to do.
+# First bytes of files without readable weights, and what to do.
 _MAGICS = {
     b"\x89HDF": "is HDF5 (Keras): read it there and save a state_dict",
     b"\x1f\x8b": "is compressed by gzip: unpack it first",
@@ -41,7 +41,7 @@ _MAGICS = {
 
 
 class Content(NamedTuple):
-    """What a file, or the files of a folder, hold."""
+    """The content of a file, or of the files of a folder."""
 
     path: Path
     value: Any  # tensors are NumPy arrays
@@ -64,7 +64,7 @@ def read(source: str | Path) -> Content:
 
 
 def _find(folder: Path) -> Path:
-    """The weights of a folder: those by the usual names, or the one file there is."""
+    """Reads the weights of a folder: those with the usual names, or its only file."""
     if (folder / ".metadata").is_file() or list(folder.glob("*.distcp")):
         raise DataError(
             f"{folder} is a distributed checkpoint: make one file of it with `python "
@@ -120,7 +120,7 @@ def _read_file(path: Path, *, is_inside: bool = False) -> Any:
     except (
         *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, ValueError, KeyError),
         *(TypeError, AttributeError, IndexError, OSError, OverflowError, MemoryError),
-        *(zlib.error, RuntimeError),  # for an unknown compression too
+        *(zlib.error, RuntimeError),  # also for an unknown compression
     ) as error:
         raise DataError(
             f"{path} is damaged or truncated: {first_line(error)}"
@@ -215,7 +215,7 @@ def _read_zip(path: Path, is_inside: bool = False) -> Any:
 
 
 def _read_index(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of weights in parts, by the index that Hugging Face's tools write."""
+    """Reads the arrays of sharded weights by the index of Hugging Face's tools."""
     try:
         parts: dict[str, str] = files.read_json(path)["weight_map"]
         names = sorted(set(parts.values()))
@@ -244,7 +244,7 @@ def _safetensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():
                 yield name, file.get_tensor(name)
-    except (AttributeError, TypeError) as error:  # NumPy has not the type
+    except (AttributeError, TypeError) as error:  # NumPy does not have the type
         reason = first_line(error)
         said = f"has tensors of a type that NumPy has not: {reason}"
         raise UnreadableError(said) from None

@@ -1,4 +1,4 @@
-"""What a weights file is of, if it is not of the network that was named."""
+"""Recognizes the network of a weights file that does not fit the named one."""
 
 import functools
 import re
@@ -14,7 +14,7 @@ from resnet_jax.weights.match import Match
 
 _SIDE = 32  # pixels, those of hresnet; no other parameter depends on it
 
-# Kinds of networks that are not here, by what stands in their names.
+# Kinds of networks that are not supported, by parts of their names.
 _OTHERS = {
     r"\.se(_module|_layer)?\.": "a network with squeeze-and-excitation",
     r"(^|\.)conv1\.[36]\.|\.downsample\.2\.": "a ResNet-D",
@@ -31,13 +31,13 @@ _OTHERS = {
 def explain(
     content: Any, found: Sequence[Match], name: str, model: nn.Module
 ) -> str | None:
-    """Says what the weights in `content` are of, and what option would read them.
+    """Describes the network of the weights in `content`, and the option to read them.
 
     Args:
       found: the misshapen matches of `model`, called `name`.
 
     Returns:
-      What follows the file's name in a line; None if there are no weights in it.
+      The rest of a line after the file's name; None if there are no weights in it.
     """
     dictionaries = match.dictionaries(content)
     if not dictionaries:
@@ -72,7 +72,7 @@ def explain(
 def _shapes(
     name: str, make: Any, options: tuple[tuple[str, Any], ...]
 ) -> tuple[match.Shapes, str]:
-    """(shapes, head) of the network `name`, which `make` makes."""
+    """Returns (shapes, head) of the network `name` from `make`."""
     model: Any = create_model(name, num_classes=2, **dict(options))
     variables = variable_shapes(model, (_SIDE, _SIDE, model.in_channels))
     return convert.shapes_of(variables), model.head
@@ -81,7 +81,7 @@ def _shapes(
 def _explain_stem(
     found: Match, dictionary: Mapping[str, Any], model: Any
 ) -> str | None:
-    """What to choose where only the first convolution has another shape."""
+    """Returns the option to choose if only the first convolution has another shape."""
     if found.misshapen != ("conv1.weight",):
         return None
     _, channels, side, _ = _shape(dictionary, found, "conv1.weight")
@@ -101,7 +101,7 @@ def _explain_stem(
 def _candidates(
     dictionary: Mapping[str, Any],
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The family's networks with as many convolutions, and options of their names."""
+    """Returns networks with as many convolutions, and their options."""
     count = sum(len(match.shape_of(value) or ()) == 4 for value in dictionary.values())
     for name, make in MODELS.items():
         known = getattr(make, "keywords", {})
@@ -129,7 +129,7 @@ def _shape(dictionary: Mapping[str, Any], found: Match, name: str) -> tuple[int,
 
 
 def _groups(dictionary: Mapping[str, Any]) -> int:
-    """Of the 3x3 convolutions of bottlenecks; 1 if they are whole."""
+    """Returns the groups of the 3x3 convolutions of bottlenecks."""
     ratios = {
         len(value) // value.shape[1]
         for name, value in dictionary.items()

@@ -1,4 +1,4 @@
-"""A network as StableHLO with its weights in it, which JAX alone runs."""
+"""Exports a network as StableHLO with its weights, which needs only JAX."""
 
 from functools import partial
 from pathlib import Path
@@ -27,15 +27,15 @@ def write(directory: Path, network: Network, info: dict[str, Any]) -> None:
     """Writes model.stablehlo, config.json and a model card into `directory`.
 
     The program takes images [batch, H, W, C], float32 and normalized, for any batch,
-    and gives logits [batch, num_classes], float32. It holds the weights, and is
-    compiled where it is called: for CPUs, NVIDIA's GPUs or TPUs.
+    and returns logits [batch, num_classes], float32. It contains the weights, and is
+    compiled when it is called: for CPUs, NVIDIA GPUs or TPUs.
 
     Args:
       info: see export.write.
 
     Raises:
       ConfigError: the folder cannot be written.
-      DataError: the program's logits are not the network's; nothing is written.
+      DataError: the program's logits differ from the network's; nothing is written.
     """
     program = convert(network)
     differs = check(program, network)
@@ -80,7 +80,7 @@ def check(program: bytearray, network: Network) -> float:
     """Returns how much the program's logits differ from the network's own.
 
     Raises:
-      DataError: that is more than another order of sums makes of them.
+      DataError: it is more than another order of summation explains.
     """
     apply = jax.jit(partial(network.model.apply, train=False))
     expected = np.asarray(apply(network.variables, network.images))

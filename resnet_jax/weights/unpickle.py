@@ -1,4 +1,4 @@
-"""A pickle that torch.save wrote, read without running anything that it names."""
+"""Reads a pickle of torch.save without running anything that it names."""
 
 import io
 import mmap
@@ -23,27 +23,27 @@ DTYPES: dict[str, Any] = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-MAX_PICKLE = 2**26  # bytes; names and shapes of a large network take a thousandth
+MAX_PICKLE = 2**26  # bytes; names and shapes of a large network need a thousandth
 _MAX_OPCODES = 2**20  # a network of a thousand tensors has 50,000
-_MAX_SIZE = 2**24  # objects, those counted again that stand in several places
-_MAX_DEPTH = 200  # objects in one another
+_MAX_SIZE = 2**24  # objects, with repeated ones counted again
+_MAX_DEPTH = 200  # depth of nested objects
 
-LoadStorage = Callable[[str, Any, int], np.ndarray]  # of a key, a dtype and a count
+LoadStorage = Callable[[str, Any, int], np.ndarray]  # a key, a dtype and a count
 
 
 class RefusedError(pickle.UnpicklingError):
-    """A pickle that asks for what no file of weights needs."""
+    """A pickle that uses what no file of weights needs."""
 
 
 class UnreadableError(ValueError):
-    """A sound file that cannot be read; the message goes after its name."""
+    """A valid file that cannot be read; the message follows its name."""
 
 
 class StandIn:
-    """Stands for an object of a class that a pickle names, and does nothing.
+    """A placeholder for an object of a class that a pickle names.
 
-    The class is neither imported nor called; what the pickle gives to the object is
-    dropped, but for whether it was a torch.nn.Module.
+    The class is neither imported nor called. The object's content is dropped, except
+    whether it is a torch.nn.Module.
     """
 
     origin = ""  # "module.name" of the class
@@ -66,10 +66,10 @@ class StandIn:
 
 
 def load(file: io.BytesIO | mmap.mmap, load_storage: LoadStorage) -> Any:
-    """The object of the pickle that begins here; its opcodes are looked at first.
+    """Returns the object of the pickle that begins here; its opcodes are checked first.
 
-    Tensors are NumPy arrays, numbers, strings and containers are themselves, and all
-    else is a StandIn.
+    Tensors become NumPy arrays, numbers, strings and containers stay, and everything
+    else becomes a StandIn.
 
     Raises:
       RefusedError: it has an opcode that torch.save does not write.
@@ -111,10 +111,10 @@ _OPCODES = frozenset(
 
 
 class _Item(NamedTuple):
-    """What is known of an object on the stack."""
+    """What is known about an object on the stack."""
 
-    size: int = 1  # objects in it
-    depth: int = 0  # of objects in one another
+    size: int = 1  # number of objects in it
+    depth: int = 0  # of nested objects
     is_wide: bool = False  # has an integer of more than 64 bits
 
 
@@ -122,12 +122,12 @@ _MARK = _Item(0)
 
 
 def _check_opcodes(file: io.BytesIO | mmap.mmap) -> None:
-    """Raises where a pickle asks for more than a network's weights do.
+    """Raises if a pickle needs more resources than a network's weights.
 
-    Python's own reader makes a table as long as the largest number that a PUT has. A
-    hundred bytes are enough for a tuple of two that are one tuple of two, and so on: to
-    hash it, as a key, would take for ever, as would many keys, or integers of the same
-    hash; and to hash a deep one ends the process. So the stack is followed here.
+    Python's reader allocates a table as long as the largest index of a PUT. A hundred
+    bytes suffice for a tuple of two references to a tuple of two, and so on: hashing it
+    as a key would take forever, as would many keys or integers with equal hashes, and
+    hashing a deep one crashes the process. So the stack is simulated here.
     """
     stack: list[_Item] = []
     memo: dict[int, _Item] = {}
@@ -156,7 +156,7 @@ def _check_opcodes(file: io.BytesIO | mmap.mmap) -> None:
                 while (top := stack.pop()) is not _MARK:
                     parts.append(top)
                 before = before[: before.index("mark")]
-            parts += [stack.pop() for _ in before]  # the last below all others
+            parts += [stack.pop() for _ in before]  # the lowest last
             filled = [parts.pop()] if name in _FILLING and parts else []
             hashed = parts[1::2] if name in _KEYED else parts if name in _SETS else []
             if any(one.is_wide for one in hashed):
@@ -177,7 +177,7 @@ def _check_opcodes(file: io.BytesIO | mmap.mmap) -> None:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes tensors of storages, numbers, strings, containers, and stand-ins."""
+    """Unpickles tensors, numbers, strings, containers and placeholders."""
 
     def __init__(self, file: io.BytesIO, load_storage: LoadStorage) -> None:
         super().__init__(file, encoding="utf-8")
@@ -192,7 +192,7 @@ class _Unpickler(pickle.Unpickler):
         if module == "torch._utils" and name in _REBUILD:
             return _REBUILD[name]
         if module in ("torch", "torch.cuda") and name in DTYPES:
-            return name  # of a type, which could be called, the name alone
+            return name  # only the name of a type, which could be called
         origin = f"{module}.{name}"
         if origin not in self._stand_ins:
             made = type("StandIn", (StandIn,), {"origin": origin})
@@ -207,14 +207,14 @@ class _Unpickler(pickle.Unpickler):
         if not known or any(view):
             raise ValueError("it refers to something that is no storage")
         if isinstance(dtype, type) and issubclass(dtype, StandIn):
-            return dtype()  # of numbers that networks here do not have
+            return dtype()  # numbers that networks here do not have
         if type(dtype) is not str or dtype not in DTYPES:
             raise ValueError("it refers to something that is no storage")
         return self._load(key, DTYPES[dtype], count)
 
 
 class _Ordered(OrderedDict[Any, Any]):
-    """An OrderedDict; Python 2 gave it its items when it was made."""
+    """Returns an OrderedDict; Python 2 passed its items to the constructor."""
 
     def __init__(self, items: Any = ()) -> None:
         if any(type(key) is not str for key, _ in items):
@@ -223,7 +223,7 @@ class _Ordered(OrderedDict[Any, Any]):
 
 
 class _Rebuild:
-    """A function that a pickle may call, and which it cannot change."""
+    """A function that a pickle may call but cannot modify."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
@@ -238,7 +238,7 @@ class _Rebuild:
 def _rebuild_tensor(
     storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
 ) -> Any:
-    """A view [size] of the one-dimensional storage; no element lies outside of it."""
+    """Returns a view [size] of the one-dimensional storage, checked for its bounds."""
     if isinstance(storage, StandIn):
         return storage
     numbers = (offset, *size, *stride)
@@ -252,7 +252,7 @@ def _rebuild_tensor(
     if not empty and last >= len(storage):
         raise ValueError(f"a tensor of size {tuple(size)} is larger than its storage")
     if not empty and count > len(storage):
-        return StandIn()  # expanded; no network's weights are
+        return StandIn()  # expanded, as no network's weights are
     if empty:
         return np.zeros(size, storage.dtype)
     return np.lib.stride_tricks.as_strided(
@@ -264,7 +264,7 @@ def _rebuild_tensor(
 
 
 def _rebuild_subclass(function: Any, kind: Any, args: tuple[Any, ...], _: Any) -> Any:
-    """A tensor of a class of its own, or with attributes: the tensor."""
+    """Returns the tensor of a subclass, or of a tensor with attributes."""
     return function(*args) if isinstance(function, _Rebuild) else StandIn()
 
 
