@@ -168,7 +168,7 @@ def train_forgetting() -> None:
     """
     from resnet_jax.commands.hugepages import start_with_huge_pages
 
-    start_with_huge_pages()  # here, for train.py would begin anew without this
+    start_with_huge_pages()  # here, because train.py would otherwise restart itself
     import orbax.checkpoint as ocp
 
     kind, left, sys.argv = sys.argv[1], int(sys.argv[2]), ["train.py", *sys.argv[3:]]

@@ -146,7 +146,7 @@ def _work(index: int, first: int, count: int, seed: int, report: Any) -> None:
         for number in range(first, count):
             path = Path(folder, kind.name)
             path.write_bytes(mutated(kind, number, seed))
-            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak
             before = _memory("VmRSS")
             signal.setitimer(signal.ITIMER_REAL, SECONDS)
             try:

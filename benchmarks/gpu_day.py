@@ -1,15 +1,15 @@
-"""What there is to measure on a GPU, in eight minutes, the most important first.
+"""Measures everything of interest on a GPU in eight minutes, by importance.
 
     python -m benchmarks.gpu_day --data cifar --wheels wheels
     python -m benchmarks.gpu_day --parts fast seeds          # only these
     python -m benchmarks.gpu_day --platform cpu --tiny       # a rehearsal
 
-Parts: smoke (checks of arithmetic, small networks' steps beside a CPU's), throughput
-beside PyTorch's of three networks, the `fast` recipe to 94 % of CIFAR-10, four seeds at
-once beside one, and --deterministic beside not. Each is a process, and is killed with
-all that it started when its time is over; what it had measured by then stays. After
-each part OUT/gpu_day.json and OUT/gpu_day.md are written again; OUT/gpu_day.log has
-what the programs said, and OUT/work the runs.
+Parts: smoke (checks of the arithmetic, small networks' steps against a CPU's),
+throughput of three networks against PyTorch, the `fast` recipe to 94 % on CIFAR-10,
+four seeds at once against one, and --deterministic against the default. Each is a
+process, which is killed with its children when its time is over; what it measured until
+then is kept. After each part OUT/gpu_day.json and OUT/gpu_day.md are rewritten; OUT/gpu_day.log
+has the programs' output, and OUT/work the runs.
 
 No network is needed. CIFAR-10 comes from .npz files with `images` and `labels`,
 train*.npz and test*.npz, the parts of a split in the order of their names. From a
@@ -195,7 +195,7 @@ def carry_out(
 
 def environment(cfg: GpuDay, part: str, work: Path) -> dict[str, str]:
     """That of a part: caches of its own, and room for others on the GPU."""
-    # A CPU beside the GPU is for smoke alone: JAX would take it where a GPU fails.
+    # Only smoke may use the CPU as well: JAX would fall back to it if the GPU fails.
     platforms = {cfg.platform: None, **({"cpu": None} if part == "smoke" else {})}
     found = {
         **os.environ,

@@ -26,9 +26,9 @@ from resnet_jax.errors import ConfigError, DataError, UserError, first_line
 from resnet_jax.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parent.parent
-# Of float32 with the highest precision. XLA's other kernels on a CPU came within a
-# seventh of these; a wrong one is off by percents. Muon is left out, for it makes
-# rounding as large as all else (0.2 after three steps): `fast` shows whether it learns.
+# For float32 with the highest precision. Other kernels of XLA on a CPU came within a
+# seventh of these; a wrong one is off by percents. Muon is left out, because it
+# enlarges rounding errors (0.2 after three steps): `fast` shows whether it learns.
 LOSS_TOLERANCE, PARAMETERS_TOLERANCE = 5e-4, 5e-3
 BATCH_SIZES = {"resnet50": 256, "resnet18": 1024, "resnet20": 2048, "resnet8": 8}
 GOAL = 0.94
@@ -68,7 +68,7 @@ class Day:
 
 
 def smoke(day: Day) -> None:
-    """The checks of `resnet-jax doctor`, and steps on the device beside a CPU's."""
+    """Runs the checks of `resnet-jax doctor`, and compares steps with a CPU's."""
     import jax
 
     from resnet_jax.commands import doctor
@@ -99,7 +99,9 @@ def smoke(day: Day) -> None:
         figures = {"loss apart": loss, "parameters apart": moved, "loss": losses[0][-1]}
         limits = f"{LOSS_TOLERANCE:g} and {PARAMETERS_TOLERANCE:g}"
         day.tell(
-            f"3 steps of {name}, beside a CPU's", figures, verdict(is_right, limits)
+            f"3 steps of {name}, compared with a CPU's",
+            figures,
+            verdict(is_right, limits),
         )
     for name, cfg in networks.items():
         found, values = few_steps(day, cfg, "bfloat16", device)
@@ -148,7 +150,7 @@ def few_steps(
 
 
 def speed(day: Day, model: str) -> None:
-    """Training steps of `model` beside PyTorch's, with both of its best modes."""
+    """Times training steps of `model` against PyTorch's two fastest modes."""
     missing = [name for name in ("torch", "torchvision") if not util.find_spec(name)]
     reason = f"PyTorch's skipped: no {' and '.join(missing)} here" if missing else ""
     modes: tuple[throughput.TorchMode, ...] = ("channels_last", "compile")
@@ -227,7 +229,7 @@ def fast(day: Day) -> None:
 
 
 def seeds(day: Day) -> None:
-    """Four networks in one program (two in a rehearsal) beside one alone."""
+    """Times four networks in one program (two in a rehearsal) against one."""
     count = 2 if day.tiny else 4
     one = last_epochs(baseline(day), "seconds")
     records = train(day, "seeds", 2 if day.tiny else 3, "--num-seeds", str(count))
@@ -237,11 +239,11 @@ def seeds(day: Day) -> None:
         f"epoch of {count} s": all_of_them,
         "epoch of 1 s": one,
     }
-    day.tell(f"{count} seeds beside 1", figures, f"{count} would be no gain")
+    day.tell(f"{count} seeds against 1", figures, f"{count} would be no gain")
 
 
 def deterministic(day: Day) -> None:
-    """Training with --deterministic beside without."""
+    """Times training with --deterministic against training without it."""
     free = last_epochs(baseline(day), "images_per_second")
     records = train(day, "deterministic", 2 if day.tiny else 3, "--deterministic")
     bound = last_epochs(records, "images_per_second")
@@ -317,7 +319,7 @@ def read_npz(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
         try:
             with np.load(path, allow_pickle=False) as found:
                 parts.append((found["images"], found["labels"].astype(np.int32)))
-        except Exception as error:  # NumPy and zipfile raise of every kind
+        except Exception as error:  # NumPy and zipfile raise many types
             raise DataError(f"{path} cannot be read ({first_line(error)})") from None
     images, labels = (np.concatenate(each) for each in zip(*parts, strict=True))
     return images, labels

@@ -1,15 +1,15 @@
-"""Images a second that training is fed with, beside PyTorch's DataLoader.
+"""Throughput of the input pipeline, compared with PyTorch's DataLoader.
 
     python -m benchmarks.jpegs photos --photos --train 5000 --test 500
     resnet-jax prepare folder photos photos-256
     python -m benchmarks.input photos --shards photos-256
 
-Each contestant decodes and crops (RandomResizedCrop) batches of 128 with as many worker
-processes, one contestant after the other in each round; what a worker does
-before its first batches is not counted. PyTorch's gives float32 tensors, flipped and
-normalized; ours uint8 arrays, which the training step flips and normalizes.
-Besides, what a single thread takes for the parts of an image decoded at its full scale,
-and the most memory that a contestant's processes held together.
+All contestants decode and crop (RandomResizedCrop) batches of 128 with the same number
+of worker processes, one after the other in each round; the start of the workers is not
+counted. PyTorch's batches are float32 tensors, flipped and normalized; ours are uint8
+arrays, which the training step flips and normalizes. Also measured are the time of one
+thread to decode an image at full scale and to crop it, and the peak memory of each
+contestant's processes.
 """
 
 import json
@@ -40,9 +40,9 @@ class Input:
     batch_size: int = 128
     """Images of a batch."""
     batches: int = 20
-    """Of each contestant in each round, after some that are not counted."""
+    """Batches of each contestant in each round, after some that are not counted."""
     rounds: int = 3
-    """How often each has its turn."""
+    """Measurements of each contestant."""
     size: int = 224
     """Side of the crops."""
     output: Path | None = None
@@ -107,7 +107,9 @@ def _spread(values: list[float], form: str) -> str:
 def measure(cfg: Input, begin: Callable[[], Iterator[Any]]) -> tuple[float, float]:
     """(images a second, the most MB that this process and its workers held)."""
     reader = begin()
-    for _ in range(4 * max(cfg.workers, 1)):  # what was got ahead while workers began
+    for _ in range(
+        4 * max(cfg.workers, 1)
+    ):  # batches prefetched while the workers started
         next(reader)
     begun = time.perf_counter()
     held = 0.0

@@ -32,7 +32,7 @@ class Jpegs:
 
     out: Positional[Path]
     side: int = 96
-    """Of each image, enlarged bicubically."""
+    """Side of the images, which are enlarged bicubically."""
     photos: bool = False
     """500x375 instead, each of 108 images of its class."""
     train: int = 8000

@@ -16,7 +16,7 @@ from tyro.conf import Positional
 
 @dataclass(frozen=True)
 class Published:
-    """The file, and what it is of."""
+    """The weights file."""
 
     model: Positional[str]
     """Name of the network."""

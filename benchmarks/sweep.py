@@ -42,9 +42,9 @@ class Sweep:
     grid: tuple[str, ...] = ()
     """FIELD=VALUE,VALUE,...: fields of a recipe, in all combinations."""
     each: tuple[str, ...] = ()
-    """FIELD=VALUE,...: one at a time, beside the recipe as it is."""
+    """FIELD=VALUE,...: one change at a time, compared with the unchanged recipe."""
     set: tuple[str, ...] = ()
-    """FIELD=VALUE: of all runs."""
+    """FIELD=VALUE: for all runs."""
     seeds: int = 1
     """Runs of each, of as many seeds."""
     validation_split: float = 0.1

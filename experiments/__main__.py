@@ -5,7 +5,7 @@
     python -m experiments batchnorm      what BatchNorm is good for
 
 Each trains its variants on CIFAR-10, or goes on where it was stopped, and writes
-index.html and its pictures into its --workdir.
+index.html and its plots into its --workdir.
 """
 
 import tyro

@@ -22,7 +22,7 @@ _KEYS = ("gradient", "gradient norm"), ("update_ratio", "update / weight")
 class Gradients(Experiment):
     """How the gradient reaches the first layers: several depths, with and without
     shortcuts and BatchNorm, both initialisations, before training and after some steps
-    of SGD; and a run that has converged beside one that has vanished."""
+    of SGD; and a run that has converged, compared with one that has vanished."""
 
     depths: tuple[int, ...] = (8, 20, 56, 110)
     """Depths of He et al.'s networks for CIFAR-10."""

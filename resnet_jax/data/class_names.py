@@ -51,8 +51,8 @@ def find(data_dir: Path, named: Path | None, folders: Sequence[str]) -> tuple[st
 def read(path: Path, folders: Sequence[str]) -> dict[str, str]:
     """Reads {folder: name} from lines "folder name"; other folders are ignored.
 
-    A tab may separate them. Of several names separated by commas, as in ImageNet's
-    LOC_synset_mapping.txt, the first is used. A line with only a folder keeps its name.
+    A tab may separate them. The first of several names separated by commas is used, as
+    in ImageNet's LOC_synset_mapping.txt. A line with only a folder keeps its name.
 
     Raises:
       DataError: it cannot be read, or gives a folder two names.

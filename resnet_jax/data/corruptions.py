@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SEVERITIES = (1, 2, 3, 4, 5)
-# Of images [N, H, W, C] uint8, a severity, and a seed; see corrupt.
+# Maps images [N, H, W, C] uint8, a severity and a seed to images; see corrupt.
 Corruption = Callable[[np.ndarray, int, int, int], np.ndarray]
-_SIDE = 32  # CIFAR-10's, which the parameters are for
+_SIDE = 32  # of CIFAR-10's images, for which the parameters are made
 _CHUNK = 256  # images at a time: floats take more room than bytes
 
 

@@ -34,7 +34,7 @@ def read_batches(
     def read(path: Path) -> np.ndarray | str:
         try:
             return pillow.read_image(path, size=size, channels=channels, **how)
-        except Exception as error:  # Pillow's readers raise of every kind
+        except Exception as error:  # Pillow's readers raise many types
             return first_line(error)
 
     def collect(part: Sequence[Path], found: list[np.ndarray | str]) -> Decoded:

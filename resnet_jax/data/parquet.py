@@ -157,7 +157,7 @@ def to_official_order(arrays: Arrays, published: Published) -> Arrays:
     """Returns `arrays` with the five official training files in their order.
 
     The Hub's copy has these files one after the other, but in the order in which they
-    happened to be in the archive. Of the 120 orders of their labels, only one has the
+    happened to be in the archive. Only one of the 120 orders of their labels has the
     published sha256. If none has, or the images differ, `arrays` is returned unchanged.
     """
     images, labels = arrays.train

@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL import Image
 
-_MAX_PIXELS = 2**26  # of a resized image; a crop of 4096 with .5 beside it has these
+_MAX_PIXELS = 2**26  # of a resized image; image_size 4096 with crop_pct .5 has as many
 
 
 def read_image(path: Path, **how: Any) -> np.ndarray:

@@ -71,7 +71,7 @@ class Images:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(N, H, W, C)."""
+        """Shape (N, H, W, C)."""
         return len(self.indices), *self.image_shape
 
     @property
@@ -81,7 +81,7 @@ class Images:
 
     @property
     def train_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) in training."""
+        """Shape (H, W, C) in training."""
         return self.image_shape if self.draw is None else self.draw.image_shape
 
     def drawn(self, epoch: int, turns: np.ndarray) -> np.ndarray:

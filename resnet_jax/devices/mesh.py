@@ -138,7 +138,7 @@ def local_statistics(
         params = jax.lax.pcast(params, AXIS, to="varying")
         own_key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
         loss, (logits, moved) = loss_fn(params, batch_stats, images, targets, own_key)
-        # Not of the gradients, which are summed over devices already. Of the changes,
+        # Not of gradients, which are summed over devices already, but of the changes,
         # so that statistics that stay do so to the bit.
         moves = jax.tree.map(jnp.subtract, moved, batch_stats)
         moved = jax.tree.map(jnp.add, batch_stats, jax.lax.pmean(moves, AXIS))

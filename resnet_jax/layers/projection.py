@@ -1,7 +1,7 @@
 """BatchNorm of a 1x1 convolution, whose gradient on TPUs does not need its output.
 
 With x = inputs @ kernel, the gradient with respect to x is gain * dy + along * x +
-beside, with one value of each per channel. So it is a product of small matrices,
+offset, with one value of each per channel. So it is a product of small matrices,
 
     dx @ kernel.T = dy @ (gain * kernel).T + inputs @ (along * kernel) @ kernel.T + ...
     inputs.T @ dx = gain * inputs.T @ dy + along * (inputs.T @ inputs) @ kernel + ...
@@ -105,10 +105,10 @@ def by_factors(*args: jax.Array) -> tuple[jax.Array, ...]:
     d_scale = inverse * ((wide * product).sum(0) - mean * d_bias)
     gain = scale.astype(dy.dtype) * inverse
     along = -gain * inverse * d_scale / count
-    beside = -gain * d_bias / count - along * mean
+    offset = -gain * d_bias / count - along * mean
     moved = wide * along[None]
-    d_kernel = product * gain[None] + gram @ moved + jnp.outer(total, beside)
-    by_dy = dy * gain[None, None, None] + beside[None, None, None]
+    d_kernel = product * gain[None] + gram @ moved + jnp.outer(total, offset)
+    by_dy = dy * gain[None, None, None] + offset[None, None, None]
     d_inputs = _by_pixel(by_dy.astype(inputs.dtype), wide.T)
     d_inputs += _by_pixel(inputs, moved @ wide.T)
     return (

@@ -262,8 +262,8 @@ def check_halved_thrice(name: str, x: jax.Array) -> None:
     """Raises ConfigError if images x are too small for the network `name`."""
     if min(x.shape[1:3]) < 8:
         raise ConfigError(
-            f"{name} halves pictures thrice: {x.shape[1]}x{x.shape[2]} is too small, "
-            "8x8 the least"
+            f"{name} halves images three times: {x.shape[1]}x{x.shape[2]} is too "
+            "small, 8x8 the minimum"
         )
 
 

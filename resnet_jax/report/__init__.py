@@ -1,4 +1,4 @@
-"""A run as pages, pictures and figures."""
+"""Pages, figures and metrics of a run."""
 
 import lazy_loader
 

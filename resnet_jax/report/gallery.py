@@ -13,7 +13,7 @@ _MOST_NAMED = 60  # classes with a bar and a name of their own
 def plot_counts(
     counts: np.ndarray, names: Sequence[str], splits: Sequence[str], path: Path
 ) -> None:
-    """counts [C, splits] of images as bars; of many classes in falling order, unnamed.
+    """Draws counts [C, splits] of images as bars, or as curves for many classes.
 
     The first split decides the order.
     """
@@ -56,7 +56,7 @@ def plot_counts(
 def plot_samples(
     images: np.ndarray, augmented: np.ndarray, names: Sequence[str], path: Path
 ) -> None:
-    """A row for each class: its images, and the same after augmentation.
+    """Draws a row for each class: its images, and the same after augmentation.
 
     Args:
       images, augmented: uint8 [N, H, W, 3].

@@ -149,7 +149,7 @@ def _save_saliency(
 def _make_probabilities(
     subject: Subject, preprocess: Any
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Of images [N, H, W, C], their probabilities [N, classes].
+    """Returns a function from images [N, H, W, C] to probabilities [N, classes].
 
     Batches are padded to a power of two, so that few programs are compiled.
     """

@@ -64,7 +64,7 @@ def write_predictions(
 def _probabilities(
     subject: Subject, preprocess: Preprocess, loader: Loader
 ) -> np.ndarray:
-    """[N, C] of the test split, the means over the seeds if there are several."""
+    """Returns [N, C] of the test split, means over the seeds if there are several."""
     test, state, num_seeds = (
         loader.splits.test,
         subject.state,

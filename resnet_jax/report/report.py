@@ -137,7 +137,7 @@ def _calibration(picture: Any, found: Mapping[str, Any]) -> list[Content]:
     ece = found["ece"]
     alt = f"Reliability diagram, ECE {100 * ece:.2f} %"
     return [
-        "Of the images predicted with a confidence of 80 %, 80 % should be right. The "
+        "80 % of the images predicted with a confidence of 80 % should be right. The "
         "expected calibration error (ECE) is the mean distance from that, over 15 bins "
         "of confidence.",
         picture("reliability", alt, figures.plot_reliability, found["bins"], ece),

@@ -1,4 +1,4 @@
-"""How accurate a network stays on corrupted test images, as a table and as pictures."""
+"""Accuracy of a network on corrupted test images, as a table and figures."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -95,12 +95,12 @@ def text(found: Found) -> str:
 def contents(
     picture: Callable[..., Content], found: Found, images: np.ndarray
 ) -> list[Content]:
-    """The part of a report: a paragraph, the table, and two pictures.
+    """Returns the section of a report: a paragraph, the table, and two figures.
 
     Args:
-      picture: makes a picture of a name, what it shows, a function that draws it to
-        its path, and the arguments of that.
-      images: [1, H, W, C] uint8, of which the corruptions are shown.
+      picture: makes a figure from a name, an alt text, a function that draws it to a
+        path, and the arguments of that.
+      images: [1, H, W, C] uint8, to show the corruptions of.
     """
     header, rows = _cells(found)
     mean, clean = 100 * found["mean_accuracy"], 100 * found["clean"]

@@ -27,7 +27,7 @@ def count_rows(surveys: Sequence[Survey], names: Sequence[str]) -> list[list[str
 
 
 def size_rows(surveys: Sequence[Survey]) -> list[list[str]]:
-    """min, median and max of width and height over all images."""
+    """Returns rows of minimum, median and maximum of width and height."""
     shapes = np.concatenate([survey.shapes for survey in surveys])
     if not len(shapes):
         return []

@@ -17,7 +17,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def score(
     probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
 ) -> dict[str, Any]:
-    """Accuracy, NLL, ECE, the confusion matrix, and figures by class.
+    """Returns accuracy, NLL, ECE, the confusion matrix, and metrics by class.
 
     Args:
       probabilities: [N, C], rows sum to 1.
@@ -80,7 +80,7 @@ def top_k_accuracy(probabilities: np.ndarray, labels: np.ndarray, k: int) -> flo
 def calibration(
     confidences: np.ndarray, correct: np.ndarray, num_bins: int = 15
 ) -> tuple[float, list[dict[str, float]]]:
-    """The expected calibration error, and the bins that have pictures.
+    """Returns the expected calibration error, and the bins that have images.
 
     Bins of equal width over (0, 1] (Guo et al. 2017, section 2); each has its low and
     high end, its count, and the means of confidence and of correctness.

@@ -109,7 +109,7 @@ class Checkpoints:
         return found, manifest
 
     def _changes(self, then: dict[str, str]) -> str:
-        """ "jax 0.10.2 -> 0.12.0, devices 4 -> 1", of all that changed."""
+        """Describes what changed, as in "jax 0.10.2 -> 0.12.0, devices 4 -> 1"."""
         return ", ".join(
             f"{name} {then[name]} -> {now}"
             for name, now in self._decide_bits.items()

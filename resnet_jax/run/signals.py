@@ -68,8 +68,8 @@ class Signals:
     def _watch(self) -> None:
         """Ends the process at the second signal, even while the main thread compiles.
 
-        Python runs handlers between bytecode instructions, and a compilation is one. The
-        signal's number, however, is written to a socket at once.
+        Python runs handlers between bytecode instructions, and compiling is one. The
+        signal's number is, however, written to a socket at once.
         """
         reader, writer = socket.socketpair()
         writer.setblocking(False)

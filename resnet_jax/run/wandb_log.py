@@ -107,6 +107,6 @@ class WandbLog:
     def _safely(self, function: Callable[[], Any]) -> None:
         try:
             function()
-        except Exception as error:  # wandb raises of every kind
+        except Exception as error:  # wandb raises many types
             self._run = None
             log.warning("wandb: %s; the run goes on without it", first_line(error))

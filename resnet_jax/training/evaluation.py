@@ -19,7 +19,7 @@ from resnet_jax.models import folding
 from resnet_jax.training import metrics
 from resnet_jax.training.state import Batch, Each, TrainState
 
-# Of x [B, H, W, C], some [B, H, W, C] and the weight that each has in the mean.
+# Maps x [B, H, W, C] to some views [B, H, W, C] with their weights in the mean.
 Views = Callable[[jax.Array], list[tuple[float, jax.Array]]]
 
 

@@ -54,7 +54,7 @@ def read_described(directory: str | Path) -> Described:
     """Returns the description of weights in timm's or transformers' JSON.
 
     timm's is config.json with an "architecture"; transformers' has "model_type", and
-    preprocessor_config.json beside it for the images.
+    preprocessor_config.json for the images.
 
     Raises:
       DataError: config.json is missing, or one of the files is not what they write.

@@ -17,7 +17,7 @@ from resnet_jax.files import file_digest
 log = logging.getLogger(__name__)
 
 PREFIX = "hf-hub:"
-# Beside the weights: what describes them.
+# Descriptions of the weights.
 _DESCRIPTIONS = ("config.json", "preprocessor_config.json")
 # Files of training tools in the same formats.
 _NOT_WEIGHTS = re.compile(

@@ -86,8 +86,8 @@ def find(content: Any, shapes: Shapes, head: str | None) -> list[Match]:
       head: its last layer, which may be missing or have another name.
 
     Returns:
-      Matches, misshapen ones only if there are no others. Of places with equal values,
-      only the first.
+      Matches, misshapen ones only if there are no others. Only the first of places with
+      equal values.
     """
     own = (f"{head}.weight", f"{head}.bias")
     backbone = {name: shape for name, shape in shapes.items() if name not in own}

@@ -21,12 +21,12 @@ def _torchvision(name: str) -> str:
 
 
 def _pytorch_cifar(name: str) -> str:
-    """kuangliu's, akamaster's: https://github.com/kuangliu/pytorch-cifar"""
+    """Names of kuangliu and akamaster: https://github.com/kuangliu/pytorch-cifar"""
     return name.replace(".downsample.", ".shortcut.")
 
 
 def _pytorch_cifar100(name: str) -> str:
-    """weiaicunzai's: https://github.com/weiaicunzai/pytorch-cifar100"""
+    """Names of weiaicunzai: https://github.com/weiaicunzai/pytorch-cifar100"""
     name = re.sub(r"^conv1\.", "conv1.0.", name)
     name = re.sub(r"^bn1\.", "conv1.1.", name)
 
@@ -63,7 +63,7 @@ def _transformers(name: str) -> str:
 
 
 def _wide_resnet(name: str) -> str:
-    """xternalz': https://github.com/xternalz/WideResNet-pytorch"""
+    """Names of xternalz: https://github.com/xternalz/WideResNet-pytorch"""
     name = re.sub(r"^bn\.", "bn1.", name)
     name = re.sub(r"^layer(\d)\.", r"block\1.layer.", name)
     return name.replace(".downsample.", ".convShortcut.")
@@ -92,7 +92,7 @@ TABLES: Mapping[str, Table] = {
     "nn.Sequential": _sequential(3),
 }
 
-# Of those, the ones whose networks are trained on CIFAR.
+# Those of networks that are trained on CIFAR.
 OF_CIFAR = ("pytorch-cifar", "pytorch-cifar100", "WideResNet-pytorch")
 
 

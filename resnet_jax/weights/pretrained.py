@@ -68,7 +68,7 @@ def load_pretrained(
         ImageNet, with "-v2" for its IMAGENET1K_V2; resnet20-cifar10, which comes with
         this package; "hf-hub:OWNER/NAME" for the Hugging Face Hub's; or a folder that
         `export`, timm or transformers wrote.
-      num_classes: if it differs from the network's own, the last layer is drawn anew.
+      num_classes: if it differs from the network's own, the last layer is new.
       key: random key for that; None is jax.random.key(0).
 
     Raises:

@@ -221,7 +221,7 @@ def _read_index(path: Path) -> dict[str, np.ndarray]:
         names = sorted(set(parts.values()))
         plain = (Path(name).name == name for name in names)
         if not names or not all(plain) or any(n.endswith(".json") for n in names):
-            raise ValueError("it names no files beside it")
+            raise ValueError("it names no files next to it")
     except (ValueError, KeyError, TypeError, AttributeError):
         raise DataError(
             f"{path} is JSON, but no index of weights: name the .safetensors or .pth "
@@ -230,7 +230,7 @@ def _read_index(path: Path) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     for name in names:
         if not (path.parent / name).is_file():
-            raise DataError(f"{path} needs {name}, which does not lie beside it")
+            raise DataError(f"{path} needs {name}, which is not next to it")
         found |= _read_file(path.parent / name)
     if missing := sorted(parts.keys() - found.keys()):
         raise DataError(f"{path} names {missing[0]}, which {parts[missing[0]]} has not")

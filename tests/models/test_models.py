@@ -477,7 +477,7 @@ def test_options_of_other_networks_are_refused(name, options, message):
 
 def test_an_image_too_small_for_resnet9_is_refused(key):
     model = resnet_jax.create_model("resnet9", num_classes=10, width=4)
-    with pytest.raises(ConfigError, match="resnet9 halves pictures thrice: 7x8"):
+    with pytest.raises(ConfigError, match="resnet9 halves images three times: 7x8"):
         model.init(key, jnp.zeros((1, 7, 8, 3)), train=False)
 
 
