@@ -99,7 +99,9 @@ class Accelerators:
             if path is not None and not path.parent.is_dir():
                 raise ConfigError(f"{name} {path}: there is no folder {path.parent}")
         if HERE in self.targets and len(self.targets) > 1:
-            raise ConfigError("`here` goes alone: the others hide the device")
+            raise ConfigError(
+                "give `here` without other targets, which hide the device"
+            )
 
 
 class Task(NamedTuple):

@@ -80,7 +80,7 @@ CHIPS = {
 
 
 def parse(target: str) -> tuple[Chip, str]:
-    """(chip, topology) of "v5e:4x4", "h100:8", or a chip's name alone.
+    """Returns (chip, topology) of "v5e:4x4", "h100:8" or only a chip's name.
 
     Raises:
       ConfigError: an unknown chip.

@@ -34,7 +34,7 @@ class Task:
     """What one process does."""
 
     program: str  # OURS, or how PyTorch runs: eager, channels_last, compile, ...
-    kind: str  # train | infer: steps on one batch; epoch; describe: the machine alone
+    kind: str  # train | infer: steps on one batch; epoch; describe: only the machine
     model: str = ""
     batch_size: int = 0
     dtype: str = "float32"

@@ -1,4 +1,4 @@
-"""One run on 1, 2, 4 and 8 CPU devices, and on two processes of two: the same numbers?
+"""Compares a run on 1, 2, 4 and 8 CPU devices and on two processes of two.
 
     python -m benchmarks.devices --model hresnet --steps 20
 

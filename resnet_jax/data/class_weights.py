@@ -141,7 +141,7 @@ def weigh(augment: Augment, weights: np.ndarray, *, is_mixed: bool) -> Augment:
 
     Args:
       is_mixed: whether images are blended (mixup, cutmix), which makes targets
-        distributions. Those of label smoothing alone belong to one label each.
+        distributions. With only label smoothing, each belongs to one label.
     """
 
     def weighted(

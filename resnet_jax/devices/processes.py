@@ -88,7 +88,7 @@ def joined(cfg: DevicesConfig) -> Iterator[None]:
         raise ConfigError(
             f"this process cannot join others ({first_line(error)[:150]}): "
             "give --coordinator HOST:PORT --num-processes N --process-id I, or "
-            "--num-processes 1 to run alone"
+            "--num-processes 1 to run a single process"
         ) from None
     with contextlib.ExitStack() as stack:
         if not is_first():

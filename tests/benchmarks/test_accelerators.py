@@ -120,7 +120,7 @@ def test_targets():
         ({"targets": ("h1000",)}, "no chip 'h1000': one of v4, v5e"),
         ({"targets": ("h100:2x2",)}, "a number of GPUs after the colon"),
         ({"targets": ("h100:0",)}, "a number of GPUs after the colon"),
-        ({"targets": ("here", "h100")}, "`here` goes alone"),
+        ({"targets": ("here", "h100")}, "give `here` without"),
         ({"recipes": ("slow",)}, "no recipe 'slow': one of digits"),
         ({"batch_per_chip": 0}, "batch_per_chip 0: at least 1"),
     ],
