@@ -157,7 +157,7 @@ def for_training(data: DataConfig, cfg: AugmentConfig) -> DataConfig:
       ConfigError: an option does nothing for this data set.
     """
     is_cropped, is_drawn = sources.is_cropped(data), cfg.is_on_host
-    # Names that are none are refused by describe.
+    # describe refuses unknown names.
     if data.dataset in sources.SOURCES or data.dataset.startswith("tfds:"):
         resizing.check(data, is_cropped=is_cropped, is_drawn=is_drawn)
     is_streamed = data.stream or (is_drawn and is_cropped)

@@ -60,7 +60,7 @@ def check_agrees(
     """Returns the larger difference of `run`'s logits of images, at two batch sizes.
 
     Args:
-      run: of images [batch, ...], logits [batch, num_classes].
+      run: maps images [batch, ...] to logits [batch, num_classes].
       expected: the logits of all images.
       what, hint: what differs, and what to do.
 

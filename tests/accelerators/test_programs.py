@@ -1,4 +1,4 @@
-"""What the accelerators' own compilers make of our steps; no device is needed.
+"""Compiles our steps with the accelerators' own compilers; no device is needed.
 
 pip install -e '.[tpu,cuda]' && pytest -m accelerator
 """

@@ -184,7 +184,7 @@ def test_a_run_resumed_with_it_goes_on_there(fake, digits_run):
 
 @pytest.fixture
 def real(monkeypatch):
-    """The package itself, which reads its environment anew."""
+    """The package itself, which reads its environment again."""
     wandb = pytest.importorskip("wandb", reason="pip install -e '.[wandb]' brings it")
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)

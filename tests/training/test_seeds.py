@@ -142,7 +142,7 @@ def test_a_run_of_seeds_resumes_to_the_bit(three, monkeypatch):
 
 @pytest.mark.process
 def test_several_steps_a_call_are_the_same(three, digits_run):
-    """An epoch has three: two together and one alone."""
+    """An epoch has three steps: two run together, then a single one."""
     _, run_dir, options = three
     _, called = digits_run(**options, seed=5, num_seeds=3, steps_per_call=2)
     states = state_of(run_dir, 6), state_of(called, 6)
