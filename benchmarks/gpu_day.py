@@ -7,9 +7,9 @@
 Parts: smoke (checks of the arithmetic, small networks' steps against a CPU's),
 throughput of three networks against PyTorch, the `fast` recipe to 94 % on CIFAR-10,
 four seeds at once against one, and --deterministic against the default. Each is a
-process, which is killed with its children when its time is over; what it measured until
-then is kept. After each part OUT/gpu_day.json and OUT/gpu_day.md are rewritten; OUT/gpu_day.log
-has the programs' output, and OUT/work the runs.
+process, which is killed with its children when its time is over; what it measured
+until then is kept. After each part OUT/gpu_day.json and OUT/gpu_day.md are rewritten;
+OUT/gpu_day.log has the programs' output, and OUT/work the runs.
 
 No network is needed. CIFAR-10 comes from .npz files with `images` and `labels`,
 train*.npz and test*.npz, the parts of a split in the order of their names. From a
