@@ -1,4 +1,4 @@
-"""What a step costs on an accelerator, by the accelerator's own compiler.
+"""Analyses steps compiled by an accelerator's own compiler.
 
     pip install -e '.[tpu,cuda]'
     python -m benchmarks.accelerators                     # resnet50 on v5e and H100
@@ -6,22 +6,22 @@
     python -m benchmarks.accelerators --recipes fast --kinds train --targets v5e:4x4
     python -m benchmarks.accelerators --targets here      # on a device, and timed
 
-No device is needed: libtpu and XLA's compiler for CUDA compile for chips that are not
-there. What they say of the program is real: the flops, bytes and memory of a chip, its
-collectives, kernels and convolutions. Nothing runs, so there are no seconds in it but
-the roofline's: the longer of bytes over bandwidth and flops over peak. `here` compiles
-for JAX's own devices, runs the same programs, and adds the measured time.
+No device is needed: libtpu and XLA's compiler for CUDA compile for absent chips. What
+they report about the program is real: flops, bytes and memory per chip, collectives,
+kernels and convolutions. Nothing runs, so the only time is the roofline's: the larger
+of bytes over bandwidth and flops over peak. `here` compiles for JAX's own devices, runs
+the same programs, and adds the measured time.
 
-"Bytes accessed" is the compiler's count, in which what a TPU fetches into the chip in
-advance counts twice and more. Those of main memory are read in the program's text: the
-operands and results that lie there, each once a kernel. The roofline is theirs, at the
-peak of bfloat16; a cache can beat it.
+"Bytes accessed" is the compiler's count, in which data that a TPU prefetches count more
+than once. Those of main memory are derived from the program's text: operands and
+results that are there, each once per kernel. The roofline uses these, at the peak of
+bfloat16; a cache can beat it.
 
 Contestants: ours; flax, the network of Flax's ImageNet example; flax-norm, our network
 with flax.linen.BatchNorm. All take our training step with SGD and momentum, on uint8
 images. A recipe is trained as train.py does, with its augmentation.
 
-The compiler for CUDA counts neither: there the bytes of main memory stand for both,
+The compiler for CUDA reports neither: there the bytes of main memory stand for both,
 and the flops are the model's own.
 """
 
@@ -51,7 +51,7 @@ HERE = "here"
 
 @dataclass(frozen=True)
 class Accelerators:
-    """What is compiled, and for what."""
+    """What to compile, and for which targets."""
 
     models: tuple[str, ...] = ("resnet50",)
     """Networks, as benchmarks.throughput trains them."""
@@ -115,7 +115,7 @@ class Task(NamedTuple):
 
 
 class Lowered(NamedTuple):
-    """A step, ready to be compiled, and what it takes."""
+    """A step, ready to be compiled, and its arguments."""
 
     stage: Any
     arguments: tuple[Any, ...]  # shapes, with their places
@@ -125,7 +125,7 @@ class Lowered(NamedTuple):
 
 @dataclass(frozen=True)
 class Reading:
-    """What is in a compiled program, of one chip."""
+    """The content of a compiled program, per chip."""
 
     target: str
     program: str
@@ -164,9 +164,9 @@ def tasks(cfg: Accelerators) -> Iterator[Task]:
 
 
 def lower(task: Task, cfg: Accelerators, devices: Any, platform: str) -> Lowered | None:
-    """The step of a task, lowered for `devices`; None where there is no such network.
+    """Returns the step of a task, lowered for `devices`; None without such a network.
 
-    Nothing is computed: all arrays are shapes.
+    Nothing is computed; all arrays are shapes.
     """
     import jax
     import numpy as np
@@ -240,7 +240,7 @@ def lower(task: Task, cfg: Accelerators, devices: Any, platform: str) -> Lowered
 def described(
     task: Task, cfg: Accelerators
 ) -> tuple[Config, tuple[int, int, int], int]:
-    """(configuration, shape of the images, number of classes) of a task."""
+    """Returns (configuration, shape of the images, number of classes) of a task."""
     from benchmarks import contestants
     from resnet_jax.data import sources
 
@@ -262,7 +262,7 @@ def described(
 
 
 def contestant(task: Task, cfg: Config, ours: Any) -> Any:
-    """The network of a task, where there is one; `ours` for us."""
+    """Returns the network of a task, if there is one; `ours` for our contestant."""
     from benchmarks import peers
 
     if task.contestant == "flax":
@@ -272,7 +272,7 @@ def contestant(task: Task, cfg: Config, ours: Any) -> Any:
 
 
 def read(task: Task, cfg: Accelerators) -> Reading | None:
-    """Compiles the program of a task, and reads it."""
+    """Compiles the program of a task, and analyses it."""
     import jax
 
     from benchmarks.programs import Program
@@ -330,10 +330,10 @@ def read(task: Task, cfg: Accelerators) -> Reading | None:
 
 
 def chip_of(device: Any) -> chips.Chip:
-    """The chip that a device is.
+    """Returns the chip of a device.
 
     Raises:
-      ConfigError: one whose peaks are not known.
+      ConfigError: its peaks are not known.
     """
     for chip in chips.CHIPS.values():
         if device.device_kind in chip.kinds:
@@ -343,7 +343,7 @@ def chip_of(device: Any) -> chips.Chip:
 
 
 def measure(compiled: Any, lowered: Lowered, cfg: Accelerators) -> float:
-    """Milliseconds of a step, the median of those that fill cfg.seconds."""
+    """Returns the milliseconds of a step, the median over cfg.seconds."""
     import statistics
 
     import jax

@@ -1,18 +1,18 @@
-"""Small trainings, disturbed until they end, and compared with ones left alone.
+"""Disturbs small training runs until they end, and compares them with undisturbed ones.
 
     python -m benchmarks.chaos                        # 200 faults, about half an hour
     python -m benchmarks.chaos --faults 20 --seed 1
 
 Faults: SIGKILL, SIGTERM, SIGINT and two signals at a random moment, half of them while
 steps and saves go on; a full disk (a small tmpfs, which mounting needs root for), that
-is emptied after a while or only after the run has given up; a store that reports one
+is emptied after a while or only after the run has given up; a storage that reports a
 save as done and keeps nothing of it, or no index; standard streams that are full, are
 closed, or lose their reader at a random moment; and, between two processes, a file of
-the newest checkpoint cut short, with one bit turned over, or removed. After each the
-same command goes on. At its end a run must have the metrics and the arrays, to the bit,
-of one that nothing happened to; else it is lost, and so it is if a process ends with an
-exit code that docs/reliability.md does not give for what happened to it, says nothing
-of a save that was not kept, or has removed the checkpoint before that.
+the newest checkpoint that is truncated, has one bit flipped, or is removed. After each
+fault the same command resumes. At the end, a run must have the metrics and arrays of an
+undisturbed one, to the bit; otherwise it counts as lost. It is also lost if a process
+ends with an exit code that docs/reliability.md does not give for the fault, does not
+report a save that was not kept, or has removed the checkpoint before it.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DISK = 24  # MB; a run needs a tenth of it
 FILLER = "filler"  # the file that takes all of its room
 TIMES = {"seconds", "images_per_second", "compile_seconds", "startup_seconds"}
-# Each is 2 epochs of 12 steps with a save at every second, with something of its own.
+# Each has 2 epochs of 12 steps, a save every second step, and options of its own.
 COMMON = (
     *("digits", "--model", "resnet8", "--epochs", "2", "--batch-size", "32"),
     *("--max-train-samples", "380", "--max-test-samples", "60"),
@@ -65,7 +65,7 @@ SAVES = 8  # a store fails at one of so many of a process; a whole run has 12
 
 @dataclass(frozen=True)
 class Chaos:
-    """How much of it, and where."""
+    """Options of the benchmark."""
 
     faults: int = 200
     """So many, over all kinds."""
@@ -77,7 +77,7 @@ class Chaos:
 
 @dataclass
 class Life:
-    """A run from its beginning to its end, whatever happens to it."""
+    """Trains a run to its end, with faults."""
 
     run_dir: Path
     variant: int
@@ -161,10 +161,10 @@ def start(
 
 
 def train_forgetting() -> None:
-    """train.py as a process of its own, on a store that forgets one save.
+    """Runs train.py in this process, on a storage that forgets one save.
 
-    Its arguments are the kind, how many saves come before, and those of train.py. It
-    waits for a save that another checkpoint is before, and tells of it on stderr.
+    Its arguments are the kind, the number of saves before, and those of train.py. It
+    waits for a save that is not the first, and reports it on stderr.
     """
     from resnet_jax.commands.hugepages import start_with_huge_pages
 
@@ -198,7 +198,7 @@ def train_forgetting() -> None:
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Its exit code, and what it said on stderr."""
+    """Returns the exit code of a process, and its stderr."""
     try:
         _, errors = process.communicate(timeout=300)
     except subprocess.TimeoutExpired:
@@ -214,7 +214,7 @@ def live(
     """Disturbs a run of about `seconds` one to five times, then lets it end.
 
     Args:
-      kinds: of what may happen to a process while it is at work.
+      kinds: the faults that may happen to a running process.
     """
     left = rng.randint(1, 5)
     while not life.problems:
@@ -241,14 +241,14 @@ def live(
             life.problems.append(f"exit {code}: {errors[-2000:]}")
         if code == 0 and not left:
             return
-        if code == 0:  # it ended before all could happen to it
+        if code == 0:  # it ended before all faults happened
             left = 0
 
 
 def disturb(
     process: subprocess.Popen[str], run_dir: Path, kind: str, rng: random.Random
 ) -> set[int]:
-    """Has something happen to a process; the exit codes that it may have, besides 0."""
+    """Disturbs a process; returns the exit codes that are allowed, other than 0."""
     if kind in DISKS:
         filler = fill(run_dir.parent)
         if kind == DISKS[0]:
@@ -266,7 +266,7 @@ def disturb(
         process.send_signal(signal.Signals[first])
         time.sleep(rng.uniform(0, 0.2))
         process.send_signal(signal.Signals[second])
-        # Before anything listens, and after all was done, they act as usual.
+        # Before a handler is set, and after the work is done, signals act as usual.
         return {75, 130, -signal.SIGTERM, -signal.SIGINT}
     process.send_signal(signal.Signals[kind])
     saved = set() if kind == "SIGKILL" else {75, 130}
@@ -274,7 +274,7 @@ def disturb(
 
 
 def unheeded(code: int, errors: str) -> list[str]:
-    """What is wrong with a process whose store forgot a save, and that went on."""
+    """Returns what is wrong with a process whose storage forgot a save."""
     _, _, after = errors.partition("chaos: ")
     silent = code in (0, 75) and after and "could not be saved" not in after
     return [
@@ -300,13 +300,13 @@ def wait(
 
 
 def steps(run_dir: Path) -> list[int]:
-    """The steps of the checkpoints that are whole."""
+    """Returns the steps of complete checkpoints."""
     names = [path.name for path in run_dir.glob("checkpoints/*")]
     return sorted(int(name) for name in names if name.isdecimal())
 
 
 def damage_newest(run_dir: Path, how: str, rng: random.Random) -> bool:
-    """Damages a file of the newest checkpoint, if there is another one besides."""
+    """Damages a file of the newest checkpoint, if there is an older one."""
     if len(steps(run_dir)) < 2:
         return False
     newest = run_dir / "checkpoints" / str(steps(run_dir)[-1])
@@ -324,7 +324,7 @@ def damage_newest(run_dir: Path, how: str, rng: random.Random) -> bool:
 
 @contextlib.contextmanager
 def small_disk(folder: Path) -> Iterator[Path | None]:
-    """A tmpfs of DISK megabytes; None where it cannot be mounted."""
+    """Mounts a tmpfs of DISK megabytes; returns None if it cannot be mounted."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}m", "tmpfs", str(folder)]
     try:
@@ -339,7 +339,7 @@ def small_disk(folder: Path) -> Iterator[Path | None]:
 
 
 def fill(disk: Path) -> Path:
-    """A file that leaves no room."""
+    """Writes a file that leaves no room."""
     path = disk / FILLER
     with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         for size in (2**20, 2**12):
@@ -350,7 +350,7 @@ def fill(disk: Path) -> Path:
 
 
 def outcome(run_dir: Path) -> dict[str, Any]:
-    """What must not differ: the lines of the logs without times, and the arrays."""
+    """Returns what must not differ: logs without times, and arrays."""
     from resnet_jax import models, training
     from resnet_jax.run import restore
 

@@ -1,4 +1,4 @@
-"""Accelerators that are not here, and their own compilers, which need none.
+"""Accelerators as compile targets, without a device.
 
 The peaks are dense bfloat16 products and the memory's bandwidth, from the makers' data
 sheets: cloud.google.com/tpu/docs (v4, v5e, v5p, v6e), and nvidia.com's of the A100 SXM
@@ -131,7 +131,7 @@ def devices(target: str) -> Any:
         name = name.replace("v5p", "v5")
     try:
         found = topologies.get_topology_desc(name, chip.platform, **options)
-    except Exception as error:  # JAX and its plugins have no type in common
+    except Exception as error:  # JAX and its plugins have no common type
         if not any(map(find_spec, _PLUGINS[chip.platform])):
             raise ConfigError(
                 f"nothing compiles for {target} here: pip install -e "

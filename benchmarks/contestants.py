@@ -31,7 +31,7 @@ Run = Callable[[int], int]  # so many steps (epochs), to their end; images seen
 
 @dataclass(frozen=True)
 class Task:
-    """What one process does."""
+    """The task of one process."""
 
     program: str  # OURS, or how PyTorch runs: eager, channels_last, compile, ...
     kind: str  # train | infer: steps on one batch; epoch; describe: only the machine
@@ -43,7 +43,7 @@ class Task:
 
     @property
     def matmul_size(self) -> int:
-        """The side of the product that stands for the machine's peak."""
+        """Returns the size of the matrix product that measures the machine's peak."""
         return 8192 if self.gpu else 2048
 
 
@@ -57,7 +57,7 @@ class Program(NamedTuple):
 
 
 def recipe(model: str) -> Config:
-    """The configuration that trains `model`: the tutorial's, else He et al.'s."""
+    """Returns the configuration that trains `model`: the tutorial's, or He et al.'s."""
     if model == "hresnet":
         return RECIPES[model][1]
     found = fields.replace(
@@ -80,7 +80,7 @@ def image_shape(cfg: Config) -> tuple[int, int, int]:
 
 
 def random_batch(cfg: Config, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(images, labels) of noise: uint8 [size, H, W, 3], int32 [size]."""
+    """Returns random (images uint8 [size, H, W, 3], labels int32 [size])."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (size, *image_shape(cfg)), np.uint8)
     return images, rng.integers(0, num_classes(cfg), size, np.int32)
@@ -97,14 +97,14 @@ def load(task: Task) -> tuple[np.ndarray, np.ndarray]:
 
 
 def num_threads() -> int:
-    """The cores that this process may use; JAX takes as many."""
+    """Returns the number of cores that this process, and so JAX, may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def peak_resident_bytes() -> int | None:
-    """The most memory that this process held; Linux says it."""
+    """Returns the peak memory of this process, on Linux."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     peaks = [1024 * int(x.split()[1]) for x in lines if x.startswith("VmHWM")]
@@ -152,10 +152,10 @@ def our_multiply(task: Task) -> Callable[[], Any]:
 def our_step(
     cfg: Config, model: Any, is_augmented: bool = False
 ) -> tuple[Any, Any, Any]:
-    """(train step, not compiled; state; key of the augmentation) of cfg's training.
+    """Returns (train step, not compiled; state; augmentation key) of cfg's training.
 
     Args:
-      is_augmented: whether the images are; they are normalized in any case.
+      is_augmented: whether to augment images; they are always normalized.
     """
     from resnet_jax import data, training
 
@@ -179,7 +179,7 @@ def compiled(
     steps_per_call: int | None = 1,
     is_augmented: bool = False,
 ) -> tuple[Callable[..., Any], Any, Any]:
-    """(step, state, loader) of cfg's training on `train`, on one device, compiled."""
+    """Returns (compiled step, state, loader) of cfg's training on one device."""
     from resnet_jax import data, devices, training
 
     train_step, state, key = our_step(cfg, model, is_augmented)
@@ -246,7 +246,7 @@ def our_inference(task: Task, cfg: Config, model: Any) -> Run:
 
 
 def our_epochs(task: Task, cfg: Config, model: Any) -> Run:
-    """Epochs as train.py goes through them: order, batches, augmentation, sums."""
+    """Trains epochs as train.py does: order, batches, augmentation, sums."""
     import jax
 
     from resnet_jax import data
@@ -357,7 +357,7 @@ def torch_optimizer(cfg: Config, model: Any) -> Any:
 
 @dataclass(frozen=True)
 class Images:
-    """What a DataLoader takes, as torchvision.datasets.CIFAR10 has it."""
+    """A data set for a DataLoader, like torchvision.datasets.CIFAR10."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -376,7 +376,7 @@ class Images:
 def torch_epochs(
     task: Task, cfg: Config, step: Callable[..., Any], **place: Any
 ) -> Run:
-    """Epochs as PyTorch's tutorials go through them: transforms and a DataLoader."""
+    """Trains epochs as PyTorch's tutorials do: transforms and a DataLoader."""
     import torch
     from torchvision import transforms as T
 
@@ -414,7 +414,7 @@ def torch_epochs(
 
 
 def describe(task: Task) -> dict[str, Any]:
-    """Versions and device, as this framework sees them."""
+    """Returns versions and device of a framework."""
     if task.program == OURS:
         import flax
         import jax
@@ -432,7 +432,7 @@ def describe(task: Task) -> dict[str, Any]:
 
 
 def gflops(task: Task, multiply: Callable[[], Any]) -> float:
-    """The rate of the best of five products; a first one compiles."""
+    """Returns the rate of the best of five products, after one to compile."""
     seconds = []
     for _ in range(6):
         begun = time.perf_counter()
@@ -479,7 +479,7 @@ def main() -> None:
 
     try:
         serve(Task(**json.loads(sys.argv[1])), answer)
-    except Exception as error:  # whatever a framework raises; the parent goes on
+    except Exception as error:  # any error of a framework; the parent continues
         reason = (str(error).strip() or "no reason given").splitlines()[0]
         answer({"error": f"{type(error).__name__}: {reason[:200]}"})
         sys.exit(1)

@@ -2,13 +2,13 @@
 
     python -m benchmarks.devices --model hresnet --steps 20
 
-Each layout is train.py in processes of its own, from one seed. Prints how far loss,
-parameters and BatchNorm statistics part from the first layout's, the largest difference
-over the largest value of the same kind, and how many test images evaluate.py counts
-on as many devices. Ends with 1 if one parts by more than --tolerance.
+Each layout is train.py in its own processes, from one seed. Prints how far loss,
+parameters and running statistics differ from the first layout's, as the largest
+difference over the largest value of the same kind, and how many test images evaluate.py
+counts on as many devices. Exits with 1 if a difference exceeds --tolerance.
 
---control adds a run of the first layout whose convolutions round otherwise: so far do
-runs of 32 bits part that differ in nothing else.
+--control adds a run of the first layout whose convolutions round differently, to show
+how far runs in float32 differ by rounding alone.
 """
 
 import json
@@ -60,7 +60,7 @@ class Devices:
 
 
 class Outcome(NamedTuple):
-    """What a layout came to."""
+    """The result of a layout."""
 
     values: dict[str, list[np.ndarray]]  # loss, parameters, statistics
     count: int  # test images that evaluate.py scored
@@ -99,13 +99,13 @@ def main(cfg: Devices) -> None:
 
 
 def sizes(layout: str) -> tuple[int, int]:
-    """(processes, devices of each) of a layout."""
+    """Returns (processes, devices of each) of a layout."""
     processes, devices = map(int, ("1x" + layout).split("x")[-2:])
     return processes, devices
 
 
 def train(cfg: Devices, layout: str, run_dir: Path, environ: Mapping[str, str]) -> None:
-    """Leaves the run of cfg.steps on `layout` in `run_dir`."""
+    """Trains cfg.steps on `layout` in `run_dir`."""
     processes, devices = sizes(layout)
     command = [sys.executable, "train.py", cfg.model, "--workdir", str(run_dir)]
     command += ["--max-steps", str(cfg.steps), "--batch-size", str(cfg.batch_size)]
@@ -130,7 +130,7 @@ def train(cfg: Devices, layout: str, run_dir: Path, environ: Mapping[str, str]) 
 
 
 def count(layout: str, run_dir: Path) -> int:
-    """Test images that evaluate.py scores on as many devices, in one process."""
+    """Returns the number of test images that evaluate.py scores on as many devices."""
     figures = run_dir / "figures.json"
     command = [sys.executable, "evaluate.py", str(run_dir), "--output", str(figures)]
     command += ["--platform", "cpu", "--devices", str(math.prod(sizes(layout)))]
@@ -141,7 +141,7 @@ def count(layout: str, run_dir: Path) -> int:
 
 
 def read(run_dir: Path) -> dict[str, list[np.ndarray]]:
-    """What the run in `run_dir` came to, by kind."""
+    """Returns the results of the run in `run_dir`, by kind."""
     import jax
 
     from resnet_jax import data, models, training
@@ -163,7 +163,7 @@ def read(run_dir: Path) -> dict[str, list[np.ndarray]]:
 
 
 def part(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
-    """The largest difference over the largest value."""
+    """Returns the largest difference over the largest value."""
     largest = max(np.abs(leaf).max() for leaf in theirs)
     differences = (np.abs(a - b).max() for a, b in zip(ours, theirs, strict=True))
     return float(max(differences) / largest)

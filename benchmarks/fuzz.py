@@ -1,4 +1,4 @@
-"""Every reader of files on damaged and hostile ones: our error, or a right answer.
+"""Feeds damaged and hostile files to every reader, which must raise or be right.
 
     python -m benchmarks.fuzz                          # 12,000 inputs, some minutes
     python -m benchmarks.fuzz --inputs 500 --seed 1
@@ -37,15 +37,15 @@ from typing import Any
 import numpy as np
 import tyro
 
-MEMORY = 2**30  # bytes, that the reading of one input may take
-SECONDS = 5.0  # for one input, on a machine that does something else as well
+MEMORY = 2**30  # bytes of memory for reading one input
+SECONDS = 5.0  # for one input, on a busy machine
 LENGTHS = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1)
 Mutate = Callable[[bytes, random.Random], bytes]
 
 
 @dataclass(frozen=True)
 class Fuzz:
-    """How much of it."""
+    """Options of the benchmark."""
 
     inputs: int = 12_000
     """So many, over all kinds."""
@@ -55,7 +55,7 @@ class Fuzz:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file: a sound one, how it is read, how it is mutated from within."""
+    """A kind of file: a valid one, its reader, and its structural mutation."""
 
     name: str
     sound: bytes
@@ -86,7 +86,7 @@ def main(cfg: Fuzz) -> None:
 
 
 def fuzz(index: int, count: int, *, seed: int) -> tuple[Counter[str], list[str], int]:
-    """(outcomes, failures, bytes of memory at most) of `count` inputs of a kind."""
+    """Returns (outcomes, failures, peak memory in bytes) of `count` inputs."""
     context = multiprocessing.get_context("spawn")
     outcomes: Counter[str] = Counter()
     failures: list[str] = []
@@ -118,7 +118,7 @@ def fuzz(index: int, count: int, *, seed: int) -> tuple[Counter[str], list[str],
 
 
 def mutated(kind: Kind, number: int, seed: int) -> bytes:
-    """The number-th input of a kind: a function of (kind, number, seed)."""
+    """Returns the number-th input of a kind, a function of (kind, number, seed)."""
     rng = random.Random(f"{seed} {kind.name} {number}")
     content = kind.sound
     if kind.within is not None and rng.random() < 0.6:
@@ -128,7 +128,7 @@ def mutated(kind: Kind, number: int, seed: int) -> bytes:
 
 
 def _work(index: int, first: int, count: int, seed: int, report: Any) -> None:
-    """Reads the inputs from the first-th on, and tells of each."""
+    """Reads the inputs from the first-th on, and reports each."""
     from resnet_jax.errors import UserError
 
     kind = make_kinds()[index]
@@ -169,13 +169,13 @@ def _work(index: int, first: int, count: int, seed: int, report: Any) -> None:
 
 
 def _memory(name: str) -> int:
-    """VmRSS, what this process has of memory in bytes, or VmHWM, the most it had."""
+    """Returns VmRSS, the memory of this process in bytes, or VmHWM, its peak."""
     status = Path("/proc/self/status").read_text().split()
     return int(status[status.index(f"{name}:") + 1]) * 1024
 
 
 def mutate(content: bytes, rng: random.Random) -> bytes:
-    """`content` with one to four of its bytes, or parts of it, changed."""
+    """Returns `content` with one to four of its bytes or parts changed."""
     data = bytearray(content)
     for _ in range(rng.randint(1, 4)):
         if not data:
@@ -204,7 +204,7 @@ def mutate(content: bytes, rng: random.Random) -> bytes:
 
 
 def mutate_json(content: bytes, rng: random.Random) -> bytes:
-    """`content`, JSON or lines of it, with one value or name changed for another."""
+    """Returns `content`, JSON or lines of it, with one value or name replaced."""
     lines = content.decode().splitlines() if content.count(b"\n") > 1 else []
     if lines and lines[0].endswith("}"):
         index = rng.randrange(len(lines))
@@ -242,7 +242,7 @@ def mutate_json(content: bytes, rng: random.Random) -> bytes:
 
 
 def _mutate_zip(content: bytes, rng: random.Random) -> bytes:
-    """torch.save's archive with another pickle or storage, and checksums that fit."""
+    """Returns torch.save's archive with another pickle or storage, validly summed."""
     target = io.BytesIO()
     with (
         zipfile.ZipFile(io.BytesIO(content)) as old,
@@ -268,7 +268,7 @@ def _mutate_safetensors(content: bytes, rng: random.Random) -> bytes:
 
 
 def make_kinds() -> list[Kind]:
-    """The sound files, made here, and how the commands read each."""
+    """Returns valid files, made here, and how the commands read each."""
     import logging
 
     from PIL import Image
@@ -441,7 +441,7 @@ def _torch_file(weights: dict[str, np.ndarray], *, legacy: bool) -> bytes:
 
 
 def _training(weights: dict[str, np.ndarray], *, legacy: bool = False) -> bytes:
-    """A checkpoint of a training, with what lies around weights."""
+    """Returns a training checkpoint with other entries around its weights."""
     import argparse
     import collections
 

@@ -61,7 +61,7 @@ class Day:
         return self.platform != "cpu"
 
     def tell(self, what: str, figures: dict[str, float], note: str = "") -> None:
-        """Writes the row of `what`, in the place of an earlier one."""
+        """Writes the row of `what`, replacing an earlier one."""
         finite = {k: v if math.isfinite(v) else None for k, v in figures.items()}
         self._rows[what] = {"what": what, "figures": finite, "note": note}
         files.write_json(self.file, list(self._rows.values()))
@@ -111,7 +111,7 @@ def smoke(day: Day) -> None:
 
 
 def networks_of(day: Day) -> dict[str, Config]:
-    """Small networks, each with an optimizer that does not multiply rounding."""
+    """Returns small networks, each with an optimizer that does not enlarge rounding."""
     sgd = {"optimizer": "sgd", "lr": 0.01, "weight_decay": 1e-4}
     first = {"resnet8, SGD": fields.replace(contestants.recipe("resnet8"), **sgd)}
     if day.tiny:
@@ -130,7 +130,7 @@ def verdict(is_right: bool, tolerance: str) -> str:
 def few_steps(
     day: Day, cfg: Config, dtype: str, device: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The losses of three steps from seed 0, and all parameters after them."""
+    """Returns the losses of three steps from seed 0, and all parameters after them."""
     import jax
 
     with jax.default_device(jax.devices("cpu")[0]):  # the same numbers for all
@@ -181,7 +181,7 @@ def speed(day: Day, model: str) -> None:
 
 
 def speeds(row: throughput.Row) -> dict[str, float]:
-    """The figures of a row of throughput.measure, as far as it is."""
+    """Returns the figures of a row of throughput.measure, as far as measured."""
     kinds = {"median": "ratio", "min": "least ratio", "max": "greatest ratio"}
     figures = {kinds[kind]: value for kind, value in row.get("ratio", {}).items()}
     units = {
@@ -197,7 +197,7 @@ def speeds(row: throughput.Row) -> dict[str, float]:
 
 
 def fast(day: Day) -> None:
-    """The `fast` recipe, wide, to its end; then with test-time augmentation."""
+    """Trains the wide `fast` recipe, and evaluates it with test-time augmentation."""
     begun = time.monotonic()
     records = train(day, "fast", 2 if day.tiny else 12)
     wall = time.monotonic() - begun
@@ -252,12 +252,12 @@ def deterministic(day: Day) -> None:
 
 
 def last_epochs(records: list[Record], name: str) -> float:
-    """The median of all epochs but the first."""
+    """Returns the median over all epochs but the first."""
     return float(statistics.median(record[name] for record in records[1:]))
 
 
 def baseline(day: Day) -> list[Record]:
-    """The lines of one seed: of the run of `fast`, if it had two, or of a new one."""
+    """Returns the records of one seed, from the run of `fast` or a new run."""
     for name in ("fast", "baseline"):
         records = files.read_jsonl(Path(day.work, "runs", name, "metrics.jsonl"))
         if len(records) > 1:
@@ -266,7 +266,7 @@ def baseline(day: Day) -> list[Record]:
 
 
 def train(day: Day, name: str, epochs: int, *more: str) -> list[Record]:
-    """The lines of metrics.jsonl that train.py leaves."""
+    """Returns the records of metrics.jsonl of a run of train.py."""
     run_dir = Path(day.work, "runs", name)
     where = ("--epochs", str(epochs), "--workdir", str(run_dir))
     given = (*FAST, *(TINY if day.tiny else WIDE), *images(day), *where)
@@ -281,7 +281,7 @@ def run(program: str, *arguments: str) -> None:
 
 
 def images(day: Day) -> tuple[str, ...]:
-    """The options of train.py that say which images.
+    """Returns the options of train.py that choose the images.
 
     A prepared directory whose arrays are in the cache is not read, and takes neither
     tensorflow-datasets nor the time to encode and decode 60,000 images.
@@ -313,7 +313,7 @@ def images(day: Day) -> tuple[str, ...]:
 
 
 def read_npz(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """(images, labels) of the files of a split, joined in the order of their names."""
+    """Returns (images, labels) of the files of a split, in the order of their names."""
     parts = []
     for path in sorted(folder.glob(f"{split}*.npz")):
         try:

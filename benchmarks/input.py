@@ -29,7 +29,7 @@ from tyro.conf import Positional
 
 @dataclass(frozen=True)
 class Input:
-    """What is measured."""
+    """Options of the benchmark."""
 
     folder: Positional[Path]
     """A folder of images, train/CLASS/* and test/CLASS/*."""
@@ -92,7 +92,7 @@ def main(cfg: Input) -> None:
 
 
 def in_a_process_of_its_own(name: str) -> tuple[float, float]:
-    """What measure gives of a contestant, who has only its own libraries in memory."""
+    """Returns measure's result for a contestant in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.input", *sys.argv[1:], "--only", name]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     rate, held = json.loads(done.stdout.splitlines()[-1])
@@ -105,7 +105,7 @@ def _spread(values: list[float], form: str) -> str:
 
 
 def measure(cfg: Input, begin: Callable[[], Iterator[Any]]) -> tuple[float, float]:
-    """(images a second, the most MB that this process and its workers held)."""
+    """Returns (images per second, peak MB of this process and its workers)."""
     reader = begin()
     for _ in range(
         4 * max(cfg.workers, 1)
@@ -125,7 +125,7 @@ def measure(cfg: Input, begin: Callable[[], Iterator[Any]]) -> tuple[float, floa
 
 
 def memory_of_all() -> float:
-    """MB that this process and those below it hold, shared pages divided (PSS)."""
+    """Returns the MB of this process and its children, by their shares (PSS)."""
     import os
 
     children: dict[int, list[int]] = {}
@@ -148,7 +148,7 @@ def memory_of_all() -> float:
 
 
 def torchs(cfg: Input, folder: Path) -> Iterator[Any]:
-    """torchvision's reference: ImageFolder and its V1 transforms."""
+    """Yields batches of torchvision's ImageFolder with its V1 transforms."""
     import torch
     from torchvision import datasets, transforms
 
@@ -174,7 +174,7 @@ def torchs(cfg: Input, folder: Path) -> Iterator[Any]:
 
 
 def ours(cfg: Input, folder: Path) -> Iterator[Any]:
-    """Batches of `resnet_jax.data.Loader`, as the recipe imagenet has them."""
+    """Yields batches of `resnet_jax.data.Loader`, as in the recipe imagenet."""
     from dataclasses import replace
 
     import jax
@@ -205,7 +205,7 @@ def ours(cfg: Input, folder: Path) -> Iterator[Any]:
 
 
 def parts_of(cfg: Input, folder: Path, num: int = 200) -> tuple[float, float]:
-    """Milliseconds that one thread decodes an image, and crops and resizes it."""
+    """Returns milliseconds of one thread to decode an image, and to crop it."""
     from PIL import Image
 
     from resnet_jax import data

@@ -1,12 +1,13 @@
-"""CIFAR-10's images as a folder of JPEGs: train/CLASS/*.jpg and test/CLASS/*.jpg.
+"""Writes CIFAR-10 as a folder of JPEGs: train/CLASS/*.jpg and test/CLASS/*.jpg.
 
     python -m benchmarks.jpegs OUT --side 96 --train 8000 --test 2000
     python -m benchmarks.jpegs OUT --side 96 --train 8000 --test 2000 --skew 10
     python -m benchmarks.jpegs OUT --photos --train 5000 --test 500
 
-With --photos each file has ImageNet's usual 500x375 pixels and about its usual size: a
-wall of 12 x 9 images of a class, enlarged. With --skew the first class keeps all of its
-training images, the last one a SKEW-th, those between a geometric share.
+With --photos each file has 500x375 pixels, as is usual in ImageNet, and about the usual
+size: a grid of 12 x 9 images of a class, enlarged. With --skew the first class keeps
+all of its training images, the last one 1/SKEW of them, and the others a geometric
+share.
 """
 
 import sys
@@ -74,7 +75,7 @@ def write(options: Jpegs, folder: Path, split: Dataset, num: int, skew: float) -
 
 
 def photograph(images: np.ndarray, index: int) -> np.ndarray:
-    """A wall of images that begins with the one at `index`."""
+    """Returns a grid of images that begins with the one at `index`."""
     across, down = WALL
     chosen = images[(index + np.arange(across * down)) % len(images)]
     rows = chosen.reshape(down, across, *images.shape[1:])

@@ -1,11 +1,11 @@
-"""Where a training step of ours spends its time on a CPU, by kind of operation.
+"""Profiles where a training step spends its time on a CPU, by kind of operation.
 
     python -m benchmarks.ops --model resnet20
 
-Runs XLA's profiler over some steps and adds up its operations by the layer that they
-are of. They may overlap, so that their sum is not the step's time. A matrix product of
-the machine's best rate, measured in the same process, says how long the multiply-adds
-of each kind of layer would take at that rate: the bound.
+Runs XLA's profiler over some steps and adds up its operations by layer. They may
+overlap, so that their sum is not the step's time. The bound is the time of the
+multiply-adds of each kind of layer at the rate of the fastest matrix product, measured
+in the same process.
 """
 
 import collections
@@ -22,7 +22,7 @@ import tyro
 
 @dataclass(frozen=True)
 class Ops:
-    """What is profiled."""
+    """Options of the benchmark."""
 
     model: str = "resnet20"
     """Name of the network, which is trained as benchmarks.throughput trains it."""
@@ -78,7 +78,7 @@ Spent = Mapping[tuple[str, str, str], float]  # (layer, part, operation): second
 
 
 def operations(folder: Path, program: str) -> Spent:
-    """The seconds of each operation of `program` in the trace that lies in `folder`."""
+    """Returns the seconds of each operation of `program` in the trace in `folder`."""
     import jax
 
     paths = dict(re.findall(r'%?([\w.\-]+) = .*?op_name="([^"]*)"', program))
@@ -98,7 +98,7 @@ def operations(folder: Path, program: str) -> Spent:
 
 
 def kind_of(path: str) -> str:
-    """The kind of layer that the path of an operation is of."""
+    """Returns the kind of layer of an operation's path."""
     for kind, pattern in (
         ("Conv", r"conv\d|downsample(\.0)?(/|$)"),
         ("BatchNorm", r"bn\d|downsample\.1"),
@@ -110,14 +110,14 @@ def kind_of(path: str) -> str:
 
 
 def part_of(path: str) -> str:
-    """What of a layer an operation computes."""
+    """Returns which part of a layer an operation computes."""
     if "kernel_gradient" in path:
         return "kernel gradient"
     return "backward" if "transpose(" in path else "forward"
 
 
 def table(spent: Spent, bounds: Mapping[str, float], cfg: Ops) -> str:
-    """Both as Markdown: milliseconds a step."""
+    """Returns both as Markdown, in milliseconds per step."""
     parts: dict[tuple[str, str], float] = collections.defaultdict(float)
     names: dict[tuple[str, str], float] = collections.defaultdict(float)
     for (kind, part, name), seconds in spent.items():

@@ -1,4 +1,4 @@
-"""Networks that ours is compared with, as Flax's users write them."""
+"""Networks to compare with, as Flax's users write them."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -18,7 +18,7 @@ class FlaxExample(nn.Module):
     """The ResNet of Flax's ImageNet example, by its description.
 
     flax.linen.BatchNorm (E[x^2] - E[x]^2, axis_name None) and Conv with "SAME" padding
-    but for the first; the last BatchNorm of a block begins with a scale of zero.
+    except for the first; the last BatchNorm of a block starts with a scale of zero.
     """
 
     stage_sizes: tuple[int, ...]
@@ -69,7 +69,7 @@ class FlaxExample(nn.Module):
 
 
 class WithFlaxNorm(ResNet):
-    """Our network, with flax.linen.BatchNorm in the place of ours."""
+    """Our network, with flax.linen.BatchNorm instead of ours."""
 
     @nn.nowrap
     def make_layers(self, x: jax.Array, use_bias: bool) -> tuple[Any, Any]:
@@ -84,7 +84,7 @@ class WithFlaxNorm(ResNet):
 
 
 def flax_example(ours: Any) -> FlaxExample | None:
-    """Flax's network of the same blocks, where its example has them."""
+    """Returns Flax's network of the same blocks, if its example has them."""
     if not isinstance(ours, ResNet) or ours.widths != _WIDTHS[: len(ours.widths)]:
         return None
     is_deep = ours.block is Bottleneck
@@ -92,7 +92,7 @@ def flax_example(ours: Any) -> FlaxExample | None:
 
 
 def with_flax_norm(model: Any) -> WithFlaxNorm | None:
-    """`model`, a ResNet, with flax.linen.BatchNorm."""
+    """Returns `model`, a ResNet, with flax.linen.BatchNorm."""
     if not isinstance(model, ResNet):
         return None
     own = [field.name for field in fields(model)]

@@ -15,7 +15,7 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?(%[\w.\-]+) = ")
 _CALLED = re.compile(r"(?:calls|to_apply|body|called_computations)=\{?(%[\w.\-]+)")
 _TARGET = re.compile(r'custom_call_target="([^"]+)"')
 
-# What names, joins or reads parts of arrays, and starts nothing on the device.
+# Operations that name, join or slice arrays, and start nothing on the device.
 _FREE = (
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
     *("partition-id", "replica-id", "call", "while", "conditional", "iota"),
@@ -64,7 +64,7 @@ class Instruction:
 
 
 class Program:
-    """The computations of a compiled program, by name, and which the device begins."""
+    """The computations of a compiled program, by name, and which the device starts."""
 
     def __init__(self, text: str) -> None:
         self.computations: dict[str, list[Instruction]] = {}
@@ -79,7 +79,7 @@ class Program:
         self.entry = entry
 
     def kernels(self) -> list[Instruction]:
-        """What the device starts one by one, loops' bodies counted once."""
+        """Returns what the device starts one by one; loop bodies count once."""
         return [k for k in self._started(self.entry) if k.opcode not in _FREE]
 
     def _started(self, computation: str) -> Iterator[Instruction]:
@@ -90,15 +90,15 @@ class Program:
                     yield from self._started(called)
 
     def inside(self, kernel: Instruction) -> list[Instruction]:
-        """The operations of a fusion, or the kernel itself."""
+        """Returns the operations of a fusion, or the kernel itself."""
         if kernel.opcode != "fusion":
             return [kernel]
         return [i for name in kernel.called for i in self.computations[name]]
 
     def memory_bytes(self) -> int:
-        """What the kernels read from and write to the chip's main memory, at most.
+        """Returns an upper bound of what kernels read from and write to main memory.
 
-        Operands and results, each once. A fusion may read a part of an operand only.
+        It counts operands and results, each once; a fusion may read only a part.
         """
         types = {i.name: i.results for c in self.computations.values() for i in c}
 
@@ -122,9 +122,9 @@ class Program:
         return total
 
     def collectives(self) -> list[tuple[str, int]]:
-        """(name, bytes of its operands on a chip) of each; an asynchronous one once.
+        """Returns (name, bytes of its operands on a chip) of each collective.
 
-        Those of several that XLA has combined into one are added up.
+        Asynchronous ones count once; those that XLA has combined are added up.
         """
         types = {i.name: i.results for c in self.computations.values() for i in c}
         found = [i for c in self.computations.values() for i in c if i.is_collective]
@@ -137,7 +137,7 @@ class Program:
         ]
 
     def convolutions(self) -> list[Instruction]:
-        """Those of cuDNN, or of XLA's own making, wherever they stand."""
+        """Returns convolutions, of cuDNN or XLA."""
         return [
             i
             for c in self.computations.values()
@@ -146,7 +146,7 @@ class Program:
         ]
 
     def maps(self, least: int, dtype: str | None = None) -> list[Array]:
-        """Arrays of four dimensions and at least so many values that kernels write."""
+        """Returns arrays [.., .., .., ..] of at least so many values that kernels write."""
         return [
             array
             for kernel in self.kernels()
@@ -157,7 +157,7 @@ class Program:
         ]
 
     def moved_maps(self, least: int) -> list[Instruction]:
-        """Kernels that only bring a map into another order of its dimensions."""
+        """Returns kernels that only transpose a map."""
         return [
             kernel
             for kernel in self.kernels()
@@ -208,7 +208,7 @@ def _arrays(types: str) -> tuple[Array, ...]:
 
 
 def _closing(text: str) -> int:
-    """Where the parenthesis ends that `text` begins with."""
+    """Returns where the parenthesis ends that `text` begins with."""
     depth = 0
     for place, char in enumerate(text):
         depth += (char == "(") - (char == ")")

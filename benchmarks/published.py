@@ -1,4 +1,4 @@
-"""A published PyTorch model in PyTorch and here: every prediction compared.
+"""Compares every prediction of a published model in PyTorch and here.
 
     python -m benchmarks.published resnet20 resnet20-12fca82f.th --normalize imagenet
 
@@ -43,7 +43,7 @@ def main(cfg: Published) -> None:
     model = resnet_jax.create_model(cfg.model, num_classes=10)
     template = training.variable_shapes(model, (32, 32, 3))
     variables = resnet_jax.from_torch(resnet_jax.read_state_dict(cfg.file), template)
-    # torch.load, so that nothing of ours stands between the file and PyTorch.
+    # torch.load, so that none of our code is between the file and PyTorch.
     saved = torch.load(cfg.file, map_location="cpu", weights_only=True)
     for wrapper in ("state_dict", "model", "model_state_dict"):
         saved = saved.get(wrapper, saved)

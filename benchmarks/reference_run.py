@@ -1,11 +1,11 @@
-"""The tutorial's program in PyTorch and here, from one start in one order.
+"""Trains the tutorial's network in PyTorch and here, from the same weights and batches.
 
     python -m benchmarks.reference_run --epochs 3
 
-Both train on the real CIFAR-10 from the same initial weights (PyTorch's), on the same
-batches in the same order, an epoch of one and an epoch of the other in turn. Leaves in
---workdir the runs torch/ and jax/, their curves, and prints a table; the same command
-again, with as many epochs or more, goes on where it stopped.
+Both train on the real CIFAR-10 from PyTorch's initial weights, on the same batches in
+the same order, alternating by epoch. Writes the runs torch/ and jax/ and their curves
+into --workdir, and prints a table; the same command, with as many epochs or more,
+resumes.
 """
 
 import json
@@ -20,7 +20,7 @@ import tyro
 
 @dataclass(frozen=True)
 class ReferenceRun:
-    """What is compared, and for how long."""
+    """Options of the benchmark."""
 
     epochs: int = 3
     """Epochs of each program."""
@@ -81,7 +81,7 @@ def main(cfg: ReferenceRun) -> None:
 
 
 def _torch_epoch(root: Path, recipe: Any, loaded: Any, epoch: int) -> None:
-    """Epoch `epoch`, from 0, of the PyTorch program; its line and its checkpoint."""
+    """Trains epoch `epoch`, from 0, in PyTorch; writes its record and checkpoint."""
     import torch
 
     from benchmarks.torch_models import HResNet
@@ -155,7 +155,7 @@ def _save(content: Any, path: Path) -> None:
 
 
 def table(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> str:
-    """Both programs' figures by epoch, as Markdown."""
+    """Returns both programs' figures by epoch, as Markdown."""
     lines = [
         "| epoch | loss PyTorch / here | difference | test % PyTorch / here | "
         "difference | images/s PyTorch / here |",

@@ -1,11 +1,11 @@
-"""What a checkpoint an epoch costs the training of hresnet on CIFAR-10.
+"""Measures the cost of a checkpoint per epoch, training hresnet on CIFAR-10.
 
     python -m benchmarks.saving
 
-Alternates stretches of training steps with and without a save at their beginning, as
-train.py does it: looking for NaN, digests, a copy for orbax, whose threads then write
-while the steps go on. The next stretch begins when all is on the disk. The cost of a
-save is the difference of the means; an epoch has 391 steps and one save.
+Alternates series of training steps with and without a save at the start, as train.py
+saves: a check for NaN, digests, a copy for orbax, whose threads then write during the
+steps. The next series starts when everything is on the disk. The cost of a save is the
+difference of the means; an epoch has 391 steps and one save.
 """
 
 import statistics
@@ -20,7 +20,7 @@ import tyro
 
 @dataclass(frozen=True)
 class Saving:
-    """How much of it."""
+    """Options of the benchmark."""
 
     steps: int = 20
     """Training steps in a stretch."""

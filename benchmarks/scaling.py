@@ -1,13 +1,13 @@
-"""What a training step on many devices should take: a model, not a measurement.
+"""Models the time of a training step on many devices; nothing is measured.
 
     python -m benchmarks.scaling
     python -m benchmarks.scaling --model resnet18 --batch-per-device 256 --held
     python -m benchmarks.scaling --flops 150e12 --bandwidth 50e9      # another chip
 
-Three times are added up: the arithmetic of a device's images, the sums over all
-devices, and the images' way to a device. The bytes of the sums are exact: they follow
-from the shapes of the network's variables, and tests/benchmarks/test_scaling.py finds
-as many in the program that XLA compiles. All else is the assumptions below.
+It adds up three times: the arithmetic of a device's images, the all-reduces, and the
+transfer of images to a device. The bytes of the all-reduces are exact: they follow from
+the shapes of the network's variables, and tests/benchmarks/test_scaling.py finds as
+many in the program that XLA compiles. The rest depends on the assumptions below.
 """
 
 import math
@@ -23,7 +23,7 @@ from resnet_jax.errors import ConfigError
 
 @dataclass(frozen=True)
 class Scaling:
-    """The network, and what is assumed of the machine: an A100-class GPU."""
+    """The network, and assumptions about the machine: an A100-class GPU."""
 
     model: str = "resnet50"
     """Name of the network; resnet_jax.list_models() has them all."""
@@ -69,7 +69,7 @@ class Scaling:
 
 
 class Reduced(NamedTuple):
-    """Bytes that a device brings to the sums over all devices in a training step."""
+    """Bytes that a device contributes to the all-reduces of a training step."""
 
     gradients: int  # of convolutions and linear layers
     batch_norm: int  # sums for mean, variance, and in the backward pass bias and scale
@@ -77,7 +77,7 @@ class Reduced(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """Seconds of a step; each pair is (nothing overlaps, all that can overlaps)."""
+    """Seconds of a step; pairs are (no overlap, maximal overlap)."""
 
     compute: float
     input: float
@@ -88,14 +88,14 @@ class Prediction(NamedTuple):
 
 
 def reduced(variables: Mapping[str, Any], dtype: str = "float32") -> Reduced:
-    """What is summed over the devices, from the shapes in {"params", "batch_stats"}.
+    """Returns what is summed over the devices, from {"params", "batch_stats"}.
 
     Every gradient is summed once, in the type of the arithmetic. A BatchNorm layer of
     C channels has four sums of C float32 values: the mean, the variance, and in the
     backward pass the gradients of bias and scale, which its input's gradient needs
-    first. Without sync_bn as much is summed: the moved running mean and variance in
-    place of the batch's. (There XLA sums once what two layers have the same, the
-    gradient by bias of a block's last BatchNorm and of its shortcut's.) Counted is a
+    first. Without sync_bn as much is summed: the new running mean and variance instead
+    of the batch's. (There XLA sums only once what is equal in two layers, the bias
+    gradients of a block's last BatchNorm and of its shortcut's.) The count is for a
     step without micro-batches.
     """
     import jax
@@ -112,12 +112,12 @@ def reduced(variables: Mapping[str, Any], dtype: str = "float32") -> Reduced:
 
 
 def all_reduce_bytes(variables: Mapping[str, Any], dtype: str = "float32") -> int:
-    """The bytes of all of `reduced`."""
+    """Returns the bytes of all of `reduced`."""
     return sum(reduced(variables, dtype))
 
 
 def num_batch_norms(variables: Mapping[str, Any]) -> int:
-    """BatchNorm layers of a network: each has one "mean"."""
+    """Returns the number of BatchNorm layers of a network; each has one "mean"."""
     import jax
 
     paths = jax.tree_util.tree_leaves_with_path(variables.get("batch_stats", {}))
@@ -132,10 +132,10 @@ def collective_seconds(
     latency: float,
     count: int = 1,
 ) -> float:
-    """Seconds to sum `num_bytes`, in `count` parts, over a ring of devices.
+    """Returns the seconds to sum `num_bytes`, in `count` parts, over a ring of devices.
 
-    Each device sends 2 (n - 1) / n of the bytes: around once to add up, once to tell.
-    A part waits besides for `latency` each time that n doubles.
+    Each device sends 2 (n - 1) / n of the bytes: once to reduce, once to broadcast. In
+    addition, each part waits for `latency` for each doubling of n.
     """
     if num_devices == 1:
         return 0.0
@@ -144,7 +144,7 @@ def collective_seconds(
 
 
 def training_flops(num_macs: int) -> int:
-    """FLOPs of a training step for one image, of its forward pass's multiply-adds.
+    """Returns the FLOPs of a training step for one image.
 
     A multiply-add is two; the backward pass computes two products for each.
     """
@@ -154,7 +154,7 @@ def training_flops(num_macs: int) -> int:
 def predict(
     cfg: Scaling, *, num_macs: int, parts: Reduced, batch_norms: int, num_devices: int
 ) -> Prediction:
-    """The modelled step on `num_devices` devices.
+    """Returns the modelled step on `num_devices` devices.
 
     Args:
       num_macs: multiply-adds of the forward pass, for one image.
@@ -167,7 +167,7 @@ def predict(
     brought = image * cfg.batch_per_device / cfg.host_bandwidth
     late, waited = parts.gradients + parts.metrics, parts.batch_norm
     count = (2 if cfg.dtype == "bfloat16" else 3) * batch_norms
-    if not cfg.sync_bn:  # nobody waits for these: they go with the gradients
+    if not cfg.sync_bn:  # nothing waits for these: they go with the gradients
         late, waited, count = late + waited, 0, 0
     gradients = collective_seconds(late, num_devices, **link)
     batch_norm = collective_seconds(waited, num_devices, count=count, **link)
@@ -181,7 +181,7 @@ def predict(
 
 
 def table(cfg: Scaling) -> str:
-    """The modelled steps of `cfg` on all its numbers of devices, in markdown."""
+    """Returns the modelled steps of `cfg` on all numbers of devices, as Markdown."""
     from resnet_jax.models.factory import create_model
     from resnet_jax.models.summary import structure
     from resnet_jax.training import variable_shapes

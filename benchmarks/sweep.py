@@ -1,12 +1,12 @@
-"""Choices of a recipe, made on images that are held out of its training set.
+"""Tunes a recipe on images that are held out of its training set.
 
     python -m benchmarks.sweep fast --grid lr=.03,.06,.1 batch_size=128,256
     python -m benchmarks.sweep fast --each crop_padding=0 flip=none --seeds 3
     python -m benchmarks.sweep resnet20 --set epochs=30 --grid lr=.02,.03,.06
 
-Trains every combination of --grid, or the recipe with each value of --each alone in the
-place of its own, and prints a table, the best first. The same command goes on where it
-was stopped. Test accuracies are in each run's metrics.jsonl; nothing here reads them.
+Trains every combination of --grid, or the recipe with one value of --each changed at a
+time, and prints a table, the best first. The same command resumes. Test accuracies are
+in each run's metrics.jsonl; nothing here reads them.
 """
 
 import ast
@@ -35,7 +35,7 @@ _OWN = ("seed", "num_seeds", "validation_split", "workdir", "summary")
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is tried."""
+    """Options of the benchmark."""
 
     recipe: tyro.conf.Positional[str]
     """Name of the recipe that the runs begin from."""
@@ -67,10 +67,10 @@ def main(cfg: Sweep) -> None:
 
 
 def trials(cfg: Sweep) -> dict[str, Config]:
-    """The configuration of each run by its name.
+    """Returns the configuration of each run, by name.
 
     Raises:
-      ConfigError: a field or a value of a field that there is not.
+      ConfigError: an unknown field or value.
     """
     fixed: Fields = {}
     for name, values in _axes(cfg.set).items():
@@ -96,7 +96,7 @@ def trials(cfg: Sweep) -> dict[str, Config]:
 
 
 def _axes(texts: Iterable[str]) -> dict[str, list[Any]]:
-    """Fields and their values, each field once."""
+    """Parses fields and their values, each field once."""
     found: dict[str, list[Any]] = {}
     for name, values in map(parse, texts):
         if name in found:
@@ -106,7 +106,7 @@ def _axes(texts: Iterable[str]) -> dict[str, list[Any]]:
 
 
 def parse(axis: str) -> tuple[str, list[Any]]:
-    """A field and its values, from FIELD=VALUE,VALUE."""
+    """Parses a field and its values from FIELD=VALUE,VALUE."""
     name, equals, text = axis.partition("=")
     if not equals or name not in _KNOWN:
         raise ConfigError(f"{axis!r} is not FIELD=VALUE,... of a field of a recipe")
@@ -117,7 +117,7 @@ def parse(axis: str) -> tuple[str, list[Any]]:
 
 
 def _typed(name: str, text: str, axis: str) -> Any:
-    """`text` as a value of the field `name`."""
+    """Parses `text` as a value of the field `name`."""
     words = {"true": True, "false": False, "none": None}
     readings: list[Any] = [words.get(text.lower(), text), text]
     with contextlib.suppress(SyntaxError, ValueError):
@@ -131,12 +131,12 @@ def _typed(name: str, text: str, axis: str) -> Any:
 
 
 def name_of(recipe: str, values: Mapping[str, Any]) -> str:
-    """What a run of these fields is called, as a folder."""
+    """Returns the folder name of a run with these fields."""
     return "-".join([recipe, *(f"{name}={value}" for name, value in values.items())])
 
 
 def table(outcomes: Mapping[str, variants.Outcome]) -> str:
-    """Markdown: validation accuracy and loss, and seconds of training."""
+    """Returns validation accuracy and loss and seconds of training, as Markdown."""
     groups: dict[str, list[variants.Outcome]] = {}
     for name, outcome in outcomes.items():
         groups.setdefault(re.sub(r"-seed=\d+$", "", name), []).append(outcome)
@@ -165,7 +165,7 @@ def table(outcomes: Mapping[str, variants.Outcome]) -> str:
 
 
 def spread(values: Iterable[float]) -> str:
-    """The standard deviation of several values."""
+    """Returns the standard deviation of several values."""
     every = list(values)
     return f" ± {statistics.stdev(every):.2f}" if len(every) > 1 else ""
 
