@@ -146,7 +146,7 @@ class Program:
         ]
 
     def maps(self, least: int, dtype: str | None = None) -> list[Array]:
-        """Returns arrays [.., .., .., ..] of at least so many values that kernels write."""
+        """Returns large arrays of four dimensions that kernels write."""
         return [
             array
             for kernel in self.kernels()
