@@ -1,4 +1,4 @@
-"""The published files of CIFAR, made of small arrays."""
+"""Makes the published files of CIFAR from small arrays."""
 
 import io
 import json
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def parts(arrays):
-    """(name, images, labels) of the six official files of CIFAR-10."""
+    """Yields (name, images, labels) of the six official files of CIFAR-10."""
     for index in range(5):
         chosen = slice(10 * index, 10 * index + 10)
         name = f"data_batch_{index + 1}"
@@ -18,7 +18,7 @@ def parts(arrays):
 
 
 def parts_100(arrays):
-    """(name, images, labels, coarse labels) of the two official files of CIFAR-100."""
+    """Yields (name, images, labels, coarse labels) of CIFAR-100's two files."""
     for split in ("train", "test"):
         yield split, *getattr(arrays, split), getattr(arrays.coarse, split)
 
@@ -92,7 +92,7 @@ def npm_files(arrays):
 
 
 def parquet(images, **labels):
-    """The content of a parquet file as the Hugging Face Hub has it."""
+    """Returns the content of a parquet file like those of the Hugging Face Hub."""
     import pyarrow
     import pyarrow.parquet
     from PIL import Image

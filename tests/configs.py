@@ -1,4 +1,4 @@
-"""Configurations from fields by their names, whatever their groups."""
+"""Makes configurations from fields by name, regardless of their groups."""
 
 from typing import Any
 
@@ -7,5 +7,5 @@ from resnet_jax.config import Config
 
 
 def make_config(**values: Any) -> Config:
-    """Config() with other values."""
+    """Returns Config() with other values."""
     return fields.replace(Config(), **values)

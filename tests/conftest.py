@@ -75,7 +75,7 @@ _REAL_DATA_DIR = os.environ.get("TFDS_DATA_DIR")
 
 @pytest.fixture(scope="session")
 def tfds() -> Any:
-    """tensorflow-datasets with its reader of files, which a GPU's machine may lack."""
+    """tensorflow-datasets with array_record, which may be missing on a GPU machine."""
     pytest.importorskip("array_record")
     return pytest.importorskip("tensorflow_datasets")
 
@@ -93,7 +93,7 @@ _resident_after = 0
 
 
 def _resident() -> int:
-    """The bytes of memory that this process has; 0 where nothing says it."""
+    """Returns the bytes of memory of this process, or 0 if unknown."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:
@@ -103,7 +103,7 @@ def _resident() -> int:
 
 @pytest.fixture(autouse=True)
 def _bounded():
-    """Thousands of compiled programs, if all were kept, would fill the memory."""
+    """Clears JAX's caches if the process has grown: programs fill its memory."""
     global _resident_after
     yield
     if _resident() > _resident_after + _MORE:
@@ -123,7 +123,7 @@ def _isolated(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _optimized(request, monkeypatch):
-    """XLA does all that it can where a test is marked "optimized"."""
+    """Enables all of XLA's optimizations for tests marked "optimized"."""
     if request.node.get_closest_marker("optimized") is None:
         yield
         return
@@ -142,7 +142,7 @@ def tiny(monkeypatch) -> str:
 
 @pytest.fixture
 def one_block(monkeypatch) -> str:
-    """The name of one smaller still, for whole runs, each of which traces it anew."""
+    """The name of an even smaller network, for whole runs, each of which traces it."""
     return _named("one_block", (4,), monkeypatch)
 
 
@@ -167,7 +167,7 @@ def fake_arrays() -> Arrays:
 
 @pytest.fixture
 def small_cifar(fake_arrays, tfds, monkeypatch) -> Arrays:
-    """Makes fake_arrays the published CIFAR-10, by count and by sha256."""
+    """Makes fake_arrays the published CIFAR-10, by count and sha256."""
 
     def sha256(array: np.ndarray) -> str:
         return hashlib.sha256(array.tobytes()).hexdigest()

@@ -1,7 +1,7 @@
-"""Faults that happen to a process, each a callable that arranges for it.
+"""Faults of a process; each is a callable that installs one.
 
-They can be sent to another process, and lean on what is public: Run.record, the table
-of sources, the manager of checkpoints.
+They can be pickled to another process, and patch only public names: Run.record, the
+table of sources, the checkpoint manager.
 """
 
 import os
@@ -68,7 +68,7 @@ class SpoilStep:
 
 
 def limit_files(size):
-    """The largest file that the process may write: a full disk, without a disk."""
+    """Limits the size of files that the process may write, to simulate a full disk."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, -1))
@@ -84,7 +84,7 @@ _MANAGERS: list[Any] = []
 
 
 def know_managers():
-    """Takes note of orbax's managers, for wait_for_saves."""
+    """Records orbax's managers, for wait_for_saves."""
     import orbax.checkpoint as ocp
 
     before = ocp.CheckpointManager.__init__
@@ -102,7 +102,7 @@ def limit_after_saves(size):
 
 
 def remove_after_saves(folder):
-    """Not under a save in progress, whose library would make the folder anew."""
+    """Waits for a save in progress, because orbax would create the folder again."""
     wait_for_saves()
     shutil.rmtree(folder)
 
@@ -137,7 +137,7 @@ def flip_a_pixel():
 
 
 def another_jax():
-    """JAX says that it is of version 99."""
+    """Makes JAX report version 99."""
     import importlib.metadata
 
     before = importlib.metadata.version
@@ -145,14 +145,14 @@ def another_jax():
 
 
 def clock_goes_back():
-    """By ten days."""
+    """Sets the clock forward by ten days."""
     clock = time.time
     time.time = lambda: clock() - 864_000
 
 
 @dataclass(frozen=True)
 class DataFail:
-    """The data cannot be had."""
+    """Makes the data unavailable."""
 
     message: str
 
@@ -169,7 +169,7 @@ class DataFail:
 
 @dataclass(frozen=True)
 class Published:
-    """Other images are the published CIFAR-10, and nothing can be fetched."""
+    """Makes other images the published CIFAR-10, and prevents downloads."""
 
     num_examples: dict
     sha256: dict
@@ -185,7 +185,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Impatient:
-    """JAX's own patience with a process that died is 100 s."""
+    """Shortens JAX's heartbeat timeout, which is 100 s."""
 
     seconds: int
 
@@ -249,7 +249,7 @@ def kill_in_a_save():
 
 
 def stick_in_compiling():
-    """Calls a function of C, as a compilation is one, that does not come back.
+    """Calls a C function that does not return, like a long compilation.
 
     usleep would come back at a signal, so the mask leaves that to the other threads.
     """
@@ -266,5 +266,5 @@ def stick_in_compiling():
 
 
 def leave_a_half_written_save(folder):
-    """As a thread of orbax may, after a save that failed."""
+    """Blocks a thread, as orbax may after a failed save."""
     os.mkdir(folder)

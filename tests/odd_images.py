@@ -1,4 +1,4 @@
-"""Writes images of every kind that lies in people's folders, each by its name."""
+"""Writes all kinds of images that are found in people's folders."""
 
 import struct
 import zlib

@@ -1,4 +1,4 @@
-"""Two processes of two devices, joined once, train again and again: scenarios.
+"""Runs scenarios of training in two processes with two devices each.
 
     python tests/pair.py INDEX ADDRESS ROOT ARGUMENTS...
 
@@ -42,7 +42,7 @@ class Listener(logging.Handler):
 
 
 def scenario(recipe, name, *patches, run_dir=None, **values):
-    """Trains with patches (process, patch); of process None is in both."""
+    """Trains with patches (process, patch); None means both processes."""
     print(name, file=sys.stderr, flush=True)
     for notes in (told, counts, held):
         notes.clear()
@@ -78,7 +78,7 @@ def no_data(message):
 
 
 def signalled(owner, name, number):
-    """SIGTERM before the call of this number."""
+    """Sends SIGTERM before the call of this number."""
     function, numbers = getattr(owner, name), itertools.count(1)
 
     def signalling(*args, **options):
@@ -90,7 +90,7 @@ def signalled(owner, name, number):
 
 
 def watch():
-    """Takes notes, and compiles once: all train the same, from held data or not."""
+    """Records evaluations, and compiles once for data on and off the devices."""
     evaluate, record = evaluation.evaluate, Run.record
     compile_step, compiled = training.compile_step, {}
 

@@ -1,4 +1,4 @@
-"""Parts of a training, from fields of the configuration by their names."""
+"""Makes parts of a training from fields of the configuration."""
 
 import functools
 from typing import Any
@@ -56,6 +56,6 @@ def make_loader(
 
 
 def init_variables(model, image_shape, *, key):
-    """training.init_variables, compiled, which is quicker than op by op."""
+    """Returns training.init_variables, compiled, which is faster than op by op."""
     init = functools.partial(state.init_variables, model, image_shape)
     return jax.jit(init)(key=key)

@@ -1,4 +1,4 @@
-"""Small networks of every kind, as `resnet-jax export` is given them."""
+"""Small networks of every kind to export."""
 
 import re
 from typing import Any
@@ -40,7 +40,7 @@ NETWORKS: dict[str, Any] = {
 
 
 def make_network(model: Any, side: int = 32, count: int = 10) -> Network:
-    """`model` with statistics as after training, and normalized images."""
+    """Returns `model` with random statistics, and normalized images."""
     shape = (side, side, model.in_channels)
     fresh = init_variables(model, shape, key=jax.random.key(0))
     rng = np.random.default_rng(0)
@@ -59,13 +59,13 @@ def make_network(model: Any, side: int = 32, count: int = 10) -> Network:
 
 
 def own_logits(network: Network, images: np.ndarray) -> np.ndarray:
-    """What the package itself says of images."""
+    """Returns the package's own logits."""
     apply = jax.jit(network.model.apply, static_argnames="train")
     return np.asarray(apply(network.variables, images, train=False))
 
 
 def make_info(network: Network) -> dict[str, Any]:
-    """What a folder says of it."""
+    """Returns the description for an exported folder."""
     _, side, _, channels = network.images.shape
     scores = {"count": 40, "accuracy": 0.5, "accuracy_top5": 0.9, "loss": 1.0}
     return {
@@ -84,7 +84,7 @@ def make_info(network: Network) -> dict[str, Any]:
 
 
 def pixels_of(info: dict[str, Any], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(images as they are loaded, images as the network takes them)."""
+    """Returns (uint8 images, preprocessed images)."""
     shown = info["preprocessing"]
     shape = (count, *[shown["image_size"]] * 2, len(shown["mean"]))
     pixels = np.random.default_rng(count).integers(0, 256, shape, np.uint8)
@@ -92,6 +92,6 @@ def pixels_of(info: dict[str, Any], count: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def code_of(card: str) -> str:
-    """The Python of a model card."""
+    """Returns the Python code of a model card."""
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     return code

@@ -1,4 +1,4 @@
-"""Processes that train: forked from one that has imported JAX, and what they left."""
+"""Starts training processes, forked from one that has imported JAX."""
 
 import json
 import multiprocessing
@@ -31,7 +31,7 @@ _OPENING = ("network: ", "images: ", "steps: ", "devices: ", "output: ", "compil
 
 
 def said(done):
-    """The lines on stderr besides those that every run begins and ends with."""
+    """Returns the lines on stderr other than those of every run."""
     lines = done.stderr.splitlines()
     return [line for line in lines if not line.startswith((*_OPENING, "done: "))]
 
@@ -148,7 +148,7 @@ def _run(writers, environ, function, args) -> None:
 
 
 def train(run_dir, arguments: Sequence[str], faults=()) -> None:
-    """`train.py` of the small network, with `faults`, which are called before."""
+    """Starts `train.py` of the small network, after calling `faults`."""
     from resnet_jax.commands import train as command
     from resnet_jax.commands.command_line import command_line, parse_recipe
 
@@ -161,7 +161,7 @@ def train(run_dir, arguments: Sequence[str], faults=()) -> None:
 
 
 def evaluate(run_dir, *arguments) -> None:
-    """`evaluate.py` of a run of the small network."""
+    """Starts `evaluate.py` of a run of the small network."""
     from resnet_jax import commands
 
     make_small()
@@ -189,7 +189,7 @@ def run(run_dir, *arguments, faults=()) -> Started:
 
 
 def finish(*started: Started):
-    """(exit codes, standard errors) of processes, none of which is left."""
+    """Waits for processes; returns their exit codes and standard errors."""
     try:
         for process in started:
             process.wait()
@@ -200,7 +200,7 @@ def finish(*started: Started):
 
 
 def compute(code, num_devices):
-    """What `code` prints in a process with so many CPU devices."""
+    """Returns what `code` prints in a process with so many CPU devices."""
     environ = {**os.environ, "JAX_NUM_CPU_DEVICES": str(num_devices)}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True,
@@ -227,7 +227,7 @@ def manifest_of(run_dir, step):
 
 
 def digests(run_dir):
-    """What the newest checkpoint says of itself."""
+    """Returns the manifest of the newest checkpoint."""
     manifest = manifest_of(run_dir, steps(run_dir)[-1])
     return manifest["step"], manifest["digests"], manifest["train_sums"]
 

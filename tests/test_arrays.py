@@ -1,4 +1,4 @@
-"""NumPy's arrays and JAX's are taken alike, and what is neither is named."""
+"""Layers accept arrays of NumPy and JAX, and reject others by name."""
 
 import flax
 import jax
@@ -29,7 +29,7 @@ MASK = np.ones(2, np.float32)
 
 
 def module(layer, x, **options):
-    """What `layer` gives of x, in training where it says which it is in."""
+    """Returns the output of `layer` for x, in training if it has the argument."""
     variables = layer.init(KEY, x, **options)
     return layer.apply(variables, x, **options, mutable=["batch_stats"])
 

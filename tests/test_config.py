@@ -105,7 +105,7 @@ def test_a_field_that_is_not_there_is_named():
 
 
 def stored(cfg):
-    """As config.json has it: with its run directory from the root."""
+    """Compares with config.json, which has an absolute run directory."""
     return fields.replace(cfg, workdir=os.path.abspath(cfg.run.workdir))
 
 
@@ -172,7 +172,7 @@ def test_a_run_goes_on_with_what_a_resume_may_change(
     "cls", [Config, *GROUPS.values(), SubjectConfig, EvaluateConfig]
 )
 def test_every_field_has_its_help(cls):
-    """A string below it, which tyro shows."""
+    """The docstring of each field, which tyro shows."""
     (tree,) = ast.parse(inspect.getsource(cls)).body
     hints = typing.get_type_hints(cls)
     for line, after in zip(tree.body, [*tree.body[1:], None], strict=True):
@@ -225,7 +225,7 @@ def test_whole_numbers_serve_as_floats(tmp_path):
 
 
 def values_of_fields():
-    """Values of each field's type, sound and not, by the fields' names."""
+    """Values of each field's type, valid and invalid."""
     hints = {"seed": int}
     for group in GROUPS.values():
         hints |= typing.get_type_hints(group)

@@ -16,7 +16,7 @@ from resnet_jax.errors import ConfigError, StoppedError
 
 @pytest.fixture
 def begun(tmp_path, monkeypatch):
-    """Makes the process one that was begun by `line`, whose __main__ is `file`."""
+    """Simulates a process started by `line`, whose __main__ is `file`."""
     monkeypatch.chdir(tmp_path)
 
     def begin(line, file):
@@ -78,7 +78,7 @@ def test_a_command_that_another_script_runs_does_not_own_its_process(tmp_path):
 
 
 def settings():
-    """What of the process a command changes for itself."""
+    """Returns the state of the process that a command changes."""
     logs = [logging.getLogger(name) for name in ("resnet_jax", "absl", "asyncio")]
     return (
         *[(log.handlers[:], log.propagate, log.level) for log in logs],

@@ -33,7 +33,7 @@ needs_tpu = pytest.mark.skipif(
 
 
 def compiled(folder, *options):
-    """The readings of benchmarks.accelerators, by program and contestant."""
+    """Results of benchmarks.accelerators, by program and contestant."""
     path = folder / "programs.json"
     command = [sys.executable, "-m", "benchmarks.accelerators", "--json", path]
     done = subprocess.run(

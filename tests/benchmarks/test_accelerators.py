@@ -1,4 +1,4 @@
-"""What is read in a compiled program's text, and what can be asked for."""
+"""The analysis of a compiled program's text, and the options."""
 
 import jax
 import pytest

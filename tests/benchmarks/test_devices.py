@@ -1,4 +1,4 @@
-"""The comparison of layouts says what is apart, and fails then."""
+"""The comparison of layouts reports differences, and fails."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ def test_a_part_is_of_the_largest_value():
 
 @pytest.fixture
 def faked(monkeypatch):
-    """Runs that come to what is put in here, by layout."""
+    """Replaces runs by given results, by layout."""
     found = {}
 
     def read(run_dir):

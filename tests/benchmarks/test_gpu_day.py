@@ -1,4 +1,4 @@
-"""The command of a GPU's day: a rehearsal on the CPU, and what it refuses."""
+"""benchmarks.gpu_day, rehearsed on the CPU, and its errors."""
 
 import json
 import subprocess

@@ -97,7 +97,7 @@ def programs():
 
 
 def collectives(program):
-    """(name, bytes) of each collective of a program in XLA's notation."""
+    """Returns (name, bytes) of each collective in a program's text."""
     found = []
     for line in program.splitlines():
         if operation := OPERATION.search(line):
@@ -165,7 +165,7 @@ def test_bytes_of_the_table_s_network_are_those_that_are_documented():
 
 @pytest.mark.slow
 def test_so_are_those_of_its_compiled_program():
-    """Images of 64 pixels: of smaller ones parts of kernels have no gradient."""
+    """Uses images of 64 pixels; with smaller ones parts of kernels have no gradient."""
     found = collectives(json.loads(compute(SCRIPT + LARGE, 4)))
     assert {operation for operation, _ in found} == {"all-reduce"}
     assert sum(size for _, size in found) == RESNET50
@@ -178,7 +178,7 @@ def test_a_batch_that_does_not_divide_needs_no_other_device(programs):
 
 @pytest.mark.process
 def test_local_statistics_make_nobody_wait(programs):
-    """All is summed at the end, what two layers have the same only once."""
+    """All sums are at the end, equal ones of two layers only once."""
     found = collectives(programs["local"])
     total = scaling.all_reduce_bytes(shapes(BasicBlock))
     assert {operation for operation, _ in found} == {"all-reduce"}

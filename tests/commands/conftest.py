@@ -13,7 +13,7 @@ from resnet_jax.data import sources
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """What `resnet-jax ARGUMENTS` exits with, prints, and says on stderr."""
+    """Runs `resnet-jax ARGUMENTS`; returns exit code, stdout and stderr."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["resnet-jax", *map(str, arguments)])

@@ -1,4 +1,4 @@
-"""The commands as functions, in one process: what each prints, writes and refuses."""
+"""Runs the commands as functions, and checks output, files and errors."""
 
 import json
 import re
@@ -27,7 +27,7 @@ _TRAINED = []
 
 @pytest.fixture
 def run_dir(digits_run, tmp_path):
-    """A copy of a run of a few steps, in which few digits are all there are."""
+    """A copy of a short run on few digits."""
     if not _TRAINED:
         _TRAINED.append(digits_run(epochs=1, max_train_samples=64)[1])
     return shutil.copytree(_TRAINED[0], tmp_path / "trained")

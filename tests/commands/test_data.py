@@ -16,7 +16,7 @@ from resnet_jax.report import gallery, samples
 
 @pytest.fixture
 def root(tmp_path):
-    """Three classes of 8, 2 and 1 images to train on; the scored ones are in val."""
+    """Three classes of 8, 2 and 1 training images; the test split is val."""
     rng = np.random.default_rng(0)
     for split, counts in (("train", (8, 2, 1)), ("val", (1, 1, 1))):
         for name, count in zip(("ant", "bee", "c$_1$"), counts, strict=True):

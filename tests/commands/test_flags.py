@@ -1,4 +1,4 @@
-"""Every flag of a command does something, or is refused."""
+"""Every option of a command has an effect, or is refused."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A run's images that were changed, moved, or given other classes since."""
+"""Runs whose images were changed, moved or given other classes afterwards."""
 
 import json
 
@@ -56,7 +56,7 @@ def test_images_that_are_not_those_of_training_are_said_to_be_others(
     output = tmp_path / "scores.json"
 
     def texts(name):
-        """All that an evaluation says and writes, each of which has the note or not."""
+        """Returns all outputs of an evaluation, to look for the note in each."""
         exported = tmp_path / name
         options = {"output": str(output), "report": True, "export": str(exported)}
         lines = printed(capsys, run_dir, **options)

@@ -105,7 +105,7 @@ def test_where_only_images_are_named_it_classifies_them(
 def test_a_run_that_is_not_there_is_no_image(
     arguments, code, message, command, image, tmp_path, monkeypatch
 ):
-    """A run that lost its config.json has pictures of its own in report/."""
+    """A run without config.json still has PNGs in report/, which are not input."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "lost" / "checkpoints").mkdir(parents=True)

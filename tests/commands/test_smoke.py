@@ -29,7 +29,7 @@ def shell(*command):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """(Run directory, what was printed) of a run that nothing happened to."""
+    """(run directory, output) of an undisturbed run."""
     run_dir = tmp_path_factory.mktemp("smoke") / "run"
     code, out, err = shell("python", *TRAIN, "--workdir", run_dir)
     assert code == 0, err
@@ -71,7 +71,7 @@ def test_help_does_not_wake_jax(command):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """A run that nothing happened to."""
+    """An undisturbed run."""
     run_dir = tmp_path_factory.mktemp("smoke") / "alone"
     done = run(run_dir)
     assert done.returncode == 0, done.stderr

@@ -16,7 +16,7 @@ from resnet_jax.errors import ConfigError
 
 @pytest.fixture
 def full():
-    """A text stream to a device that has no room."""
+    """A text stream to a full device."""
     file = open("/dev/full", "w", encoding="utf-8")
     yield file
     with contextlib.suppress(OSError):  # what is in its buffer
@@ -25,7 +25,7 @@ def full():
 
 @pytest.fixture
 def gone():
-    """A text stream to a pipe that nobody reads."""
+    """A text stream to a pipe without a reader."""
     reader, writer = os.pipe()
     os.close(reader)
     file = os.fdopen(writer, "w", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Weights as people have them, through the commands."""
+"""Weights in the form people have them, used by the commands."""
 
 import argparse
 import json
@@ -102,7 +102,7 @@ def test_a_network_of_the_hub(
     monkeypatch,
     digits_run,
 ):
-    """What is fetched is a folder, which says which network it has."""
+    """The download is a folder with the network's name."""
     asked = []
 
     def fetch(source):
@@ -138,7 +138,7 @@ def test_a_folder_that_timm_wrote_says_its_network(
     monkeypatch,
     image,
 ):
-    """Here of a network that timm has not: its name alone is another."""
+    """A network that timm does not have."""
     info = json.loads((folder / "config.json").read_text())
     names = [f"digit {index}" for index in range(10)]
     theirs = {

@@ -194,7 +194,7 @@ def test_other_normalizations_are_refused(text):
 
 @pytest.fixture
 def batch():
-    """Six images, of each the number in all pixels, and their classes."""
+    """Six images whose pixels are their number, and their classes."""
     x = jnp.broadcast_to(jnp.arange(6.0).reshape(6, 1, 1, 1), (6, 8, 10, 3))
     return x, jnp.eye(6)
 

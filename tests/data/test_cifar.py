@@ -276,7 +276,7 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(
 
 
 def test_names_in_an_archive_lead_nowhere(small_cifar, offline, monkeypatch, tmp_path):
-    """Nothing is unpacked: a member with a path of its own is passed over."""
+    """Nothing is unpacked to disk; a member with an absolute path is ignored."""
     files = {"../escaped": b"x", "/tmp/resnet_jax-escaped": b"x"}
     lay(monkeypatch, tmp_path / "data", BINARY, files | binary_files(small_cifar))
     load(tmp_path / "data")

@@ -21,7 +21,7 @@ def make_arrays(seed):
 
 @pytest.fixture
 def prepare(tfds, tmp_path):
-    """Writes a small one as tensorflow-datasets does, but for the download."""
+    """Writes a small CIFAR-10.1 by tensorflow-datasets, without a download."""
 
     def prepare(version, seed=0, file_format="array_record"):
         images, labels = make_arrays(seed)

@@ -23,7 +23,7 @@ SHAPE = (8, 8, 3)
 
 
 def skewed(counts=(9, 4, 3), seed=0):
-    """So many examples of each class."""
+    """Makes a data set with so many examples of each class."""
     labels = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (len(labels), *SHAPE), np.uint8)
@@ -199,7 +199,7 @@ def test_micro_batches_sum_to_the_weighted_batch(one_block, num_rows):
 
 @pytest.mark.process  # three runs
 def test_without_weights_a_step_is_the_same_program(one_block, tmp_path, monkeypatch):
-    """What train.py compiles has the text it had before weights were known."""
+    """Without weights, train.py compiles the same program as before."""
     texts = []
     compile_step = training.compile_step
 

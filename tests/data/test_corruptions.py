@@ -12,7 +12,7 @@ RANDOM = {"gaussian noise", "shot noise"}
 
 
 def make_images(num=12, side=32, channels=3):
-    """Smooth images with edges, as photographs have both."""
+    """Smooth images with edges, like photographs."""
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(num, side, side, channels))
     smooth = ndimage.gaussian_filter(noise, (0, 2, 2, 0), mode="wrap")
@@ -79,7 +79,7 @@ def test_noise_has_the_published_spread():
 
 
 def test_blur_goes_with_the_side():
-    """The slope of an edge is a Gaussian, and in a larger image a wider one."""
+    """The slope of an edge is a Gaussian, wider in a larger image."""
     for side in (32, 64):
         edge = np.zeros((1, side, side, 1), np.uint8)
         edge[:, :, side // 2 :] = 255

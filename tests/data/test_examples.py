@@ -1,4 +1,4 @@
-"""Sets of other names that tensorflow-datasets prepared."""
+"""Other data sets that tensorflow-datasets prepared."""
 
 import io
 import json
@@ -30,14 +30,14 @@ def draw(index, side=None, mode="RGB"):
 
 
 def numbers(split):
-    """The numbers of the images of a split, which no other split has."""
+    """Returns the numbers of a split's images, unique among splits."""
     start = {"train": 0, "validation": 10, "test": 20, "val": 10}[split]
     return range(start, start + COUNTS.get(split, 4))
 
 
 @pytest.fixture
 def prepare(tfds, tmp_path):
-    """Prepares a set by tensorflow-datasets' own builder; its directory."""
+    """Prepares a data set by tensorflow-datasets' builder; returns its directory."""
 
     def prepare(
         *,
@@ -132,7 +132,7 @@ def load(tmp_path, name="tfds:animals", **fields):
 
 
 def images_of(part):
-    """By their labels' order the images of a part, which is shuffled on disk."""
+    """Returns the images of a part, shuffled on disk, ordered by label."""
     return {image.tobytes() for image in np.asarray(part.images)}
 
 

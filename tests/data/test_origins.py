@@ -1,4 +1,4 @@
-"""Where CIFAR is fetched from, as a server on this machine has it."""
+"""Fetches CIFAR from a server on this machine."""
 
 import dataclasses
 import hashlib
@@ -81,7 +81,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch, request):
-    """The hosts of the data, with what they have, what is wrong, and what was asked."""
+    """A server for all hosts, with its files, faults and requests."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     server.handle_error = lambda *args: None
@@ -296,7 +296,7 @@ def test_images_of_the_hub_in_an_unknown_order_are_refused(
 
 
 def spoiled(images, labels, fault):
-    """The content of a parquet file with a fault, and what is said of it."""
+    """Returns a parquet file with a fault, and the expected message."""
     if fault == "no column":
         return parquet(images, other=labels), "no column label"
     if fault == "few":

@@ -22,7 +22,7 @@ FILES = [
 
 @pytest.fixture
 def fashion(tmp_path, monkeypatch):
-    """The four files of a small fashion_mnist, the published one; what they hold."""
+    """Writes the four files of a small fashion_mnist, made the published one."""
     rng = np.random.default_rng(0)
     found = {}
     for split, count in COUNTS.items():
@@ -121,7 +121,7 @@ def test_fashion_mnist_is_not_streamed(fashion, tmp_path):
 
 @pytest.fixture
 def numbered(monkeypatch):
-    """In the place of the digits: images that are the numbers of their examples."""
+    """Replaces the digits by images that are the numbers of their examples."""
 
     def part(count):
         images = np.arange(count, dtype=np.uint8).reshape(-1, 1, 1, 1)
@@ -175,7 +175,7 @@ def test_the_whole_test_split_is_had_alone_and_without_rebuilding():
 
 
 def test_images_are_hashed_once_a_start(small_cifar, prepared_dir, monkeypatch):
-    """Of a start: to find that they are the published ones, and to identify them."""
+    """A start hashes pixels twice: to verify, and to identify them."""
     hashed = []
     sha256 = tfds_files.sha256
 

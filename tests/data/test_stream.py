@@ -249,7 +249,7 @@ def test_an_image_that_cannot_be_read_ends_training_in_one_line(root, tmp_path):
 @pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_all_its_processes_stops_a_streamed_run(number, root, tmp_path):
-    """As a terminal has it at Ctrl-C, and a scheduler when time is over.
+    """Signals all processes, like Ctrl-C in a terminal, or a scheduler.
 
     It comes while the main process waits for a worker, whose images are large.
     """

@@ -8,7 +8,7 @@ from resnet_jax.data import folder, survey
 
 @pytest.fixture
 def root(tmp_path):
-    """Two classes, of three sound images and three that cannot be read."""
+    """Two classes, of three valid images and three that cannot be read."""
     for split in ("train", "test"):
         for name in ("cat", "dog"):
             (tmp_path / split / name).mkdir(parents=True)

@@ -31,7 +31,7 @@ def photos(tmp_path):
 
 
 def make(photos, cfg=ALL, seed=0, **fields):
-    """The training split of `photos` as training has it."""
+    """The augmented training split of `photos`."""
     own = DataConfig(dataset="folder", data_dir=str(photos), image_size=24, **fields)
     splits = data.load(data.for_training(own, cfg))
     return data.drawn(splits.train, cfg, own, seed)
@@ -123,7 +123,7 @@ def test_images_in_memory_are_augmented_too():
 def test_streamed_and_in_memory_are_augmented_alike(
     held_out, small_cifar, prepared_dir
 ):
-    """A run may go on the other way, whatever part of the split it trains on."""
+    """A run can resume from memory or files, for any part of the split."""
     found = []
     for is_streamed in (False, True):
         own = DataConfig(data_dir=str(prepared_dir), stream=is_streamed, **held_out)

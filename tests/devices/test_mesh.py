@@ -193,7 +193,7 @@ def test_feeding_batches_changes_no_bit(trained):
 
 @pytest.mark.process
 def test_local_statistics_are_those_of_a_part(trained):
-    """On one device a part is the whole; on four BatchNorm sees four images."""
+    """On one device a part is the whole batch; on four, BatchNorm sees four images."""
     one, four = trained["local 1"], trained["local 4"]
     np.testing.assert_allclose(
         one["losses"][:2], trained["1"]["losses"][:2], rtol=1e-12

@@ -1,4 +1,4 @@
-"""The lowering for CPUs beside XLA's own convolution."""
+"""The lowering for CPUs compared with XLA's own convolution."""
 
 from functools import partial
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.optimized
 
 @pytest.fixture
 def winograd_always(monkeypatch):
-    """Takes it for every 3x3 convolution of stride 1; the set of the calls."""
+    """Uses Winograd for every 3x3 convolution of stride 1; records the calls."""
     calls = set()
 
     def noted(function):

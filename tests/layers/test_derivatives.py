@@ -1,4 +1,4 @@
-"""Derivatives in forward mode, and of second order, beside finite differences."""
+"""Forward-mode and second derivatives compared with finite differences."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Convolutions of groups beside the convolutions of each group."""
+"""Grouped convolutions compared with a convolution per group."""
 
 from functools import partial
 
@@ -50,12 +50,12 @@ def test_groups_are_convolutions_of_their_own(groups, size, stride, padding):
 
 
 def _norm(loss, at, x, kernel):
-    """Of the gradient, so that its own gradient is of second order."""
+    """Differentiates the gradient, for second order."""
     return sum((g**2).sum() for g in jax.grad(loss, at)(x, kernel))
 
 
 def test_on_cpus_the_kernels_gradient_is_a_sum_of_products():
-    """XLA's own takes a hundred times as long, and stays for the other platforms."""
+    """XLA's own takes a hundred times as long, and is kept for other platforms."""
     x, kernel = map(jnp.float32, draw(2, 7, 8, 16, 4, 3))
 
     def loss(kernel, x):

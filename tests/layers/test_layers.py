@@ -137,7 +137,7 @@ def test_batchnorm_two_pass_variance_survives_a_large_mean(key):
 
 @pytest.mark.parametrize("mean", [1, 10, 30, 100, 256])
 def test_batchnorm_s_one_pass_in_bfloat16_rounds_less_than_the_values(mean):
-    """About a running mean of 0, which is the farthest."""
+    """With a running mean of 0, the worst case."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(mean + rng.normal(size=(512, 8, 8, 2)), jnp.bfloat16)
     layer = BatchNorm(momentum=1.0, dtype=jnp.bfloat16)

@@ -1,4 +1,4 @@
-"""On GPUs a block keeps one map of each convolution; the gradient is the same."""
+"""On GPUs a block keeps one map per convolution; the gradient is the same."""
 
 from functools import partial
 
@@ -56,7 +56,7 @@ def test_elsewhere_all_is_kept(dtype, platform):
 
 
 def test_of_a_block_the_convolutions_outputs_are_kept():
-    """And nothing else that is a map."""
+    """And no other map is kept."""
 
     def block(x, kernel):
         y = keep.keep(jnp.tanh(x @ keep.keep(kernel.astype(x.dtype))))

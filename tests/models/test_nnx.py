@@ -1,4 +1,4 @@
-"""docs/nnx.md: what it shows is run, and what it says of other calls is held."""
+"""Runs the code of docs/nnx.md, and checks its statements."""
 
 import re
 from pathlib import Path

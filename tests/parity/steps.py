@@ -1,4 +1,4 @@
-"""Training steps in PyTorch and here, from the same weights on the same batches."""
+"""Runs training steps in PyTorch and here, from the same weights and batches."""
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ def torch_optimizer(twin, optimizer, lr, norm_weight_decay=None, **options):
 
 
 def keep_gradient():
-    """A transformation whose state is the gradient that it saw."""
+    """A transformation whose state is the last gradient."""
     return optax.GradientTransformation(
         lambda params: jax.tree.map(jnp.zeros_like, params), lambda g, s, p: (g, g)
     )

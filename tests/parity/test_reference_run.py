@@ -1,4 +1,4 @@
-"""The PyTorch program and ours, side by side, stopped and taken up again."""
+"""The PyTorch program and ours, stopped and resumed."""
 
 import pytest
 
@@ -13,7 +13,7 @@ TIMES = ("seconds", "images_per_second", "compile_seconds", "startup_seconds")
 
 
 def figures_of(workdir, program):
-    """What metrics.jsonl says, but for the times."""
+    """Returns metrics.jsonl without times."""
     records = files.read_jsonl(workdir / program / "metrics.jsonl")
     return [{k: v for k, v in r.items() if k not in TIMES} for r in records]
 

@@ -1,6 +1,6 @@
-"""Twenty training steps in PyTorch and here, from the same weights on the same batches.
+"""Twenty training steps in PyTorch and here, from the same weights and batches.
 
-In float64 the arithmetic is shown to be the same; in float32 the loss stays beside it.
+In float64 the arithmetic is the same; in float32 the losses stay close.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""What the host and the device make of images in training, beside torchvision's."""
+"""Augmentation on the host and the device, compared with torchvision."""
 
 import math
 
@@ -220,7 +220,7 @@ def test_erasing_leaves_the_mean_colour():
 
 
 def torchvisions_rates(cfg, num_epochs):
-    """The learning rate of each epoch, as references/classification/train.py has it."""
+    """Returns the learning rate of each epoch in references/classification/train.py."""
     sgd = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=cfg.optim.lr)
     schedulers = torch.optim.lr_scheduler
     warmup = round(cfg.optim.warmup_epochs)

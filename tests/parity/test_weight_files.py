@@ -1,4 +1,4 @@
-"""Weight files as people's tools write them, with the logits that PyTorch gives."""
+"""Weight files as people's tools write them, compared with PyTorch's logits."""
 
 import argparse
 import collections
@@ -155,7 +155,7 @@ def test_whatever_lies_around_the_weights(kind, legacy, tmp_path):
 
 
 def with_head(net, name):
-    """The state_dict with the last layer called otherwise."""
+    """Returns the state_dict with another name for the last layer."""
     return {
         re.sub(r"^fc\.", f"{name}.", key): value
         for key, value in net.state_dict().items()

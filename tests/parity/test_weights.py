@@ -1,4 +1,4 @@
-"""Files that torch.save wrote, and state_dicts that torch loads."""
+"""Reads files of torch.save, and writes state_dicts that torch loads."""
 
 import collections
 

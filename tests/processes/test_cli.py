@@ -1,4 +1,4 @@
-"""Both scripts as a user runs them: in processes of their own, on real digits."""
+"""Runs both scripts as a user does, in processes, on real digits."""
 
 import json
 import os
@@ -48,7 +48,7 @@ for case in json.load(sys.stdin):
 
 
 def run_each(script, *cases):
-    """What `run` gives of each of several lists of arguments."""
+    """Returns the results of `run` for several lists of arguments."""
     commands = [command(script, *case)[1:] for case in cases]
     done = subprocess.run(
         [sys.executable, "-c", EACH], cwd=ROOT, input=json.dumps(commands),
@@ -70,7 +70,7 @@ def metrics_of(run_dir):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run on digits of two epochs, the second cut short, left alone."""
+    """An undisturbed run of two epochs on digits, the second one short."""
     run_dir = tmp_path_factory.mktemp("runs") / "digits"
     done = run("train.py", "digits", *SMALL, "--workdir", run_dir)
     assert done.returncode == 0, done.stderr
@@ -214,7 +214,7 @@ def test_a_checkpoint_that_is_not_there_or_of_another_model(trained, tmp_path):
 
 
 def test_export_then_transfer_from_it(trained, tmp_path):
-    """A network goes out, and begins two runs: the long way and on cached features."""
+    """Exports a network, and starts two runs from it, one with cached features."""
     run_dir, _ = trained
     folder = tmp_path / "exported"
     done = run("evaluate.py", run_dir, "--export", folder)

@@ -103,7 +103,7 @@ def test_a_long_error_of_another_process_keeps_its_exit_code(message, monkeypatc
 
 
 def test_an_error_is_told_to_others_but_while_they_compute(digits_run, monkeypatch):
-    """is_training, wherever a process may fail by itself."""
+    """Tracks is_training wherever a process may fail by itself."""
     opened, seen = [], []
 
     def note(owner, name):
@@ -169,7 +169,7 @@ def alone(tmp_path_factory):
 
 
 def assert_alike(run_dir, alone):
-    """The same numbers, but for rounding, which a ReLU may make larger."""
+    """Compares metrics up to rounding, which a ReLU may enlarge."""
     ours, theirs = lines(run_dir), lines(alone)
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
     for one, other in zip(ours, theirs, strict=True):
@@ -226,7 +226,7 @@ def four(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pair(four, tmp_path_factory):
-    """(Folder of the runs, scenario -> what both say) of pair.py."""
+    """(folder of the runs, {scenario: results of both}) of pair.py."""
     root = tmp_path_factory.mktemp("pair")
     shutil.copytree(four, root / "four")
     address = f"127.0.0.1:{free_port()}"
@@ -275,7 +275,7 @@ def test_two_end_alike(name, code, part, pair):
 
 
 def test_each_image_is_counted_once_and_all_feed_and_save_alike(pair):
-    """Where one process has no room for the data, and its clock says to save."""
+    """One process has no room for the data, and its clock asks for a save."""
     root, found = pair
     for one in found["apart"]:
         assert one["code"] == 0, one
@@ -284,7 +284,7 @@ def test_each_image_is_counted_once_and_all_feed_and_save_alike(pair):
 
 
 def test_each_process_augments_its_own_images_as_one_alone_would(pair, tmp_path):
-    """One reads them by a thread, the other by a worker."""
+    """One process reads images by a thread, the other by a worker."""
     root, found = pair
     for one in found["cropped"]:
         assert one["code"] == 0, one

@@ -1,4 +1,4 @@
-"""What a run survives: real processes, really killed, on real files."""
+"""What a run survives, with real processes and files."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def assert_same_end(run_dir, alone):
 
 @pytest.fixture(scope="session")
 def alone(tmp_path_factory):
-    """A run that nothing happened to."""
+    """An undisturbed run."""
     run_dir = tmp_path_factory.mktemp("faults") / "alone"
     done = run(run_dir)
     assert done.returncode == 0, done.stderr

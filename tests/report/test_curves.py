@@ -17,7 +17,7 @@ def records(offset, epochs=(1, 2, 3)):
 
 
 def colour_at(path, point):
-    """The rarest colour's distance from a curve's, near a point of an image."""
+    """Returns the pixels near a point of an image."""
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
     height, width = pixels.shape[:2]
     y, x = round(point.y * height), round(point.x * width)

@@ -23,7 +23,7 @@ NAMES = ("a", "b", "c")
 
 @pytest.fixture
 def found():
-    """As measure gives it."""
+    """A result of measure."""
     accuracy = {
         name: [0.9 - 0.01 * index - 0.1 * severity for severity in range(5)]
         for index, name in enumerate(corruptions.CORRUPTIONS)

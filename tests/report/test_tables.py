@@ -27,7 +27,7 @@ def write(path, parts):
 
 
 def read(path):
-    """The rows of a file, by readers of others, as dictionaries."""
+    """Reads the rows of a file as dictionaries, by other libraries."""
     if path.suffix == ".csv":
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))

@@ -1,4 +1,4 @@
-"""Stores that keep nothing of what they say is written."""
+"""Storage that loses what it reports as written."""
 
 import errno
 import json
@@ -17,7 +17,7 @@ STATE = {"params": {"w": np.arange(6, dtype=np.float32), "b": np.ones(2, np.floa
 
 @pytest.fixture
 def opened(tmp_path):
-    """Checkpoints that keep one, of which that of step 1 is saved."""
+    """Checkpoints that keep one, with step 1 saved."""
     checkpoints = Checkpoints(tmp_path, 1, {"devices": "1"})
     assert save(checkpoints, 1) is None
     yield checkpoints
@@ -42,7 +42,7 @@ def steps(run_dir):
 
 
 def after_save(monkeypatch, spoil):
-    """Has `spoil` find the folder of each checkpoint that is whole."""
+    """Calls `spoil` with the folder of each complete checkpoint."""
     wait = ocp.CheckpointManager.wait_until_finished
 
     def waited(self):

@@ -92,7 +92,7 @@ finite = st.floats(-1e9, 1e9)
     cut=st.integers(0, 40),
 )
 def test_a_log_goes_on_after_its_checkpoint(tmp_path_factory, losses, step, cut):
-    """Whatever was written after it, the last line in part perhaps."""
+    """Records written after the checkpoint are removed, even incomplete ones."""
     run_dir = tmp_path_factory.mktemp("run")
     lines = [
         LINE | {"epoch": n, "step": n, "train_loss": loss}
@@ -109,7 +109,7 @@ def test_a_log_goes_on_after_its_checkpoint(tmp_path_factory, losses, step, cut)
 
 
 def test_the_line_of_the_checkpoints_own_step_stays(tmp_path):
-    """Where a signal cut the evaluation off, it was written after the checkpoint."""
+    """If a signal stopped the evaluation, the record follows the checkpoint."""
     lines = [LINE, LINE | {"epoch": 2, "step": 10}, LINE | {"epoch": 3, "step": 15}]
     write(tmp_path, *map(json.dumps, lines))
     kept = [*lines[:1], *logs.last_line(tmp_path, lines[:1], 10)]
@@ -162,7 +162,7 @@ def test_layers_without_their_step_are_named(tmp_path):
 
 
 class FullDisk:
-    """Stands before a path: so many bytes are written, then the disk is full."""
+    """Wraps a path: after so many bytes, the disk is full."""
 
     def __init__(self, monkeypatch, room):
         self.room = room

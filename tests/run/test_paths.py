@@ -1,4 +1,4 @@
-"""Names of directories that a library underneath could take for something else."""
+"""Directory names that a library could misinterpret."""
 
 import json
 import os

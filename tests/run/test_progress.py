@@ -116,7 +116,7 @@ def test_a_loss_that_is_not_finite_is_told_with_its_step():
 
 @pytest.fixture
 def noted(monkeypatch):
-    """What the profiler is told, in the place of the profiler."""
+    """Records the calls of the profiler instead of profiling."""
     told = []
     monkeypatch.setattr(jax.profiler, "start_trace", lambda path: told.append("start"))
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: told.append("stop"))
@@ -124,7 +124,7 @@ def noted(monkeypatch):
 
 
 def go(trace, noted, steps):
-    """{what the profiler was told: the step after which}."""
+    """Returns {call of the profiler: step after which it came}."""
     found = {}
     for step in steps:
         before = len(noted)

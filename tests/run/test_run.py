@@ -82,7 +82,7 @@ change = fields.replace
 
 
 def fetch_raises(error, monkeypatch):
-    """The digits cannot be had."""
+    """Makes the digits unavailable."""
 
     def load():
         raise error
@@ -144,7 +144,7 @@ def test_a_finished_run_says_so(cfg, capsys):
 
 
 class Killed(BaseException):
-    """Stands for the end of a process: nothing that handles errors sees it."""
+    """Simulates the end of a process, which no handler catches."""
 
 
 @pytest.mark.process
@@ -520,7 +520,7 @@ def weights(cfg, tmp_path):
 
 
 def test_a_command_that_failed_does_not_spoil_what_a_killed_one_left(cfg, monkeypatch):
-    """Killed between the line of an epoch and its checkpoint; then data are missing."""
+    """Killed between an epoch's record and its checkpoint; then data are missing."""
 
     def die(*args, **options):
         raise Killed
@@ -566,7 +566,7 @@ def test_the_best_stays_although_a_better_one_could_not_be_saved(cfg, monkeypatc
 
 
 def test_fewer_epochs_than_are_done(cfg, monkeypatch):
-    """Stopped in the evaluation of the second of three, and then told to do one."""
+    """Stopped in the evaluation of the second of three epochs, then asked for one."""
     evaluate = evaluation.evaluate
 
     def signalling(eval_step, make_batches, state, dataset):
@@ -591,7 +591,7 @@ def test_fewer_epochs_than_are_done(cfg, monkeypatch):
     ],
 )
 def test_a_resume_is_exact_for_every_recipe(name, cfg, weights, monkeypatch):
-    """Parameters, statistics, optimizer, order, augmentation, sums: to the bit."""
+    """Parameters, statistics, optimizer, order, augmentation and sums are equal."""
     recipe = RECIPES[name][1]
     recipe = change(
         recipe,

@@ -52,7 +52,7 @@ def traced_program(cfg):
 
 
 def lowered(cfg):
-    """The texts of the recipe's program for TPUs and for NVIDIA's GPUs."""
+    """Returns the texts of the recipe's program for TPUs and NVIDIA GPUs."""
     traced = traced_program(cfg)
     for platform in ("tpu", "cuda"):
         text = traced.lower(lowering_platforms=(platform,)).as_text()

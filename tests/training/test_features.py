@@ -55,7 +55,7 @@ def test_nothing_has_no_features(tiny, parts):
 
 
 def test_training_on_cached_features_is_the_long_way(one_block, parts, tmp_path):
-    """And a run may be stopped in the one way and go on in no other."""
+    """A run with cached features cannot resume without them, or the reverse."""
     runs = []
     for cached in (False, True):
         cfg = make_config(

@@ -34,7 +34,7 @@ def compiled(model, **options):
 
 
 def compute(model, variables, images, targets, **options):
-    """(loss, logits, moved statistics, gradient)."""
+    """Returns (loss, logits, new statistics, gradient)."""
     (loss, (logits, moved)), gradient = compiled(model, **options)(
         *(variables["params"], variables["batch_stats"], images, targets),
         jax.random.key(2),

@@ -148,7 +148,7 @@ def test_muon_makes_kernels_orthogonal_and_leaves_the_rest_to_adamw(key):
 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_what_muon_makes_orthogonal_is_the_momentum(nesterov, key):
-    """As one step gives it for that momentum, whatever its size, as a gradient."""
+    """Returns the update of one step for that momentum, of any size."""
     kernel = {"conv": {"kernel": jnp.ones((3, 3, 4, 16))}}
     tx = make_optimizer(optimizer="muon", lr=0.01, momentum=0.6, nesterov=nesterov)
 
@@ -197,7 +197,7 @@ def optaxs_muon(params, **options):
 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_muon_is_optaxs(nesterov):
-    """Its state as well, so that what either saved the other goes on from."""
+    """The state is equal as well, so that each can resume the other's."""
     with jax.enable_x64(True):
         params = kernels(0, np.float64)
         options = {"momentum": 0.6, "nesterov": nesterov}

@@ -1,4 +1,4 @@
-"""Weights in files as people have them, written by hand: torch is not needed."""
+"""Weights in files as people have them, written without torch."""
 
 import argparse
 import json
@@ -301,7 +301,7 @@ def test_copies_of_the_weights_without_the_head_are_no_others(tmp_path):
 
 
 def test_of_two_heads_none_is_taken(tmp_path):
-    """Such as a probe's beside the one of the backbone."""
+    """Such as a probe's head in addition to the backbone's."""
     _, _, state = make()
     probe = {"head.weight": np.ones((4, 64), np.float32), "head.bias": np.ones(4)}
     probe = {name: value.astype(np.float32) for name, value in probe.items()}

@@ -1,4 +1,4 @@
-"""config.json as timm 1.0 and transformers 5 write it, and as anybody might."""
+"""config.json as timm 1.0 and transformers 5 write it, and damaged ones."""
 
 import json
 import re

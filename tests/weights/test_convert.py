@@ -26,7 +26,7 @@ def variables():
 
 
 def draw(name):
-    """Random numbers in the place of a model's variables, and their shapes."""
+    """Returns random variables of a model, and their shapes."""
     model = resnet_jax.create_model(name, num_classes=10)
     shapes = training.variable_shapes(model, (32, 32, 3))
     rng = np.random.default_rng(0)

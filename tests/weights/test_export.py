@@ -24,7 +24,7 @@ def digits():
 
 @pytest.fixture(scope="module", autouse=True)
 def few(digits):
-    """These in the place of all digits."""
+    """Uses these images instead of all digits."""
     with pytest.MonkeyPatch.context() as patch:
         small = sources.Source((32, 32, 3), lambda cfg: (10, lambda: digits))
         patch.setitem(sources.SOURCES, "digits", small)
@@ -97,7 +97,7 @@ def test_an_exported_folder_says_everything(run, capsys):
 
 
 def test_a_folder_that_says_less_of_the_network_is_read(run):
-    """As versions before in_channels wrote it."""
+    """A config.json of a version before in_channels."""
     _, folder = run
     info = json.loads((folder / "config.json").read_text())
     old = ("model", "num_classes", "stem", "skip", "norm", "width", "whiten", "dtype")

@@ -1,4 +1,4 @@
-"""Repositories of the Hub, as a server on this machine has them."""
+"""Repositories of the Hub, served on this machine."""
 
 import contextlib
 import hashlib
@@ -24,7 +24,7 @@ WEIGHTS = bytes(range(256)) * 40  # no weights, but nothing looks into them here
 
 
 class Hub:
-    """The repository REPO, what is wrong with it, and what it was asked."""
+    """A server with the repository REPO, its faults, and its requests."""
 
     def __init__(self):
         self.commits: dict[str, dict[str, bytes]] = {}
@@ -205,7 +205,7 @@ def _refused(source: str, *words: str, error: type[UserError] = DataError) -> No
 
 
 def _blobs(hub: Hub) -> list[bytes]:
-    """What the cache has as whole files."""
+    """Returns the complete files in the cache."""
     paths = hub.cache.rglob("blobs/*")
     return [path.read_bytes() for path in paths if path.suffix != ".incomplete"]
 

@@ -1,4 +1,4 @@
-"""A network as an ONNX graph, and the check without which none is written."""
+"""Exporting ONNX graphs, and the check before one is written."""
 
 import json
 
@@ -28,7 +28,7 @@ def network():
 
 
 def check_refused(network, tmp_path, part):
-    """That nothing is written, and why."""
+    """Checks that nothing is written, and the message."""
     folder = tmp_path / "folder"
     with pytest.raises(DataError, match=part) as refused:
         onnx_graph.write(folder, network, make_info(network))

@@ -51,7 +51,7 @@ def test_a_tensor_outside_of_its_storage_is_refused(tmp_path, wrong):
 
 
 def test_an_expanded_tensor_takes_no_memory_and_is_no_tensor(tmp_path):
-    """PyTorch saves it as it is; no weight of a network is one."""
+    """PyTorch saves it unchanged, but no weight of a network is one."""
     huge = tensor(size=(10**9, 10**9), stride=(0, 0))
     path = write_zip(tmp_path / "a.pth", dumps({"w": tensor(), "x": huge}))
     found = pth.read_zip(path)

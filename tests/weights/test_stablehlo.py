@@ -1,4 +1,4 @@
-"""A network as StableHLO: what JAX alone makes of the file, in batches of any size."""
+"""Exported StableHLO, run by JAX without the package, for any batch size."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a pickle names besides tensors: it stands there, and nothing of it happens."""
+"""Placeholders for what a pickle names other than tensors."""
 
 import argparse
 import collections
@@ -35,7 +35,7 @@ def read(tmp_path):
 
 @pytest.fixture
 def monitor(monkeypatch):
-    """What is imported, opened or run while a pickle is read; it ends empty."""
+    """Records imports, opened files and calls during unpickling: there are none."""
     events = []
     watched = ("import", "os.", "subprocess.", "open", "exec", "compile", "socket.")
 
@@ -179,7 +179,7 @@ def test_what_stands_for_an_object_says_its_class(read):
 
 
 def test_a_tensor_of_an_unknown_type_of_numbers_is_no_tensor(read):
-    """It is refused only where a weight is wanted."""
+    """It is refused only in place of a weight."""
     storage = b"(X\x07\x00\x00\x00storagectorch\nComplexFloatStorage\n"
     storage += b"X\x01\x00\x00\x00kX\x03\x00\x00\x00cpuK\x06tQ"
     call = (
@@ -195,7 +195,7 @@ def nested(depth):
 
 @pytest.mark.parametrize("end", [b"", b"}", b"ccollections\nOrderedDict\n"])
 def test_what_is_nested_deeply_is_refused_before_it_is_hashed(read, end):
-    """In C, where nothing bounds the depth, that would end the process."""
+    """In C, unbounded depth would crash the process."""
     content = {
         b"": nested(400_000),
         b"}": b"}" + nested(400_000) + b"K\x01s",
