@@ -194,7 +194,7 @@ def carry_out(
 
 
 def environment(cfg: GpuDay, part: str, work: Path) -> dict[str, str]:
-    """That of a part: caches of its own, and room for others on the GPU."""
+    """Returns the environment of a part: its own caches, and room on the GPU."""
     # Only smoke may use the CPU as well: JAX would fall back to it if the GPU fails.
     platforms = {cfg.platform: None, **({"cpu": None} if part == "smoke" else {})}
     found = {

@@ -358,14 +358,14 @@ def left_out_if_failing(
 
 
 def spread(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """Median, least and greatest of the ratios round by round."""
+    """Returns median, minimum and maximum of the ratios by round."""
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     median = statistics.median(ratios)
     return {"median": median, "min": min(ratios), "max": max(ratios)}
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as Markdown, and below it the peaks and what could not run."""
+    """Returns the rows as Markdown, then the peaks and what could not run."""
     header = (
         *("model", "what", "batch", "dtype", "images/s ours / PyTorch"),
         *("PyTorch's best", "ratio (of rounds)", "GFLOP/s", "of the matmul peak"),
@@ -402,7 +402,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def both(pair: Sequence[Row], key: str, form: str, *, scale: float = 1) -> str:
-    """Ours / PyTorch's, where they were measured."""
+    """Returns the ratio of ours to PyTorch's, if both were measured."""
     values = [program.get(key) for program in pair]
     if all(value is None for value in values):
         return "not measured"
@@ -411,7 +411,7 @@ def both(pair: Sequence[Row], key: str, form: str, *, scale: float = 1) -> str:
 
 
 def scaling(cfg: Throughput, model: str, gpu: bool) -> dict[str, list[Row]]:
-    """Our training step by batch and by depth, a process each: points, and cliffs.
+    """Times our training step by batch size and depth, in a process each.
 
     The cost of a point is seconds an image, by depth those of a multiply-add.
     """
@@ -444,7 +444,7 @@ def scaling(cfg: Throughput, model: str, gpu: bool) -> dict[str, list[Row]]:
 
 
 def cliffs(costs: Sequence[float]) -> list[bool]:
-    """Whether each cost is over CLIFF times the one before."""
+    """Returns whether each cost is over CLIFF times the one before."""
     before = [float("inf"), *costs]
     return [b > CLIFF * a for a, b in zip(before, costs, strict=False)]
 
@@ -470,7 +470,7 @@ def scaling_table(curves: Mapping[str, Sequence[Row]]) -> str:
 
 
 def plot(curves: Mapping[str, Sequence[Row]], path: Path) -> None:
-    """Time of a step and peak memory by batch and by depth, as a PNG at `path`."""
+    """Draws time of a step and peak memory by batch size and depth to `path`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 7), layout="constrained")

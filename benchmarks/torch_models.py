@@ -169,7 +169,7 @@ def with_cifar_stem(model: nn.Module) -> nn.Module:
 
 
 def create_twin(name: str, stem: str | None = None, num_classes: int = 10) -> nn.Module:
-    """The PyTorch network that resnet_jax.create_model(name, stem=stem) is."""
+    """Returns the PyTorch network of resnet_jax.create_model(name, stem=stem)."""
     others: dict[str, Callable[[], nn.Module]] = {
         "hresnet": lambda: HResNet(num_classes),
         "resnet9": lambda: ResNet9(num_classes=num_classes),

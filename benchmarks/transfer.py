@@ -1,4 +1,4 @@
-"""Transfer learning in PyTorch and here, from a backbone that PyTorch trained.
+"""Compares transfer learning in PyTorch and here, from a backbone of PyTorch.
 
     python -m benchmarks.transfer backbone --file FILE --epochs 2 --lr 1e-3
     python -m benchmarks.transfer transfer --file FILE
@@ -21,7 +21,7 @@ import tyro
 
 @dataclass(frozen=True)
 class Transfer:
-    """The step of the comparison that is to run."""
+    """The step of the comparison to run."""
 
     mode: Annotated[Literal["backbone", "transfer", "probe"], tyro.conf.Positional]
     """What to do."""

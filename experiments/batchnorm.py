@@ -1,4 +1,4 @@
-"""What BatchNorm does: speed, learning rates, initialisation, gap, drift."""
+"""Effects of BatchNorm: speed, learning rates, initialisation, gap, covariate shift."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class BatchNorm(Experiment):
     """Where the runs and the page are kept."""
 
     def variants(self) -> dict[str, Config]:
-        """All runs by name."""
+        """Returns all runs by name."""
         return {
             f"{label}-{init}-{lr:g}": self.config(
                 model=self.model,
@@ -52,7 +52,7 @@ class BatchNorm(Experiment):
         }
 
     def write_page(self, outcomes: Mapping[str, Outcome]) -> None:
-        """The page index.html in workdir, from what the runs logged."""
+        """Writes index.html in workdir, from the logs of the runs."""
         accuracy: dict[str, dict[str, Any]] = {}
         drift: dict[str, dict[str, Any]] = {}
         for name, outcome in outcomes.items():
@@ -72,7 +72,7 @@ class BatchNorm(Experiment):
                 drift,
                 "mean over spread at the start",
                 "Mean of the input of the middle convolution by epoch, on one batch, "
-                "in spreads of its input before training",
+                "in standard deviations of its input before training",
             ),
         ):
             path = self.workdir / f"{name}.png"
@@ -123,7 +123,7 @@ class BatchNorm(Experiment):
         ]
 
     def _sensitivity(self, outcomes: Mapping[str, Outcome], label: str) -> float:
-        """The largest distance of the two initialisations at one learning rate."""
+        """Returns the largest difference of initialisations at one learning rate."""
         return max(
             abs(
                 _accuracy(outcomes[f"{label}-kaiming-{lr:g}"])
@@ -146,7 +146,7 @@ def _of(outcomes: Mapping[str, Outcome], label: str) -> dict[str, Outcome]:
 
 
 def _accuracy(outcome: Outcome, epoch: int = -1) -> float:
-    """Test accuracy in percent; of a run that left none, or diverged, chance."""
+    """Returns test accuracy in percent; chance for a run that diverged."""
     if not outcome.records or (outcome.diverged and epoch == -1):
         return 10.0
     return 100 * outcome.records[epoch]["test_accuracy"]
@@ -164,7 +164,7 @@ def _moved(outcome: Outcome) -> str:
 
 
 def is_training(outcome: Outcome) -> bool:
-    """Whether a run learned anything."""
+    """Returns whether a run learned anything."""
     if outcome.diverged or not outcome.records:
         return False
     return outcome.records[-1]["train_accuracy"] > 0.15
@@ -178,7 +178,7 @@ def _gap(outcome: Outcome) -> str:
 
 
 def _drift(outcome: Outcome) -> tuple[list[int], list[float]]:
-    """(epochs, mean of the middle convolution's input over its first spread)."""
+    """Returns (epochs, mean of the middle convolution's input over its first std)."""
     names = [n for n in outcome.layers[0]["layers"] if n.rsplit(".", 1)[-1] == "conv1"]
     middle = names[len(names) // 2]
     spread = outcome.layers[0]["layers"][middle]["input_std"] or 1.0

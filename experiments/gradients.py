@@ -20,7 +20,7 @@ _KEYS = ("gradient", "gradient norm"), ("update_ratio", "update / weight")
 
 @dataclass(frozen=True)
 class Gradients(Experiment):
-    """How the gradient reaches the first layers: several depths, with and without
+    """Measures how gradients reach the first layers: several depths, with and without
     shortcuts and BatchNorm, both initialisations, before training and after some steps
     of SGD; and a run that has converged, compared with one that has vanished."""
 
@@ -40,7 +40,7 @@ class Gradients(Experiment):
     """Where the runs and the page are kept."""
 
     def variants(self) -> dict[str, Config]:
-        """All runs by name."""
+        """Returns all runs by name."""
 
         def config(depth: int, **fields: object) -> Config:
             return self.config(
@@ -68,7 +68,7 @@ class Gradients(Experiment):
         return found
 
     def write_page(self, outcomes: Mapping[str, Outcome]) -> None:
-        """The page index.html in workdir, from what the runs logged."""
+        """Writes index.html in workdir, from the logs of the runs."""
         sections: dict[str, list[page.Content]] = {"What is seen": self._seen(outcomes)}
         for when, place in (("before training", 0), ("after training", -1)):
             path = self.workdir / f"gradients-{when.split()[0]}.png"
@@ -172,7 +172,7 @@ class Gradients(Experiment):
 
 
 def convolutions(record: Mapping[str, Any], key: str) -> tuple[list[int], list[float]]:
-    """(places, values) of `key` for the 3x3 convolutions of a line of layers.jsonl."""
+    """Returns (indices, values) of `key` for the 3x3 convolutions of a record."""
     values = [
         values[key]
         for name, values in record["layers"].items()

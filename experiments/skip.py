@@ -11,7 +11,7 @@ from resnet_jax.report import figures, page
 
 @dataclass(frozen=True)
 class Skip(Experiment):
-    """Plain and residual networks of two depths, trained alike."""
+    """Trains plain and residual networks of two depths in the same way."""
 
     depths: tuple[int, ...] = (20, 56)
     """Depths of He et al.'s networks for CIFAR-10."""
@@ -23,7 +23,7 @@ class Skip(Experiment):
     """Where the runs and the page are kept."""
 
     def variants(self) -> dict[str, Config]:
-        """All runs by name."""
+        """Returns all runs by name."""
         return {
             f"{'residual' if skip else 'plain'}-{depth}": self.config(
                 model=f"resnet{depth}",
@@ -41,7 +41,7 @@ class Skip(Experiment):
         }
 
     def write_page(self, outcomes: Mapping[str, Outcome]) -> None:
-        """The page index.html in workdir, from what the runs logged."""
+        """Writes index.html in workdir, from the logs of the runs."""
         panels = {}
         for key, title in (
             ("train_accuracy", "training error"),

@@ -21,7 +21,7 @@ _DIVERGED = "diverged.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """What all experiments have in common."""
+    """Options of all experiments."""
 
     max_train_samples: int | None = None
     """Train on this many of the training images; None on all."""
@@ -33,7 +33,7 @@ class Experiment:
     """As train.py has it."""
 
     def config(self, **values: Any) -> Config:
-        """The configuration of a run: what all runs share, and these fields."""
+        """Returns the configuration of a run: the shared one with these fields."""
         return fields.replace(
             Config(),
             optimizer="sgd",
@@ -46,7 +46,7 @@ class Experiment:
 
     @property
     def setting(self) -> str:
-        """A sentence that says on how many images the figures rest."""
+        """A sentence about the number of images of the figures."""
         train, test = (
             f"{size:,} of {cifar.CIFAR10.num_examples[part]:,}" if size else "all"
             for part, size in (
@@ -61,7 +61,7 @@ class Experiment:
 
 
 class Outcome(NamedTuple):
-    """What a variant left behind."""
+    """The result of a variant."""
 
     cfg: Config
     records: list[dict[str, Any]]  # of metrics.jsonl
@@ -70,10 +70,10 @@ class Outcome(NamedTuple):
 
 
 def run(variants: Mapping[str, Config], root: Path) -> dict[str, Outcome]:
-    """Trains each of `variants` in root/NAME, or reads what an earlier call left there.
+    """Trains each of `variants` in root/NAME, or reads the result of an earlier call.
 
-    A run whose loss is not finite any more is a result, which is kept; a signal stops
-    all (StoppedError), and the same call goes on from there.
+    A run whose loss is no longer finite is a result; a signal stops all (StoppedError),
+    and the same call resumes.
     """
     from resnet_jax.commands import train
 
@@ -108,13 +108,13 @@ def _read(cfg: Config, run_dir: Path) -> Outcome:
 
 
 def _diverged(run_dir: Path) -> dict[str, Any] | None:
-    """What the run left that diverged there."""
+    """Returns the record of a diverged run, if there is one."""
     path = run_dir / _DIVERGED
     return json.loads(path.read_text("utf-8")) if path.exists() else None
 
 
 def _plain(cfg: Config) -> dict[str, Any]:
-    """`cfg` as JSON has it."""
+    """Returns `cfg` as JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(cfg)))
 
 
@@ -122,7 +122,7 @@ def table(
     outcomes: Mapping[str, Outcome],
     columns: Mapping[str, Callable[[Outcome], str]] | None = None,
 ) -> page.Table:
-    """Last figures of each variant, and further columns; a diverged one is named so."""
+    """Returns the last metrics of each variant, and further columns."""
     columns = columns or {}
     rows = []
     for name, outcome in outcomes.items():

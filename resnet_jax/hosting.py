@@ -7,7 +7,7 @@ _OURS = ("train.py", "evaluate.py", "resnet-jax")
 
 
 def owns_process() -> bool:
-    """Whether this process was started for one of our commands.
+    """Returns whether this process was started for one of our commands.
 
     In Jupyter, or under runpy or a debugger, it belongs to another program: it must not
     be restarted or ended, and everything that a command changes must be undone.

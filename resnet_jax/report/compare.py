@@ -21,7 +21,7 @@ def compare(run_dirs: Sequence[str], page: Path) -> str:
     PyTorch program may write it, has no configuration to show.
 
     Raises:
-      ConfigError: one is no run, or the page cannot be written.
+      ConfigError: one is not a run, or the page cannot be written.
     """
     records: dict[str, list[Record]] = {}
     fields: dict[str, dict[str, Any]] = {}

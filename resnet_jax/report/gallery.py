@@ -7,7 +7,7 @@ import numpy as np
 
 from resnet_jax.report.figures import COLOURS, new_figure, plain, save_figure
 
-_MOST_NAMED = 60  # classes with a bar and a name of their own
+_MOST_NAMED = 60  # classes with their own bar and name
 
 
 def plot_counts(
@@ -60,7 +60,7 @@ def plot_samples(
 
     Args:
       images, augmented: uint8 [N, H, W, 3].
-      names: the class of each, equal ones one after the other.
+      names: the class of each, grouped.
     """
     classes = list(dict.fromkeys(names))
     rows = [[i for i, one in enumerate(names) if one == name] for name in classes]

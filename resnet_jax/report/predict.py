@@ -1,4 +1,4 @@
-"""What a network makes of files of images, and where in them it comes from."""
+"""Classifies image files, and shows which regions the predictions depend on."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -35,21 +35,20 @@ def predict_files(
 ) -> None:
     """Prints the most likely classes of each image with their probabilities.
 
-    An image is brought to the data set's size as a folder's are, and from there goes
-    the way of the data's own; in batches, in which the others change nothing of it but
-    the rounding.
+    Images are resized to the data set's size like those of a folder, and preprocessed
+    like its own. They are computed in batches, which affects only the rounding.
 
     Args:
-      saliency_dir: where the Grad-CAM of each image is saved, as NAME.png.
-      output: a file that has them instead, a row for each image; see tables.
-      top_k: how many classes, at most.
+      saliency_dir: folder for the Grad-CAM of each image, NAME.png.
+      output: a file for the predictions, one row per image; see tables.
+      top_k: maximum number of classes.
 
     Raises:
       ConfigError: a file cannot be written.
-      DataError: some cannot be read; the others are done before.
+      DataError: some cannot be read; the others are predicted before.
     """
     cfg, class_names = subject.cfg, subject.class_names
-    if class_names is None:  # weights that do not say: the data set does
+    if class_names is None:  # weights without class names: those of the data set
         class_names = sources.describe(cfg.data).load()[1].class_names
     # Only images of any size are resized on the host; others on the device.
     is_cropped = sources.is_cropped(cfg.data)
@@ -77,7 +76,7 @@ def predict_files(
         if output is not None:
             columns = _columns(min(top_k, len(class_names)))
             show = _to_rows(stack.enter_context(tables.writing(output, columns)))
-        # What is printed is progress itself; None is on a terminal only.
+        # The printed lines show progress already; None means only on a terminal.
         has_bar = output is not None and len(every) > BATCH
         disable = None if has_bar else True
         bar = waiting.bar(len(every), "prediction", disable=disable)
@@ -118,7 +117,7 @@ def _print(path: Path, likely: Likely) -> None:
 
 
 def _columns(num: int) -> dict[str, type]:
-    """What a row of a file has, for `num` classes."""
+    """Returns the columns of a file for `num` classes, with their types."""
     each = range(1, num + 1)
     return {
         **{"path": str, "label": int, "class": str, "probability": float},
@@ -174,14 +173,14 @@ def _make_probabilities(
 def grad_cam(
     model: nn.Module, variables: dict[str, Any], images: Images, classes: Images
 ) -> jax.Array:
-    """Maps [B, h, w] in [0, 1] of what in the last block speaks for `classes` [B].
+    """Returns Grad-CAM maps [B, h, w] in [0, 1] of the last block for `classes` [B].
 
-    Selvaraju et al. 2017, equations 1 and 2: the block's output, its channels weighted
-    by the mean gradient of the class's logit, negative parts cut, scaled to a largest
-    value of 1 (0 everywhere where nothing speaks for the class).
+    Selvaraju et al. 2017, equations 1 and 2: the block's output, with its channels
+    weighted by the mean gradient of the class's logit, negative values set to 0, scaled
+    to a maximum of 1 (0 everywhere if there is no evidence for the class).
 
     Args:
-      images: [B, H, W, C], as the network takes them.
+      images: [B, H, W, C], preprocessed.
 
     Raises:
       ConfigError: the network has no residual block.

@@ -1,4 +1,4 @@
-"""What a network says of each test image, as a file of rows."""
+"""Writes the predictions for all test images to a file."""
 
 from pathlib import Path
 
@@ -13,22 +13,22 @@ from resnet_jax.report import scores, tables
 from resnet_jax.report.subject import Subject
 from resnet_jax.training import evaluation, seeds
 
-_MAX_CLASSES = 100  # whose probabilities are all written
-_ROWS = 1000  # that are made at a time
+_MAX_CLASSES = 100  # classes up to which all probabilities are written
+_ROWS = 1000  # rows at a time
 
 
 def write_predictions(
     path: Path, subject: Subject, preprocess: Preprocess, loader: Loader
 ) -> int:
-    """Writes a row for each image of the test split to `path`; how many there are.
+    """Writes a row for each image of the test split to `path`; returns their number.
 
-    Its index; its path, of a folder; label and class, predicted and predicted_class,
-    the probability of that, whether it is correct; and, of up to 100 classes, the
-    probability of each. Those of several seeds are the means, as of the ensemble.
+    A row has the index; the path, for a folder; label and class, predicted and
+    predicted_class, the probability of that, whether it is correct; and, with up to 100
+    classes, the probability of each. Several seeds are averaged as an ensemble.
 
     Raises:
       ConfigError: the file cannot be written.
-      DataError: the folder has changed while it was read.
+      DataError: the folder changed while it was read.
     """
     test, cfg = loader.splits.test, subject.cfg
     class_names = test.class_names
@@ -81,9 +81,9 @@ def _probabilities(
 
 
 def _paths(cfg: DataConfig, count: int) -> list[Path] | None:
-    """The files of a folder's `count` test images, those that could be read.
+    """Returns the files of a folder's `count` readable test images.
 
-    None of data that are no files of images.
+    Returns None for data sets that are not image files.
     """
     if cfg.dataset != "folder" or shards.is_shards(Path(str(cfg.data_dir))):
         return None

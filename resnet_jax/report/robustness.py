@@ -18,7 +18,9 @@ from resnet_jax.report.page import Content, Table
 from resnet_jax.report.subject import Subject
 from resnet_jax.training import evaluation, metrics, seeds
 
-_IMAGES = 2000  # of the test split at a time, or less: those of a folder are large
+_IMAGES = (
+    2000  # images of the test split at a time, or fewer: those of a folder are large
+)
 _BYTES = 2**28
 _SHOWN = (1, 3, 5)  # severities in the grid
 Found = dict[str, Any]
@@ -27,12 +29,12 @@ Found = dict[str, Any]
 def measure(
     subject: Subject, preprocess: Preprocess, loader: Loader, seed: int = 0
 ) -> Found:
-    """The accuracies on the test split of `loader`, corrupted in each way.
+    """Measures accuracies on the test split of `loader`, corrupted in each way.
 
-    Those of a run of several seeds are the means of its networks'.
+    Several seeds are averaged.
 
     Args:
-      seed: of the noise.
+      seed: seed of the noise.
 
     Returns:
       count and seed; severities; clean, the accuracy without corruption, and accuracy,
@@ -41,14 +43,14 @@ def measure(
     """
     test, cfg = loader.splits.test, subject.cfg
     none = test.take(slice(0))
-    # The images come with the batches: those held on the device would stay there.
+    # The images come with the batches, because held ones would stay on the device.
     own = Loader(loader.mesh, Splits(none, none, test, {}), cfg.data, held=False)
     each = seeds.make_each(cfg.run.num_seeds, loader.mesh)
     evaluate = evaluation.make_evaluate(subject.model, preprocess, own, each=each)
     state = mesh.replicate(loader.mesh, subject.state)
     batch = cfg.data.eval_batch_size
     size = min(_IMAGES, _BYTES // max(test.images[:1].nbytes, 1))
-    size = max(size // batch, 1) * batch  # whole batches
+    size = max(size // batch, 1) * batch  # full batches
     settings = [(name, s) for name in corruptions.CORRUPTIONS for s in SEVERITIES]
     sums: dict[tuple[str, int], metrics.Sums] = {}
     with waiting.bar(len(test) * (1 + len(settings)), "robustness") as bar:
@@ -80,7 +82,7 @@ def measure(
 
 
 def text(found: Found) -> str:
-    """What `measure` found, as lines: percent by corruption and severity."""
+    """Formats the result of `measure`: percent by corruption and severity."""
     header, rows = _cells(found)
     width = max(len(row[0]) for row in [header, *rows])
     lines = [
@@ -125,7 +127,7 @@ def contents(
 
 
 def _cells(found: Found) -> tuple[list[str], list[list[str]]]:
-    """The header and the rows of the table, the last of them the means."""
+    """Returns the header and the rows of the table; the last row has the means."""
     by_name = {**found["accuracy"]}
     by_name["mean"] = np.mean(list(by_name.values()), axis=0).tolist()
     header = ["severity", *map(str, found["severities"]), "mean"]
@@ -137,7 +139,7 @@ def _cells(found: Found) -> tuple[list[str], list[list[str]]]:
 
 
 def plot_severities(found: Found, path: Path) -> None:
-    """A line for each corruption through its accuracies, from severity 0 on."""
+    """Draws a line for each corruption through its accuracies, from severity 0 on."""
     from matplotlib.ticker import MaxNLocator
 
     figure = figures.new_figure(8, 4.2)
@@ -154,7 +156,7 @@ def plot_severities(found: Found, path: Path) -> None:
 
 
 def plot_corruptions(images: np.ndarray, seed: int, path: Path) -> None:
-    """The first of `images` [N, H, W, C], under each corruption in a column."""
+    """Draws the first of `images` [N, H, W, C], with a column for each corruption."""
     names = list(corruptions.CORRUPTIONS)
     columns = ["original", *names]
     figure = figures.new_figure(1.35 * len(columns) + 0.3, 1.45 * len(_SHOWN) + 0.4)

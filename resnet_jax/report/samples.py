@@ -1,4 +1,4 @@
-"""The page of a folder of images: what is in it, and what training makes of it."""
+"""The page of a folder of images: counts, and samples after augmentation."""
 
 import tempfile
 from collections import Counter
@@ -20,7 +20,7 @@ _MANY = 3.0  # times as many images of one class as of another
 
 
 def count_rows(surveys: Sequence[Survey], names: Sequence[str]) -> list[list[str]]:
-    """A row of counts for each class and for all, the first cell its name."""
+    """Returns a row of counts for each class and for all, with its name first."""
     counts = np.stack([survey.counts for survey in surveys], axis=1)
     rows = [*zip(names, counts, strict=True), ("all", counts.sum(0))]
     return [[name, *(f"{count:,}" for count in row)] for name, row in rows]
@@ -38,7 +38,7 @@ def size_rows(surveys: Sequence[Survey]) -> list[list[str]]:
 
 
 def unreadable(surveys: Sequence[Survey]) -> tuple[str, list[list[str]]]:
-    """What to say of files that cannot be read, and (file, why) of the first."""
+    """Returns a line about unreadable files, and (file, reason) of the first ones."""
     bad = [one for survey in surveys for one in survey.bad]
     if not bad:
         return "every image can be read", []
@@ -49,7 +49,7 @@ def unreadable(surveys: Sequence[Survey]) -> tuple[str, list[list[str]]]:
 
 
 def notes(surveys: Sequence[Survey], names: Sequence[str]) -> list[str]:
-    """Lines about formats, what is left out, and how unequal the classes are."""
+    """Returns lines about formats, ignored files, and unequal classes."""
     kinds = sum((survey.kinds for survey in surveys), Counter[str]())
     lines = [f"formats: {_counted(kinds)}"] if kinds else []
     for split in (survey.split for survey in surveys):
@@ -68,7 +68,7 @@ def notes(surveys: Sequence[Survey], names: Sequence[str]) -> list[str]:
     if ratio > _MANY:
         lines.append(
             "hint: --class-weights balanced weighs rare classes more in the loss, "
-            "--sampler balanced draws them more often; either alone evens them out"
+            "--sampler balanced draws them more often; one of the two is enough"
         )
     return lines
 
@@ -84,7 +84,7 @@ def write_page(
     names: Sequence[str],
     cfg: Config,
 ) -> None:
-    """Writes the page: the counts as bars, and images before and after augmentation.
+    """Writes the page: counts as bars, and images before and after augmentation.
 
     Raises:
       ConfigError: it cannot be written there, or cfg.augment cannot be used.
@@ -158,11 +158,11 @@ def _train_side(cfg: Config) -> int:
 def read_samples(
     survey: Survey, cfg: Config
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images of up to 10 classes, 5 of each, spread over all that can be read.
+    """Reads images of up to 10 classes, 5 of each, spread over all readable ones.
 
     Returns:
-      (images [N, S, S, 3] uint8 as evaluation has them, the same with the host's part
-      of the augmentation [N, T, T, 3], labels [N]).
+      (images [N, S, S, 3] uint8 for evaluation, the same with the augmentation of the
+      host [N, T, T, 3], labels [N]).
     """
     transform = transforms.Transform(
         cfg.augment, cfg.seed, _train_side(cfg), cfg.data.kept, cfg.data.interpolation
@@ -186,14 +186,14 @@ def read_samples(
 
 
 def _spread(count: int, most: int) -> np.ndarray:
-    """Up to `most` of `count` indices, from the first to the last."""
+    """Returns up to `most` of `count` indices, from the first to the last."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
 
 
 def augment_samples(
     images: np.ndarray, labels: np.ndarray, num_classes: int, cfg: Config
 ) -> np.ndarray:
-    """What training's augmentation makes of `images`, as uint8 again."""
+    """Returns `images` after the augmentation of training, as uint8."""
     shape = images.shape[1:]
     preprocess = make_preprocess(cfg.augment, shape)
     augment = jax.jit(make_augment(cfg.augment, preprocess, num_classes))

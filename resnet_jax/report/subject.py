@@ -1,4 +1,4 @@
-"""What is evaluated: a run, an exported folder, or bare weights."""
+"""The subject of an evaluation: a run, an exported folder, or bare weights."""
 
 import dataclasses
 import logging
@@ -39,26 +39,28 @@ log = logging.getLogger(__name__)
 
 
 class Subject(NamedTuple):
-    """A network with its variables, and the fields of Config that go with it."""
+    """A network with its variables and configuration."""
 
     title: str
     cfg: Config
     model: nn.Module
     state: TrainState
     image_shape: tuple[int, int, int]
-    class_names: tuple[str, ...] | None  # None if nothing says them
-    seed_index: int | None = None  # among several of a run
-    data: dict[str, Any] | None = None  # of its training; None if nothing says it
-    is_resized: bool = False  # by the options, so that pixels cannot be compared
+    class_names: tuple[str, ...] | None  # None if unknown
+    seed_index: int | None = None  # index among the seeds of a run
+    data: dict[str, Any] | None = None  # of its training images; None if unknown
+    is_resized: bool = (
+        False  # changed by the options, so that pixels cannot be compared
+    )
 
 
 def load(
     options: SubjectConfig, *, one: str = "", is_prediction: bool = False
 ) -> Subject:
-    """The subject that the options name.
+    """Loads the subject that the options name.
 
     Args:
-      one: what wants one network, to be told to who names several seeds.
+      one: the option that needs a single network, for an error message.
       is_prediction: whether it is for files of images, which need no data set.
 
     Raises:
@@ -132,7 +134,7 @@ def _count_classes(cfg: Config, class_names: tuple[str, ...] | None) -> int:
 
 
 def _describe_normalization(cfg: Config, model: nn.Module, found: Match) -> str:
-    """How the images of a bare file are normalized, and how its kind usually is."""
+    """Returns the normalization for a bare file, and the usual one of its kind."""
     chosen = cfg.augment.normalize
     is_small = found.table in OF_CIFAR or getattr(model, "stem", "cifar") == "cifar"
     usual = "cifar10" if is_small else "imagenet"
@@ -172,7 +174,7 @@ def _of_run(
 
 
 def _is_imagenets(content: Content) -> bool:
-    """Whether the last linear layer has ImageNet's 1,000 classes."""
+    """Returns whether the last linear layer has ImageNet's 1,000 classes."""
     widths = [
         len(value)
         for dictionary in dictionaries(content.value).values()
@@ -183,7 +185,7 @@ def _is_imagenets(content: Content) -> bool:
 
 
 def _config_of_weights(options: SubjectConfig, known: hub.Network | None) -> Config:
-    """A configuration that says of weights what is known."""
+    """Returns a configuration with what is known about weights."""
     cfg = Config(augment=AugmentConfig(normalize="imagenet"))
     if known is not None:
         data = DataConfig(
@@ -229,7 +231,7 @@ def _given(chosen: dict[str, Any]) -> dict[str, Any]:
 
 
 def info(subject: Subject, class_names: Sequence[str]) -> dict[str, Any]:
-    """What an exported folder says of the network, but for its scores."""
+    """Returns the description for an exported folder, without metrics."""
     cfg, shape = subject.cfg, subject.image_shape
     normalize, side = str(cfg.augment.normalize), shape[0]
     mean, std = parse_normalization(normalize, shape[2])
@@ -255,10 +257,10 @@ def info(subject: Subject, class_names: Sequence[str]) -> dict[str, Any]:
 
 
 def check_data(subject: Subject, test: Dataset) -> str:
-    """What to say of the test images: nothing, if they are those of its training.
+    """Returns a note about the test images; "" if they are those of its training.
 
     Raises:
-      DataError: their classes are not those it was trained on.
+      DataError: their classes differ from those of the training.
     """
     known = subject.class_names
     if known is not None and known != test.class_names:

@@ -1,4 +1,4 @@
-"""Rows as a file, of the kind that its suffix says: CSV, JSON, JSON lines, parquet."""
+"""Writes tables by a file's suffix: CSV, JSON, JSON lines or parquet."""
 
 import contextlib
 import csv
@@ -24,7 +24,7 @@ _GROUP = 16_384  # rows of parquet that are written together
 def check(path: Path, option: str) -> None:
     """Raises ConfigError unless `path`, which `option` names, can be written.
 
-    Its suffix must be known, and of parquet its package installed.
+    Its suffix must be known, and pyarrow installed for parquet.
     """
     if path.suffix.lower() not in _WRITERS:
         raise ConfigError(
@@ -46,9 +46,9 @@ def check(path: Path, option: str) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path, columns: Columns) -> Iterator[Write]:
-    """A function that writes rows to `path`, which appears whole at the context's end.
+    """Yields a function that writes rows to `path`, which is replaced at the end.
 
-    Where that ends by an error, nothing is left, and what was there stays.
+    If the context ends with an error, an existing file stays.
 
     Raises:
       ConfigError: it cannot be written there.
@@ -66,7 +66,7 @@ def writing(path: Path, columns: Columns) -> Iterator[Write]:
         try:
             yield write_safely
         except BaseException:
-            with contextlib.suppress(OSError):  # on a full disk its end fails as well
+            with contextlib.suppress(OSError):  # on a full disk closing fails as well
                 rows.close()
             raise
         with _said(path):
@@ -112,12 +112,12 @@ def _for_csv(value: Any) -> Any:
 
 
 def _text(value: Any) -> Any:
-    """`value`, if it is a str one that every file takes."""
+    """Returns `value`, if a str made valid for every file."""
     return shown(value) if isinstance(value, str) else value
 
 
 def _object(columns: Columns, row: Sequence[Any]) -> str:
-    """`row` as an object of JSON, in which what is no number is null."""
+    """Returns `row` as a JSON object, in which NaN is null."""
     content = {
         shown(name): None
         if isinstance(value, float) and not math.isfinite(value)
@@ -155,7 +155,7 @@ def _parquet(path: Path, columns: Columns) -> Iterator[Write]:
     kinds = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
     schema = pa.schema([(shown(name), kinds[kind]) for name, kind in columns.items()])
     waiting: list[Sequence[Any]] = []
-    # By name, pyarrow takes some for addresses, and others for no text.
+    # By name, pyarrow misinterprets some as URLs, and rejects others.
     with path.open("wb") as file, parquet.ParquetWriter(file, schema) as writer:
 
         def flush() -> None:

@@ -1,4 +1,4 @@
-"""What a run says before its first step: what it trains, on what, and for how long."""
+"""Logs what a run trains, on which data and devices, before its first step."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -40,7 +40,7 @@ def describe(
     loader: Loader,
     trainable: Callable[[str], bool] | None = None,
 ) -> list[str]:
-    """Returns the lines that announce logs."""
+    """Returns the lines that announce a run."""
     splits, seeds = loader.splits, cfg.run.num_seeds
     network = f"network:  {cfg.model.model}, {_parameters(params, seeds, trainable)}"
     if cfg.transfer.pretrained is not None:

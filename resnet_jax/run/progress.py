@@ -50,7 +50,7 @@ class Progress:
 
     @property
     def at_epoch_end(self) -> bool:
-        """Whether the last step was the last of an epoch or of the run."""
+        """Returns whether the last step was the last of an epoch or of the run."""
         return self.step == self.total_steps or not self.step % self.steps_per_epoch
 
     @property
@@ -73,7 +73,7 @@ class Progress:
 
     @property
     def is_unscored(self) -> bool:
-        """Whether an epoch's steps are done and its record is not written."""
+        """Returns whether an epoch's steps are done and its record is not written."""
         is_new = 0 < self.step <= self.total_steps and self.step != self._scored
         return is_new and self.at_epoch_end
 
@@ -96,7 +96,7 @@ class Progress:
         return range(self.step - first, last)
 
     def passed(self, every: int, steps: int) -> bool:
-        """Whether a multiple of `every` is among the last `steps` steps."""
+        """Returns whether a multiple of `every` is among the last `steps` steps."""
         return self.step // every > (self.step - steps) // every
 
     def begin_clock(self) -> None:
@@ -104,7 +104,7 @@ class Progress:
         self._saved_at = time.monotonic()
 
     def is_save_due(self, cfg: RunConfig, steps: int, *, asks: bool) -> bool:
-        """Whether `cfg` asks for a checkpoint after the last `steps` steps.
+        """Returns whether `cfg` asks for a checkpoint after the last `steps` steps.
 
         Args:
           asks: whether to compare the clocks of all processes, which save together.
