@@ -30,9 +30,9 @@ _PRELOADED = ["spawn", "faults", "resnet_jax.commands.train", "resnet_jax.run.se
 _OPENING = ("network: ", "images: ", "steps: ", "devices: ", "output: ", "compiling ")
 
 
-def said(done):
+def said(stderr):
     """Returns the lines on stderr other than those of every run."""
-    lines = done.stderr.splitlines()
+    lines = stderr.splitlines()
     return [line for line in lines if not line.startswith((*_OPENING, "done: "))]
 
 

@@ -19,7 +19,7 @@ def test_options_of_resizing_are_refused_for_images_of_one_size(name, value):
             data.for_training(DataConfig(dataset=dataset, **given), AugmentConfig())
     with pytest.raises(ConfigError, match=flag):
         load_dataset("digits", **given)
-    cfg = DataConfig(dataset="folder", **given)
+    cfg = DataConfig(dataset="folder", image_size=32, **given)
     assert data.for_training(cfg, AugmentConfig()) == cfg
 
 

@@ -84,7 +84,7 @@ def test_training_prints_a_line_an_epoch(trained):
         ["epoch", "1", "step", "8"],
         ["epoch", "2", "step", "14"],
     ]
-    assert said(done) == []  # no terminal, no bar
+    assert said(done.stderr) == []  # no terminal, no bar
     left = {"config.json", "classes.json", "metrics.jsonl", "checkpoints", ".lock"}
     assert set(os.listdir(run_dir)) == left
 

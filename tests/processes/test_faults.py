@@ -95,7 +95,7 @@ def test_a_signal_outside_of_steps(fault, alone, tmp_path):
     done = run(run_dir, faults=[fault])
     assert done.returncode == 75, done.stderr
     saved = "saved at step 5 of 10" if is_evaluation else "before its first step"
-    (line,) = said(done)
+    (line,) = said(done.stderr)
     assert f"stopped by {number}" in line and saved in line
     assert run_dir.exists() == is_evaluation
     again = run(run_dir)
@@ -317,7 +317,7 @@ def test_another_version_is_said(stopped, alone, tmp_path):
     done = run(run_dir, faults=[faults.another_jax])
     assert done.returncode == 0, done.stderr
     notice = f"{run_dir}: jax {jax.__version__} -> 99, so bits may differ"
-    (line,) = said(done)
+    (line,) = said(done.stderr)
     assert notice in line
     assert lines(run_dir) == lines(alone)
 
