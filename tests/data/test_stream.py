@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from configs import make_config
 from PIL import Image
-from spawn import ROOT, digests, lines, said, said
+from spawn import ROOT, digests, lines, said
 
 from resnet_jax import data, fields
 from resnet_jax.commands import evaluate, train
