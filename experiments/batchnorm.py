@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.variants import Experiment, Outcome, table
+from experiments.variants import Experiment, Outcome, table, where
 from resnet_jax.config import Config
 from resnet_jax.report import figures, page
 
@@ -70,7 +70,7 @@ class BatchNorm(Experiment):
             (
                 "drift",
                 drift,
-                "mean over spread at the start",
+                "mean over std at the start",
                 "Mean of the input of the middle convolution by epoch, on one batch, "
                 "in standard deviations of its input before training",
             ),
@@ -81,10 +81,11 @@ class BatchNorm(Experiment):
         sections: dict[str, list[page.Content]] = {
             "What is seen": self._seen(outcomes),
             "Speed, learning rates, initialisation": [pictures[0]],
-            "Drift": [pictures[1]],
+            "Covariate shift": [pictures[1]],
             "All runs": [table(outcomes, {"train - test, points": _gap})],
         }
-        page.write(self.workdir / "index.html", "Batch normalisation", sections)
+        sections["Origin"] = [where()]
+        page.write(self.workdir / "index.html", "Batch normalization", sections)
 
     def _seen(self, outcomes: Mapping[str, Outcome]) -> list[page.Content]:
         best = {label: _best(outcomes, label) for label in NORMS}
@@ -116,7 +117,7 @@ class BatchNorm(Experiment):
             "Training less test accuracy at the end of the best run, in points: "
             f"{_each({k: _gap(o) for k, o in best.items()})}. (Training accuracy is "
             "counted in each step, before its update, while dropout acts.)",
-            "Drift: from before training to the end, the mean of the middle "
+            "Covariate shift: from before training to the end, the mean of the middle "
             "convolution's input moved in the best run by so many of its spreads "
             f"before training: {_each({k: _moved(o) for k, o in best.items()})}.",
             self.setting,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.variants import Experiment, Outcome, table
+from experiments.variants import Experiment, Outcome, table, where
 from resnet_jax.config import Config
 from resnet_jax.report import figures, page
 
@@ -107,6 +107,7 @@ class Gradients(Experiment):
             page.Picture(path, alt),
         ]
         sections["All runs"] = [table(outcomes, {"first / last gradient": _reach})]
+        sections["Origin"] = [where()]
         page.write(self.workdir / "index.html", "Vanishing gradients", sections)
 
     def _panels(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.variants import Experiment, Outcome, table
+from experiments.variants import Experiment, Outcome, table, where
 from resnet_jax.config import Config
 from resnet_jax.report import figures, page
 
@@ -76,4 +76,5 @@ class Skip(Experiment):
             "What is seen": [*seen, self.setting, page.Picture(path, alt)],
             "All runs": [table(outcomes)],
         }
+        sections["Origin"] = [where()]
         page.write(self.workdir / "index.html", "Plain and residual", sections)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shlex
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ from resnet_jax import fields, files
 from resnet_jax.config import Config
 from resnet_jax.data import cifar
 from resnet_jax.errors import ConfigError, NonFiniteLossError
-from resnet_jax.report import page
+from resnet_jax.report import origin, page
 from resnet_jax.run.directory import LAYERS, METRICS
 
 _DIVERGED = "diverged.json"
@@ -24,13 +26,13 @@ class Experiment:
     """Options of all experiments."""
 
     max_train_samples: int | None = None
-    """Train on this many of the training images; None on all."""
+    """Train on this many of the training images; None means all."""
     max_test_samples: int | None = None
-    """Score this many of the test images each epoch; None all."""
+    """Score this many of the test images each epoch; None means all."""
     seed: int = 0
     """The seed of all runs."""
     data_dir: str | None = None
-    """As train.py has it."""
+    """The data directory, as for train.py."""
 
     def config(self, **values: Any) -> Config:
         """Returns the configuration of a run: the shared one with these fields."""
@@ -116,6 +118,16 @@ def _diverged(run_dir: Path) -> dict[str, Any] | None:
 def _plain(cfg: Config) -> dict[str, Any]:
     """Returns `cfg` as JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(cfg)))
+
+
+def where() -> page.Card:
+    """Returns the command, date and version of a page."""
+    found = origin.describe()
+    words = shlex.join(sys.argv[1:])
+    command = f"python -m experiments {words}"
+    return page.Card(
+        {}, {k: found[k] for k in ("date", "version")}, {"command": command}
+    )
 
 
 def table(
