@@ -1,11 +1,11 @@
-"""Times convolutions of few channels with several pixels of a row as one, on the CPU.
+"""Times CPU convolutions of few channels with several pixels of a row merged.
 
     python -m benchmarks.blocked
 
-[N, H, W, C] and [N, H, W / P, P * C] are the same memory, so that a whole stage of a
-network could be computed in the second form without a copy. A kernel [3, 3, C, C] is
-then a banded one, [3, 3, P * C, P * C], which is mostly zeros: wider products for more
-multiply-adds.
+[N, H, W, C] and [N, H, W / P, P * C] have the same memory layout, so that a whole stage
+of a network could use the second form without a copy. A kernel [3, 3, C, C] then
+becomes a banded one, [3, 3, P * C, P * C], of mostly zeros: products are wider but take
+more multiply-adds.
 """
 
 import statistics
@@ -23,7 +23,7 @@ from resnet_jax.layers.grouped import by_xla
 
 @dataclass(frozen=True)
 class Blocked:
-    """The stage: `depth` convolutions with ReLU."""
+    """A stage: `depth` convolutions with ReLU."""
 
     batch_size: int = 128
     """Images in the batch."""
@@ -32,15 +32,15 @@ class Blocked:
     channels: int = 16
     """Channels of the feature maps."""
     depth: int = 6
-    """Convolutions, one after the other."""
+    """Number of consecutive convolutions."""
     pixels: tuple[int, ...] = (1, 2, 4)
-    """How many neighbouring pixels of a row are one; 1 is the usual form."""
+    """Numbers of neighbouring pixels in a row to merge; 1 is the usual form."""
     rounds: int = 5
-    """Measurements of each, alternating."""
+    """Alternating measurements of each form."""
 
 
 def banded(kernel: np.ndarray, pixels: int) -> np.ndarray:
-    """[3, 3, P * C, P * F] of a kernel [3, 3, C, F]: the same on rows of P as one."""
+    """Returns [3, 3, P * C, P * F], a kernel [3, 3, C, F] for merged pixels."""
     _, _, channels, features = kernel.shape
     whole = np.zeros((3, 3, pixels, channels, pixels, features), kernel.dtype)
     for output in range(pixels):
@@ -57,7 +57,7 @@ def stage(x: jax.Array, kernels: list[jax.Array]) -> jax.Array:
 
 
 def main(cfg: Blocked) -> None:
-    """Prints the milliseconds of each form, and their ratio to the first one's."""
+    """Prints the milliseconds of each form, and their ratio to those of the first."""
     rng = np.random.default_rng(0)
     shape = (cfg.batch_size, cfg.side, cfg.side, cfg.channels)
     x = rng.normal(size=shape).astype("f4")

@@ -1,8 +1,8 @@
 """Accelerators as compile targets, without a device.
 
-The peaks are dense bfloat16 products and the memory's bandwidth, from the makers' data
-sheets: cloud.google.com/tpu/docs (v4, v5e, v5p, v6e), and nvidia.com's of the A100 SXM
-of 80 GB, the H100 SXM and the H200 SXM.
+The peaks are those of dense bfloat16 products and of memory bandwidth, from the data
+sheets: cloud.google.com/tpu/docs (v4, v5e, v5p, v6e), and nvidia.com for the A100 SXM
+with 80 GB, the H100 SXM and the H200 SXM.
 """
 
 import os
@@ -25,11 +25,11 @@ class Chip:
 
     platform: str  # tpu | cuda
     topology: str  # of the compiler, with {} in the place of the number of GPUs
-    flops: float  # a second, bfloat16
-    bandwidth: float  # bytes a second
+    flops: float  # per second, bfloat16
+    bandwidth: float  # bytes per second
     memory: float  # bytes
-    kinds: tuple[str, ...]  # JAX's device_kind of a real one
-    config: str | None = None  # of the compiler; of a GPU XLA's GpuTargetConfigProto
+    kinds: tuple[str, ...]  # JAX's device_kind of a real chip
+    config: str | None = None  # for the compiler; for a GPU, XLA's GpuTargetConfigProto
 
 
 _GPU = """
@@ -66,7 +66,7 @@ def _gpu(
 
 
 CHIPS = {
-    # A chip's two cores as one device, as JAX has them on a v4.
+    # A chip's two cores form one device, as in JAX on a v4.
     "v4": Chip("tpu", "2x2x1", 275e12, 1228 * GB, 32 * 2**30, ("TPU v4",), "megacore"),
     "v5e": Chip("tpu", "2x2", 197e12, 819 * GB, 16 * 2**30, ("TPU v5 lite", "TPU v5e")),
     "v5p": Chip("tpu", "2x2x1", 459e12, 2765 * GB, 95 * 2**30, ("TPU v5", "TPU v5p")),
@@ -97,24 +97,25 @@ def parse(target: str) -> tuple[Chip, str]:
 
 
 def prepare() -> None:
-    """The environment in which JAX compiles for chips that are not here.
+    """Sets the environment in which JAX compiles for absent chips.
 
-    It must come before JAX's first use. libtpu would ask a metadata server who it is;
-    the compiler for GPUs would time kernels on one, and takes its defaults instead.
+    Call it before JAX's first use. Otherwise libtpu would ask a metadata server for its
+    identity, and the GPU compiler would time kernels on a GPU; it uses defaults
+    instead.
     """
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["XLA_FLAGS"] = (
         os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
     )
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # others may compile too
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # for other processes
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_WORKER_ID", "0")
 
 
 def devices(target: str) -> Any:
-    """The devices of a target, to compile for.
+    """Returns the devices of a target, to compile for.
 
     Raises:
       ConfigError: an unknown chip or topology, or its compiler is not installed.
@@ -131,7 +132,7 @@ def devices(target: str) -> Any:
         name = name.replace("v5p", "v5")
     try:
         found = topologies.get_topology_desc(name, chip.platform, **options)
-    except Exception as error:  # JAX and its plugins have no common type
+    except Exception as error:  # JAX and its plugins share no exception type
         if not any(map(find_spec, _PLUGINS[chip.platform])):
             raise ConfigError(
                 f"nothing compiles for {target} here: pip install -e "

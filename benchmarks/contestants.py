@@ -1,8 +1,8 @@
-"""The programs that benchmarks.throughput times, each in a process of its own.
+"""The programs that benchmarks.throughput times, each in its own process.
 
-Started with a Task as JSON, it computes the first step, says so on stdout, and then
-answers the lines of stdin, each with a line of JSON: `block SECONDS`, `matmul`,
-`memory`, `macs`.
+A process gets a Task as JSON, computes the first step, reports it on stdout, and then
+answers each line on stdin with a line of JSON: `block SECONDS`, `matmul`, `memory`,
+`macs`.
 """
 
 import json
@@ -23,27 +23,27 @@ from resnet_jax.config import AugmentConfig, Config
 from resnet_jax.recipes import RECIPES
 
 OURS = "ours"
-AT_224 = ("resnet34", "resnet50", "resnet101", "resnet152")  # the others see 32 pixels
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # PyTorch's, of all
+AT_224 = ("resnet34", "resnet50", "resnet101", "resnet152")  # others take 32 pixels
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # for PyTorch
 
-Run = Callable[[int], int]  # so many steps (epochs), to their end; images seen
+Run = Callable[[int], int]  # steps (epochs) to run; returns images seen
 
 
 @dataclass(frozen=True)
 class Task:
-    """The task of one process."""
+    """A process's task."""
 
-    program: str  # OURS, or how PyTorch runs: eager, channels_last, compile, ...
+    program: str  # OURS, or a mode of PyTorch: eager, channels_last, compile, ...
     kind: str  # train | infer: steps on one batch; epoch; describe: only the machine
     model: str = ""
     batch_size: int = 0
     dtype: str = "float32"
     gpu: bool = False
-    data: str | None = None  # of epoch: an .npz file with images and labels
+    data: str | None = None  # for epoch: an .npz file with images and labels
 
     @property
     def matmul_size(self) -> int:
-        """Returns the size of the matrix product that measures the machine's peak."""
+        """Returns the size of the matrix product with which the peak is measured."""
         return 8192 if self.gpu else 2048
 
 
@@ -51,9 +51,9 @@ class Program(NamedTuple):
     """A task, ready for its first step."""
 
     run: Run
-    make_multiply: Callable[[], Callable[[], Any]]  # a square product, to its end
-    peak_bytes: Callable[[], int | None]  # the most that the device's memory held
-    num_macs: Callable[[], int | None]  # multiply-adds of an image, forward
+    make_multiply: Callable[[], Callable[[], Any]]  # computes a square product
+    peak_bytes: Callable[[], int | None]  # peak use of the device's memory
+    num_macs: Callable[[], int | None]  # multiply-adds of the forward pass, per image
 
 
 def recipe(model: str) -> Config:
@@ -97,7 +97,7 @@ def load(task: Task) -> tuple[np.ndarray, np.ndarray]:
 
 
 def num_threads() -> int:
-    """Returns the number of cores that this process, and so JAX, may use."""
+    """Returns the number of cores that this process, and therefore JAX, may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -280,7 +280,7 @@ def torch_program(task: Task) -> Program:
 
     torch.set_num_threads(num_threads())
     device = torch.device("cuda" if task.gpu else "cpu")
-    if task.gpu:  # as XLA: it tries the algorithms, and float32 products are TF32
+    if task.gpu:  # like XLA: benchmark algorithms, and use TF32 for float32 products
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
     is_eager = task.program == "eager"
@@ -396,7 +396,7 @@ def torch_epochs(
         pin_memory=task.gpu,
     )
     sizes = {min(task.batch_size, len(labels)), len(labels) % task.batch_size} - {0}
-    for size in sizes:  # compiles, as compile_step does of ours
+    for size in sizes:  # compiles, like compile_step for ours
         noise, targets = torch.rand(size, 3, 32, 32), torch.zeros(size).long()
         step(noise.to(**place), targets.to(device))
 
@@ -414,7 +414,7 @@ def torch_epochs(
 
 
 def describe(task: Task) -> dict[str, Any]:
-    """Returns versions and device of a framework."""
+    """Returns a framework's versions and device."""
     if task.program == OURS:
         import flax
         import jax
@@ -432,7 +432,7 @@ def describe(task: Task) -> dict[str, Any]:
 
 
 def gflops(task: Task, multiply: Callable[[], Any]) -> float:
-    """Returns the rate of the best of five products, after one to compile."""
+    """Returns the best rate of five products, after one that compiles."""
     seconds = []
     for _ in range(6):
         begun = time.perf_counter()
@@ -453,8 +453,8 @@ def serve(task: Task, answer: Callable[[dict[str, Any]], None]) -> None:
     for line in sys.stdin:
         command, *arguments = line.split()
         if command == "block":
-            # While it waited, memory that it had freed may have gone back to a virtual
-            # machine's host: to have it again took ours 1.5 s, once.
+            # Memory that was freed while waiting may have gone back to a virtual
+            # machine's host; getting it again once took ours 1.5 s.
             if task.kind != "epoch":
                 program.run(1)
             begun = time.perf_counter()
@@ -472,14 +472,14 @@ def serve(task: Task, answer: Callable[[dict[str, Any]], None]) -> None:
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # compilers print
+    os.dup2(2, 1)  # compilers print to stdout
 
     def answer(record: dict[str, Any]) -> None:
         print(json.dumps(record), file=answers, flush=True)
 
     try:
         serve(Task(**json.loads(sys.argv[1])), answer)
-    except Exception as error:  # any error of a framework; the parent continues
+    except Exception as error:  # any error of a framework; the parent process continues
         reason = (str(error).strip() or "no reason given").splitlines()[0]
         answer({"error": f"{type(error).__name__}: {reason[:200]}"})
         sys.exit(1)

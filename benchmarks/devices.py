@@ -2,13 +2,13 @@
 
     python -m benchmarks.devices --model hresnet --steps 20
 
-Each layout is train.py in its own processes, from one seed. Prints how far loss,
+Each layout runs train.py in its own processes, with one seed. Prints how far loss,
 parameters and running statistics differ from the first layout's, as the largest
-difference over the largest value of the same kind, and how many test images evaluate.py
-counts on as many devices. Exits with 1 if a difference exceeds --tolerance.
+difference relative to the largest value of the same kind, and how many test images
+evaluate.py counts on as many devices. Exits with 1 if a difference exceeds --tolerance.
 
---control adds a run of the first layout whose convolutions round differently, to show
-how far runs in float32 differ by rounding alone.
+--control adds a run of the first layout whose convolutions round differently, which
+shows how far float32 runs differ by rounding alone.
 """
 
 import json
@@ -36,22 +36,22 @@ EXACT = {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
 
 @dataclass(frozen=True)
 class Devices:
-    """What is compared."""
+    """Options of the benchmark."""
 
     model: str = "hresnet"
     """Recipe."""
     steps: int = 20
-    """Steps of training."""
+    """Training steps."""
     batch_size: int = 128
-    """Images a step, on all devices together."""
+    """Images per step, on all devices together."""
     num_test: int = 1003
-    """Test images of the loss, which need not divide."""
+    """Test images to score; their number need not be divisible."""
     layouts: tuple[str, ...] = ("1", "2", "4", "8", "2x2")
-    """Devices, or processes x devices of each; the first is compared with."""
+    """Devices, or processes x devices per process; the first is the reference."""
     tolerance: float = 1e-5
-    """The largest difference over the largest value that may be."""
+    """The largest allowed difference, relative to the largest value."""
     control: bool = False
-    """Run JAX_DEFAULT_MATMUL_PRECISION=highest as well, which fails nothing."""
+    """Also run with JAX_DEFAULT_MATMUL_PRECISION=highest, which cannot fail."""
 
     def __post_init__(self) -> None:
         for layout in self.layouts:
@@ -60,7 +60,7 @@ class Devices:
 
 
 class Outcome(NamedTuple):
-    """The result of a layout."""
+    """A layout's results."""
 
     values: dict[str, list[np.ndarray]]  # loss, parameters, statistics
     count: int  # test images that evaluate.py scored
@@ -86,7 +86,7 @@ def main(cfg: Devices) -> None:
             print(f"| {name} | {shown} | {last.count:,} |", flush=True)
             if environ:
                 continue
-            # Not >, which is false of NaN.
+            # Not >, which is false for NaN.
             apart += [
                 f"{layout}: {kind} by {value:.1e}"
                 for kind, value in parts.items()
@@ -99,7 +99,7 @@ def main(cfg: Devices) -> None:
 
 
 def sizes(layout: str) -> tuple[int, int]:
-    """Returns (processes, devices of each) of a layout."""
+    """Returns (processes, devices per process) of a layout."""
     processes, devices = map(int, ("1x" + layout).split("x")[-2:])
     return processes, devices
 

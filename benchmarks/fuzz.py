@@ -1,16 +1,16 @@
-"""Feeds damaged and hostile files to every reader, which must raise or be right.
+"""Feeds damaged and hostile files to every reader, which must raise or read correctly.
 
     python -m benchmarks.fuzz                          # 12,000 inputs, some minutes
     python -m benchmarks.fuzz --inputs 500 --seed 1
 
-Sound files of each kind (.pth, zip and legacy; .safetensors; config.json;
+Valid files of each kind (.pth, zip and legacy; .safetensors; config.json;
 metrics.jsonl; layers.jsonl; classes.json; the config.json of an exported network; the
-cache of arrays; Fashion-MNIST's archives; images) are mutated: bits turned over, parts
-cut out, doubled, or overwritten with lengths that mean harm; and from inside, with
-checksums and lengths made right again: a pickle, a header, a JSON value. Each is read
-as the commands read it, in a process whose memory is bounded. Failures: any other
-exception than a UserError, the end of the process, five seconds without an answer, more
-than 1 GB. torch.save makes the first two, so it needs torch.
+cache of arrays; Fashion-MNIST's archives; images) are mutated: bits are flipped; parts
+are cut out, doubled, or overwritten with malicious lengths; and pickles, headers and
+JSON values are changed inside, with checksums and lengths corrected. Each input is read
+as by the commands, in a process with bounded memory. Failures are any exception other
+than a UserError, the end of the process, five seconds without an answer, and more than
+1 GB of memory. Needs torch, as torch.save writes the first two kinds.
 """
 
 import dataclasses
@@ -37,8 +37,8 @@ from typing import Any
 import numpy as np
 import tyro
 
-MEMORY = 2**30  # bytes of memory for reading one input
-SECONDS = 5.0  # for one input, on a busy machine
+MEMORY = 2**30  # bytes of memory for one input
+SECONDS = 5.0  # per input, on a busy machine
 LENGTHS = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1)
 Mutate = Callable[[bytes, random.Random], bytes]
 
@@ -48,7 +48,7 @@ class Fuzz:
     """Options of the benchmark."""
 
     inputs: int = 12_000
-    """So many, over all kinds."""
+    """Number of inputs, over all kinds."""
     seed: int = 0
     """Seed of the mutations."""
 
@@ -118,7 +118,7 @@ def fuzz(index: int, count: int, *, seed: int) -> tuple[Counter[str], list[str],
 
 
 def mutated(kind: Kind, number: int, seed: int) -> bytes:
-    """Returns the number-th input of a kind, a function of (kind, number, seed)."""
+    """Returns input `number` of a kind, a function of (kind, number, seed)."""
     rng = random.Random(f"{seed} {kind.name} {number}")
     content = kind.sound
     if kind.within is not None and rng.random() < 0.6:
@@ -128,7 +128,7 @@ def mutated(kind: Kind, number: int, seed: int) -> bytes:
 
 
 def _work(index: int, first: int, count: int, seed: int, report: Any) -> None:
-    """Reads the inputs from the first-th on, and reports each."""
+    """Reads the inputs from `first` on, and reports each."""
     from resnet_jax.errors import UserError
 
     kind = make_kinds()[index]
@@ -142,7 +142,7 @@ def _work(index: int, first: int, count: int, seed: int, report: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         sound = Path(folder, kind.name)
         sound.write_bytes(kind.sound)
-        kind.read(sound)  # or nothing that follows says anything
+        kind.read(sound)  # otherwise later results mean nothing
         for number in range(first, count):
             path = Path(folder, kind.name)
             path.write_bytes(mutated(kind, number, seed))
@@ -169,13 +169,13 @@ def _work(index: int, first: int, count: int, seed: int, report: Any) -> None:
 
 
 def _memory(name: str) -> int:
-    """Returns VmRSS, the memory of this process in bytes, or VmHWM, its peak."""
+    """Returns the memory of this process in bytes (VmRSS), or its peak (VmHWM)."""
     status = Path("/proc/self/status").read_text().split()
     return int(status[status.index(f"{name}:") + 1]) * 1024
 
 
 def mutate(content: bytes, rng: random.Random) -> bytes:
-    """Returns `content` with one to four of its bytes or parts changed."""
+    """Returns `content` with one to four bytes or parts changed."""
     data = bytearray(content)
     for _ in range(rng.randint(1, 4)):
         if not data:
@@ -204,7 +204,7 @@ def mutate(content: bytes, rng: random.Random) -> bytes:
 
 
 def mutate_json(content: bytes, rng: random.Random) -> bytes:
-    """Returns `content`, JSON or lines of it, with one value or name replaced."""
+    """Returns `content`, JSON or JSON lines, with one value or name replaced."""
     lines = content.decode().splitlines() if content.count(b"\n") > 1 else []
     if lines and lines[0].endswith("}"):
         index = rng.randrange(len(lines))
@@ -242,7 +242,7 @@ def mutate_json(content: bytes, rng: random.Random) -> bytes:
 
 
 def _mutate_zip(content: bytes, rng: random.Random) -> bytes:
-    """Returns torch.save's archive with another pickle or storage, validly summed."""
+    """Returns torch.save's archive with another pickle or storage, checksums valid."""
     target = io.BytesIO()
     with (
         zipfile.ZipFile(io.BytesIO(content)) as old,
@@ -268,7 +268,7 @@ def _mutate_safetensors(content: bytes, rng: random.Random) -> bytes:
 
 
 def make_kinds() -> list[Kind]:
-    """Returns valid files, made here, and how the commands read each."""
+    """Returns the kinds: valid files, made here, and the commands' readers."""
     import logging
 
     from PIL import Image
@@ -346,7 +346,7 @@ def make_kinds() -> list[Kind]:
             shutil.copy(path, path.parent / f"{name}-ubyte.gz")
         fashion_mnist.read(path.parent)
 
-    # What cache.load is asked for: the arrays of a folder, here of an empty one.
+    # cache.load returns the arrays of a folder, here an empty one.
     empty = Path(tempfile.gettempdir(), "resnet_jax-fuzz")
     empty.mkdir(exist_ok=True)
     arrays = tfds.Arrays(*[(np.zeros((2, 4)), np.arange(2))] * 2, ("a", "b"))
@@ -359,7 +359,7 @@ def make_kinds() -> list[Kind]:
         os.environ["RESNET_JAX_CACHE"] = str(home)
         cache.load("cifar10", empty)
 
-    # Images by their shape, and as many labels: 784 bytes after a header of 16 or 8.
+    # 784 bytes of images after a 16-byte header, or of labels after an 8-byte one.
     fashion = gzip.compress(rng.integers(0, 10, 8 * 784 + 16, np.uint8).tobytes())
     layers = [json.dumps({"step": n, "layers": {}}) + "\n" for n in range(5)]
     image = Image.fromarray(rng.integers(0, 256, (40, 30, 3), np.uint8))

@@ -1,4 +1,4 @@
-"""Times a grouped convolution's gradient with respect to its kernel, ours and XLA's.
+"""Times a grouped convolution's kernel gradient, ours and XLA's.
 
 python -m benchmarks.grouped
 """
@@ -15,7 +15,7 @@ import tyro
 
 @dataclass(frozen=True)
 class Grouped:
-    """The convolution: 3x3, stride 1, of [batch_size, side, side, channels]."""
+    """A 3x3 convolution of stride 1 on [batch_size, side, side, channels]."""
 
     batch_size: int = 8
     """Images in the batch."""
@@ -26,11 +26,11 @@ class Grouped:
     groups: int = 32
     """Groups of channels, as in ResNeXt-50 32x4d."""
     rounds: int = 3
-    """Measurements of each contestant, alternating."""
+    """Alternating measurements of each contestant."""
 
 
 def main(cfg: Grouped) -> None:
-    """Prints the seconds of each, and their ratio, as the median and the range."""
+    """Prints each one's seconds and their ratio, as median and range."""
     import jax
     import numpy as np
 

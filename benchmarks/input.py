@@ -1,15 +1,15 @@
-"""Throughput of the input pipeline, compared with PyTorch's DataLoader.
+"""Measures the input pipeline's throughput against PyTorch's DataLoader.
 
     python -m benchmarks.jpegs photos --photos --train 5000 --test 500
     resnet-jax prepare folder photos photos-256
     python -m benchmarks.input photos --shards photos-256
 
 All contestants decode and crop (RandomResizedCrop) batches of 128 with the same number
-of worker processes, one after the other in each round; the start of the workers is not
-counted. PyTorch's batches are float32 tensors, flipped and normalized; ours are uint8
-arrays, which the training step flips and normalizes. Also measured are the time of one
-thread to decode an image at full scale and to crop it, and the peak memory of each
-contestant's processes.
+of worker processes, in turn within each round; starting the workers is not counted.
+PyTorch's batches are float32 tensors, flipped and normalized; ours are uint8 arrays,
+which the training step flips and normalizes. Also measured are one thread's times to
+decode an image at full scale and to crop it, and the peak memory of each contestant's
+processes.
 """
 
 import json
@@ -32,23 +32,23 @@ class Input:
     """Options of the benchmark."""
 
     folder: Positional[Path]
-    """A folder of images, train/CLASS/* and test/CLASS/*."""
+    """A folder with train/CLASS/* and test/CLASS/*."""
     shards: Path | None = None
-    """What `resnet-jax prepare` made of it."""
+    """The same folder's shards from `resnet-jax prepare`."""
     workers: int = 2
-    """Processes that read."""
+    """Number of worker processes."""
     batch_size: int = 128
-    """Images of a batch."""
+    """Images per batch."""
     batches: int = 20
-    """Batches of each contestant in each round, after some that are not counted."""
+    """Batches per contestant and round, after some that are not counted."""
     rounds: int = 3
-    """Measurements of each contestant."""
+    """Rounds of measurements."""
     size: int = 224
     """Side of the crops."""
     output: Path | None = None
-    """A JSON file for the figures."""
+    """A JSON file to write the figures to."""
     only: str | None = None
-    """One contestant, one round: prints its images/s and MB as JSON."""
+    """Measure only this contestant in one round; prints images/s and MB as JSON."""
 
 
 def main(cfg: Input) -> None:
@@ -92,7 +92,7 @@ def main(cfg: Input) -> None:
 
 
 def in_a_process_of_its_own(name: str) -> tuple[float, float]:
-    """Returns measure's result for a contestant in a process of its own."""
+    """Returns measure's result for a contestant in its own process."""
     command = [sys.executable, "-m", "benchmarks.input", *sys.argv[1:], "--only", name]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     rate, held = json.loads(done.stdout.splitlines()[-1])
@@ -125,14 +125,14 @@ def measure(cfg: Input, begin: Callable[[], Iterator[Any]]) -> tuple[float, floa
 
 
 def memory_of_all() -> float:
-    """Returns the MB of this process and its children, by their shares (PSS)."""
+    """Returns the MB of this process and its children (proportional set size)."""
     import os
 
     children: dict[int, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             text = path.read_text().rpartition(")")[2].split()
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             continue
         children.setdefault(int(text[1]), []).append(int(path.parent.name))
     todo, total = [os.getpid()], 0
@@ -174,7 +174,7 @@ def torchs(cfg: Input, folder: Path) -> Iterator[Any]:
 
 
 def ours(cfg: Input, folder: Path) -> Iterator[Any]:
-    """Yields batches of `resnet_jax.data.Loader`, as in the recipe imagenet."""
+    """Yields batches from `resnet_jax.data.Loader`, as in the recipe imagenet."""
     from dataclasses import replace
 
     import jax
@@ -205,7 +205,7 @@ def ours(cfg: Input, folder: Path) -> Iterator[Any]:
 
 
 def parts_of(cfg: Input, folder: Path, num: int = 200) -> tuple[float, float]:
-    """Returns milliseconds of one thread to decode an image, and to crop it."""
+    """Returns one thread's milliseconds to decode an image, and to crop it."""
     from PIL import Image
 
     from resnet_jax import data

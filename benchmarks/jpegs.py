@@ -4,10 +4,10 @@
     python -m benchmarks.jpegs OUT --side 96 --train 8000 --test 2000 --skew 10
     python -m benchmarks.jpegs OUT --photos --train 5000 --test 500
 
-With --photos each file has 500x375 pixels, as is usual in ImageNet, and about the usual
-size: a grid of 12 x 9 images of a class, enlarged. With --skew the first class keeps
-all of its training images, the last one 1/SKEW of them, and the others a geometric
-share.
+With --photos each file has 500x375 pixels and about as many bytes as usual in ImageNet:
+an enlarged grid of 12 x 9 images of a class. With --skew the first class keeps all its
+training images, the last one 1/SKEW of them, and the others a share in geometric
+progression.
 """
 
 import sys
@@ -23,7 +23,7 @@ from tyro.conf import Positional
 from resnet_jax import data
 from resnet_jax.data.dataset import Dataset
 
-WALL = (12, 9)  # images of a photograph across and down
+WALL = (12, 9)  # images across and down a photograph
 PHOTO = (500, 375)
 
 
@@ -33,15 +33,15 @@ class Jpegs:
 
     out: Positional[Path]
     side: int = 96
-    """Side of the images, which are enlarged bicubically."""
+    """Side to which images are enlarged, bicubically."""
     photos: bool = False
-    """500x375 instead, each of 108 images of its class."""
+    """Write 500x375 pixels instead, each of 108 images of a class."""
     train: int = 8000
-    """Training images, as many of each class."""
+    """Training images, equally many per class."""
     test: int = 2000
-    """Test images, as many of each class."""
+    """Test images, equally many per class."""
     skew: float = 1.0
-    """The most frequent class's training images to the rarest's."""
+    """Ratio of training images in the most frequent class to those in the rarest."""
     quality: int = 90
     """JPEG's."""
 
@@ -59,7 +59,7 @@ def main(options: Jpegs) -> None:
 
 
 def write(options: Jpegs, folder: Path, split: Dataset, num: int, skew: float) -> None:
-    """Writes `num` images of a split, before the skew, by class."""
+    """Writes `num` images of a split (before the skew), by class."""
     names = split.class_names
     for label, name in enumerate(tqdm(names, folder.name, file=sys.stderr)):
         images = split.images[split.labels == label]
@@ -75,7 +75,7 @@ def write(options: Jpegs, folder: Path, split: Dataset, num: int, skew: float) -
 
 
 def photograph(images: np.ndarray, index: int) -> np.ndarray:
-    """Returns a grid of images that begins with the one at `index`."""
+    """Returns a grid of images, starting with the one at `index`."""
     across, down = WALL
     chosen = images[(index + np.arange(across * down)) % len(images)]
     rows = chosen.reshape(down, across, *images.shape[1:])

@@ -15,14 +15,15 @@ _WIDTHS = (64, 128, 256, 512)
 
 
 class FlaxExample(nn.Module):
-    """The ResNet of Flax's ImageNet example, by its description.
+    """The ResNet of Flax's ImageNet example, written from its description.
 
-    flax.linen.BatchNorm (E[x^2] - E[x]^2, axis_name None) and Conv with "SAME" padding
-    except for the first; the last BatchNorm of a block starts with a scale of zero.
+    It uses flax.linen.BatchNorm (E[x^2] - E[x]^2, axis_name None) and, except for the
+    first, Conv with "SAME" padding; a block's last BatchNorm starts with a scale of
+    zero.
     """
 
     stage_sizes: tuple[int, ...]
-    is_deep: bool  # blocks of 1x1, 3x3, 1x1
+    is_deep: bool  # 1x1, 3x3, 1x1 convolutions in a block
     num_classes: int
     dtype: Any = jnp.float32
 
@@ -84,7 +85,7 @@ class WithFlaxNorm(ResNet):
 
 
 def flax_example(ours: Any) -> FlaxExample | None:
-    """Returns Flax's network of the same blocks, if its example has them."""
+    """Returns Flax's network with the same blocks, if its example has them."""
     if not isinstance(ours, ResNet) or ours.widths != _WIDTHS[: len(ours.widths)]:
         return None
     is_deep = ours.block is Bottleneck

@@ -1,4 +1,4 @@
-"""Reads a compiled program's text, in XLA's notation: kernels, bytes, collectives."""
+"""Analyses a compiled program's text (HLO): kernels, bytes, collectives."""
 
 import math
 import re
@@ -15,7 +15,7 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?(%[\w.\-]+) = ")
 _CALLED = re.compile(r"(?:calls|to_apply|body|called_computations)=\{?(%[\w.\-]+)")
 _TARGET = re.compile(r'custom_call_target="([^"]+)"')
 
-# Operations that name, join or slice arrays, and start nothing on the device.
+# Operations that name, join or slice arrays without starting anything on the device.
 _FREE = (
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
     *("partition-id", "replica-id", "call", "while", "conditional", "iota"),
@@ -34,7 +34,7 @@ class Array(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
     layout: tuple[int, ...]
-    is_near: bool  # on the chip itself, as in a TPU's VMEM
+    is_near: bool  # on the chip, such as in a TPU's VMEM
 
     @property
     def size(self) -> int:
@@ -64,7 +64,7 @@ class Instruction:
 
 
 class Program:
-    """The computations of a compiled program, by name, and which the device starts."""
+    """A compiled program's computations, by name, and those that the device starts."""
 
     def __init__(self, text: str) -> None:
         self.computations: dict[str, list[Instruction]] = {}
@@ -79,7 +79,7 @@ class Program:
         self.entry = entry
 
     def kernels(self) -> list[Instruction]:
-        """Returns what the device starts one by one; loop bodies count once."""
+        """Returns the operations that the device starts; loop bodies count once."""
         return [k for k in self._started(self.entry) if k.opcode not in _FREE]
 
     def _started(self, computation: str) -> Iterator[Instruction]:
@@ -90,7 +90,7 @@ class Program:
                     yield from self._started(called)
 
     def inside(self, kernel: Instruction) -> list[Instruction]:
-        """Returns the operations of a fusion, or the kernel itself."""
+        """Returns the operations in a fusion, or the kernel itself."""
         if kernel.opcode != "fusion":
             return [kernel]
         return [i for name in kernel.called for i in self.computations[name]]
@@ -98,7 +98,7 @@ class Program:
     def memory_bytes(self) -> int:
         """Returns an upper bound of what kernels read from and write to main memory.
 
-        It counts operands and results, each once; a fusion may read only a part.
+        Operands and results count once each, though a fusion may read only a part.
         """
         types = {i.name: i.results for c in self.computations.values() for i in c}
 
@@ -109,11 +109,9 @@ class Program:
         for kernel in self.kernels():
             if kernel.opcode.endswith("-done"):
                 continue
-            if kernel.opcode == "copy-start":  # (what is written, what is read, ...)
+            if kernel.opcode == "copy-start":  # (written, read, ...)
                 total += far(kernel.results[:2])
-            elif kernel.opcode.endswith(
-                "slice-start"
-            ):  # (what is read, the slice, ...)
+            elif kernel.opcode.endswith("slice-start"):  # (read, slice, ...)
                 written = kernel.results[1]
                 total += written.num_bytes + far([written])
             else:
@@ -122,9 +120,9 @@ class Program:
         return total
 
     def collectives(self) -> list[tuple[str, int]]:
-        """Returns (name, bytes of its operands on a chip) of each collective.
+        """Returns (name, bytes of the operands per chip) of each collective.
 
-        Asynchronous ones count once; those that XLA has combined are added up.
+        Asynchronous collectives count once; the operands of combined ones are added up.
         """
         types = {i.name: i.results for c in self.computations.values() for i in c}
         found = [i for c in self.computations.values() for i in c if i.is_collective]
@@ -137,7 +135,7 @@ class Program:
         ]
 
     def convolutions(self) -> list[Instruction]:
-        """Returns convolutions, of cuDNN or XLA."""
+        """Returns the convolutions, cuDNN's or XLA's."""
         return [
             i
             for c in self.computations.values()
@@ -146,7 +144,7 @@ class Program:
         ]
 
     def maps(self, least: int, dtype: str | None = None) -> list[Array]:
-        """Returns large arrays of four dimensions that kernels write."""
+        """Returns the large four-dimensional arrays that kernels write."""
         return [
             array
             for kernel in self.kernels()
@@ -157,7 +155,7 @@ class Program:
         ]
 
     def moved_maps(self, least: int) -> list[Instruction]:
-        """Returns kernels that only transpose a map."""
+        """Returns the kernels that only transpose a feature map."""
         return [
             kernel
             for kernel in self.kernels()
@@ -208,7 +206,7 @@ def _arrays(types: str) -> tuple[Array, ...]:
 
 
 def _closing(text: str) -> int:
-    """Returns where the parenthesis ends that `text` begins with."""
+    """Returns the index at which the parenthesis that opens `text` closes."""
     depth = 0
     for place, char in enumerate(text):
         depth += (char == "(") - (char == ")")

@@ -2,8 +2,8 @@
 
     python -m benchmarks.published resnet20 resnet20-12fca82f.th --normalize imagenet
 
-Scores the file on CIFAR-10's 10,000 test images in both and prints accuracy and mean
-cross-entropy of each, the largest difference of a logit, and how many predictions
+Scores the file on CIFAR-10's 10,000 test images in both, and prints each one's accuracy
+and mean cross-entropy, the largest difference of logits, and how many predictions
 differ. (`python evaluate.py --weights FILE --model NAME` scores it without PyTorch.)
 """
 
@@ -16,16 +16,16 @@ from tyro.conf import Positional
 
 @dataclass(frozen=True)
 class Published:
-    """The weights file."""
+    """Options of the benchmark."""
 
     model: Positional[str]
     """Name of the network."""
     file: Positional[str]
     """Its weights."""
     normalize: str = "imagenet"
-    """As train.py has it."""
+    """As in train.py."""
     data_dir: str | None = None
-    """A tensorflow-datasets directory, as train.py has it."""
+    """A tensorflow-datasets directory, as in train.py."""
 
 
 def main(cfg: Published) -> None:
@@ -43,13 +43,13 @@ def main(cfg: Published) -> None:
     model = resnet_jax.create_model(cfg.model, num_classes=10)
     template = training.variable_shapes(model, (32, 32, 3))
     variables = resnet_jax.from_torch(resnet_jax.read_state_dict(cfg.file), template)
-    # torch.load, so that none of our code is between the file and PyTorch.
+    # torch.load, so that no code of this package reads the file for PyTorch.
     saved = torch.load(cfg.file, map_location="cpu", weights_only=True)
     for wrapper in ("state_dict", "model", "model_state_dict"):
         saved = saved.get(wrapper, saved)
     saved = {name.removeprefix("module."): value for name, value in saved.items()}
     twin = create_twin(cfg.model).eval()
-    # Their last layer and their shortcuts have other names.
+    # The file's last layer and shortcuts have other names.
     named = {
         name.replace("linear.", "fc.").replace(".shortcut.", ".downsample."): value
         for name, value in saved.items()

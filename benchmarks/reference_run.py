@@ -4,8 +4,8 @@
 
 Both train on the real CIFAR-10 from PyTorch's initial weights, on the same batches in
 the same order, alternating by epoch. Writes the runs torch/ and jax/ and their curves
-into --workdir, and prints a table; the same command, with as many epochs or more,
-resumes.
+into --workdir, and prints a table. The same command resumes, with at least as many
+epochs.
 """
 
 import json
@@ -23,15 +23,15 @@ class ReferenceRun:
     """Options of the benchmark."""
 
     epochs: int = 3
-    """Epochs of each program."""
+    """Epochs for each program."""
     seed: int = 0
-    """Seed of the weights and of the order."""
+    """Seed of the weights and the order."""
     data_dir: str | None = None
-    """A tensorflow-datasets directory, as train.py has it."""
+    """A tensorflow-datasets directory, as in train.py."""
     workdir: str = "runs/reference"
-    """Where both runs are kept."""
+    """Folder for both runs."""
     num_train: int | None = None
-    """Train only on the first so many images."""
+    """Train only on this many of the first images."""
 
 
 def main(cfg: ReferenceRun) -> None:
@@ -81,7 +81,7 @@ def main(cfg: ReferenceRun) -> None:
 
 
 def _torch_epoch(root: Path, recipe: Any, loaded: Any, epoch: int) -> None:
-    """Trains epoch `epoch`, from 0, in PyTorch; writes its record and checkpoint."""
+    """Trains epoch `epoch` (from 0) in PyTorch; writes its record and checkpoint."""
     import torch
 
     from benchmarks.torch_models import HResNet
@@ -155,7 +155,7 @@ def _save(content: Any, path: Path) -> None:
 
 
 def table(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> str:
-    """Returns both programs' figures by epoch, as Markdown."""
+    """Returns both programs' figures by epoch as Markdown."""
     lines = [
         "| epoch | loss PyTorch / here | difference | test % PyTorch / here | "
         "difference | images/s PyTorch / here |",

@@ -2,10 +2,10 @@
 
     python -m benchmarks.saving
 
-Alternates series of training steps with and without a save at the start, as train.py
-saves: a check for NaN, digests, a copy for orbax, whose threads then write during the
-steps. The next series starts when everything is on the disk. The cost of a save is the
-difference of the means; an epoch has 391 steps and one save.
+Alternates series of training steps with and without a save at the start, done like
+train.py's: a check for NaN, digests, and a copy for orbax, whose threads then write
+during the steps. The next series starts once everything is on disk. The cost of a save
+is the difference of the means; an epoch has 391 steps and one save.
 """
 
 import statistics
@@ -23,9 +23,9 @@ class Saving:
     """Options of the benchmark."""
 
     steps: int = 20
-    """Training steps in a stretch."""
+    """Training steps per series."""
     pairs: int = 8
-    """Stretches of each kind."""
+    """Series of each kind."""
 
 
 def main(cfg: Saving) -> None:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 class HBlock(nn.Module):
-    """The tutorial's block: biases, and a 1x1 shortcut without BatchNorm, always."""
+    """The tutorial's block: biases, and always a 1x1 shortcut without BatchNorm."""
 
     def __init__(self, channels: int, features: int) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class HBlock(nn.Module):
 
 
 class HResNet(nn.Module):
-    """The tutorial's network, with nn's default initialisation."""
+    """The tutorial's network, with torch.nn's default initialisation."""
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class CifarResNet(nn.Module):
 
 
 class PreActBlock(nn.Module):
-    """He et al. 2016's: BatchNorm and ReLU come before each convolution."""
+    """He et al. 2016's block: BatchNorm and ReLU come before each convolution."""
 
     def __init__(self, channels: int, features: int, stride: int) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class PreActResNet(nn.Module):
 
 
 class ResNet9(nn.Module):
-    """DAWNBench's: a convolution before each pool, and two residual blocks."""
+    """DAWNBench's ResNet-9: a convolution before each pooling, two residual blocks."""
 
     def __init__(self, width: int = 64, num_classes: int = 10) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class ResNet9(nn.Module):
 
 
 def with_cifar_stem(model: nn.Module) -> nn.Module:
-    """A torchvision ResNet with a 3x3 stem and no max-pool, in place."""
+    """Gives a torchvision ResNet a 3x3 stem without max pooling, in place."""
     width = model.conv1.out_channels
     model.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")

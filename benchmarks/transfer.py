@@ -1,14 +1,14 @@
-"""Compares transfer learning in PyTorch and here, from a backbone of PyTorch.
+"""Compares transfer learning in PyTorch and here, from a PyTorch backbone.
 
     python -m benchmarks.transfer backbone --file FILE --epochs 2 --lr 1e-3
     python -m benchmarks.transfer transfer --file FILE
     python -m benchmarks.transfer probe --file FILE --framework jax --num-train 1000
 
 `backbone` trains torchvision's resnet18 on the first five classes of CIFAR-10 and saves
-it with torch.save. `transfer` and `probe` give it a new head for all ten: frozen
-parameters, with BatchNorm in training mode (its statistics move) or in inference mode.
-One line an epoch. With --framework jax the recipe of that name does the same; on all
-images that is `python train.py transfer --pretrained FILE`.
+it with torch.save. `transfer` and `probe` give it a new head for all ten: parameters
+are frozen, and BatchNorm is in training mode (its statistics are updated) or in
+inference mode. Prints a line per epoch. With --framework jax, the recipe of that name
+does the same; on all images that is `python train.py transfer --pretrained FILE`.
 """
 
 import json
@@ -26,25 +26,25 @@ class Transfer:
     mode: Annotated[Literal["backbone", "transfer", "probe"], tyro.conf.Positional]
     """What to do."""
     file: str = "backbone.pth"
-    """That `backbone` writes and the others read."""
+    """The weights file, which `backbone` writes and the others read."""
     framework: Literal["torch", "jax"] = "torch"
-    """Which of the two runs."""
+    """Framework to run."""
     epochs: int = 30
     """Passes over the training set."""
     lr: float = 1e-4
     """Learning rate of Adam."""
     batch_size: int = 128
-    """Images a step."""
+    """Images per step."""
     image_size: int | None = None
-    """Resize to this side, as torchvision does tensors (antialiased)."""
+    """Resize to this side, like torchvision's antialiased Resize of tensors."""
     num_train: int | None = None
-    """Train only on the first so many images."""
+    """Train only on this many of the first images."""
     num_test: int | None = None
-    """Test only on the first so many images."""
+    """Test only on this many of the first images."""
     workdir: str = "runs/transfer-benchmark"
-    """The run directory of the recipe."""
+    """Run directory of the recipe."""
     seed: int = 0
-    """Seed of weights and order."""
+    """Seed of the weights and the order."""
 
 
 def main(cfg: Transfer) -> None:
@@ -112,7 +112,7 @@ def _run_torch(cfg: Transfer, train: Any, test: Any) -> None:
             x = T.resize(x, [cfg.image_size, cfg.image_size], antialias=True)
         return x, torch.from_numpy(part.labels[indices]).long()
 
-    if cfg.mode == "probe":  # its features do not change: once is enough
+    if cfg.mode == "probe":  # the features do not change: once is enough
         head, model.fc = model.fc, torch.nn.Identity()
         model.eval()
         cached = {}

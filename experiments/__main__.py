@@ -1,10 +1,10 @@
 """The tutorial's lessons as experiments: python -m experiments NAME [--help]
 
-    python -m experiments gradients      vanishing gradients, and what cures them
+    python -m experiments gradients      vanishing gradients, and their remedies
     python -m experiments skip           deeper plain networks train worse
-    python -m experiments batchnorm      what BatchNorm is good for
+    python -m experiments batchnorm      the effects of BatchNorm
 
-Each trains its variants on CIFAR-10, or goes on where it was stopped, and writes
+Each trains its variants on CIFAR-10, or resumes where it was stopped, and writes
 index.html and its plots into its --workdir.
 """
 
@@ -20,7 +20,7 @@ EXPERIMENTS = {"gradients": Gradients, "skip": Skip, "batchnorm": BatchNorm}
 
 
 def main(experiment: Gradients | Skip | BatchNorm) -> None:
-    """Runs the variants of `experiment` and writes its page."""
+    """Trains the variants of `experiment` and writes its page."""
     outcomes = variants.run(experiment.variants(), experiment.workdir)
     experiment.write_page(outcomes)
     print(f"page: {experiment.workdir / 'index.html'}")

@@ -1,4 +1,4 @@
-"""Several training runs that differ in a few fields, run one after the other."""
+"""Runs several training runs, which differ in a few fields, one after another."""
 
 import dataclasses
 import json
@@ -23,19 +23,19 @@ _DIVERGED = "diverged.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """Options of all experiments."""
+    """Options shared by all experiments."""
 
     max_train_samples: int | None = None
-    """Train on this many of the training images; None means all."""
+    """Number of training images; None uses all."""
     max_test_samples: int | None = None
-    """Score this many of the test images each epoch; None means all."""
+    """Number of test images to score after each epoch; None uses all."""
     seed: int = 0
-    """The seed of all runs."""
+    """Seed of all runs."""
     data_dir: str | None = None
     """The data directory, as for train.py."""
 
     def config(self, **values: Any) -> Config:
-        """Returns the configuration of a run: the shared one with these fields."""
+        """Returns a run's configuration: the shared one, with these fields changed."""
         return fields.replace(
             Config(),
             optimizer="sgd",
@@ -48,7 +48,7 @@ class Experiment:
 
     @property
     def setting(self) -> str:
-        """A sentence about the number of images of the figures."""
+        """A sentence on the numbers of images."""
         train, test = (
             f"{size:,} of {cifar.CIFAR10.num_examples[part]:,}" if size else "all"
             for part, size in (
@@ -63,19 +63,19 @@ class Experiment:
 
 
 class Outcome(NamedTuple):
-    """The result of a variant."""
+    """A variant's result."""
 
     cfg: Config
-    records: list[dict[str, Any]]  # of metrics.jsonl
-    layers: list[dict[str, Any]]  # of layers.jsonl
-    diverged: str | None  # the message of a loss that was not finite
+    records: list[dict[str, Any]]  # records of metrics.jsonl
+    layers: list[dict[str, Any]]  # records of layers.jsonl
+    diverged: str | None  # the error message if the loss was not finite
 
 
 def run(variants: Mapping[str, Config], root: Path) -> dict[str, Outcome]:
     """Trains each of `variants` in root/NAME, or reads the result of an earlier call.
 
-    A run whose loss is no longer finite is a result; a signal stops all (StoppedError),
-    and the same call resumes.
+    A run whose loss becomes non-finite counts as a result. A signal stops all runs
+    (StoppedError), and the same call resumes them.
     """
     from resnet_jax.commands import train
 
@@ -121,7 +121,7 @@ def _plain(cfg: Config) -> dict[str, Any]:
 
 
 def where() -> page.Card:
-    """Returns the command, date and version of a page."""
+    """Returns a card with the command, date and version of a page."""
     found = origin.describe()
     words = shlex.join(sys.argv[1:])
     command = f"python -m experiments {words}"
@@ -134,7 +134,7 @@ def table(
     outcomes: Mapping[str, Outcome],
     columns: Mapping[str, Callable[[Outcome], str]] | None = None,
 ) -> page.Table:
-    """Returns the last metrics of each variant, and further columns."""
+    """Returns a table of the last metrics of each variant, and further columns."""
     columns = columns or {}
     rows = []
     for name, outcome in outcomes.items():

@@ -1,4 +1,4 @@
-"""Checks of fields in different groups of a configuration."""
+"""Checks between fields in different groups of a configuration."""
 
 from typing import Any
 

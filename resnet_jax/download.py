@@ -36,7 +36,7 @@ class _Progress(tqdm):  # type: ignore[misc]
         self._since, self._bytes, self.received = time.monotonic(), 0, 0
 
     def __bool__(self) -> bool:
-        return True  # tells pooch that there is a bar; tqdm's own needs the total
+        return True  # pooch asks for it; tqdm's own needs the total
 
     def update(self, n: float | None = 1) -> bool | None:
         self._bytes += int(n or 0)
@@ -84,7 +84,7 @@ def fetch(
     Args:
       digest: the sha256 of the file or its first digits, or "md5:DIGEST"; "" leaves
         verification to the caller.
-      timeout: seconds to connect, and of silence, that abort the download.
+      timeout: seconds without a connection or data after which the download is aborted.
       min_rate: bytes per second, averaged over `window` seconds, below which it is
         aborted, unless the rest would arrive within another window; 0 never aborts.
 
@@ -96,7 +96,7 @@ def fetch(
 
     def probe() -> None:
         try:
-            # A redirection is an answer too; its target may refuse all but GET.
+            # A redirect is an answer too; its target may refuse all but GET.
             requests.head(url, timeout=timeout).raise_for_status()
         except requests.RequestException as error:
             reasons.append(_reason(error))
@@ -113,7 +113,7 @@ def fetch(
         ):
             whole = pooch.retrieve(
                 url,
-                known_hash=None,  # ours may be a prefix
+                known_hash=None,  # the expected one may be a prefix
                 fname=path.name,
                 path=scratch,
                 downloader=pooch.HTTPDownloader(
@@ -138,7 +138,7 @@ def fetch(
 
 
 def _reason(error: requests.RequestException) -> str:
-    """Returns why a host sent nothing: its answer, or the type of the failure."""
+    """Returns why a host sent nothing: its HTTP status, or the type of the error."""
     if error.response is None:
         return type(error).__name__
     return first_line(f"{error.response.status_code} {error.response.reason}")

@@ -10,7 +10,7 @@ class UserError(Exception):
 class ConfigError(UserError):
     """A recipe, a field, an argument or a run directory that cannot be used.
 
-    It is not a ValueError, which a command line parser would take for its own.
+    It is not a ValueError, which a command-line parser would take for its own.
     """
 
 
@@ -21,7 +21,7 @@ class DataError(UserError):
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is missing, damaged or of another model."""
+    """A checkpoint that is missing, damaged, or of another model."""
 
     exit_code = 4
 

@@ -1,4 +1,4 @@
-"""Whether a command owns its process, or runs inside another program."""
+"""Detects whether a command owns its process, or runs inside another program."""
 
 import sys
 from pathlib import Path
@@ -9,12 +9,12 @@ _OURS = ("train.py", "evaluate.py", "resnet-jax")
 def owns_process() -> bool:
     """Returns whether this process was started for one of our commands.
 
-    In Jupyter, or under runpy or a debugger, it belongs to another program: it must not
-    be restarted or ended, and everything that a command changes must be undone.
+    In Jupyter, under runpy or in a debugger, the process belongs to another program: it
+    must not be restarted or ended, and a command must undo all that it changes.
     """
     arguments = iter(sys.orig_argv[1:])
     for argument in arguments:
-        if argument.startswith("--"):  # only --check-hash-based-pycs has a value
+        if argument.startswith("--"):  # only --check-hash-based-pycs takes a value
             next(arguments, "")
             continue
         if not argument.startswith("-"):
@@ -30,7 +30,7 @@ def owns_process() -> bool:
 
 
 def _split(argument: str) -> tuple[str, str]:
-    """Returns Python's option with a value in `argument`, and that value."""
+    """Splits one of Python's arguments into an option with a value, and its value."""
     for index, letter in enumerate(argument):
         if letter in "cmWX":
             return letter, argument[index + 1 :]

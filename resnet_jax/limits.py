@@ -10,18 +10,18 @@ _GROUPS, _MINE = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def memory() -> int:
-    """Returns bytes of memory: the machine's, or the smallest control group limit."""
+    """Returns the bytes of memory of the machine, or of the tightest control group."""
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     found = [whole]
     for folder in _folders("memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):  # versions 2 and 1
-            with contextlib.suppress(OSError, ValueError):  # "max" is no number
+            with contextlib.suppress(OSError, ValueError):  # "max" is not a number
                 found.append(int((folder / name).read_text()))
     return min(found)
 
 
 def cpus() -> int:
-    """Returns the number of CPUs by affinity and by quota of control groups."""
+    """Returns the number of CPUs that affinity and control group quotas allow."""
     if hasattr(os, "sched_getaffinity"):
         found = [float(len(os.sched_getaffinity(0)))]
     else:
@@ -40,7 +40,7 @@ def cpus() -> int:
 
 def _folders(controller: str) -> Iterator[Path]:
     """Yields the control groups of this process for `controller`, and their parents."""
-    yield _GROUPS  # a container's own is mounted there
+    yield _GROUPS  # where a container's own is mounted
     yield _GROUPS / controller
     try:
         lines = _MINE.read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Paths as users type them."""
+"""Expands paths as users type them."""
 
 import os
 import re
@@ -13,7 +13,7 @@ def expand(path: str) -> str:
     """Expands ~ and ~user in `path` to home folders, like a shell.
 
     Raises:
-      ConfigError: it is a URL, or there is no such home.
+      ConfigError: it is a URL, or the home folder does not exist.
     """
     if _URL.match(path):
         raise ConfigError(
@@ -31,24 +31,24 @@ def expand(path: str) -> str:
 
 
 def has_home() -> bool:
-    """Returns whether this user has a home folder, which a container's may not."""
+    """Returns whether this user has a home folder; in a container there may be none."""
     return os.path.expanduser("~") != "~"
 
 
 def as_text(name: str) -> str:
     """Returns a file name as text that can be printed and stored anywhere.
 
-    Its bytes are decoded as UTF-8 in any locale and composed, so that spellings that
-    look alike are equal; other bytes are escaped.
+    Its bytes are decoded as UTF-8 in any locale and composed, so that equal-looking
+    spellings are equal; invalid bytes are escaped.
     """
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return unicodedata.normalize("NFC", text)
 
 
 def shown(text: str) -> str:
-    """Returns `text` with bytes of file names that are not UTF-8 escaped as \\xff."""
+    """Returns `text` with bytes that are not UTF-8 escaped as \\xff."""
     try:
         content = text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # a lone surrogate of another origin
+    except UnicodeEncodeError:  # a lone surrogate from elsewhere
         content = text.encode("utf-8", "backslashreplace")
     return content.decode("utf-8", "backslashreplace")

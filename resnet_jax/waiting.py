@@ -1,7 +1,7 @@
-"""What a terminal shows while the user waits: a bar, or a clock if no end is known.
+"""Progress on a terminal: a bar, or a clock if the end is unknown.
 
-Both appear on stderr, once a wait takes longer than a second, and are wiped at its end.
-Anything that is not a terminal gets nothing.
+Both appear on stderr once a wait takes longer than a second, and are erased at its end.
+Nothing is written unless stderr is a terminal.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ DELAY = 1.0  # seconds
 def bar(
     total: int, what: str, unit: str = "image", *, disable: bool | None = None
 ) -> "tqdm[Any]":
-    """Returns a progress bar over `total` units; a context.
+    """Returns a progress bar over `total` units, as a context.
 
     Args:
-      what: is being done, such as "decoding train".
-      unit: what is counted; of bytes ("B") the bar shows thousands and millions.
-      disable: True shows nothing; None shows it on a terminal only.
+      what: the work in progress, such as "decoding train".
+      unit: the unit that is counted; bytes ("B") are shown in thousands and millions.
+      disable: True shows nothing; None shows the bar only on a terminal.
     """
     return tqdm(
         total=total,
@@ -48,7 +48,7 @@ def over(items: Iterable[T], total: int, what: str, unit: str = "image") -> Iter
 
 
 def first(what: str, is_first: bool) -> contextlib.AbstractContextManager[None]:
-    """Returns a clock for the first of several steps, which is compiled."""
+    """Returns a clock for the first of several steps, which includes compilation."""
     return clock(f"{what}, first batch") if is_first else contextlib.nullcontext()
 
 
@@ -63,7 +63,7 @@ def clock(what: str) -> Iterator[None]:
     def show() -> None:
         if is_over.wait(DELAY):
             return
-        form, least = "{desc}: {elapsed}", 1e-9  # nothing is shown at its beginning
+        form, least = "{desc}: {elapsed}", 1e-9  # nothing is shown at first
         with tqdm(desc=what, bar_format=form, leave=False, delay=least) as shown:
             shown.start_t = begun
             shown.refresh()
@@ -80,7 +80,7 @@ def clock(what: str) -> Iterator[None]:
 
 
 class LogHandler(logging.StreamHandler):  # type: ignore[type-arg]
-    """A StreamHandler whose lines do not run into a bar that is shown."""
+    """A StreamHandler that does not write its lines into a visible bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes the line of `record` above the bars."""

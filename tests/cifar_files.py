@@ -1,4 +1,4 @@
-"""Makes the published files of CIFAR from small arrays."""
+"""Makes files like CIFAR's published ones from small arrays."""
 
 import io
 import json

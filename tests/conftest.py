@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Said beforehand, so that no script begins itself anew.
+# Set beforehand, so that no script restarts itself.
 os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-# Many tests compile the same small programs, some of them in processes of their own.
-# pytest-xdist's workers have the environment of the process that began them.
+# Many tests compile the same small programs, some in their own processes.
+# pytest-xdist's workers inherit the environment of the process that starts them.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
     "JAX_COMPILATION_CACHE_DIR"
 ) or tempfile.mkdtemp("-resnet_jax-tests")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-# Compiling takes two thirds of the time. The arithmetic is tested as users have it, see
-# _optimized; so is all with JAX_DISABLE_MOST_OPTIMIZATIONS=0.
+# Compiling takes two thirds of the time. The arithmetic is also tested with
+# optimizations, see _optimized; JAX_DISABLE_MOST_OPTIMIZATIONS=0 enables them for all
+# tests.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import hypothesis
@@ -49,11 +50,11 @@ from resnet_jax.models.blocks import BasicBlock
 from resnet_jax.models.resnet import ResNet
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# How long an example takes says what else the machine does.
+# The time of an example depends on the machine's other load.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
-# The faces keep what they have resolved: now, and not while a test has replaced it.
+# Packages cache their lazy names: resolve them now, not while a test has replaced one.
 for _room in (data, devices, layers, models, report, run, training, weights):
     for _name in _room.__all__:
         getattr(_room, _name)
@@ -88,7 +89,7 @@ def real_data_dir(tfds) -> Path:
     return Path(_REAL_DATA_DIR)
 
 
-_MORE = 3 * 2**29  # bytes that a process may gain before it forgets its programs
+_MORE = 3 * 2**29  # bytes that a process may grow by before its programs are dropped
 _resident_after = 0
 
 
@@ -116,7 +117,7 @@ def _bounded():
 
 @pytest.fixture(autouse=True)
 def _isolated(tmp_path, monkeypatch):
-    """No test reads or writes the user's cache or data."""
+    """Keeps tests from reading or writing the user's cache or data."""
     monkeypatch.setenv("RESNET_JAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
 
@@ -142,7 +143,7 @@ def tiny(monkeypatch) -> str:
 
 @pytest.fixture
 def one_block(monkeypatch) -> str:
-    """The name of an even smaller network, for whole runs, each of which traces it."""
+    """The name of an even smaller network for whole runs, each of which traces it."""
     return _named("one_block", (4,), monkeypatch)
 
 
@@ -167,7 +168,7 @@ def fake_arrays() -> Arrays:
 
 @pytest.fixture
 def small_cifar(fake_arrays, tfds, monkeypatch) -> Arrays:
-    """Makes fake_arrays the published CIFAR-10, by count and sha256."""
+    """Makes fake_arrays pass for the published CIFAR-10, by count and sha256."""
 
     def sha256(array: np.ndarray) -> str:
         return hashlib.sha256(array.tobytes()).hexdigest()
@@ -190,7 +191,7 @@ def prepared_dir(fake_arrays, tfds, tmp_path_factory):
 
 @pytest.fixture
 def digits_run(one_block, tmp_path, monkeypatch):
-    """Trains `one_block` on some digits: (cfg, run directory) of fields of Config."""
+    """Trains `one_block` on digits, given fields of Config: (cfg, run directory)."""
     from resnet_jax.commands import train
 
     digits = sources.SOURCES["digits"]
@@ -221,5 +222,5 @@ def digits_run(one_block, tmp_path, monkeypatch):
         return cfg, Path(cfg.run.workdir)
 
     use(128)
-    run.use = use  # the images of a run that is trained already
+    run.use = use  # images for a run that is already trained
     return run

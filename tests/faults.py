@@ -1,4 +1,4 @@
-"""Faults of a process; each is a callable that installs one.
+"""Faults to inject into a process; each is a callable that installs one.
 
 They can be pickled to another process, and patch only public names: Run.record, the
 table of sources, the checkpoint manager.
@@ -118,7 +118,7 @@ def say_and_sleep():
 
 
 def flip_a_pixel():
-    """The training images differ by one bit."""
+    """Makes the training images differ by one bit."""
     from resnet_jax.data import sources
 
     source = sources.SOURCES["digits"]
@@ -169,7 +169,7 @@ class DataFail:
 
 @dataclass(frozen=True)
 class Published:
-    """Makes other images the published CIFAR-10, and prevents downloads."""
+    """Makes other images pass for the published CIFAR-10, and prevents downloads."""
 
     num_examples: dict
     sha256: dict
@@ -235,7 +235,7 @@ class SignalInData:
 
 
 def kill_in_a_save():
-    """In the middle of the checkpoint of step 6."""
+    """Kills the process in the middle of the checkpoint of step 6."""
     import orbax.checkpoint as ocp
 
     save = ocp.CheckpointManager.save

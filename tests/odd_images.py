@@ -1,4 +1,4 @@
-"""Writes all kinds of images that are found in people's folders."""
+"""Writes all kinds of images that occur in users' folders."""
 
 import struct
 import zlib
@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 from PIL import Image
 
-# Read as Pillow's convert("RGB") reads them, so as torchvision's loader.
+# Read like Pillow's convert("RGB"), and so like torchvision's loader.
 ODD = (
     *("rgb.png", "rgb.jpg", "rgb.bmp", "rgb.ppm", "rgb.webp", "rgb.tif", "RGB.JPEG"),
     *("gray.png", "gray.jpg", "gray.pgm", "gray with a transparent shade.png"),
@@ -17,7 +17,7 @@ ODD = (
     *("animated gif.png", "two pages.tif", "48 bits.png", "ycbcr.tif", "1 pixel.png"),
     *("wide.png", "tall.png", "several.jpg"),
 )
-# Files that are no images, whatever their names say.
+# Files that are not images, despite their names.
 SKIPPED = ("._x.jpg", ".ipynb_checkpoints/x.png", "__MACOSX/x.png", "Thumbs.db")
 
 
@@ -72,7 +72,7 @@ def write(name, path):
 
 
 def _write_48_bits(path, pixels):
-    """A PNG of three channels of 16 bits, which Pillow reads and cannot write."""
+    """Writes a PNG with three 16-bit channels, which Pillow reads but cannot write."""
 
     def chunk(kind, content):
         checked = kind + content

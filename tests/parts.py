@@ -1,4 +1,4 @@
-"""Makes parts of a training from fields of the configuration."""
+"""Makes parts of a training setup from fields of the configuration."""
 
 import functools
 from typing import Any
@@ -28,13 +28,13 @@ def make_optimizer(*, trainable=None, lr_scale=None, total_steps=10, **values: A
 
 
 def make_preprocess(image_shape, **values: Any):
-    """preprocess of AugmentConfig(**values), and by default to (x - .5) / .25."""
+    """Returns preprocess for AugmentConfig(**values), by default (x - .5) / .25."""
     cfg = fields.replace(AugmentConfig(normalize="half"), **values)
     return augment.make_preprocess(cfg, image_shape)
 
 
 def make_augment(image_shape, num_classes, **values: Any):
-    """augment of AugmentConfig(**values), preprocessing as make_preprocess."""
+    """Returns augment for AugmentConfig(**values), normalizing as make_preprocess."""
     cfg = fields.replace(AugmentConfig(normalize="half"), **values)
     preprocess = augment.make_preprocess(cfg, image_shape)
     return augment.make_augment(cfg, preprocess, num_classes)
@@ -43,7 +43,7 @@ def make_augment(image_shape, num_classes, **values: Any):
 def make_loader(
     dataset, *, mesh=None, seed=0, order=None, epochs=1, held=None, **values: Any
 ):
-    """A loader that trains on `dataset`, and scores it; of DataConfig(**values)."""
+    """Returns a loader of `dataset`, to train and score, for DataConfig(**values)."""
     none = Dataset(dataset.images[:0], np.zeros(0, np.int32), dataset.class_names)
     return Loader(
         make_mesh(1) if mesh is None else mesh,

@@ -15,7 +15,7 @@ from pathlib import Path
 from resnet_jax.run import signals
 
 ROOT = Path(__file__).parent.parent
-# Two epochs of five steps, a save at every second.
+# Two epochs of five steps, with a save at every second step.
 ARGUMENTS = (
     *("digits", "--model", "small", "--epochs", "2", "--batch-size", "32"),
     *("--max-train-samples", "160", "--max-test-samples", "40"),
@@ -23,7 +23,7 @@ ARGUMENTS = (
 )
 TIMES = {"seconds", "images_per_second", "compile_seconds", "startup_seconds"}
 _server = multiprocessing.get_context("forkserver")
-# Nothing of these computes, or starts a thread, when it is imported.
+# None of these computes or starts a thread on import.
 _PRELOADED = ["spawn", "faults", "resnet_jax.commands.train", "resnet_jax.run.session"]
 
 
@@ -37,7 +37,7 @@ def said(stderr):
 
 
 def make_small() -> None:
-    """Makes known the network `small`, of one block: each process traces it anew.
+    """Registers the network `small`, with one block, because each process traces it.
 
     And images for the digits: importing scikit-learn takes as long as all the rest.
     """
@@ -64,7 +64,7 @@ def make_small() -> None:
 
 
 class Started:
-    """A process, in the form of subprocess.Popen's.
+    """A process, with subprocess.Popen's interface.
 
     What it writes comes through pipes: a file would count where files are limited.
 
@@ -144,11 +144,11 @@ def _run(writers, environ, function, args) -> None:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)  # without multiprocessing's own end
+        os._exit(code)  # skips multiprocessing's cleanup
 
 
 def train(run_dir, arguments: Sequence[str], faults=()) -> None:
-    """Starts `train.py` of the small network, after calling `faults`."""
+    """Starts `train.py` with the small network, after calling `faults`."""
     from resnet_jax.commands import train as command
     from resnet_jax.commands.command_line import command_line, parse_recipe
 
@@ -161,7 +161,7 @@ def train(run_dir, arguments: Sequence[str], faults=()) -> None:
 
 
 def evaluate(run_dir, *arguments) -> None:
-    """Starts `evaluate.py` of a run of the small network."""
+    """Starts `evaluate.py` on a run of the small network."""
     from resnet_jax import commands
 
     make_small()
@@ -170,7 +170,7 @@ def evaluate(run_dir, *arguments) -> None:
 
 
 def describe_server() -> None:
-    """Prints what a process got from its server, and the threads that this has.
+    """Prints what a process inherits from its server, and the server's threads.
 
     Those of a backend of JAX, or of orbax, would be missing after a fork.
     """
@@ -200,7 +200,7 @@ def finish(*started: Started):
 
 
 def compute(code, num_devices):
-    """Returns what `code` prints in a process with so many CPU devices."""
+    """Returns what `code` prints in a process with a number of CPU devices."""
     environ = {**os.environ, "JAX_NUM_CPU_DEVICES": str(num_devices)}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True,

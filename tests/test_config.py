@@ -18,7 +18,7 @@ from resnet_jax.recipes import RECIPES
 from resnet_jax.report.options import SubjectConfig
 from resnet_jax.run import directory
 
-# The classes of the groups, by their names in Config.
+# The groups' classes, by their names in Config.
 GROUPS = {
     name: hint
     for name, hint in typing.get_type_hints(Config).items()
@@ -131,7 +131,7 @@ def test_no_two_groups_have_a_field_of_one_name():
 
 
 def test_what_a_resume_may_change():
-    """Fields of one invocation are left out; the others say what may be done."""
+    """Fields of one invocation are left out; the others say what may change."""
     free = {"workdir": "elsewhere", "data_dir": "x", "workers": 0, "override": True}
     assert fields.changes(make_config(), make_config(**free)) == {}
     new = make_config(**free, lr=0.5, epochs=7, keep_checkpoints=1, seed=2)
@@ -162,7 +162,7 @@ def test_a_run_goes_on_with_what_a_resume_may_change(
         said = directory.check_resumable(cfg, tmp_path)
         overridden = ", configuration overridden: epochs 30 -> 7"
         assert said == (overridden if override else "")
-        assert capsys.readouterr().out == ""  # it may still be refused
+        assert capsys.readouterr().out == ""  # it may still be refused elsewhere
         return
     with pytest.raises(ConfigError, match=message):
         directory.check_resumable(cfg, tmp_path)
@@ -172,7 +172,7 @@ def test_a_run_goes_on_with_what_a_resume_may_change(
     "cls", [Config, *GROUPS.values(), SubjectConfig, EvaluateConfig]
 )
 def test_every_field_has_its_help(cls):
-    """The docstring of each field, which tyro shows."""
+    """Help is the docstring of each field, which tyro shows."""
     (tree,) = ast.parse(inspect.getsource(cls)).body
     hints = typing.get_type_hints(cls)
     for line, after in zip(tree.body, [*tree.body[1:], None], strict=True):
@@ -277,7 +277,7 @@ anything = st.recursive(
 
 
 def some_fields(group):
-    """Anything as the values of some fields of a group, or in its place."""
+    """Draws any values for some fields of a group, or in place of the group."""
     names = [field.name for field in dataclasses.fields(group)]
     return st.dictionaries(st.sampled_from(names), anything, max_size=3) | anything
 
@@ -329,6 +329,6 @@ def test_files_that_are_no_config(text, tmp_path):
 def test_a_file_of_more_than_a_config_is_not_read(tmp_path):
     path = tmp_path / "config.json"
     with path.open("wb") as file:
-        file.truncate(10**10)  # takes no room
+        file.truncate(10**10)  # takes no space
     with pytest.raises(ConfigError, match="has 10000000000 bytes"):
         directory.read_config(path)

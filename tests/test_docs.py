@@ -1,4 +1,4 @@
-"""The commands and the Python of the documentation are true.
+"""Commands and Python code in the documentation are valid.
 
 Each command in a block of sh is parsed by the program that it starts, and each block of
 python is compiled; those of the library's pages are run as well. A block that cannot be
@@ -27,7 +27,7 @@ PAGES = sorted(
     for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))
 )
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-# Programs that set things up, whose own options are not ours.
+# Setup programs, whose options are not checked.
 OTHERS = {
     *("cd", "git", "python3", "pip", ".", "export", "mkdocs", "pre-commit", "ruff"),
     *("mypy", "lint-imports", ".ci/run", "ls", "cat", "mkdir", "tensorboard"),
@@ -38,13 +38,13 @@ BLOCK = re.compile(
 
 
 def blocks(page: str, language: str) -> list[str]:
-    """The blocks of a page in a language, but for those that are marked."""
+    """Returns a page's code blocks in a language, except for marked ones."""
     text = (ROOT / page).read_text(encoding="utf-8")
     return [m[3] for m in BLOCK.finditer(text) if m[2] == language and not m[1]]
 
 
 def commands_of(block: str) -> list[list[str]]:
-    """The words of each command, without comments and variables."""
+    """Yields the words of each command, without comments and variables."""
     found = []
     for line in block.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
@@ -61,21 +61,21 @@ def commands_of(block: str) -> list[list[str]]:
 
 
 def options_of(name: str) -> type:
-    """The class of options that a command takes."""
+    """Returns the class of a command's options."""
     main = importlib.import_module(f"resnet_jax.commands.{name}").main
     (found,) = (h for n, h in typing.get_type_hints(main).items() if n != "return")
     return found
 
 
 def _benchmark(module: str) -> type:
-    """The class of options that a benchmark hands to tyro.cli."""
+    """Returns the class of options that a benchmark passes to tyro.cli."""
     path = ROOT / Path(*module.split(".")).with_suffix(".py")
     name = re.search(r"tyro\.cli\((\w+)", path.read_text(encoding="utf-8"))[1]
     return getattr(importlib.import_module(module), name)
 
 
 def check(command: list[str]) -> None:
-    """Raises SystemExit or another exception if a command cannot be what it says."""
+    """Raises SystemExit or another exception if a command is invalid."""
     program, *args = command
     if "..." in args or program in OTHERS:
         for extras in re.findall(r"\.\[([\w,]+)\]", " ".join(args)):

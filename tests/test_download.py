@@ -73,9 +73,7 @@ def test_a_download_that_fails_leaves_nothing(server, tmp_path, path, message):
     start = time.monotonic()
     with pytest.raises(DataError, match=message):
         download.fetch(server + path, SHA256, tmp_path / "file", timeout=2, window=1.0)
-    assert (
-        time.monotonic() - start < 15
-    )  # the whole of /crawls takes 13 s, and /stalls 20
+    assert time.monotonic() - start < 15  # /crawls would take 13 s, and /stalls 20
     assert list(tmp_path.iterdir()) == []
 
 
@@ -98,7 +96,7 @@ def test_a_probe_that_hangs_is_left():
     [(2.0e6, True), (1.9e6, False), (None, True)],
 )
 def test_a_download_is_left_unless_it_ends_soon(monkeypatch, total, is_left):
-    """At 66 kB a second, 990 kB come in a window of 15 seconds."""
+    """At 66 kB per second, 990 kB arrive in a window of 15 seconds."""
     clock = iter([0.0, 5.0, 15.0, 16.0])
     monkeypatch.setattr(download.time, "monotonic", lambda: next(clock))
     with download._Progress("file", 100e3, 15.0) as progress:

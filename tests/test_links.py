@@ -1,4 +1,4 @@
-"""Links of README.md and RESULTS.md lead somewhere; mkdocs checks those of docs/."""
+"""Links in README.md and RESULTS.md have targets; mkdocs checks those in docs/."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def anchors_of(text: str) -> set[str]:
-    """The anchors that GitHub gives to the headings of `text`."""
+    """Returns the anchors that GitHub gives to the headings in `text`."""
     outside = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^#+ +(.+)$", outside, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}

@@ -73,7 +73,7 @@ def test_a_log_line_does_not_run_into_a_bar():
             bar.refresh()
             handler.emit(logging.makeLogRecord({"msg": "said"}))
     before, _ = terminal.getvalue().split("said\n")
-    assert "0/3" in before and before.endswith("\r")  # the bar was wiped
+    assert "0/3" in before and before.endswith("\r")  # the bar was erased
 
 
 def test_a_digest_of_several_parts(tmp_path):

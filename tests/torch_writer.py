@@ -1,4 +1,4 @@
-"""Files as torch.save writes them, made by hand and without torch."""
+"""Writes files like torch.save's, by hand and without torch."""
 
 import io
 import pickle
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Global:
-    """Pickled, it names `module.name`, as a class of torch does."""
+    """Pickles as a reference to `module.name`, like one of torch's classes."""
 
     def __init__(self, module, name):
         self.module, self.name = module, name
@@ -36,7 +36,7 @@ class Storage:
 
 
 class Tensor:
-    """Pickled, a call of torch._utils._rebuild_tensor_v2."""
+    """Pickles as a call of torch._utils._rebuild_tensor_v2."""
 
     def __init__(self, storage, offset, size, stride, function="_rebuild_tensor_v2"):
         self.args = (storage, offset, size, stride, False, OrderedDict())
@@ -85,7 +85,7 @@ def tensor(legacy=False, offset=0, size=(2, 3), stride=(3, 1), **options):
 
 
 def save(path, content):
-    """Writes `content`, whose arrays become tensors, as torch.save does."""
+    """Writes `content`, with arrays as tensors, like torch.save."""
     storages = {}
 
     def convert(value):

@@ -32,8 +32,8 @@ def parse_normalization(
     """Returns (mean, std) of each channel from a name, "r,g,b/r,g,b" or "all/all".
 
     Raises:
-      ConfigError: it is neither a known name nor such numbers, or the number of
-        channels differs.
+      ConfigError: `text` is neither a known name nor such numbers, or has another
+        number of channels.
     """
     try:
         mean, std = NORMALIZATIONS.get(text) or (
@@ -71,7 +71,7 @@ def normalize(images: Images, *, mean: Any, std: Any) -> jax.Array:
 def to_channels(images: Images, channels: int) -> Images:
     """Converts uint8 images [B, H, W, C] to `channels` channels.
 
-    RGB becomes grey as by Pillow; grey is repeated.
+    RGB becomes grey with Pillow's weights; grey is repeated.
     """
     own = images.shape[-1]
     if own == channels:
@@ -121,11 +121,11 @@ def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
 
 
 def alternating_flip(images: jax.Array, epoch: jax.Array) -> jax.Array:
-    """Flips each image in every second epoch, half of them first in even epochs.
+    """Flips each image in every second epoch: half in even epochs, half in odd ones.
 
-    Two epochs thus show both sides of every image; random flips show half of the
-    images from one side only. After Jordan 2024 (airbench); here a hash of the pixels
-    decides which half an image belongs to.
+    Any two consecutive epochs thus show every image in both orientations; random flips
+    show half of the images in only one. After Jordan 2024 (airbench); here a hash of
+    the pixels decides which half an image belongs to.
     """
     # Odd multipliers, so that every bit of a pixel changes the sum.
     weights = 2 * jnp.arange(images[0].size, dtype=jnp.uint32) + 1
@@ -144,7 +144,7 @@ def make_preprocess(
       default: the normalization, if cfg.normalize is None.
 
     Raises:
-      ConfigError: the normalization is unknown, or for another number of channels.
+      ConfigError: the normalization is unknown, or has another number of channels.
     """
     text = cfg.normalize or default
     mean, std = parse_normalization(text, image_shape[2])
@@ -165,20 +165,19 @@ def make_augment(
     """Returns augment(key, images, labels, step) for training.
 
     images [B, H, W, C] uint8 and labels [B] int32 become inputs as preprocess makes
-    them, [B, H', W', C] float32, and target distributions [B, num_classes].
-    Label smoothing spreads mass over all classes, like torch.nn.CrossEntropyLoss.
-    Cutout and random erasing follow the normalization, so that they leave the mean
-    colour.
+    them, [B, H', W', C] float32, and target distributions [B, num_classes]. Label
+    smoothing spreads mass over all classes, like torch.nn.CrossEntropyLoss. Cutout and
+    random erasing follow the normalization, so that they leave the mean colour.
 
     Args:
-      steps_per_epoch: determines the epoch of a step, for the alternating flip.
+      steps_per_epoch: gives the epoch of a step, for the alternating flip.
     """
 
     def augment(
         key: jax.Array, images: jax.Array, labels: jax.Array, step: Any = 0
     ) -> tuple[jax.Array, jax.Array]:
         crop_key, flip_key, cutout_key, mix_key = jax.random.split(key, 4)
-        if cfg.flip == "alternating":  # needs the pixels of the whole image
+        if cfg.flip == "alternating":  # hashes the pixels of the whole image
             images = alternating_flip(images, jnp.asarray(step) // steps_per_epoch)
         if cfg.crop_padding:
             images = random_crop(crop_key, images, cfg.crop_padding, cfg.crop_fill)
@@ -188,7 +187,7 @@ def make_augment(
         if cfg.cutout:
             x = erasing.cutout(cutout_key, x, cfg.cutout)
         if cfg.random_erasing:
-            erasing_key = jax.random.fold_in(key, 2**30)  # differs from those of split
+            erasing_key = jax.random.fold_in(key, 2**30)  # unlike split's keys
             x = erasing.random_erasing(erasing_key, x, cfg.random_erasing)
         targets = make_targets(labels, num_classes, cfg.label_smoothing)
         if cfg.mixup or cfg.cutmix:
@@ -243,7 +242,7 @@ def mix(
 
 
 def mixup(key: jax.Array, x: jax.Array, targets: jax.Array, alpha: float) -> Mixed:
-    """Blends each image and target with its partner in the reversed batch, as timm.
+    """Blends each image and target with its partner in the reversed batch, like timm.
 
     The weight is drawn once per batch, from Beta(alpha, alpha) (Zhang et al. 2017).
     """
@@ -254,10 +253,10 @@ def mixup(key: jax.Array, x: jax.Array, targets: jax.Array, alpha: float) -> Mix
 def cutmix(
     key: jax.Array, box_key: jax.Array, x: jax.Array, targets: jax.Array, alpha: float
 ) -> Mixed:
-    """Replaces a box of each image by its partner's, and weights targets by area.
+    """Replaces a box of each image with its partner's, and weights targets by area.
 
-    The box has 1 - Beta(alpha, alpha) of the area, less what lies outside the image
-    (Yun et al. 2019). It is the same for the whole batch; partners are those of mixup.
+    The box covers 1 - Beta(alpha, alpha) of the area, minus what lies outside the image
+    (Yun et al. 2019). The whole batch shares one box; partners are paired as in mixup.
     """
     height, width = x.shape[1:3]
     side = jnp.sqrt(1 - jax.random.beta(key, alpha, alpha))

@@ -19,13 +19,13 @@ log = logging.getLogger(__name__)
 
 NAME = "cifar10_1"  # in tensorflow-datasets
 IMAGE_SHAPE = (32, 32, 3)
-VERSIONS = ("v6", "v4")  # its configs; v6 has as many images of each class
-# tensorflow-datasets has them as numbers only.
+VERSIONS = ("v6", "v4")  # its configs; v6 is balanced over classes
+# tensorflow-datasets stores only numbers.
 _NAMES = (CLASS_NAMES, tuple(map(str, range(len(CLASS_NAMES)))))
 
 
 def load(cfg: DataConfig) -> tuple[Dataset, Dataset]:
-    """Returns (nothing, the test split) from a prepared directory, v6 if available.
+    """Returns (an empty split, the test split) from a prepared directory, v6 if there.
 
     Raises:
       ConfigError: `cfg` asks for it to be streamed or fetched.

@@ -1,4 +1,4 @@
-"""Readable names of classes whose folders are called otherwise (n01440764)."""
+"""Readable class names for folders with names like n01440764."""
 
 import logging
 import re
@@ -18,11 +18,11 @@ def find(data_dir: Path, named: Path | None, folders: Sequence[str]) -> tuple[st
     """Returns the names of the classes of `folders`, from a file or the folders.
 
     Args:
-      named: the file; None takes data_dir/classes.txt if it is there, and a class
-        without a line in it keeps its folder's name.
+      named: the file; None uses data_dir/classes.txt if it exists, in which case a
+        class without a line keeps its folder's name.
 
     Raises:
-      DataError: the file cannot be read or names a class twice, or `named` misses one.
+      DataError: the file cannot be read or names a class twice, or `named` lacks one.
     """
     path = data_dir / FILE if named is None else named
     if named is None and not path.is_file():
@@ -51,11 +51,11 @@ def find(data_dir: Path, named: Path | None, folders: Sequence[str]) -> tuple[st
 def read(path: Path, folders: Sequence[str]) -> dict[str, str]:
     """Reads {folder: name} from lines "folder name"; other folders are ignored.
 
-    A tab may separate them. The first of several names separated by commas is used, as
-    in ImageNet's LOC_synset_mapping.txt. A line with only a folder keeps its name.
+    The separator may be a tab. The first of several names separated by commas is used,
+    as in ImageNet's LOC_synset_mapping.txt. A line with only a folder keeps its name.
 
     Raises:
-      DataError: it cannot be read, or gives a folder two names.
+      DataError: the file cannot be read, or gives a folder two names.
     """
     try:
         text = unicodedata.normalize("NFC", path.read_text("utf-8-sig"))
@@ -68,7 +68,7 @@ def read(path: Path, folders: Sequence[str]) -> dict[str, str]:
     known, found = set(folders), dict[str, str]()
     for line in text.split("\n"):
         line = line.strip()
-        # The longest prefix that is a folder, because folder names may have spaces.
+        # The longest prefix that is a folder: folder names may contain spaces.
         ends = [match.start() for match in re.finditer(r"\s+|$", line)]
         folder = next((line[:e] for e in reversed(ends) if line[:e] in known), None)
         if folder is None:

@@ -1,11 +1,11 @@
 """Corrupts images at five severities, like CIFAR-10-C.
 
 Hendrycks and Dietterich 2019, "Benchmarking Neural Network Robustness to Common
-Corruptions and Perturbations". The parameters are those of its CIFAR-10-C, from
-ImageNet-C/create_c/make_cifar_c.py of github.com/hendrycks/robustness; of its
-corruptions, these are the ones that need NumPy, SciPy and Pillow only. The images are
-computed here instead of downloaded, with other random numbers, and rounded instead of
-truncated: accuracies are close to those on the published set, but not the same.
+Corruptions and Perturbations". The parameters are CIFAR-10-C's, from
+ImageNet-C/create_c/make_cifar_c.py in github.com/hendrycks/robustness. Only the
+corruptions that NumPy, SciPy and Pillow suffice for are here. The images are computed
+here instead of downloaded, with other random numbers, and rounded instead of truncated:
+accuracies are close to those on the published set, but not the same.
 """
 
 import io
@@ -24,24 +24,25 @@ if TYPE_CHECKING:
 SEVERITIES = (1, 2, 3, 4, 5)
 # Maps images [N, H, W, C] uint8, a severity and a seed to images; see corrupt.
 Corruption = Callable[[np.ndarray, int, int, int], np.ndarray]
-_SIDE = 32  # of CIFAR-10's images, for which the parameters are made
-_CHUNK = 256  # images at a time: floats take more room than bytes
+_SIDE = 32  # CIFAR-10's image size, which the parameters assume
+_CHUNK = 256  # images at a time, to limit the memory of floats
 
 
 def corrupt(
     name: str, images: np.ndarray, severity: int, seed: int = 0, first: int = 0
 ) -> np.ndarray:
-    """Returns `images` [N, H, W, C] uint8, of 1 or 3 channels, corrupted.
+    """Returns corrupted copies of `images` [N, H, W, C] uint8, of 1 or 3 channels.
 
     Args:
       name: one of CORRUPTIONS.
       severity: 1 to 5; 0 leaves the images unchanged.
-      seed: of the noise, which differs from image to image.
+      seed: seed of the noise, which differs from image to image.
       first: the index of the first image in its data set, so that an image gets the
         same noise in any part of it.
 
     Raises:
-      ValueError: the severity or the images are not of this form.
+      ValueError: the severity is out of range, or the images have another type or
+      shape.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise ValueError(
@@ -86,7 +87,7 @@ def shot_noise(images: np.ndarray, severity: int, seed: int, first: int) -> np.n
 def gaussian_blur(
     images: np.ndarray, severity: int, seed: int, first: int
 ) -> np.ndarray:
-    """Blurs, with a sigma scaled by the shorter side of the images."""
+    """Blurs images; sigma scales with their shorter side."""
     from scipy import ndimage
 
     sigma = (0.4, 0.6, 0.7, 0.8, 1.0)[severity - 1]
@@ -106,12 +107,12 @@ def contrast(images: np.ndarray, severity: int, seed: int, first: int) -> np.nda
 
 
 def brightness(images: np.ndarray, severity: int, seed: int, first: int) -> np.ndarray:
-    """Raises the value of HSV; hue and saturation stay."""
+    """Raises the value in HSV; hue and saturation stay the same."""
     more = (0.05, 0.1, 0.15, 0.2, 0.3)[severity - 1]
     x = _to_floats(images)
     value = x.max(-1, keepdims=True)
     raised = np.minimum(value + more, 1)
-    # With hue and saturation, the ratios of the channels stay; black becomes grey.
+    # Equal hue and saturation keep the channels' ratios; black becomes grey.
     scaled = x * (raised / np.where(value > 0, value, 1))
     return _to_bytes(np.where(value > 0, scaled, raised))
 
@@ -119,7 +120,7 @@ def brightness(images: np.ndarray, severity: int, seed: int, first: int) -> np.n
 def jpeg_compression(
     images: np.ndarray, severity: int, seed: int, first: int
 ) -> np.ndarray:
-    """Encodes as a JPEG of low quality, and decodes."""
+    """Encodes each image as a JPEG of low quality, and decodes it."""
     from PIL import Image
 
     quality = (80, 65, 58, 50, 40)[severity - 1]
@@ -133,7 +134,7 @@ def jpeg_compression(
 
 
 def pixelate(images: np.ndarray, severity: int, seed: int, first: int) -> np.ndarray:
-    """Shrinks by averaging boxes, and enlarges by repeating pixels."""
+    """Shrinks images by averaging boxes, and enlarges them by repeating pixels."""
     from PIL.Image import Resampling
 
     share = (0.95, 0.9, 0.85, 0.75, 0.65)[severity - 1]
@@ -167,7 +168,7 @@ def _generators(
 
 
 def _to_floats(images: np.ndarray) -> np.ndarray:
-    """Scales to [0, 1]."""
+    """Scales uint8 to [0, 1]."""
     return images.astype(np.float32) / 255
 
 

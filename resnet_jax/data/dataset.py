@@ -80,7 +80,7 @@ def changed(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
     def are_alike(one: Any, other: Any) -> bool:
         if isinstance(one, str) and one.startswith(UNREAD) != other.startswith(UNREAD):
-            return True  # one is of pixels, the other is not
+            return True  # only one covers the pixels
         return bool(one == other)
 
     return [name for name in now if not are_alike(then[name], now[name])]
@@ -120,10 +120,10 @@ def subset(dataset: Dataset, size: int | None) -> Dataset:
 def hold_out(train: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
     """Returns (train, validation); the end of a fixed permutation is held out.
 
-    The images are the same for all seeds, so that their runs can be compared.
+    All seeds hold out the same images, so that their runs can be compared.
 
     Raises:
-      ConfigError: `fraction` leaves no example in one of the parts.
+      ConfigError: `fraction` leaves one of the parts empty.
     """
     if not fraction:
         return train, train.take(slice(0))
@@ -133,7 +133,7 @@ def hold_out(train: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
             f"validation_split {fraction} holds out {held} of {len(train)} examples: "
             "choose a fraction that leaves some on both sides"
         )
-    # The second word is no epoch's: no order of training is this permutation.
+    # The second word is not an epoch: no training epoch uses this permutation.
     order = np.random.default_rng([0, 2**32 - 1]).permutation(len(train))
     cut = len(train) - held
     return train.take(np.sort(order[:cut])), train.take(np.sort(order[cut:]))
@@ -145,7 +145,7 @@ def batch_sizes(
     """Returns the sizes of an epoch's batches, with a last partial one unless dropped.
 
     Raises:
-      ConfigError: there is no batch.
+      ConfigError: no batch would be left.
     """
     whole, rest = divmod(num_examples, batch_size)
     sizes = [batch_size] * whole + ([rest] if rest and not drop_last else [])
@@ -163,13 +163,13 @@ def epoch_order(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
 
 
 def balanced_order(labels: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
-    """Returns N indices into `labels` [N], drawn so that all classes are as likely.
+    """Returns N indices into `labels` [N], drawn with equal class probabilities.
 
     They are drawn with replacement, as torch's WeightedRandomSampler does with weights
-    of 1 / count; a function of (seed, epoch).
+    of 1 / count. The result is a function of (seed, epoch).
     """
     rng = np.random.default_rng([seed, epoch])
-    # Integers only, so that no machine rounds otherwise.
+    # Integers only, so that rounding cannot differ between machines.
     counts = np.unique(labels, return_counts=True)[1]
     chosen = rng.integers(0, len(counts), len(labels))
     within = rng.integers(0, counts[chosen])
@@ -190,8 +190,8 @@ def epoch_batches(
     """Returns the indices of an epoch's batches, which have these sizes.
 
     Args:
-      repeats: number of times that an index appears in a row, as in torchvision's
-        RASampler, so that the end of the order is left out.
+      repeats: number of times that each index appears in a row, as in torchvision's
+        RASampler; the end of the order is then left out.
       balanced: labels [num_examples], to draw as balanced_order does; None shuffles.
     """
     if balanced is None:

@@ -13,7 +13,7 @@ from resnet_jax.errors import first_line
 
 
 class Decoded(NamedTuple):
-    """A batch of files: those that were read, and those that cannot be."""
+    """A batch of files: the images that were read, and the errors of the others."""
 
     paths: list[Path]
     images: np.ndarray  # [len(paths), size, size, channels] uint8
@@ -34,7 +34,7 @@ def read_batches(
     def read(path: Path) -> np.ndarray | str:
         try:
             return pillow.read_image(path, size=size, channels=channels, **how)
-        except Exception as error:  # Pillow's readers raise many types
+        except Exception as error:  # Pillow raises many exception types
             return first_line(error)
 
     def collect(part: Sequence[Path], found: list[np.ndarray | str]) -> Decoded:

@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-_AREA = (0.02, 0.33)  # of random erasing, as fractions of the image
+_AREA = (0.02, 0.33)  # erased area, as fractions of the image
 _RATIO = (0.3, 3.3)  # of height to width
 _TRIES = 10
 
@@ -13,7 +13,7 @@ _TRIES = 10
 def cutout(key: jax.Array, x: jax.Array, size: int) -> jax.Array:
     """Sets a random square of x [B, H, W, C] to 0, of up to size x size pixels.
 
-    Its centre is a pixel of the image, so that some of it may lie outside (DeVries and
+    Its centre is a pixel of the image, so that part of it may lie outside (DeVries and
     Taylor 2017).
     """
     batch, height, width, _ = x.shape
@@ -40,7 +40,7 @@ def random_erasing(key: jax.Array, x: jax.Array, probability: float) -> jax.Arra
 def draw_boxes(
     key: jax.Array, num: int, size: tuple[int, int], probability: float
 ) -> jax.Array:
-    """Draws rectangles [num, 4] int32: top, left, height, width; empty for the others.
+    """Draws rectangles [num, 4] int32: top, left, height, width; empty if not chosen.
 
     The first of ten candidates that fits into (H, W) is taken.
     """

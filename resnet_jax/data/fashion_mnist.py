@@ -20,11 +20,11 @@ _CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
-_BYTES = 2**26  # to read of a file; the largest has 60,000 images
+_BYTES = 2**26  # bytes to read from a file; the largest has 60,000 images
 
 
 def read(data_dir: Path) -> Arrays:
-    """Reads Zalando's four files, in `data_dir` or where Debian's package puts them."""
+    """Reads Zalando's four files, from `data_dir` or Debian's package."""
     homes = (data_dir, Path("/usr/share/datasets/fashion-mnist"))
     home = next((h for h in homes if (h / "train-images-idx3-ubyte.gz").exists()), None)
     if home is None:

@@ -19,7 +19,7 @@ from resnet_jax.errors import DataError, first_line
 log = logging.getLogger(__name__)
 
 HUB = "https://huggingface.co"
-# sha256 of the files of CIFAR-100, as others have reported them.
+# sha256 of CIFAR-100's files, as users have reported them.
 USUAL_SHA256 = {
     "train": "694865d6b990e234804f01268586c41e88bcbbb75e20858432c05ad4081aca23",
     "test": "98776c529bb146a9c791229df74a5cf076be9b43d82dbbd334b6a7788d73dc68",
@@ -27,7 +27,7 @@ USUAL_SHA256 = {
 
 
 class Columns(NamedTuple):
-    """The names of the columns of labels, and of the labels."""
+    """Names of the label columns, and of the classes in them."""
 
     label: str
     class_names: tuple[str, ...]
@@ -40,10 +40,10 @@ def fetch(folder: str, columns: Columns, published: Published, **how: float) -> 
 
     Only HTTP is needed, no huggingface_hub; HF_ENDPOINT and HF_HUB_OFFLINE are
     respected, and the files are not kept. If no digest of the pixels is published, the
-    content is checked, and a log line says how far it is verified.
+    content is checked, and a log line says what was verified.
 
     Args:
-      folder: such as "uoft-cs/cifar10/resolve/main/plain_text".
+      folder: for example "uoft-cs/cifar10/resolve/main/plain_text".
       how: min_rate of download.fetch.
 
     Raises:
@@ -72,7 +72,7 @@ def fetch(folder: str, columns: Columns, published: Published, **how: float) -> 
 
 
 def _tell_unverified(name: str, found: dict[str, str]) -> None:
-    """Logs how far the files could be verified."""
+    """Logs what could be verified about the files."""
     checked = "its numbers of images and its labels of both kinds are right"
     if found == USUAL_SHA256:
         log.info(
@@ -92,11 +92,11 @@ def _tell_unverified(name: str, found: dict[str, str]) -> None:
 
 
 def read(train: Path, test: Path, columns: Columns, published: Published) -> Arrays:
-    """Reads two files with PNGs in the column `img`, in their order.
+    """Reads two files with PNGs in the column `img`, in the order of their rows.
 
     Raises:
-      DataError: pyarrow is not installed, or a file cannot be read or is not of so many
-        images of this size.
+      DataError: pyarrow is not installed, or a file cannot be read, or has another
+        number or size of images.
     """
     parts, coarse = [], []
     for split, path in (("train", train), ("test", test)):
@@ -129,7 +129,7 @@ def _read(
                 images[index] = _decode(row["img"]["bytes"], published.image_shape)
                 labels[index] = row[columns.label]
                 coarse[index] = row[columns.coarse] if columns.coarse else 0
-    except Exception as error:  # pyarrow and Pillow raise many types
+    except Exception as error:  # pyarrow and Pillow raise many exception types
         reason = first_line(error)
         raise DataError(f"the Hub's {path.name} cannot be read ({reason})") from error
     return images, labels, coarse
@@ -156,9 +156,9 @@ def _decode(content: bytes, shape: tuple[int, int, int]) -> np.ndarray:
 def to_official_order(arrays: Arrays, published: Published) -> Arrays:
     """Returns `arrays` with the five official training files in their order.
 
-    The Hub's copy has these files one after the other, but in the order in which they
-    happened to be in the archive. Only one of the 120 orders of their labels has the
-    published sha256. If none has, or the images differ, `arrays` is returned unchanged.
+    The Hub's copy concatenates these files in the order in which they happen to lie in
+    the archive. Only one of the 120 possible orders gives labels with the published
+    sha256. If none has, or the images differ, `arrays` is returned unchanged.
     """
     images, labels = arrays.train
     digests = published.sha256["train"]
@@ -175,10 +175,10 @@ def to_official_order(arrays: Arrays, published: Published) -> Arrays:
 
 
 def find_fault(arrays: Arrays) -> str | None:
-    """Returns what is wrong with these as CIFAR-100, or None.
+    """Returns what distinguishes `arrays` from CIFAR-100, or None.
 
-    No digest of the pixels is published. All classes of a split must have the same
-    number of examples, and every example the coarse label of its class.
+    No digest of the pixels is published. All classes of a split must have equally many
+    examples, and every example must have its class's coarse label.
     """
     if arrays.coarse is None:
         return "there are no coarse labels"

@@ -38,7 +38,7 @@ class _Folder:
                     crop_pct=self.crop_pct,
                     interpolation=self.interpolation,
                 )
-            except Exception as error:  # Pillow's readers raise many types
+            except Exception as error:  # Pillow raises many exception types
                 raise self.fault(index, first_line(error)) from None
         return images
 
@@ -126,7 +126,7 @@ def from_folder(
     crop_pct: float,
     interpolation: str = "bilinear",
 ) -> tuple[Images, np.ndarray]:
-    """Returns the same as folder.load, with images that are read when needed."""
+    """Returns the same as folder.load, but with images that are read when needed."""
     images = Images(
         _Folder(split.paths, size, crop_pct, interpolation),
         np.arange(len(split.paths)),
@@ -142,7 +142,7 @@ def from_records(
     """Returns (images, labels) of a prepared directory, ordered by id.
 
     Raises:
-      DataError: it cannot be read, has no array_record files, or has not as many
+      DataError: it cannot be read, has no array_record files, or does not have as many
         examples or classes as `published`.
     """
     positions, labels = tfds.index(directory, split, published)
@@ -151,7 +151,7 @@ def from_records(
 
 
 def from_examples(reader: examples.Reader) -> tuple[Images, np.ndarray]:
-    """Returns the same as its load, with images that are read when needed.
+    """Returns the same as its load, but with images that are read when needed.
 
     Raises:
       DataError: the labels cannot be read.

@@ -10,8 +10,8 @@ import numpy as np
 from resnet_jax.data import stream
 from resnet_jax.data.dataset import Dataset
 
-# Given the number of examples, the sizes of an epoch's batches, and the epoch: the
-# indices of each batch, [rows], or of several seeds [seeds, rows].
+# Maps the number of examples, the sizes of an epoch's batches, and the epoch to the
+# indices of each batch: [rows], or [seeds, rows] for several seeds.
 Order = Callable[[int, tuple[int, ...], int], list[np.ndarray]]
 Rows = dict[str, np.ndarray]  # images and labels
 
@@ -25,7 +25,7 @@ def read(dataset: Dataset, indices: np.ndarray) -> Rows:
 def read_training(
     dataset: Dataset, indices: np.ndarray, epoch: int, turns: np.ndarray
 ) -> Rows:
-    """Reads images and labels for training in an epoch; for `turns` see turns_of."""
+    """Reads images and labels to train on in an epoch; for `turns` see turns_of."""
     flat = dataset.take(indices.reshape(-1))
     images = flat.images
     if isinstance(images, stream.Images):
@@ -69,7 +69,7 @@ def turns_of(batches: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 @dataclass(frozen=True)
 class Reading(Sequence[Rows]):
-    """A sequence of the batches of some indices, each read on access."""
+    """A sequence of batches, given their indices; each is read on access."""
 
     dataset: Dataset
     indices: list[np.ndarray]
@@ -83,13 +83,11 @@ class Reading(Sequence[Rows]):
 
 @dataclass(frozen=True)
 class Training(Sequence[Rows]):
-    """A sequence of the batches of all epochs from step `first` on, for one reader."""
+    """The sequence of all training batches from step `first` on, for one reader."""
 
     dataset: Dataset
     sizes: tuple[int, ...]
-    rows: Mapping[
-        int, slice
-    ]  # the rows of a batch of each size that this process loads
+    rows: Mapping[int, slice]  # by batch size, the rows that this process loads
     order: Order
     first: int
 

@@ -1,4 +1,4 @@
-"""Options that only concern images of any size, which are resized as they are read."""
+"""Options for images of different sizes, which are resized as they are read."""
 
 from resnet_jax import fields
 from resnet_jax.config import DataConfig
@@ -7,11 +7,11 @@ _ALWAYS = ("resize", "crop_pct")
 
 
 def check(cfg: DataConfig, *, is_cropped: bool, is_drawn: bool = False) -> None:
-    """Raises ConfigError for an option of resizing if the images have a fixed size.
+    """Raises ConfigError for a resizing option if the images have a fixed size.
 
     Args:
-      is_cropped: whether they have any size, see sources.is_cropped.
-      is_drawn: whether training resizes regions of them on the host, by the
+      is_cropped: whether sizes differ, see sources.is_cropped.
+      is_drawn: whether training resizes random regions on the host, with the
         interpolation.
     """
     if not is_cropped:

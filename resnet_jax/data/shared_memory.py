@@ -1,4 +1,4 @@
-"""Passes batches from worker processes in shared memory instead of a pipe.
+"""Passes batches from worker processes through shared memory instead of a pipe.
 
 Grain shares bare arrays itself, but leaves some of them in shared memory when its
 workers are stopped. Here each batch is a file that its receiver removes as it opens it,
@@ -23,7 +23,7 @@ _SHARED_MEMORY = Path("/dev/shm")  # Linux; elsewhere batches go through pipes
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch to be sent: pickling it writes its arrays into `directory`, if any.
+    """A batch to send: pickling it writes its arrays into `directory`, if there is one.
 
     The content is None if that file was removed before it was received.
     """
@@ -40,7 +40,7 @@ class Batch:
             return Batch, (self.content, None)
         try:
             path = _write(arrays, self.directory)
-        except OSError:  # it is full, as in a container with 64 MB of it
+        except OSError:  # full: a container may have only 64 MB of it
             return Batch, (self.content, None)
         forms = {name: (a.shape, a.dtype.str) for name, a in arrays.items()}
         return _receive, (path, forms)
@@ -48,7 +48,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Batches(Sequence[Batch]):
-    """A sequence of `items` as batches to be sent."""
+    """A sequence of `items` as batches to send."""
 
     items: Sequence[Any]
     directory: Path | None
@@ -75,7 +75,7 @@ def folder() -> Iterator[Path | None]:
 
 
 def remove(directory: Path | None) -> None:
-    """Removes a folder of batches; workers do so when their parent was killed."""
+    """Removes a folder of batches; workers do so after their parent was killed."""
     if directory is not None:
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -99,7 +99,7 @@ def _write(arrays: Arrays, directory: Path) -> str:
 def _receive(path: str, forms: dict[str, tuple[tuple[int, ...], str]]) -> Batch:
     try:
         file = open(path, "rb")
-    except FileNotFoundError:  # systemd removes such files as a user logs out
+    except FileNotFoundError:  # systemd removes such files when a user logs out
         return Batch(None, None)
     with file:
         os.unlink(path)

@@ -37,15 +37,15 @@ class Description(NamedTuple):
     """What a network needs to know about a data set, and a function that loads it."""
 
     num_classes: int
-    image_shape: tuple[int, int, int]  # (H, W, C), as the network sees it
-    normalization: str  # the default, see augment.parse_normalization
+    image_shape: tuple[int, int, int]  # (H, W, C) of the network's input
+    normalization: str  # the default; see augment.parse_normalization
     load: Load
 
 
 class Source(NamedTuple):
     """A data set with a name."""
 
-    image_shape: tuple[int, int, int]  # (H, W, C), if no image_size is given
+    image_shape: tuple[int, int, int]  # (H, W, C) without an image_size
     # Returns the number of classes, and Load, without reading images.
     open: Callable[[DataConfig], tuple[int, Load]]
     normalization: str = "cifar10"
@@ -56,7 +56,7 @@ def describe(cfg: DataConfig) -> Description:
 
     Raises:
       ConfigError: an unknown name, or a folder without data_dir.
-      DataError: data_dir does not have the folders of classes.
+      DataError: data_dir does not have folders of classes.
     """
     source = _source(cfg)
     num_classes, load = source.open(cfg)
@@ -64,10 +64,9 @@ def describe(cfg: DataConfig) -> Description:
 
 
 def image_shape(cfg: DataConfig) -> tuple[int, int, int]:
-    """Returns (H, W, C) of a data set as the network sees it.
+    """Returns (H, W, C) of a data set's images at the network's input.
 
-    No file is read, except for tfds: sets; image_size is used if such a set is not
-    prepared on this machine.
+    Only tfds: sets read files; if such a set is not prepared here, image_size is used.
 
     Raises:
       ConfigError, DataError: as describe, for tfds: sets only.
@@ -89,9 +88,9 @@ def train_shape(cfg: DataConfig) -> tuple[int, int, int]:
 
 
 def is_cropped(cfg: DataConfig) -> bool:
-    """Returns whether images have any size, and are resized as they are read.
+    """Returns whether image sizes differ, so that images are resized as they are read.
 
-    True also for a tfds: set that is not prepared on this machine.
+    Also true for a tfds: set that is not prepared on this machine.
     """
     if not cfg.dataset.startswith(examples.PREFIX):
         return cfg.dataset == "folder"
@@ -102,13 +101,13 @@ def is_cropped(cfg: DataConfig) -> bool:
 
 
 def load(cfg: DataConfig, described: Description | None = None) -> Splits:
-    """Loads the training, validation and test split of a data set.
+    """Loads the training, validation and test splits of a data set.
 
     Args:
       described: the result of describe, so that a folder is listed only once.
 
     Raises:
-      ConfigError: as describe, or validation_split leaves nothing on one side.
+      ConfigError: as describe, or validation_split leaves a split empty.
       DataError: the data cannot be fetched, or are damaged.
     """
     train, test = (described or describe(cfg)).load()
@@ -138,8 +137,8 @@ def load_dataset(
     """Loads (train, test) of a data set by its name, see DataConfig.dataset.
 
     Args:
-      data_dir: for folder, the one with train/CLASS/* and test/CLASS/*; else a
-        tensorflow-datasets directory, by default $TFDS_DATA_DIR or
+      data_dir: for "folder", the directory with train/CLASS/* and test/CLASS/*;
+        otherwise a tensorflow-datasets directory, by default $TFDS_DATA_DIR or
         ~/tensorflow_datasets. CIFAR is fetched and prepared there if it is missing.
       fields: other fields of DataConfig, such as image_size or stream.
 

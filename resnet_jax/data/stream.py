@@ -1,4 +1,4 @@
-"""Streams images during training, by grain."""
+"""Streams images during training, with grain."""
 
 import contextlib
 import functools
@@ -35,7 +35,7 @@ class Reader(Protocol):
         """Returns uint8 [n, H, W, C] of indices [n], for evaluation."""
 
     def open(self, indices: np.ndarray) -> Iterable[Opened]:
-        """Yields the images at `indices` as they are stored, each to be opened."""
+        """Yields for each image at `indices` a context that opens it as stored."""
 
     def fault(self, index: int, reason: str) -> DataError:
         """Returns the error for an image that cannot be read."""
@@ -55,7 +55,7 @@ class Draw(Protocol):
 
 @dataclass(frozen=True)
 class Images:
-    """Images in files, in place of an array of uint8; indexing reads nothing.
+    """Images in files, in place of a uint8 array; indexing reads nothing.
 
     np.asarray reads them.
     """
@@ -76,12 +76,12 @@ class Images:
 
     @property
     def nbytes(self) -> int:
-        """Number of bytes that they would take in memory."""
+        """Number of bytes that the images would take in memory."""
         return int(np.prod(self.shape))
 
     @property
     def train_shape(self) -> tuple[int, int, int]:
-        """Shape (H, W, C) in training."""
+        """Shape (H, W, C) of a training image."""
         return self.image_shape if self.draw is None else self.draw.image_shape
 
     def drawn(self, epoch: int, turns: np.ndarray) -> np.ndarray:
@@ -108,7 +108,7 @@ def is_large(num_bytes: int) -> bool:
 def _begin_worker(directory: Path | None, index: int, count: int) -> None:
     """Ignores signals in a worker, and ends it with its parent.
 
-    Ctrl-C in a terminal and a scheduler's SIGTERM reach workers too, and the main
+    Ctrl-C in a terminal and a scheduler's SIGTERM reach workers too, but the main
     process needs them to finish its step.
     """
     for number in _SIGNALS:
@@ -126,12 +126,12 @@ def _end_with_parent(directory: Path | None) -> None:
 
 @contextlib.contextmanager
 def _shielded() -> Iterator[None]:
-    """Blocks signals while workers start, who inherit that.
+    """Blocks signals while workers start, which inherit the mask.
 
-    They take seconds to reach _begin_worker. A signal sent to this process meanwhile
-    is handled by another thread, or waits.
+    Workers take seconds to reach _begin_worker. Meanwhile a signal to this process is
+    handled by another thread, or waits.
     """
-    resource_tracker.ensure_running()  # which unblocks them where it begins
+    resource_tracker.ensure_running()  # unblocks signals in its own process
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield
@@ -150,7 +150,7 @@ def prefetched(items: Sequence[T], workers: int) -> Generator[T]:
         from absl import flags
     except ImportError:
         raise ConfigError("stream needs grain: pip install -e '.[stream]'") from None
-    if not flags.FLAGS.is_parsed():  # which grain's workers require
+    if not flags.FLAGS.is_parsed():  # required by grain's workers
         flags.FLAGS.mark_as_parsed()
     options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
     with contextlib.ExitStack() as stack:

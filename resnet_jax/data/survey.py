@@ -1,4 +1,4 @@
-"""Surveys the files of a folder's split: sizes, formats, unreadable ones."""
+"""Surveys the files of a folder's split: sizes, formats, unreadable files."""
 
 from collections import Counter
 from multiprocessing.pool import ThreadPool
@@ -19,7 +19,7 @@ class Survey(NamedTuple):
     split: Split
     good: np.ndarray  # [N] bool, which files can be read
     shapes: np.ndarray  # [good.sum(), 2] int, width and height, upright
-    kinds: Counter[str]  # such as "JPEG RGB", of those that can be read
+    kinds: Counter[str]  # such as "JPEG RGB", for each readable file
     bad: list[tuple[Path, str]]  # unreadable files, with the reason
 
     @property
@@ -33,7 +33,7 @@ def look(split: Split, side: int) -> Survey:
     """Reads every file of `split`, with a progress bar on a terminal.
 
     Args:
-      side: the shorter side in training, which is impossible for some images.
+      side: the shorter side in training, which some images are too narrow for.
     """
 
     def read(path: Path) -> tuple[tuple[int, int], str] | str:
@@ -43,8 +43,8 @@ def look(split: Split, side: int) -> Survey:
                 shape = pillow.decode(file).size
             pillow.resized(shape, side)
             return shape, kind
-        except Exception as error:  # Pillow's readers raise many types
-            # Pillow and the system repeat the path, which is shown anyway.
+        except Exception as error:  # Pillow raises many exception types
+            # Pillow and the OS repeat the path, which is shown anyway.
             return first_line(error).replace(f" {str(path)!r}", "").rstrip(":")
 
     paths = split.paths
@@ -63,5 +63,5 @@ def look(split: Split, side: int) -> Survey:
 
 
 def imbalance(counts: np.ndarray) -> float:
-    """Returns the largest class over the smallest; infinite if one is empty."""
+    """Returns the ratio of the largest to the smallest class; inf if one is empty."""
     return float(counts.max() / counts.min()) if counts.min() else float("inf")

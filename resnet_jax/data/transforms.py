@@ -1,8 +1,8 @@
 """Augmentation on the host, like torchvision's transforms of Pillow images.
 
 Random numbers are drawn from (seed, epoch, index of the example, turn), where `turn`
-counts how often the example occurred before in the epoch. So an image is the same in
-any process, and after a resume.
+counts earlier occurrences of the example in the epoch. So an augmented image is the
+same in any process, and after a resume.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ from resnet_jax.errors import ConfigError, first_line
 if TYPE_CHECKING:
     from PIL import Image
 
-_RATIO = (3 / 4, 4 / 3)  # width to height of a random region
+_RATIO = (3 / 4, 4 / 3)  # aspect ratios of a random region
 _FILL = 0  # black
 _BINS = 31  # magnitudes of TrivialAugmentWide
 # The largest magnitude of an operation, and whether its sign is drawn.
@@ -35,8 +35,8 @@ _WIDE: dict[str, tuple[float, bool]] = {
     "Color": (0.99, True),
     "Contrast": (0.99, True),
     "Sharpness": (0.99, True),
-    "Posterize": (6.0, False),  # bits that go
-    "Solarize": (255.0, False),  # below the brightest value
+    "Posterize": (6.0, False),  # removed bits
+    "Solarize": (255.0, False),  # threshold's distance below 255
     "AutoContrast": (0.0, False),
     "Equalize": (0.0, False),
 }
@@ -56,7 +56,7 @@ class Box(NamedTuple):
 class Transform:
     """Transforms an open image to [size, size, C] uint8, on the host.
 
-    C is 1 for data sets of grey images, otherwise 3.
+    C is 1 for data sets with grey images, otherwise 3.
     """
 
     cfg: AugmentConfig
@@ -75,7 +75,7 @@ class Transform:
         if self.cfg.random_resized_crop:
             if (
                 file.format == "JPEG" and self.kept is not None
-            ):  # whose size is known before its pixels are
+            ):  # the size is known before any pixel is decoded
                 size = pillow.upright_size(file)
                 box = draw_region(rng, *size, smallest=self.cfg.crop_scale)
                 box = reduce(file, box, self.size)
@@ -116,13 +116,13 @@ class Drawing:
             try:
                 with one as file:
                     images[place] = self.transform(file, index, epoch, turn, channels)
-            except Exception as error:  # Pillow's readers raise many types
+            except Exception as error:  # Pillow raises many exception types
                 raise self.reader.fault(index, first_line(error)) from None
         return images
 
 
 def drawn(train: Dataset, cfg: AugmentConfig, data: DataConfig, seed: int) -> Dataset:
-    """Returns `train` with images that the host augments when they are read.
+    """Returns `train` with images that the host augments as they are read.
 
     Returns `train` itself if nothing is augmented on the host.
     """
@@ -134,7 +134,7 @@ def drawn(train: Dataset, cfg: AugmentConfig, data: DataConfig, seed: int) -> Da
             "images that the host augments are read while training, which needs grain: "
             "pip install -e '.[stream]'"
         )
-    # By their places in the split, in memory or not.
+    # By index in the split, in memory or not.
     rows = np.arange(len(images))
     if isinstance(images, np.ndarray):
         images = stream.Images(readers.Arrays(images), rows, images.shape[1:])
@@ -154,7 +154,7 @@ def for_training(data: DataConfig, cfg: AugmentConfig) -> DataConfig:
     """Returns `data`, streamed if the host augments images of any size.
 
     Raises:
-      ConfigError: an option does nothing for this data set.
+      ConfigError: an option has no effect for this data set.
     """
     is_cropped, is_drawn = sources.is_cropped(data), cfg.is_on_host
     # describe refuses unknown names.
@@ -169,7 +169,7 @@ def draw_region(
 ) -> Box:
     """Draws the region of RandomResizedCrop(scale=(smallest, 1)).
 
-    If ten candidates do not fit, it is the largest centre crop that the ratios allow.
+    If none of ten candidates fits, it is the largest centre crop within the ratios.
     """
     low, high = map(math.log, _RATIO)
     for _ in range(10):

@@ -20,10 +20,10 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def configured(cfg: DevicesConfig) -> Iterator[None]:
-    """Configures JAX by `cfg`, and its compilation cache, for a context.
+    """Configures JAX and its compilation cache by `cfg`, for a context.
 
-    With `deterministic`, a GPU uses algorithms that repeat to the bit. That is an XLA
-    flag, so that it must be set before JAX's first array.
+    With `deterministic`, GPUs use algorithms that are reproducible to the bit. This is
+    an XLA flag, so it must be set before JAX's first array.
 
     Raises:
       NonFiniteLossError: debug_nans found one; it names the operation.
@@ -63,15 +63,15 @@ def prepare(platform: str | None, num_devices: int | None) -> None:
 
 
 def _keep_compiled() -> None:
-    """Makes JAX cache compiled programs in the user's cache folder, by default.
+    """Makes JAX cache compiled programs in the user's cache folder, unless configured.
 
-    Anyone who can write there can make this user run any program, so that the folder
-    must belong to the user only.
+    Anyone who can write there can make this user run any program, so only the user may
+    own and write the folder.
     """
     if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
         return
     try:
-        # Programs for CPUs fit one kind of CPU, and home folders may be shared.
+        # CPU programs fit one kind of CPU, and machines may share home folders.
         directory = cache_dir() / f"xla-{_cpu_kind()}"
         make_private(directory)
         directory = directory.resolve()
@@ -92,14 +92,14 @@ def _keep_compiled() -> None:
         )
         return
     jax.config.update("jax_compilation_cache_dir", str(directory))
-    # JAX does not cache what compiles within a second, as most of a small network's
-    # programs do, at each start of a run.
+    # By default JAX does not cache programs that compile within a second, which most of
+    # a small network's do.
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _exposed(directory: Path) -> Path | None:
-    """Returns a parent of `directory` in which others could replace it, or None."""
+    """Returns a parent in which other users could replace `directory`, if any."""
     for folder in directory.parents:
         status = folder.stat()
         # In a sticky folder such as /tmp, nobody can rename another user's files.
@@ -120,7 +120,7 @@ def _cpu_kind() -> str:
 
 
 def _reason(error: FloatingPointError) -> str:
-    """Returns JAX's first sentence, and the line of ours that called the operation."""
+    """Returns JAX's first sentence, and the line of this package that called it."""
     where = ""
     trace = error.__traceback__
     while trace is not None:

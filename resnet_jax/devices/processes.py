@@ -19,9 +19,9 @@ from resnet_jax.config import DevicesConfig
 from resnet_jax.devices import platform
 from resnet_jax.errors import ConfigError, UserError, first_line
 
-_MESSAGE = 1024  # bytes of an error message that processes exchange
-_PATIENCE = 3600  # seconds that one process may prepare data while the others wait
-_barriers = itertools.count()  # each has its own name, the same in all processes
+_MESSAGE = 1024  # bytes of an error message exchanged between processes
+_PATIENCE = 3600  # seconds for which one process may prepare data while the others wait
+_barriers = itertools.count()  # each has its own name, equal in all processes
 
 
 def detect(environ: Mapping[str, str]) -> str | None:
@@ -47,7 +47,7 @@ def detect(environ: Mapping[str, str]) -> str | None:
 def start(cfg: DevicesConfig) -> Iterator[None]:
     """Configures JAX and joins the processes that `cfg` names, for a context.
 
-    An error of one process is raised in all, unless it is kept_apart.
+    An error in one process is raised in all, unless keep_apart marked it.
 
     Raises:
       ConfigError: the devices or the other processes are not available.
@@ -63,10 +63,10 @@ def start(cfg: DevicesConfig) -> Iterator[None]:
 
 @contextlib.contextmanager
 def joined(cfg: DevicesConfig) -> Iterator[None]:
-    """Joins other processes for a context, if `cfg` or a launcher (detect) says so.
+    """Joins other processes for a context, if `cfg` or a launcher (see detect) says so.
 
-    num_processes 1 prevents it. Only the first process prints and logs. Must be called
-    before JAX uses its devices.
+    num_processes=1 prevents it. Only the first process prints and logs. This must be
+    called before JAX uses its devices.
 
     Raises:
       ConfigError: the fields or the environment are incomplete, or the others cannot be
@@ -80,7 +80,7 @@ def joined(cfg: DevicesConfig) -> Iterator[None]:
         if detect(os.environ) is None:
             yield
             return
-    # Its own handler takes SIGTERM, which the run handles here.
+    # JAX's handler would take SIGTERM, which the run handles itself.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(*by_hand)
@@ -105,24 +105,24 @@ def joined(cfg: DevicesConfig) -> Iterator[None]:
 
 
 def keep_apart(error: UserError) -> None:
-    """Marks `error` as one that the others cannot receive, because they compute."""
+    """Marks `error` as one that the other processes cannot receive, as they compute."""
     error.__dict__["is_apart"] = True
 
 
 def is_first() -> bool:
-    """Returns whether this process writes results for all."""
+    """Returns whether this process is the one that writes results."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def is_alone() -> bool:
-    """Returns whether there is no other process."""
+    """Returns whether this is the only process."""
     return not jax.distributed.is_initialized() or jax.process_count() == 1
 
 
 def wait() -> None:
     """Waits until all processes have called it.
 
-    Without it, the first collective would wait for half a minute at most.
+    Without it, the first collective would wait at most half a minute.
     """
     if not is_alone():
         everyone = set(range(jax.process_count()))
@@ -141,7 +141,7 @@ def agree(error: UserError | None = None) -> None:
     """Waits until all processes have called it without an error.
 
     Raises:
-      UserError: the error of a process, in every process.
+      UserError: another process's error, in every process.
     """
     if is_alone():
         if error is not None:
@@ -160,7 +160,7 @@ def agree(error: UserError | None = None) -> None:
 def _to_bytes(error: UserError) -> bytes:
     """Encodes an error for _shared, shorter than _MESSAGE bytes."""
     message = str(error)[:_MESSAGE]
-    # An escape has up to six bytes, and half of one cannot be read.
+    # An escape sequence has up to six bytes, and must not be cut.
     while len(text := json.dumps([error.exit_code, message])) >= _MESSAGE:
         message = message[:-1]
     return text.encode("ascii")
@@ -181,7 +181,7 @@ def is_shared(error: UserError) -> bool:
 
 
 def from_first(tree: Any) -> Any:
-    """Returns the first process's `tree` of arrays, which has one shape in all."""
+    """Returns the first process's `tree` of arrays; shapes are equal in all."""
     return tree if is_alone() else multihost_utils.broadcast_one_to_all(tree)
 
 

@@ -17,10 +17,10 @@ from resnet_jax.layers.keep import is_plain, keep
 from resnet_jax.layers.linear import KERNEL_INITS, Init, bias_init, storage_dtype
 from resnet_jax.layers.linear_map import linear_map
 
-_FEW = 32  # taps times channels, below which a product is faster
-_LITTLE = 2**25  # multiply-adds that are not worth compiling a loop for
-_MUCH = 2**28  # multiply-adds from which on Winograd's algorithm pays
-_MANY = 32  # channels from which on it pays; half as many for kernel gradients
+_FEW = 32  # taps times channels; below, a matrix product is faster
+_LITTLE = 2**25  # multiply-adds; below, compiling a loop does not pay
+_MUCH = 2**28  # multiply-adds; above, Winograd's algorithm pays
+_MANY = 32  # channels; above, it pays (half as many for kernel gradients)
 
 
 def convolve(
@@ -52,10 +52,10 @@ def _convolve(stride: int, padding: int, x: jax.Array, kernel: jax.Array) -> jax
 
 
 def _suits_dot(x: jax.Array, kernel: jax.Array) -> bool:
-    """Returns whether XLA's convolution for CPUs is much slower than a product.
+    """Returns whether XLA's CPU convolution is much slower than a matrix product.
 
-    It is for maps of few pixels, as ImageNet's networks have for small images, for 1x1
-    kernels, and for few channels.
+    It is for feature maps of few pixels, such as those of ImageNet's networks for small
+    images; for 1x1 kernels; and for few channels.
     """
     few = math.prod(kernel.shape[:3]) <= _FEW
     return _is_small(x) or kernel.shape[0] == 1 or few
@@ -66,8 +66,8 @@ def _suits_winograd(
 ) -> bool:
     """Returns whether Winograd's algorithm is faster than plain products.
 
-    Its rounding errors are three times as large, so that it is not used with JAX's
-    highest precision.
+    Its rounding errors are three times as large, so it is not used with JAX's highest
+    precision.
     """
     size, _, channels, features = kernel.shape
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
@@ -150,7 +150,7 @@ def _by_platform(
 
 
 def _pull(forward: Callable[..., Any], x: jax.Array, dy: jax.Array) -> jax.Array:
-    """Returns the gradient of the linear function `forward` for the cotangent `dy`."""
+    """Applies the transpose of the linear function `forward` to the cotangent `dy`."""
     (found,) = jax.linear_transpose(forward, x)(dy)
     return jnp.asarray(found)
 
@@ -182,8 +182,8 @@ class Conv(nn.Module):
     """A 2-D convolution with torch.nn.Conv2d's padding and initialisation.
 
     Maps x [B, H, W, C] to [B, H', W', features] with
-    H' = (H + 2 * padding - kernel_size) // stride + 1. Each of `groups` equal parts of
-    the features sees that part of the channels.
+    H' = (H + 2 * padding - kernel_size) // stride + 1. Features and channels are split
+    into `groups` equal parts; each part of the features sees one part of the channels.
     """
 
     features: int

@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-ANY = "any"  # the platform of a program that is written out, for whichever reads it
+ANY = "any"  # the platform of an exported program, which any device may run
 _NAME = "kept"
 _platform: ContextVar[str | None] = ContextVar("platform", default=None)
 _named = jax.checkpoint_policies.save_only_these_names(_NAME)
 
 
 def keep(x: jax.Array) -> jax.Array:
-    """Marks x to be kept by `policy`."""
+    """Marks x as a value that `policy` keeps."""
     if is_plain():
         return x
     found: jax.Array = checkpoint_name(x, _NAME)
@@ -24,22 +24,22 @@ def keep(x: jax.Array) -> jax.Array:
 
 
 def policy(primitive: Any, *inputs: Any, **params: Any) -> bool:
-    """Policy of jax.checkpoint: keeps marked values, and small ones such as statistics.
+    """Policy for jax.checkpoint: keeps marked values, and small ones like statistics.
 
     The outputs of BatchNorm and ReLU are recomputed; otherwise a GPU's program would
     keep them in addition to the feature map.
     """
     if primitive.name == "name":
         return bool(_named(primitive, *inputs, **params))
-    is_map = len(params.get("shape", ())) > 1  # of a constant spread out
+    is_map = len(params.get("shape", ())) > 1  # a broadcast constant
     return not is_map and all(getattr(aval, "ndim", 2) < 2 for aval in inputs)
 
 
 @contextlib.contextmanager
 def compiling_for(platform: str) -> Iterator[None]:
-    """Traces steps for another platform than JAX's own, inside a context.
+    """Traces steps for a platform other than JAX's default, inside a context.
 
-    For ANY they consist of plain operations, whose batch size may be symbolic.
+    For ANY they consist of standard operations, and the batch size may be symbolic.
     """
     token = _platform.set(platform)
     try:
@@ -49,10 +49,10 @@ def compiling_for(platform: str) -> Iterator[None]:
 
 
 def is_worthwhile(dtype: Any) -> bool:
-    """Returns whether feature maps in `dtype` are kept in this way.
+    """Returns whether to keep feature maps of `dtype` this way.
 
-    Only bfloat16 on GPUs needs it: the TPU compiler fuses recomputation into the
-    convolutions by itself.
+    Only bfloat16 on GPUs needs it: the TPU compiler itself fuses recomputation into the
+    convolutions.
     """
     return dtype == jnp.bfloat16 and platform() in ("gpu", "cuda", "rocm")
 
@@ -63,5 +63,5 @@ def is_plain() -> bool:
 
 
 def platform() -> str:
-    """Returns the platform that steps are compiled for."""
+    """Returns the platform for which steps are compiled."""
     return _platform.get() or jax.default_backend()

@@ -39,7 +39,7 @@ def _draw(
     shape: tuple[int, ...],
     dtype: jnp.dtype,
 ) -> jax.Array:
-    # Drawn flat: XLA takes up to ten times as long to compile it in this shape.
+    # Drawn flat: XLA takes up to ten times as long to compile the draw in `shape`.
     return distribution(key, (math.prod(shape),), dtype).reshape(shape)
 
 
@@ -62,7 +62,7 @@ def bias_init(fan_in: int) -> Callable[..., jax.Array]:
 
 
 def storage_dtype(dtype: jnp.dtype, param_dtype: jnp.dtype | None = None) -> jnp.dtype:
-    """Returns the type of the parameters of a layer that computes in `dtype`."""
+    """Returns the dtype of the parameters of a layer that computes in `dtype`."""
     return jnp.promote_types(dtype, jnp.float32) if param_dtype is None else param_dtype
 
 

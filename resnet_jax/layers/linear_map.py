@@ -118,7 +118,7 @@ def _batched(
     for index, (x, axis) in enumerate(pairs):
         if axis is not None:
             x, axis = jnp.moveaxis(x, axis, 0), 0
-        elif index >= num_residuals:  # the transpose returns one for each row
+        elif index >= num_residuals:  # the transpose returns one per row
             x, axis = jnp.broadcast_to(x, (size, *x.shape)), 0
         moved.append(x)
         in_axes.append(axis)

@@ -32,13 +32,13 @@ class BatchNorm(nn.Module):
         running = (1 - momentum) * running + momentum * batch
 
     with the batch's *unbiased* variance. In inference x is normalized by the running
-    statistics, which stay, as in initialisation. Arithmetic and statistics have
-    promote_types(dtype, float32). Under jit over a sharded batch the statistics are
-    those of the global batch.
+    statistics, which do not change; nor do they in initialisation. Arithmetic and
+    statistics use promote_types(dtype, float32). Under jit over a sharded batch the
+    statistics are those of the global batch.
 
     In bfloat16 the variance is E[d^2] - E[d]^2, d = x - running mean, in float32 and
-    in one pass, which compilers fuse with the convolution before. Its rounding error is
-    below that of the values themselves, which have 8 bits. With `factors` of x, TPUs
+    in one pass, which compilers fuse with the preceding convolution. Its rounding error
+    is below that of the values themselves, which have 8 bits. With `factors` of x, TPUs
     compute the same gradient in another way (layers/projection.py).
 
     Raises:
@@ -106,7 +106,7 @@ def normalized(conv: Any, norm: Any, x: jax.Array, train: bool) -> jax.Array:
     """Returns norm(conv(x)) of a 1x1 convolution, with factors if they are small."""
     y: jax.Array = conv(x)
     options: dict[str, Any] = {}
-    # Not for replaced modules.
+    # Not for modules of other types.
     is_own = type(conv) is Conv and type(norm) is BatchNorm
     if train and is_own and conv.stride * conv.groups == 1 and not conv.use_bias:
         kernel = conv.get_variable("params", "kernel")

@@ -19,9 +19,9 @@ def normalize(
     epsilon: float,
     shift: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalizes x by its mean and biased variance; returns also these two.
+    """Normalizes x by its mean and biased variance; also returns these two.
 
-    Everything has the type of x [..., C]; scale, bias and shift are [C]. The gradient
+    Everything has the dtype of x [..., C]; scale, bias and shift are [C]. The gradient
     has a closed form, which reads memory less often than what JAX derives from
     the two passes of the variance.
 
@@ -88,7 +88,7 @@ def forward(
 def backward(
     centred: jax.Array, inverse: jax.Array, scale: jax.Array, dy: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the transpose of `forward`; scale and bias have the same type."""
+    """Returns the transpose of `forward`; scale and bias have the same dtype."""
     count = dy.size // dy.shape[-1]
     d_bias, along = _sums(dy, dy * centred)
     d_scale = along * inverse
@@ -102,14 +102,14 @@ def backward(
 
 
 def _sums(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the sums [C] of both [..., C]."""
+    """Returns the sums [C] of two arrays [..., C]."""
 
     def apart(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
         axes = tuple(range(x.ndim - 1))
         return x.sum(axes), y.sum(axes)
 
     def at_once(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-        # One kernel sums within images, another over images.
+        # One kernel sums within images, and another over images.
         axes = tuple(range(1, x.ndim - 1))
         both = jnp.stack([x.sum(axes), y.sum(axes)]).sum(1)
         return both[0], both[1]
@@ -121,7 +121,7 @@ def _sums(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _kept(x: jax.Array) -> jax.Array:
-    """Returns x behind a barrier; XLA for CPUs would recompute it for each reader."""
+    """Returns x behind a barrier: XLA on CPUs would recompute it for each reader."""
     found: jax.Array = lax.platform_dependent(
         x, cpu=lax.optimization_barrier, default=lambda x: x
     )

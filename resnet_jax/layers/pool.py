@@ -1,4 +1,4 @@
-"""PyTorch's poolings of residual networks, with gradients that are fast on CPUs."""
+"""PyTorch's pooling layers for residual networks, with gradients fast on CPUs."""
 
 import flax.linen as nn
 import jax
@@ -21,7 +21,7 @@ def avg_pool(x: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def _mean_of_four(x: jax.Array) -> jax.Array:
-    # Sums, which XLA fuses with what comes before, unlike reductions.
+    # Sums, which XLA fuses with the preceding operations, unlike reductions.
     top, bottom = x[:, :, 0], x[:, :, 1]
     rows = top + bottom
     return (rows[..., 0, :] + rows[..., 1, :]) / 4
@@ -54,14 +54,14 @@ def max_pool_2x2(x: jax.Array) -> jax.Array:
 def max_pool(x: jax.Array) -> jax.Array:
     """torch.nn.MaxPool2d(3, 2, 1): x [B, H, W, C] to half its height and width.
 
-    The first of equal pixels in a window has the gradient.
+    The first of equal pixels in a window gets the gradient.
     """
     x = jnp.asarray(x)
     return _max_pool_of_padded(x) if is_plain() else _max_pool(x)
 
 
 def _max_pool_of_padded(x: jax.Array) -> jax.Array:
-    # jax2onnx 0.17 drops the padding of nn.max_pool, and reads its window by name only.
+    # jax2onnx 0.17 drops nn.max_pool's padding, and reads its window only by name.
     edges = ((0, 0), (1, 1), (1, 1), (0, 0))
     x = jnp.pad(x, edges, constant_values=-jnp.inf)
     found: jax.Array = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2))
@@ -106,13 +106,13 @@ def _backward(x: jax.Array, dy: jax.Array) -> jax.Array:
         d_rows = _give(_windows(rows, 1), dy, 1)[:, : x.shape[1]]
         return _give(across, d_rows, 2)[:, :, : x.shape[2]]
 
-    # XLA's own takes ten times as long on CPUs.
+    # XLA's own gradient takes ten times as long on CPUs.
     found: jax.Array = lax.platform_dependent(x, dy, cpu=by_lines, default=by_xla)
     return found
 
 
 def _windows(x: jax.Array, axis: int) -> list[jax.Array]:
-    """Returns the first, second and third pixels of the windows along `axis`."""
+    """Returns the first, second and third pixel of each window along `axis`."""
     count = (x.shape[axis] + 1) // 2
     edge = (1, 2 * count - x.shape[axis], 0)
     edges = [edge if i == axis else (0, 0, 0) for i in range(x.ndim)]
@@ -121,13 +121,13 @@ def _windows(x: jax.Array, axis: int) -> list[jax.Array]:
 
 
 def _give(windows: list[jax.Array], dy: jax.Array, axis: int) -> jax.Array:
-    """Passes the gradient `dy` of the windows' maxima along `axis` to the pixels.
+    """Returns the pixels' gradient, given the gradient `dy` of the maxima along `axis`.
 
     Pixel 2q is the second of window q; pixel 2q + 1 is its third and the first of the
     next.
     """
-    # Not by comparing with the maximum: if XLA computes a pixel in two loops, the
-    # last bit may differ, and no pixel would be equal.
+    # Comparing pixels with the maximum would not do: if XLA computes a pixel in two
+    # loops, the last bit may differ, and no pixel would be equal.
     a, b, c = windows
     first = (a >= b) & (a >= c)
     second = ~first & (b >= c)

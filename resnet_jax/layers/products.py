@@ -1,6 +1,6 @@
 """A convolution and its gradients as matrix products, which are fast on CPUs.
 
-Maps are x [B, H, W, C], kernels [K, K, C, F].
+Feature maps are x [B, H, W, C]; kernels are [K, K, C, F].
 """
 
 import jax
@@ -9,11 +9,11 @@ from jax import lax
 
 from resnet_jax.layers.winograd import contract, split, sum_chunks
 
-_COLUMNS = 2**18  # values in the copies of a few images, which stay in cache
+_COLUMNS = 2**18  # values in a chunk of copies, small enough for the cache
 
 
 def convolve(stride: int, padding: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolves by one product for each tap."""
+    """Convolves with one matrix product per tap."""
     size = kernel.shape[0]
     height, width = (
         (length + 2 * padding - size) // stride + 1 for length in x.shape[1:3]
@@ -43,13 +43,13 @@ def convolve(stride: int, padding: int, x: jax.Array, kernel: jax.Array) -> jax.
     return jnp.concatenate(columns, axis=-1) @ weights
 
 
-@jax.named_scope("kernel_gradient")  # in profiles
+@jax.named_scope("kernel_gradient")  # the name in profiles
 def kernel_gradient(
     stride: int, padding: int, x: jax.Array, kernel: jax.Array, dy: jax.Array
 ) -> jax.Array:
     """Returns the gradient of convolve(x, kernel) with respect to `kernel`.
 
-    It is a sum of products of dy and the columns of x (im2col), a few images at a time.
+    It sums products of dy and the columns of x (im2col), a few images at a time.
     """
     size, _, channels, features = kernel.shape
     height, width = dy.shape[1:3]
@@ -72,7 +72,7 @@ def by_phases(
     """Returns the gradient with respect to `x`, for the cotangent `dy`.
 
     Pixels of x that are `stride` apart meet the same taps, and their gradient is a
-    convolution of dy with these. XLA uses all taps, and zeros in dy.
+    convolution of dy with those taps. XLA would use all taps, with zeros in dy.
     """
     counts = [-(-(length + padding) // stride) for length in x.shape[1:3]]
 
@@ -97,7 +97,7 @@ def by_phases(
 def _copies(
     x: jax.Array, axis: int, padding: int, taps: int, stride: int, length: int
 ) -> jax.Array:
-    """Concatenates x, padded and shifted along `axis` for each tap, in the last."""
+    """Concatenates copies of x, shifted along `axis` for each tap, in the last axis."""
     axis %= x.ndim
     x = lax.pad(
         x,

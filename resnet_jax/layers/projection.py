@@ -1,4 +1,4 @@
-"""BatchNorm of a 1x1 convolution, whose gradient on TPUs does not need its output.
+"""BatchNorm of a 1x1 convolution, with a TPU gradient that does not need its output.
 
 With x = inputs @ kernel, the gradient with respect to x is gain * dy + along * x +
 offset, with one value of each per channel. So it is a product of small matrices,
@@ -7,8 +7,8 @@ offset, with one value of each per channel. So it is a product of small matrices
     inputs.T @ dx = gain * inputs.T @ dy + along * (inputs.T @ inputs) @ kernel + ...
 
 and sum(dy * x) is the sum of kernel * (inputs.T @ dy). If the convolution has more
-output than input channels, as the last one of a bottleneck, which has four times as
-many, its output is neither read again nor kept.
+output than input channels, like a bottleneck's last one with four times as many, its
+output is neither kept nor read again.
 """
 
 from functools import partial
@@ -34,7 +34,7 @@ def normalize(
     shift: jax.Array,
     epsilon: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns norm.normalize(x, ...), with a derivative by x's factors instead of x.
+    """Returns norm.normalize(x, ...), differentiated through x's factors instead of x.
 
     Args:
       x: float32, the convolution of inputs [B, H, W, D] with kernel [1, 1, D, C].
@@ -94,7 +94,7 @@ def by_output(*args: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def by_factors(*args: jax.Array) -> tuple[jax.Array, ...]:
-    """Returns the same from the same arguments, without the first gradient."""
+    """Returns the same gradients from the same arguments, except the first."""
     _, mean, inverse, scale, inputs, kernel, dy = args
     wide = kernel[0, 0].astype(dy.dtype)
     count = dy.size // dy.shape[-1]
@@ -120,7 +120,7 @@ def by_factors(*args: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def _product(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Returns x.T @ y [D, C] of pixels [..., D] and [..., C], at least in float32."""
+    """Returns x.T @ y [D, C] for pixels [..., D] and [..., C], at least in float32."""
     pixels = tuple(range(x.ndim - 1))
     sides = ((pixels, pixels), ((), ()))
     return lax.dot_general(x, y, sides, preferred_element_type=storage_dtype(x.dtype))

@@ -1,9 +1,9 @@
 """3x3 convolutions of stride 1 by Winograd's algorithm F(4x4, 3x3).
 
-Sixteen pixels of the result, 4x4, and one channel take 36 products in place of 144:
-those of 6x6 sums of pixels with 6x6 sums of taps. Each of the 36 is a product of
-matrices. The sums are those of polynomials at 0, +-3/4, +-3/2 and infinity, of which
-rounding makes less than of the usual 0, +-1, +-2 and infinity.
+A 4x4 tile of the result takes 36 multiplications per channel instead of 144: products
+of 6x6 sums of pixels and 6x6 sums of taps. Each of the 36 is a matrix product. The sums
+evaluate polynomials at 0, +-3/4, +-3/2 and infinity, with smaller rounding errors than
+at the usual 0, +-1, +-2 and infinity.
 """
 
 import math
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-_PIXELS = 2**14  # of a step
+_PIXELS = 2**14  # in one step
 _P, _Q = 3 / 4, 3 / 2
 _P2, _Q2 = _P**2, _Q**2
 _OF_0, _OF_P, _OF_Q = _P2 * _Q2, 2 * _P2 * (_P2 - _Q2), 2 * _Q2 * (_Q2 - _P2)
@@ -24,7 +24,7 @@ Line = Sequence[jax.Array]
 Transform = Callable[[Line], Line]
 
 
-# Traced once for each shape: networks repeat them.
+# Traced once per shape: networks repeat shapes.
 @partial(jax.jit, static_argnums=2)
 def convolve(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
     """Convolves x [B, H, W, C] with kernel [3, 3, C, F]."""
@@ -48,9 +48,9 @@ def convolve(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
 
 
 @partial(jax.jit, static_argnums=2)
-@jax.named_scope("kernel_gradient")  # in profiles
+@jax.named_scope("kernel_gradient")  # the name in profiles
 def kernel_gradient(x: jax.Array, dy: jax.Array, padding: int) -> jax.Array:
-    """Returns the gradient of convolve with respect to its kernel, for `dy`."""
+    """Returns convolve's gradient with respect to its kernel, given `dy`."""
 
     def of_chunk(x: jax.Array, dy: jax.Array) -> Line:
         whole = [(0, -length % 4) for length in dy.shape[-3:-1]]
@@ -75,7 +75,7 @@ def _pixels(x: jax.Array, padding: int) -> Line:
 
 
 def _tiles(transform: Transform, x: jax.Array, size: int) -> Line:
-    """Applies `transform` to rows, then to columns, of `size` pixels that are 4 apart.
+    """Applies `transform` to rows, then columns, of tiles of `size` pixels, 4 apart.
 
     Returns 6 arrays [6, ..., h, w, C], one for each column, with all rows.
     """
@@ -90,7 +90,7 @@ def _tiles(transform: Transform, x: jax.Array, size: int) -> Line:
 
 
 def _at_once(transform: Transform, line: Line) -> Line:
-    """Applies `transform` behind a barrier; XLA would recompute it for each sum."""
+    """Applies `transform` behind a barrier: XLA would recompute it for each sum."""
     found: Line = lax.optimization_barrier(transform(line))
     return found
 
@@ -131,13 +131,13 @@ def _to_pixels(m: Line) -> Line:
     ]
 
 
-def _from_pixels(y: Line) -> Line:  # _to_pixels, transposed
+def _from_pixels(y: Line) -> Line:  # the transpose of _to_pixels
     even_p, odd_p = y[0] + _P2 * y[2], _P * (y[1] + _P2 * y[3])
     even_q, odd_q = y[0] + _Q2 * y[2], _Q * (y[1] + _Q2 * y[3])
     return [y[0], even_p + odd_p, even_p - odd_p, even_q + odd_q, even_q - odd_q, y[3]]
 
 
-def _to_taps(u: Line) -> Line:  # _of_taps, transposed
+def _to_taps(u: Line) -> Line:  # the transpose of _of_taps
     even_p, odd_p = (u[1] + u[2]) / _OF_P, (u[1] - u[2]) / _OF_P
     even_q, odd_q = (u[3] + u[4]) / _OF_Q, (u[3] - u[4]) / _OF_Q
     return [
@@ -151,10 +151,10 @@ def _to_taps(u: Line) -> Line:  # _of_taps, transposed
 
 
 def split(*arrays: jax.Array, pixels: int) -> tuple[jax.Array, ...]:
-    """Reshapes each [B, ...] to [steps, groups, images, ...], at most `pixels` a step.
+    """Reshapes each [B, ...] to [steps, groups, images, ...], at most `pixels` each.
 
-    Pixels are those of the last array [B, H, W, C]. If several devices share the batch,
-    each has its own groups, so that no step needs another device's images.
+    Pixels are counted in the last array, [B, H, W, C]. If several devices share the
+    batch, each has its own groups, so that no step needs another device's images.
     """
     batch, height, width = arrays[-1].shape[:3]
     groups = math.gcd(batch, jax.device_count())
@@ -176,7 +176,7 @@ def contract(x: jax.Array, y: jax.Array) -> jax.Array:
 def map_chunks(
     function: Callable[[jax.Array], jax.Array], parts: jax.Array
 ) -> jax.Array:
-    """Applies `function` to each step of `parts`; returns [B, ...] again."""
+    """Applies `function` to each step of `parts`; returns a whole batch [B, ...]."""
 
     def put(step: jax.Array, values: jax.Array) -> jax.Array:
         of_step = function(lax.dynamic_index_in_dim(parts, step, keepdims=False))
@@ -207,12 +207,12 @@ def sum_chunks(function: Callable[..., Any], *parts: jax.Array) -> Any:
 
 
 def late_zero(x: jax.Array, dtype: Any) -> jax.Array:
-    """Returns 0, which XLA for CPUs knows only once it has `x`.
+    """Returns 0, as a value that XLA on CPUs cannot compute before `x`.
 
-    Buffers that depend on it are not allocated for all layers as a step begins. Inside
-    shard_map it varies over devices as `x` does.
+    Buffers that depend on it are not all allocated when a step begins. Inside shard_map
+    it varies over devices like `x`.
     """
-    # Only one of several devices has the first number.
+    # Only one of several devices holds the first number.
     first = x.reshape(-1)[: 1 if jax.device_count() == 1 else 0]
     ones = lax.population_count(lax.bitcast_convert_type(first, jnp.uint8))
     return (ones >> 4).sum(dtype=jnp.uint8).astype(dtype)

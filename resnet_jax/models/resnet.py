@@ -29,11 +29,12 @@ class ResNet(Network):
 
     Attributes:
       block: BasicBlock, Bottleneck, or a module with their attributes.
-      stage_sizes: blocks of each stage; every stage after the first halves the size.
-      widths: `features` of the blocks of each stage.
+      stage_sizes: number of blocks per stage; every stage after the first halves the
+        size.
+      widths: `features` of the blocks, per stage.
       stem: "imagenet", a 7x7 convolution of stride 2 and a 3x3 max pooling of stride 2;
         or "cifar", a 3x3 convolution for small images.
-      stem_width: features of the stem, by default widths[0].
+      stem_width: channels of the stem, by default widths[0].
       shortcut: identity | pad | conv | conv_bn, see BasicBlock; "none" makes the plain
         network of the same depth.
       groups, width_per_group, stride_in_1x1: see Bottleneck; other blocks ignore them.
@@ -112,7 +113,7 @@ class ResNet(Network):
 class Head(nn.Module):
     """The last layer of a network: features [B, F] to logits [B, num_classes].
 
-    It is applied to the network's variables, and reads `layer` of them.
+    It is applied to the network's variables, and reads only `layer` from them.
     """
 
     layer: str

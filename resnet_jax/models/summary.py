@@ -16,7 +16,7 @@ from resnet_jax.models.blocks import BasicBlock, Bottleneck, PreActBlock
 class Layer(NamedTuple):
     """A convolution, linear, BatchNorm or whitening layer, for one image."""
 
-    name: str  # PyTorch's
+    name: str  # PyTorch's name
     kind: str  # Conv, Linear, BatchNorm or Whitening
     size: str  # "3x3 /2" for a convolution, else ""
     output: tuple[int, ...]  # (H, W, C) or (C,)
@@ -29,7 +29,7 @@ class Block(NamedTuple):
 
     name: str
     kind: str  # BasicBlock, Bottleneck or PreActBlock
-    shortcut: str  # identity | pad | conv | conv_bn | none: what it is in this block
+    shortcut: str  # the actual one: identity | pad | conv | conv_bn | none
     input: tuple[int, ...]  # (H, W, C)
     output: tuple[int, ...]
 
@@ -93,8 +93,8 @@ def _layer(module: nn.Module, name: str, output: tuple[int, ...]) -> Layer:
 def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> str:
     """Returns a table of the layers of `model` for an image of image_shape (H, W, C).
 
-    Multiply-adds are those of convolutions and linear layers, as torchvision and the
-    papers count them. Only shapes are computed.
+    Multiply-adds are counted for convolutions and linear layers, as in torchvision and
+    the papers. Only shapes are computed.
     """
     layers = structure(model, image_shape).layers
     header = ("layer", "type", "output", "parameters", "multiply-adds")

@@ -1,4 +1,4 @@
-"""PyTorch's names of Flax's parameters and statistics."""
+"""PyTorch's names for Flax's parameters and statistics."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

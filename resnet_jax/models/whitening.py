@@ -14,14 +14,14 @@ from resnet_jax.layers.linear import storage_dtype
 
 LAYER = "whiten"  # its name in a network
 _IMAGES = 5000
-_EPSILON = 5e-4  # added to each variance, for images that have none (Jordan 2024)
+_EPSILON = 5e-4  # added to each variance, in case it is 0 (Jordan 2024)
 
 
 class Whitening(Conv):
     """A fixed convolution, padded: x [B, H, W, C] to [B, H, W, kernel_size**2 * C].
 
-    Its kernel is in `batch_stats`, because it is fitted to the data, see fit, and not
-    trained. Initially it copies the patches.
+    Its kernel is in `batch_stats`, because it is fitted to the data (see fit) and not
+    trained. Initially the layer copies the patches.
     """
 
     @nn.compact
@@ -56,8 +56,8 @@ def fit(
 ) -> dict[str, Any]:
     """Returns `variables` with the layer "whiten", if any, fitted to the images.
 
-    It uses 5,000 images, always the same. Its outputs then have mean squares of at most
-    1 and are uncorrelated, over all patches inside an image.
+    The fit uses 5,000 images, always the same. Over all patches inside an image, the
+    layer's outputs are then uncorrelated, with mean squares of at most 1.
 
     Args:
       inputs: returns a given number of preprocessed images.
@@ -67,7 +67,7 @@ def fit(
         return variables
     shape = statistics[LAYER]["kernel"].shape
     kernel = whitening_kernel(inputs(_IMAGES), shape[0]).astype(np.float32)
-    # The first process decides, because rounding may differ between processes.
+    # The first process computes it, because rounding may differ between processes.
     statistics[LAYER] = {"kernel": processes.from_first(kernel)}
     return {**variables, "batch_stats": statistics}
 
@@ -76,10 +76,10 @@ def whitening_kernel(parts: Iterable[np.ndarray], size: int) -> np.ndarray:
     """Returns the principal axes of image patches, divided by standard deviations.
 
     Args:
-      parts: some of the images each, [N, H, W, C].
+      parts: chunks of the images, [N, H, W, C] each.
 
     Returns:
-      a convolution's kernel [size, size, C, size * size * C], by falling variance.
+      A convolution kernel [size, size, C, size * size * C], by decreasing variance.
     """
     total, count = 0.0, 0
     for x in parts:

@@ -1,4 +1,4 @@
-"""Logs what a run trains, on which data and devices, before its first step."""
+"""Logs what a run trains, and on which data and devices, before its first step."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -22,11 +22,11 @@ def announce(
     loader: Loader,
     trainable: Callable[[str], bool] | None = None,
 ) -> None:
-    """Logs in a few lines what is trained; with several processes, the first does.
+    """Logs a few lines on what is trained; of several processes, only the first does.
 
     Args:
-      params: of the network; with several seeds, of all of them.
-      trainable: whether the parameter of a PyTorch name is trained; None means all.
+      params: the parameters of the network, or of the networks of all seeds.
+      trainable: predicate of PyTorch's parameter names; None trains all.
     """
     if processes.is_first():
         for line in describe(cfg, mesh, params, loader, trainable):

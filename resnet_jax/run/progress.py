@@ -14,16 +14,15 @@ from resnet_jax.config import RunConfig
 from resnet_jax.devices import processes
 from resnet_jax.training import metrics
 
-_BEFORE = 5  # steps of this process, after which the one-time costs are over
-_LEAST = 5  # steps that are traced; more where one call does more
+_BEFORE = 5  # steps of this process until one-time costs are over
+_LEAST = 5  # steps to trace; more if one call makes more
 
 
 class Progress:
     """The steps that a run has done and their sums, fetched in groups.
 
     Args:
-      fail: called with a description of the first loss that is not finite, and its
-        step.
+      fail: called with a description and the step of the first loss that is not finite.
       shape: shape of the sums of one step.
     """
 
@@ -33,11 +32,11 @@ class Progress:
         self._shape = shape
         self.step = self.total_steps = 0
         self.steps_per_epoch = 1
-        self._scored: int | None = None  # the step of the last record
-        self.sums: metrics.Sums | None = None  # of the steps of the epoch so far
-        self._seconds = 0.0  # that they took in earlier starts of the run
-        self._begun: float | None = None  # those of this one
-        self.times: dict[str, float] = {}  # of the last epoch, as metrics.jsonl has it
+        self._scored: int | None = None  # step of the last record
+        self.sums: metrics.Sums | None = None  # over the epoch's steps so far
+        self._seconds = 0.0  # that these steps took before this process
+        self._begun: float | None = None  # when this process began
+        self.times: dict[str, float] = {}  # of the last epoch, for metrics.jsonl
         self._fail = fail
         self._pending: list[metrics.Sums] = []  # on the device
         self._bar: tqdm[Any] = tqdm(disable=True)
@@ -61,25 +60,25 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Returns the seconds of the epoch's steps so far, in all starts of the run."""
+        """Returns the seconds of the epoch's steps so far, across restarts."""
         begun = self._begun
         return self._seconds + (0 if begun is None else time.monotonic() - begun)
 
     def go_to(self, place: dict[str, Any]) -> None:
-        """Continues from a `place`."""
+        """Continues from `place`, see place."""
         self.step = place["step"]
         sums = {name: np.float64(value) for name, value in place["train_sums"].items()}
         self.sums, self._seconds = sums or None, place["train_seconds"]
 
     @property
     def is_unscored(self) -> bool:
-        """Returns whether an epoch's steps are done and its record is not written."""
+        """Returns whether an epoch's steps are done, but its record is not written."""
         is_new = 0 < self.step <= self.total_steps and self.step != self._scored
         return is_new and self.at_epoch_end
 
     @property
     def epoch(self) -> int:
-        """Returns the epoch to train or to score, from 0."""
+        """Returns the epoch to train or score, counted from 0."""
         return (self.step - self.is_unscored) // self.steps_per_epoch
 
     def note_scored(self, step: int | None) -> None:
@@ -90,7 +89,7 @@ class Progress:
 
     @property
     def steps(self) -> range:
-        """Returns the remaining steps of the epoch, from 0, up to the run's last."""
+        """Returns the remaining steps of the epoch, from 0 up to the run's last."""
         first = self.epoch * self.steps_per_epoch
         last = min(self.steps_per_epoch, self.total_steps - first)
         return range(self.step - first, last)
@@ -107,7 +106,7 @@ class Progress:
         """Returns whether `cfg` asks for a checkpoint after the last `steps` steps.
 
         Args:
-          asks: whether to compare the clocks of all processes, which save together.
+          asks: whether to ask all processes, which save together.
         """
         every, minutes = cfg.save_every_steps, cfg.save_every_minutes
         if every is not None and self.passed(every, steps):
@@ -139,10 +138,10 @@ class Progress:
         }
 
     def add(self, sums: metrics.Sums) -> int:
-        """Counts the steps of `sums`, [[steps,] *shape]; returns how many there are.
+        """Counts the steps in `sums`, [[steps,] *shape]; returns their number.
 
-        Waits for all steps before these: a program that ran far ahead of the device
-        could not stop at a signal.
+        Waits for all earlier steps: a program far ahead of the device could not stop at
+        a signal.
         """
         steps: int = sums["loss"].size // math.prod(self._shape)
         self.step += steps
@@ -172,14 +171,14 @@ class Progress:
 class Trace:
     """A JAX profiler trace of a process's sixth to tenth step, in `directory`.
 
-    It begins and ends between two calls, which may run several steps: with 20 steps per
+    It begins and ends between calls, which may run several steps: with 20 steps per
     call, it covers the second call.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._due = _BEFORE  # the step to begin after, and then to end after
-        self._begun: int | None = None  # the step after which it began
+        self._due = _BEFORE  # the step to begin after; later, to end after
+        self._begun: int | None = None  # the step after which the trace began
         self._running = False
 
     def begin_after(self, step: int) -> None:

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP, handled at once if nothing is lost, else when safe."""
+"""Handles SIGINT, SIGTERM and SIGHUP: at once if nothing is lost, else when safe."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(BaseException):
-    """A signal that came when nothing had to be finished first.
+    """A signal that came while nothing had to be finished.
 
     It is not an Exception, so that no library handles it as a failure.
     """
@@ -34,7 +34,7 @@ def _is_ignored(number: signal.Signals) -> bool:
 
 
 class Signals:
-    """Notes the first signal in a context; a second one ends the process.
+    """Records the first signal in a context; a second one ends the process.
 
     In another program's process, such as Jupyter's, the second one raises
     KeyboardInterrupt. Outside the main thread, Python delivers no signals.
@@ -49,7 +49,7 @@ class Signals:
         if threading.current_thread() is threading.main_thread():
             for number in _NUMBERS:
                 if number == signal.SIGHUP and _is_ignored(number):
-                    continue  # by nohup
+                    continue  # ignored by nohup
                 before = signal.signal(number, self._note)
                 self._stack.callback(signal.signal, number, before)
             self._watch()
@@ -68,8 +68,8 @@ class Signals:
     def _watch(self) -> None:
         """Ends the process at the second signal, even while the main thread compiles.
 
-        Python runs handlers between bytecode instructions, and compiling is one. The
-        signal's number is, however, written to a socket at once.
+        Python runs handlers between bytecode instructions, and a compilation is a
+        single one. The signal's number, however, is written to a socket at once.
         """
         reader, writer = socket.socketpair()
         writer.setblocking(False)
@@ -92,7 +92,7 @@ class Signals:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Raises Interrupted for a signal inside this context, or before it."""
+        """Raises Interrupted for a signal inside this context or before it."""
         if self.received:
             raise Interrupted
         self._at_once = True

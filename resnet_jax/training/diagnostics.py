@@ -18,7 +18,7 @@ from resnet_jax.training.freezing import Predicate, inference_batch_norm
 from resnet_jax.training.state import Batch, TrainState
 from resnet_jax.training.step import loss_fn, model_key
 
-# By PyTorch's names, in the order of the forward pass.
+# Keys are PyTorch's names, in the order of the forward pass.
 Layers = dict[str, dict[str, Any]]
 
 
@@ -33,7 +33,7 @@ def layer_statistics(
     trainable: Predicate | None = None,
     backbone_bn: str = "update",
 ) -> Layers:
-    """Returns what train_step would do to each layer on `batch`; nothing is updated.
+    """Returns statistics of each layer in a step on `batch`; nothing is updated.
 
     For every convolution, linear layer and BatchNorm, each a float32 []:
       gradient: L2 norm of the gradient with respect to the layer's parameters.
@@ -43,7 +43,7 @@ def layer_statistics(
 
     Args:
       key: as for train_step. Augmentation and dropout are always those of step 0, so
-        that two measurements differ only by the network.
+        that two measurements differ only in the network.
     """
     key = jax.random.fold_in(key, 0)
     images, targets = augment(key, batch["images"], batch["labels"])
@@ -109,13 +109,13 @@ def make_layer_statistics(
     trainable: Predicate | None = None,
     backbone_bn: str = "update",
 ) -> Callable[[TrainState], Layers]:
-    """Returns layer_statistics as a compiled function of the state, with Python floats.
+    """Returns layer_statistics as a compiled function of the state, returning floats.
 
     Args:
       first_batch: returns the batch to measure on; called once, at the first use.
     """
     first_batch = cache(first_batch)
-    order: list[str] = []  # which the dictionaries that jit returns have lost
+    order: list[str] = []  # jit returns dictionaries without their order
 
     @jax.jit
     def traced(state: TrainState, batch: Batch, key: jax.Array) -> Layers:

@@ -19,15 +19,15 @@ from resnet_jax.models import folding
 from resnet_jax.training import metrics
 from resnet_jax.training.state import Batch, Each, TrainState
 
-# Maps x [B, H, W, C] to some views [B, H, W, C] with their weights in the mean.
+# Maps x [B, H, W, C] to views [B, H, W, C] and their weights in the mean.
 Views = Callable[[jax.Array], list[tuple[float, jax.Array]]]
 
 
 def flips_and_shifts(x: jax.Array) -> list[tuple[float, jax.Array]]:
     """Yields views of x for test-time augmentation, with weights.
 
-    These are x, x shifted by one pixel up and left or down and right (with half the
-    weight; edges are repeated), and the same flipped (Jordan 2024).
+    The views are x, x shifted by one pixel up and left or down and right (with half the
+    weight, repeating edges), and their mirror images (Jordan 2024).
     """
     _, height, width, _ = x.shape
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), "edge")
@@ -50,7 +50,7 @@ def logits_of(
     """
     images = preprocess(batch["images"])
     shown = [(1.0, images)] if views is None else views(images)
-    if library.is_used():  # which computes a bias and ReLU along with a convolution
+    if library.is_used():  # fuses bias and ReLU with a convolution
         model, variables = folding.fold(model, variables)
     apply: Callable[..., Any] = model.apply
     total = sum(share * apply(variables, view, train=False) for share, view in shown)
@@ -99,7 +99,7 @@ def make_evaluate(
         return eval_step(model, preprocess, state, fetch(source, batch), **options)
 
     def run(state: TrainState, dataset: Dataset) -> metrics.Sums:
-        # Without the other arrays, so that they are not waited for.
+        # Only these arrays, so that the others are not waited for.
         state = state.replace(opt_state=())  # type: ignore[attr-defined]
         bound = partial(step, source=loader.source(dataset))
         return evaluate(bound, loader.evaluation, state, dataset)
@@ -139,7 +139,7 @@ def predict(
     They are logits [N, C], or features [N, F] of a model with num_classes=0.
 
     Args:
-      what: the progress bar says is being done.
+      what: description of the work in the progress bar.
     """
 
     @partial(library.jit, out_shardings=mesh.replicated(loader.mesh))

@@ -12,7 +12,7 @@ from resnet_jax.training import evaluation
 
 
 def head_of(model: nn.Module) -> Head:
-    """Returns the last layer of `model`, which reads its part of the variables."""
+    """Returns the last layer of `model`, which reads its own variables."""
     return Head(
         layer=model.head,
         num_classes=model.num_classes,
@@ -25,7 +25,7 @@ def head_of(model: nn.Module) -> Head:
 def cache_features(
     model: nn.Module, preprocess: Preprocess, variables: dict[str, Any], loader: Loader
 ) -> tuple[Head, Preprocess, Loader]:
-    """Returns replacements of the network, its preprocessing and the loader."""
+    """Returns replacements for the network, its preprocessing and the loader."""
     splits = loader.splits
     cached = splits._replace(
         train=compute(model, preprocess, variables, loader, splits.train),
@@ -45,8 +45,8 @@ def compute(
     """Returns `dataset` with features [N, F] float32 in place of its images.
 
     Args:
-      model: with any number of classes; its last layer is not applied.
-      variables: the model's.
+      model: a model with any number of classes; its last layer is not applied.
+      variables: the model's variables.
     """
     backbone = model.clone(num_classes=0)
     found = evaluation.predict(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-Sums = dict[str, Any]  # name -> array; adding two adds what they counted
+Sums = dict[str, Any]  # name -> array; sums of batches can be added
 
 
 def train_sums(loss: jax.Array, logits: jax.Array, labels: jax.Array) -> Sums:
@@ -34,13 +34,13 @@ def eval_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Sums:
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     earlier = jnp.arange(num_classes)[None, :] < labels[:, None]
-    unordered = jnp.isnan(logits) | jnp.isnan(own)  # a NaN is never right
+    unordered = jnp.isnan(logits) | jnp.isnan(own)  # a NaN is never correct
     rank = ((logits > own) | ((logits == own) & earlier) | unordered).sum(-1)
     correct = (rank == 0) * mask
     by_class = jax.nn.one_hot(labels, num_classes)
     predicted = jax.nn.one_hot(logits.argmax(-1), num_classes)
     return {
-        # where instead of a product: a padded row may be NaN
+        # where(), not a product: a padded row may be NaN
         "loss": jnp.where(mask > 0, losses, 0).sum(),
         "correct": correct.sum(),
         "correct_top5": ((rank < 5) * mask).sum(),
@@ -52,7 +52,7 @@ def eval_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Sums:
 
 
 def add(total: Sums | None, more: Sums) -> Sums:
-    """Adds two sums, in float64 on the host; counts are exact."""
+    """Adds two sums on the host, in float64; counts are exact."""
     more = {name: np.asarray(value, np.float64) for name, value in more.items()}
     if total is None:
         return more
@@ -106,8 +106,8 @@ def epoch_line(record: dict[str, Any]) -> str:
 def balance(sums: Sums) -> dict[str, float]:
     """Returns balanced_accuracy and macro_f1, as fractions.
 
-    As in scikit-learn, a class without images is in neither mean, unless it is
-    predicted, in which case its F1 is 0.
+    As in scikit-learn, classes without images are left out of both means, except that a
+    predicted one has an F1 of 0.
     """
     correct, there, predicted = (
         np.asarray(sums[f"class_{name}"]) for name in ("correct", "count", "predicted")

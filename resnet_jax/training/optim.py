@@ -1,4 +1,4 @@
-"""Optimizers, schedules and masks with torch.optim's arithmetic."""
+"""Optimizers, schedules and masks, with torch.optim's arithmetic."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from resnet_jax.config import Config, OptimConfig
 from resnet_jax.errors import ConfigError
 from resnet_jax.models import torch_names
 
-DECOUPLED = ("adamw", "muon")  # with decoupled weight decay
+DECOUPLED = ("adamw", "muon")  # those with decoupled weight decay
 
 
 def make_schedule(
@@ -27,11 +27,11 @@ def make_schedule(
     to 0; step: multiplied by lr_gamma at each of lr_milestones
     (MultiStepLR), or each lr_step_size epochs (StepLR); onecycle: from lr / 25 to lr
     over pct_start of the steps and to lr / 250,000 (OneCycleLR, momentum not cycled).
-    All count steps. With warmup_epochs, the rate of step s (from 0) of their w steps is
-    the schedule's times (s + 1) / (w + 1). With warmup_decay it is lr times a factor
-    that rises from warmup_decay to 1 in w steps, and the schedule spans the remaining
-    steps (SequentialLR of LinearLR and the schedule). Without sched_on_updates, each
-    step has the rate of the first step of its epoch.
+    All count in steps. With warmup_epochs of w steps in all, the rate at step s (from
+    0) is the schedule's times (s + 1) / (w + 1). With warmup_decay it is lr times a
+    factor that rises from warmup_decay to 1 in w steps, and the schedule spans the
+    remaining steps (SequentialLR of LinearLR and the schedule). Without
+    sched_on_updates, each step has the rate of the first step of its epoch.
 
     Raises:
       ConfigError: an unknown name.
@@ -44,7 +44,7 @@ def make_schedule(
     if cfg.warmup_decay is not None:
         rest = replace(cfg, warmup_epochs=0.0, warmup_decay=None)
         rising = optax.linear_schedule(cfg.lr * cfg.warmup_decay, cfg.lr, warmup_steps)
-        left = max(total_steps - warmup_steps, 1)  # all steps may be warm-up
+        left = max(total_steps - warmup_steps, 1)  # the warm-up may take all steps
         after = make_schedule(rest, left, steps_per_epoch)
         return optax.join_schedules([rising, after], [warmup_steps])
     milestones = cfg.lr_milestones
@@ -73,7 +73,7 @@ def make_schedule(
 
 
 def _onecycle(lr: float, total_steps: int, pct_start: float) -> optax.Schedule:
-    # optax's cosine_onecycle_schedule puts the peak on a whole step, torch does not.
+    # optax's cosine_onecycle_schedule rounds the peak to a step; torch does not.
     peak, end = pct_start * total_steps - 1, total_steps - 1
     first, last = lr / 25, lr / 25 / 1e4
 
@@ -81,7 +81,7 @@ def _onecycle(lr: float, total_steps: int, pct_start: float) -> optax.Schedule:
         rising = step <= peak
         done = jnp.where(rising, step / max(peak, 1), (step - peak) / (end - peak))
         low = jnp.where(rising, first, last)
-        weight = (1 + jnp.cos(jnp.pi * done)) / 2  # 1 at the start of a phase
+        weight = (1 + jnp.cos(jnp.pi * done)) / 2  # 1 at the start of each phase
         return jnp.where(rising, lr + (low - lr) * weight, low + (lr - low) * weight)
 
     return schedule
@@ -123,13 +123,13 @@ def make_optimizer(
     rate. Adam has betas (.9, .999) and eps 1e-8 outside the root. Muon (that of
     optax.contrib) orthogonalizes the momentum of each convolution's kernel as a matrix
     [K * K * C, F], with a root mean square of .2, similar to AdamW's; all other
-    parameters have AdamW. clip_grad is the maximum global norm of the gradient
+    parameters use AdamW. clip_grad is the maximum global norm of the gradient
     (torch.nn.utils.clip_grad_norm_).
 
     Args:
-      trainable: predicate of PyTorch's parameter names; other parameters stay to the
-        bit, and have no moments (requires_grad=False).
-      lr_scale: factor of the learning rate, by name (a param_group's lr).
+      trainable: predicate of PyTorch's parameter names; other parameters do not change
+        by a bit, and have no moments (requires_grad=False).
+      lr_scale: factor of the learning rate, given the name (a param_group's lr).
 
     Raises:
       ConfigError: an unknown name.
@@ -176,7 +176,7 @@ def _muon(momentum: float, nesterov: bool) -> optax.GradientTransformation:
         return jax.tree.map(lambda _: kernel, params)
 
     orthogonal = optax.chain(
-        # With zero steps, it divides the momentum by its Frobenius norm.
+        # With zero steps, it only divides the momentum by its Frobenius norm.
         optax.contrib.scale_by_muon(
             ns_steps=0, beta=momentum, nesterov=nesterov, weight_dimension_numbers=axes
         ),
@@ -192,7 +192,7 @@ def _muon(momentum: float, nesterov: bool) -> optax.GradientTransformation:
 def _orthogonal_kernels(kernels: Any) -> Any:
     """Orthogonalizes kernels [K, K, C, F] as matrices [K * K * C, F], scaled as AdamW.
 
-    Kernels of equal shape are batched, for fewer and larger kernels on accelerators.
+    Kernels of equal shape are batched, so that accelerators run fewer, larger products.
     """
     leaves, tree = jax.tree.flatten(kernels)
     of_shape: dict[tuple[int, ...], list[int]] = {}
@@ -231,7 +231,7 @@ def _orthogonalize(matrix: jax.Array) -> jax.Array:
     found = matrix
     for steps in (3, 2):
         gram = times(found.T, found)  # [M, M]
-        change = b * gram + times(c * gram, gram)  # the step's polynomial without a I
+        change = b * gram + times(c * gram, gram)  # the step's polynomial, without a I
         product = a * jnp.eye(len(gram), dtype=gram.dtype) + change
         for _ in range(steps - 1):
             for _ in range(2):
@@ -255,7 +255,7 @@ def _scale_by_name(
 
 
 def _decay(rates: dict[str, float]) -> optax.GradientTransformation:
-    """Returns weight decay as an L2 gradient, with a rate for each kind."""
+    """Returns weight decay as an L2 gradient, with a coefficient for each kind."""
     if len(set(rates.values())) == 1:
         rate = rates["weight"]
         return optax.add_decayed_weights(rate) if rate else optax.identity()
@@ -270,7 +270,7 @@ def _decay(rates: dict[str, float]) -> optax.GradientTransformation:
 
 def _kinds(params: Mapping[str, Any]) -> Any:
     """Returns a tree of "norm", "bias" or "weight", the kind of each parameter."""
-    is_norm = "scale" in params  # a BatchNorm's
+    is_norm = "scale" in params  # that of a BatchNorm
     return {
         name: _kinds(value)
         if isinstance(value, Mapping)

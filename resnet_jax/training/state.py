@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 Batch = dict[str, Any]  # images [B, H, W, C] uint8, labels [B] int32, mask [B] float32
-# Maps a function of one seed's arrays over all seeds, see seeds.py.
+# Maps a function of one seed's arrays over all seeds; see seeds.py.
 Each = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -23,7 +23,7 @@ class TrainState:
     params: Any
     batch_stats: Any
     opt_state: Any
-    ema: Any = None  # moving average of the variables, with ema_decay
+    ema: Any = None  # moving average of the variables, if ema_decay is set
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -31,14 +31,14 @@ class TrainState:
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     def with_variables(self, variables: dict[str, Any]) -> "TrainState":
-        """Returns the state before its first step with other initial variables."""
+        """Returns the state, before its first step, with other initial variables."""
         ema = None if self.ema is None else jax.tree.map(jnp.array, variables)
         found: TrainState = self.replace(**variables, ema=ema)  # type: ignore[attr-defined]
         return found
 
     @property
     def scored(self) -> dict[str, Any]:
-        """Variables to score and export: the moving average, if there is one."""
+        """Variables to evaluate and export: the moving average, if there is one."""
         return self.variables if self.ema is None else self.ema
 
 
@@ -82,7 +82,7 @@ def init_state(
     """Returns the initial state for images of image_shape (H, W, C).
 
     Args:
-      has_ema: whether train_step has an ema_decay.
+      has_ema: whether train_step gets an ema_decay.
     """
 
     def init(key: jax.Array) -> TrainState:

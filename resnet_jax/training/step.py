@@ -26,14 +26,14 @@ from resnet_jax.training.state import Batch, TrainState
 log = logging.getLogger(__name__)
 
 Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, metrics.Sums]]
-# A number, or the decay as a function of the step.
+# The decay: a number, or a function of the step.
 EmaDecay = float | Callable[[jax.Array], jax.Array]
 
 
 def model_key(step_key: jax.Array) -> jax.Array:
     """Returns the network's key in a step, from the step's key.
 
-    The augmentation splits that key, which folds in 0, 1, 2, ...; this folds another.
+    The augmentation splits that key, which folds in 0, 1, 2, ...; this adds another.
     """
     return jax.random.fold_in(step_key, 2**31)
 
@@ -52,15 +52,15 @@ def train_step(
     local_bn: Mesh | None = None,
     ema_decay: EmaDecay = 0.0,
 ) -> tuple[TrainState, metrics.Sums]:
-    """Makes one update by the mean cross-entropy of `batch`; returns state and sums.
+    """Makes one update on the mean cross-entropy of `batch`; returns state and sums.
 
     Args:
-      trainable: predicate of PyTorch's parameter names; the others stay to the bit.
-      backbone_bn: for BatchNorm layers that are not trainable. "update": their
-        statistics move, like those of a PyTorch module in training mode with
+      trainable: predicate of PyTorch's parameter names; the others do not change.
+      backbone_bn: mode of BatchNorm layers that are not trainable. "update": their
+        statistics are updated, like those of a PyTorch module in training mode with
         requires_grad=False; "frozen": they are in inference mode.
       grad_accum_steps, local_bn: see loss_and_gradient.
-      ema_decay: of the moving average, if the state has one.
+      ema_decay: decay of the moving average, if the state has one.
     """
     frozen_bn = trainable if backbone_bn == "frozen" else None
     step_key = jax.random.fold_in(key, state.step)
@@ -78,7 +78,7 @@ def train_step(
         )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    if trainable is not None:  # not even -0. + 0.
+    if trainable is not None:  # -0. + 0. would change the sign
         learns = torch_names.map_names(trainable, params)
         params = jax.tree.map(
             lambda new, old, moves: new if moves else old, params, state.params, learns
@@ -100,8 +100,8 @@ def train_step(
 def average(ema: Any, variables: Any, step: jax.Array, decay: EmaDecay) -> Any:
     """Updates the exponential moving average of parameters and running statistics.
 
-    Statistics are averaged like parameters, because they belong to the parameters of
-    their time. The decay of step s (from 0) is at most (1 + s) / (10 + s), as in
+    Statistics are averaged like parameters, because they depend on the parameters of
+    their step. The decay of step s (from 0) is at most (1 + s) / (10 + s), as in
     TensorFlow, unless the decay is itself a function of the step.
     """
     if callable(decay):
@@ -178,9 +178,9 @@ def loss_and_gradient(
     Args:
       grad_accum_steps: number of micro-batches, computed one after the other. Loss and
         gradient are those of the whole batch, except that BatchNorm sees one
-        micro-batch at a time, as in a PyTorch loop that calls backward() for each. Row
-        i is in micro-batch i % grad_accum_steps, so that each spans all devices.
-      local_bn: the mesh, if BatchNorm is to use only each device's rows.
+        micro-batch at a time, as in a PyTorch loop with one backward() per micro-batch.
+        Row i is in micro-batch i % grad_accum_steps, so that each spans all devices.
+      local_bn: the mesh, if BatchNorm should use each device's rows separately.
     """
     loss: Callable[..., Any] = partial(loss_fn, model)
     if local_bn is not None:
@@ -243,25 +243,25 @@ def _accumulated(
 def compile_step(
     step: Step, state: TrainState, loader: Loader, key: jax.Array
 ) -> tuple[Callable[[TrainState, Batch], tuple[TrainState, metrics.Sums]], float]:
-    """Compiles `step` for the shapes of the loader's batches; returns also the seconds.
+    """Compiles `step` for the shapes of the loader's batches; also returns the seconds.
 
     Nothing runs. The compiled step is called as step(state, batch) and donates `state`.
-    A batch [steps, rows] makes several steps and returns the sums of each; with several
+    A batch [steps, rows] makes several steps and returns the sums of each. With several
     seeds, batches are [seeds, rows].
 
     Args:
-      state: on the devices, as will be what comes back; so is the key, [] or [seeds].
+      state: on the devices, like the returned state and the key, [] or [seeds].
 
     Raises:
-      ConfigError: the model cannot train on batches of one of the shapes.
+      ConfigError: the model cannot train on batches of one of these shapes.
     """
     begun = time.monotonic()
     fed = partial(_fed, step)
     source = loader.source(loader.splits.train)
     sharding = state.step.sharding
     config: Any = jax.config
-    # To find a NaN, JAX runs the step again, op by op, on the same arguments, so that
-    # these are not donated; without jit there is nothing to compile.
+    # To find a NaN, JAX reruns the step op by op on the same arguments, so these are
+    # not donated; without jit there is nothing to compile.
     if config.jax_debug_nans or config.jax_disable_jit:
         jitted = library.jit(fed, out_shardings=sharding)
         return lambda state, batch: jitted(state, batch, source, key), 0.0

@@ -1,4 +1,4 @@
-"""Finds the weights in a file and converts them for a network."""
+"""Finds a network's weights in a file, and converts them."""
 
 import logging
 import re
@@ -23,17 +23,16 @@ log = logging.getLogger(__name__)
 def read_state_dict(path: str | Path, key: str | None = None) -> convert.StateDict:
     """Reads the arrays of a weights file or folder, by PyTorch's names.
 
-    They are those of the largest dictionary in it, without the prefixes of wrappers
-    (module., _orig_mod.). Classes other than tensors in a pickle are neither imported
-    nor called.
+    They come from the largest dictionary in it, without wrappers' prefixes (module.,
+    _orig_mod.). A pickle's classes other than tensors are neither imported nor called.
 
     Args:
       path: see read.read.
-      key: the dictionary's dotted key, such as model_ema, if there are several.
+      key: the dictionary's dotted key, such as model_ema, if the file has several.
 
     Raises:
-      ConfigError: there is no such key.
-      DataError: there are no weights in it, or several similar ones.
+      ConfigError: the file has no such key.
+      DataError: the file has no weights, or several similar ones.
     """
     content = read(path)
     found = match.dictionaries(content.value)
@@ -71,17 +70,17 @@ def adopt(
     key: str | None = None,
     new_head: bool | None = False,
 ) -> tuple[dict[str, Any], Match]:
-    """Returns `variables` of `model` with the weights in a file; logs what was done.
+    """Returns `variables` of `model` with a file's weights; logs what was done.
 
     Args:
-      name: of the model.
-      key: chooses weights if there are several, see Match.label.
-      new_head: whether the last layer keeps its own values; None means only if the
-        file has none of its shape.
+      name: the model's name.
+      key: chooses among several weights; see Match.label.
+      new_head: whether the last layer keeps the values in `variables`; None means if
+        the file has none of its shape.
 
     Raises:
-      ConfigError: there are no weights under `key`.
-      DataError: there are none for this network, or several without a choice.
+      ConfigError: the file has no weights under `key`.
+      DataError: the file has none for this network, or several and no `key`.
     """
     path, shapes = content.path, convert.shapes_of(variables)
     head = model.head if f"{model.head}.weight" in shapes else None
@@ -118,7 +117,7 @@ def adopt(
         adopted = convert.fill(variables, values, skip)
     except DataError as error:
         raise DataError(f"{path} cannot be used: {error}") from None
-    # An exported folder has exactly what was written.
+    # Exported folders contain exactly this package's names.
     is_own = is_exported(path.parent) and not skip
     level = logging.DEBUG if is_own else logging.INFO
     log.log(level, "weights: %s", _say(path, sound, head, skip))
@@ -126,7 +125,7 @@ def adopt(
 
 
 def _normalization_in(dictionary: Mapping[str, Any], channels: int) -> str | None:
-    """Returns mean and standard deviation of images in a dictionary, or None."""
+    """Returns the images' mean and standard deviation in a dictionary, or None."""
     found: dict[str, str] = {}
     for name, value in dictionary.items():
         leaf = re.search(r"(^|[._])(?<!running_)(mean|std)$", name)
@@ -195,7 +194,7 @@ def _describe_head(
 
 
 def _describe_empty(value: Any) -> str:
-    """Returns a description of a file without weights."""
+    """Describes a file without weights."""
     modules = _modules(value)
     if modules:
         return (
@@ -229,7 +228,7 @@ def _count(dictionary: Mapping[str, Any]) -> int:
 
 
 def _are_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Returns whether both are weights of one network, by names and shapes."""
+    """Returns whether both fit one network, by names and shapes."""
     mine, yours = without_wrappers(one), without_wrappers(other)
     return mine.keys() == yours.keys() and all(
         match.shape_of(one[mine[name]]) == match.shape_of(other[yours[name]])

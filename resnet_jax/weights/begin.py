@@ -13,7 +13,7 @@ from resnet_jax.training import seeds
 from resnet_jax.training.state import TrainState
 from resnet_jax.weights import pretrained
 
-_AT_A_TIME = 100  # images; a layer's patches of them take nine times the memory
+_AT_A_TIME = 100  # images; their patches take nine times the memory
 
 
 def load_into(
@@ -26,8 +26,8 @@ def load_into(
 ) -> TrainState:
     """Returns the initial `state` with pretrained weights if `cfg` names them.
 
-    Each of several seeds has its own head. Without pretrained weights the model is
-    fitted to the training images, if it has something to fit.
+    With several seeds, each has its own head. Without pretrained weights, a model that
+    supports it is fitted to the training images.
 
     Args:
       name: the model's name.

@@ -14,7 +14,7 @@ from resnet_jax.weights.published import IMAGENET
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 
-# (layer type, depths) of those that both libraries and torchvision have.
+# (layer type, depths) of networks that timm, transformers and torchvision have.
 _FAMILY = {
     ("basic", (2, 2, 2, 2)): "resnet18",
     ("basic", (3, 4, 6, 3)): "resnet34",
@@ -23,31 +23,31 @@ _FAMILY = {
     ("bottleneck", (3, 8, 36, 3)): "resnet152",
 }
 _WIDTHS = {"basic": (64, 128, 256, 512), "bottleneck": (256, 512, 1024, 2048)}
-# timm's arguments that leave the network and the names of its weights as they are.
+# timm's arguments that change neither the network nor the names of its weights.
 _HARMLESS = {
     *("in_chans", "num_classes", "drop_rate", "drop_path_rate", "drop_block_rate"),
     *("zero_init_last", "img_size"),
 }
 _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's
-# Sides of images, in pixels; from the second on ConvNext's processor crops nothing.
+# Image sides in pixels; from the second on, ConvNext's processor does not crop.
 _MAX_SIDE, _SQUASHED = 4096, 384
 T = TypeVar("T")
 
 
 class Described(NamedTuple):
-    """The description of weights in a folder's JSON; None is what it does not say."""
+    """The description of weights in a folder's JSON; None if it does not say."""
 
     architecture: str | None  # one of published.IMAGENET, or None
     num_classes: int | None  # 0 for a network without a head
     in_channels: int
-    mean: tuple[float, ...] | None  # of the channels, images scaled to [0, 1]
+    mean: tuple[float, ...] | None  # per channel, of images scaled to [0, 1]
     std: tuple[float, ...] | None
-    crop: int | None  # side of the square that the network sees
-    resize: int | None  # of the shorter side before; None also for another procedure
+    crop: int | None  # side of the network's square input
+    resize: int | None  # of the shorter side; None for other procedures
     interpolation: str | None  # nearest, bilinear, bicubic, lanczos, box or hamming
     class_names: tuple[str, ...] | None
-    stride_in_1x1: bool  # a bottleneck's stride is its first convolution's
-    stated: str  # the architecture in the file's words, for messages
+    stride_in_1x1: bool  # a bottleneck's first convolution has the stride
+    stated: str  # the architecture as the file calls it, for messages
 
 
 def read_described(directory: str | Path) -> Described:
@@ -57,7 +57,7 @@ def read_described(directory: str | Path) -> Described:
     preprocessor_config.json for the images.
 
     Raises:
-      DataError: config.json is missing, or one of the files is not what they write.
+      DataError: config.json is missing, or a file is not as those libraries write it.
     """
     path = Path(directory) / CONFIG
     try:
@@ -80,7 +80,7 @@ def read_described(directory: str | Path) -> Described:
 
 def _of_timm(config: Mapping[str, Any]) -> Described:
     name = _text(config["architecture"], "architecture")
-    # Older files have one level only.
+    # Older files have only one level.
     pretrained = _get(config, "pretrained_cfg", _object)
     pretrained = config if pretrained is None else pretrained
     options = _get(config, "model_args", _object) or {}
@@ -119,7 +119,7 @@ def _of_transformers(config: Mapping[str, Any]) -> Described:
     unsaid = Described(None, None, 3, *(None,) * 6, stride_in_1x1=False, stated=stated)
     if kind != "resnet":
         return unsaid
-    # What the file leaves out is as in ResNetConfig().
+    # Missing fields have ResNetConfig()'s defaults.
     layer = _get(config, "layer_type", _text) or "bottleneck"
     depths = _get(config, "depths", _sizes) or (3, 4, 6, 3)
     widths = _get(config, "hidden_sizes", _sizes) or _WIDTHS["bottleneck"]
@@ -130,11 +130,11 @@ def _of_transformers(config: Mapping[str, Any]) -> Described:
     is_ours = is_usual and widths == _WIDTHS.get(layer)
     labels = _get(config, "id2label", _object)
     is_head = config.get("architectures") == ["ResNetForImageClassification"]
-    without = 2 if is_head else None  # it leaves out two classes without names
+    without = 2 if is_head else None  # transformers omits two unnamed classes
     classes = without if labels is None else len(labels)
     names = _names(labels, "id2label") if labels is not None else ()
     if all(name == f"LABEL_{index}" for index, name in enumerate(names)):
-        names = ()  # its placeholders
+        names = ()  # transformers' placeholders
     sizes = f"depths {list(depths)}, hidden sizes {list(widths)}, embedding size {stem}"
     early = ", downsampling in the first stage" * is_early
     return unsaid._replace(
@@ -172,7 +172,7 @@ def _with_processor(described: Described, content: Mapping[str, Any]) -> Describ
 
 
 def _crop(content: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """Returns the crop's side, and the shorter side before it if there is a crop."""
+    """Returns the crop's side, and if there is a crop, the shorter side before it."""
     size = content.get("size")
     is_named = isinstance(size, Mapping) and "shortest_edge" in size
     is_shorter = is_named or isinstance(size, int)
@@ -183,7 +183,7 @@ def _crop(content: Mapping[str, Any]) -> tuple[int | None, int | None]:
         return crop, side if is_shorter else None
     if crop_pct is not None and is_shorter and side is not None:
         return side, _resized(side, crop_pct) if side < _SQUASHED else None
-    if is_named:  # and no crop: the image keeps its aspect ratio
+    if is_named:  # no crop, and the image keeps its aspect ratio
         return None, side
     return side, None  # resized to a square, regardless of the aspect ratio
 
@@ -206,7 +206,7 @@ def _one_each(names: Sequence[str] | None, classes: int | None) -> Any:
 def _per_channel(
     content: Mapping[str, Any], field: str, channels: int, averaged: bool = False
 ) -> tuple[float, ...] | None:
-    """Returns a number per channel; for one channel their mean if `averaged`."""
+    """Returns a number per channel; for one channel, the mean if `averaged`."""
     found = content.get(field)
     if found is None:
         return None
@@ -243,7 +243,7 @@ def _typed(kind: type[T]) -> Callable[[Any, str], T]:
 
 def _within(allowed: range) -> Callable[[Any, str], int]:
     def parse(value: Any, field: str) -> int:
-        if type(value) is not int or value not in allowed:  # or True
+        if type(value) is not int or value not in allowed:  # nor True
             raise _wrong(value, field)
         return value
 
@@ -258,7 +258,7 @@ _channels, _side = _within(range(1, 1025)), _within(range(1, _MAX_SIDE + 1))
 
 def _number(value: Any, field: str) -> float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not abs(value) < 1e9:  # no NaN either
+    if not is_number or not abs(value) < 1e9:  # excludes NaN too
         raise _wrong(value, field)
     return float(value)
 
@@ -268,7 +268,7 @@ def _sizes(value: Any, field: str) -> tuple[int, ...]:
 
 
 def _input_size(value: Any, field: str) -> tuple[int, int | None]:
-    """Parses timm's [channels, height, width]; no side unless it is a square."""
+    """Parses timm's [channels, height, width]; the side is None unless it is square."""
     if not isinstance(value, list) or len(value) != 3:
         raise _wrong(value, field)
     height, width = (_side(side, field) for side in value[1:])
@@ -276,7 +276,7 @@ def _input_size(value: Any, field: str) -> tuple[int, int | None]:
 
 
 def _square(value: Any, field: str) -> int | None:
-    """Parses a side in one of the forms of transformers; None unless it is a square."""
+    """Parses a side in one of transformers' formats; None unless it is square."""
     if not isinstance(value, dict):
         return _side(value, field)
     if "shortest_edge" in value:
@@ -286,7 +286,7 @@ def _square(value: Any, field: str) -> int | None:
 
 
 def _names(value: Any, field: str) -> tuple[str, ...]:
-    """Parses class names, listed or by number; () if some are missing."""
+    """Parses class names, given as a list or by number; () if some are missing."""
     if isinstance(value, dict):
         numbers = [str(number) for number in range(len(value))]
         value = [value[number] for number in numbers if number in value]
@@ -296,5 +296,5 @@ def _names(value: Any, field: str) -> tuple[str, ...]:
 
 
 def _line(text: object) -> str:
-    """Returns one printable line for any value of a file."""
+    """Returns one printable line for any value in a file."""
     return "".join(c if c.isprintable() else "?" for c in first_line(text))

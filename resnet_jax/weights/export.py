@@ -88,12 +88,12 @@ def write_folder(
             "sha256": file_digest(whole),
             "versions": versions(),
         }
-        (directory / name).unlink(missing_ok=True)  # not with another's config
+        (directory / name).unlink(missing_ok=True)  # never with a new config
         files.write_json(directory / CONFIG, info)
         files.write_text(directory / CARD, _card(info, usage, tag))
         shutil.copymode(
             directory / CARD, whole
-        )  # safetensors makes files that only the owner can read
+        )  # safetensors' files can only be read by their owner
         whole.replace(directory / name)
 
 
@@ -123,7 +123,7 @@ def _for_timm(info: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_torchvisions(model: Mapping[str, Any]) -> bool:
-    """Returns whether torchvision and timm build this network, except for its stem."""
+    """Returns whether torchvision and timm have this network, apart from its stem."""
     usual = {"skip": True, "norm": "batch", "stride_in_1x1": False}
     return (
         model["model"] in IMAGENET
@@ -133,7 +133,7 @@ def is_torchvisions(model: Mapping[str, Any]) -> bool:
 
 
 def is_timms(model: Mapping[str, Any]) -> bool:
-    """Returns whether timm builds this network by its name, with the same stem."""
+    """Returns whether timm has this network under its name, with the same stem."""
     return is_torchvisions(model) and model.get("stem") in (None, "imagenet")
 
 
@@ -147,7 +147,7 @@ def version(name: str) -> str | None:
     """Returns the version of the package `name`, or None if it is not installed."""
     try:
         return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout
+    except importlib.metadata.PackageNotFoundError:  # running from a checkout
         return None
 
 

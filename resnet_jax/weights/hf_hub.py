@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 PREFIX = "hf-hub:"
 # Descriptions of the weights.
 _DESCRIPTIONS = ("config.json", "preprocessor_config.json")
-# Files of training tools in the same formats.
+# Training tools' files in the same formats.
 _NOT_WEIGHTS = re.compile(
     r"(training_args|optimizer|scheduler|scaler|rng_state|random_states)[\w.-]*"
 )
@@ -42,15 +42,15 @@ def is_hub(source: str) -> bool:
 def fetch(source: str) -> Path:
     """Returns the local folder of a repository's weights, downloaded if necessary.
 
-    By huggingface_hub, whose cache (HF_HOME, HF_HUB_CACHE), HF_HUB_OFFLINE, HF_ENDPOINT
-    and HF_TOKEN apply, as read when it is first imported. Only the
-    weights, see choose, and their JSON descriptions are downloaded. If the Hub does not
-    answer, the cached copy is used, which is logged. The sha256 of large files is
-    checked each time.
+    huggingface_hub downloads it; its cache (HF_HOME, HF_HUB_CACHE), HF_HUB_OFFLINE,
+    HF_ENDPOINT and HF_TOKEN apply, as set when it is first imported. Only the weights
+    (see choose) and their JSON descriptions are downloaded. If the Hub does not answer,
+    the cached copy is used and a log line says so. The sha256 of large files is checked
+    each time.
 
     Args:
       source: "hf-hub:OWNER/NAME", or "hf-hub:OWNER/NAME@REVISION" for a branch, a tag
-        or a commit; without it, "main".
+        or a commit other than "main".
 
     Raises:
       ConfigError: `source` is malformed, or huggingface_hub is not installed.
@@ -64,7 +64,7 @@ def fetch(source: str) -> Path:
             repo, revision=revision, timeout=hub.constants.HF_HUB_ETAG_TIMEOUT
         )
         listed = [str(sibling.rfilename) for sibling in info.siblings or ()]
-    except Exception as error:  # its HTTP client's own, which changes with its version
+    except Exception as error:  # its HTTP client's errors, which depend on its version
         reason, folder = _reason(hub, name, error), _cached(hub, repo, revision)
         if folder is None or isinstance(error, hub.errors.RevisionNotFoundError):
             raise DataError(reason) from None
@@ -90,9 +90,9 @@ def fetch(source: str) -> Path:
 def choose(names: Iterable[str], where: str) -> tuple[str, ...]:
     """Returns which of the files `names` of a repository are its weights.
 
-    This is model.safetensors, or its shards with their index; or the only other
-    .safetensors; or the same for pytorch_model.bin and .pth, .pt or .bin. Files in
-    subfolders, and those of optimizers and the like, are ignored.
+    They are model.safetensors, or its shards with their index; else the only other
+    .safetensors; else the same for pytorch_model.bin and .pth, .pt or .bin. Files in
+    subfolders and optimizer states are ignored.
 
     Raises:
       DataError: there are none in `where`, shards are missing, or several qualify.
@@ -144,7 +144,7 @@ def _is_other(name: str) -> bool:
 
 def _listed(names: list[str]) -> str:
     more = f", ... ({len(names)} in all)" if len(names) > _SHOWN else ""
-    # A repository's file may have any name.
+    # A repository may have files of any name.
     shown = (name if name.isprintable() else ascii(name) for name in names[:_SHOWN])
     return first_line(", ".join(shown)) + more if names else ""
 
@@ -176,12 +176,12 @@ def _parse(hub: ModuleType, source: str) -> tuple[str, str]:
         if repo.count("/") != 1:
             raise ValueError
         hub.utils.validate_repo_id(repo)
-        # The cache has a file of this name, which must not lead out of it.
+        # The cache has a file of this name, which must not point outside.
         if not re.fullmatch(r"\w[\w.+/-]*", revision, re.ASCII) or any(
             part in ("", ".") or ".." in part for part in revision.split("/")
         ):
             raise ValueError
-    except ValueError:  # its own, or ours
+    except ValueError:  # the library's check, or this one
         raise ConfigError(
             f"{source!r} names no repository of the Hub: write {PREFIX}OWNER/NAME, or "
             f"{PREFIX}OWNER/NAME@REVISION"
@@ -190,14 +190,14 @@ def _parse(hub: ModuleType, source: str) -> tuple[str, str]:
 
 
 def _cached(hub: ModuleType, repo: str, revision: str) -> Path | None:
-    """Returns the folder of a revision in the cache, or None without its weights."""
+    """Returns the cached folder of a revision, or None without all its weights."""
     try:
-        # Patterns that match nothing, so that the library misses no file.
+        # Patterns that match nothing, so that the library requires no file.
         found = hub.snapshot_download(
             repo, revision=revision, local_files_only=True, allow_patterns=["/"]
         )
         choose(os.listdir(found), repo)
-    except Exception:  # for any reason, it is not in the cache
+    except Exception:  # for whatever reason, it is not in the cache
         return None
     return Path(found)
 
@@ -206,13 +206,13 @@ def _checked(folder: Path, name: str) -> Path:
     """Returns `folder` if the weights of the repository `name` are complete there.
 
     Raises:
-      DataError: they are missing, or one does not have the Hub's sha256.
+      DataError: they are missing, or a file does not have the Hub's sha256.
     """
     try:
         files = sorted(path.name for path in folder.iterdir() if path.is_file())
         for file in choose(files, f"{name} as cached in {folder}"):
             path = folder / file
-            # A large file is a link to a blob named by its sha256.
+            # A large file is a link to a blob that its sha256 names.
             blob = Path(os.readlink(path)) if path.is_symlink() else path
             is_named = re.fullmatch("[0-9a-f]{64}", blob.name) is not None
             if is_named and file_digest(path) != blob.name:
@@ -231,7 +231,7 @@ def _literal(name: str) -> str:
 
 
 def _reason(hub: ModuleType, name: str, error: BaseException) -> str:
-    """Returns one line on why the library could not fetch the repository `name`."""
+    """Returns a line on why the library could not fetch the repository `name`."""
     errors, constants = hub.errors, hub.constants
     chain = _chain(error)
     host, cache = constants.ENDPOINT, constants.HF_HUB_CACHE
@@ -263,7 +263,7 @@ def _reason(hub: ModuleType, name: str, error: BaseException) -> str:
 
 def _is_of_disk(error: OSError, cache: str) -> bool:
     """Returns whether `error` comes from writing to or creating the folder `cache`."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):  # these name no file
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):  # these errors name no file
         return True
     path = str(error.filename or "")
     return bool(path) and (path.startswith(cache) or cache.startswith(path))

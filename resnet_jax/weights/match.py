@@ -8,26 +8,26 @@ import numpy as np
 from resnet_jax.weights.names import TABLES, Table, without_wrappers
 from resnet_jax.weights.unpickle import StandIn
 
-Shapes = Mapping[str, tuple[int, ...]]  # PyTorch's, by the network's own names
-_DEEPEST = 8  # depth of nested dictionaries
+Shapes = Mapping[str, tuple[int, ...]]  # PyTorch's shapes, by the network's own names
+_DEEPEST = 8  # nested dictionaries that are searched
 
 
 class Match(NamedTuple):
-    """A dictionary with all of a network's names."""
+    """A dictionary in a file that has all of a network's names."""
 
-    key: str  # of the dictionary in the file, dotted; "" for the file itself
-    prefix: str  # of the names in it, with a dot
+    key: str  # the dictionary's dotted key in the file; "" for the file itself
+    prefix: str  # prefix of the names in it, with a dot
     table: str  # see names.TABLES
-    names: dict[str, str]  # the network's names without its head, to those in the file
-    head: str | None  # the remaining linear layer, by its name in the file
-    head_key: str  # of the dictionary that has the head
-    rest: tuple[str, ...]  # names left over in place of the head, if there is none
-    misshapen: tuple[str, ...]  # of the network's names
-    num_unused: int  # tensors of the dictionary
+    names: dict[str, str]  # maps the network's names without its head to the file's
+    head: str | None  # name in the file of the remaining linear layer
+    head_key: str  # key of the dictionary that has the head
+    rest: tuple[str, ...]  # unmatched names, if there is no head
+    misshapen: tuple[str, ...]  # see the network's shapes
+    num_unused: int  # the dictionary's tensors
 
     @property
     def label(self) -> str:
-        """Key and prefix, which choose it among others."""
+        """Key and prefix, which distinguish it from others."""
         return ".".join(part for part in (self.key, self.prefix.rstrip(".")) if part)
 
 
@@ -74,7 +74,7 @@ def describe(value: Any) -> str:
 
 
 def is_tracked(name: str) -> bool:
-    """Returns whether it is num_batches_tracked, which Flax does not have."""
+    """Returns whether `name` is num_batches_tracked, which Flax does not have."""
     return name.rsplit(".", 1)[-1] == "num_batches_tracked"
 
 
@@ -82,12 +82,12 @@ def find(content: Any, shapes: Shapes, head: str | None) -> list[Match]:
     """Returns every place in `content` that has all of a network's names.
 
     Args:
-      shapes: of the network's parameters and running statistics.
+      shapes: shapes of the network's parameters and running statistics.
       head: its last layer, which may be missing or have another name.
 
     Returns:
-      Matches, misshapen ones only if there are no others. Only the first of places with
-      equal values.
+      Matches; misshapen ones only if there are no others, and of equal ones only the
+      first.
     """
     own = (f"{head}.weight", f"{head}.bias")
     backbone = {name: shape for name, shape in shapes.items() if name not in own}
@@ -117,7 +117,7 @@ def find(content: Any, shapes: Shapes, head: str | None) -> list[Match]:
 
 
 def _prefixes(names: Mapping[str, str], wanted: Mapping[str, str]) -> Iterator[str]:
-    """Returns the prefixes that have all the wanted names."""
+    """Returns the prefixes under which all the wanted names are."""
     anchor = next(iter(wanted.values()))
     for name in names:
         prefix = name.removesuffix(anchor)
@@ -136,7 +136,7 @@ def _match(
     backbone: Shapes,
     width: int | None,
 ) -> Match | None:
-    """Returns the match, or None if the network there is larger."""
+    """Returns the match, or None if the network in the dictionary is larger."""
     taken = set(stand.values())
     rest = {
         name: original
@@ -176,7 +176,7 @@ def _match(
 def _with_head_beside(
     match: Match, inside: Mapping[str, Mapping[str, Any]], width: int | None
 ) -> Match:
-    """Returns the match with a head from another dictionary next to its own."""
+    """Returns the match with a head from a sibling dictionary."""
     if width is None or match.head is not None or match.rest:
         return match
     parent = match.key.rpartition(".")[0]
@@ -190,14 +190,14 @@ def _with_head_beside(
 
 
 def _counts(name: str, value: Any) -> bool:
-    """Returns whether it may be a parameter: not a counter, metric or option."""
+    """Returns whether the value may be a parameter: not a counter, metric or option."""
     if isinstance(value, np.ndarray):
         return value.dtype.kind not in "biu" and value.ndim > 0
     return isinstance(value, StandIn) and "." in name
 
 
 def _nearest(rest: dict[str, str], prefix: str) -> dict[str, str]:
-    """Splits `rest` into names inside the network and around it."""
+    """Splits `rest` into names inside and outside the network."""
     parts = prefix.split(".")[:-1]
     for count in range(len(parts), 0, -1):
         around = ".".join(parts[:count]) + "."
@@ -210,7 +210,7 @@ def _nearest(rest: dict[str, str], prefix: str) -> dict[str, str]:
 def _linear(
     dictionary: Mapping[str, Any], names: Mapping[str, str], width: int
 ) -> str | None:
-    """Returns the linear layer that `names` form, by its name in the file, or None."""
+    """Returns the name of the linear layer that `names` form, or None."""
     leaves = {name.rpartition(".")[2]: original for name, original in names.items()}
     layers = {name.rpartition(".")[0] for name in names}
     if leaves.keys() != {"weight", "bias"} or len(layers) != 1:
@@ -253,12 +253,12 @@ def _head(match: Match, inside: Mapping[str, Mapping[str, Any]]) -> list[Any]:
 def _without_rivals(
     match: Match, others: list[Match], inside: Any, width: int
 ) -> Match:
-    """Returns the match without its head, if another layer could be the head too."""
+    """Returns the match, without its head if another layer could be the head too."""
     if match.head is None or match.head_key != match.key:
         return match
     dictionary = inside[match.key]
     taken = {name for one in others for name in one.names.values()}
-    around = {one.prefix for one in others} - {match.prefix}  # other networks' heads
+    around = {one.prefix for one in others} - {match.prefix}  # usual names of heads
     rivals = []
     for name in dictionary:
         layer = name.removesuffix(".weight")

@@ -1,6 +1,6 @@
-"""Names of the layers of residual networks in other projects.
+"""Other projects' names for the layers of residual networks.
 
-A table maps a name here, which is torchvision's, to the name in files of one kind.
+A table maps this package's names, which are torchvision's, to another project's.
 """
 
 import re
@@ -92,20 +92,20 @@ TABLES: Mapping[str, Table] = {
     "nn.Sequential": _sequential(3),
 }
 
-# Those of networks that are trained on CIFAR.
+# The tables of projects that train on CIFAR.
 OF_CIFAR = ("pytorch-cifar", "pytorch-cifar100", "WideResNet-pytorch")
 
 
 def wrappers_in(names: Iterable[str]) -> list[str]:
-    """Returns the wrappers' prefixes in names, such as "module."."""
+    """Returns the wrapper prefixes in `names`, such as "module."."""
     parts = {part for name in names for part in name.split(".")}
     return [f"{wrapper}." for wrapper in _WRAPPERS if wrapper in parts]
 
 
 def without_wrappers(names: Iterable[str]) -> dict[str, str]:
-    """Returns a map from names without wrappers' prefixes to the original names.
+    """Returns a map from names without wrapper prefixes to the original names.
 
-    If two names would become equal, they stay unchanged.
+    Names that would become equal stay unchanged.
     """
     names = list(names)
     stripped = {

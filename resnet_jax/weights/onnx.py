@@ -22,8 +22,8 @@ from resnet_jax.weights.program import (
 
 FILE = "model.onnx"
 INPUT, OUTPUT = "images", "logits"
-OPSET = 18  # read by onnxruntime since 1.14, and by most others
-TOLERANCE = 1e-4  # of the largest logit; rounding is a hundredth of that
+OPSET = 18  # supported by onnxruntime since 1.14, and by most others
+TOLERANCE = 1e-4  # relative to the largest logit; rounding is a hundredth of it
 _LIBRARIES = ("jax2onnx", "onnxruntime")
 
 
@@ -100,7 +100,7 @@ def convert(network: Network) -> bytes:
             input_names=[INPUT],
             output_names=[OUTPUT],
         )
-    except Exception as error:  # any type, in a library that traces code
+    except Exception as error:  # a library that traces code raises any type
         raise DataError(
             f"jax2onnx {export.version('jax2onnx')} cannot convert the network "
             f"({first_line(error)}): install another version of it"
@@ -115,11 +115,11 @@ def check(graph: bytes, network: Network) -> float:
     """Returns how much onnxruntime's logits differ from JAX's, see check_agrees.
 
     Raises:
-      DataError: that is more than TOLERANCE, or onnxruntime cannot run the graph.
+      DataError: the difference exceeds TOLERANCE, or onnxruntime cannot run the graph.
     """
     images = network.images
     apply = jax.jit(partial(network.model.apply, train=False))
-    with jax.default_matmul_precision("highest"):  # not TF32, where JAX is on a GPU
+    with jax.default_matmul_precision("highest"):  # no TF32 on GPUs
         expected = np.asarray(apply(network.variables, images))
     hint = f"install another version of jax2onnx than {export.version('jax2onnx')}"
     try:
@@ -133,7 +133,7 @@ def check(graph: bytes, network: Network) -> float:
         )
     except DataError:
         raise
-    except Exception as error:  # it has classes of its own for each status
+    except Exception as error:  # onnxruntime has an exception class for each status
         raise DataError(
             f"no {FILE} is written: onnxruntime cannot run it ({first_line(error)}): "
             f"{hint}"
@@ -145,7 +145,7 @@ def _session(graph: bytes) -> Callable[[np.ndarray], np.ndarray]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what fails is raised as well
+    options.log_severity_level = 4  # errors are raised anyway
     session = onnxruntime.InferenceSession(
         graph, options, providers=["CPUExecutionProvider"]
     )
@@ -158,7 +158,7 @@ def _session(graph: bytes) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _moved(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Returns (C, H, W) of (batch, H, W, C)."""
+    """Converts (batch, H, W, C) to (C, H, W)."""
     _, height, width, channels = shape
     return channels, height, width
 

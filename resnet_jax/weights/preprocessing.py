@@ -21,10 +21,10 @@ class Preprocessing(NamedTuple):
 
     size: int  # of the shorter side, before the crop
     crop: int  # side of the square that the network sees
-    mean: tuple[float, ...]  # of the channels, images scaled to [0, 1]
+    mean: tuple[float, ...]  # per channel, of images scaled to [0, 1]
     std: tuple[float, ...]
     class_names: tuple[str, ...] | None = None  # None if the head is new
-    interpolation: str = "bilinear"  # or bicubic
+    interpolation: str = "bilinear"  # or "bicubic"
 
     def __call__(self, images: Any) -> jax.Array:
         """Resizes, crops and normalizes images.
@@ -49,7 +49,7 @@ class Preprocessing(NamedTuple):
                     f"images are uint8 [B, H, W, {len(self.mean)}], or a list of such "
                     f"or of files; these are {images.dtype} {list(images.shape)}"
                 )
-            # Like data sets of one size, these are resized on the device.
+            # Resized on the device, like data sets with images of one size.
             if self.size == self.crop and images.shape[1] == images.shape[2]:
                 x = normalize(images, mean=self.mean, std=self.std)
                 return resize(x, (self.crop, self.crop))

@@ -1,4 +1,4 @@
-"""Common parts of exporting networks as programs: functions and checks."""
+"""Shared parts of exporting networks as programs: functions and checks."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -10,11 +10,11 @@ import numpy as np
 from resnet_jax.errors import DataError
 from resnet_jax.layers import keep
 
-_FEW = 7  # images of the second batch size
+_FEW = 7  # images in the second batch
 
 
 class Network(NamedTuple):
-    """A network to be exported, and images to check it with."""
+    """A network to export, and images to check it with."""
 
     model: nn.Module
     variables: Mapping[str, Any]
@@ -26,10 +26,10 @@ def make_logits(
 ) -> Callable[[jax.Array], jax.Array]:
     """Returns a function of images [batch, H, W, C] to logits [batch, num_classes].
 
-    It consists of plain operations, none of this package's own, and can be traced with
-    a batch of unknown size.
+    It consists of standard operations, without this package's custom ones, and can be
+    traced with an unknown batch size.
     """
-    model = model.clone(remat=False)  # which changes gradients only
+    model = model.clone(remat=False)  # changes only gradients
 
     def logits(images: jax.Array) -> jax.Array:
         with keep.compiling_for(keep.ANY):
@@ -40,9 +40,9 @@ def make_logits(
 
 
 def difference(found: np.ndarray, expected: np.ndarray) -> float:
-    """Returns the largest difference, as a part of the largest of `expected`.
+    """Returns the largest difference, relative to the largest of `expected`.
 
-    NaN if there is one in either.
+    NaN if either contains one.
     """
     largest = np.maximum(np.abs(expected).max(), np.finfo(np.float32).tiny)
     return float(np.abs(found - expected).max() / largest)
@@ -57,22 +57,22 @@ def check_agrees(
     what: str,
     hint: str,
 ) -> float:
-    """Returns the larger difference of `run`'s logits of images, at two batch sizes.
+    """Returns the largest difference of `run`'s logits at two batch sizes.
 
     Args:
       run: maps images [batch, ...] to logits [batch, num_classes].
-      expected: the logits of all images.
-      what, hint: what differs, and what to do.
+      expected: JAX's logits for all images.
+      what, hint: for the error message: what differs, and what to do.
 
     Raises:
-      DataError: it is more than `tolerance`, or not a number.
+      DataError: the difference exceeds `tolerance`, or is NaN.
     """
     largest = 0.0
     for size in (len(images), min(_FEW, (len(images) + 1) // 2)):
         starts = range(0, len(images), size)
         found = np.concatenate([run(images[start : start + size]) for start in starts])
         differs = difference(found, expected)
-        if not differs <= tolerance:  # NaN neither
+        if not differs <= tolerance:  # false for NaN
             raise DataError(
                 f"{what} differ from JAX's by {differs:.1e} of the largest at a batch "
                 f"of {size}, and {tolerance:g} is allowed: {hint}"

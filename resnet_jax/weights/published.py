@@ -9,9 +9,9 @@ from resnet_jax import files
 
 log = logging.getLogger(__name__)
 
-SHIPPED = ("resnet20-cifar10",)  # folders of this package, as `export` writes them
+SHIPPED = ("resnet20-cifar10",)  # folders in this package, as `export` writes them
 URL = "https://download.pytorch.org/models/"
-# torchvision's weights. The last eight digits begin the file's sha256.
+# torchvision's weights; a file's sha256 begins with the last eight digits.
 IMAGENET = {
     "resnet18": "resnet18-f37072fd.pth",
     "resnet34": "resnet34-b627a593.pth",
@@ -36,12 +36,12 @@ IMAGENET_V2 = {
 
 
 def resize_of(source: str, model: str) -> int:
-    """Returns the side to which torchvision resizes an image's shorter side."""
+    """Returns torchvision's size for an image's shorter side."""
     is_new = source == "imagenet-v2" or model == "resnext101_64x4d"
     return 232 if is_new else 256
 
 
-# akamaster's and chenyaofo's, for CIFAR.
+# akamaster's and chenyaofo's weights for CIFAR.
 _CIFAR = (
     *("resnet20-12fca82f.th", "resnet32-d509ac18.th", "resnet44-014dd654.th"),
     *("resnet56-4bfd9763.th", "resnet110-1d1ed7c2.th"),
@@ -55,8 +55,8 @@ _CIFAR = (
 def check_name(path: Path) -> None:
     """Compares the digits at the end of a file's name with its sha256.
 
-    A published file must have it. For another, whose name may end in a date or a run
-    number, a difference is only logged.
+    Published files must match. The names of others may end in a date or a run number,
+    so a difference is only logged.
 
     Raises:
       DataError: a published file is damaged.
@@ -71,6 +71,6 @@ def check_name(path: Path) -> None:
 
 
 def is_shipped(source: str) -> bool:
-    """Returns whether `source` names weights of this package, and no local file."""
+    """Returns whether `source` names weights in this package, and not a local file."""
     lying = (source, f"{source}/config.json", f"{source}/model.safetensors")
     return source in SHIPPED and not any(map(os.path.isfile, lying))

@@ -1,4 +1,4 @@
-"""Exports a network as StableHLO with its weights, which needs only JAX."""
+"""Exports a network with its weights as StableHLO, which needs only JAX to run."""
 
 from functools import partial
 from pathlib import Path
@@ -67,8 +67,8 @@ def convert(network: Network) -> bytearray:
     images = jax.ShapeDtypeStruct((batch, *network.images.shape[1:]), jnp.float32)
 
     def logits(images: jax.Array) -> jax.Array:
-        # As if they were arguments: XLA would compute beforehand, for seconds, what it
-        # can of wide constants, and round it in another way than the package does.
+        # Behind a barrier, weights are like arguments: XLA would spend seconds folding
+        # large constants, and round the results differently.
         variables = lax.optimization_barrier(network.variables)
         return make_logits(network.model, variables)(images)
 
@@ -77,10 +77,10 @@ def convert(network: Network) -> bytearray:
 
 
 def check(program: bytearray, network: Network) -> float:
-    """Returns how much the program's logits differ from the network's own.
+    """Returns by how much the program's logits differ from the network's own.
 
     Raises:
-      DataError: it is more than another order of summation explains.
+      DataError: the difference exceeds what another order of summation explains.
     """
     apply = jax.jit(partial(network.model.apply, train=False))
     expected = np.asarray(apply(network.variables, network.images))

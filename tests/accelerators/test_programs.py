@@ -19,7 +19,7 @@ from resnet_jax.training import variable_shapes
 
 pytestmark = pytest.mark.accelerator
 
-# All of XLA's optimizations, and no program from a cache.
+# With all of XLA's optimizations, and no cached programs.
 AS_USERS = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "JAX_ENABLE_COMPILATION_CACHE": "0"}
 GPU = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 needs_cuda = pytest.mark.skipif(
@@ -59,7 +59,7 @@ def test_every_recipe_compiles_for_a_gpu(tmp_path):
     assert {name for name, _ in found} == set(RECIPES)
     for reading in found.values():
         assert set(reading["convolutions"]) == {"bf16"}
-        # The augmentation crops and flips images, which are no maps of a layer.
+        # The augmentation crops and flips images, which are not a layer's feature maps.
         assert reading["moved_maps"] <= 2
         assert reading["float32_maps"] <= 2
         assert fits(reading)
@@ -100,11 +100,11 @@ def test_many_gpus_sum_what_the_cost_model_says(tmp_path):
         parts = scaling.reduced(variables, "bfloat16")
         assert reading["reduced_bytes"] == sum(parts)
         assert reading["collectives"] == reading["all_reduces"]
-        # Two for a layer, some of them combined, and few for all gradients.
+        # Two per layer, some of them combined, and a few for all gradients.
         assert reading["all_reduces"] <= 2 * scaling.num_batch_norms(variables) + 2
 
 
-# The compiler for TPUs takes its time: one recipe by default.
+# The TPU compiler is slow, so only one recipe is compiled by default.
 @needs_tpu
 @pytest.mark.parametrize(
     "name",
@@ -114,7 +114,7 @@ def test_many_gpus_sum_what_the_cost_model_says(tmp_path):
     ],
 )
 def test_every_recipe_compiles_for_a_tpu(name, tmp_path):
-    """With a small network, but for that of `fast`."""
+    """Uses a small network, except for `fast`."""
     options = ("--targets", "v5e:2x2", "--models", "--recipes", name)
     small = () if name == "fast" else ("--recipe-model", "resnet8")
     (reading,) = compiled(tmp_path, *options, *small).values()
@@ -122,7 +122,7 @@ def test_every_recipe_compiles_for_a_tpu(name, tmp_path):
     assert reading["float32_maps"] == 0
     assert fits(reading)
     trains_all = RECIPES[name][1].transfer.freeze != "backbone"
-    # Nine BatchNorm layers' at most, there and back, and the gradients'.
+    # At most nine BatchNorm layers', forward and backward, and the gradients'.
     assert reading["all_reduces"] <= (20 if trains_all else 12)
 
 
@@ -134,5 +134,5 @@ def test_a_bottleneck_moves_fewer_bytes_than_flax_s_on_a_tpu(tmp_path):
     assert ours["all_reduces"] <= peer["all_reduces"]
     assert ours["float32_maps"] == 0
     assert ours["memory_gigabytes"] < 0.9 * peer["memory_gigabytes"]
-    # The stem's maps are there too, which are two blocks' equals.
+    # The stem's maps count too, and are as large as those of two blocks.
     assert ours["temporaries_mib"] < 0.95 * peer["temporaries_mib"]

@@ -59,7 +59,7 @@ def test_layouts_that_agree_pass(faked, capsys):
 )
 def test_layouts_that_part_fail(faked, last, message):
     faked |= {"1": (2.0, 1003), "4": (2.0, 1003), "2x2": last}
-    with pytest.raises(SystemExit) as raised:  # with a text: exit code 1
+    with pytest.raises(SystemExit) as raised:  # a text gives exit code 1
         devices.main(CFG)
     assert str(raised.value).startswith("benchmarks.devices: ")
     assert message in str(raised.value)

@@ -152,7 +152,7 @@ def test_a_small_measurement(tmp_path, capsys):
     for program in (ours, theirs):
         assert program["gflops"] == pytest.approx(program["rate"] * 2 * 0.012239488)
         assert 0 < program["share"] and min(program["matmul"]) > 0
-        assert 1e8 < program["warm_bytes"] < 1e10  # one that imported a framework
+        assert 1e8 < program["warm_bytes"] < 1e10  # a process that imported a framework
         assert 1e8 < program["bytes"] < 1e10
         assert program["warm"] > 0
     assert ours["warm"] < ours["cold"]  # the cache was used

@@ -114,7 +114,7 @@ def test_a_file_is_classified_the_same_by_a_run_its_export_and_its_weights(
     assert command("predict", *named, image) == (0, expected, said)
     assert command("predict", *named, image, image) == (0, 2 * expected, said)
 
-    # The whole of it goes out again from bare weights.
+    # Bare weights are exported again in full.
     again = tmp_path / "again"
     assert command("export", *named, again)[:2] == (0, f"exported: {again}\n")
     for name, array in load_file(weights).items():
@@ -144,7 +144,7 @@ def test_the_old_options_of_evaluate_do_it_still_and_say_the_new_command(
     for name in (exported.WEIGHTS, exported.CONFIG, exported.CARD):
         assert (ours / name).read_bytes() == (theirs / name).read_bytes()
 
-    monkeypatch.chdir(run_dir.parent)  # the name is in a legend, which has little room
+    monkeypatch.chdir(run_dir.parent)  # the name is in a legend, which has little space
     out, new = old("--compare", run_dir.name, "--page", "page.html")
     last = json.loads(last_line((run_dir / "metrics.jsonl").read_text()))
     assert new == "compare RUNS" and out.split()[0] == run_dir.name
@@ -209,7 +209,7 @@ def test_the_doctor_would_see_what_is_wrong_by_a_percent(monkeypatch):
 
 
 def test_messages_name_no_package_that_is_not_ours_to_install():
-    """resnet-jax is not on the index, so its extras come from the checkout."""
+    """resnet-jax is not on PyPI, so its extras are installed from the checkout."""
     root = Path(resnet_jax.__file__).parent
     texts = [path.read_text(encoding="utf-8") for path in root.rglob("*.py")]
     told = [match for text in texts for match in re.findall(r"pip install(.{4})", text)]

@@ -12,7 +12,7 @@ from resnet_jax.errors import ConfigError
 def test_what_is_strict_with_libraries_is_set_aside(monkeypatch, caplog):
     monkeypatch.setenv("JAX_NUMPY_DTYPE_PROMOTION", "strict")
     monkeypatch.setenv("JAX_TRANSFER_GUARD_HOST_TO_DEVICE", "disallow")
-    monkeypatch.setenv("JAX_NUMPY_RANK_PROMOTION", "raise")  # which it can bear
+    monkeypatch.setenv("JAX_NUMPY_RANK_PROMOTION", "raise")  # which training tolerates
     with caplog.at_level(logging.WARNING):
         environment.look()
     assert "JAX_NUMPY_DTYPE_PROMOTION" not in os.environ

@@ -37,7 +37,7 @@ GIVEN = {
 RUN = {"run": "r"}
 WEIGHTS = {"weights": "w", "model": "resnet8"}
 OF_WEIGHTS = {"stem", "shortcut", "stride_in_1x1", "in_channels", "weights_key"}
-MODES = {  # a call of evaluate, and the flags that mean nothing to it
+MODES = {  # a call of evaluate, and flags that have no effect on it
     "run": (RUN, OF_WEIGHTS | {"saliency", "page"}),
     "weights": (WEIGHTS, {"checkpoint", "seed", "report", "saliency", "page"}),
     "images of a run": (

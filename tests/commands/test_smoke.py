@@ -1,4 +1,4 @@
-"""The programs as a user starts them; tests/processes has the many ways they end."""
+"""Runs the programs like a user; tests/processes has the many ways they end."""
 
 import json
 import signal
@@ -61,7 +61,7 @@ def test_train_then_evaluate(trained):
     ],
 )
 def test_help_does_not_wake_jax(command):
-    # What -X importtime lists is what was imported.
+    # -X importtime lists the imported modules.
     code, out, err = shell("python", "-X", "importtime", *command)
     assert code == 0 and "usage" in out
     imported = {line.rsplit("|", 1)[-1].strip() for line in err.splitlines()}

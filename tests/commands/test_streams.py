@@ -19,7 +19,7 @@ def full():
     """A text stream to a full device."""
     file = open("/dev/full", "w", encoding="utf-8")
     yield file
-    with contextlib.suppress(OSError):  # what is in its buffer
+    with contextlib.suppress(OSError):  # drops its buffer
         file.close()
 
 
@@ -42,7 +42,7 @@ def test_a_failure_is_noted_and_what_follows_is_dropped(kind, number, is_lost, r
     stream = Stream(request.getfixturevalue(kind))
     assert stream.failure is None and not stream.is_lost
     assert stream.write("a") == 1
-    assert stream.failure is None  # it lies in a buffer
+    assert stream.failure is None  # it stays in a buffer
     stream.flush()
     assert stream.failure.errno == number and stream.is_lost == is_lost
     print("b" * 10**5, file=stream, flush=True)
@@ -70,7 +70,7 @@ def test_a_stream_without_failure_is_what_it_was(tmp_path):
     ("kind", "is_printed", "error", "code"),
     [
         ("full", True, None, 1),
-        ("full", False, None, 0),  # as of training, whose results are in files
+        ("full", False, None, 0),  # like training, whose results are in files
         ("full", True, ConfigError("why"), 2),
         ("gone", True, None, 0),
     ],

@@ -1,4 +1,4 @@
-"""Weights in the form people have them, used by the commands."""
+"""Uses weights in users' formats in the commands."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ import resnet_jax
 from resnet_jax.commands import train
 from resnet_jax.weights import exported, hf_hub, pretrained
 
-pytestmark = pytest.mark.process  # each trains, and traces its network anew
+pytestmark = pytest.mark.process  # each trains, and traces its network again
 OPTIONS = ("--dataset", "digits", "--normalize", "half")
 
 
@@ -138,7 +138,7 @@ def test_a_folder_that_timm_wrote_says_its_network(
     monkeypatch,
     image,
 ):
-    """A network that timm does not have."""
+    """Uses a network that timm does not have."""
     info = json.loads((folder / "config.json").read_text())
     names = [f"digit {index}" for index in range(10)]
     theirs = {
@@ -158,7 +158,7 @@ def test_a_folder_that_timm_wrote_says_its_network(
     _, _, shown = pretrained.load_pretrained(folder)
     assert (shown.size, shown.crop, shown.interpolation) == (36, 32, "bicubic")
     assert shown.class_names == tuple(names) and shown.std == (0.25,) * 3
-    del theirs["pretrained_cfg"]["label_names"]  # then classes have numbers
+    del theirs["pretrained_cfg"]["label_names"]  # then classes are numbered
     (folder / "config.json").write_text(json.dumps(theirs))
     code, out, err = command("predict", folder, image)
     assert code == 0 and "digit " not in out and len(out.splitlines()) == 6
@@ -215,4 +215,4 @@ def test_a_file_without_the_weights_ends_in_one_line(
     assert f"{path} {words}" in err
     with pytest.raises(Exception, match=words):
         digits_run(pretrained=str(path), workdir=str(tmp_path / "run"))
-    assert train.main  # the same words from both
+    assert train.main  # the same message from both

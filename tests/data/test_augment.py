@@ -10,7 +10,7 @@ from resnet_jax.errors import ConfigError
 
 
 def make(steps_per_epoch=1, **fields):
-    """The augmentation of fields of AugmentConfig, for 8x8 images of four classes."""
+    """Returns the augmentation of AugmentConfig fields for 8x8 images, 4 classes."""
     cfg = AugmentConfig(**{"normalize": "half", **fields})
     preprocess = augment.make_preprocess(cfg, (8, 8, 3))
     return augment.make_augment(cfg, preprocess, 4, steps_per_epoch)
@@ -29,7 +29,8 @@ def test_evaluation_normalises_as_the_tutorial_does(images, key):
     np.testing.assert_allclose(x, expected, atol=1e-6)
     np.testing.assert_array_equal(targets, np.eye(4)[labels])
     assert x.dtype == targets.dtype == jnp.float32
-    # Without anything random training sees what evaluation does; NumPy's arrays too.
+    # Without randomness, training inputs equal evaluation inputs, also for NumPy
+    # arrays.
     cfg = AugmentConfig(normalize="half")
     preprocess = augment.make_preprocess(cfg, (8, 8, 3))
     for given in (images, np.asarray(images)):
@@ -65,11 +66,11 @@ def test_crop_gives_each_image_a_window_of_its_padded_self(images, key):
 
 
 def test_crop_offsets_are_uniform(key):
-    # A image whose pixels name their place shows its own offset.
+    # An image whose pixels encode their position shows its offset.
     rows = jnp.arange(1, 9, dtype=jnp.uint8).reshape(1, 8, 1, 1)
     images = jnp.broadcast_to(rows, (2000, 8, 8, 3))
     cropped = augment.random_crop(key, images, 2)
-    # Row 4 of the window at offset o shows row 4 + o - 2 of the image, from 1 on.
+    # Row 4 of the window at offset o shows row 4 + o - 2 of the image, counted from 1.
     counts = np.bincount(np.asarray(cropped[:, 4, 4, 0]), minlength=8)[3:8]
     assert counts.sum() == 2000 and counts.min() > 330 and counts.max() < 470
 
@@ -113,7 +114,7 @@ def test_alternating_flips_show_both_sides_in_two_epochs(key):
 
 def test_which_half_is_mirrored_does_not_depend_on_the_crop(images):
     prepare = make(flip="alternating", crop_padding=2)
-    # One row of pixels that grow to the right: crops keep the order, flips do not.
+    # Pixels increase to the right: crops keep the order, flips reverse it.
     rows = jnp.arange(1, 9, dtype=jnp.uint8).reshape(1, 1, 8, 1) + jnp.arange(
         0, 200, 10, dtype=jnp.uint8
     ).reshape(20, 1, 1, 1)
@@ -131,7 +132,7 @@ def test_cutout_is_a_square_of_zeros_around_any_pixel(key):
     assert (cut.all(3) == cut.any(3)).all()
     rows, columns = cut.any((2, 3)).sum(1), cut.any((1, 3)).sum(1)
     assert (cut[..., 0].sum((1, 2)) == rows * columns).all()
-    # Its centre is the third of four: at pixels 0 and 1, and 7, some lie outside.
+    # Its centre is the third of four pixels: at 0, 1 and 7, part lies outside.
     for sizes, length in ((rows, 8), (columns, 6)):
         assert set(sizes) == {2, 3, 4}
         assert abs((sizes == 4).mean() - (length - 3) / length) < 0.04
@@ -194,7 +195,7 @@ def test_other_normalizations_are_refused(text):
 
 @pytest.fixture
 def batch():
-    """Six images whose pixels are their number, and their classes."""
+    """Returns six images, each filled with its number, and their classes."""
     x = jnp.broadcast_to(jnp.arange(6.0).reshape(6, 1, 1, 1), (6, 8, 10, 3))
     return x, jnp.eye(6)
 

@@ -22,7 +22,7 @@ def make_images(num=12, side=32, channels=3):
 
 
 def damage(images, changed):
-    """The mean squared difference."""
+    """Returns the mean squared difference."""
     return float(((changed.astype(float) - images) ** 2).mean())
 
 
@@ -72,7 +72,7 @@ def test_noise_has_the_published_spread():
     grey = np.full((8, 32, 32, 3), 128, np.uint8)
     spread = [corrupt("gaussian noise", grey, s).std() / 255 for s in SEVERITIES]
     np.testing.assert_allclose(spread, [0.04, 0.06, 0.08, 0.09, 0.10], rtol=0.03)
-    # Of a Poisson variable over n the variance is its mean over n.
+    # A Poisson variable over n has the variance mean / n.
     spread = [corrupt("shot noise", grey, s).std() / 255 for s in SEVERITIES]
     photons = np.array([500, 250, 100, 75, 50])
     np.testing.assert_allclose(spread, np.sqrt(128 / 255 / photons), rtol=0.03)

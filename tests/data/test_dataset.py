@@ -30,7 +30,7 @@ def test_digits_are_all_there_once_and_stratified():
     assert train.images.max() == 255 and train.images.min() == 0
     again, _ = data.load_dataset("digits")
     np.testing.assert_array_equal(train.images, again.images)
-    # Together they are scikit-learn's: a split that drew twice would lose some.
+    # Together they are scikit-learn's images: drawing with replacement would lose some.
     from sklearn.datasets import load_digits
 
     small = np.concatenate([train.images, test.images])[:, ::4, ::4, 0]
@@ -85,7 +85,7 @@ def test_a_balanced_epoch_draws_classes_alike_and_their_examples_alike():
         ]
     )
     shares = np.bincount(labels[drawn], minlength=4) / len(drawn)
-    # Four standard deviations of a share of 60,000 draws.
+    # Four standard deviations of a fraction of 60,000 draws.
     np.testing.assert_allclose(shares, [1 / 3, 0, 1 / 3, 1 / 3], atol=0.008)
     rare = np.bincount(drawn, minlength=len(labels))[labels == 3]
     assert rare.min() > 400 - 4.5 * 20 and rare.max() < 400 + 4.5 * 20

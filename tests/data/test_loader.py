@@ -15,13 +15,13 @@ from resnet_jax.devices.mesh import make_mesh
 
 
 def numbered(count):
-    """A data set whose images are the numbers of its examples."""
+    """Makes a data set in which each image is filled with its index."""
     images = np.arange(count, dtype=np.uint8).reshape(-1, 1, 1, 1)
     return data.Dataset(images, np.arange(count, dtype=np.int32), ("a",))
 
 
 def make_loader(train, *, test=None, mesh=None, held=None, epochs=1, **fields):
-    """A loader of `train` with fields of DataConfig, in the order of seed 1."""
+    """Returns a loader of `train` with fields of DataConfig, in the order of seed 1."""
     none = train.take(slice(0))
     splits = data.Splits(train, none, none if test is None else test, {})
     order = functools.partial(data.epoch_batches, seed=1)
@@ -31,8 +31,8 @@ def make_loader(train, *, test=None, mesh=None, held=None, epochs=1, **fields):
 
 
 def seen(loader, dataset, batches):
-    """The numbers of the examples of `batches`, which images and labels agree on."""
-    # As fetch does, which XLA would compile for each form.
+    """Returns the indices of the examples in `batches`, by images and labels."""
+    # Like fetch, which XLA would compile for each shape.
     source = {name: np.asarray(whole) for name, whole in loader.source(dataset).items()}
     found = []
     for batch in batches:

@@ -1,4 +1,4 @@
-"""Fetches CIFAR from a server on this machine."""
+"""Fetches CIFAR from a local server."""
 
 import dataclasses
 import hashlib
@@ -36,7 +36,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
     def do_HEAD(self):
-        """The headers, as all that there is to say if this returns None."""
+        """Sends the headers; there is nothing more if this returns None."""
         server, path = self.server, self.path
         server.asked.append((self.command, path))
         fault = server.faults.get(path)
@@ -108,7 +108,7 @@ def server(monkeypatch, request):
 
 @pytest.fixture
 def small_cifar100(tfds, monkeypatch):
-    """Two training and one test image of each class, as many as CIFAR-100 then has."""
+    """Makes CIFAR-100 two training images and one test image per class."""
     rng = np.random.default_rng(1)
     parts = []
     for split, count in (("train", 2), ("test", 1)):
@@ -123,7 +123,7 @@ def small_cifar100(tfds, monkeypatch):
 
 
 def publish(server, monkeypatch, tmp_path, folder, name, files):
-    """An official archive of small arrays at `folder`, with its digest known."""
+    """Puts an official archive of small arrays into `folder`, with a known digest."""
     content = pack(tmp_path / f"packed-{name}", files).read_bytes()
     algorithm = cifar.ARCHIVES[name][0]
     digest = hashlib.new(algorithm, content).hexdigest()
@@ -132,7 +132,7 @@ def publish(server, monkeypatch, tmp_path, folder, name, files):
 
 
 def publish_on_hub(server, arrays, name, order=range(5)):
-    """The two parquet files, with the five training files in `order`."""
+    """Puts the two parquet files there, with the five training files in `order`."""
     blocks = np.arange(len(arrays.train[1])).reshape(5, -1)
     for split, rows in (
         ("train", blocks[list(order)].reshape(-1)),
@@ -162,7 +162,7 @@ def assert_same(found, expected):
 
 @pytest.fixture
 def everywhere(server, small_cifar, monkeypatch, tmp_path):
-    """CIFAR-10 on every host."""
+    """Puts CIFAR-10 on every host."""
     binary, python = binary_files(small_cifar), python_files(small_cifar)
     publish(server, monkeypatch, tmp_path, OFFICIAL, cifar.BINARY, binary)
     publish(server, monkeypatch, tmp_path, MIRROR, cifar.PYTHON, python)
@@ -255,7 +255,7 @@ def test_one_source_only_is_asked(everywhere, small_cifar, tmp_path, source, ask
 
 
 def test_a_redirection_is_followed(everywhere, small_cifar, tmp_path):
-    """The Hub's files lie on another host, which may refuse all but GET."""
+    """The Hub's files are on another host, which may refuse all but GET."""
     for path, content in list(everywhere.files.items()):
         if path.startswith(HUB):
             name = path.rpartition("/")[2]
@@ -269,7 +269,7 @@ def test_a_redirection_is_followed(everywhere, small_cifar, tmp_path):
 def test_the_order_of_the_hub_becomes_the_official_one(
     everywhere, small_cifar, tmp_path, order
 ):
-    # The files of the small ones have the same labels, the real ones have not.
+    # The small files have equal labels; the real ones do not.
     labels = np.random.default_rng(2).permutation(50).astype(np.int32) % 10
     for arrays in (
         small_cifar,

@@ -1,4 +1,4 @@
-"""Balanced draws, from the labels to the batches of a run."""
+"""Balanced sampling, from labels to a run's batches."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def numbers_of(indices):
 
 
 def numbered(form):
-    """A data set whose images are the numbers of its examples."""
+    """Makes a data set in which each image is filled with its index."""
     images = numbers_of(np.arange(len(LABELS)))
     if form == "streamed":
         images = stream.Images(numbers_of, np.arange(len(LABELS)), (1, 1, 1))
@@ -78,7 +78,7 @@ def test_features_are_drawn_as_their_images_are():
 
 
 def labels_of(run_dir):
-    """The lines of a run's metrics, and its last state."""
+    """Returns a run's metrics, and its last state."""
     text = (Path(run_dir) / "metrics.jsonl").read_text(encoding="utf-8")
     lines = [json.loads(line)["train_loss"] for line in text.splitlines()]
     with restore.reading(Path(run_dir)) as manager:

@@ -22,7 +22,7 @@ FILES = [
 
 @pytest.fixture
 def fashion(tmp_path, monkeypatch):
-    """Writes the four files of a small fashion_mnist, made the published one."""
+    """Writes a small fashion_mnist that passes for the published one."""
     rng = np.random.default_rng(0)
     found = {}
     for split, count in COUNTS.items():
@@ -121,7 +121,7 @@ def test_fashion_mnist_is_not_streamed(fashion, tmp_path):
 
 @pytest.fixture
 def numbered(monkeypatch):
-    """Replaces the digits by images that are the numbers of their examples."""
+    """Replaces the digits with images that are filled with their index."""
 
     def part(count):
         images = np.arange(count, dtype=np.uint8).reshape(-1, 1, 1, 1)
@@ -162,7 +162,7 @@ def test_the_validation_split_is_of_the_chosen_training_images(numbered):
     assert splits.scored == {"val": splits.validation, "test": splits.test}
     assert splits.identity["training data"] == data.digest(few)
     assert splits.identity["test data"] == data.digest(few_tests)
-    # It is that of all that were chosen, whatever is held out of them.
+    # It covers all chosen examples, including those held out.
     assert load(max_train_samples=30).identity["training data"] == data.digest(few)
     assert load(max_train_samples=31).identity["training data"] != data.digest(few)
 
@@ -175,7 +175,7 @@ def test_the_whole_test_split_is_had_alone_and_without_rebuilding():
 
 
 def test_images_are_hashed_once_a_start(small_cifar, prepared_dir, monkeypatch):
-    """A start hashes pixels twice: to verify, and to identify them."""
+    """Starting hashes pixels twice: to verify, and to identify them."""
     hashed = []
     sha256 = tfds_files.sha256
 
@@ -193,7 +193,7 @@ def test_images_are_hashed_once_a_start(small_cifar, prepared_dir, monkeypatch):
         images = Counter(shape for shape in hashed if len(shape) == 4)
         assert images == {shape: 1 for shape in shapes}
         hashed.clear()
-    # The digests are those of the images all the same.
+    # The digests are nevertheless those of the images.
     whole = [data.Dataset(*part, ()) for part in (small_cifar.train, small_cifar.test)]
     for identity in identities:
         assert identity["training data"] == data.digest(whole[0])

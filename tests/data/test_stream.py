@@ -108,8 +108,8 @@ def test_what_is_read_ahead_keeps_its_order_and_its_errors(workers):
     pids = {item["pid"] for item in seen}
     assert len(pids) == max(workers, 1)
     assert (os.getpid() in pids) == (workers == 0)
-    # Signals do not reach workers, from their start on, and this process as before.
-    # A suite in the background of a script may ignore SIGINT itself.
+    # Workers never get signals; this process does, as before. A test suite in a
+    # script's background may ignore SIGINT itself.
     ignored = {n for n in SIGNALS if signal.getsignal(n) == signal.SIG_IGN}
     for item in seen:
         assert item["blocked"] == (SIGNALS if workers else set())
@@ -150,7 +150,7 @@ def test_workers_end_with_a_process_that_is_killed(tmp_path):
     place = Path("/dev/shm")
     before = set(place.glob("resnet_jax-*"))
     path = tmp_path / "pid"
-    with path.open("w") as out:  # not a pipe, which the worker would hold open
+    with path.open("w") as out:  # not a pipe, which the worker would keep open
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=out)
     assert done.returncode == -signal.SIGKILL
     worker = Path("/proc", path.read_text().strip(), "stat")
@@ -211,7 +211,7 @@ def test_a_streamed_probe_is_trained_and_reported(
     cfg = config(one_block, root, tmp_path / "run", epochs=1, flip="none")
     frozen = {"freeze": "backbone", "backbone_bn": "frozen", "cache_features": True}
     train.main(fields.replace(cfg, stream=True, workers=0, **frozen))
-    # As where the test images do not fit in memory.
+    # As if the test images did not fit in memory.
     monkeypatch.setattr(stream, "is_large", lambda num_bytes: True)
     evaluate.main(EvaluateConfig(run=cfg.run.workdir, report=True))
     page = tmp_path / "run" / "report" / "index.html"

@@ -1,4 +1,4 @@
-"""Images that the host augments while training reads them."""
+"""Augments images on the host while training reads them."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ ALL = AugmentConfig(random_resized_crop=True, auto_augment="ta_wide", color_jitt
 
 @pytest.fixture
 def photos(tmp_path):
-    """A folder of three classes, its images of several sizes and kinds."""
+    """A folder of three classes with images of several sizes and kinds."""
     rng = np.random.default_rng(0)
     sizes = [(60, 40), (40, 60), (33, 33), (80, 31)]
     for split, count in (("train", 4), ("test", 2)):
@@ -31,7 +31,7 @@ def photos(tmp_path):
 
 
 def make(photos, cfg=ALL, seed=0, **fields):
-    """The augmented training split of `photos`."""
+    """Returns the augmented training split of `photos`."""
     own = DataConfig(dataset="folder", data_dir=str(photos), image_size=24, **fields)
     splits = data.load(data.for_training(own, cfg))
     return data.drawn(splits.train, cfg, own, seed)
@@ -55,7 +55,7 @@ def test_what_is_drawn_depends_on_seed_epoch_index_and_turn_alone(photos):
         draw(make(photos, seed=1), range(12)),
     ):
         assert all((a != b).any() for a, b in zip(other, whole, strict=True))
-    # The index is that of the whole split, whatever part of it is trained on.
+    # Indices are those in the whole split, even if only a part is trained on.
     part = train.take(np.array([5, 9]))
     np.testing.assert_array_equal(draw(part, [0, 1]), whole[[5, 9]])
 
@@ -93,7 +93,7 @@ def test_sizes_of_training_and_evaluation_are_apart(photos):
 def test_a_crop_larger_than_the_image_is_refused(fields, message):
     with pytest.raises(ConfigError, match=message):
         DataConfig(dataset="folder", **fields)
-    # Of one size, and not cropped.
+    # All of one size, and not cropped.
     assert DataConfig(**fields).dataset == "cifar10"
 
 
@@ -144,7 +144,7 @@ def test_without_grain_it_is_said_at_once(photos, monkeypatch):
 
 
 def test_an_upright_region_is_taken_of_an_image_that_lies(tmp_path):
-    """EXIF 6: stored lying on its side."""
+    """EXIF orientation 6: the image is stored on its side."""
     upright = np.zeros((90, 60, 3), np.uint8)
     upright[:45] = 255  # white above
     path = tmp_path / "turned.jpg"
@@ -193,7 +193,7 @@ def test_a_loader_gives_what_is_drawn_from_any_step_on(photos, workers):
         reading.read_training(splits.train, rows, 1, turn)
         for rows, turn in zip(batches, turns, strict=True)
     ]
-    for start in (0, 2, 1):  # each begun anew, as a resume does
+    for start in (0, 2, 1):  # each started again, as by a resume
         for batch, whole in zip(loader.train(1, start), expected[start:], strict=True):
             np.testing.assert_array_equal(batch["images"], whole["images"])
             np.testing.assert_array_equal(batch["labels"], whole["labels"])

@@ -35,7 +35,7 @@ def test_deterministic_is_said_to_xla(monkeypatch):
 
 @pytest.fixture
 def no_cache():
-    """JAX without a compilation cache, as for a user."""
+    """Runs JAX without a compilation cache, as users start it."""
     names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
     before = {name: getattr(jax.config, name) for name in names}
     jax.config.update(names[0], None)

@@ -71,7 +71,7 @@ def test_the_notebooks_have_the_same_code_but_for_comments():
 def test_the_notebook_runs(tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    # What the tutorial's commands have left where its cells need it.
+    # The outputs of the tutorial's commands that its cells need.
     for arguments in (
         ("train", "digits", "--epochs", "1"),
         ("export", "runs/digits", "digits-resnet8"),

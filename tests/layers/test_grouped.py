@@ -1,4 +1,4 @@
-"""Grouped convolutions compared with a convolution per group."""
+"""Compares grouped convolutions with one convolution per group."""
 
 from functools import partial
 
@@ -50,12 +50,12 @@ def test_groups_are_convolutions_of_their_own(groups, size, stride, padding):
 
 
 def _norm(loss, at, x, kernel):
-    """Differentiates the gradient, for second order."""
+    """Returns a norm of the gradient, to differentiate again."""
     return sum((g**2).sum() for g in jax.grad(loss, at)(x, kernel))
 
 
 def test_on_cpus_the_kernels_gradient_is_a_sum_of_products():
-    """XLA's own takes a hundred times as long, and is kept for other platforms."""
+    """XLA's own takes a hundred times as long, but is used on other platforms."""
     x, kernel = map(jnp.float32, draw(2, 7, 8, 16, 4, 3))
 
     def loss(kernel, x):
@@ -74,7 +74,7 @@ def test_a_layer_of_groups():
     variables = conv.init(jax.random.key(0), x)
     assert variables["params"]["kernel"].shape == (3, 3, 2, 12)
     assert conv.apply(variables, x).shape == (2, 5, 5, 12)
-    bound = 1 / np.sqrt(9 * 2)  # by what one feature sees, as PyTorch draws it
+    bound = 1 / np.sqrt(9 * 2)  # fan in counts one group's channels, as in PyTorch
     for leaf in jax.tree.leaves(variables):
         assert bound / 2 < jnp.abs(leaf).max() <= bound
     with pytest.raises(ConfigError, match="3 groups do not divide 8 channels and 12"):

@@ -117,7 +117,7 @@ def test_batchnorm_gradients_flow_through_the_batch_statistics(key):
         return (y * weights).sum()
 
     grad = jax.grad(loss)(x, True)
-    # A shift of a channel changes nothing that is normalised by the batch itself.
+    # Shifting a channel does not change what is normalised by the batch's statistics.
     np.testing.assert_allclose(grad.sum((0, 1, 2)), np.zeros(3), atol=1e-4)
     assert np.abs(jax.grad(loss)(x, False).sum((0, 1, 2))).max() > 0.1
     step = 1e-2 * jax.random.normal(jax.random.key(2), x.shape)
@@ -137,7 +137,7 @@ def test_batchnorm_two_pass_variance_survives_a_large_mean(key):
 
 @pytest.mark.parametrize("mean", [1, 10, 30, 100, 256])
 def test_batchnorm_s_one_pass_in_bfloat16_rounds_less_than_the_values(mean):
-    """With a running mean of 0, the worst case."""
+    """A running mean of 0 is the worst case."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(mean + rng.normal(size=(512, 8, 8, 2)), jnp.bfloat16)
     layer = BatchNorm(momentum=1.0, dtype=jnp.bfloat16)
@@ -209,7 +209,7 @@ def test_batchnorm_takes_numpys_arrays(train, dtype):
     jax.tree.map(np.testing.assert_array_equal, apply(variables, x), expected)
 
 
-# By XLA, by a product (one tap; a small map), by fewer products.
+# XLA; products (one tap; a small map); Winograd.
 @pytest.mark.parametrize(
     ("shape", "layer"),
     [
@@ -231,7 +231,7 @@ def test_conv_takes_numpys_arrays(shape, layer, monkeypatch):
 
 
 def test_conv_pads_both_sides_alike_at_stride_two():
-    # SAME would pad below and right alone, and read other pixels.
+    # SAME would pad only below and right, and read other pixels.
     x = jnp.arange(16.0).reshape(1, 4, 4, 1)
     layer = Conv(1, 3, stride=2, padding=1, use_bias=False)
     kernel = jnp.zeros((3, 3, 1, 1)).at[0, 0].set(1.0)
@@ -247,7 +247,7 @@ def test_default_init_is_uniform_within_the_root_of_fan_in(layer, key):
     for leaf in (params["kernel"], params["bias"]):
         assert np.abs(leaf).max() <= bound
         assert np.abs(leaf).max() > 0.9 * bound
-    # A uniform's deviation is bound / sqrt(3).
+    # A uniform distribution's standard deviation is bound / sqrt(3).
     np.testing.assert_allclose(params["kernel"].std(), bound / 3**0.5, rtol=0.02)
 
 
@@ -298,6 +298,6 @@ def test_batchnorm_keeps_one_map_for_its_gradient():
 
     step = jax.jit(jax.grad(total)).lower(variables["params"], x).compile()
     maps = step.memory_analysis().temp_size_in_bytes / x.nbytes
-    # One more for each of the twelve convolutions that follow, and one. An XLA that
-    # takes no heed of barriers keeps three for each.
+    # In addition, one for each of the twelve following convolutions, and one. An XLA
+    # that ignores barriers keeps three for each.
     assert maps < (37 if jax.__version_info__ < (0, 11) else 26)

@@ -36,7 +36,7 @@ def program(function, arrays):
 
 def test_convolutions_are_the_library_s_with_what_follows_them(arrays):
     text = program(layer, arrays)
-    # Where jaxlib has none, the program is XLA's own.
+    # If jaxlib lacks oneDNN, the program is XLA's own.
     assert (CALL in text) == library._is_there()
     assert ('"RELU"' in text) == library._is_there()
 

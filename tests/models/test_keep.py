@@ -1,4 +1,4 @@
-"""On GPUs a block keeps one map per convolution; the gradient is the same."""
+"""On GPUs a block keeps one feature map per convolution, with the same gradient."""
 
 from functools import partial
 
@@ -42,7 +42,7 @@ def test_the_gradient_is_the_same_up_to_the_rounding_of_bfloat16():
         np.concatenate([np.ravel(leaf).astype(np.float32) for leaf in leaves])
         for leaves in map(jax.tree.leaves, (plain, saving, exact))
     )
-    # Recomputed values are rounded at other places.
+    # Recomputed values are rounded at different points.
     away = np.linalg.norm(usual - expected)
     assert 0 < away < 0.1 * np.linalg.norm(expected)
     assert np.linalg.norm(saved - expected) < 1.5 * away
@@ -56,7 +56,7 @@ def test_elsewhere_all_is_kept(dtype, platform):
 
 
 def test_of_a_block_the_convolutions_outputs_are_kept():
-    """And no other map is kept."""
+    """No other feature map is kept."""
 
     def block(x, kernel):
         y = keep.keep(jnp.tanh(x @ keep.keep(kernel.astype(x.dtype))))

@@ -11,9 +11,9 @@ from parts import make_optimizer
 from resnet_jax import training
 from resnet_jax.weights import convert
 
-SIZES = (8, 8, 8, 6) + (8,) * 16  # a partial batch among them
-# The last maps are 2x2 or larger: with 1x1, eight values a channel are so few that the
-# steps themselves amplify a last bit a millionfold.
+SIZES = (8, 8, 8, 6) + (8,) * 16  # including a partial batch
+# The last feature maps are 2x2 or larger: with 1x1, eight values per channel are so few
+# that the steps amplify a last bit a millionfold.
 SIDES = {"hresnet": 32, "resnet20": 16, "resnet8": 16, "imagenet": 64, "cifar": 16}
 
 OPTIMIZERS = {
@@ -62,7 +62,7 @@ def keep_gradient():
 
 
 def augment(key, images, labels, step):
-    """Inputs as they come; the package's own works in float32."""
+    """Passes inputs through; the package's own augmentation works in float32."""
     return images, jax.nn.one_hot(labels, 10, dtype=images.dtype)
 
 
@@ -87,7 +87,7 @@ def train_torch(twin, side, options, dtype, sizes, seed=0):
 
 
 def train_ours(variables, model, side, options, dtype, sizes, seed=0):
-    """Yields (loss, state) after each of ours."""
+    """Yields (loss, state) after each of our steps."""
     tx = optax.chain(keep_gradient(), make_optimizer(**options))
     state = training.TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -102,7 +102,7 @@ def train_ours(variables, model, side, options, dtype, sizes, seed=0):
 
 
 def assert_close(ours, theirs, tolerance):
-    """Every value, relative to the largest of the whole tree."""
+    """Compares every value, relative to the largest in the tree."""
     assert ours.keys() == theirs.keys() and ours
     largest = max(np.abs(value).max() for value in theirs.values())
     for name, value in theirs.items():
@@ -125,7 +125,7 @@ def check_float64(name, stem, optimizer, sizes, tolerance=1e-8, **options):
         ours = list(train_ours(variables, model, *common))
         losses = [np.array([loss for loss, _ in steps]) for steps in (ours, theirs)]
         np.testing.assert_allclose(*losses, rtol=tolerance)
-        # Before the steps themselves amplify a last bit.
+        # Before the steps amplify a last bit.
         np.testing.assert_allclose(losses[0][:5], losses[1][:5], rtol=1e-10)
         torch_state, state = theirs[-1][1], ours[-1][1]
 

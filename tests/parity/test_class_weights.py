@@ -1,4 +1,4 @@
-"""The weighted loss against torch.nn.CrossEntropyLoss(weight=), on the same logits."""
+"""Compares the weighted loss with torch.nn.CrossEntropyLoss(weight=)."""
 
 import jax
 import numpy as np
@@ -17,14 +17,14 @@ NUM_ROWS, SHAPE = 12, (8, 8, 3)
 
 
 class Logits:
-    """A network whose parameters are its logits, so that torch can have the same."""
+    """A network whose parameters are its logits, for torch to use as well."""
 
     def apply(self, variables, images, **options):
         return variables["params"][: len(images)], {}
 
 
 def ours(logits, labels, **augmentation):
-    """(loss, gradient by the logits, the targets before weights) of a training step."""
+    """Returns (loss, gradient of the logits, unweighted targets) of a training step."""
     plain = make_augment(SHAPE, len(WEIGHTS), **augmentation)
     is_mixed = bool({"mixup", "cutmix"} & augmentation.keys())
     augment = class_weights.weigh(plain, WEIGHTS, is_mixed=is_mixed)
@@ -47,7 +47,7 @@ def theirs(logits, targets, smoothing=0.0):
 
 @pytest.fixture(params=range(3))
 def drawn(request):
-    """(logits, labels) of a batch in which one class is not."""
+    """Returns (logits, labels) of a batch that lacks one class."""
     rng = np.random.default_rng(request.param)
     logits = 3 * rng.normal(size=(NUM_ROWS, len(WEIGHTS))).astype(np.float32)
     return logits, rng.integers(0, 3, NUM_ROWS).astype(np.int32)
@@ -67,11 +67,11 @@ def test_the_loss_is_torchs(drawn, smoothing):
 def test_of_blended_images_the_loss_is_that_of_torchs_distributions(
     drawn, blend, smoothing
 ):
-    """torch divides by the number of images where targets are distributions."""
+    """For targets that are distributions, torch divides by the number of images."""
     logits, labels = drawn
     options = {blend: 1.0, "label_smoothing": smoothing}
     loss, gradient, _ = ours(logits, labels, **options)
-    mixed = ours(logits, labels, **{blend: 1.0})[2]  # which torch itself smooths
+    mixed = ours(logits, labels, **{blend: 1.0})[2]  # torch smooths these itself
     assert ((mixed > 0) & (mixed < 1)).any()
     expected, moved = theirs(logits, mixed, smoothing)
     assert abs(loss - expected) <= 1e-6 * max(1, abs(expected))

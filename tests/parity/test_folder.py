@@ -1,4 +1,4 @@
-"""Folders of odd images against torchvision.datasets.ImageFolder itself."""
+"""Compares folders of odd images with torchvision.datasets.ImageFolder."""
 
 import warnings
 
@@ -40,6 +40,6 @@ def test_odd_images_are_torchvisions(tmp_path):
     assert len(images) == len(ODD)
     for path, image, index in zip(train.paths, images, range(len(ODD)), strict=True):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of palettes with alphas
+            warnings.simplefilter("ignore")  # for palettes with alpha
             expected = np.asarray(theirs[index][0])
         np.testing.assert_array_equal(image, expected, err_msg=path.name)

@@ -15,7 +15,7 @@ import twins
 
 pytestmark = [pytest.mark.optimized, pytest.mark.parity]
 
-SLOW = (  # resnet50 and resnext50_32x4d have all they have
+SLOW = (  # resnet50 and resnext50_32x4d cover these
     *("resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2"),
     *("resnext101_32x8d", "resnext101_64x4d"),
 )
@@ -31,7 +31,7 @@ CASES = [
 
 
 def ours(model, variables, images):
-    # Not compiled as a whole: the deep networks repeat a few shapes.
+    # Not compiled as a whole, because deep networks repeat a few shapes.
     logits, state = model.apply(
         variables, jnp.asarray(images), train=False, mutable=["intermediates"]
     )
@@ -44,9 +44,9 @@ def test_features_and_logits(name, stem):
     twin, make = twins.make_pair(name, stem)
     twin.eval()
     side = 64 if stem == "imagenet" else 32
-    # The rounding of 20 logits in two programs is by chance 2.5 times apart, that of 80
-    # up to 1.3 (resnet8, three draws). Other networks have more layers, or such as are
-    # computed with fewer products where there are more images.
+    # By chance, rounding errors of 20 logits in two programs differ by a factor of 2.5,
+    # those of 80 by up to 1.3 (resnet8, three draws). Other networks have more layers,
+    # or layers that use Winograd for more images.
     shape = (8 if name == "resnet8" else 2, side, side, 3)
     images = np.random.default_rng(0).normal(size=shape)
     images = images.astype(np.float32)  # the same numbers in both precisions
@@ -63,7 +63,7 @@ def test_features_and_logits(name, stem):
         error = np.abs(found[stage] - expected).max() / np.abs(expected).max()
         assert error <= 1e-10, stage
 
-    # Its layers are large enough for fewer products, which round thrice as much.
+    # Its layers are large enough for Winograd, which rounds three times as much.
     most = 4 if name == "wrn28_10" else 2
     model = make(jnp.float32)
     found = ours(model, twins.variables_of(twin, model, side), images)

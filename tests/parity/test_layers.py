@@ -1,4 +1,4 @@
-"""Layers against torch.nn's, in training and in inference, values and gradients."""
+"""Compares layers with torch.nn's: values and gradients, in training and inference."""
 
 from functools import partial
 
@@ -94,7 +94,7 @@ def test_conv(size, stride, padding):
     ("size", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (1, 2, 0), (7, 2, 3)]
 )
 def test_conv_on_the_smallest_maps(size, stride, padding, shape):
-    """These take a way of their own, with gradients of its own."""
+    """These have their own algorithm, with its own gradients."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, *shape, 3))
     theirs = torch.nn.Conv2d(
@@ -129,7 +129,7 @@ def test_default_initialisation(ours, make, shape):
     params = ours.init(jax.random.key(0), jnp.zeros(shape))["params"]
     for name, tensor in (("kernel", theirs.weight), ("bias", theirs.bias)):
         drawn, expected = np.asarray(params[name]), tensor.detach().numpy()
-        # Standard errors of mean and deviation of two uniform samples.
+        # Standard errors of the mean and standard deviation of two uniform samples.
         error = expected.std() * (2 / expected.size) ** 0.5
         assert abs(drawn.mean() - expected.mean()) < 4 * error
         assert abs(drawn.std() - expected.std()) < 4 * error

@@ -1,4 +1,4 @@
-"""Optimizers and schedules against torch.optim, step by step."""
+"""Compares optimizers and schedules with torch.optim, step by step."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The PyTorch program and ours, stopped and resumed."""
+"""Stops and resumes the PyTorch program and ours."""
 
 import pytest
 
@@ -36,7 +36,7 @@ def test_taken_up_again_gives_what_one_go_gives(
         assert [record["epoch"] for record in whole] == [1, 2]
         assert figures_of(tmp_path / "parts", program) == whole
     theirs, ours = (figures_of(tmp_path / "whole", name) for name in ("torch", "jax"))
-    # One start and one order, and Adam's moments go over from epoch to epoch.
+    # Same start and order, and Adam's moments carry over from epoch to epoch.
     for a, b, rel in zip(theirs, ours, (1e-5, 2e-5), strict=True):
         assert b["train_loss"] == pytest.approx(a["train_loss"], rel=rel)
     assert "| 2 | " in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""One case of test_training for each optimizer, in every test run.
+"""Runs one case of test_training for each optimizer in every test run.
 
 Muon is not among them: PyTorch's computes its matrices in bfloat16.
 """

@@ -1,4 +1,4 @@
-"""Files and folders that timm, transformers, Lightning and accelerate write."""
+"""Reads files and folders that timm, transformers, Lightning and accelerate write."""
 
 import argparse
 import contextlib
@@ -21,7 +21,7 @@ import twins
 pytestmark = [
     pytest.mark.tools,
     pytest.mark.optimized,
-    pytest.mark.filterwarnings("ignore"),  # theirs, about themselves
+    pytest.mark.filterwarnings("ignore"),  # these libraries' own warnings
 ]
 
 SIDE = 64
@@ -46,7 +46,7 @@ def adopted(path, name="resnet18", key=None, num_classes=10, **options):
 
 
 def assert_equal(found, expected, most=1e-5):
-    """Where there are 50 layers, each program's rounding alone comes to 2e-5."""
+    """With 50 layers, each program's rounding errors reach 2e-5."""
     assert np.abs(found - expected).max() <= most * np.abs(expected).max()
 
 
@@ -195,7 +195,7 @@ def test_lightnings_checkpoint(tmp_path):
     trainer.fit(net, torch.utils.data.DataLoader(data, batch_size=4))
     (path,) = tmp_path.rglob("*.ckpt")
     assert_equal(adopted(path), logits_of(net))
-    assert_equal(adopted(tmp_path), logits_of(net))  # the folder of the run
+    assert_equal(adopted(tmp_path), logits_of(net))  # the run's folder
 
 
 def test_accelerates_folders(tmp_path):

@@ -1,4 +1,4 @@
-"""Twenty training steps in PyTorch and here, from the same weights and batches.
+"""Compares twenty training steps in PyTorch and here, from equal weights and batches.
 
 In float64 the arithmetic is the same; in float32 the losses stay close.
 """
@@ -16,7 +16,7 @@ import twins
 
 pytestmark = [pytest.mark.optimized, pytest.mark.parity]
 
-SLOW = [  # eight million parameters; what another block or stem has with the same
+SLOW = [  # eight million parameters; other cases cover its block and stem
     *(("hresnet", None, "nesterov"), ("hresnet", None, "weights-only")),
     *(("bottleneck", "cifar", "adam"), ("bottleneck", "cifar", "weights-only")),
     *((block, "imagenet", "weights-only") for block in twins.BLOCKS),
@@ -85,8 +85,8 @@ def test_twenty_losses_in_float32(name, stem, optimizer):
 @pytest.mark.parametrize("optimizer", ["adam", "nesterov"])
 @pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
 def test_five_steps_of_the_imagenet_family_in_float64(depth, optimizer):
-    # Deeper ones part in PyTorch alone, from weights off by their last bit, by up to
-    # 2e-2 at the rates of OPTIMIZERS (resnet101).
+    # Deeper ones diverge even within PyTorch if weights differ in the last bit, by up
+    # to 2e-2 at the learning rates of OPTIMIZERS (resnet101).
     options = {} if depth < 50 else {"lr": 1e-8}
     sizes = (6, 6, 4, 6, 6)
     steps.check_float64(f"resnet{depth}", "imagenet", optimizer, sizes, **options)

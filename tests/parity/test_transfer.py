@@ -1,4 +1,4 @@
-"""Freezing as requires_grad=False, and images as torchvision's transforms."""
+"""Compares freezing with requires_grad=False, and transforms with torchvision's."""
 
 import shutil
 
@@ -124,7 +124,7 @@ def test_a_folder_is_torchvisions_imagefolder(tmp_path):
 
 
 def test_the_initial_values_are_drawn_as_pytorch_draws_them():
-    """Mean and deviation of every layer are within the error of the sample."""
+    """Mean and standard deviation of every layer agree within the sampling error."""
     for name in ("hresnet", "resnet18", "resnet50"):
         torch.manual_seed(0)
         twin = twins.create_twin(name)

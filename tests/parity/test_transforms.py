@@ -1,4 +1,4 @@
-"""Augmentation on the host and the device, compared with torchvision."""
+"""Compares augmentation on the host and the device with torchvision."""
 
 import math
 
@@ -43,7 +43,7 @@ def test_the_operations_are_those_of_trivial_augment():
     drawn = [transforms.draw_operation(np.random.default_rng(n)) for n in range(9000)]
     for name, (magnitudes, is_signed) in space.items():
         ours = {magnitude for other, magnitude in drawn if other == name}
-        if name == "Posterize":  # here it is how many bits go
+        if name == "Posterize":  # here it is the number of removed bits
             ours = {8 - round(magnitude) for magnitude in ours}
         if name == "Solarize":
             ours = {255 - magnitude for magnitude in ours}
@@ -70,7 +70,7 @@ def test_an_operation_is_torchvisions(name, mode, photo):
             )
             fill = [0.0] * len(mode)
             expected = _apply_op(image, name, theirs, BILINEAR, fill)
-            # A shear's tangent goes through degrees there, so that it is rounded.
+            # torchvision converts a shear's tangent to degrees, which rounds it.
             np.testing.assert_allclose(
                 np.asarray(found, int),
                 np.asarray(expected, int),
@@ -94,7 +94,7 @@ def test_a_region_is_torchvisions(size, photo):
 
 @pytest.mark.parametrize("shape", [(150, 100), (90, 30), (20, 200)])
 def test_regions_are_distributed_as_torchvisions(shape):
-    """Their means agree within 4 standard errors, and the extreme cases are alike."""
+    """Means agree within 4 standard errors, and extreme cases are equal."""
     width, height = shape
     rng, num = np.random.default_rng(0), 3000
     torch.manual_seed(0)
@@ -137,7 +137,7 @@ def test_jitter_is_torchvisions(photo):
 
 
 def test_a_transform_is_the_composition_of_its_parts(photo):
-    """In torchvision's order: region, operation of TrivialAugment, jitter."""
+    """The order is torchvision's: region, TrivialAugment operation, jitter."""
     cfg = AugmentConfig(
         random_resized_crop=True, auto_augment="ta_wide", color_jitter=0.3
     )
@@ -149,7 +149,7 @@ def test_a_transform_is_the_composition_of_its_parts(photo):
         with Image.open(photo) as file:
             box = transforms.draw_region(rng, *file.size, smallest=0.08)
             times = min(box.width, box.height) // 48
-            if times >= 2:  # it is decoded at half the scale
+            if times >= 2:  # decoded at half scale
                 file.draft("RGB", (file.width // times, file.height // times))
                 assert file.size == (75, 50)
                 edges = (box.left, box.top, box.left + box.width, box.top + box.height)
@@ -250,7 +250,7 @@ def test_the_schedule_is_torchvisions(name):
 
 
 def test_the_settings_are_those_that_torchvision_trained_with():
-    """By its references' commands: the README of references/classification."""
+    """From the commands in the README of torchvision's references/classification."""
     first, second = RECIPES["imagenet"][1], RECIPES["imagenet-v2"][1]
     o, d, a = first.optim, first.data, first.augment
     assert (o.optimizer, o.lr, o.momentum, o.weight_decay) == ("sgd", 0.1, 0.9, 1e-4)
@@ -273,7 +273,7 @@ def test_the_settings_are_those_that_torchvision_trained_with():
 
 
 def test_the_decay_spares_the_norms_as_torchvisions():
-    """set_weight_decay(model, 2e-5, norm_weight_decay=0): the groups of parameters."""
+    """Compares with set_weight_decay(model, 2e-5, norm_weight_decay=0)."""
     cfg = RECIPES["imagenet-v2"][1]
     model = models.create_model("resnet18", num_classes=5)
     variables = training.init_variables(model, (32, 32, 3), key=jax.random.key(0))
@@ -289,7 +289,7 @@ def test_the_decay_spares_the_norms_as_torchvisions():
 
 
 def test_the_average_is_torchvisions():
-    """references/classification: ExponentialMovingAverage, its reset in the warm-up."""
+    """Compares with its references' ExponentialMovingAverage, reset in warm-up."""
     steps, epochs, warmup = 70, 6, 2
     cfg = Config(
         data=DataConfig(batch_size=8),
@@ -325,7 +325,7 @@ def test_the_average_is_torchvisions():
 
 
 def test_repeated_augmentation_is_torchvisions_sampler():
-    """RASampler of one process: each image four times in a row, for as many draws."""
+    """RASampler in one process: each image four times in a row, as many draws."""
     batches = data.epoch_batches(22, [8, 8, 6], 3, seed=1, repeats=4)
     order = data.epoch_order(22, seed=1, epoch=3)
     expected = [index for index in order for _ in range(4)][:22]

@@ -1,4 +1,4 @@
-"""Weight files as people's tools write them, compared with PyTorch's logits."""
+"""Reads weight files of many tools, and compares with PyTorch's logits."""
 
 import argparse
 import collections
@@ -30,7 +30,7 @@ SIDE = 32
 
 
 class Shortcut(nn.Sequential):
-    """He et al.'s option B, as torchvision has it."""
+    """He et al.'s option B, as in torchvision."""
 
     def __init__(self, channels, features, stride):
         super().__init__(
@@ -77,7 +77,7 @@ def logits_of(net, x):
 
 
 def adopted(path, name="resnet20", key=None, channels=3, num_classes=10, **options):
-    """Our logits with the weights in the file."""
+    """Returns our logits with the weights in the file."""
     model = models.create_model(
         name, num_classes=num_classes, in_channels=channels, **options
     )
@@ -260,7 +260,7 @@ def test_names_of_other_programs(table, tmp_path, caplog):
 def test_a_sequential_of_the_layers(with_pool, tmp_path):
     _, net = known()
     layers = list(net.children())
-    if not with_pool:  # a network of small images has none
+    if not with_pool:  # a network for small images has none
         net = resnet18()
         net.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
         net.maxpool = nn.Identity()
@@ -291,7 +291,7 @@ def test_a_wide_residual_network_of_xternalz(tmp_path, monkeypatch):
 
 
 def test_shortcuts_by_convolutions(tmp_path):
-    """As torch.hub's networks of CIFAR have them."""
+    """As in torch.hub's CIFAR networks."""
     net = resnet20(projected=True)
     torch.save(net.state_dict(), tmp_path / "w.pth")
     assert_read(tmp_path / "w.pth", net, shortcut="conv_bn")

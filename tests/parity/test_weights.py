@@ -136,7 +136,7 @@ def test_a_flipped_bit_that_torch_accepts_is_found(tmp_path):
 
 
 def test_torchvisions_own_network_takes_what_is_exported(tmp_path):
-    """As the model card says: load_file, load_state_dict(strict=True), same logits."""
+    """Follows the model card: load_file, load_state_dict(strict=True), equal logits."""
     import torchvision
     from safetensors.torch import load_file
 

@@ -1,4 +1,4 @@
-"""PyTorch networks with random weights and statistics, and their values in ours."""
+"""Makes PyTorch networks with random weights and statistics, and ours with the same."""
 
 import copy
 from collections.abc import Callable
@@ -11,14 +11,14 @@ import resnet_jax
 from benchmarks.torch_models import create_twin, with_cifar_stem
 from resnet_jax import training
 
-torch.set_num_threads(1)  # more of them and those of JAX wait for each other
+torch.set_num_threads(1)  # more threads, and JAX's and these wait for each other
 
 WIDTHS = (16, 32, 64, 128)
 BLOCKS = {
     "basic": (resnet.BasicBlock, resnet_jax.BasicBlock),
     "bottleneck": (resnet.Bottleneck, resnet_jax.Bottleneck),
 }
-# With groups, a width of their own, and the stride in the first convolution.
+# With groups, their own width, and the stride in the first convolution.
 GROUPED = {"groups": 4, "width_per_group": 32, "stride_in_1x1": True}
 
 
@@ -47,7 +47,7 @@ def randomise(twin: torch.nn.Module, side: int, seed: int = 0) -> torch.nn.Modul
 
 
 def thin(block: type, stem: str | None, grouped: bool = False) -> torch.nn.Module:
-    """torchvision's ResNet of one `block` a stage, with WIDTHS for its widths.
+    """Returns torchvision's ResNet with one `block` per stage, of widths WIDTHS.
 
     It has no argument for them, so its own parts are put together again.
     """
@@ -93,12 +93,12 @@ def make_pair(name: str, stem: str | None = None) -> tuple[torch.nn.Module, Call
 
 
 def state_dict_of(twin: torch.nn.Module) -> dict[str, np.ndarray]:
-    # Copies: theirs go on moving.
+    # Copies, because PyTorch's continue to change.
     return {k: v.detach().numpy().copy() for k, v in twin.state_dict().items()}
 
 
 def variables_of(twin: torch.nn.Module, model, side: int):
-    """Our variables with the values of `twin`."""
+    """Returns our variables with the values of `twin`."""
     template = training.variable_shapes(model, (side, side, 3))
     return resnet_jax.from_torch(state_dict_of(twin), template)
 
@@ -108,7 +108,7 @@ def nchw(images: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
 
 
 def stages_of(twin: torch.nn.Module, x: torch.Tensor) -> dict[str, np.ndarray]:
-    """Logits and the output of the stem and of each stage, NHWC float64."""
+    """Returns logits and the outputs of the stem and each stage, NHWC float64."""
     found: dict[str, torch.Tensor] = {}
     hooks = []
 

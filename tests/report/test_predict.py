@@ -21,7 +21,7 @@ from resnet_jax.training.state import TrainState
 
 
 def test_a_map_is_the_weighted_sum_of_the_last_block(tiny, key):
-    """The gradient is known of a network that ends in a mean and a linear layer."""
+    """The gradient is known for a network that ends in a mean and a linear layer."""
     model = models.create_model(tiny, num_classes=3)
     variables = training.init_variables(model, (8, 8, 3), key=key)
     x = jax.random.normal(key, (2, 8, 8, 3))
@@ -54,7 +54,7 @@ CLASSES = ("ant", "bee", "cat", "dog")
 
 @pytest.fixture
 def subject(one_block, key):
-    """A network of four classes, not trained."""
+    """An untrained network with four classes."""
     cfg = make_config(model=one_block, dataset="digits", normalize="half")
     model = models.create_model(one_block, num_classes=4)
     variables = training.init_variables(model, (32, 32, 3), key=key)
@@ -64,7 +64,7 @@ def subject(one_block, key):
 
 @pytest.fixture
 def images(tmp_path):
-    """A folder of eleven images of their own brightness."""
+    """A folder of eleven images, each with its own brightness."""
     folder = tmp_path / "images"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -159,7 +159,7 @@ def test_files_that_cannot_be_read_are_named_and_the_others_written(
     assert capsys.readouterr().out == f"predictions: {output}, 9 images\n"
     assert len(rows_of(output)) == 9
 
-    # Where none is left, what was there stays.
+    # If none is left, earlier files stay.
     before = output.read_bytes()
     with pytest.raises(DataError, match=r"1 of 1 cannot be read: gone.png \("):
         predict.predict_files(subject, ["gone.png"], None, output)

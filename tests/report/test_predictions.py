@@ -25,7 +25,7 @@ def rows_of(path):
 
 @pytest.fixture
 def make(one_block):
-    """(subject, preprocess, loader) of a network that is not trained, and images."""
+    """Returns (subject, preprocess, loader) for an untrained network and images."""
 
     def make(images, labels, names, seeds=1, **fields):
         cfg = make_config(

@@ -28,7 +28,7 @@ _TRAINED = []
 
 @pytest.fixture
 def run_dir(digits_run, tmp_path):
-    """A copy of a run that was trained once."""
+    """A copy of a run that is trained once."""
     if not _TRAINED:
         _TRAINED.append(digits_run(epochs=2, validation_split=0.2)[1])
     return shutil.copytree(_TRAINED[0], tmp_path / "trained")
@@ -63,7 +63,7 @@ def test_a_report_shows_the_run_and_a_browser_opens_it(run_dir, tmp_path, capsys
     for name, accuracy in printed["class_accuracy"].items():
         assert recalls[name] == pytest.approx(accuracy or 0.0)
 
-    # No console error and nothing asked of the network.
+    # No console error, and no network request.
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("the page is right; no Chromium here to open it in")
@@ -181,7 +181,7 @@ def test_the_surest_mistakes_come_first_and_say_what_is_true():
 def test_a_whitened_network_has_its_report_and_its_export(
     digits_run, tmp_path, capsys, monkeypatch
 ):
-    def save(figure, path):  # all but the structure are drawn for others, too
+    def save(figure, path):  # all but the structure are drawn for other runs, too
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.zeros((1, 1, 3), np.uint8)).save(path)
 
@@ -198,7 +198,7 @@ def test_a_whitened_network_has_its_report_and_its_export(
     evaluate.main(EvaluateConfig(str(exported)))
     assert capsys.readouterr().out.splitlines()[-1] == last
 
-    # Its axes are those that its other layers know: no other data move them.
+    # No other data change the axes.
     again = fields.replace(
         cfg, workdir=str(tmp_path / "again"), pretrained=str(exported), lr=0.0,
         max_train_samples=32,

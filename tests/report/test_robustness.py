@@ -23,7 +23,7 @@ NAMES = ("a", "b", "c")
 
 @pytest.fixture
 def found():
-    """A result of measure."""
+    """Returns a result of measure."""
     accuracy = {
         name: [0.9 - 0.01 * index - 0.1 * severity for severity in range(5)]
         for index, name in enumerate(corruptions.CORRUPTIONS)
@@ -37,7 +37,7 @@ def found():
 
 @pytest.fixture
 def make(one_block):
-    """(subject, preprocess, loader) of `seeds` networks and 22 random images."""
+    """Returns (subject, preprocess, loader): `seeds` networks, 22 random images."""
 
     def make(seeds):
         cfg = make_config(
@@ -126,7 +126,7 @@ def test_the_pictures_show_every_corruption(channels, found, tmp_path, monkeypat
         np.testing.assert_array_equal(shown[place].reshape(expected.shape), expected)
 
 
-@pytest.mark.process  # for its pictures
+@pytest.mark.process  # because of its figures
 def test_evaluate_prints_it_writes_it_and_shows_it(digits_run, tmp_path, capsys):
     _, run_dir = digits_run(epochs=1)
     output = tmp_path / "o.json"

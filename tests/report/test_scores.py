@@ -48,7 +48,7 @@ def test_figures_are_scikit_learns(predictions):
 
 def test_a_class_without_images_is_in_no_mean():
     labels = np.array([0, 0, 1, 1])
-    predicted = np.eye(4)[[0, 2, 1, 1]]  # 2 is predicted, and 3 not even that
+    predicted = np.eye(4)[[0, 2, 1, 1]]  # 2 is predicted, but 3 is not
     found = scores.score(predicted, labels, ["a", "b", "c", "d"])
     assert found["balanced_accuracy"] == 0.75
     assert found["macro_f1"] == pytest.approx((2 / 3 + 1 + 0) / 3)

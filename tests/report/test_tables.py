@@ -27,7 +27,7 @@ def write(path, parts):
 
 
 def read(path):
-    """Reads the rows of a file as dictionaries, by other libraries."""
+    """Reads a file's rows as dictionaries, with other libraries."""
     if path.suffix == ".csv":
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
@@ -61,7 +61,7 @@ def test_rows_come_back(suffix, tmp_path, monkeypatch):
     assert [row["count"] for row in found] == [1, 2, 3]
     assert [row["right"] for row in found] == [True, False, True]
     assert [row["share"] for row in found[:2]] == [0.1, 1e-20]
-    nothing = found[2]["share"]  # which JSON has not
+    nothing = found[2]["share"]  # which JSON lacks
     assert nothing is None if "json" in suffix else nothing != nothing
     write(path, [])
     assert read(path) == []

@@ -38,7 +38,7 @@ def test_the_holder_says_who_it_is(tmp_path):
     with directory.claim(tmp_path / "run"):
         holder = json.loads((tmp_path / "run" / directory.HOLDER).read_text())
     assert holder["pid"] == os.getpid() and holder["host"] == socket.gethostname()
-    assert not (tmp_path / "run").exists()  # for nothing was put there
+    assert not (tmp_path / "run").exists()  # because nothing was put there
 
 
 def test_what_was_put_there_stays(tmp_path):
@@ -101,7 +101,7 @@ def test_what_a_resume_may_change_is_said_by_the_fields():
     resume = {
         one.name: one.metadata.get("resume", "same") for one, _ in fields.flat(Config())
     }
-    for group in (ModelConfig(), OptimConfig()):  # what is learnt, and how
+    for group in (ModelConfig(), OptimConfig()):  # what is trained, and how
         assert {resume[one.name] for one, _ in fields.flat(group)} == {"same"}
     for name in ("dataset", "seed", "batch_size", "validation_split", "sync_bn"):
         assert resume[name] == "same"
@@ -134,7 +134,7 @@ def test_where_a_file_system_has_no_locks_a_file_is_one(tmp_path, monkeypatch):
         with pytest.raises(ConfigError, match=f"in use by process {os.getpid()} on"):
             with directory.claim(tmp_path / "run"):
                 pass
-    with directory.claim(tmp_path / "run"):  # it was given back
+    with directory.claim(tmp_path / "run"):  # it was released
         pass
     assert not (tmp_path / "run").exists()  # nothing was put there
 

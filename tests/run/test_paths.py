@@ -34,7 +34,7 @@ def steps(run_dir):
 
 
 def score(run_dir, capsys, **options):
-    """The last line of evaluate.py."""
+    """Returns the last line of evaluate.py."""
     capsys.readouterr()
     evaluate.main(EvaluateConfig(run=str(run_dir), **options))
     return capsys.readouterr().out.splitlines()[-1]
@@ -45,7 +45,7 @@ def test_a_run_directory_may_have_any_name(
     name, digits_run, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    with redirect_stdout(Stream(sys.stdout)):  # as commands have it
+    with redirect_stdout(Stream(sys.stdout)):  # as in commands
         cfg, run_dir = digits_run(workdir=name, keep_checkpoints=1, **SMALL)
         assert steps(tmp_path / name) == {1}
         train.main(fields.replace(cfg, epochs=2, override=True))

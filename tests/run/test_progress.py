@@ -84,7 +84,7 @@ def test_the_seconds_of_an_epoch_are_of_all_its_steps_though_it_stopped(monkeypa
     monkeypatch.setattr("resnet_jax.run.progress.time", clock)
 
     def train(place=None, steps=4):
-        """Steps of two images, each of ten seconds."""
+        """Makes steps of two images, ten seconds each."""
         progress = make()
         if place is not None:
             progress.go_to(json.loads(json.dumps(place)))
@@ -94,7 +94,7 @@ def test_the_seconds_of_an_epoch_are_of_all_its_steps_though_it_stopped(monkeypa
             progress.add(sums(1.0))
             progress.collect()
             middle = progress.place
-        clock.now += 1000  # what comes after is not of the epoch
+        clock.now += 1000  # later time does not belong to the epoch
         return progress, middle if left else place
 
     progress, _ = train()
@@ -102,7 +102,7 @@ def test_the_seconds_of_an_epoch_are_of_all_its_steps_though_it_stopped(monkeypa
     _, middle = train(steps=3)
     assert middle["train_seconds"] == 30.0
     assert train(middle)[0].times == progress.times
-    assert train(progress.place)[0].times == progress.times  # in its evaluation
+    assert train(progress.place)[0].times == progress.times  # during evaluation
     progress.note_scored(progress.step)
     assert progress.place["train_seconds"] == 0.0
 
@@ -124,7 +124,7 @@ def noted(monkeypatch):
 
 
 def go(trace, noted, steps):
-    """Returns {call of the profiler: step after which it came}."""
+    """Returns {profiler call: step after which it was made}."""
     found = {}
     for step in steps:
         before = len(noted)

@@ -62,7 +62,7 @@ def test_the_figures_are_those_of_the_step(parts, key):
     )
     rms = np.sqrt(np.square(y).mean())
     assert found["conv1"]["activation"] == pytest.approx(float(rms), rel=1e-5)
-    # BatchNorm in training: outputs of mean square 1, whatever comes in
+    # BatchNorm in training: outputs have mean square 1 for any input
     assert found["bn1"]["activation"] == pytest.approx(1.0, rel=1e-3)
 
 
@@ -101,7 +101,7 @@ def test_a_run_logs_step_0_and_every_epoch_and_resumes(digits_run):
     places = [(r["epoch"], r["step"]) for r in map(json.loads, whole)]
     assert places == [(0, 0), (1, 4), (2, 8)]
     cfg, parted = digits_run(epochs=1, log_gradients=True)
-    with (parted / "layers.jsonl").open("a") as file:  # of a step that was lost
+    with (parted / "layers.jsonl").open("a") as file:  # from a step that was lost
         file.write(json.dumps({"epoch": 2, "step": 8, "layers": {}}) + "\n")
     train.main(fields.replace(cfg, epochs=2, override=True))
     assert (parted / "layers.jsonl").read_text().splitlines() == whole
@@ -124,5 +124,5 @@ def test_dropout_and_a_network_without_norm_are_measured(tiny, key):
     assert not any("bn" in name for name in found) and "layer2.0.conv2" in found
     moved = moved_by_a_step(model, tx, augment, state, batch, key)
     step = jax.tree.map(jnp.subtract, state.params["fc"], moved.params["fc"])
-    norm = float(optax.global_norm(step)) / 0.1  # what dropout left, the step's own
+    norm = float(optax.global_norm(step)) / 0.1  # of what dropout kept in the step
     assert float(found["fc"]["gradient"]) == pytest.approx(norm, rel=1e-4)

@@ -55,7 +55,7 @@ def test_nothing_has_no_features(tiny, parts):
 
 
 def test_training_on_cached_features_is_the_long_way(one_block, parts, tmp_path):
-    """A run with cached features cannot resume without them, or the reverse."""
+    """A run with cached features cannot resume without them, or vice versa."""
     runs = []
     for cached in (False, True):
         cfg = make_config(
@@ -77,7 +77,7 @@ def test_training_on_cached_features_is_the_long_way(one_block, parts, tmp_path)
         runs.append([json.loads(line) for line in path.read_text().splitlines()])
     for first, *others in runs:
         assert first["startup_seconds"] > first["compile_seconds"] > 0
-        for line in others:  # nothing of it is theirs
+        for line in others:  # only the first pays for it
             assert line["startup_seconds"] == line["compile_seconds"] == 0
     for long, short in zip(*runs, strict=True):
         assert long["step"] == short["step"]

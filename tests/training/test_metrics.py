@@ -15,7 +15,7 @@ def test_eval_sums_by_hand():
     logits = np.asarray(logits, np.float64)
     losses = np.log(np.exp(logits).sum(-1)) - logits[np.arange(3), labels]
     np.testing.assert_allclose(sums["loss"], losses.sum(), rtol=1e-6)
-    # The tie of the third goes to the lower class, as argmax has it.
+    # The third's tie goes to the lower class, as in argmax.
     assert sums["correct"] == 1 and sums["count"] == 3 and sums["correct_top5"] == 3
     np.testing.assert_array_equal(sums["class_correct"], [0, 1, 0])
     np.testing.assert_array_equal(sums["class_count"], [0, 2, 1])

@@ -63,7 +63,7 @@ def test_schedules():
 
 
 def test_schedules_by_epochs():
-    """Three steps to an epoch."""
+    """An epoch has three steps."""
     common = {"total_steps": 18, "steps_per_epoch": 3, "lr": 1.0}
     step = make_schedule(schedule="step", lr_step_size=2, **common)
     expected = np.repeat([1, 1, 0.1, 0.1, 0.01, 0.01], 3)
@@ -77,7 +77,7 @@ def test_schedules_by_epochs():
     stairs = make_schedule(**rising, sched_on_updates=False, **common)
     expected = np.repeat(smooth[::3], 3)
     np.testing.assert_allclose(values(stairs, range(18)), expected, atol=1e-6)
-    # A first look at a long recipe ends within its warm-up.
+    # A short trial of a long recipe ends within its warm-up.
     short = make_schedule(**rising, **{**common, "total_steps": 4})
     np.testing.assert_allclose(values(short, range(4)), warmup[:4], atol=1e-6)
 
@@ -137,8 +137,8 @@ def test_muon_makes_kernels_orthogonal_and_leaves_the_rest_to_adamw(key):
         np.testing.assert_allclose(updates["fc"][leaf], expected["fc"][leaf], rtol=1e-6)
     moved = -updates["conv"]["kernel"] / 0.01 - 0.1 * params["conv"]["kernel"]
     singular = np.linalg.svd(np.reshape(moved, (36, 16)), compute_uv=False)
-    # Newton and Schulz' five steps leave them in about [.7, 1.2]; the root mean square
-    # of 16 equal ones among 36 x 16 values is .2.
+    # Five Newton-Schulz steps bring singular values to about [.7, 1.2]; with 16 equal
+    # ones, 36 x 16 values have a root mean square of .2.
     unit = 0.2 * 36**0.5
     assert 0.6 * unit < singular.min() and singular.max() < 1.3 * unit
     assert float(jnp.sqrt(jnp.square(moved).mean())) == pytest.approx(0.2, rel=0.2)
@@ -148,7 +148,7 @@ def test_muon_makes_kernels_orthogonal_and_leaves_the_rest_to_adamw(key):
 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_what_muon_makes_orthogonal_is_the_momentum(nesterov, key):
-    """Returns the update of one step for that momentum, of any size."""
+    """Returns the update of one step for a momentum of any size."""
     kernel = {"conv": {"kernel": jnp.ones((3, 3, 4, 16))}}
     tx = make_optimizer(optimizer="muon", lr=0.01, momentum=0.6, nesterov=nesterov)
 
@@ -161,14 +161,14 @@ def test_what_muon_makes_orthogonal_is_the_momentum(nesterov, key):
         grad = jax.random.normal(number, (3, 3, 4, 16))
         found, state = step(grad, state)
         mean = 0.6 * mean + 0.4 * grad
-        momentum = mean / (1 - 0.6**t)  # without its bias to 0, as Adam's
+        momentum = mean / (1 - 0.6**t)  # bias-corrected, like Adam's
         if nesterov:
             momentum = 0.6 * mean / (1 - 0.6 ** (t + 1)) + 0.4 * grad / (1 - 0.6**t)
         expected, _ = step(momentum, tx.init(kernel))
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
 
 
-# Two of one shape, one wider than tall, one that is square, and one by itself.
+# Two of equal shape, one wide, one square, and one with its own shape.
 KERNELS = {
     "a": {"kernel": (3, 3, 4, 16)},
     "b": {"kernel": (3, 3, 4, 16)},
@@ -197,7 +197,7 @@ def optaxs_muon(params, **options):
 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_muon_is_optaxs(nesterov):
-    """The state is equal as well, so that each can resume the other's."""
+    """States are equal as well, so that each can resume the other's."""
     with jax.enable_x64(True):
         params = kernels(0, np.float64)
         options = {"momentum": 0.6, "nesterov": nesterov}
@@ -244,7 +244,7 @@ SINGULAR = {
 @pytest.mark.parametrize("shape", [(3, 3, 48, 48), (1, 1, 48, 432)])
 @pytest.mark.parametrize("name", SINGULAR)
 def test_rounding_is_little_of_a_muon_update(name, shape):
-    """In float32, whose steps on the whole matrix are up to 2e-5 from float64's.
+    """In float32, whole-matrix steps deviate from float64 by up to 2e-5.
 
     With one Gram matrix for all five steps it would be 2e-3.
     """

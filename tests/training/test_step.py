@@ -68,7 +68,7 @@ def test_nothing_in_a_step_is_drawn_from_another_s_key(tiny, batch, monkeypatch)
 
         def watched(*args, **options):
             drawn[name] = args[at]
-            if is_last:  # the network, operation by operation, takes long
+            if is_last:  # the network is slow operation by operation
                 raise ReachedError
             return function(*args, **options)
 
@@ -85,7 +85,7 @@ def test_nothing_in_a_step_is_drawn_from_another_s_key(tiny, batch, monkeypatch)
     with jax.disable_jit(), pytest.raises(ReachedError):
         step(state, batch)
     found = {}
-    for name, key in drawn.items():  # what each gives, and what comes of it
+    for name, key in drawn.items():  # each key, and those derived from it
         children = [jax.random.fold_in(key, number) for number in range(8)]
         found[name] = {tuple(jax.random.key_data(k).tolist()) for k in [key, *children]}
     assert len(found) == 6
@@ -203,7 +203,7 @@ def test_evaluation_that_loses_an_example_raises(tiny, batch):
 
 @pytest.mark.parametrize("held", [True, False])
 def test_what_is_predicted_is_the_model_s_own_in_order(tiny, batch, held):
-    """The logits of every example, whether the last batch is padded or not."""
+    """Compares all logits, whether the last batch is padded or not."""
     model, state, _ = make(tiny)
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (7, *SHAPE), np.uint8)
@@ -212,7 +212,7 @@ def test_what_is_predicted_is_the_model_s_own_in_order(tiny, batch, held):
     logits = jax.jit(lambda x: model.apply(state.variables, preprocess(x), train=False))
     expected = np.asarray(logits(images))
     apart = np.abs(expected[:, None] - expected).max(-1) + np.eye(7)
-    assert apart.min() > 1e-2  # so that none passes for another
+    assert apart.min() > 1e-2  # so that none can be mistaken for another
     for size in (2, 3, 7, 20):  # 1, 2, 0 and 0 rows are padding
         loader = make_loader(dataset, held=held, eval_batch_size=size)
         whole = evaluation.predict(model, preprocess, loader, state.variables, dataset)

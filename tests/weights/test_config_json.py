@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from resnet_jax.errors import DataError
 from resnet_jax.weights.config_json import Described, read_described
 
-# By timm.models.save_for_hf(create_model("resnet18.a1_in1k")).
+# Written by timm.models.save_for_hf(create_model("resnet18.a1_in1k")).
 TIMM: dict[str, Any] = {
     "architecture": "resnet18",
     "num_classes": 1000,
@@ -39,7 +39,7 @@ TIMM: dict[str, Any] = {
         "paper_ids": "arXiv:2110.00476",
     },
 }
-# By ResNetForImageClassification(config).save_pretrained.
+# Written by ResNetForImageClassification(config).save_pretrained.
 TRANSFORMERS: dict[str, Any] = {
     "architectures": ["ResNetForImageClassification"],
     "depths": [3, 4, 6, 3],
@@ -60,7 +60,7 @@ TRANSFORMERS: dict[str, Any] = {
     "transformers_version": "5.24.0",
 }
 BASIC = {"layer_type": "basic", "hidden_sizes": [64, 128, 256, 512]}
-# By ConvNextImageProcessor(...).save_pretrained, as ResNets on the Hub have it.
+# Written by ConvNextImageProcessor(...).save_pretrained, as for the Hub's ResNets.
 CONVNEXT: dict[str, Any] = {
     "crop_pct": 0.875,
     "do_normalize": True,
@@ -104,7 +104,7 @@ def refused(read):
 
 
 def _timm(**changes: Any) -> dict[str, Any]:
-    """TIMM with changes, those of its pretrained_cfg in there."""
+    """Returns TIMM with changes, including those of its pretrained_cfg."""
     nested = TIMM["pretrained_cfg"]
     inner = {name: changes.pop(name) for name in [*changes] if name in nested}
     return {**TIMM, "pretrained_cfg": {**nested, **inner}, **changes}

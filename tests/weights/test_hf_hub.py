@@ -1,4 +1,4 @@
-"""Repositories of the Hub, served on this machine."""
+"""Uses repositories of the Hub, served locally."""
 
 import contextlib
 import hashlib
@@ -20,22 +20,22 @@ from resnet_jax.weights import hf_hub
 
 REPO = "timm/resnet18.a1_in1k"
 SOURCE = f"{hf_hub.PREFIX}{REPO}"
-WEIGHTS = bytes(range(256)) * 40  # no weights, but nothing looks into them here
+WEIGHTS = bytes(range(256)) * 40  # not valid weights, but nothing reads them here
 
 
 class Hub:
-    """A server with the repository REPO, its faults, and its requests."""
+    """A server with the repository REPO, its faults, and a record of requests."""
 
     def __init__(self):
         self.commits: dict[str, dict[str, bytes]] = {}
         self.branches: dict[str, str] = {}
         self.asked: list[tuple[str, str, dict[str, str]]] = []
         self.token: str | None = None
-        self.refusal: tuple[int, str] | None = None  # of every request
-        self.failing = "(?!)"  # paths that it answers with 500
-        self.page: bytes | None = None  # instead of JSON
-        self.breaks: list[int] = []  # bytes after which the next transfers break
-        self.body = staticmethod(lambda body: body)  # of large files as they are sent
+        self.refusal: tuple[int, str] | None = None  # answers every request
+        self.failing = "(?!)"  # paths answered with 500
+        self.page: bytes | None = None  # sent instead of JSON
+        self.breaks: list[int] = []  # bytes after which the next transfers break off
+        self.body = staticmethod(lambda body: body)  # what is sent of a large file
 
     def commit(self, branch: str = "main", **files: bytes) -> str:
         content = {name.replace("__", "."): body for name, body in files.items()}
@@ -51,7 +51,7 @@ class Hub:
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: Hub
-    cdn: str  # the address that large files are at; "" if this is it
+    cdn: str  # where large files are; "" for this server
 
     def log_message(self, *args: Any) -> None:
         pass
@@ -161,7 +161,7 @@ def library():
 
 @pytest.fixture
 def hub(library, tmp_path, monkeypatch):
-    """A Hub that huggingface_hub asks, with a cache in tmp_path."""
+    """A Hub for huggingface_hub, with a cache in tmp_path."""
     from huggingface_hub import constants, utils
 
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
@@ -174,7 +174,7 @@ def hub(library, tmp_path, monkeypatch):
         README__md=b"#",
     )
     with contextlib.ExitStack() as stack:
-        # By another name: to the library, another host.
+        # Under another name, which the library takes for another host.
         cdn = stack.enter_context(_serving(hub=hub, cdn=""))
         cdn = cdn.replace("127.0.0.1", "localhost")
         url = stack.enter_context(_serving(hub=hub, cdn=cdn))
@@ -189,7 +189,7 @@ def hub(library, tmp_path, monkeypatch):
             "DOWNLOAD_CHUNK_SIZE": 1024,
         }.items():
             monkeypatch.setattr(constants, name, value)
-        # The library waits for seconds between its tries.
+        # The library waits for seconds between attempts.
         monkeypatch.setattr("time.sleep", lambda seconds: None)
         hub.url, hub.cache = url, home / "hub"
         yield hub
@@ -290,7 +290,7 @@ def test_a_failing_file_server_is_one_line(hub):
 
 def test_a_broken_transfer_goes_on_where_it_broke(hub):
     hub.breaks = [4096]
-    with contextlib.suppress(DataError):  # huggingface_hub 1.0 goes on the next time
+    with contextlib.suppress(DataError):  # huggingface_hub 1.0 continues the next time
         hf_hub.fetch(SOURCE)
     assert (hf_hub.fetch(SOURCE) / "model.safetensors").read_bytes() == WEIGHTS
     ranges = [headers.get("Range", headers.get("range")) for _, _, headers in hub.asked]

@@ -1,4 +1,4 @@
-"""Exporting ONNX graphs, and the check before one is written."""
+"""Exports ONNX graphs, and tests the check before one is written."""
 
 import json
 
@@ -19,7 +19,7 @@ jax2onnx = pytest.importorskip("jax2onnx", reason=REASON)
 onnx = pytest.importorskip("onnx", reason=REASON)
 onnxruntime = pytest.importorskip("onnxruntime", reason=REASON)
 
-pytestmark = pytest.mark.onnx  # jax2onnx asks for an older orbax than is installed
+pytestmark = pytest.mark.onnx  # jax2onnx requires an older orbax than is installed
 
 
 @pytest.fixture
