@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import inspect
+import re
 import typing
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ def table(owner: type, names: set[str]) -> list[str]:
             f"`--{one.name.replace('_', '-')}`{mark}",
             values_of(hints[one.name], dict(one.metadata)),
             shown(one.default),
-            texts[one.name].replace("|", "\\|"),
+            re.sub(r"[\[|]", r"\\\g<0>", texts[one.name]),
             "; ".join(set_by),
         )
         lines.append("| " + " | ".join(cells) + " |")

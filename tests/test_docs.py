@@ -150,6 +150,15 @@ def test_a_command_that_is_none_is_found():
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_every_block_is_of_a_known_language(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    fences = re.findall(r"^ *```(.*)$", text, re.MULTILINE)
+    assert set(fences[::2]) <= {"sh", "python", "text", "yaml"}
+    assert not any(fences[1::2])
+    assert "\\\\\n" not in text  # continues no line of a shell
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_block_of_python_compiles(page):
     for block in blocks(page, "python"):
         if excerpt := re.match(r"# (resnet_jax/\S+)", block):

@@ -35,7 +35,8 @@ class Loader:
 
     Args:
       order: the order of the training examples; None for evaluation only.
-      epochs, max_steps: the length of the training.
+      epochs: the number of epochs of the training.
+      max_steps: its number of steps if that is smaller; None for all epochs.
       cfg: steps_per_call full batches are passed together, for a compiled step that
         scans over them, aligned so that a resumed epoch has the same groups. By default
         1 on CPUs, where XLA's loops use one thread, and for streamed images; otherwise

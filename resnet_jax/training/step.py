@@ -59,7 +59,8 @@ def train_step(
       backbone_bn: mode of BatchNorm layers that are not trainable. "update": their
         statistics are updated, like those of a PyTorch module in training mode with
         requires_grad=False; "frozen": they are in inference mode.
-      grad_accum_steps, local_bn: see loss_and_gradient.
+      grad_accum_steps: see loss_and_gradient.
+      local_bn: see loss_and_gradient.
       ema_decay: decay of the moving average, if the state has one.
     """
     frozen_bn = trainable if backbone_bn == "frozen" else None
