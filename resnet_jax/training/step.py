@@ -178,9 +178,8 @@ def loss_and_gradient(
 
     Args:
       grad_accum_steps: number of micro-batches, computed one after the other. Loss and
-        gradient are those of the whole batch, except that BatchNorm sees one
-        micro-batch at a time, as in a PyTorch loop with one backward() per micro-batch.
-        Row i is in micro-batch i % grad_accum_steps, so that each spans all devices.
+        gradient are the whole batch's, but BatchNorm sees one micro-batch at a time, as
+        in PyTorch. Row i is in micro-batch i % grad_accum_steps, on all devices.
       local_bn: the mesh, if BatchNorm should use each device's rows separately.
     """
     loss: Callable[..., Any] = partial(loss_fn, model)

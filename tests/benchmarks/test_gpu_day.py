@@ -43,7 +43,7 @@ def test_a_rehearsal_has_a_row_with_numbers_of_each_part(tmp_path):
         assert row["figures"] and None not in row["figures"].values(), row
         assert "WRONG" not in row["note"]
     found = {(row["part"], row["what"]): row["figures"] for row in measured}
-    steps = found["smoke", "3 steps of resnet8, SGD, beside a CPU's"]
+    steps = found["smoke", "3 steps of resnet8, SGD, compared with a CPU's"]
     assert steps["loss apart"] == steps["parameters apart"] == 0  # both are the CPU's
     scores = found["fast", "evaluate.py of it, all test images"]
     assert all(0 < scores[f"{name} %"] < 100 for name in ("accuracy", "with --tta"))
