@@ -44,6 +44,7 @@ def printed(capsys, run, **options):
     return capsys.readouterr().out.splitlines()
 
 
+@pytest.mark.process
 def test_images_that_are_not_those_of_training_are_said_to_be_others(
     trained, tmp_path, capsys, monkeypatch
 ):
@@ -110,6 +111,7 @@ def test_a_relative_run_that_moved_with_its_images_finds_them(
     assert printed(capsys, "b/other")[-1] == last
 
 
+@pytest.mark.process
 def test_a_run_that_moved_with_its_class_names_finds_them(trained, tmp_path, capsys):
     cfg, _, _ = trained
     names = tmp_path / "a" / "names.txt"

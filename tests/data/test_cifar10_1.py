@@ -84,6 +84,7 @@ def test_it_is_not_trained_on(prepare, digits_run, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.process
 def test_a_network_of_cifar10_is_scored_on_it(
     prepare, one_block, digits_run, tmp_path, capsys, monkeypatch
 ):

@@ -158,6 +158,7 @@ def test_of_blended_images_the_sum_is_divided_by_their_number(key):
     np.testing.assert_allclose(targets, mixed * WEIGHTS[None, :], rtol=1e-6)
 
 
+@pytest.mark.process
 def test_equal_weights_change_nothing_but_rounding(one_block):
     batch = batch_of(skewed(), slice(8))
     step, state = step_of(one_block)
@@ -178,6 +179,7 @@ def test_a_class_of_weight_0_teaches_nothing(one_block):
     assert_alike(after.params, before, rtol=0)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("num_rows", [8, 7])
 def test_micro_batches_sum_to_the_weighted_batch(one_block, num_rows):
     labels = np.array([0, 1, 2, 1, 0, 1, 2, 1], np.int32)
@@ -230,6 +232,7 @@ def _flat(cfg):
     return {one.name: value for one, value in fields.flat(cfg)}
 
 
+@pytest.mark.process
 def test_a_resumed_run_must_have_the_same_weights(digits_run, tmp_path):
     path = tmp_path / "weights.txt"
     path.write_text("1\n" * 9 + "2\n")
@@ -239,6 +242,7 @@ def test_a_resumed_run_must_have_the_same_weights(digits_run, tmp_path):
         command.main(cfg)
 
 
+@pytest.mark.process
 def test_each_seed_s_loss_is_weighted(one_block):
     """Three seeds in one step have the losses of three steps."""
     train = skewed()

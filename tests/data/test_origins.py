@@ -226,6 +226,7 @@ def test_a_host_that_fails_is_left_for_the_next(
         raise DataError(told)
 
 
+@pytest.mark.process
 def test_a_host_that_was_chosen_is_waited_for(everywhere, small_cifar, tmp_path):
     everywhere.faults[OFFICIAL + cifar.BINARY] = "crawls"
     assert_same(cifar.fetch(tmp_path, "download"), small_cifar)

@@ -181,7 +181,8 @@ def config(one_block, root, workdir, **others):
     return make_config(**{**own, **others})
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.process)])
+@pytest.mark.process
+@pytest.mark.parametrize("workers", [0, 1])
 def test_a_streamed_run_is_one_in_memory_to_the_bit(workers, one_block, root, tmp_path):
     train.main(config(one_block, root, tmp_path / "memory"))
     train.main(

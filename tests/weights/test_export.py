@@ -62,6 +62,7 @@ def last_line(run_dir):
     return json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
 
 
+@pytest.mark.process
 def test_an_exported_folder_says_everything(run, capsys):
     run_dir, folder = run
     assert {p.name for p in folder.iterdir()} == {
@@ -129,6 +130,7 @@ def test_it_is_scored_as_the_run_is(run, tmp_path):
     assert json.loads(output.read_text())["loss"] == last["test_loss"]
 
 
+@pytest.mark.process
 def test_it_is_loaded_and_trained_on(run, digits, tmp_path):
     run_dir, folder = run
     model, variables, preprocessing = resnet_jax.load_pretrained(folder)
