@@ -176,7 +176,7 @@ def test_one_mean_and_deviation_are_those_of_every_channel():
     ("text", "own", "channels"), [("0,0/1,1", 2, 3), ("cifar10", 3, 1)]
 )
 def test_a_normalization_of_other_channels_is_refused(text, own, channels):
-    message = f"normalize {text} has {own} channels, and the images {channels}"
+    message = f"normalize {text} has {own} channels, but the images have {channels}"
     with pytest.raises(ConfigError, match=message):
         augment.parse_normalization(text, channels)
     with pytest.raises(ConfigError, match=message):
@@ -273,5 +273,5 @@ def test_grey_is_made_as_pillow_makes_it_and_repeated():
     again = np.asarray(augment.to_channels(grey, 3))
     np.testing.assert_array_equal(again, np.repeat(grey, 3, axis=-1))
     assert augment.to_channels(images, 3) is images
-    with pytest.raises(ConfigError, match="images of 3 channels cannot be made of 2"):
+    with pytest.raises(ConfigError, match="images with 3 channels cannot be convert"):
         augment.to_channels(images, 2)

@@ -78,8 +78,8 @@ def test_it_is_not_trained_on(prepare, digits_run, tmp_path):
     with pytest.raises(ConfigError) as error:
         digits_run(dataset="cifar10_1", workdir=str(tmp_path / "run"))
     assert str(error.value) == (
-        "data set cifar10_1 is for evaluation only, and has no image to train on: "
-        "evaluate.py RUN --dataset cifar10_1 scores a run on it"
+        "data set cifar10_1 has no training images and is for evaluation only: score "
+        "a run on it with evaluate.py RUN --dataset cifar10_1"
     )
     assert not (tmp_path / "run").exists()
 

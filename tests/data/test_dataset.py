@@ -42,7 +42,7 @@ def test_digits_are_all_there_once_and_stratified():
 
 
 def test_unknown_data_sets_are_refused():
-    with pytest.raises(ConfigError, match="no data set 'mnist': one of cifar10"):
+    with pytest.raises(ConfigError, match="unknown data set 'mnist': use one of cif"):
         data.load_dataset("mnist")
 
 
@@ -133,7 +133,7 @@ def test_a_description_is_that_of_the_data():
     cifar100 = DataConfig(dataset="cifar100", image_size=48)
     assert data.describe(cifar100)[:2] == (100, (48, 48, 3))
     assert data.image_shape(cifar100) == (48, 48, 3)
-    with pytest.raises(ConfigError, match="no data set 'mnist'"):
+    with pytest.raises(ConfigError, match="unknown data set 'mnist'"):
         data.describe(DataConfig(dataset="mnist"))
 
 

@@ -291,7 +291,7 @@ def test_images_of_the_hub_in_an_unknown_order_are_refused(
         small_cifar._replace(train=(images[rows], labels[rows])),
         "cifar10",
     )
-    with pytest.raises(DataError, match="hub: the train images are not the published"):
+    with pytest.raises(DataError, match="hub: the train images do not have"):
         cifar.fetch(tmp_path, "hub")
 
 
@@ -328,7 +328,7 @@ def test_without_pyarrow_the_hub_is_passed_over(
     everywhere.faults[OFFICIAL + cifar.BINARY] = "missing"
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
     assert_same(cifar.fetch(tmp_path), small_cifar)
-    assert "hub: pyarrow is not installed: pip install -e . brings it" in caplog.text
+    assert "hub: pyarrow is not installed: run pip install -e ." in caplog.text
     assert paths(everywhere)[-1] == cifar.PYTHON
 
 
@@ -411,7 +411,7 @@ def test_cifar100_of_the_hub_is_said_to_be_unverified(
     publish_on_hub(server, small_cifar100, "cifar100")
     assert_same(cifar.fetch_cifar100(tmp_path, "hub"), small_cifar100)
     (warning,) = (r for r in caplog.records if r.levelno == logging.WARNING)
-    assert "cifar100: unverified, for no sha256 of its pixels" in warning.message
+    assert "cifar100: unverified because no sha256 of its pixels" in warning.message
     assert "are not the usual ones" in warning.message
     digests = {
         split: hashlib.sha256(server.files[path]).hexdigest()
@@ -423,7 +423,7 @@ def test_cifar100_of_the_hub_is_said_to_be_unverified(
     caplog.clear()
     cifar.fetch_cifar100(tmp_path, "hub")
     assert not [r for r in caplog.records if r.levelno == logging.WARNING]
-    assert "the Hub's files are the usual ones by their sha256" in caplog.text
+    assert "the Hub's files have the usual sha256" in caplog.text
 
 
 @pytest.mark.parametrize("fault", ["a class has more", "a coarse label", "no class"])
@@ -434,13 +434,13 @@ def test_cifar100_of_the_hub_with_other_labels_is_refused(
     labels, coarse = labels.copy(), small_cifar100.coarse.train.copy()
     if fault == "a class has more":
         labels[0] = (labels[0] + 1) % 100
-        reason = "train has from 1 to 3 of a class"
+        reason = "train has 1 to 3 examples per class"
     elif fault == "a coarse label":
         coarse[7] = (coarse[7] + 1) % 20
-        reason = "train has coarse labels that are not those of the classes"
+        reason = "train has coarse labels that do not match the classes"
     else:
         labels[0] = 100
-        reason = "train labels run from 0 to 100"
+        reason = "train labels range from 0 to 100"
     other = small_cifar100._replace(
         train=(images, labels), coarse=small_cifar100.coarse._replace(train=coarse)
     )

@@ -115,7 +115,7 @@ def test_fashion_mnist_without_files_says_where_they_go(tmp_path, monkeypatch):
 
 
 def test_fashion_mnist_is_not_streamed(fashion, tmp_path):
-    with pytest.raises(DataError, match="fashion_mnist cannot be streamed"):
+    with pytest.raises(DataError, match="fashion_mnist can be streamed only from"):
         data.load_dataset("fashion_mnist", tmp_path, stream=True)
 
 

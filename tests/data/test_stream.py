@@ -223,7 +223,7 @@ def test_a_folder_that_would_not_fit_is_streamed(root, monkeypatch):
     monkeypatch.setattr(stream, "is_large", lambda num_bytes: num_bytes > 1000)
     loaded, _ = data.load_dataset("folder", root, image_size=8)
     assert isinstance(loaded.images, stream.Images)
-    with pytest.raises(ConfigError, match="read while training: `resnet-jax prepare "):
+    with pytest.raises(ConfigError, match="read during training: skip bad images with"):
         data.load_dataset("folder", root, skip_bad_images=True)
 
 

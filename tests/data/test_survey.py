@@ -34,7 +34,7 @@ def test_every_file_is_looked_at(root):
     assert found.shapes.tolist() == [[20, 12], [20, 12], [6, 40], [20, 12]]
     assert found.kinds == {"PNG RGB": 2, "PNG P": 1, "JPEG L": 1}
     (deep, floats), (strip, large), (bad, unknown) = found.bad
-    assert deep.name == "deep.tif" and "floats, of no known range" in floats
+    assert deep.name == "deep.tif" and "pixels have no known range" in floats
     assert strip.name == "strip.png" and "would become 256x15360000" in large
     assert bad.parent.name == "dog" and unknown.startswith("cannot identify")
 
