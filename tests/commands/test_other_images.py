@@ -121,7 +121,7 @@ def test_a_run_that_moved_with_its_class_names_finds_them(trained, tmp_path, cap
     (tmp_path / "a").rename(tmp_path / "b")
     assert printed(capsys, tmp_path / "b" / "named")[1:] == lines[1:]
     (tmp_path / "b" / "names.txt").unlink()
-    with pytest.raises(DataError, match="names.txt: the names .* cannot be read"):
+    with pytest.raises(DataError, match="names.txt: class names cannot be read"):
         printed(capsys, tmp_path / "b" / "named")
 
 
