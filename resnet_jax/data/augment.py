@@ -166,11 +166,11 @@ def make_augment(
 ) -> Augment:
     """Returns augment(key, images, labels, step) for training.
 
-    It maps images [B, H, W, C] uint8 and labels [B] int32 to inputs [B, H', W', C]
-    float32, the output of `preprocess`, and target distributions [B, num_classes].
-    Label smoothing spreads probability over all classes, like
-    torch.nn.CrossEntropyLoss. Cutout and random erasing are applied after
-    normalization, so erased pixels get the mean color.
+    The function maps images [B, H, W, C] uint8 and labels [B] int32 to inputs
+    [B, H', W', C] float32, the output of `preprocess`, and target distributions
+    [B, num_classes]. Label smoothing spreads probability over all classes, like
+    torch.nn.CrossEntropyLoss. Cutout and random erasing follow the normalization, so
+    erased pixels get the mean color.
 
     Args:
       steps_per_epoch: number of steps per epoch, for the alternating flip.

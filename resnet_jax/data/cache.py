@@ -70,7 +70,7 @@ def _load(
 ) -> list[np.ndarray] | None:
     try:
         path = cache_dir() / file_name
-    except FileNotFoundError:  # no home directory, which was already reported
+    except FileNotFoundError:  # no home directory, as already reported
         return None
     try:
         # Opened here because np.load would leave a damaged file open.
@@ -88,7 +88,7 @@ def _load(
 def _save(file_name: str, directory: Path, content: dict[str, np.ndarray]) -> None:
     try:
         path = cache_dir() / file_name
-    except FileNotFoundError:  # no home directory, which was already reported
+    except FileNotFoundError:  # no home directory, as already reported
         return
     content = {"fingerprint": np.array(_fingerprint(directory)), **content}
     try:

@@ -55,7 +55,7 @@ def balanced(train: Dataset) -> np.ndarray:
 
 
 def read(path: Path, names: Sequence[str]) -> np.ndarray:
-    """Reads weights [C] float32 from a file: JSON {name: weight}, or one per line.
+    """Reads weights [C] float32 from JSON {name: weight} or from one number per line.
 
     Raises:
       DataError: it cannot be read, lacks a class or has an unknown one, or its weights
@@ -154,7 +154,7 @@ def weigh(augment: Augment, weights: np.ndarray, *, is_mixed: bool) -> Augment:
         targets = targets * by_class[None, :]
         if not is_mixed:
             mean = by_class[labels].mean()
-            # If all labels have weight 0, the gradient is 0; torch divides 0 by 0.
+            # If all labels have weight 0, PyTorch divides by 0.
             targets = targets / jnp.where(mean > 0, mean, 1)
         return x, targets
 

@@ -58,7 +58,7 @@ def scan(data_dir: Path, names: Path | None = None) -> Listing:
     if not train.is_dir():
         raise DataError(
             f"{train} is not a folder: put images in {train}/CLASS/* and "
-            f"{data_dir / 'test'}/CLASS/*, or name the folder above with --data-dir"
+            f"{data_dir / 'test'}/CLASS/*, or name another with --data-dir"
         )
     found = tuple(sorted(_classes(train)))
     if not found:
@@ -103,7 +103,7 @@ def _scan_split(root: Path, names: tuple[str, ...]) -> Split:
     if strangers:
         raise DataError(
             f"{own[strangers[0]]} is a class that {root.parent / 'train'} does not "
-            "have: give both the same folders"
+            "have: give both splits the same folders"
         )
     paths: list[Path] = []
     labels: list[int] = []
@@ -136,7 +136,7 @@ def load(
       skip_bad: whether to skip files that cannot be read, with one warning.
 
     Raises:
-      DataError: an image cannot be read, or none of a class can.
+      DataError: an image cannot be read, or a class has no readable images.
     """
     paths = split.paths
 
@@ -196,7 +196,7 @@ def list_images(directory: Path, ignored: Counter[str] | None = None) -> Iterato
     def is_new(folder: Path) -> bool:
         place = folder.resolve()
         if place in seen:
-            log.warning("%s links to %s, which is read only once", folder, place)
+            log.warning("%s resolves to %s, which is read only once", folder, place)
             return False
         seen.add(place)
         return True

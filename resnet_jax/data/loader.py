@@ -69,7 +69,7 @@ class Loader:
         self._sources: dict[int, tuple[Dataset, Source]] = {}
 
     def with_splits(self, splits: Splits) -> "Loader":
-        """Returns a loader of the same batches of other splits, held if they fit."""
+        """Returns a loader with the same batches of other splits, held if they fit."""
         length = (self._epochs, self._max_steps)
         return Loader(self.mesh, splits, self._cfg, self._order, *length)
 

@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL import Image
 
-_MAX_PIXELS = 2**26  # in a resized image, as for image_size 4096 with crop_pct .5
+_MAX_PIXELS = 2**26  # of a resized image, enough for image_size 4096, crop_pct .5
 
 
 def read_image(path: Path, **how: Any) -> np.ndarray:
@@ -109,7 +109,7 @@ def resized(shape: tuple[int, int], side: int) -> tuple[int, int]:
 
 
 def upright_size(file: "Image.Image") -> tuple[int, int]:
-    """Returns (width, height) of a rotated JPEG without reading its pixels."""
+    """Returns the upright (width, height) of a JPEG without reading its pixels."""
     turned = orientation(file) >= 5
     return (file.height, file.width) if turned else (file.width, file.height)
 
@@ -164,6 +164,6 @@ def to_8_bits(image: "Image.Image") -> "Image.Image":
     # Pillow also uses "I" for 16-bit PNG and PPM.
     if not is_16 and (image.mode == "F" or image.format not in ("PNG", "PPM")):
         bits = "floating-point" if image.mode == "F" else "32-bit"
-        raise ValueError(f"{bits} pixels have no known range: save 8 or 16 bits")
+        raise ValueError(f"{bits} pixels have no known range: save with 8 or 16 bits")
     values = np.asarray(image).astype(np.float64)
     return Image.fromarray(np.rint(values / 257).clip(0, 255).astype(np.uint8))

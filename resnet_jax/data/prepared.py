@@ -27,10 +27,10 @@ class Prepared:
 
     Attributes:
       published: the published facts about it.
-      fetch: returns the arrays, given a data directory in which they are not prepared
-        and, with `write`, DataConfig.data_source if it chooses a source.
-      write: prepares fetched arrays, given them, the data directory and the directory
-        to replace, if any; None leaves them unprepared.
+      fetch: returns the arrays if a data directory, its argument, has no prepared ones;
+        with `write`, it also takes the source, if DataConfig.data_source chooses one.
+      write: prepares fetched arrays; takes them, the data directory and the directory
+        to replace, if any. None leaves them unprepared.
     """
 
     published: Published

@@ -142,8 +142,8 @@ def from_records(
     """Returns (images, labels) of a prepared directory, ordered by id.
 
     Raises:
-      DataError: it cannot be read, has no array_record files, or its numbers of
-        examples or classes are not as `published`.
+      DataError: it cannot be read, has no array_record files, or its examples or
+        labels do not match `published`.
     """
     positions, labels = tfds.index(directory, split, published)
     read, rows = _Records(directory, split, positions), np.arange(len(labels))

@@ -31,7 +31,7 @@ class TFRecords(Sequence[bytes]):
         return len(self._places)
 
     def __getitem__(self, position: Any) -> Any:
-        index = range(len(self))[position]  # allows negative ones; may raise IndexError
+        index = range(len(self))[position]  # handles negatives and raises IndexError
         path = self._paths[int(np.searchsorted(self._ends, index, side="right"))]
         start, length = map(int, self._places[index])
         with path.open("rb", buffering=0) as file:
@@ -67,7 +67,7 @@ def open_split(builder: Any, directory: Path, split: str) -> Sequence[bytes]:
       builder: the result of tfds.builder_from_directory.
 
     Raises:
-      ValueError: their number is not as described in the directory, or the format is
+      ValueError: the number of records does not match the metadata, or the format is
         neither array_record nor TFRECORD.
       OSError: a file cannot be read.
     """

@@ -16,5 +16,5 @@ def check(cfg: DataConfig, *, is_cropped: bool, is_drawn: bool = False) -> None:
     """
     if not is_cropped:
         names = _ALWAYS if is_drawn else (*_ALWAYS, "interpolation")
-        why = f"is for images of different sizes, but all {cfg.dataset} images have one"
+        why = f"is for images of different sizes; {cfg.dataset} images have one size"
         fields.refuse(cfg, names, f"{why}: leave it out")

@@ -47,7 +47,7 @@ def write(source: Path, target: Path, how: ShardsConfig) -> dict[str, int]:
 
     Raises:
       ConfigError: `target` already exists.
-      DataError: `source` is not a folder of classes, or an image cannot be read.
+      DataError: `source` is not a folder of class folders, or an image cannot be read.
     """
     if target.exists():
         raise ConfigError(f"{target} already exists: name another, or remove it")

@@ -100,7 +100,7 @@ class Reader:
     """Reads the images of one split; see stream.Reader."""
 
     def __init__(self, listing: Listing, split: str, **how: Any) -> None:
-        """Initializes a reader; `how` are arguments of pillow.fit, for evaluation."""
+        """Initializes the reader; `how` is passed to pillow.fit, for evaluation."""
         self._listing, self._split, self._how = listing, split, how
         self._source: Any = None
 

@@ -1,4 +1,4 @@
-"""Data sets by name, and how to load them. A new one needs only an entry here."""
+"""Data sets by name, and how to load them; a new one needs an entry in SOURCES."""
 
 import logging
 from collections.abc import Callable
@@ -67,7 +67,7 @@ def image_shape(cfg: DataConfig) -> tuple[int, int, int]:
     """Returns (H, W, C) of a data set's images as network inputs.
 
     Only tfds: sets read files; if such a set is not prepared here, image_size is used.
-    Errors are those of describe, for tfds: sets only.
+    It raises the same errors as describe, but for tfds: sets only.
     """
     side = cfg.image_size
     try:

@@ -185,8 +185,8 @@ def index(
     """Returns (positions [N], labels [N] int32) of the records of `split`, in id order.
 
     Raises:
-      DataError: it cannot be read by position, or its numbers of examples or classes
-        are not as `published`.
+      DataError: it cannot be read by position, or its examples or labels do not match
+        `published`.
     """
     with reading(directory):
         source = open_records(directory, split, images=False)
@@ -273,7 +273,7 @@ def _write(kind: str, arrays: Arrays, data_dir: Path, old: Path | None) -> Path:
         directory = data_dir / written.relative_to(scratch)
         directory.parent.mkdir(exist_ok=True)
         if old is None and find(name, data_dir) != directory:
-            old = directory  # incomplete
+            old = directory  # an incomplete copy
         if old is not None and old.exists():
             old.rename(Path(scratch, "old"))
         try:

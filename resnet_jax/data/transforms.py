@@ -169,7 +169,7 @@ def draw_region(
 ) -> Box:
     """Draws the region of RandomResizedCrop(scale=(smallest, 1)).
 
-    If none of ten candidates fits, uses the largest center crop within the ratios.
+    If none of ten candidates fits, the largest center crop within the ratios is used.
     """
     low, high = map(math.log, _RATIO)
     for _ in range(10):

@@ -227,7 +227,7 @@ def test_a_link_that_leads_up_multiplies_no_images(root, caplog, name, place):
     assert len(load(root)[0]) == 6
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"{link} links to {root / place}, which is read only once"
+        f"{link} resolves to {root / place}, which is read only once"
     )
 
 
@@ -238,7 +238,7 @@ def test_a_folder_that_two_links_lead_to_is_read_once(root, caplog):
         (root / "train" / "cat" / name).symlink_to(root / "elsewhere")
     assert len(load(root)[0]) == 7
     (record,) = caplog.records
-    assert f"cat/twice links to {root / 'elsewhere'}" in record.getMessage()
+    assert f"cat/twice resolves to {root / 'elsewhere'}" in record.getMessage()
 
 
 def test_a_folder_that_cannot_be_read_is_named(root, monkeypatch):
