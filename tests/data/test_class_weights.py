@@ -23,7 +23,7 @@ SHAPE = (8, 8, 3)
 
 
 def skewed(counts=(9, 4, 3), seed=0):
-    """Makes a data set with so many examples of each class."""
+    """Makes a data set with `counts` examples of each class."""
     labels = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (len(labels), *SHAPE), np.uint8)
@@ -116,7 +116,7 @@ def parts(model_name):
 
 
 def step_of(model_name, weights=None, augment=None, **options):
-    """A training step, its state, and augmentation; options of train_step."""
+    """Returns a training step and its state; takes options of train_step."""
     model, tx, state = parts(model_name)
     augment = augment or make_augment(SHAPE, 3)
     if weights is not None:
@@ -190,7 +190,7 @@ def test_micro_batches_sum_to_the_weighted_batch(one_block, num_rows):
         after, sums = step(state, batch)
         found.append((after.params, sums))
     assert_alike(*found, rtol=1e-4, atol=1e-6)
-    # The mean of the parts' own weighted means would be another.
+    # The mean of the weighted means of the parts would be different.
     share = (
         WEIGHTS[batch["labels"][rows]].mean() for rows in (slice(0, 8, 4), slice(8))
     )
@@ -257,7 +257,7 @@ def test_each_seed_s_loss_is_weighted(one_block):
 
 
 def test_a_held_batch_is_weighted_by_its_own_labels(one_block):
-    """The loader's indices become labels before they become weights."""
+    """Indices from the loader are converted to labels before weighting."""
     train = skewed()
     loader = make_loader(train, batch_size=8, held=True)
     model, tx, state = parts(one_block)

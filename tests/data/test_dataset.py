@@ -30,7 +30,7 @@ def test_digits_are_all_there_once_and_stratified():
     assert train.images.max() == 255 and train.images.min() == 0
     again, _ = data.load_dataset("digits")
     np.testing.assert_array_equal(train.images, again.images)
-    # Together they are scikit-learn's images: drawing with replacement would lose some.
+    # Together they are scikit-learn's images; drawing with replacement loses some.
     from sklearn.datasets import load_digits
 
     small = np.concatenate([train.images, test.images])[:, ::4, ::4, 0]

@@ -1,4 +1,4 @@
-"""Other data sets that tensorflow-datasets prepared."""
+"""Other data sets prepared by tensorflow-datasets."""
 
 import io
 import json
@@ -22,7 +22,7 @@ COUNTS = {"train": 7, "validation": 4, "test": 2}
 
 
 def draw(index, side=None, mode="RGB"):
-    """An image of its own size, unless one is given."""
+    """Returns an image whose size depends on its index, unless `side` is given."""
     shape = (side, side) if side else (20 + 3 * (index % 5), 31 - 2 * (index % 7))
     bands = () if mode == "L" else (len(mode),)
     pixels = np.random.default_rng(index).integers(0, 256, (*shape, *bands), np.uint8)
@@ -30,14 +30,14 @@ def draw(index, side=None, mode="RGB"):
 
 
 def numbers(split):
-    """Returns the numbers of a split's images, unique among splits."""
+    """Returns the numbers of the images of a split, which are unique among splits."""
     start = {"train": 0, "validation": 10, "test": 20, "val": 10}[split]
     return range(start, start + COUNTS.get(split, 4))
 
 
 @pytest.fixture
 def prepare(tfds, tmp_path):
-    """Prepares a data set by tensorflow-datasets' builder; returns its directory."""
+    """Prepares a data set with a tensorflow-datasets builder; returns its directory."""
 
     def prepare(
         *,
@@ -102,7 +102,7 @@ def prepare(tfds, tmp_path):
 
 
 def to_tfrecord(directory):
-    """Makes a prepared directory what tfds.load prepares by default, in two shards."""
+    """Converts a prepared directory to the tfds.load default format, in two shards."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     path = directory / "dataset_info.json"
@@ -132,7 +132,7 @@ def load(tmp_path, name="tfds:animals", **fields):
 
 
 def images_of(part):
-    """Returns the images of a part, shuffled on disk, ordered by label."""
+    """Returns a set of the images of a split, which is shuffled on disk."""
     return {image.tobytes() for image in np.asarray(part.images)}
 
 
@@ -171,7 +171,7 @@ def test_streamed_they_are_the_same_in_the_same_order(prepare, tmp_path, side, k
         np.testing.assert_array_equal(streamed.labels, part.labels)
         np.testing.assert_array_equal(np.asarray(streamed.images), part.images)
         rows = np.array([2, 0, 1])
-        sent = pickle.dumps(streamed.images[rows])  # to a worker, which opens its own
+        sent = pickle.dumps(streamed.images[rows])  # a worker opens its own
         assert b"tensorflow_datasets" not in sent
         sent = pickle.loads(sent)
         np.testing.assert_array_equal(np.asarray(sent), part.images[rows])
@@ -180,7 +180,7 @@ def test_streamed_they_are_the_same_in_the_same_order(prepare, tmp_path, side, k
 def test_squares_of_one_size_stay_as_they_are(prepare, tmp_path):
     prepare(shape=(12, 12, 3), side=12)
     where = {"dataset": "tfds:animals", "data_dir": str(tmp_path / "data")}
-    train, _ = load(tmp_path, image_size=16)  # which the device does
+    train, _ = load(tmp_path, image_size=16)  # resized on the device
     expected = {np.asarray(draw(index, 12)).tobytes() for index in numbers("train")}
     assert images_of(train) == expected
     assert data.describe(DataConfig(**where))[:3] == (3, (12, 12, 3), "cifar10")

@@ -21,7 +21,7 @@ def make_image(seed, size=(20, 12), mode="RGB"):
 
 @pytest.fixture
 def root(tmp_path):
-    """Two classes; test has one image of each."""
+    """Makes a folder of two classes; its test split has one image of each."""
     for split, count in (("train", 3), ("test", 1)):
         for label, name in enumerate(("cat", "dog")):
             directory = tmp_path / split / name
@@ -58,7 +58,7 @@ def test_an_image_of_the_right_size_is_itself(root):
 
 
 def test_the_shorter_side_is_resized_and_the_middle_cropped(root):
-    image = Image.new("RGB", (32, 16))  # left, middle and right in three colours
+    image = Image.new("RGB", (32, 16))  # left, middle and right in three colors
     image.paste((255, 0, 0), (0, 0, 4, 16))
     image.paste((0, 255, 0), (4, 0, 28, 16))
     image.paste((0, 0, 255), (28, 0, 32, 16))
@@ -99,7 +99,7 @@ def test_a_gray_image_is_read_for_a_network_of_one_channel(root):
 def test_an_image_is_turned_as_its_exif_says(root):
     image = make_image(7, (8, 8))
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees clockwise
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise
     image.save(root / "turned.png", exif=exif)
     found = pillow.read_image(root / "turned.png", size=8, crop_pct=1.0)
     np.testing.assert_array_equal(found, np.rot90(np.asarray(image), -1))
@@ -124,7 +124,7 @@ def test_a_truncated_image_is_refused(root):
         load(root)
 
 
-@pytest.mark.parametrize("pixels", [30, 100])  # Pillow warns of one, raises on two
+@pytest.mark.parametrize("pixels", [30, 100])  # Pillow warns or raises
 def test_an_image_that_would_fill_the_memory_is_refused(root, monkeypatch, pixels):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20 * 12 - pixels * 1.3)
     with pytest.raises(DataError, match="0.png cannot be read .*decompression bomb"):
@@ -162,7 +162,7 @@ def test_no_folder_at_all(tmp_path):
 
 
 def png(width, height):
-    """An image of so many zeros, in a few bytes."""
+    """Returns a PNG of zeros in a few bytes."""
 
     def chunk(kind, content):
         parts = struct.pack(">I", len(content)), kind, content
@@ -337,12 +337,12 @@ def test_a_folder_for_validation_is_scored_where_there_is_no_test(root, caplog, 
     caplog.set_level("INFO")
     first = root / "test"
     described = describe(root, image_size=8)
-    assert not caplog.records  # that test is scored goes without saying
+    assert not caplog.records  # nothing is logged if test is scored
     (root / "test").rename(root / name)
     assert len(describe(root, image_size=8).load()[1]) == 2
     assert f"scoring {root / name} because there is no {first}" in caplog.text
     for later in ("valid", "validation"):
-        (root / later).mkdir(exist_ok=True)  # empty, so that it would be refused
+        (root / later).mkdir(exist_ok=True)  # empty, so it would be refused
     if name == "val":
         assert len(describe(root, image_size=8).load()[1]) == 2
     first.mkdir()

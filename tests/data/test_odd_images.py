@@ -1,4 +1,4 @@
-"""All kinds of images that are found in folders, compared with Pillow."""
+"""Image types that are found in folders, compared with Pillow."""
 
 import os
 import warnings
@@ -15,7 +15,7 @@ from resnet_jax.errors import DataError
 
 @pytest.fixture
 def root(tmp_path):
-    """A folder of one class, with a valid training and a valid test image."""
+    """Makes a folder of one class, with a valid training and a valid test image."""
     for split in ("train", "test"):
         (tmp_path / split / "cat").mkdir(parents=True)
         write("rgb.png", tmp_path / split / "cat" / "0.png")
@@ -23,7 +23,7 @@ def root(tmp_path):
 
 
 def theirs(path):
-    """Reads a file like torchvision's default loader, without warnings."""
+    """Reads a file like the torchvision default loader, without warnings."""
     with warnings.catch_warnings(), Image.open(path) as file:
         warnings.simplefilter("ignore")
         return file.convert("RGB")

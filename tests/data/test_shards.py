@@ -18,7 +18,7 @@ PIXELS = ShardsConfig(short_side=48, encoding="pixels")
 
 @pytest.fixture
 def photos(tmp_path):
-    """Two classes of images of several sizes, one rotated by EXIF."""
+    """Makes two classes of images of several sizes, one rotated by EXIF."""
     rng = np.random.default_rng(0)
     for split in ("train", "test"):
         for name in ("cat", "dog"):
@@ -40,7 +40,7 @@ def load(directory, **fields):
 
 @pytest.mark.parametrize("is_streamed", [False, True])
 def test_pixels_are_those_of_the_folder(photos, is_streamed, tmp_path):
-    """Shorter sides of 48 stay; others are resized as in evaluation."""
+    """Shorter sides of 48 are unchanged; others are resized as in evaluation."""
     target = tmp_path / "out"
     counts = shard_writer.write(photos, target, PIXELS)
     assert counts == {"train": 6, "test": 6}
@@ -173,7 +173,7 @@ def test_a_class_or_a_split_without_images_is_refused(photos, tmp_path):
 
 
 def test_another_way_of_storing_is_other_data(photos, tmp_path):
-    """Identity for a resume; images in memory are identified by their pixels."""
+    """Only images in memory are identified by their pixels, for resuming."""
     found = []
     for name, how in (("a", PIXELS), ("b", ShardsConfig(short_side=48))):
         shard_writer.write(photos, tmp_path / name, how)

@@ -22,7 +22,7 @@ def assert_same(a, b):
 
 @pytest.fixture
 def directory(prepared_dir, tmp_path):
-    """A copy of the prepared version folder, to be spoiled."""
+    """Copies the prepared directory, so tests can damage it."""
     copy = tmp_path / "tfds"
     shutil.copytree(prepared_dir, copy)
     return copy / "cifar10" / "3.0.2"
@@ -80,7 +80,7 @@ def test_default_data_dir(monkeypatch, tmp_path):
 
 
 def test_tfrecord_is_read_too(directory, fake_arrays):
-    # What tfds.load prepares by default: the same serialised examples in other files.
+    # The tfds.load default: the same serialized examples in other files.
     from array_record.python.array_record_module import ArrayRecordReader
 
     for path in list(directory.glob("*.array_record*")):
