@@ -198,5 +198,5 @@ def test_a_linear_layer_takes_any_leading_axes(shape):
 
 def test_pixels_of_32_bits_in_memory_are_refused():
     image = Image.fromarray(np.full((8, 8), 128, np.int32))
-    with pytest.raises(ValueError, match="pixels of 32 bits, of no known range"):
+    with pytest.raises(ValueError, match="32-bit pixels have no known range"):
         Preprocessing(8, 8, (0.5,), (0.25,))([image])
