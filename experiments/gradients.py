@@ -153,7 +153,8 @@ class Gradients(Experiment):
         )
         loss = f"training loss of {self.steps} steps"
         header = ("network", "initialisation", "first / last gradient", loss)
-        return [*sentences, page.Table(header, rows), self.setting]
+        caption = f"Gradients of {deepest} layers before training"
+        return [*sentences, page.Table(header, rows, caption), self.setting]
 
     def _pair(self, pair: Mapping[str, Outcome]) -> list[page.Content]:
         found: list[page.Content] = []

@@ -151,4 +151,4 @@ def table(
             ]
         rows.append([name, *figures, *more])
     header = ["run", "steps", "train loss", "train %", "test %", *columns]
-    return page.Table(header, rows)
+    return page.Table(header, rows, "Last metrics of each run")

@@ -1,4 +1,4 @@
-"""A comparison of several runs: a table, and a page with their curves."""
+"""Compares runs: a table, and a page with their results and curves."""
 
 import tempfile
 from collections.abc import Sequence
@@ -7,21 +7,21 @@ from typing import Any
 
 from resnet_jax.errors import ConfigError
 from resnet_jax.fields import flat
-from resnet_jax.report import curves
-from resnet_jax.report.page import Content, Panels, Table, write
+from resnet_jax.report import curves, origin
+from resnet_jax.report.page import Card, Content, Panels, Table, write
 from resnet_jax.run.directory import CONFIG, METRICS, read_run
 from resnet_jax.run.logs import Record, read_metrics
 
 
 def compare(run_dirs: Sequence[str], page: Path) -> str:
-    """Writes a page with a table of the runs and their curves; returns the table.
+    """Writes a page that compares runs, and returns its tables as text.
 
-    The table has the fields in which their configurations differ, their last and best
-    metrics, and the time of training. A folder that has only a metrics.jsonl, as a
-    PyTorch program may write it, has no configuration to show.
+    The page has the last and best metrics, the time of training, the fields in which
+    the configurations differ, and the curves. A folder that has only a metrics.jsonl,
+    such as one written by a PyTorch program, has no configuration.
 
     Raises:
-      ConfigError: one is not a run, or the page cannot be written.
+      ConfigError: a folder is not a run, or the page cannot be written.
     """
     records: dict[str, list[Record]] = {}
     fields: dict[str, dict[str, Any]] = {}
@@ -35,25 +35,53 @@ def compare(run_dirs: Sequence[str], page: Path) -> str:
             own = flat(read_run(run_dir))
             kept = [pair for pair in own if pair[0].metadata.get("resume") != "free"]
             fields[name] = {one.name: value for one, value in kept}
-    table = Table(*_rows(records, fields))
+    header, results, differing = ["", *records], _results(records), _differing(fields)
     with tempfile.TemporaryDirectory() as scratch:
         sections: dict[str, list[Content]] = {
-            "Result and configuration": [table],
+            "Results": [
+                Table(header, results, "Metrics of each run"),
+                _origin(),
+            ],
+            "Configuration": _configuration(header, differing, fields),
             "Curves": [Panels(curves.plot_runs(records, Path(scratch)))],
         }
         write(page, "Comparison of runs", sections)
-    return _text(table)
+    return _text([header, *differing, *results])
 
 
-def _rows(
-    records: dict[str, list[dict[str, Any]]], fields: dict[str, dict[str, Any]]
-) -> tuple[list[str], list[list[str]]]:
-    """Returns the header, with a column for each run, and the rows."""
+def _origin() -> Card:
+    where = origin.describe()
+    long = {"command": where.pop("command")}
+    return Card({}, where, long)
+
+
+def _configuration(
+    header: list[str], rows: list[list[str]], fields: dict[str, dict[str, Any]]
+) -> list[Content]:
+    contents: list[Content] = []
+    if rows:
+        caption = "Fields in which the configurations differ"
+        contents.append(Table(["field", *header[1:]], rows, caption))
+    elif sum(map(bool, fields.values())) > 1:
+        contents.append("The configurations are the same.")
+    without = [name for name, own in fields.items() if not own]
+    if without:
+        contents.append(f"Without a {CONFIG}: {', '.join(without)}.")
+    return contents or ["There is only one run."]
+
+
+def _differing(fields: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """Returns a row for each field in which the configurations differ."""
     rows = [
         [name, *(str(own.get(name, "-")) for own in fields.values())]
         for name in dict.fromkeys(name for own in fields.values() for name in own)
     ]
-    rows = [row for row in rows if len({*row[1:]} - {"-"}) > 1]
+    return [row for row in rows if len({*row[1:]} - {"-"}) > 1]
+
+
+def _results(records: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
+    """Returns a row for each metric, with a column for each run."""
+    rows: list[list[str]] = []
 
     def row(label: str, show: Any) -> None:
         rows.append([label, *(show(own) for own in records.values())])
@@ -80,11 +108,10 @@ def _rows(
         row("validation %, best", best("val"))
     row("minutes", lambda r: f"{sum(record['seconds'] for record in r) / 60:.1f}")
     row("images/s, last", lambda r: f"{r[-1]['images_per_second']:.0f}")
-    return ["", *records], rows
+    return rows
 
 
-def _text(table: Table) -> str:
-    rows = [list(map(str, row)) for row in (table.header, *table.rows)]
+def _text(rows: list[list[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)).rstrip()

@@ -1,4 +1,4 @@
-"""Curves of training, with the points that a page shows the values of."""
+"""Training curves, with the points and tables that show their values on a page."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,23 +14,24 @@ from resnet_jax.report.figures import (
     save_figure,
     style_of,
 )
-from resnet_jax.report.page import Picture, Point
+from resnet_jax.report.page import Picture, Point, Table
 
 Line = tuple[Sequence[float], Sequence[float]]
 _PARTS = {"train": "training", "val": "validation", "test": "test"}
+_RATE = "learning rate"
 
 
 def plot_history(
     records: Records, loss_path: Path, accuracy_path: Path
-) -> tuple[list[Point], list[Point]]:
-    """Draws a run's loss and accuracy by epoch, with its learning rate below.
+) -> list[Picture]:
+    """Draws loss and accuracy of a run by epoch, with the learning rate below.
 
     Returns:
-      The points of both images.
+      The figures at `loss_path` and `accuracy_path`.
     """
     epochs = [record["epoch"] for record in records]
     rates = [record["lr"] for record in records]
-    found = []
+    pictures = []
     for key, path, scale, ylabel in (
         ("loss", loss_path, 1, "cross-entropy"),
         ("accuracy", accuracy_path, 100, "%"),
@@ -40,18 +41,26 @@ def plot_history(
             for part, label in _PARTS.items()
             if f"{part}_{key}" in records[0]
         }
-        found.append(plot(lines, path, key, "epoch", ylabel, rates=(epochs, rates)))
-    return found[0], found[1]
+        points = plot(lines, path, key, "epoch", ylabel, rates=(epochs, rates))
+        alt = f"{key.capitalize()} by epoch, with the learning rate below"
+        show = _number if scale == 1 else _percent
+        columns = {label: list(map(show, y)) for label, (_, y) in lines.items()}
+        columns[_RATE] = [f"{rate:.4g}" for rate in rates]
+        values = _table(epochs, columns, f"{key.capitalize()} by epoch")
+        pictures.append(Picture(path, alt, points, values))
+    return pictures
 
 
 def plot_runs(runs: Mapping[str, Records], directory: Path) -> list[Picture]:
     """Draws the training loss and the test accuracy of several runs.
 
     Returns:
-      Images in `directory`: loss.png and accuracy.png by epoch, and
+      The figures in `directory`: loss.png and accuracy.png by epoch, and
       accuracy-by-time.png by minutes of training.
     """
-    losses, accuracies, by_time = {}, {}, {}
+    losses: dict[str, Line] = {}
+    accuracies: dict[str, Line] = {}
+    by_time: dict[str, Line] = {}
     for name, records in runs.items():
         epochs = [record["epoch"] for record in records]
         percent = [100 * record["test_accuracy"] for record in records]
@@ -69,8 +78,36 @@ def plot_runs(runs: Mapping[str, Records], directory: Path) -> list[Picture]:
         path = directory / f"{file}.png"
         points = plot(lines, path, title, xlabel, ylabel)
         alt = f"{title.capitalize()} by {xlabel}: {names}"
-        pictures.append(Picture(path, alt, points))
+        show = _percent if ylabel == "%" else _number
+        columns: dict[str, dict[float, str]] = {}
+        for name, (x, y) in lines.items():
+            own = losses[name][0]  # its epochs
+            if xlabel != "epoch":
+                times = [f"{one:.1f}" for one in x]
+                columns[f"{name}, minutes"] = dict(zip(own, times, strict=True))
+            columns[name] = dict(zip(own, map(show, y), strict=True))
+        every = sorted({epoch for column in columns.values() for epoch in column})
+        cells = {
+            label: [column.get(epoch, "-") for epoch in every]
+            for label, column in columns.items()
+        }
+        pictures.append(Picture(path, alt, points, _table(every, cells, alt)))
     return pictures
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _percent(value: float) -> str:
+    return f"{value:.2f} %"
+
+
+def _table(
+    epochs: Sequence[float], columns: Mapping[str, Sequence[str]], caption: str
+) -> Table:
+    rows = zip(epochs, *columns.values(), strict=True)
+    return Table(("epoch", *columns), list(rows), caption)
 
 
 def plot(
@@ -87,7 +124,7 @@ def plot(
       rates: learning rates, drawn below.
 
     Returns:
-      The points of the lines, each with its label and values.
+      The points of all lines, each with a text that has its label and value.
     """
     figure = new_figure(5.2, 4.6 if rates else 3.8)
     if rates is None:
@@ -96,7 +133,7 @@ def plot(
         upper, lower = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
         style: dict[str, Any] = {"color": COLOURS[-1]}
         lower.plot(*rates, **style, marker="o" if len(rates[0]) == 1 else "")
-        lower.set(ylabel="learning rate")
+        lower.set(ylabel=_RATE)
     for index, (label, (x, y)) in enumerate(lines.items()):
         upper.plot(x, y, label=plain(label), **style_of(index))
     upper.set(title=title, ylabel=ylabel)
@@ -107,12 +144,16 @@ def plot(
     upper.legend()
     save_figure(figure, path)
     width, height = figure.bbox.size
+    drawn = [(label, line, upper) for label, line in lines.items()]
+    if rates is not None:
+        drawn.append((_RATE, rates, lower))
     found = []
-    for label, (x, y) in lines.items():
-        at = upper.transData.transform(np.column_stack([x, y]))
+    for label, (x, y), axes in drawn:
+        at = axes.transData.transform(np.column_stack([x, y]))
+        unit = " %" if ylabel == "%" and axes is upper else ""
         for (left, bottom), one, value in zip(at, x, y, strict=True):
             where = f"{xlabel} {one:g}" if xlabel == "epoch" else f"{one:.1f} minutes"
-            text = f"{label}, {where}: {value:.4g}{' %' if ylabel == '%' else ''}"
+            text = f"{label}, {where}: {value:.4g}{unit}"
             if np.isfinite((left, bottom)).all():
                 found.append(Point(left / width, 1 - bottom / height, text))
     return found

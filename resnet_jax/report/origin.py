@@ -1,4 +1,4 @@
-"""Where a page comes from: the command, the time, and the version of the program."""
+"""The origin of a page: the command, the time, and the version of the program."""
 
 import datetime
 import shlex
@@ -11,20 +11,31 @@ from resnet_jax.weights import export
 
 def describe() -> dict[str, str]:
     """Returns the command line, the time in UTC, and the version and commit."""
-    program = Path(sys.argv[0]).name
-    command = shlex.join([program, *sys.argv[1:]])
     now = datetime.datetime.now(datetime.UTC)
     version = export.version("resnet-flax-linen") or "not installed"
     commit = _commit()
     return {
-        "command": command,
+        "command": _command(),
         "date": now.strftime("%Y-%m-%d %H:%M UTC"),
         "version": version + (f", commit {commit}" if commit else ""),
     }
 
 
+def _command() -> str:
+    """Returns the command line of this process as it was typed, quoted for a shell.
+
+    The folders of the interpreter and of an installed program are left out, because a
+    shell finds both by their names.
+    """
+    interpreter, *words = sys.orig_argv or [""]
+    program = Path(interpreter).name
+    if words and not words[0].startswith("-") and Path(words[0]).suffix != ".py":
+        program, *words = Path(words[0]).name, *words[1:]  # such as resnet-jax
+    return shlex.join([program, *words])
+
+
 def _commit() -> str | None:
-    """Returns the commit of the checkout that this package is in, if it is in one."""
+    """Returns the commit of this package's checkout, or None if it is installed."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None

@@ -3,6 +3,7 @@
 import base64
 import html
 import re
+import struct
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -10,33 +11,49 @@ from typing import Any, NamedTuple
 
 from resnet_jax import files
 
+_SHRINKS = 700  # a wider figure, in pixels, scrolls on a narrow screen
+_LEAST = 0.6  # of its width, at which its text is still legible
+
 
 class Point(NamedTuple):
-    """A point of a curve in an image, and the text that is shown there."""
+    """A point of a curve in a figure, and the text that is shown there."""
 
     x: float  # fraction of the width, from the left
     y: float  # fraction of the height, from the top
     text: str
 
 
+class Table(NamedTuple):
+    """Rows of cells below a header; the first cell of a row is the row's header.
+
+    Each cell is converted with str().
+    """
+
+    header: Sequence[Any]
+    rows: Sequence[Sequence[Any]]
+    caption: str
+    is_sortable: bool = False
+
+
 class Picture(NamedTuple):
-    """A PNG, and what it shows, for those who cannot see it."""
+    """A figure as a PNG file, with its text alternative.
+
+    Args:
+      points: values that are shown when the pointer is near them.
+      values: the values of the figure, folded below it.
+      has_images: whether the figure contains images. Their colors stay the same on a
+        dark page; those of other figures are inverted.
+    """
 
     path: Path
     alt: str
     points: Sequence[Point] = ()
-
-
-class Table(NamedTuple):
-    """Rows of cells below a header; each cell is shown as str() has it."""
-
-    header: Sequence[Any]
-    rows: Sequence[Sequence[Any]]
-    is_sortable: bool = False
+    values: Table | None = None
+    has_images: bool = False
 
 
 class Card(NamedTuple):
-    """Names and values: the headline figures large, then others, then long ones."""
+    """Names and values: headline numbers in large type, then others, then long ones."""
 
     headline: Mapping[str, str]
     others: Mapping[str, str]
@@ -44,23 +61,23 @@ class Card(NamedTuple):
 
 
 class Panels(NamedTuple):
-    """Images next to each other, or below each other on a narrow screen."""
+    """Figures next to each other, or below each other on a narrow screen."""
 
     pictures: Sequence[Picture]
 
 
 class Folded(NamedTuple):
-    """Contents that a reader opens."""
+    """Contents that are hidden until the reader opens them."""
 
     title: str
     contents: Sequence["Content"]
 
 
 class Matrix(NamedTuple):
-    """A square matrix of counts, shaded by each row's shares.
+    """A square matrix of counts; the shade of a cell is its share of the row.
 
     Args:
-      links: from (row, column) to the id of the Image that a cell leads to.
+      links: maps (row, column) to the id of the Image that the cell links to.
     """
 
     names: Sequence[str]
@@ -69,7 +86,7 @@ class Matrix(NamedTuple):
 
 
 class Image(NamedTuple):
-    """A small image as PNG bytes, its caption, and an id to link to."""
+    """A small image as PNG bytes, with its caption and an id to link to."""
 
     png: bytes
     caption: str
@@ -93,10 +110,10 @@ def write(
     *,
     lang: str = "en",
 ) -> None:
-    """Writes a page to `path` that needs no other file; its text is taken as text.
+    """Writes a page that needs no other file to `path`; all text is escaped.
 
     Raises:
-      ConfigError: it cannot be written there.
+      ConfigError: the page cannot be written there.
     """
     text = resources.files("resnet_jax.report")
     style, script = (
@@ -152,11 +169,15 @@ def _render(content: Content) -> str:
         case Folded():
             inside = "".join(map(_render, content.contents))
             title = html.escape(content.title)
-            return f"<details><summary>{title}</summary>{inside}</details>"
+            return _folded(title, inside)
         case Matrix():
             return _matrix(content)
         case Gallery():
             return f'<ul class="gallery">{"".join(map(_item, content.images))}</ul>'
+
+
+def _folded(title: str, inside: str) -> str:
+    return f"<details><summary>{title}</summary>{inside}</details>"
 
 
 def _data(png: bytes) -> str:
@@ -171,11 +192,20 @@ def _figure(picture: Picture) -> str:
         for x, y, text in picture.points
     )
     above = f'<svg aria-hidden="true">{circles}</svg>' if circles else ""
-    return (
-        f'<figure><div class="image"><img alt="{alt}" '
-        f'src="{_data(picture.path.read_bytes())}">{above}</div>'
-        f"<figcaption>{alt}</figcaption></figure>"
+    png = picture.path.read_bytes()
+    width, height = struct.unpack(">II", png[16:24])  # of its first chunk
+    is_wide = width > _SHRINKS
+    least = f' style="min-width: {_LEAST * width:.0f}px"' if is_wide else ""
+    image = (
+        f'<div class="image {"photos" if picture.has_images else "drawing"}"{least}>'
+        f'<img alt="{alt}" width="{width}" height="{height}" src="{_data(png)}">'
+        f"{above}</div>"
     )
+    image = _scrolled(image, alt) if is_wide else image
+    figure = f"<figure>{image}<figcaption>{alt}</figcaption></figure>"
+    if picture.values is None:
+        return figure
+    return f"<div>{figure}{_folded('Values', _table(picture.values))}</div>"
 
 
 def _item(image: Image) -> str:
@@ -191,19 +221,28 @@ def _table(table: Table) -> str:
         else "<td></td>"  # a header without text says nothing
         for cell in table.header
     )
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(str(x))}</td>" for x in row) + "</tr>"
-        for row in table.rows
-    )
+    rows = ""
+    for row in table.rows:
+        first, *others = (html.escape(str(cell)) for cell in row)
+        cells = "".join(f"<td>{cell}</td>" for cell in others)
+        rows += f'<tr><th scope="row">{first}</th>{cells}</tr>'
     kind = ' class="sortable"' if table.is_sortable else ""
+    caption = html.escape(table.caption)
     return _scrolled(
-        f"<table{kind}><thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table>"
+        f"<table{kind}>{_caption(caption)}<thead><tr>{header}</tr></thead>"
+        f"<tbody>{rows}</tbody></table>",
+        caption,
     )
 
 
-def _scrolled(table: str) -> str:
-    how = 'class="scroll" tabindex="0" role="group" aria-label="Table"'
-    return f"<div {how}>{table}</div>"
+def _caption(text: str) -> str:
+    return f"<caption><span>{text}</span></caption>"
+
+
+def _scrolled(content: str, label: str) -> str:
+    """Returns `content` in a box that scrolls, also with the keyboard."""
+    how = f'class="scroll" tabindex="0" role="group" aria-label="{label}"'
+    return f"<div {how}>{content}</div>"
 
 
 def _card(card: Card) -> str:
@@ -234,9 +273,13 @@ def _matrix(matrix: Matrix) -> str:
                 f'<td style="--share: {share:.2f}" title="{what}">{shown}</td>'
             )
         rows.append(f'<tr><th scope="row">{name}</th>{"".join(cells)}</tr>')
+    caption = (
+        "Confusion matrix: rows are true classes, columns are predicted classes. "
+        "Linked counts lead to the mistakes."
+    )
     return _scrolled(
-        '<table class="matrix"><caption>Rows are true classes, columns predicted ones. '
-        "A linked count leads to its mistakes.</caption><thead><tr>"
+        f'<table class="matrix">{_caption(caption)}<thead><tr>'
         f'<th scope="col">true</th>{header}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table>"
+        f"<tbody>{''.join(rows)}</tbody></table>",
+        "Confusion matrix",
     )

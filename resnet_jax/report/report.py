@@ -1,7 +1,7 @@
 """The report page of a run."""
 
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from resnet_jax.data.loader import Loader
 from resnet_jax.fields import flat
 from resnet_jax.models import summary
 from resnet_jax.report import (
+    chosen,
     curves,
     diagram,
     figures,
@@ -39,8 +40,6 @@ from resnet_jax.run.logs import read_metrics
 from resnet_jax.training import evaluation, seeds
 from resnet_jax.weights import export
 
-NUM_SHOWN = 24  # images of each kind
-
 
 def write_report(
     run_dir: Path,
@@ -52,14 +51,14 @@ def write_report(
     """Writes run_dir/report: index.html, its figures as PNGs, and report.json.
 
     Args:
-      loader: its test split is scored.
-      robust: what robustness.measure found, if that is to be shown.
+      loader: the loader whose test split is scored.
+      robust: the result of robustness.measure, or None to leave it out.
 
     Returns:
       The path of index.html.
 
     Raises:
-      ConfigError: it cannot be written there.
+      ConfigError: the report cannot be written there.
     """
     directory = run_dir / "report"
     files.check_writable(directory, "folder", "RUN")
@@ -76,10 +75,12 @@ def write_report(
     also = {} if robust is None else {"robustness": robust}
     files.write_json(directory / "report.json", {**found, **also})
 
-    def picture(name: str, alt: str, draw: Any, *args: Any, **options: Any) -> Picture:
+    def picture(
+        name: str, alt: str, draw: Any, *args: Any, has_images: bool = False
+    ) -> Picture:
         path = directory / f"{name}.png"
-        draw(*args, path=path, **options)
-        return Picture(path, alt)
+        draw(*args, path=path)
+        return Picture(path, alt, has_images=has_images)
 
     top5 = scores.top_k_accuracy(probabilities, labels, 5)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
@@ -87,13 +88,9 @@ def write_report(
     sections: dict[str, list[Content]] = {"Result": [result]}
     if records:
         paths = directory / "loss.png", directory / "accuracy.png"
-        points = curves.plot_history(records, *paths)
-        panels = [
-            Picture(path, f"{what} by epoch, with the learning rate below", at)
-            for path, what, at in zip(paths, ("Loss", "Accuracy"), points, strict=True)
-        ]
-        sections["Training"] = [Panels(panels), _last(records), *_scored(cfg, found)]
-    alt = "Confusion matrix: rows are true classes, columns predicted ones"
+        panels = Panels(curves.plot_history(records, *paths))
+        sections["Training"] = [panels, *_last(records), *_scored(cfg, found)]
+    alt = "Confusion matrix: rows are true classes, columns are predicted classes"
     draw = figures.plot_confusion
     confusion = picture("confusion", alt, draw, found["confusion"], class_names)
     pairs: list[Content] = []
@@ -107,12 +104,12 @@ def write_report(
         sections["Classes"] += [confusion]
     sections["Predictions"] = [
         picture(
-            name, alt, figures.plot_predictions, np.asarray(images[chosen]), captions
+            *(one.name, one.alt, figures.plot_predictions),
+            *(np.asarray(images[one.indices]), one.captions),
+            has_images=True,
         )
-        for name, alt, chosen, captions in chosen_predictions(
-            probabilities, labels, class_names
-        )
-        if len(chosen)
+        for one in chosen.choose(probabilities, labels, class_names)
+        if len(one.indices)
     ]
     if pairs:
         sections["Mistakes by confusion"] = pairs
@@ -121,11 +118,11 @@ def write_report(
         shown = np.asarray(images[:1])
         sections["Robustness"] = robustness.contents(picture, robust, shown)
     sections["Inside the network"] = _inside(picture, model, variables, inputs)
-    alt = f"{cfg.model.model}: stages, blocks, shortcuts, shapes, parameters"
+    alt = f"{cfg.model.model}: stages, blocks, shortcuts, shapes and parameters"
     draw = partial(diagram.draw, model, subject.image_shape)
     sections["Structure"] = [picture("structure", alt, draw)]
     rows = [(one.name, value) for one, value in flat(cfg)]
-    table = Table(("field", "value"), rows)
+    table = Table(("field", "value"), rows, "Configuration of the run")
     sections["Configuration"] = [Folded(f"{len(rows)} fields", [table])]
     sections["Versions and machine"] = [_machine()]
     page = directory / "index.html"
@@ -137,9 +134,10 @@ def _calibration(picture: Any, found: Mapping[str, Any]) -> list[Content]:
     ece = found["ece"]
     alt = f"Reliability diagram, ECE {100 * ece:.2f} %"
     return [
-        "80 % of the images predicted with a confidence of 80 % should be right. The "
-        "expected calibration error (ECE) is the mean distance from that, over 15 bins "
-        "of confidence.",
+        "A calibrated network is right about 80 % of the images that it predicts with "
+        "a confidence of 80 %. The expected calibration error (ECE) is the mean "
+        "absolute difference between confidence and accuracy over 15 bins, weighted by "
+        "their numbers of images.",
         picture("reliability", alt, figures.plot_reliability, found["bins"], ece),
     ]
 
@@ -150,7 +148,8 @@ def _machine() -> Table:
         "devices": ", ".join(sorted({d.device_kind for d in jax.devices()})),
         **export.versions(),
     }
-    return Table(("what", "value"), list(machine.items()))
+    caption = "Machine and package versions of this evaluation"
+    return Table(("name", "value"), list(machine.items()), caption)
 
 
 def _result(found: Mapping[str, Any], top5: float, num_params: int) -> Card:
@@ -172,32 +171,38 @@ def _result(found: Mapping[str, Any], top5: float, num_params: int) -> Card:
 
 
 def _scored(cfg: Config, found: Mapping[str, Any]) -> list[Content]:
-    """Says why the last epoch's accuracy may differ from that of the page."""
+    """Explains why the accuracy of the last epoch may differ from the page's."""
     most = cfg.data.max_test_samples
     if most is None or most >= found["count"]:
         return []
     return [
-        f"During training {most:,} of the {found['count']:,} test images were scored "
-        "after each epoch; the figures above are of all of them."
+        f"During training, {most:,} of the {found['count']:,} test images were scored "
+        "after each epoch. The results at the top of this page use all of them."
     ]
 
 
-def _last(records: figures.Records) -> Table:
-    """Returns the best epoch, by validation if there is any, the last, and the time."""
-    part = "val" if "val_accuracy" in records[0] else "test"
+def _last(records: figures.Records) -> list[Content]:
+    """Returns a table of the best and the last epoch, and the time of training.
+
+    The best epoch is chosen by validation accuracy, if there is a validation split.
+    """
+    parts = [one for one in ("train", "val", "test") if f"{one}_loss" in records[0]]
+    part = "val" if "val" in parts else "test"
     best = max(records, key=lambda record: record[f"{part}_accuracy"])
     rows = []
     for label, record in ((f"best by {part}", best), ("last", records[-1])):
-        parts = [
-            f"{record[f'{part}_loss']:.4f}, {100 * record[f'{part}_accuracy']:.2f} %"
-            if f"{part}_loss" in record
-            else "-"
-            for part in ("train", "val", "test")
-        ]
-        rows.append((label, record["epoch"], *parts))
+        values = []
+        for one in parts:
+            values.append(f"{record[f'{one}_loss']:.4f}")
+            values.append(f"{100 * record[f'{one}_accuracy']:.2f}")
+        rows.append((label, record["epoch"], *values))
     seconds = sum(record["seconds"] for record in records)
-    rows.append(("time", f"{seconds / 60:.1f} min of training", "", "", ""))
-    return Table(("", "epoch", "training", "validation", "test"), rows)
+    metrics = [f"{one} {metric}" for one in parts for metric in ("loss", "%")]
+    header = ("", "epoch", *metrics)
+    return [
+        Table(header, rows, "Loss and accuracy of the best and the last epoch"),
+        f"Training took {seconds / 60:.1f} minutes.",
+    ]
 
 
 def _classes(found: Mapping[str, Any]) -> Table:
@@ -210,52 +215,34 @@ def _classes(found: Mapping[str, Any]) -> Table:
         for x in found["classes"]
     ]
     header = ("class", "precision", "recall", "F1", "images")
-    return Table(header, rows, is_sortable=True)
-
-
-def chosen_predictions(
-    probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
-) -> list[tuple[str, str, np.ndarray, list[str]]]:
-    """Returns (name, alt, indices, captions) of confident mistakes, then right ones."""
-    predicted, confidence = probabilities.argmax(1), probabilities.max(1)
-    wrong = np.flatnonzero(predicted != labels)
-    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][:NUM_SHOWN]
-    right = np.flatnonzero(predicted == labels)[:NUM_SHOWN]
-    captions = [
-        f"{class_names[p]} {100 * c:.1f} %"
-        + ("" if p == y else f"\ntrue: {class_names[y]}")
-        for p, c, y in zip(predicted, confidence, labels, strict=True)
-    ]
-    return [
-        (name, alt, chosen, [captions[i] for i in chosen])
-        for name, alt, chosen in (
-            ("mistakes", "Mistakes, the most confident first", wrong),
-            ("right", "Right predictions, the first of the test set", right),
-        )
-    ]
+    return Table(header, rows, "Metrics of each class", is_sortable=True)
 
 
 def _inside(
     picture: Any, model: nn.Module, variables: dict[str, Any], inputs: np.ndarray
 ) -> list[Content]:
-    """Returns the first filters, feature maps by stage, and BatchNorm's statistics."""
+    """Returns figures of filters, feature maps and running statistics."""
     contents: list[Content] = []
     layers = summary.structure(model, inputs.shape[1:]).layers
     params, running = (dict(_modules(variables[k])) for k in ("params", "batch_stats"))
     first = next(layer for layer in layers if layer.kind == "Conv")
     kernel = np.asarray(params[first.name]["kernel"])
-    if kernel.shape[2] in (1, 3):  # can be shown as colours or greys
-        alt = "Filters of the first convolution, grey is 0"
-        contents.append(picture("filters", alt, figures.plot_filters, kernel))
+    if kernel.shape[2] in (1, 3):  # can be shown in gray or in color
+        alt = "Filters of the first convolution; gray is 0"
+        contents.append(
+            picture("filters", alt, figures.plot_filters, kernel, has_images=True)
+        )
     _, state = model.apply(variables, inputs, train=False, mutable=["intermediates"])
     maps = {k: np.asarray(v[0][0]) for k, v in state["intermediates"].items()}
     if maps:
-        alt = "Feature maps of the first test image after each stage, first channels"
-        contents.append(picture("features", alt, figures.plot_maps, maps))
+        alt = "First channels of the first test image's feature maps after each stage"
+        contents.append(
+            picture("features", alt, figures.plot_maps, maps, has_images=True)
+        )
     names = [layer.name for layer in layers if layer.kind == "BatchNorm"]
     statistics = {name: running[name] for name in names}
     if statistics:
-        alt = "Running means and variances of each BatchNorm layer over its channels"
+        alt = "Running means and variances of the channels of each BatchNorm layer"
         contents.append(picture("batchnorm", alt, figures.plot_statistics, statistics))
     return contents
 
@@ -263,7 +250,7 @@ def _inside(
 def _modules(
     tree: Mapping[str, Any], path: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yields (name, leaves by name) of each module of a collection."""
+    """Yields the name and the leaves of each module of a collection."""
     for name, value in tree.items():
         if any(isinstance(leaf, Mapping) for leaf in value.values()):
             yield from _modules(value, (*path, name))

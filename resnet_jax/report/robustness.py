@@ -107,12 +107,12 @@ def contents(
     header, rows = _cells(found)
     mean, clean = 100 * found["mean_accuracy"], 100 * found["clean"]
     return [
-        f"Test images corrupted as CIFAR-10-C's are (Hendrycks and Dietterich 2019): "
-        f"mean accuracy {mean:.2f} %, without corruption {clean:.2f} %.",
-        Table(header, rows),
+        f"Test images with the corruptions of CIFAR-10-C (Hendrycks and Dietterich "
+        f"2019): mean accuracy {mean:.2f} %, without corruption {clean:.2f} %.",
+        Table(header, rows, "Accuracy in percent by corruption and severity"),
         picture(
             "robustness",
-            "Accuracy by severity of each corruption",
+            "Accuracy under each corruption by severity",
             plot_severities,
             found,
         ),
@@ -122,6 +122,7 @@ def contents(
             plot_corruptions,
             images,
             found["seed"],
+            has_images=True,
         ),
     ]
 

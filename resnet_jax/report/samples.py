@@ -12,11 +12,12 @@ from resnet_jax.config import Config
 from resnet_jax.data import pillow, transforms
 from resnet_jax.data.augment import make_augment, make_preprocess, parse_normalization
 from resnet_jax.data.survey import Survey, imbalance
-from resnet_jax.report import gallery
+from resnet_jax.report import chosen, gallery
 from resnet_jax.report.page import Content, Picture, Table, write
 
 NUM_CLASSES, PER_CLASS, NUM_NAMED = 10, 5, 20
-_MANY = 3.0  # times as many images of one class as of another
+_MANY = 3.0  # ratio of the largest to the smallest class that is worth a hint
+_SIZES = "Width and height of the images in pixels"
 
 
 def count_rows(surveys: Sequence[Survey], names: Sequence[str]) -> list[list[str]]:
@@ -98,22 +99,29 @@ def write_page(
         gallery.plot_counts(counts, names, splits, bars)
         sections: dict[str, list[Content]] = {
             "Classes": [
-                Picture(bars, "Images of each class"),
-                Table(("class", *splits), count_rows(surveys, names)),
+                Picture(bars, "Number of images of each class"),
+                Table(
+                    ("class", *splits),
+                    count_rows(surveys, names),
+                    "Number of images of each class",
+                ),
             ],
             "Files": [
-                Table(("", "min", "median", "max"), size_rows(surveys)),
+                Table(("", "min", "median", "max"), size_rows(surveys), _SIZES),
                 *notes(surveys, names),
                 said,
-                *([Table(("file", "why"), bad)] if bad else []),
+                *([Table(("file", "reason"), bad, "Unreadable files")] if bad else []),
             ],
         }
         if len(images):
             augmented = augment_samples(drawn, labels, len(names), cfg)
-            chosen = [names[label] for label in labels]
-            gallery.plot_samples(images, augmented, chosen, shown)
-            alt = "On the left images as evaluation sees them, on the right as training"
-            sections["Samples"] = [_describe(cfg), Picture(shown, alt)]
+            shown_names = [names[label] for label in labels]
+            gallery.plot_samples(images, augmented, shown_names, shown)
+            alt = "Left: images as evaluation sees them; right: as training sees them"
+            sections["Samples"] = [
+                _describe(cfg),
+                Picture(shown, alt, has_images=True),
+            ]
         write(path, f"{data_dir}: {counts.sum():,} images", sections)
 
 
@@ -171,9 +179,9 @@ def read_samples(
     there = np.unique(labels[labels >= 0])
     size = _side(cfg)
     images, drawn, found = [], [], []
-    for label in there[_spread(len(there), NUM_CLASSES)]:
+    for label in there[chosen.spread(len(there), NUM_CLASSES)]:
         rows = np.flatnonzero(labels == label)
-        for row in rows[_spread(len(rows), PER_CLASS)]:
+        for row in rows[chosen.spread(len(rows), PER_CLASS)]:
             path = survey.split.paths[row]
             how = {"crop_pct": cfg.data.kept, "interpolation": cfg.data.interpolation}
             images.append(pillow.read_image(path, size=size, **how))
@@ -183,11 +191,6 @@ def read_samples(
     none = np.zeros((0, size, size, 3), np.uint8)
     whole, augmented = (np.stack(part) if part else none for part in (images, drawn))
     return whole, augmented, np.array(found, np.int32)
-
-
-def _spread(count: int, most: int) -> np.ndarray:
-    """Returns up to `most` of `count` indices, from the first to the last."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
 
 
 def augment_samples(

@@ -34,7 +34,7 @@ def small(monkeypatch, tmp_path):
 def page_of(experiment):
     text = (experiment.workdir / "index.html").read_text(encoding="utf-8")
     for name in experiment.variants():
-        assert f"<td>{name}</td>" in text
+        assert f'<th scope="row">{name}</th>' in text
     assert "<dt>command</dt><dd>python -m experiments " in text
     return text
 

@@ -28,13 +28,16 @@ def colour_at(path, point):
 def test_a_history_is_drawn_with_its_points_on_the_curves(tmp_path):
     paths = tmp_path / "deep" / "loss.png", tmp_path / "accuracy.png"
     both = curves.plot_history(records(1.0), *paths)
-    texts = [[point.text for point in points] for points in both]
+    assert [picture.path for picture in both] == list(paths)
+    texts = [[point.text for point in picture.points] for picture in both]
     assert texts[0][:2] == ["training, epoch 1: 1", "training, epoch 2: 0.5"]
-    assert texts[0][3:] == [f"test, epoch {e}: {1 / e + 1:.4g}" for e in (1, 2, 3)]
+    assert texts[0][3:6] == [f"test, epoch {e}: {1 / e + 1:.4g}" for e in (1, 2, 3)]
     assert texts[1][3] == "test, epoch 1: 50 %"
-    for path, points in zip(paths, both, strict=True):
-        for index, point in enumerate(points):
-            hexadecimal = figures.COLOURS[index // 3]
+    rates = [f"learning rate, epoch {e}: {0.1 / e:.4g}" for e in (1, 2, 3)]
+    assert texts[0][6:] == texts[1][6:] == rates
+    for path, picture in zip(paths, both, strict=True):
+        for index, point in enumerate(picture.points):
+            hexadecimal = [*figures.COLOURS[:2], figures.COLOURS[-1]][index // 3]
             own = [int(hexadecimal[i : i + 2], 16) for i in (1, 3, 5)]
             away = np.abs(colour_at(path, point) - own).sum(-1).min()
             assert away < 60, (path.name, point)
@@ -52,6 +55,34 @@ def test_runs_are_drawn_by_epoch_and_by_the_time_that_training_took(tmp_path):
     assert texts[1] == f"a, 2.0 minutes: {100 * 0.75:.4g} %"
     assert texts[4] == f"b, 1.0 minutes: {100 * 0.875:.4g} %"
     assert "a, b" in pictures[0].alt
+
+
+def test_a_history_comes_with_its_values_by_epoch(tmp_path):
+    loss, accuracy = curves.plot_history(
+        records(1.0), tmp_path / "a.png", tmp_path / "b.png"
+    )
+    assert loss.values.caption == "Loss by epoch"
+    assert loss.values.header == ("epoch", "training", "test", "learning rate")
+    assert loss.values.rows[1] == (2, "0.5000", "1.5000", "0.05")
+    assert accuracy.values.rows[1] == (2, "50.00 %", "75.00 %", "0.05")
+
+
+def test_runs_come_with_their_values_by_epoch(tmp_path):
+    runs = {"a": records(1.0), "b": records(0.5, (2, 3, 4))}
+    loss, accuracy, by_time = (
+        picture.values for picture in curves.plot_runs(runs, tmp_path)
+    )
+    assert loss.header == ("epoch", "a", "b")
+    assert loss.rows == [
+        (1, "1.0000", "-"),
+        (2, "0.5000", "0.2500"),
+        (3, "0.3333", "0.1667"),
+        (4, "-", "0.1250"),
+    ]
+    assert accuracy.rows[1] == (2, "75.00 %", "87.50 %")
+    assert by_time.header == ("epoch", "a, minutes", "a", "b, minutes", "b")
+    assert by_time.rows[1] == (2, "2.0", "75.00 %", "0.5", "87.50 %")
+    assert "minutes of training" in by_time.caption
 
 
 @pytest.mark.parametrize("epochs", [(7,), (1, 2)])

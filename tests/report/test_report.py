@@ -13,7 +13,7 @@ from resnet_jax.commands.compare import CompareConfig
 from resnet_jax.commands.evaluate import EvaluateConfig
 from resnet_jax.commands.predict import PredictConfig
 from resnet_jax.errors import CheckpointError, ConfigError, DataError
-from resnet_jax.report import figures, report
+from resnet_jax.report import figures
 from resnet_jax.run import restore
 from resnet_jax.weights.pretrained import load_pretrained
 
@@ -40,12 +40,13 @@ def test_a_report_shows_the_run_and_a_browser_opens_it(run_dir, tmp_path, capsys
     folder = run_dir / "report"
     said = capsys.readouterr().out
     assert f"report: {folder / 'index.html'}" in said
-    assert {p.stem for p in folder.glob("*.png")} - {"right"} == FIGURES
+    names = {p.stem for p in folder.glob("*.png")}
+    assert names - {"right"} == FIGURES
     text = (folder / "index.html").read_text(encoding="utf-8")
     num_figures = len(list(folder.glob("*.png")))
     assert text.count("<figure>") == num_figures
     assert text.count("data:image/png;base64,") >= num_figures  # and mistakes
-    assert "<td>validation_split</td><td>0.2</td>" in text
+    assert '<th scope="row">validation_split</th><td>0.2</td>' in text
     printed = json.loads(output.read_text())
     saved = json.loads((folder / "report.json").read_text())
     assert saved["accuracy"] == printed["accuracy"] and saved["count"] == 40
@@ -53,7 +54,14 @@ def test_a_report_shows_the_run_and_a_browser_opens_it(run_dir, tmp_path, capsys
     for name in ("balanced_accuracy", "macro_f1"):
         assert saved[name] == pytest.approx(printed[name], rel=1e-9)
         assert f"<dd>{100 * saved[name]:.2f} %</dd>" in text
-    assert "<td>best by val</td>" in text
+    assert '<th scope="row">best by val</th>' in text
+    assert text.count("<table") == text.count("<caption>") >= 6
+    rows = re.findall(r"<tbody>(.*?)</tbody>", text)
+    assert all(row.count("<tr>") == row.count('<tr><th scope="row">') for row in rows)
+    dimmed = re.findall(r'<div class="image photos"[^>]*><img alt="(\S+)', text)
+    assert dimmed == [
+        *("Mistakes,", *(["Correct"] if "right" in names else []), "Filters", "First")
+    ]
     top1 = f"<dt>top-1 accuracy</dt><dd>{100 * saved['accuracy']:.2f} %</dd>"
     assert top1 in text
     top5 = float(re.search(r"Acc@5 (\S+)", said.splitlines()[-1])[1])
@@ -131,7 +139,15 @@ def test_runs_are_compared(digits_run, run_dir, tmp_path, capsys, caplog):
     assert rows["test %, last"][1] == rows["test %, last"][2]
     assert "lr" not in rows and "workdir" not in rows
     text = page.read_text(encoding="utf-8")
-    assert "<td>dropout</td><td>0.0</td><td>0.25</td>" in text and "data:image" in text
+    results, configuration, _ = (part for part in text.split("<section ")[1:])
+    row = f'<th scope="row">test %, last</th><td>{rows["test %, last"][0]}</td>'
+    assert row in results and "<dt>command</dt>" in results
+    differing = re.findall(r'<th scope="row">(.*?)</th>', configuration)
+    assert differing == ["dropout", "validation_split", "epochs"]
+    row = '<th scope="row">dropout</th><td>0.0</td><td>0.25</td><td>-</td>'
+    assert row in configuration
+    assert f"<p>Without a config.json: {foreign}.</p>" in configuration
+    assert text.count("data:image/png") == 3
     evaluate.main(EvaluateConfig(compare=names, page=str(page)))  # its old name
     assert capsys.readouterr().out == printed and "compare RUNS" in caplog.text
     with pytest.raises(ConfigError, match=r"has no epoch in a metrics\.jsonl"):
@@ -167,15 +183,6 @@ def test_class_names_come_with_the_run(run_dir):
 def test_options_that_do_not_go_together(options, message):
     with pytest.raises(ConfigError, match=message):
         EvaluateConfig(**options)
-
-
-def test_the_surest_mistakes_come_first_and_say_what_is_true():
-    probabilities = np.array([[0.6, 0.4], [0.1, 0.9], [0.8, 0.2], [0.3, 0.7]])
-    labels = np.array([1, 1, 1, 0])
-    wrong, right = report.chosen_predictions(probabilities, labels, ["a", "b"])
-    assert list(wrong[2]) == [2, 3, 0]
-    assert wrong[3] == ["a 80.0 %\ntrue: b", "b 70.0 %\ntrue: a", "a 60.0 %\ntrue: b"]
-    assert list(right[2]) == [1] and right[3] == ["b 90.0 %"]
 
 
 @pytest.mark.process

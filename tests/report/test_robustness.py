@@ -141,7 +141,8 @@ def test_evaluate_prints_it_writes_it_and_shows_it(digits_run, tmp_path, capsys)
     folder = run_dir / "report"
     assert json.loads((folder / "report.json").read_text())["robustness"] == found
     text = (folder / "index.html").read_text(encoding="utf-8")
-    assert re.search(r"<h2>Robustness</h2>.*<td>pixelate</td>", text, re.DOTALL)
+    row = r'<h2>Robustness</h2>.*<th scope="row">pixelate</th>'
+    assert re.search(row, text, re.DOTALL)
     for name in ("robustness", "corruptions"):
         with Image.open(folder / f"{name}.png") as picture:
             assert np.asarray(picture.convert("L")).std() > 10
