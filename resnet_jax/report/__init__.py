@@ -1,4 +1,4 @@
-"""Pages, figures and metrics of a run."""
+"""Evaluation of a run: report pages, figures, metrics and predictions."""
 
 import lazy_loader
 

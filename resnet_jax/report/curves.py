@@ -77,7 +77,7 @@ def plot_runs(runs: Mapping[str, Records], directory: Path) -> list[Picture]:
     ):
         path = directory / f"{file}.png"
         points = plot(lines, path, title, xlabel, ylabel)
-        alt = f"{title.capitalize()} by {xlabel}: {names}"
+        caption = f"{title.capitalize()} by {xlabel}"
         show = _percent if ylabel == "%" else _number
         columns: dict[str, dict[float, str]] = {}
         for name, (x, y) in lines.items():
@@ -91,7 +91,8 @@ def plot_runs(runs: Mapping[str, Records], directory: Path) -> list[Picture]:
             label: [column.get(epoch, "-") for epoch in every]
             for label, column in columns.items()
         }
-        pictures.append(Picture(path, alt, points, _table(every, cells, alt)))
+        values = _table(every, cells, caption)
+        pictures.append(Picture(path, f"{caption}: {names}", points, values))
     return pictures
 
 

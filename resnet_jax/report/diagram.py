@@ -1,4 +1,4 @@
-"""A diagram of a network's blocks, drawn from the model itself."""
+"""Draws a diagram of a network's blocks from the model itself."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,9 +28,8 @@ _SHORTCUTS = {
 def draw(model: nn.Module, image_shape: tuple[int, int, int], path: Path) -> None:
     """Draws `model` for images of image_shape (H, W, C) as a PNG at `path`.
 
-    There is a row for the stem, one for each stage with the layers of its first block
-    (and a second, if the stage's other blocks differ), one for layers between two
-    stages, and one for the head.
+    The rows are the stem; the first block of each stage, followed by a second if the
+    other blocks differ; the layers between two stages; and the head.
     """
     from matplotlib.figure import Figure
 
@@ -52,13 +51,13 @@ def draw(model: nn.Module, image_shape: tuple[int, int, int], path: Path) -> Non
 
 
 def list_rows(found: Structure, pooling: str | None = None) -> list[Row]:
-    """Returns (title, boxes as (text, kind), shortcut or None) of each row.
+    """Returns (title, boxes as (text, kind), shortcut or None) for each row.
 
     Args:
-      pooling: "average" or "max", if the head begins with a global pooling.
+      pooling: "average" or "max" if the head begins with global pooling.
     """
     inside: dict[str, list[Layer]] = {b.name: [] for b in found.blocks}
-    outside: dict[str, list[Layer]] = {"": []}  # by the block before; "" the stem
+    outside: dict[str, list[Layer]] = {"": []}  # by preceding block; "" is the stem
     latest = ""
     for layer in found.layers:
         owner = layer.name.split(".downsample")[0]
@@ -66,7 +65,7 @@ def list_rows(found: Structure, pooling: str | None = None) -> list[Row]:
         latest = owner if owner in inside else latest
         (inside if owner in inside else outside).setdefault(latest, []).append(layer)
     before, behind = outside.pop(""), outside.pop(latest, [])
-    # A stage of pre-activation blocks begins with what its first block activates.
+    # The first pre-activation block activates the output of the stem itself.
     activated = not any(block.kind == "PreActBlock" for block in found.blocks)
     stem = _boxes(before, last=activated)
     rows: list[Row] = [(_title("stem", before), stem, None)] if before else []
@@ -120,7 +119,7 @@ def _title(name: str, layers: Sequence[Layer]) -> str:
 
 
 def _boxes(layers: Sequence[Layer], *, last: bool = False) -> list[tuple[str, str]]:
-    """Returns text and kind of each box; ReLU follows all but the last convolution."""
+    """Returns (text, kind) for each box; ReLU follows all but the last convolution."""
     boxes = []
     for index, layer in enumerate(layers):
         text = layer.name.rsplit(".", 1)[-1]
@@ -169,7 +168,7 @@ def _draw_row(
     joined = shortcut != "none"
     _arrow(axes, (start - 0.3, y), (start - 0.02, y))
     axes.text(x + 0.1, y, "+" if joined else "", ha="center", va="center", fontsize=14)
-    if boxes[1] != _RELU:  # a block that begins with one ends without
+    if boxes[1] != _RELU:  # a block that begins with ReLU does not end with it
         axes.text(x + 0.3, y, "ReLU", va="center", fontsize=8)
     if joined:
         top = y + 0.45

@@ -1,4 +1,4 @@
-"""Figures from arrays; matplotlib is imported inside."""
+"""Draws figures from arrays; matplotlib is imported lazily."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -9,9 +9,9 @@ import numpy as np
 
 from resnet_jax.paths import shown
 
-Records = Sequence[Mapping[str, Any]]  # the lines of metrics.jsonl, one an epoch
+Records = Sequence[Mapping[str, Any]]  # the records of metrics.jsonl, one per epoch
 
-# Okabe and Ito's colours, which colour-blind people can tell apart.
+# Okabe and Ito's colors, which color-blind readers can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GREY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}  # one channel
 
@@ -24,13 +24,13 @@ def new_figure(width: float, height: float) -> Any:
 
 def save_figure(figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():  # names in a script that the font has not
+    with warnings.catch_warnings():  # the font may lack the script of a name
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(path, dpi=120)
 
 
 def style_of(index: int) -> dict[str, Any]:
-    # Different markers show curves that coincide.
+    # Different markers distinguish curves that coincide.
     return {
         "color": COLOURS[index % len(COLOURS)],
         "marker": "oxs+^d"[index % 6],
@@ -40,14 +40,14 @@ def style_of(index: int) -> dict[str, Any]:
 
 
 def plain(text: str) -> str:
-    """Returns `text` with what matplotlib would take for a formula escaped."""
+    """Returns `text` with dollar signs escaped, so matplotlib sees no formula."""
     return shown(text).replace("$", r"\$")
 
 
 def plot_confusion(
     confusion: Sequence[Sequence[int]], class_names: Sequence[str], path: Path
 ) -> None:
-    """Draws the confusion matrix twice: counts, and percent of each true class."""
+    """Draws the confusion matrix as counts, and as percentages of each true class."""
     counts = np.asarray(confusion)
     percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     size = min(3.5 + 0.35 * len(counts), 14)
@@ -80,7 +80,7 @@ def plot_confusion(
 def plot_reliability(
     bins: Sequence[Mapping[str, float]], ece: float, path: Path
 ) -> None:
-    """Draws accuracy against confidence, and how many images each bin has."""
+    """Draws accuracy against confidence, and the number of images in each bin."""
     figure = new_figure(5, 5.5)
     upper, lower = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
     lows, widths = [b["low"] for b in bins], [b["high"] - b["low"] for b in bins]
@@ -112,9 +112,11 @@ def plot_predictions(
 def plot_prediction(
     image: np.ndarray, heat: np.ndarray, likely: Sequence[tuple[str, float]], path: Path
 ) -> None:
-    """Draws a uint8 image [H, W, 3], the same below a map [h, w] in [0, 1], and bars.
+    """Draws an image, the image under a heat map, and its likeliest classes as bars.
 
     Args:
+      image: [H, W, 3] uint8.
+      heat: [h, w] in [0, 1], resized to the image.
       likely: the likeliest classes, with their probabilities in [0, 1].
     """
     figure = new_figure(10, 3.6)
@@ -146,7 +148,7 @@ def plot_prediction(
 def plot_maps(
     groups: Mapping[str, np.ndarray], path: Path, *, columns: int = 12
 ) -> None:
-    """Draws maps [H, W, N] in grey, the first `columns` of each group in a row."""
+    """Draws maps [H, W, N] in gray; a row has the first `columns` of a group."""
     figure = new_figure(0.9 * columns, 1.05 * len(groups))
     grid = figure.subplots(len(groups), columns, squeeze=False)
     for row, (name, maps) in zip(grid, groups.items(), strict=True):
@@ -161,7 +163,7 @@ def plot_maps(
 
 
 def plot_filters(kernels: np.ndarray, path: Path) -> None:
-    """Draws the first convolution's kernels [K, K, 3, N] as colours around grey."""
+    """Draws kernels [K, K, 3, N] of the first convolution as colors around gray."""
     count = min(kernels.shape[-1], 64)
     columns = min(16, count)
     rows = -(-count // columns)
@@ -175,10 +177,10 @@ def plot_filters(kernels: np.ndarray, path: Path) -> None:
 
 
 def plot_statistics(statistics: Mapping[str, Any], path: Path) -> None:
-    """Draws BatchNorm's running statistics by layer: median, quartiles and range.
+    """Draws the median, quartiles and range of each layer's running statistics.
 
     Args:
-      statistics: the arrays mean [C] and var [C] of each layer, by name.
+      statistics: the arrays mean [C] and var [C] of each BatchNorm layer, by name.
     """
     names = list(statistics)
     figure = new_figure(max(6, 0.22 * len(names) + 2), 6)
@@ -201,7 +203,7 @@ def plot_statistics(statistics: Mapping[str, Any], path: Path) -> None:
             axes.set_yscale("log")
             axes.set_xticks(places, names, rotation=90, fontsize=7)
         else:
-            axes.legend(ncols=3)
+            axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     save_figure(figure, path)
 
 

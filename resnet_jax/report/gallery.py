@@ -1,4 +1,4 @@
-"""Figures of a data set: its counts, and some of its images."""
+"""Draws figures of a data set: class counts and sample images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ def plot_counts(
 ) -> None:
     """Draws counts [C, splits] of images as bars, or as curves for many classes.
 
-    The first split decides the order.
+    Curves are sorted by the first split.
     """
     num_classes, num_splits = counts.shape
     if num_classes > _MOST_NAMED:
@@ -56,15 +56,16 @@ def plot_counts(
 def plot_samples(
     images: np.ndarray, augmented: np.ndarray, names: Sequence[str], path: Path
 ) -> None:
-    """Draws a row for each class: its images, and the same after augmentation.
+    """Draws a row for each class: its images before and after augmentation.
 
     Args:
-      images, augmented: uint8 [N, H, W, 3].
-      names: the class of each, grouped.
+      images: [N, H, W, 3] uint8.
+      augmented: `images` after augmentation, [N, H, W, 3] uint8.
+      names: the class name of each image; equal names are adjacent.
     """
     classes = list(dict.fromkeys(names))
     rows = [[i for i, one in enumerate(names) if one == name] for name in classes]
-    columns = max(3, *map(len, rows))  # three are as wide as a name
+    columns = max(3, *map(len, rows))  # a name needs the width of three
     figure = new_figure(1.15 * (2 * columns + 0.2), 1.35 * len(rows) + 0.4)
     halves = figure.subfigures(1, 2, wspace=0.02)
     titles = "before augmentation", "after augmentation"

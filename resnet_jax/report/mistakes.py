@@ -1,4 +1,4 @@
-"""The confusion matrix of a page, whose cells lead to mistakes of their kind."""
+"""The confusion matrix of a page, with cells that link to example mistakes."""
 
 import io
 from collections.abc import Sequence
@@ -8,10 +8,10 @@ import numpy as np
 
 from resnet_jax.report.page import Content, Gallery, Image, Matrix
 
-MOST_CLASSES = 20  # of a matrix with a cell for each pair
+MOST_CLASSES = 20  # maximum number of classes of a matrix with a cell for each pair
 _PER_PAIR = 2
-_MOST = 60  # images in all
-_SIDE = 96  # of an image, in pixels, at most
+_MOST = 60  # maximum number of images
+_SIDE = 96  # maximum side of an image in pixels
 
 
 def contents(
@@ -21,13 +21,14 @@ def contents(
     class_names: Sequence[str],
     confusion: Sequence[Sequence[int]],
 ) -> tuple[Matrix, list[Content]]:
-    """Returns the matrix, and the mistakes that it links to.
+    """Returns the matrix, and a gallery of the mistakes that it links to.
 
     The most frequent confusions come first, each with its most confident mistakes.
 
     Args:
-      probabilities: [N, C] of images [N, H, W, C'] uint8, in memory or in files, with
-        labels [N].
+      probabilities: [N, C].
+      images: [N, H, W, C'] uint8, in memory or in files.
+      labels: [N] int.
       confusion: [C][C] counts; rows are true classes.
     """
     predicted, confidence = probabilities.argmax(1), probabilities.max(1)
@@ -55,7 +56,7 @@ def contents(
 
 
 def _png(image: np.ndarray) -> bytes:
-    """Returns an image [1, H, W, C] uint8 as a PNG of at most _SIDE pixels a side."""
+    """Returns an image [1, H, W, C] uint8 as a PNG, resized to at most _SIDE pixels."""
     from PIL import Image as pillow
 
     pixels = image[0, :, :, 0] if image.shape[-1] == 1 else image[0]

@@ -1,4 +1,4 @@
-"""The options that choose a network and the data to evaluate it on."""
+"""Options that choose a network and the data to evaluate it on."""
 
 import os
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Classifies image files, and shows which regions the predictions depend on."""
+"""Classifies image files, and shows the regions that the predictions depend on."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -21,9 +21,9 @@ from resnet_jax.report import figures, scores, tables
 from resnet_jax.report.subject import Subject
 from resnet_jax.training import evaluation
 
-BATCH = 64  # files at a time, at most
-_BATCH_SIZE = 2**24  # numbers that the images of a batch may have, if it is not one
-Likely = list[tuple[int, str, float]]  # label, class and probability, the largest first
+BATCH = 64  # maximum number of files at a time
+_BATCH_SIZE = 2**24  # maximum number of values in a batch of more than one image
+Likely = list[tuple[int, str, float]]  # (label, class, probability), most likely first
 
 
 def predict_files(
@@ -35,20 +35,20 @@ def predict_files(
 ) -> None:
     """Prints the most likely classes of each image with their probabilities.
 
-    Images are resized to the data set's size like those of a folder, and preprocessed
-    like its own. They are computed in batches, which affects only the rounding.
+    Images are resized like those of a folder, to the size of the data set, and
+    preprocessed like its images. Batches affect only the rounding.
 
     Args:
-      saliency_dir: folder for the Grad-CAM of each image, NAME.png.
+      saliency_dir: folder for the Grad-CAM figure of each image, NUMBER-NAME.png.
       output: a file for the predictions, one row per image; see tables.
-      top_k: maximum number of classes.
+      top_k: maximum number of classes to print.
 
     Raises:
       ConfigError: a file cannot be written.
-      DataError: some cannot be read; the others are predicted before.
+      DataError: some images cannot be read; the others have been predicted.
     """
     cfg, class_names = subject.cfg, subject.class_names
-    if class_names is None:  # weights without class names: those of the data set
+    if class_names is None:  # the weights have none: use the data set's
         class_names = sources.describe(cfg.data).load()[1].class_names
     # Only images of any size are resized on the host; others on the device.
     is_cropped = sources.is_cropped(cfg.data)
@@ -76,7 +76,7 @@ def predict_files(
         if output is not None:
             columns = _columns(min(top_k, len(class_names)))
             show = _to_rows(stack.enter_context(tables.writing(output, columns)))
-        # The printed lines show progress already; None means only on a terminal.
+        # Printed lines already show progress; None means only on a terminal.
         has_bar = output is not None and len(every) > BATCH
         disable = None if has_bar else True
         bar = waiting.bar(len(every), "prediction", disable=disable)
@@ -150,7 +150,7 @@ def _make_probabilities(
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Returns a function from images [N, H, W, C] to probabilities [N, classes].
 
-    Batches are padded to a power of two, so that few programs are compiled.
+    Batches are padded to a power of two, so few programs are compiled.
     """
     variables = mesh.replicate(mesh.make_mesh(1), subject.state.variables)
 
@@ -173,14 +173,16 @@ def _make_probabilities(
 def grad_cam(
     model: nn.Module, variables: dict[str, Any], images: Images, classes: Images
 ) -> jax.Array:
-    """Returns Grad-CAM maps [B, h, w] in [0, 1] of the last block for `classes` [B].
+    """Returns Grad-CAM maps [B, h, w] in [0, 1] of the last block.
 
-    Selvaraju et al. 2017, equations 1 and 2: the block's output, with its channels
-    weighted by the mean gradient of the class's logit, negative values set to 0, scaled
-    to a maximum of 1 (0 everywhere if there is no evidence for the class).
+    Each map is the output of the block, with its channels weighted by the mean gradient
+    of the class's logit (Selvaraju et al. 2017, equations 1 and 2). Negative values are
+    set to 0, and the map is scaled to a maximum of 1, or is 0 everywhere if there is no
+    evidence for the class.
 
     Args:
       images: [B, H, W, C], preprocessed.
+      classes: [B] int, the class to explain for each image.
 
     Raises:
       ConfigError: the network has no residual block.
@@ -198,7 +200,7 @@ def grad_cam(
             y = call(*args, **kwargs)
             if ".".join(context.module.path) == last.name:
                 if context.method_name == "__call__":
-                    y = y + change  # the gradient by it is that by y
+                    y = y + change  # has the same gradient as y
                     seen.append(y)
             return y
 

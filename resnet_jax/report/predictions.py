@@ -1,4 +1,4 @@
-"""Writes the predictions for all test images to a file."""
+"""Writes the predictions on all test images to a file."""
 
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from resnet_jax.report import scores, tables
 from resnet_jax.report.subject import Subject
 from resnet_jax.training import evaluation, seeds
 
-_MAX_CLASSES = 100  # classes up to which all probabilities are written
-_ROWS = 1000  # rows at a time
+_MAX_CLASSES = 100  # up to this number of classes, all probabilities are written
+_ROWS = 1000  # rows that are written at a time
 
 
 def write_predictions(
@@ -22,9 +22,9 @@ def write_predictions(
 ) -> int:
     """Writes a row for each image of the test split to `path`; returns their number.
 
-    A row has the index; the path, for a folder; label and class, predicted and
-    predicted_class, the probability of that, whether it is correct; and, with up to 100
-    classes, the probability of each. Several seeds are averaged as an ensemble.
+    A row has the index; the path, for a folder of images; label and class; predicted,
+    predicted_class and its probability; correct; and, for up to 100 classes, the
+    probability of each class. Several seeds are averaged as an ensemble.
 
     Raises:
       ConfigError: the file cannot be written.
@@ -64,7 +64,7 @@ def write_predictions(
 def _probabilities(
     subject: Subject, preprocess: Preprocess, loader: Loader
 ) -> np.ndarray:
-    """Returns [N, C] of the test split, means over the seeds if there are several."""
+    """Returns probabilities [N, C] of the test split, averaged over the seeds."""
     test, state, num_seeds = (
         loader.splits.test,
         subject.state,
@@ -99,7 +99,7 @@ def _paths(cfg: DataConfig, count: int) -> list[Path] | None:
         paths = [path for batch in batches for path in batch.paths]
     if len(paths) != count:
         raise DataError(
-            f"{cfg.data_dir} has {len(paths)} test images now, and {count} were "
-            "scored: leave it alone until this has ended"
+            f"{cfg.data_dir} has {len(paths)} test images now, but {count} were "
+            "scored: do not change it while the command runs"
         )
     return paths

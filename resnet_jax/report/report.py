@@ -1,4 +1,4 @@
-"""The report page of a run."""
+"""Writes the report page of a run."""
 
 import platform
 from collections.abc import Iterator, Mapping
@@ -134,7 +134,7 @@ def _calibration(picture: Any, found: Mapping[str, Any]) -> list[Content]:
     ece = found["ece"]
     alt = f"Reliability diagram, ECE {100 * ece:.2f} %"
     return [
-        "A calibrated network is right about 80 % of the images that it predicts with "
+        "A calibrated network is correct for 80 % of the images that it predicts with "
         "a confidence of 80 %. The expected calibration error (ECE) is the mean "
         "absolute difference between confidence and accuracy over 15 bins, weighted by "
         "their numbers of images.",

@@ -1,4 +1,4 @@
-"""Accuracy of a network on corrupted test images, as a table and figures."""
+"""Measures the accuracy of a network on corrupted test images."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +18,8 @@ from resnet_jax.report.page import Content, Table
 from resnet_jax.report.subject import Subject
 from resnet_jax.training import evaluation, metrics, seeds
 
-_IMAGES = (
-    2000  # images of the test split at a time, or fewer: those of a folder are large
-)
-_BYTES = 2**28
+_IMAGES = 2000  # maximum number of test images at a time
+_BYTES = 2**28  # maximum size of these: images of a folder may be large
 _SHOWN = (1, 3, 5)  # severities in the grid
 Found = dict[str, Any]
 
@@ -29,21 +27,21 @@ Found = dict[str, Any]
 def measure(
     subject: Subject, preprocess: Preprocess, loader: Loader, seed: int = 0
 ) -> Found:
-    """Measures accuracies on the test split of `loader`, corrupted in each way.
+    """Measures the accuracy on the test split of `loader` under each corruption.
 
-    Several seeds are averaged.
+    Several seeds of a run are averaged.
 
     Args:
       seed: seed of the noise.
 
     Returns:
-      count and seed; severities; clean, the accuracy without corruption, and accuracy,
-      {corruption: one for each severity}, as fractions; mean_accuracy, over all of
-      these.
+      A dict of count, seed and severities; clean, the accuracy without corruption;
+      accuracy, which maps each corruption to its accuracies by severity; and
+      mean_accuracy, the mean of these. Accuracies are fractions.
     """
     test, cfg = loader.splits.test, subject.cfg
     none = test.take(slice(0))
-    # The images come with the batches, because held ones would stay on the device.
+    # Not held on the device, where the images of each corruption would stay.
     own = Loader(loader.mesh, Splits(none, none, test, {}), cfg.data, held=False)
     each = seeds.make_each(cfg.run.num_seeds, loader.mesh)
     evaluate = evaluation.make_evaluate(subject.model, preprocess, own, each=each)
@@ -82,7 +80,7 @@ def measure(
 
 
 def text(found: Found) -> str:
-    """Formats the result of `measure`: percent by corruption and severity."""
+    """Formats the result of `measure` as percentages by corruption and severity."""
     header, rows = _cells(found)
     width = max(len(row[0]) for row in [header, *rows])
     lines = [
@@ -97,12 +95,12 @@ def text(found: Found) -> str:
 def contents(
     picture: Callable[..., Content], found: Found, images: np.ndarray
 ) -> list[Content]:
-    """Returns the section of a report: a paragraph, the table, and two figures.
+    """Returns the section of a report: a paragraph, a table and two figures.
 
     Args:
-      picture: makes a figure from a name, an alt text, a function that draws it to a
-        path, and the arguments of that.
-      images: [1, H, W, C] uint8, to show the corruptions of.
+      picture: makes a figure from a name, a text alternative, a function that draws it
+        to a path, and the arguments of this function.
+      images: [1, H, W, C] uint8, the image to show under each corruption.
     """
     header, rows = _cells(found)
     mean, clean = 100 * found["mean_accuracy"], 100 * found["clean"]
@@ -128,7 +126,7 @@ def contents(
 
 
 def _cells(found: Found) -> tuple[list[str], list[list[str]]]:
-    """Returns the header and the rows of the table; the last row has the means."""
+    """Returns the header and rows of the table; the last row has the means."""
     by_name = {**found["accuracy"]}
     by_name["mean"] = np.mean(list(by_name.values()), axis=0).tolist()
     header = ["severity", *map(str, found["severities"]), "mean"]
@@ -140,7 +138,7 @@ def _cells(found: Found) -> tuple[list[str], list[list[str]]]:
 
 
 def plot_severities(found: Found, path: Path) -> None:
-    """Draws a line for each corruption through its accuracies, from severity 0 on."""
+    """Draws the accuracy by severity, with a line for each corruption."""
     from matplotlib.ticker import MaxNLocator
 
     figure = figures.new_figure(8, 4.2)
@@ -157,7 +155,7 @@ def plot_severities(found: Found, path: Path) -> None:
 
 
 def plot_corruptions(images: np.ndarray, seed: int, path: Path) -> None:
-    """Draws the first of `images` [N, H, W, C], with a column for each corruption."""
+    """Draws the first of `images` [N, H, W, C] under each corruption, by column."""
     names = list(corruptions.CORRUPTIONS)
     columns = ["original", *names]
     figure = figures.new_figure(1.35 * len(columns) + 0.3, 1.45 * len(_SHOWN) + 0.4)

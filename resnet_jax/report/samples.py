@@ -1,4 +1,4 @@
-"""The page of a folder of images: counts, and samples after augmentation."""
+"""Writes the page of a folder of images: counts, and samples after augmentation."""
 
 import tempfile
 from collections import Counter
@@ -21,14 +21,14 @@ _SIZES = "Width and height of the images in pixels"
 
 
 def count_rows(surveys: Sequence[Survey], names: Sequence[str]) -> list[list[str]]:
-    """Returns a row of counts for each class and for all, with its name first."""
+    """Returns rows (name, counts by split) for each class, and one for all classes."""
     counts = np.stack([survey.counts for survey in surveys], axis=1)
     rows = [*zip(names, counts, strict=True), ("all", counts.sum(0))]
     return [[name, *(f"{count:,}" for count in row)] for name, row in rows]
 
 
 def size_rows(surveys: Sequence[Survey]) -> list[list[str]]:
-    """Returns rows of minimum, median and maximum of width and height."""
+    """Returns rows with the minimum, median and maximum of width and height."""
     shapes = np.concatenate([survey.shapes for survey in surveys])
     if not len(shapes):
         return []
@@ -39,7 +39,7 @@ def size_rows(surveys: Sequence[Survey]) -> list[list[str]]:
 
 
 def unreadable(surveys: Sequence[Survey]) -> tuple[str, list[list[str]]]:
-    """Returns a line about unreadable files, and (file, reason) of the first ones."""
+    """Returns a line about unreadable files, and rows (file, reason) of the first."""
     bad = [one for survey in surveys for one in survey.bad]
     if not bad:
         return "every image can be read", []
@@ -57,7 +57,7 @@ def notes(surveys: Sequence[Survey], names: Sequence[str]) -> list[str]:
         if split.ignored:
             kinds_of = _counted(split.ignored)
             lines.append(
-                f"{split.root}: left out, no images by their names: {kinds_of}"
+                f"{split.root}: ignored, not images by their names: {kinds_of}"
             )
     counts = surveys[0].counts
     most, least = int(counts.argmax()), int(counts.argmin())
@@ -68,8 +68,8 @@ def notes(surveys: Sequence[Survey], names: Sequence[str]) -> list[str]:
     )
     if ratio > _MANY:
         lines.append(
-            "hint: --class-weights balanced weighs rare classes more in the loss, "
-            "--sampler balanced draws them more often; one of the two is enough"
+            "hint: --class-weights balanced gives rare classes more weight in the "
+            "loss, --sampler balanced draws them more often; one of the two is enough"
         )
     return lines
 
@@ -88,7 +88,7 @@ def write_page(
     """Writes the page: counts as bars, and images before and after augmentation.
 
     Raises:
-      ConfigError: it cannot be written there, or cfg.augment cannot be used.
+      ConfigError: the page cannot be written there, or cfg.augment cannot be used.
     """
     splits = [survey.split.root.name for survey in surveys]
     counts = np.stack([survey.counts for survey in surveys], axis=1)
@@ -129,12 +129,12 @@ def _describe(cfg: Config) -> str:
     size, kept = _side(cfg), cfg.data.kept
     cfg_of = cfg.augment
     parts = [
-        f"random region from {cfg_of.crop_scale:g} of the area, {_train_side(cfg)} "
-        "pixels to a side"
+        f"random region of at least {cfg_of.crop_scale:g} of the area, resized to "
+        f"{_train_side(cfg)} pixels"
         if cfg_of.random_resized_crop
         else "",
         "TrivialAugmentWide" if cfg_of.auto_augment == "ta_wide" else "",
-        f"jitter of colours {cfg_of.color_jitter:g}" if cfg_of.color_jitter else "",
+        f"color jitter {cfg_of.color_jitter:g}" if cfg_of.color_jitter else "",
         f"crop of {cfg_of.crop_padding} pixels ({cfg_of.crop_fill})"
         if cfg_of.crop_padding
         else "",
@@ -146,7 +146,7 @@ def _describe(cfg: Config) -> str:
     ]
     made = ", ".join(part for part in parts if part) or "none"
     return (
-        f"{size}x{size}: the middle of images whose shorter side is "
+        f"{size}x{size}: center crop after resizing the shorter side to "
         f"{round(size / kept)}. Augmentation: {made}."
     )
 
@@ -166,11 +166,11 @@ def _train_side(cfg: Config) -> int:
 def read_samples(
     survey: Survey, cfg: Config
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Reads images of up to 10 classes, 5 of each, spread over all readable ones.
+    """Reads up to 5 images of up to 10 classes, spread over the readable images.
 
     Returns:
-      (images [N, S, S, 3] uint8 for evaluation, the same with the augmentation of the
-      host [N, T, T, 3], labels [N]).
+      A tuple of images [N, S, S, 3] uint8 as for evaluation, the same images with the
+      augmentation of the host [N, T, T, 3], and labels [N].
     """
     transform = transforms.Transform(
         cfg.augment, cfg.seed, _train_side(cfg), cfg.data.kept, cfg.data.interpolation
@@ -196,7 +196,7 @@ def read_samples(
 def augment_samples(
     images: np.ndarray, labels: np.ndarray, num_classes: int, cfg: Config
 ) -> np.ndarray:
-    """Returns `images` after the augmentation of training, as uint8."""
+    """Returns `images` as uint8 after the augmentation of training."""
     shape = images.shape[1:]
     preprocess = make_preprocess(cfg.augment, shape)
     augment = jax.jit(make_augment(cfg.augment, preprocess, num_classes))

@@ -1,4 +1,4 @@
-"""How good predictions are, from probabilities and labels; scikit-learn counts."""
+"""Computes metrics of predictions from probabilities and labels."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities [N, C] float64 of logits [N, C]."""
+    """Returns the probabilities [N, C] float64 of logits [N, C]."""
     shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
     exponentials = np.exp(shifted)
     found: np.ndarray = exponentials / exponentials.sum(1, keepdims=True)
@@ -24,10 +24,10 @@ def score(
       labels: [N] int.
 
     Returns:
-      count, accuracy, balanced_accuracy and macro_f1 (the means over the classes that
-      there are), nll (mean negative log-likelihood), ece and bins (calibration),
-      confusion [C][C] (counts; rows are true classes), classes: of each class its name,
-      precision, recall and f1 (0 where nothing was predicted or there), and support.
+      A dict of count; accuracy; balanced_accuracy and macro_f1, means over the classes
+      that occur; nll, the mean negative log-likelihood; ece and bins, see calibration;
+      confusion, [C][C] counts whose rows are true classes; and classes, the name,
+      precision, recall, f1 and support of each class (undefined values are 0).
     """
     from sklearn.metrics import (
         confusion_matrix,
@@ -72,7 +72,12 @@ def score(
 
 
 def top_k_accuracy(probabilities: np.ndarray, labels: np.ndarray, k: int) -> float:
-    """Returns the share of labels [N] among the k likeliest classes of [N, C]."""
+    """Returns the share of images whose label is among the k likeliest classes.
+
+    Args:
+      probabilities: [N, C].
+      labels: [N] int.
+    """
     own = probabilities[np.arange(len(labels)), labels]
     return float(((probabilities > own[:, None]).sum(1) < k).mean())
 
@@ -82,8 +87,8 @@ def calibration(
 ) -> tuple[float, list[dict[str, float]]]:
     """Returns the expected calibration error, and the bins that have images.
 
-    Bins of equal width over (0, 1] (Guo et al. 2017, section 2); each has its low and
-    high end, its count, and the means of confidence and of correctness.
+    The bins have equal widths over (0, 1] (Guo et al. 2017, section 2). Each has its
+    low and high end, its count, its mean confidence and its accuracy.
     """
     edges = np.linspace(0.0, 1.0, num_bins + 1)
     places = np.clip(np.digitize(confidences, edges, right=True) - 1, 0, num_bins - 1)

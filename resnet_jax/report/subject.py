@@ -48,10 +48,8 @@ class Subject(NamedTuple):
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...] | None  # None if unknown
     seed_index: int | None = None  # index among the seeds of a run
-    data: dict[str, Any] | None = None  # of its training images; None if unknown
-    is_resized: bool = (
-        False  # changed by the options, so that pixels cannot be compared
-    )
+    data: dict[str, Any] | None = None  # identifies its training data; None if unknown
+    is_resized: bool = False  # by the options, so pixels cannot be compared
 
 
 def load(
@@ -61,12 +59,12 @@ def load(
 
     Args:
       one: the option that needs a single network, for an error message.
-      is_prediction: whether it is for files of images, which need no data set.
+      is_prediction: whether image files are classified, which needs no data set.
 
     Raises:
-      ConfigError: there is no run, or an unknown name.
+      ConfigError: there is no run, or a name is unknown.
       DataError: weights or an exported folder cannot be read.
-      CheckpointError: the run's checkpoint cannot be.
+      CheckpointError: the checkpoint of the run cannot be read.
     """
     options.check()
     source, run_dir = options.weights, Path(str(options.run))
@@ -93,7 +91,7 @@ def load(
 
 def _of_weights(options: SubjectConfig, source: str, is_prediction: bool) -> Subject:
     name = options.model
-    if name is not None:  # a misspelt one, before a file is read
+    if name is not None:  # reports a misspelled name before a file is read
         factory.create(ModelConfig(model=name), num_classes=0)
     path = hub.locate(source, name)
     known = hub.describe(source, path, name)
@@ -134,14 +132,17 @@ def _count_classes(cfg: Config, class_names: tuple[str, ...] | None) -> int:
 
 
 def _describe_normalization(cfg: Config, model: nn.Module, found: Match) -> str:
-    """Returns the normalization for a bare file, and the usual one of its kind."""
+    """Describes the normalization for a bare file, and the usual one of its kind."""
     chosen = cfg.augment.normalize
     is_small = found.table in OF_CIFAR or getattr(model, "stem", "cifar") == "cifar"
     usual = "cifar10" if is_small else "imagenet"
     said = f"images normalized as {chosen}"
     if chosen == usual:
-        return f"{said}, the usual one for such a file, which does not say"
-    return f"{said}; usual for such a file, which does not say, is --normalize {usual}"
+        return f"{said}, as is usual for such a file, which does not specify it"
+    return (
+        f"{said}; the file does not specify it, and --normalize {usual} is usual for "
+        "its kind"
+    )
 
 
 def _of_run(
@@ -174,7 +175,7 @@ def _of_run(
 
 
 def _is_imagenets(content: Content) -> bool:
-    """Returns whether the last linear layer has ImageNet's 1,000 classes."""
+    """Returns whether the last linear layer has the 1,000 classes of ImageNet."""
     widths = [
         len(value)
         for dictionary in dictionaries(content.value).values()
@@ -185,7 +186,7 @@ def _is_imagenets(content: Content) -> bool:
 
 
 def _config_of_weights(options: SubjectConfig, known: hub.Network | None) -> Config:
-    """Returns a configuration with what is known about weights."""
+    """Returns a configuration with the settings that are known for the weights."""
     cfg = Config(augment=AugmentConfig(normalize="imagenet"))
     if known is not None:
         data = DataConfig(
@@ -235,7 +236,7 @@ def info(subject: Subject, class_names: Sequence[str]) -> dict[str, Any]:
     cfg, shape = subject.cfg, subject.image_shape
     normalize, side = str(cfg.augment.normalize), shape[0]
     mean, std = parse_normalization(normalize, shape[2])
-    # Only images of any size are cropped; the others are resized as they are.
+    # Only images of varying sizes are cropped; others are only resized.
     is_cropped = sources.is_cropped(cfg.data)
     return {
         "model": {
@@ -257,15 +258,15 @@ def info(subject: Subject, class_names: Sequence[str]) -> dict[str, Any]:
 
 
 def check_data(subject: Subject, test: Dataset) -> str:
-    """Returns a note about the test images; "" if they are those of its training.
+    """Returns a note if the test images differ from the training run's, else "".
 
     Raises:
-      DataError: their classes differ from those of the training.
+      DataError: the classes differ from those of the training run.
     """
     known = subject.class_names
     if known is not None and known != test.class_names:
         raise DataError(
-            f"{subject.title}: its classes are not the data's "
+            f"{subject.title}: its classes are not those of the data "
             f"({differing(known, test.class_names)}): choose --dataset or --data-dir"
         )
     if subject.data is None or subject.is_resized:

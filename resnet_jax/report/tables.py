@@ -1,4 +1,4 @@
-"""Writes tables by a file's suffix: CSV, JSON, JSON lines or parquet."""
+"""Writes tables as CSV, JSON, JSON lines or parquet, depending on the suffix."""
 
 import contextlib
 import csv
@@ -14,17 +14,15 @@ from resnet_jax import files
 from resnet_jax.errors import ConfigError
 from resnet_jax.paths import shown
 
-Columns = Mapping[str, type]  # by their names: str, int, float or bool
-Write = Callable[
-    [Sequence[Sequence[Any]]], None
-]  # of rows, values in the columns' order
-_GROUP = 16_384  # rows of parquet that are written together
+Columns = Mapping[str, type]  # name to str, int, float or bool
+Write = Callable[[Sequence[Sequence[Any]]], None]  # takes rows of values
+_GROUP = 16_384  # rows of a parquet row group
 
 
 def check(path: Path, option: str) -> None:
-    """Raises ConfigError unless `path`, which `option` names, can be written.
+    """Raises ConfigError unless the file `path` of the flag `option` can be written.
 
-    Its suffix must be known, and pyarrow installed for parquet.
+    The suffix must be known, and parquet needs pyarrow.
     """
     if path.suffix.lower() not in _WRITERS:
         raise ConfigError(
@@ -48,10 +46,10 @@ def check(path: Path, option: str) -> None:
 def writing(path: Path, columns: Columns) -> Iterator[Write]:
     """Yields a function that writes rows to `path`, which is replaced at the end.
 
-    If the context ends with an error, an existing file stays.
+    If the context ends with an error, an existing file is kept.
 
     Raises:
-      ConfigError: it cannot be written there.
+      ConfigError: the file cannot be written there.
     """
     with contextlib.ExitStack() as stack:
         with _said(path):
@@ -66,7 +64,7 @@ def writing(path: Path, columns: Columns) -> Iterator[Write]:
         try:
             yield write_safely
         except BaseException:
-            with contextlib.suppress(OSError):  # on a full disk closing fails as well
+            with contextlib.suppress(OSError):  # on a full disk, closing fails as well
                 rows.close()
             raise
         with _said(path):
@@ -112,12 +110,12 @@ def _for_csv(value: Any) -> Any:
 
 
 def _text(value: Any) -> Any:
-    """Returns `value`, if a str made valid for every file."""
+    """Returns `value`; a str is made valid for every file format."""
     return shown(value) if isinstance(value, str) else value
 
 
 def _object(columns: Columns, row: Sequence[Any]) -> str:
-    """Returns `row` as a JSON object, in which NaN is null."""
+    """Returns `row` as a JSON object, with null for values that are not finite."""
     content = {
         shown(name): None
         if isinstance(value, float) and not math.isfinite(value)
@@ -155,7 +153,7 @@ def _parquet(path: Path, columns: Columns) -> Iterator[Write]:
     kinds = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
     schema = pa.schema([(shown(name), kinds[kind]) for name, kind in columns.items()])
     waiting: list[Sequence[Any]] = []
-    # By name, pyarrow misinterprets some as URLs, and rejects others.
+    # Given a name, pyarrow misinterprets some as URLs and rejects others.
     with path.open("wb") as file, parquet.ParquetWriter(file, schema) as writer:
 
         def flush() -> None:

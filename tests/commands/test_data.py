@@ -59,7 +59,7 @@ def test_a_folder_is_described_and_shown(root, command, tmp_path, monkeypatch):
     ]
     assert lines[9:11] == [
         "formats: 14 PNG RGB",
-        f"{root / 'train'}: left out, no images by their names: 1 .gif",
+        f"{root / 'train'}: ignored, not images by their names: 1 .gif",
     ]
     assert lines[11] == (
         "imbalance of train: 8 (largest class giant ant 8, smallest c$_1$ 1)"

@@ -132,7 +132,7 @@ def test_class_names_are_shown_where_they_differ(trained, capsys):
     for split in ("train", "test"):
         (root / split / "dog").rename(root / split / "hound")
     difference = r"\(class 1 was 'dog' and is now 'hound'\)"
-    with pytest.raises(DataError, match=f"not the data's {difference}: choose"):
+    with pytest.raises(DataError, match=f"not those of the data {difference}: choose"):
         printed(capsys, run_dir)
     with pytest.raises(ConfigError, match=f"begun on other classes {difference}: br"):
         train.main(fields.replace(cfg, epochs=2, override=True))

@@ -133,7 +133,7 @@ def test_a_folder_s_images_have_their_paths(skips, folder, make, tmp_path):
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(
             folder / "test" / "dog/n.png"
         )
-    with pytest.raises(DataError, match=r"pets has \d test images now, and \d were sc"):
+    with pytest.raises(DataError, match=r"pets has \d test images now, but \d were sc"):
         predictions.write_predictions(tmp_path / "p.jsonl", *made)
 
 

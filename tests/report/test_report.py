@@ -154,6 +154,16 @@ def test_runs_are_compared(digits_run, run_dir, tmp_path, capsys, caplog):
         compare.main(CompareConfig((str(tmp_path),), page=str(page)))
 
 
+def test_a_comparison_says_when_nothing_differs(run_dir, tmp_path):
+    shutil.copytree(run_dir, tmp_path / "again")
+    page = tmp_path / "page.html"
+    names = str(run_dir), str(tmp_path / "again")
+    compare.main(CompareConfig(names, page=str(page)))
+    assert "<p>The configurations are the same.</p>" in page.read_text("utf-8")
+    compare.main(CompareConfig(names[:1], page=str(page)))
+    assert "<p>There is only one run.</p>" in page.read_text("utf-8")
+
+
 def test_class_names_come_with_the_run(run_dir):
     path = run_dir / "classes.json"
     assert json.loads(path.read_text()) == list("0123456789")
