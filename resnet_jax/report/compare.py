@@ -7,7 +7,7 @@ from typing import Any
 
 from resnet_jax.errors import ConfigError
 from resnet_jax.fields import flat
-from resnet_jax.report import curves, origin
+from resnet_jax.report import curves, origin, repeat
 from resnet_jax.report.page import Card, Content, Panels, Table, write
 from resnet_jax.run.directory import CONFIG, METRICS, read_run
 from resnet_jax.run.logs import Record, read_metrics
@@ -17,14 +17,16 @@ def compare(run_dirs: Sequence[str], page: Path) -> str:
     """Writes a page that compares runs, and returns its tables as text.
 
     The page has the last and best metrics, the time of training, the fields in which
-    the configurations differ, and the curves. A folder that has only a metrics.jsonl,
-    such as one written by a PyTorch program, has no configuration.
+    the configurations differ, commands that repeat the runs, and the curves. A folder
+    that has only a metrics.jsonl, such as one written by a PyTorch program, has no
+    configuration.
 
     Raises:
       ConfigError: a folder is not a run, or the page cannot be written.
     """
     records: dict[str, list[Record]] = {}
     fields: dict[str, dict[str, Any]] = {}
+    commands: list[tuple[str, str]] = []
     for name in run_dirs:
         run_dir = Path(name)
         records[name] = read_metrics(run_dir, of_ours=False)
@@ -32,8 +34,11 @@ def compare(run_dirs: Sequence[str], page: Path) -> str:
             raise ConfigError(f"{run_dir} has no epoch in a {METRICS}: train it first")
         fields[name] = {}
         if (run_dir / CONFIG).exists():
-            own = flat(read_run(run_dir))
-            kept = [pair for pair in own if pair[0].metadata.get("resume") != "free"]
+            cfg = read_run(run_dir)
+            commands.append((name, repeat.command(cfg)))
+            kept = [
+                pair for pair in flat(cfg) if pair[0].metadata.get("resume") != "free"
+            ]
             fields[name] = {one.name: value for one, value in kept}
     header, results, differing = ["", *records], _results(records), _differing(fields)
     with tempfile.TemporaryDirectory() as scratch:
@@ -42,7 +47,7 @@ def compare(run_dirs: Sequence[str], page: Path) -> str:
                 Table(header, results, "Metrics of each run"),
                 _origin(),
             ],
-            "Configuration": _configuration(header, differing, fields),
+            "Configuration": _configuration(header, differing, fields, commands),
             "Curves": [Panels(curves.plot_runs(records, Path(scratch)))],
         }
         write(page, "Comparison of runs", sections)
@@ -56,7 +61,10 @@ def _origin() -> Card:
 
 
 def _configuration(
-    header: list[str], rows: list[list[str]], fields: dict[str, dict[str, Any]]
+    header: list[str],
+    rows: list[list[str]],
+    fields: dict[str, dict[str, Any]],
+    commands: list[tuple[str, str]],
 ) -> list[Content]:
     contents: list[Content] = []
     if rows:
@@ -67,7 +75,10 @@ def _configuration(
     without = [name for name, own in fields.items() if not own]
     if without:
         contents.append(f"Without a {CONFIG}: {', '.join(without)}.")
-    return contents or ["There is only one run."]
+    if commands:
+        caption = "Commands that repeat the training"
+        contents.append(Table(("run", "command"), commands, caption))
+    return contents
 
 
 def _differing(fields: dict[str, dict[str, Any]]) -> list[list[str]]:

@@ -23,6 +23,7 @@ from resnet_jax.report import (
     figures,
     mistakes,
     origin,
+    repeat,
     robustness,
     scores,
 )
@@ -36,6 +37,7 @@ from resnet_jax.report.page import (
     write,
 )
 from resnet_jax.report.subject import Subject
+from resnet_jax.run.directory import read_run
 from resnet_jax.run.logs import read_metrics
 from resnet_jax.training import evaluation, seeds
 from resnet_jax.weights import export
@@ -123,7 +125,8 @@ def write_report(
     sections["Structure"] = [picture("structure", alt, draw)]
     rows = [(one.name, value) for one, value in flat(cfg)]
     table = Table(("field", "value"), rows, "Configuration of the run")
-    sections["Configuration"] = [Folded(f"{len(rows)} fields", [table])]
+    again = Card({}, {}, {"training command": repeat.command(read_run(run_dir))})
+    sections["Configuration"] = [again, Folded(f"{len(rows)} fields", [table])]
     sections["Versions and machine"] = [_machine()]
     page = directory / "index.html"
     write(page, subject.title, sections)

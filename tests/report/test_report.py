@@ -67,6 +67,7 @@ def test_a_report_shows_the_run_and_a_browser_opens_it(run_dir, tmp_path, capsys
     top5 = float(re.search(r"Acc@5 (\S+)", said.splitlines()[-1])[1])
     assert f"<dt>top-5 accuracy</dt><dd>{top5:.2f} %</dd>" in text
     assert "<dd>40 images, test split</dd>" in text
+    assert "<dt>training command</dt><dd>python train.py " in text
     recalls = {row["name"]: row["recall"] for row in saved["classes"]}
     for name, accuracy in printed["class_accuracy"].items():
         assert recalls[name] == pytest.approx(accuracy or 0.0)
@@ -142,7 +143,11 @@ def test_runs_are_compared(digits_run, run_dir, tmp_path, capsys, caplog):
     results, configuration, _ = (part for part in text.split("<section ")[1:])
     row = f'<th scope="row">test %, last</th><td>{rows["test %, last"][0]}</td>'
     assert row in results and "<dt>command</dt>" in results
-    differing = re.findall(r'<th scope="row">(.*?)</th>', configuration)
+    rows = re.findall(r'<th scope="row">(.*?)</th><td>(.*?)</td>', configuration)
+    *differing, first, second = [name for name, _ in rows]
+    assert (first, second) == names[:2]
+    assert rows[-1][1].startswith("python train.py ")
+    assert "--dropout 0.25 " in rows[-1][1] and f"--workdir {other}" in rows[-1][1]
     assert differing == ["dropout", "validation_split", "epochs"]
     row = '<th scope="row">dropout</th><td>0.0</td><td>0.25</td><td>-</td>'
     assert row in configuration
@@ -161,7 +166,7 @@ def test_a_comparison_says_when_nothing_differs(run_dir, tmp_path):
     compare.main(CompareConfig(names, page=str(page)))
     assert "<p>The configurations are the same.</p>" in page.read_text("utf-8")
     compare.main(CompareConfig(names[:1], page=str(page)))
-    assert "<p>There is only one run.</p>" in page.read_text("utf-8")
+    assert "The configurations" not in page.read_text("utf-8")
 
 
 def test_class_names_come_with_the_run(run_dir):

@@ -1,0 +1,38 @@
+"""Builds the command that repeats a run from its configuration."""
+
+import shlex
+from typing import Any
+
+from resnet_jax import fields
+from resnet_jax.config import Config
+from resnet_jax.recipes import RECIPES
+
+_PATHS = ("data_dir", "class_names", "workdir")
+
+
+def command(cfg: Config) -> str:
+    """Returns the shortest command that trains with `cfg`: a recipe, and flags.
+
+    Fields that belong to one invocation, such as the devices, are left out.
+    """
+    found = [[name, *_flags(recipe, cfg)] for name, (_, recipe) in RECIPES.items()]
+    return shlex.join(["python", "train.py", *min(found, key=len)])
+
+
+def _flags(recipe: Config, cfg: Config) -> list[str]:
+    """Returns the flags for the fields in which `cfg` differs from `recipe`."""
+    words = []
+    for (one, default), (_, value) in zip(
+        fields.flat(recipe), fields.flat(cfg), strict=True
+    ):
+        is_free = one.metadata.get("resume") == "free" and one.name not in _PATHS
+        if value != default and not is_free:
+            words += _flag(one.name.replace("_", "-"), value)
+    return words
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    values = value if isinstance(value, tuple) else (value,)
+    return [f"--{name}", *map(str, values)]
