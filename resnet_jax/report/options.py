@@ -49,7 +49,7 @@ class NetworkConfig(fields.Group):
 class SubjectConfig(NetworkConfig):
     """The data to evaluate it on, and the devices."""
 
-    title = "data"  # of its box in --help
+    title = "data"  # of the box in --help
 
     dataset: str | None = None
     """Data set: cifar10, cifar10_1, cifar100, fashion_mnist, digits, folder or
@@ -76,14 +76,14 @@ class SubjectConfig(NetworkConfig):
     def check(self) -> None:
         """Raises ConfigError unless the options name exactly one network."""
         if self.run is None:
-            fields.refuse(self, OF_RUNS, "is a run's: name its directory")
+            fields.refuse(self, OF_RUNS, "applies only to a run: name its directory")
         if (self.run is None) == (self.weights is None):
             raise ConfigError("name a run directory, or --weights FILE --model NAME")
         if (self.weights is None) != (self.model is None) and not self._says_model():
-            raise ConfigError("--weights and --model go together")
+            raise ConfigError("--weights and --model must be given together")
         if self.weights is None:
             own = ["weights_key", "stem", "shortcut", "stride_in_1x1", "in_channels"]
-            fields.refuse(self, own, "goes with --weights: a run has its own")
+            fields.refuse(self, own, "needs --weights: a run has its own")
 
     def _says_model(self) -> bool:
         """Whether the weights are a folder or a name that may specify the network."""

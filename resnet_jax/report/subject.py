@@ -71,7 +71,9 @@ def load(
     is_exported = hub.is_network(run_dir) or is_shipped(str(options.run))
     if source is None and is_exported:
         source = str(run_dir)
-        fields.refuse(options, OF_RUNS, f"is a run's, and {source} is exported")
+        fields.refuse(
+            options, OF_RUNS, f"applies only to a run, and {source} is exported"
+        )
     if source is not None:
         return _of_weights(options, source, is_prediction)
     for name in ("model.onnx", "model.stablehlo"):

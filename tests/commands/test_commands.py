@@ -83,7 +83,7 @@ def test_a_network_is_summarized(command):
         (("compare",), "name the run directories: resnet-jax compare RUN RUN"),
         (("export", "run"), "name the folder to write: resnet-jax export RUN DIR"),
         (("export", "nowhere", "folder"), "no run at nowhere"),
-        (("export", "--weights", "a.pth", "folder"), "--weights and --model go"),
+        (("export", "--weights", "a.pth", "folder"), "--weights and --model must"),
     ],
 )
 def test_what_a_command_cannot_do_is_one_line(arguments, message, command):

@@ -77,7 +77,9 @@ def test_a_flag_is_taken_or_refused_by_name(mode, flag):
 def test_an_exported_folder_has_one_network(flag, tmp_path):
     (tmp_path / "model.safetensors").touch()
     options = SubjectConfig(run=str(tmp_path), **{flag: GIVEN[flag]})
-    with pytest.raises(ConfigError, match=f"--{flag} is a run's, and .* is exported"):
+    with pytest.raises(
+        ConfigError, match=f"--{flag} applies only to a run, and .* is ex"
+    ):
         subject.load(options)
 
 

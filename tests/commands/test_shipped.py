@@ -96,7 +96,7 @@ def test_where_only_images_are_named_it_classifies_them(
         (("missing", "a.png"), 2, "no run at missing"),
         (("empty",), 2, "name the image files: resnet-jax predict RUN a.jpg"),
         (("lost",), 2, "name the image files: resnet-jax predict RUN a.jpg"),
-        (("a.png", "--checkpoint", "best"), 2, "--checkpoint is a run's: name its"),
+        (("a.png", "--checkpoint", "best"), 2, "--checkpoint applies only to a run: "),
         (("a.png", "--model", "resnet18"), 3, "is a resnet20: --model resnet20"),
         (("model.pth", "a.png"), 2, "no run at model.pth"),
         (("runs", "a.png"), 2, "runs is no run: it has no config.json"),

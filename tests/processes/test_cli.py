@@ -277,7 +277,7 @@ def test_bad_weights_to_evaluate(tmp_path):
     assert_one_line(file, 3, "none.pth cannot be read")
     assert_one_line(other, 3, "is a web page")
     assert_one_line(model, 2, "no model 'resnet21'")
-    assert_one_line(alone, 2, "--weights and --model go together")
+    assert_one_line(alone, 2, "--weights and --model must be")
 
 
 def test_import_does_not_wake_jax_and_offers_its_names():

@@ -215,8 +215,8 @@ def test_a_folder_that_cannot_be_written(run, tmp_path):
     [
         ({}, "name a run directory, or --weights"),
         ({"run": "a", "weights": "b", "model": "resnet8"}, "name a run directory, or"),
-        ({"weights": "b"}, "--weights and --model go together"),
-        ({"run": "a", "model": "resnet8"}, "--weights and --model go together"),
+        ({"weights": "b"}, "--weights and --model must be"),
+        ({"run": "a", "model": "resnet8"}, "--weights and --model must be"),
         ({"run": "a", "batch_size": 0}, "batch_size 0 is too small"),
         ({"run": "a", "image_size": 0}, "image_size 0 is too small"),
     ],
