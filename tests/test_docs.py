@@ -8,56 +8,25 @@ tried has a line `<!-- not run here: REASON -->` above it.
 import importlib
 import importlib.util
 import re
-import shlex
 import tomllib
 import typing
 from pathlib import Path
 
 import pytest
 import tyro
+from pages import PAGES, ROOT, blocks, commands_of
 
 from docs import flags
 from resnet_jax import commands
 from resnet_jax.commands.command_line import parse_recipe
 from resnet_jax.config import Config
 
-ROOT = Path(commands.__file__).parents[2]
-PAGES = sorted(
-    str(path.relative_to(ROOT))
-    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))
-)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 # Setup programs, whose options are not checked.
 OTHERS = {
     *("cd", "git", "python3", "pip", ".", "export", "mkdocs", "pre-commit", "ruff"),
     *("mypy", "lint-imports", ".ci/run", "ls", "cat", "mkdir", "tensorboard"),
 }
-BLOCK = re.compile(
-    r"^(<!-- not run here: .+ -->\n+)?^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL
-)
-
-
-def blocks(page: str, language: str) -> list[str]:
-    """Returns a page's code blocks in a language, except for marked ones."""
-    text = (ROOT / page).read_text(encoding="utf-8")
-    return [m[3] for m in BLOCK.finditer(text) if m[2] == language and not m[1]]
-
-
-def commands_of(block: str) -> list[list[str]]:
-    """Yields the words of each command, without comments and variables."""
-    found = []
-    for line in block.replace("\\\n", " ").splitlines():
-        words = shlex.split(line, comments=True)
-        while words:
-            ends = [i for i, word in enumerate(words) if word in ("&&", "|", ";", "&")]
-            end = ends[0] if ends else len(words)
-            command, words = words[:end], words[end + 1 :]
-            while command and re.match(r"\w+=", command[0]):
-                command = command[1:]
-            if command and command[0] == "srun":
-                command = command[1:]
-            found.append(command)
-    return [command for command in found if command]
 
 
 def options_of(name: str) -> type:
