@@ -77,7 +77,7 @@ def test_a_network_is_summarized(command):
     ("arguments", "message"),
     [
         (("models", "summary"), "name a network: resnet-jax models summary"),
-        (("models", "summary", "resnet19"), "no model 'resnet19'"),
+        (("models", "summary", "resnet19"), "unknown model 'resnet19'"),
         (("predict", "run"), "name the image files: resnet-jax predict RUN"),
         (("predict", "nowhere", "a.png"), "no run at nowhere"),
         (("compare",), "name the run directories: resnet-jax compare RUN RUN"),

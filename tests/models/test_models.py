@@ -205,10 +205,13 @@ def test_people_build_their_own(block, shortcut, key):
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        ({"widths": (8, 4), "shortcut": "pad"}, "'pad' cannot join 8 channels to 4"),
-        ({"shortcut": "skip"}, "no shortcut 'skip': one of identity, pad"),
-        ({"block": PreActBlock, "shortcut": "pad"}, "'pad' is not one of PreActBlock"),
-        ({"weight_init": "zeros"}, "no weight_init 'zeros': one of torch, kaiming"),
+        ({"widths": (8, 4), "shortcut": "pad"}, "'pad' cannot map 8 channels to 4"),
+        ({"shortcut": "skip"}, "unknown shortcut 'skip': choose one of id"),
+        (
+            {"block": PreActBlock, "shortcut": "pad"},
+            "PreActBlock has no shortcut 'pad'",
+        ),
+        ({"weight_init": "zeros"}, "unknown weight_init 'zeros': choose one of t"),
         ({"stage_sizes": (1,)}, "differ in length"),
         ({"groups": 2}, "BasicBlock has no groups"),
         ({"stride_in_1x1": True}, "BasicBlock has no stride_in_1x1"),
@@ -225,7 +228,7 @@ def test_an_identity_shortcut_cannot_change_the_shape(key):
     model = ResNet(
         BasicBlock, (1, 1), num_classes=3, widths=(4, 8), shortcut="identity"
     )
-    with pytest.raises(ConfigError, match="cannot join 4 channels to 8 at stride 2"):
+    with pytest.raises(ConfigError, match="cannot map 4 channels to 8 at stride 2"):
         model.init(key, jnp.zeros((1, 32, 32, 3)), train=False)
 
 
@@ -247,7 +250,7 @@ def test_a_network_of_one_channel(key):
 @pytest.mark.parametrize(("own", "given"), [(3, 1), (1, 3)])
 def test_images_of_other_channels_are_refused(name, own, given):
     model = resnet_jax.create_model(name, num_classes=10, in_channels=own)
-    message = rf"\[B, H, W, {own}\], .*, {given}\]: give in_channels={given}"
+    message = rf"\[B, H, W, {own}\], .*, {given}\]: create it with in_channels={given}"
     with pytest.raises(ConfigError, match=message):
         training.variable_shapes(model, (32, 32, given))
     training.variable_shapes(model, (32, 32, own))
@@ -260,7 +263,7 @@ def test_a_network_of_a_configuration():
     assert shapes["params"]["conv1"]["kernel"].shape == (1, 1, 9, 4)
     assert shapes["params"]["fc"]["bias"].shape == (7,)
     assert model.dtype == jnp.bfloat16
-    with pytest.raises(ConfigError, match="hresnet has no width to choose"):
+    with pytest.raises(ConfigError, match="hresnet has no option width"):
         create(ModelConfig(width=4), 7)
 
 
@@ -315,7 +318,9 @@ def test_list_models_has_the_family():
 
 
 def test_an_unknown_model_is_named_with_a_near_one():
-    with pytest.raises(ConfigError, match="no model 'resnet19': did you mean resnet9"):
+    with pytest.raises(
+        ConfigError, match="unknown model 'resnet19': did you mean resnet9"
+    ):
         resnet_jax.create_model("resnet19", num_classes=10)
 
 
@@ -354,13 +359,15 @@ def test_an_image_too_small_for_hresnet_is_refused(key):
 
 
 def test_stems_that_do_not_exist_are_refused():
-    with pytest.raises(ConfigError, match="no stem 'big': imagenet or cifar"):
+    with pytest.raises(
+        ConfigError, match="unknown stem 'big': choose imagenet or cifar"
+    ):
         resnet_jax.create_model("resnet18", num_classes=10, stem="big")
-    with pytest.raises(ConfigError, match="no stem 'big'"):
+    with pytest.raises(ConfigError, match="unknown stem 'big'"):
         ResNet(BasicBlock, (1,), num_classes=3, widths=(4,), stem="big").init(
             jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False
         )
-    with pytest.raises(ConfigError, match="hresnet has no stem"):
+    with pytest.raises(ConfigError, match="hresnet has no option stem"):
         resnet_jax.create_model("hresnet", num_classes=10, stem="cifar")
 
 
@@ -425,7 +432,7 @@ def test_init_overrides_the_models_own(key):
 
 def test_a_norm_that_does_not_exist_is_refused(key):
     model = resnet_jax.create_model("resnet8", num_classes=10, norm="layer")
-    with pytest.raises(ConfigError, match="no norm 'layer': one of batch, none"):
+    with pytest.raises(ConfigError, match="unknown norm 'layer': choose batch or none"):
         model.init(key, jnp.zeros((1, 32, 32, 3)), train=False)
 
 
@@ -459,14 +466,14 @@ def test_the_width_of_resnet9_is_of_all_its_layers():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("resnet20", {"width": 8}, "resnet20 has no width to choose"),
-        ("hresnet", {"whiten": True}, "hresnet has no whiten to choose"),
-        ("resnet9", {"stem": "cifar"}, "resnet9 has no stem to choose"),
+        ("resnet20", {"width": 8}, "resnet20 has no option width"),
+        ("hresnet", {"whiten": True}, "hresnet has no option whiten"),
+        ("resnet9", {"stem": "cifar"}, "resnet9 has no option stem"),
         ("wrn28_10", {"zero_init_last": True}, "wrn28_10 has no last BatchNorm"),
-        ("resnet8", {"skip": False, "shortcut": "pad"}, "a shortcut is chosen, and le"),
-        ("hresnet", {"stride_in_1x1": True}, "hresnet has no stride_in_1x1 to choose"),
+        ("resnet8", {"skip": False, "shortcut": "pad"}, "--no-skip leaves no shortcut"),
+        ("hresnet", {"stride_in_1x1": True}, "hresnet has no option stride_in_1x1"),
         *(
-            ("resnet20", {"skip": False, name: value}, f"{name} leaves a shortcut")
+            ("resnet20", {"skip": False, name: value}, f"{name} needs a shortcut")
             for name, value in (("drop_path", 0.1), ("zero_init_last", True))
         ),
     ],

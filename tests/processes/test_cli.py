@@ -160,7 +160,7 @@ def test_unknown_names(tmp_path):
         ("digits", "--model", "resnet19", *workdir),
         ("digits", "--dataset", "mnist", *workdir),
     )
-    assert_one_line(model, 2, "no model 'resnet19'", "resnet18")
+    assert_one_line(model, 2, "unknown model 'resnet19'", "resnet18")
     assert_one_line(dataset, 2, "no data set 'mnist': one of cifar10, cifar100, digits")
     assert os.listdir(tmp_path) == []
 
@@ -276,7 +276,7 @@ def test_bad_weights_to_evaluate(tmp_path):
     )
     assert_one_line(file, 3, "none.pth cannot be read")
     assert_one_line(other, 3, "is a web page")
-    assert_one_line(model, 2, "no model 'resnet21'")
+    assert_one_line(model, 2, "unknown model 'resnet21'")
     assert_one_line(alone, 2, "--weights and --model go together")
 
 
