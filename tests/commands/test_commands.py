@@ -242,7 +242,7 @@ def test_a_network_goes_out_in_the_format_that_is_named(
     arguments = ("export", run_dir, folder, "--format")
     code, out, err = command(*arguments, "torch")
     assert (code, out) == (2, "") and err.count("\n") == 1
-    assert f"{folder} holds model.stablehlo, with a config.json of its own" in err
+    assert f"{folder} holds model.stablehlo with its own config.json" in err
     code, _, err = command(*arguments, "tensorrt")
     assert code == 2 and "tensorrt" in err
     for name in ("jax2onnx", "onnxruntime"):

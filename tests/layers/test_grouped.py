@@ -81,7 +81,9 @@ def test_a_layer_of_groups():
     bound = 1 / np.sqrt(9 * 2)  # fan in counts one group's channels, as in PyTorch
     for leaf in jax.tree.leaves(variables):
         assert bound / 2 < jnp.abs(leaf).max() <= bound
-    with pytest.raises(ConfigError, match="3 groups do not divide 8 channels and 12"):
+    with pytest.raises(
+        ConfigError, match="groups=3 must divide the 8 channels and the 12"
+    ):
         Conv(12, 3, groups=3).init(jax.random.key(0), x)
     with pytest.raises(ConfigError, match="8 channels"):
         conv.apply(variables, jnp.ones((2, 5, 5, 4)))

@@ -249,7 +249,7 @@ def test_bad_transfers(tmp_path):
     expected = {
         ("--pretrained", "none.pth"): (3, "none.pth cannot be read"),
         ("--pretrained", __file__): (3, "is neither a .safetensors nor a .pth file"),
-        ("--pretrained", "imagenet"): (2, "resnet8 has no weights of ImageNet"),
+        ("--pretrained", "imagenet"): (2, "resnet8 has no ImageNet weights"),
         ("--freeze", "layer9"): (2, "freeze 'layer9' matches no parameter"),
         ("--backbone-bn", "frozen"): (2, "backbone_bn frozen needs --freeze"),
         ("--cache-features",): (2, "cache_features needs features that do not change"),

@@ -347,7 +347,7 @@ def test_a_hub_out_of_reach_is_one_line_or_the_cached_copy(
     monkeypatch.setattr(library.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     with caplog.at_level(logging.WARNING, "resnet_jax"):
         assert hf_hub.fetch(SOURCE) == folder
-    assert "the cached copy is used" in caplog.text
+    assert "using the cached copy" in caplog.text
     _refused(f"{SOURCE}@v9", "http://127.0.0.1:9", "refused")
 
 
@@ -423,11 +423,11 @@ def test_choose(names, chosen):
 @pytest.mark.parametrize(
     "names, words",
     [
-        ("a.pth b.pth", "several weights, a.pth, b.pth"),
+        ("a.pth b.pth", "several weights files, a.pth, b.pth"),
         ("training_args.bin sub/model.safetensors", "no weights"),
-        ("", "no file at all"),
-        (f"{PART.format(2)} model.safetensors.index.json", "not all its parts"),
-        ("model.safetensors.index.json", "not all its parts"),
+        ("", "among its files (none)"),
+        (f"{PART.format(2)} model.safetensors.index.json", "not all of its shards"),
+        ("model.safetensors.index.json", "not all of its shards"),
         (" ".join(f"f{i}" for i in range(30)), "... (30 in all)"),
         ("\x1b[2J.txt", r"'\x1b[2J.txt'"),
     ],

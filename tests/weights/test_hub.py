@@ -127,9 +127,11 @@ def test_the_published_names_are_torchvisions():
 
 
 def test_networks_without_weights_are_named():
-    with pytest.raises(ConfigError, match="resnet20 has no weights of ImageNet: resn"):
+    with pytest.raises(ConfigError, match="resnet20 has no ImageNet weights, but resn"):
         hub.read_weights(hub.locate("imagenet", "resnet20"))
-    with pytest.raises(ConfigError, match="resnet99 is no pretrained network: one of"):
+    with pytest.raises(
+        ConfigError, match="resnet99 is not a pretrained network: choose"
+    ):
         resnet_jax.load_pretrained("resnet99")
 
 
@@ -213,11 +215,9 @@ def test_what_a_folder_does_not_say_is_said(tmp_path, caplog):
     caplog.set_level("INFO")
     found = describe(tmp_path, crop_mode="squash")
     assert (found.resize, found.crop) == (224, 224)
-    assert (
-        "brought to 224, and the middle 224 cropped, which config.json" in caplog.text
-    )
+    assert "side to 224 and center-cropping to 224, because config.json" in caplog.text
     assert describe(tmp_path, mean=None).normalize == "imagenet"
-    assert "does not say a normalization: imagenet" in caplog.text
+    assert "does not specify a normalization: using imagenet" in caplog.text
 
 
 def test_strides_that_no_name_tells_are_the_folders(tmp_path, monkeypatch):
@@ -229,12 +229,16 @@ def test_strides_that_no_name_tells_are_the_folders(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert hub.describe(str(tmp_path), tmp_path).model.stride_in_1x1
     model = resnet_jax.create_model("resnet50", num_classes=5)
-    with pytest.raises(ConfigError, match="strides elsewhere: --stride-in-1x1"):
+    with pytest.raises(
+        ConfigError, match="strides in other layers: use --stride-in-1x1"
+    ):
         pretrained.begin_from({}, model, source=str(tmp_path), name="resnet50")
     config["downsample_in_bottleneck"] = False
     (tmp_path / "config.json").write_text(json.dumps(config))
     model = resnet_jax.create_model("resnet50", num_classes=5, stride_in_1x1=True)
-    with pytest.raises(ConfigError, match="strides elsewhere: --no-stride-in-1x1"):
+    with pytest.raises(
+        ConfigError, match="strides in other layers: use --no-stride-in-1x1"
+    ):
         pretrained.begin_from({}, model, source=str(tmp_path), name="resnet50")
 
 

@@ -89,7 +89,7 @@ def test_a_storage_of_another_length_is_refused(tmp_path):
         pth.read_legacy(path)
     huge = Tensor(Storage("0", 10**12, legacy=True), 0, (2, 3), (3, 1))
     path.write_bytes(legacy(dumps({"w": huge}), {"0": VALUES}))
-    with pytest.raises(ValueError, match="1000000000000 elements is not in it"):
+    with pytest.raises(ValueError, match="1000000000000 elements does not fit in"):
         pth.read_legacy(path)
 
 
@@ -235,7 +235,7 @@ def laughs(depth, end):
 )
 def test_objects_that_hold_one_another_take_no_time(tmp_path, end):
     path = write_zip(tmp_path / "a.pth", laughs(40, end))
-    with pytest.raises(ValueError, match="hold one another too often"):
+    with pytest.raises(ValueError, match="contain one another too often"):
         pth.read_zip(path)
     assert pth.read_zip(write_zip(path, laughs(3, b""))) == ((((), ()),) * 2,) * 2
 
@@ -256,5 +256,5 @@ def test_types_of_storages_cannot_be_called(tmp_path):
 @pytest.mark.parametrize("size", [("2", 3), (2.0, 3), (True, 3), ((2,), 3)])
 def test_sizes_that_are_no_numbers_are_refused(tmp_path, size):
     path = write_zip(tmp_path / "a.pth", dumps({"w": tensor(size=size)}))
-    with pytest.raises(ValueError, match="none of a storage"):
+    with pytest.raises(ValueError, match="lacks a storage"):
         pth.read_zip(path)
