@@ -189,7 +189,7 @@ def _describe_head(
         )
     if found.rest:
         return (
-            f"ends in {_list(found.rest[:4])}, which is not a single linear layer of "
+            f"ends in {_list(found.rest[:4])}, not in a single linear layer of "
             f"{shape[1]} features: {remedy}"
         )
     return f"has no last layer of {shape[1]} features: {remedy}"

@@ -176,10 +176,10 @@ def test_a_head_of_more_than_one_layer_is_none(tmp_path, caplog):
     content = with_head(net, "fc.1")
     content |= {f"fc.0.{n}": v for n, v in nn.BatchNorm1d(64).state_dict().items()}
     torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(DataError, match="'fc.1.weight'.* is not one linear layer"):
+    with pytest.raises(DataError, match="'fc.1.weight'.* not in a single linear layer"):
         adopted(tmp_path / "w.pth")
     torch.save(content | {"fc.0.weight": torch.ones(3, 64)}, tmp_path / "w.pth")
-    with pytest.raises(DataError, match="is not one linear layer"):
+    with pytest.raises(DataError, match="not in a single linear layer"):
         adopted(tmp_path / "w.pth")
 
 
@@ -365,7 +365,7 @@ REFUSED = {
     "numbers": (lambda: {"acc": 91.0}, "holds no tensors"),
     "an optimizer": (
         lambda: torch.optim.Adam(known()[1].parameters()).state_dict(),
-        "holds no tensors",
+        "holds no named tensors",
     ),
 }
 
