@@ -68,7 +68,9 @@ def from_torch(
     found = match.find(given, wanted, head)
     if len(found) > 1:
         labels = " and ".join(repr(one.label) for one in found)
-        raise DataError(f"it has several such networks, under {labels}: pass one")
+        raise DataError(
+            f"the state_dict has several such networks, under {labels}: pass one"
+        )
     if len(found) == 1 and not found[0].misshapen:
         renamed = with_names_of(found[0], given, last if head is None else head)
         misfit = {

@@ -137,7 +137,7 @@ def _normalization_of(path: Path, found: config_json.Described) -> str:
 
 
 def refuse_unknown(source: str, path: Path) -> NoReturn:
-    """Raises an error about weights at `path` of an unknown network.
+    """Raises an error about weights at `path` whose network is unknown.
 
     Raises:
       ConfigError, DataError: always.

@@ -1,4 +1,4 @@
-"""Reads files of torch.save, zip or legacy, without torch and without running code."""
+"""Reads torch.save files, zip or legacy, without torch and without running code."""
 
 import io
 import mmap
@@ -17,7 +17,7 @@ LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def read_zip(path: Path) -> Any:
-    """Reads the object in a file of torch.save's zip format, with NumPy arrays.
+    """Reads the object in a torch.save file in zip format, with NumPy arrays.
 
     Raises:
       RefusedError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError, KeyError,
@@ -54,7 +54,7 @@ def read_zip(path: Path) -> Any:
 
 
 def read_legacy(path: Path) -> Any:
-    """Reads the object in a file of torch.save before PyTorch 1.6 (see read_zip)."""
+    """Reads the object in a torch.save file from before PyTorch 1.6 (see read_zip)."""
     size = path.stat().st_size
     storages: dict[str, np.ndarray] = {}
 

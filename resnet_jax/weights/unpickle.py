@@ -200,7 +200,7 @@ class _Unpickler(pickle.Unpickler):
         return self._stand_ins[origin]
 
     def persistent_load(self, saved_id: Any) -> Any:
-        if len(saved_id) == 4 and saved_id[0] == "module":  # torch.save(model), once
+        if len(saved_id) == 4 and saved_id[0] == "module":  # class of a legacy file
             return saved_id[1]
         kind, dtype, key, _, count, *view = saved_id
         known = kind == "storage" and type(key) is str and type(count) is int

@@ -59,7 +59,7 @@ def _norm(loss, at, x, kernel):
 
 
 def test_on_cpus_the_kernels_gradient_is_a_sum_of_products():
-    """XLA's own takes a hundred times as long, but is used on other platforms."""
+    """XLA's own gradient takes a hundred times as long; other platforms use it."""
     x, kernel = map(jnp.float32, draw(2, 7, 8, 16, 4, 3))
 
     def loss(kernel, x):

@@ -85,8 +85,8 @@ def test_hresnet_flattens_in_the_order_of_pytorch(key):
     model = resnet_jax.create_model("hresnet", num_classes=10)
     images = jax.random.normal(key, (1, 32, 32, 3))
     variables = jax.jit(partial(model.init, train=False))(key, images)
-    # fc1's first 16 inputs are the 4x4 map of channel 0: silence them, and channel 0 of
-    # the last block no longer matters.
+    # fc1's first 16 inputs are the 4x4 map of channel 0. Without them, channel 0 of the
+    # last block no longer matters.
     kernel = variables["params"]["fc1"]["kernel"].at[:16].set(0.0)
     params = {**variables["params"], "fc1": {**variables["params"]["fc1"]}}
     params["fc1"]["kernel"] = kernel
@@ -172,7 +172,7 @@ def test_option_a_shortcut_takes_every_other_pixel_and_zero_channels(key):
     block = BasicBlock(8, stride=2, shortcut="pad")
     x = jax.random.uniform(key, (1, 4, 4, 4))
     variables = block.init(key, x, train=False)
-    # With bn2's scale at zero the residual branch is silent.
+    # With bn2's scale at zero, the residual branch returns zeros.
     params = {**variables["params"]}
     params["bn2"] = {"scale": jnp.zeros(8), "bias": jnp.zeros(8)}
     y = block.apply({**variables, "params": params}, x, train=False)
@@ -334,10 +334,10 @@ def test_an_unknown_model_is_named_with_a_near_one():
     ],
 )
 def test_convolutions_are_drawn_as_each_network_asks(name, options, key):
-    """Every kind of model's: by torchvision's fan out, or PyTorch's default."""
+    """Kernels use torchvision's fan-out initialization or PyTorch's default."""
     model = resnet_jax.create_model(name, num_classes=10, **options)
     init = jax.jit(partial(training.init_variables, model, (32, 32, 3)))
-    params = jax.device_get(init(key=key)["params"])  # else each form is compiled for
+    params = jax.device_get(init(key=key)["params"])  # else JAX compiles per shape
     flat = jax.tree_util.tree_leaves_with_path(params)
     kernels = [(path, leaf) for path, leaf in flat if path[-1].key == "kernel"]
     assert len(kernels) > 5
@@ -389,7 +389,7 @@ def test_a_plain_block_is_its_residual_alone(key):
     variables = plain.init(key, x, train=False)
     found = plain.apply(variables, x, train=False)
     both = residual.apply(variables, x, train=False)
-    sure = (found > 0) & (both > 0)  # there no ReLU hides the sum
+    sure = (found > 0) & (both > 0)  # where no ReLU hides the sum
     assert sure.mean() > 0.2
     np.testing.assert_allclose(both[sure], (found + x)[sure], rtol=1e-5)
     assert found.min() == 0
@@ -436,8 +436,8 @@ def test_a_norm_that_does_not_exist_is_refused(key):
         model.init(key, jnp.zeros((1, 32, 32, 3)), train=False)
 
 
-# As the usual PyTorch programs count them, and 1,024 of the last BatchNorm, and 10 of
-# the last bias, which two of these leave out.
+# Counts of the usual PyTorch programs, plus 1,024 in the last BatchNorm and 10 in the
+# last bias, which two of them omit.
 @pytest.mark.parametrize(
     ("name", "count"),
     [("wrn28_10", 36_479_194), ("preact_resnet18", 11_172_170), ("resnet9", 6_573_130)],
@@ -495,7 +495,7 @@ def test_blocks_may_begin_as_their_shortcuts(name, key):
     side = 32 if name != "resnet50" else 64
     last = "bn3" if name == "resnet50" else "bn2"
 
-    def drawn():  # no kernel, which takes the time
+    def drawn():  # without kernels, which take long to draw
         params = init_variables(model, (side, side, 3), key=key)["params"]
         blocks = [block for block in params.values() if last in block]
         return [(block[last]["scale"], block["bn1"]["scale"]) for block in blocks]
@@ -524,7 +524,7 @@ def test_a_dropped_path_leaves_the_shortcut_and_the_others_make_up_for_it(block,
     same = np.asarray((found == x).all((1, 2, 3)))
     assert 0.18 < same.mean() < 0.32
     expected = x + (whole - x) / 0.75
-    if block is not PreActBlock:  # x is not negative: what ReLU took stays below 0
+    if block is not PreActBlock:  # x >= 0, so what ReLU cut off stays below 0
         expected = jnp.maximum(expected, 0)
     np.testing.assert_allclose(found[~same], expected[~same], rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(apply(dropping, False), apply(bare, False))
@@ -548,7 +548,7 @@ def test_paths_are_dropped_the_more_the_deeper(name, count):
 
 
 def test_the_stride_is_the_first_convolutions_on_request(key):
-    """As in He et al. 2015; torchvision gives it to the 3x3 convolution."""
+    """This follows He et al. 2015; torchvision gives it to the 3x3 convolution."""
     x = jnp.zeros((1, 8, 8, 16))
     for in_1x1, side in ((True, 4), (False, 8)):
         block = resnet_jax.Bottleneck(8, stride=2, stride_in_1x1=in_1x1)

@@ -1,4 +1,4 @@
-"""Weights in files as people have them, written without torch."""
+"""Reads weights files as people have them, written without torch."""
 
 import argparse
 import json
@@ -66,7 +66,7 @@ def test_weights_are_found_in_whatever_lies_around_them(kind, tmp_path):
     _, _, state = make()
     path = save(tmp_path / "w.pth", AROUND[kind](state))
     assert_same(adopted(path), state)
-    if kind != "a list":  # the library's two functions come to the same
+    if kind != "a list":  # the two library functions give the same result
         _, shapes, _ = make()
         found = resnet_jax.from_torch(resnet_jax.read_state_dict(path), shapes)
         assert_same(resnet_jax.to_torch(found), state)
@@ -104,7 +104,7 @@ def test_of_two_networks_one_is_chosen(tmp_path):
             ConfigError, match="no weights under 'ema'; it has 'model', '"
         ):
             call(path, key="ema")
-    # A wrapper's module is left out only where names stay apart.
+    # The prefix of a wrapper is removed only if names stay distinct.
     beside = save(tmp_path / "beside.pth", {**state, **prefixed("module.", other)})
     with pytest.raises(DataError, match="the file itself, 'module': choose one with"):
         adopted(beside)
@@ -303,7 +303,7 @@ def test_copies_of_the_weights_without_the_head_are_no_others(tmp_path):
 
 
 def test_of_two_heads_none_is_taken(tmp_path):
-    """Such as a probe's head in addition to the backbone's."""
+    """An example is the head of a probe in addition to the backbone's."""
     _, _, state = make()
     probe = {"head.weight": np.ones((4, 64), np.float32), "head.bias": np.ones(4)}
     probe = {name: value.astype(np.float32) for name, value in probe.items()}

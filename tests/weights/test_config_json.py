@@ -349,7 +349,7 @@ def test_a_malformed_processor_is_named(read, refused, changes, words):
     if words:
         message = refused(words, TRANSFORMERS, processor)
         assert "preprocessor_config.json" in message
-    else:  # one for all channels
+    else:  # one value for all channels
         assert read(TRANSFORMERS, processor).mean == (0.5, 0.5, 0.5)
 
 

@@ -1,4 +1,4 @@
-"""Uses repositories of the Hub, served locally."""
+"""Uses repositories as on the Hub, served locally."""
 
 import contextlib
 import hashlib
@@ -35,7 +35,7 @@ class Hub:
         self.failing = "(?!)"  # paths answered with 500
         self.page: bytes | None = None  # sent instead of JSON
         self.breaks: list[int] = []  # bytes after which the next transfers break off
-        self.body = staticmethod(lambda body: body)  # what is sent of a large file
+        self.body = staticmethod(lambda body: body)  # what is sent for a large file
 
     def commit(self, branch: str = "main", **files: bytes) -> str:
         content = {name.replace("__", "."): body for name, body in files.items()}
@@ -161,7 +161,7 @@ def library():
 
 @pytest.fixture
 def hub(library, tmp_path, monkeypatch):
-    """A Hub for huggingface_hub, with a cache in tmp_path."""
+    """Yields a Hub for huggingface_hub, with a cache in tmp_path."""
     from huggingface_hub import constants, utils
 
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
@@ -174,7 +174,7 @@ def hub(library, tmp_path, monkeypatch):
         README__md=b"#",
     )
     with contextlib.ExitStack() as stack:
-        # Under another name, which the library takes for another host.
+        # Under another name, which looks like another host to the library.
         cdn = stack.enter_context(_serving(hub=hub, cdn=""))
         cdn = cdn.replace("127.0.0.1", "localhost")
         url = stack.enter_context(_serving(hub=hub, cdn=cdn))
@@ -189,7 +189,7 @@ def hub(library, tmp_path, monkeypatch):
             "DOWNLOAD_CHUNK_SIZE": 1024,
         }.items():
             monkeypatch.setattr(constants, name, value)
-        # The library waits for seconds between attempts.
+        # The library waits several seconds between attempts.
         monkeypatch.setattr("time.sleep", lambda seconds: None)
         hub.url, hub.cache = url, home / "hub"
         yield hub

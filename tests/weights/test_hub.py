@@ -14,7 +14,7 @@ from resnet_jax.weights import convert, hub, pretrained
 
 @pytest.fixture(scope="module")
 def imagenet_weights():
-    """A state_dict of resnet18 with 1,000 classes, of random numbers."""
+    """Returns a random state_dict of resnet18 with 1,000 classes."""
     model = resnet_jax.create_model("resnet18", num_classes=1000)
     shapes = training.variable_shapes(model, (64, 64, 3))
     rng = np.random.default_rng(0)
@@ -24,7 +24,7 @@ def imagenet_weights():
 
 @pytest.fixture
 def published(imagenet_weights, tmp_path, monkeypatch):
-    """A file of them, published by its digest as torchvision's are; its content."""
+    """Returns the content of a file of them, published like torchvision's."""
     path = tmp_path / "weights"
     save_file(imagenet_weights, path)
     content = path.read_bytes()
@@ -36,7 +36,7 @@ def published(imagenet_weights, tmp_path, monkeypatch):
 
 @pytest.fixture
 def served(published, monkeypatch):
-    """Puts `published` behind every URL; the list of those asked for."""
+    """Serves `published` at every URL, and returns the list of requests."""
     asked = []
 
     def fetch(url, sha256, path, **options):
@@ -168,7 +168,7 @@ def test_the_head_is_kept_where_it_fits(tmp_path, reset_head, num_classes, caplo
 
 
 def describe(folder, **changes):
-    """What is known of a folder of timm's resnet18 with other fields."""
+    """Returns what is known about a folder of timm's resnet18 with `changes`."""
     pretrained_cfg = {
         **{"mean": [0.5] * 3, "std": [0.25] * 3, "crop_pct": 0.95},
         **{"input_size": [3, 224, 224], "interpolation": "bicubic"},
@@ -243,6 +243,6 @@ def test_strides_that_no_name_tells_are_the_folders(tmp_path, monkeypatch):
 
 
 def test_normalisation_follows_the_weights():
-    assert hub.normalization(None) is None  # that of the data
+    assert hub.normalization(None) is None  # the data's own
     assert hub.normalization("imagenet") == "imagenet"
     assert hub.normalization("some/file.pth") == "imagenet"

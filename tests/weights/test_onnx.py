@@ -28,7 +28,7 @@ def network():
 
 
 def check_refused(network, tmp_path, part):
-    """Checks that nothing is written, and the message."""
+    """Checks the message, and that nothing is written."""
     folder = tmp_path / "folder"
     with pytest.raises(DataError, match=part) as refused:
         onnx_graph.write(folder, network, make_info(network))

@@ -60,7 +60,7 @@ def test_a_program_is_plain_operations_for_three_platforms(network):
 def test_bfloat16_is_as_near_as_bfloat16_is():
     network = make_network(create_model("resnet8", num_classes=10, dtype="bfloat16"))
     if np.isnan(own_logits(network, network.images)).any():
-        # jaxlib 0.12.0's YNNPACK fusions do that on CPUs.
+        # The YNNPACK fusions in jaxlib 0.12.0 do that on CPUs.
         with pytest.raises(DataError, match="model.stablehlo was not written"):
             stablehlo.check(stablehlo.convert(network), network)
         return
@@ -94,7 +94,7 @@ def test_a_folder_says_everything(network, tmp_path):
     assert info["class_names"] == list("0123456789") and info["metrics"]["count"] == 40
     card = (folder / "README.md").read_text()
     assert "[batch, 8, 8, 3]" in card and "tags: [" in card and "stablehlo]" in card
-    stablehlo.write(folder, network, make_info(network))  # replacing itself
+    stablehlo.write(folder, network, make_info(network))  # replaces its own file
     info = json.loads((folder / "config.json").read_text())
 
     (folder / "model.stablehlo").rename(folder / "model.safetensors")
