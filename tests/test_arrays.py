@@ -134,18 +134,18 @@ def test_of_larger_images_the_middle_is_preprocessed():
 
 @pytest.mark.parametrize("images", [X, UINT8[0], UINT8.transpose(0, 3, 1, 2), [X[0]]])
 def test_other_arrays_are_not_preprocessed(images):
-    with pytest.raises(ValueError, match=r"uint8 .*; th.* (float32|uint8) \["):
+    with pytest.raises(ValueError, match=r"uint8 .*, got (float32|uint8) \["):
         Preprocessing(8, 8, (0.5,) * 3, (0.25,) * 3)(images)
 
 
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (UINT8, "normalized images, these are uint8 as loaded: give them to prepro"),
-        (X.transpose(0, 3, 1, 2), r"these are \[2, 3, 8, 8\]: channels come last, not"),
-        (X[0], r"these are \[8, 8, 3\]: one image is a batch of one: x\[None\]"),
-        (X[..., :2], r"these are \[2, 8, 8, 2\]: give in_channels=2"),
-        (X[:, 0, 0], r"these are \[2, 3\]: 3 channels last"),
+        (UINT8, "normalized images, got uint8 as loaded: pass them to preprocessing"),
+        (X.transpose(0, 3, 1, 2), r"got \[2, 3, 8, 8\]: channels come last, unlike"),
+        (X[0], r"got \[8, 8, 3\]: add a batch axis to a single image: x\[None\]"),
+        (X[..., :2], r"got \[2, 8, 8, 2\]: create it with in_channels=2"),
+        (X[:, 0, 0], r"got \[2, 3\]: put the 3 channels last"),
     ],
 )
 def test_what_a_network_cannot_take_is_named(images, message):
@@ -155,9 +155,9 @@ def test_what_a_network_cannot_take_is_named(images, message):
 
 def test_layers_name_the_form_that_they_take():
     conv, linear = Conv(4, 3), Linear(4)
-    with pytest.raises(ConfigError, match=r"^Conv takes images \[B, H, W, 3\], these"):
+    with pytest.raises(ConfigError, match=r"^Conv expects images \[B, H, W, 3\], got"):
         conv.apply(conv.init(KEY, X), X[..., :2])
-    with pytest.raises(ConfigError, match=r"^Linear takes features \[.{3}, 3\], "):
+    with pytest.raises(ConfigError, match=r"^Linear expects features \[.{3}, 3\], "):
         linear.apply(linear.init(KEY, X[:, 0, 0]), X[:, 0, 0, :2])
 
 
@@ -171,7 +171,7 @@ def test_a_bare_batch_norm_names_itself():
 
 @pytest.mark.parametrize("option", ["in_chans", "pretrained", "drop_rate"])
 def test_what_users_of_timm_ask_for_gets_an_answer(option):
-    with pytest.raises(ConfigError, match=f"resnet18 has no {option} to choose: "):
+    with pytest.raises(ConfigError, match=f"resnet18 has no option {option}: "):
         resnet_jax.create_model("resnet18", num_classes=10, **{option: 0.5})
 
 

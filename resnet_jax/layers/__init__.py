@@ -1,4 +1,4 @@
-"""Layers with PyTorch's arithmetic and initialisation."""
+"""Layers with PyTorch's arithmetic and initialization."""
 
 import lazy_loader
 

@@ -17,19 +17,19 @@ from resnet_jax.layers.keep import is_plain, keep
 from resnet_jax.layers.linear import KERNEL_INITS, Init, bias_init, storage_dtype
 from resnet_jax.layers.linear_map import linear_map
 
-_FEW = 32  # taps times channels; below, a matrix product is faster
-_LITTLE = 2**25  # multiply-adds; below, compiling a loop does not pay
-_MUCH = 2**28  # multiply-adds; above, Winograd's algorithm pays
-_MANY = 32  # channels; above, it pays (half as many for kernel gradients)
+_FEW = 32  # taps times channels; below this, a matrix product is faster
+_LITTLE = 2**25  # multiply-adds; below this, compiling a loop does not pay off
+_MUCH = 2**28  # multiply-adds; above this, Winograd's algorithm pays off
+_MANY = 32  # channels; fewest for Winograd's algorithm (half for kernel gradients)
 
 
 def convolve(
     x: jax.Array, kernel: jax.Array, *, stride: int, padding: int, groups: int = 1
 ) -> jax.Array:
-    """Convolves x [B, H, W, C] with kernel [K, K, C // groups, F], with zero padding.
+    """Convolves x [B, H, W, C] with kernel [K, K, C // groups, F] and zero padding.
 
-    If the gradient is taken inside shard_map, a kernel that is replicated over the
-    devices needs `jax.lax.pcast(kernel, axis, to="varying")`.
+    To take the gradient inside shard_map, first apply `jax.lax.pcast(kernel, axis,
+    to="varying")` to a kernel that is replicated over the devices.
     """
     x, kernel = jnp.asarray(x), jnp.asarray(kernel)
     if is_plain():
@@ -54,8 +54,8 @@ def _convolve(stride: int, padding: int, x: jax.Array, kernel: jax.Array) -> jax
 def _suits_dot(x: jax.Array, kernel: jax.Array) -> bool:
     """Returns whether XLA's CPU convolution is much slower than a matrix product.
 
-    It is for feature maps of few pixels, such as those of ImageNet's networks for small
-    images; for 1x1 kernels; and for few channels.
+    It is for feature maps of few pixels, which ImageNet networks have for small images,
+    for 1x1 kernels and for few channels.
     """
     few = math.prod(kernel.shape[:3]) <= _FEW
     return _is_small(x) or kernel.shape[0] == 1 or few
@@ -179,11 +179,11 @@ _by_xla = partial(grouped.by_xla, groups=1)
 
 
 class Conv(nn.Module):
-    """A 2-D convolution with torch.nn.Conv2d's padding and initialisation.
+    """A 2-D convolution with torch.nn.Conv2d's padding and initialization.
 
     Maps x [B, H, W, C] to [B, H', W', features] with
     H' = (H + 2 * padding - kernel_size) // stride + 1. Features and channels are split
-    into `groups` equal parts; each part of the features sees one part of the channels.
+    into `groups` equal parts; each part of the features depends on one of the channels.
     """
 
     features: int
@@ -200,7 +200,8 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.weight_init not in KERNEL_INITS:
             raise ConfigError(
-                f"no weight_init {self.weight_init!r}: one of {', '.join(KERNEL_INITS)}"
+                f"unknown weight_init {self.weight_init!r}: choose one of "
+                f"{', '.join(KERNEL_INITS)}"
             )
         channels = x.shape[-1]
         if self.has_variable("params", "kernel"):
@@ -208,7 +209,7 @@ class Conv(nn.Module):
         check_images(x, channels, name_of(self))
         if x.shape[-1] % self.groups or self.features % self.groups:
             raise ConfigError(
-                f"{self.groups} groups do not divide {x.shape[-1]} channels and "
+                f"groups={self.groups} must divide the {x.shape[-1]} channels and the "
                 f"{self.features} features"
             )
         param_dtype = storage_dtype(self.dtype, self.param_dtype)

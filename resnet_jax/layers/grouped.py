@@ -12,7 +12,7 @@ from resnet_jax.layers.linear_map import linear_map
 def by_xla(
     stride: int, padding: int, x: jax.Array, kernel: jax.Array, *, groups: int
 ) -> jax.Array:
-    """Convolves x [B, H, W, C] with kernel [K, K, C // groups, F], with XLA."""
+    """Convolves x [B, H, W, C] with kernel [K, K, C // groups, F] using XLA."""
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -54,7 +54,7 @@ def _convolve_jvp(
             (found,) = jax.linear_transpose(lambda k: convolve(x, k), kernel)(dy)
             return jnp.asarray(found)
 
-        # XLA's CPU convolution takes a hundred times longer than these products.
+        # XLA's CPU convolution takes a hundred times as long as these products.
         cpu, other = partial(pull, by_taps), partial(pull, plain)
         found: jax.Array = lax.platform_dependent(
             *(x, kernel, dy), cpu=cpu, default=other
@@ -70,7 +70,7 @@ def _convolve_jvp(
 def _by_taps(
     stride: int, padding: int, groups: int, x: jax.Array, kernel: jax.Array
 ) -> jax.Array:
-    """Convolves as a sum of matrix products, one for each of the K * K taps."""
+    """Convolves as a sum of K * K matrix products, one per tap."""
     side, _, inputs, features = kernel.shape
     edge = (padding, padding)
     padded = jnp.pad(x, ((0, 0), edge, edge, (0, 0)))

@@ -1,4 +1,4 @@
-"""Checks of a layer's input."""
+"""Checks of the inputs of layers."""
 
 import flax.linen as nn
 import jax
@@ -7,7 +7,7 @@ from resnet_jax.errors import ConfigError
 
 
 def name_of(layer: nn.Module) -> str:
-    """Returns the kind of a layer, with its name inside a network."""
+    """Returns the type of a layer and, inside a network, its name."""
     return " ".join(filter(None, [type(layer).__name__, ".".join(layer.path)]))
 
 
@@ -15,13 +15,13 @@ def check_images(x: jax.Array, channels: int, name: str) -> None:
     """Raises ConfigError unless x is [B, H, W, channels], as `name` requires."""
     if x.ndim == 4 and x.shape[-1] == channels:
         return
-    hint = f"{channels} channels last"
+    hint = f"put the {channels} channels last"
     if x.ndim == 3 and x.shape[-1] == channels:
-        hint = "one image is a batch of one: x[None]"
+        hint = "add a batch axis to a single image: x[None]"
     elif x.ndim == 4 and x.shape[1] == channels:
-        hint = "channels come last, not as in PyTorch: x.transpose(0, 2, 3, 1)"
+        hint = "channels come last, unlike in PyTorch: x.transpose(0, 2, 3, 1)"
     elif x.ndim == 4 and name == "the network":
-        hint = f"give in_channels={x.shape[-1]} where it is made"
+        hint = f"create it with in_channels={x.shape[-1]}"
     raise ConfigError(
-        f"{name} takes images [B, H, W, {channels}], these are {list(x.shape)}: {hint}"
+        f"{name} expects images [B, H, W, {channels}], got {list(x.shape)}: {hint}"
     )

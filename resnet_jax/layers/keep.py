@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-ANY = "any"  # the platform of an exported program, which any device may run
+ANY = "any"  # the platform of an exported program, which runs on any device
 _NAME = "kept"
 _platform: ContextVar[str | None] = ContextVar("platform", default=None)
 _named = jax.checkpoint_policies.save_only_these_names(_NAME)
@@ -24,9 +24,9 @@ def keep(x: jax.Array) -> jax.Array:
 
 
 def policy(primitive: Any, *inputs: Any, **params: Any) -> bool:
-    """Policy for jax.checkpoint: keeps marked values, and small ones like statistics.
+    """Keeps marked values and small ones like statistics, as jax.checkpoint's policy.
 
-    The outputs of BatchNorm and ReLU are recomputed; otherwise a GPU's program would
+    The outputs of BatchNorm and ReLU are recomputed; otherwise GPU programs would
     keep them in addition to the feature map.
     """
     if primitive.name == "name":
@@ -37,9 +37,9 @@ def policy(primitive: Any, *inputs: Any, **params: Any) -> bool:
 
 @contextlib.contextmanager
 def compiling_for(platform: str) -> Iterator[None]:
-    """Traces steps for a platform other than JAX's default, inside a context.
+    """Traces steps for `platform` instead of JAX's default inside the context.
 
-    For ANY they consist of standard operations, and the batch size may be symbolic.
+    For ANY, they consist of standard operations, and the batch size may be symbolic.
     """
     token = _platform.set(platform)
     try:
@@ -51,8 +51,8 @@ def compiling_for(platform: str) -> Iterator[None]:
 def is_worthwhile(dtype: Any) -> bool:
     """Returns whether to keep feature maps of `dtype` this way.
 
-    Only bfloat16 on GPUs needs it: the TPU compiler itself fuses recomputation into the
-    convolutions.
+    Only bfloat16 on GPUs needs it: the TPU compiler fuses recomputation into the
+    convolutions by itself.
     """
     return dtype == jnp.bfloat16 and platform() in ("gpu", "cuda", "rocm")
 

@@ -1,4 +1,4 @@
-"""Convolutions by oneDNN on CPUs, as in PyTorch, if jaxlib has it."""
+"""Convolutions by oneDNN on CPUs, as in PyTorch, if jaxlib includes oneDNN."""
 
 import functools
 import math
@@ -14,21 +14,22 @@ from resnet_jax.layers import keep
 
 _OPTIONS: dict[str, Any] = {
     "xla_cpu_experimental_onednn_custom_call": True,
-    # XLA's default, minus convolutions: YNNPACK would otherwise take them first.
+    # XLA's default without convolutions, which YNNPACK would otherwise take first.
     "xla_cpu_experimental_ynn_fusion_type": (
         "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
     ),
 }
-_LEAST = "jax_persistent_cache_min_compile_time_secs"  # below, not stored
+_LEAST = "jax_persistent_cache_min_compile_time_secs"  # faster ones are not stored
 _is_used: ContextVar[bool] = ContextVar("is_used", default=False)
 
 
 def jit(function: Callable[..., Any], **options: Any) -> Any:
-    """Returns jax.jit; with RESNET_JAX_ONEDNN=1, convolutions on CPUs use oneDNN.
+    """Applies jax.jit; with RESNET_JAX_ONEDNN=1, convolutions on CPUs use oneDNN.
 
-    oneDNN fuses bias, sum and ReLU into convolutions, and also computes large products.
-    It is not the default because jaxlib cannot serialize such programs into the
-    compilation cache: each process compiles its own, and caches nothing from then on.
+    oneDNN fuses bias, sum and ReLU into convolutions, and also computes large matrix
+    products. It is not the default because jaxlib cannot serialize such programs into
+    the compilation cache: each process compiles its own and caches nothing from then
+    on.
     """
     if not _can_be_used():
         return jax.jit(function, **options)

@@ -1,4 +1,4 @@
-"""torch.nn.Linear, and PyTorch's initialisation of weights and biases."""
+"""torch.nn.Linear, and PyTorch's initialization of weights and biases."""
 
 import math
 from collections.abc import Callable
@@ -39,12 +39,12 @@ def _draw(
     shape: tuple[int, ...],
     dtype: jnp.dtype,
 ) -> jax.Array:
-    # Drawn flat: XLA takes up to ten times as long to compile the draw in `shape`.
+    # XLA takes up to ten times as long to compile a draw in `shape` as a flat one.
     return distribution(key, (math.prod(shape),), dtype).reshape(shape)
 
 
 # nn.Conv2d and nn.Linear draw from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), which is what
-# kaiming_uniform_(a=sqrt(5)) comes to; torchvision's ResNet redraws its convolutions
+# kaiming_uniform_(a=sqrt(5)) amounts to; torchvision's ResNet redraws its convolutions
 # with kaiming_normal_(mode="fan_out").
 KERNEL_INITS: dict[str, Callable[..., jax.Array]] = {
     "torch": _torch_init,
@@ -67,7 +67,7 @@ def storage_dtype(dtype: jnp.dtype, param_dtype: jnp.dtype | None = None) -> jnp
 
 
 class Linear(nn.Module):
-    """torch.nn.Linear with its initialisation: x [..., C] to [..., features]."""
+    """torch.nn.Linear with its initialization: x [..., C] to [..., features]."""
 
     features: int
     dtype: jnp.dtype = jnp.float32
@@ -81,8 +81,8 @@ class Linear(nn.Module):
             shape = self.get_variable("params", "kernel").shape
         if x.shape[-1] != shape[0]:
             raise ConfigError(
-                f"{name_of(self)} takes features [..., {shape[0]}], these are "
-                f"{list(x.shape)}"
+                f"{name_of(self)} expects features [..., {shape[0]}], "
+                f"got {list(x.shape)}"
             )
         kernel = self.param("kernel", KERNEL_INITS["torch"], shape, param_dtype)
         bias = self.param("bias", bias_init(shape[0]), (self.features,), param_dtype)

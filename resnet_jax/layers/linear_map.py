@@ -17,15 +17,15 @@ def linear_map(
 ) -> jax.Array:
     """Returns forward(*residuals, *values), which is linear in `values`.
 
-    In reverse mode the gradient with respect to the values is `transpose(*residuals,
-    cotangent)`, as with jax.custom_derivatives.linear_call; but this can also be
-    differentiated with respect to the residuals, in either mode, to any order, and
-    under jax.vmap.
+    In reverse mode, the gradient with respect to the values is `transpose(*residuals,
+    cotangent)`, as with jax.custom_derivatives.linear_call. Unlike linear_call, this
+    function can also be differentiated with respect to the residuals, in both modes, to
+    any order and under jax.vmap.
 
     Args:
       forward: maps arrays to one array.
-      transpose: maps arrays to a tuple with one array per value, or to the array of a
-        single value.
+      transpose: maps arrays to a tuple with one array per value, or to one array if
+        there is a single value.
     """
     found = _linear_map.bind(
         *map(jnp.asarray, (*residuals, *values)),
@@ -118,7 +118,7 @@ def _batched(
     for index, (x, axis) in enumerate(pairs):
         if axis is not None:
             x, axis = jnp.moveaxis(x, axis, 0), 0
-        elif index >= num_residuals:  # the transpose returns one per row
+        elif index >= num_residuals:  # the transpose returns one value per row
             x, axis = jnp.broadcast_to(x, (size, *x.shape)), 0
         moved.append(x)
         in_axes.append(axis)

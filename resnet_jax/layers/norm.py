@@ -16,7 +16,7 @@ from resnet_jax.layers.normalize import normalize
 
 
 class Factors(NamedTuple):
-    """Factors of a BatchNorm's input: a 1x1 convolution of stride 1, without bias."""
+    """Factors of a BatchNorm input: a 1x1 convolution of stride 1 without bias."""
 
     inputs: jax.Array  # [B, H, W, D]
     kernel: jax.Array  # [1, 1, D, C]
@@ -25,21 +25,23 @@ class Factors(NamedTuple):
 class BatchNorm(nn.Module):
     """torch.nn.BatchNorm2d over all axes but the last: x [..., C] to [..., C].
 
-    In training (`train=True`) x is normalized by the mean and the *biased* variance of
-    the batch, computed in two passes, and the running statistics in the `batch_stats`
-    collection, which must be mutable, are updated by
+    In training (`train=True`), x is normalized by the mean and the *biased* variance of
+    the batch, computed in two passes. The running statistics in the `batch_stats`
+    collection, which must be mutable, are updated with the batch's mean and *unbiased*
+    variance:
 
         running = (1 - momentum) * running + momentum * batch
 
-    with the batch's *unbiased* variance. In inference x is normalized by the running
-    statistics, which do not change; nor do they in initialisation. Arithmetic and
-    statistics use promote_types(dtype, float32). Under jit over a sharded batch the
-    statistics are those of the global batch.
+    In inference, x is normalized by the running statistics. Neither inference nor
+    initialization changes them. Arithmetic and statistics use promote_types(dtype,
+    float32). Under jit with a sharded batch, the statistics are computed over the
+    global batch.
 
-    In bfloat16 the variance is E[d^2] - E[d]^2, d = x - running mean, in float32 and
-    in one pass, which compilers fuse with the preceding convolution. Its rounding error
-    is below that of the values themselves, which have 8 bits. With `factors` of x, TPUs
-    compute the same gradient in another way (layers/projection.py).
+    In bfloat16, the variance is E[d^2] - E[d]^2 with d = x - running mean, in float32
+    and in one pass, which compilers fuse with the preceding convolution. Its rounding
+    error is smaller than the error of the values themselves, which have 8 bits. Given
+    `factors` of x, TPUs compute the same gradient in another way
+    (layers/projection.py).
 
     Raises:
       ConfigError: in training with one value per channel, whose variance is undefined.
@@ -103,10 +105,10 @@ class BatchNorm(nn.Module):
 
 
 def normalized(conv: Any, norm: Any, x: jax.Array, train: bool) -> jax.Array:
-    """Returns norm(conv(x)) of a 1x1 convolution, with factors if they are small."""
+    """Returns norm(conv(x)) for a 1x1 convolution, passing small factors."""
     y: jax.Array = conv(x)
     options: dict[str, Any] = {}
-    # Not for modules of other types.
+    # Modules of other types do not take factors.
     is_own = type(conv) is Conv and type(norm) is BatchNorm
     if train and is_own and conv.stride * conv.groups == 1 and not conv.use_bias:
         kernel = conv.get_variable("params", "kernel")

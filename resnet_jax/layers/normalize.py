@@ -1,4 +1,4 @@
-"""Normalization by a batch's statistics, with a closed-form gradient."""
+"""Normalization by batch statistics, with a closed-form gradient."""
 
 from functools import partial
 from typing import Any
@@ -19,15 +19,15 @@ def normalize(
     epsilon: float,
     shift: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalizes x by its mean and biased variance; also returns these two.
+    """Normalizes x by its mean and biased variance, and also returns both.
 
-    Everything has the dtype of x [..., C]; scale, bias and shift are [C]. The gradient
-    has a closed form, which reads memory less often than what JAX derives from
-    the two passes of the variance.
+    Everything is computed in the dtype of x [..., C]; scale, bias and shift are [C].
+    The gradient has a closed form, which reads memory less often than the one that JAX
+    derives from the two passes of the variance.
 
     Args:
       shift: a value near the mean, to compute the variance in one pass. This is less
-        precise if the mean is far from it, see BatchNorm.
+        precise if the mean is far from it (see BatchNorm).
     """
     return moments(x, scale, bias, epsilon, shift)[0]
 
@@ -109,7 +109,7 @@ def _sums(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
         return x.sum(axes), y.sum(axes)
 
     def at_once(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-        # One kernel sums within images, and another over images.
+        # One kernel sums within images, and another across images.
         axes = tuple(range(1, x.ndim - 1))
         both = jnp.stack([x.sum(axes), y.sum(axes)]).sum(1)
         return both[0], both[1]
@@ -121,7 +121,7 @@ def _sums(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _kept(x: jax.Array) -> jax.Array:
-    """Returns x behind a barrier: XLA on CPUs would recompute it for each reader."""
+    """Returns x behind a barrier, so XLA on CPUs does not recompute it for each use."""
     found: jax.Array = lax.platform_dependent(
         x, cpu=lax.optimization_barrier, default=lambda x: x
     )

@@ -1,4 +1,4 @@
-"""PyTorch's pooling layers for residual networks, with gradients fast on CPUs."""
+"""PyTorch's pooling layers for ResNets, with gradients that are fast on CPUs."""
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,7 @@ Arrays = tuple[jax.Array, ...]
 
 
 def avg_pool(x: jax.Array) -> jax.Array:
-    """torch.nn.AvgPool2d(2, 2): x [B, H, W, C] to [B, H // 2, W // 2, C]."""
+    """Applies torch.nn.AvgPool2d(2, 2): x [B, H, W, C] to [B, H // 2, W // 2, C]."""
     x = jnp.asarray(x)
     batch, height, width, channels = x.shape
     x = x[:, : height // 2 * 2, : width // 2 * 2]
@@ -21,7 +21,7 @@ def avg_pool(x: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def _mean_of_four(x: jax.Array) -> jax.Array:
-    # Sums, which XLA fuses with the preceding operations, unlike reductions.
+    # XLA fuses sums with the preceding operations, but not reductions.
     top, bottom = x[:, :, 0], x[:, :, 1]
     rows = top + bottom
     return (rows[..., 0, :] + rows[..., 1, :]) / 4
@@ -40,7 +40,7 @@ def _mean_of_four_backward(dy: jax.Array) -> jax.Array:
 
 
 def max_pool_2x2(x: jax.Array) -> jax.Array:
-    """torch.nn.MaxPool2d(2, 2): x [B, H, W, C] to [B, H // 2, W // 2, C].
+    """Applies torch.nn.MaxPool2d(2, 2): x [B, H, W, C] to [B, H // 2, W // 2, C].
 
     Equal pixels share the gradient; PyTorch gives it to the first.
     """
@@ -52,7 +52,7 @@ def max_pool_2x2(x: jax.Array) -> jax.Array:
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """torch.nn.MaxPool2d(3, 2, 1): x [B, H, W, C] to half its height and width.
+    """Applies torch.nn.MaxPool2d(3, 2, 1): x [B, H, W, C] to half its height and width.
 
     The first of equal pixels in a window gets the gradient.
     """
@@ -61,7 +61,7 @@ def max_pool(x: jax.Array) -> jax.Array:
 
 
 def _max_pool_of_padded(x: jax.Array) -> jax.Array:
-    # jax2onnx 0.17 drops nn.max_pool's padding, and reads its window only by name.
+    # jax2onnx 0.17 drops nn.max_pool's padding, and reads only a named window_shape.
     edges = ((0, 0), (1, 1), (1, 1), (0, 0))
     x = jnp.pad(x, edges, constant_values=-jnp.inf)
     found: jax.Array = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2))
@@ -123,11 +123,11 @@ def _windows(x: jax.Array, axis: int) -> list[jax.Array]:
 def _give(windows: list[jax.Array], dy: jax.Array, axis: int) -> jax.Array:
     """Returns the pixels' gradient, given the gradient `dy` of the maxima along `axis`.
 
-    Pixel 2q is the second of window q; pixel 2q + 1 is its third and the first of the
-    next.
+    Pixel 2q is the second of window q; pixel 2q + 1 is the third of window q and the
+    first of window q + 1.
     """
-    # Comparing pixels with the maximum would not do: if XLA computes a pixel in two
-    # loops, the last bit may differ, and no pixel would be equal.
+    # Comparing pixels with the maximum would be wrong: if XLA computes a pixel in two
+    # loops, the last bit may differ, and no pixel would equal the maximum.
     a, b, c = windows
     first = (a >= b) & (a >= c)
     second = ~first & (b >= c)

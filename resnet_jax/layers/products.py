@@ -13,7 +13,7 @@ _COLUMNS = 2**18  # values in a chunk of copies, small enough for the cache
 
 
 def convolve(stride: int, padding: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolves with one matrix product per tap."""
+    """Convolves with one matrix product over all taps (im2col)."""
     size = kernel.shape[0]
     height, width = (
         (length + 2 * padding - size) // stride + 1 for length in x.shape[1:3]

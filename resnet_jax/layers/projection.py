@@ -1,14 +1,14 @@
 """BatchNorm of a 1x1 convolution, with a TPU gradient that does not need its output.
 
 With x = inputs @ kernel, the gradient with respect to x is gain * dy + along * x +
-offset, with one value of each per channel. So it is a product of small matrices,
+offset, with one value of each per channel. Its products therefore do not need x:
 
     dx @ kernel.T = dy @ (gain * kernel).T + inputs @ (along * kernel) @ kernel.T + ...
     inputs.T @ dx = gain * inputs.T @ dy + along * (inputs.T @ inputs) @ kernel + ...
 
-and sum(dy * x) is the sum of kernel * (inputs.T @ dy). If the convolution has more
-output than input channels, like a bottleneck's last one with four times as many, its
-output is neither kept nor read again.
+Likewise, sum(dy * x) is the sum of kernel * (inputs.T @ dy). If the convolution has
+more output than input channels, like the last one of a bottleneck with four times as
+many, its output is neither kept nor read again.
 """
 
 from functools import partial
@@ -84,7 +84,7 @@ def by_output(*args: jax.Array) -> tuple[jax.Array, ...]:
     """Returns the gradients with respect to inputs, kernel, scale and bias.
 
     Args:
-      args: x - mean, mean, 1 / deviation, scale, inputs, kernel; and the gradient dy.
+      args: x - mean, mean, 1 / standard deviation, scale, inputs, kernel, dy.
     """
     centred, _, inverse, scale, inputs, kernel, dy = args
     dx, d_scale, d_bias = norm.backward(centred, inverse, scale, dy)
@@ -94,7 +94,7 @@ def by_output(*args: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def by_factors(*args: jax.Array) -> tuple[jax.Array, ...]:
-    """Returns the same gradients from the same arguments, except the first."""
+    """Returns the same gradients as by_output, without using the first argument."""
     _, mean, inverse, scale, inputs, kernel, dy = args
     wide = kernel[0, 0].astype(dy.dtype)
     count = dy.size // dy.shape[-1]

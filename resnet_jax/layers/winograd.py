@@ -1,4 +1,4 @@
-"""3x3 convolutions of stride 1 by Winograd's algorithm F(4x4, 3x3).
+"""3x3 convolutions of stride 1 using Winograd's algorithm F(4x4, 3x3).
 
 A 4x4 tile of the result takes 36 multiplications per channel instead of 144: products
 of 6x6 sums of pixels and 6x6 sums of taps. Each of the 36 is a matrix product. The sums
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-_PIXELS = 2**14  # in one step
+_PIXELS = 2**14  # per step
 _P, _Q = 3 / 4, 3 / 2
 _P2, _Q2 = _P**2, _Q**2
 _OF_0, _OF_P, _OF_Q = _P2 * _Q2, 2 * _P2 * (_P2 - _Q2), 2 * _Q2 * (_Q2 - _P2)
@@ -24,7 +24,7 @@ Line = Sequence[jax.Array]
 Transform = Callable[[Line], Line]
 
 
-# Traced once per shape: networks repeat shapes.
+# Traced once per shape, because networks repeat shapes.
 @partial(jax.jit, static_argnums=2)
 def convolve(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
     """Convolves x [B, H, W, C] with kernel [3, 3, C, F]."""
@@ -50,7 +50,7 @@ def convolve(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
 @partial(jax.jit, static_argnums=2)
 @jax.named_scope("kernel_gradient")  # the name in profiles
 def kernel_gradient(x: jax.Array, dy: jax.Array, padding: int) -> jax.Array:
-    """Returns convolve's gradient with respect to its kernel, given `dy`."""
+    """Returns the gradient of convolve with respect to `kernel`, given `dy`."""
 
     def of_chunk(x: jax.Array, dy: jax.Array) -> Line:
         whole = [(0, -length % 4) for length in dy.shape[-3:-1]]
@@ -65,7 +65,7 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, padding: int) -> jax.Array:
 
 
 def _pixels(x: jax.Array, padding: int) -> Line:
-    """Returns the 6x6 sums of the pixels of x [groups, B, H, W, C], see _tiles."""
+    """Returns the 6x6 sums of the pixels of x [groups, B, H, W, C] (see _tiles)."""
     counts = [(length + 2 * padding + 1) // 4 for length in x.shape[-3:-1]]
     edges = [
         (padding, 4 * count + 2 - length - padding)
@@ -77,7 +77,7 @@ def _pixels(x: jax.Array, padding: int) -> Line:
 def _tiles(transform: Transform, x: jax.Array, size: int) -> Line:
     """Applies `transform` to rows, then columns, of tiles of `size` pixels, 4 apart.
 
-    Returns 6 arrays [6, ..., h, w, C], one for each column, with all rows.
+    Returns 6 arrays [6, ..., h, w, C], one per column, each with all rows.
     """
 
     def along(axis: int, x: jax.Array) -> Line:
@@ -90,7 +90,7 @@ def _tiles(transform: Transform, x: jax.Array, size: int) -> Line:
 
 
 def _at_once(transform: Transform, line: Line) -> Line:
-    """Applies `transform` behind a barrier: XLA would recompute it for each sum."""
+    """Applies `transform` behind a barrier, so XLA does not recompute it per sum."""
     found: Line = lax.optimization_barrier(transform(line))
     return found
 
@@ -147,14 +147,15 @@ def _to_taps(u: Line) -> Line:  # the transpose of _of_taps
     ]
 
 
-# The batch is processed a few images at a time, so that they stay in cache.
+# The batch is processed a few images at a time, so they stay in the cache.
 
 
 def split(*arrays: jax.Array, pixels: int) -> tuple[jax.Array, ...]:
-    """Reshapes each [B, ...] to [steps, groups, images, ...], at most `pixels` each.
+    """Reshapes each [B, ...] to [steps, groups, images, ...], with at most `pixels`.
 
-    Pixels are counted in the last array, [B, H, W, C]. If several devices share the
-    batch, each has its own groups, so that no step needs another device's images.
+    Each [images, ...] has at most that many pixels in the last array, [B, H, W, C]. If
+    several devices share the batch, each has its own groups, so no step needs the
+    images of another device.
     """
     batch, height, width = arrays[-1].shape[:3]
     groups = math.gcd(batch, jax.device_count())
@@ -207,7 +208,7 @@ def sum_chunks(function: Callable[..., Any], *parts: jax.Array) -> Any:
 
 
 def late_zero(x: jax.Array, dtype: Any) -> jax.Array:
-    """Returns 0, as a value that XLA on CPUs cannot compute before `x`.
+    """Returns 0 as a value that XLA on CPUs cannot compute before `x`.
 
     Buffers that depend on it are not all allocated when a step begins. Inside shard_map
     it varies over devices like `x`.

@@ -22,14 +22,14 @@ ModuleDef = Callable[..., Any]  # makes a module, or a callable like one
 
 
 def no_norm(*, name: str, **options: Any) -> Callable[..., jax.Array]:
-    """Returns a ModuleDef that replaces BatchNorm and leaves x as it is."""
+    """Returns a replacement for BatchNorm that leaves x unchanged."""
     return lambda x, *, train: x
 
 
 def _shortcut(
     block: nn.Module, x: jax.Array, features: int, train: bool
 ) -> jax.Array | float:
-    """Returns the shortcut of `block`: x with `features` channels and the stride.
+    """Returns the shortcut of `block`: x with `features` channels, strided.
 
     identity: x itself. pad: He et al.'s option A, every stride-th pixel and zero
     channels. conv: a 1x1 convolution, always (the tutorial's block). conv_bn: option B
@@ -38,7 +38,8 @@ def _shortcut(
     """
     if block.shortcut not in get_args(Shortcut):
         raise ConfigError(
-            f"no shortcut {block.shortcut!r}: one of {', '.join(get_args(Shortcut))}"
+            f"unknown shortcut {block.shortcut!r}: "
+            f"choose one of {', '.join(get_args(Shortcut))}"
         )
     if block.shortcut == "none":
         return 0.0
@@ -57,7 +58,7 @@ def _shortcut(
         x = x[:, :: block.stride, :: block.stride, :]
         return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (before, after)))
     raise ConfigError(
-        f"shortcut {block.shortcut!r} cannot join {x.shape[-1]} channels to {features} "
+        f"shortcut {block.shortcut!r} cannot map {x.shape[-1]} channels to {features} "
         f"at stride {block.stride}: use 'conv_bn', 'conv' or, to widen, 'pad'"
     )
 
@@ -83,10 +84,10 @@ class BasicBlock(nn.Module):
 
     Attributes:
       shortcut: see _shortcut.
-      drop_path: probability with which training drops the residual of an image (and
-        scales the others up: timm's DropPath); it needs the random stream "dropout".
-      zero_init_last: begin with a scale of 0 in the last BatchNorm, so that the block
-        begins as its shortcut (torchvision's zero_init_residual).
+      drop_path: probability of dropping the residual of an image in training, which
+        scales up the others (timm's DropPath); it needs the RNG stream "dropout".
+      zero_init_last: initialize the scale of the last BatchNorm to 0, so the block
+        starts as its shortcut (torchvision's zero_init_residual).
     """
 
     features: int
@@ -97,7 +98,7 @@ class BasicBlock(nn.Module):
     drop_path: float = 0.0
     zero_init_last: bool = False
 
-    expansion = 1  # channels out per `features`
+    expansion = 1  # output channels per `features`
     is_preact = False
 
     @nn.compact
@@ -113,11 +114,11 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 convolutions: x [B, H, W, C] to [B, H', W', 4 * features].
 
-    The stride is the 3x3's ("V1.5"), as in torchvision.models.resnet.Bottleneck.
+    The 3x3 convolution has the stride ("V1.5"), as in torchvision's Bottleneck.
 
     Attributes:
       groups: number of groups of the 3x3 convolution (ResNeXt, Xie et al. 2017).
-      base_width: channels of a group if `features` is 64 (wide_resnet50_2: 128).
+      base_width: channels per group if `features` is 64 (wide_resnet50_2: 128).
       stride_in_1x1: give the first convolution the stride, as in He et al. 2015.
     """
 
@@ -153,7 +154,7 @@ class Bottleneck(nn.Module):
 
 
 class PreActBlock(nn.Module):
-    """Two 3x3 convolutions, each after BatchNorm and ReLU: x [B, H, W, C] likewise.
+    """Two 3x3 convolutions, each after BatchNorm and ReLU; shapes as in BasicBlock.
 
     He et al. 2016, figure 4 (e). See BasicBlock for drop_path.
 
@@ -176,7 +177,7 @@ class PreActBlock(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         if self.shortcut not in ("conv", "none"):
             raise ConfigError(
-                f"shortcut {self.shortcut!r} is not one of PreActBlock: 'conv', 'none'"
+                f"PreActBlock has no shortcut {self.shortcut!r}: choose conv or none"
             )
         y = nn.relu(self.norm(name="bn1")(x, train=train))
         shortcut: jax.Array | float = x
@@ -192,18 +193,17 @@ class PreActBlock(nn.Module):
 
 
 class Network(nn.Module, kw_only=True):
-    """Base of all networks of residual blocks.
+    """Base class of all residual networks.
 
     Attributes:
-      num_classes: width of the logits; 0 for features.
+      num_classes: number of logits; 0 returns features.
       in_channels: channels of the images.
       norm: "batch", or "none" for a network without BatchNorm.
       dropout: fraction of the features that training sets to 0 before the last layer;
-        it needs the random stream "dropout".
-      weight_init: of the convolutions: "kaiming" (normal, fan out, as torchvision's
-        ResNet) or "torch" (nn.Conv2d's default).
-      drop_path: see BasicBlock; the rate of the last block, which rises linearly from 0
-        in the first.
+        it needs the RNG stream "dropout".
+      weight_init: initialization of the convolutions: "kaiming" (normal, fan out, as in
+        torchvision's ResNet) or "torch" (nn.Conv2d's default).
+      drop_path: rate in the last block, rising linearly from 0; see BasicBlock.
       zero_init_last: see BasicBlock.
       remat: keep only each block's input for the backward pass, and recompute the rest:
         the same gradients with less memory and a third more arithmetic.
@@ -220,12 +220,12 @@ class Network(nn.Module, kw_only=True):
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype | None = None
 
-    head = "fc"  # the layer that gives the logits
+    head = "fc"  # the layer that computes the logits
     logit_scale = 1.0  # factor of the logits
 
     @property
     def types(self) -> dict[str, Any]:
-        """Returns the types of every layer."""
+        """Returns the dtype arguments of every layer."""
         return {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
     @nn.nowrap
@@ -234,7 +234,7 @@ class Network(nn.Module, kw_only=True):
         variables: dict[str, Any],
         inputs: Callable[[int], Iterable[np.ndarray]],
     ) -> dict[str, Any]:
-        """Fits variables to the images before training; only resnet9 has any.
+        """Fits variables to the images before training; only resnet9 has such ones.
 
         Args:
           inputs: returns a given number of preprocessed images.
@@ -246,11 +246,11 @@ class Network(nn.Module, kw_only=True):
         check_images(x, self.in_channels, "the network")
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ConfigError(
-                f"the network takes normalized images, these are {x.dtype} as loaded: "
-                "give them to preprocessing(images), or to data.make_preprocess's"
+                f"the network expects normalized images, got {x.dtype} as loaded: pass "
+                "them to preprocessing(images) or to data.make_preprocess's function"
             )
         if self.norm not in get_args(Norm):
-            raise ConfigError(f"no norm {self.norm!r}: one of batch, none")
+            raise ConfigError(f"unknown norm {self.norm!r}: choose batch or none")
         is_batch = self.norm == "batch"
         options = {"weight_init": self.weight_init, **self.types}
         conv = partial(Conv, use_bias=use_bias or not is_batch, **options)
@@ -263,14 +263,14 @@ def check_halved_thrice(name: str, x: jax.Array) -> None:
     if min(x.shape[1:3]) < 8:
         raise ConfigError(
             f"{name} halves images three times: {x.shape[1]}x{x.shape[2]} is too "
-            "small, 8x8 the minimum"
+            "small (at least 8x8)"
         )
 
 
 def apply_block(block: nn.Module, x: jax.Array, train: bool, remat: bool) -> jax.Array:
     """Returns block(x); with `remat`, the backward pass recomputes all but x.
 
-    On GPUs in bfloat16, one feature map per convolution is always kept, and no other.
+    Otherwise, on GPUs in bfloat16, only one feature map per convolution is kept.
     """
 
     def apply(block: Any, x: jax.Array) -> Any:
@@ -285,14 +285,14 @@ def apply_block(block: nn.Module, x: jax.Array, train: bool, remat: bool) -> jax
 
 
 def dropout(x: jax.Array, rate: float, train: bool) -> jax.Array:
-    """Applies nn.Dropout, if there is a rate."""
+    """Applies nn.Dropout if `rate` is not 0."""
     return nn.Dropout(rate, deterministic=not train)(x) if rate else x
 
 
 def classify(
     x: jax.Array, num_classes: int, name: str, types: dict[str, Any], scale: float = 1.0
 ) -> jax.Array:
-    """Applies the last layer, `name`, times `scale`, if there are classes."""
+    """Applies the last layer, `name`, and scales its output, if there are classes."""
     if num_classes:
         x = Linear(num_classes, name=name, **types)(x)
         x = x if scale == 1.0 else scale * x

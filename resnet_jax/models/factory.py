@@ -1,4 +1,4 @@
-"""The family of residual networks by name."""
+"""Residual networks by name."""
 
 import dataclasses
 import difflib
@@ -17,7 +17,7 @@ from resnet_jax.models.resnet import ResNet, Stem
 from resnet_jax.models.resnet9 import ResNet9
 
 # torchvision's depths; the networks of He et al. section 4.2 have three stages of n
-# basic blocks, depth 6n + 2.
+# basic blocks and depth 6n + 2.
 _IMAGENET = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
     "resnet34": (BasicBlock, (3, 4, 6, 3)),
@@ -25,7 +25,7 @@ _IMAGENET = {
     "resnet101": (Bottleneck, (3, 4, 23, 3)),
     "resnet152": (Bottleneck, (3, 8, 36, 3)),
 }
-# Also torchvision's: Zagoruyko and Komodakis 2016, Xie et al. 2017.
+# Also in torchvision: Zagoruyko and Komodakis 2016, Xie et al. 2017.
 _WIDE: dict[str, tuple[str, dict[str, Any]]] = {
     "wide_resnet50_2": ("resnet50", {"width_per_group": 128}),
     "wide_resnet101_2": ("resnet101", {"width_per_group": 128}),
@@ -35,7 +35,7 @@ _WIDE: dict[str, tuple[str, dict[str, Any]]] = {
 }
 _CIFAR = {f"resnet{6 * n + 2}": n for n in (1, 3, 5, 7, 9, 18)}
 
-# For images of 32 pixels, as in their papers.
+# For 32x32 images, as in their papers.
 _PREACT: dict[str, dict[str, Any]] = {
     "preact_resnet18": {"stage_sizes": (2, 2, 2, 2), "widths": (64, 128, 256, 512)},
     "wrn28_10": {
@@ -74,14 +74,14 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-# Names of options in timm and torchvision.
+# Hints for options of timm and torchvision.
 _ELSEWHERE = {
-    "in_chans": ": it is in_channels here",
-    "pretrained": ": load_pretrained(name) gives a network with its weights",
-    "weights": ": load_pretrained(name) gives a network with its weights",
-    "drop_rate": ": it is dropout here",
-    "drop_path_rate": ": it is drop_path here",
-    "zero_init_residual": ": it is zero_init_last here",
+    "in_chans": ": use in_channels",
+    "pretrained": ": load_pretrained(name) returns a network with its weights",
+    "weights": ": load_pretrained(name) returns a network with its weights",
+    "drop_rate": ": use dropout",
+    "drop_path_rate": ": use drop_path",
+    "zero_init_residual": ": use zero_init_last",
 }
 
 
@@ -91,7 +91,7 @@ def list_models() -> list[str]:
 
 
 def create(cfg: ModelConfig, num_classes: int, in_channels: int = 3) -> nn.Module:
-    """Returns the model of a configuration, see create_model."""
+    """Returns the model of a configuration (see create_model)."""
     options: dict[str, Any] = {**vars(cfg), "in_channels": in_channels}
     name = options.pop("model")
     return create_model(name, num_classes=num_classes, **options)
@@ -102,24 +102,25 @@ def create_model(name: str, *, num_classes: int, **options: Any) -> nn.Module:
 
     Args:
       name: one of list_models().
-      num_classes: width of the logits; 0 for features.
+      num_classes: number of logits; 0 returns features.
       options: fields of ModelConfig, or of the model's class (ResNet, ResNet9 or
         HResNet). None, or the default of ModelConfig, means the model's own default.
-        `skip=False` is shortcut="none", `init` the class's weight_init.
+        `skip=False` means shortcut="none", and `init` sets the class's weight_init.
 
     Raises:
-      ConfigError: an unknown name or option, or options that do not go together.
+      ConfigError: the name or an option is unknown, or options conflict.
     """
     if name not in MODELS:
         close = difflib.get_close_matches(name, MODELS, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
-        raise ConfigError(f"no model {name!r}: {hint}one of {', '.join(MODELS)}")
+        names = ", ".join(MODELS)
+        raise ConfigError(f"unknown model {name!r}: {hint}choose one of {names}")
     make = MODELS[name]
     own = {field.name for field in dataclasses.fields(_class_of(make))}
     defaults = vars(ModelConfig())
     chosen: dict[str, Any] = {}
     if options.get("skip") is False and options.get("shortcut") not in (None, "none"):
-        raise ConfigError("a shortcut is chosen, and left out: not without --skip")
+        raise ConfigError("--no-skip leaves no shortcut to choose: drop --shortcut")
     for option, value in options.items():
         if value is None or (option in defaults and value == defaults[option]):
             continue
@@ -128,7 +129,7 @@ def create_model(name: str, *, num_classes: int, **options: Any) -> nn.Module:
         option = {"init": "weight_init"}.get(option, option)
         if option not in own:
             hint = _ELSEWHERE.get(option, "")
-            raise ConfigError(f"{name} has no {option} to choose{hint}")
+            raise ConfigError(f"{name} has no option {option}{hint}")
         is_type = option in ("dtype", "param_dtype")
         chosen[option] = jnp.dtype(value) if is_type else value
     model = make(num_classes=num_classes, **chosen)
@@ -144,12 +145,12 @@ def _check_together(name: str, model: Any) -> None:
     if model.shortcut == "none":
         for option in ("drop_path", "zero_init_last"):
             if getattr(model, option):
-                raise ConfigError(f"{option} leaves a shortcut: not without --skip")
+                raise ConfigError(f"{option} needs a shortcut: drop --no-skip")
     if model.zero_init_last:
         if model.norm == "none":
-            raise ConfigError("zero_init_last is of BatchNorm: not with --norm none")
+            raise ConfigError("zero_init_last needs BatchNorm: drop --norm none")
         if getattr(model, "block", None) is PreActBlock:
-            raise ConfigError(f"{name} has no last BatchNorm: without --zero-init-last")
+            raise ConfigError(f"{name} has no last BatchNorm: drop --zero-init-last")
     stem = getattr(model, "stem", None)
     if stem is not None and stem not in get_args(Stem):
-        raise ConfigError(f"no stem {stem!r}: imagenet or cifar")
+        raise ConfigError(f"unknown stem {stem!r}: choose imagenet or cifar")

@@ -25,8 +25,8 @@ def fold(model: nn.Module, variables: Any) -> tuple[nn.Module, Any]:
     """Returns (network without BatchNorm, variables) with the same inference outputs.
 
     They are equal up to rounding. Model and variables are returned unchanged if a
-    BatchNorm does not follow a convolution, or if the arithmetic is coarser than
-    float32.
+    BatchNorm does not follow a convolution, or if the arithmetic is less precise
+    than float32.
     """
     if not _can_fold(model):
         return model, variables
@@ -46,7 +46,7 @@ def _can_fold(model: nn.Module) -> bool:
 
 
 def _folded(params: Mapping[str, Any], stats: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `params` of a module and its children, with BatchNorm as biases."""
+    """Returns `params` of a module and its children with BatchNorm folded in."""
     found: dict[str, Any] = {}
     for name, layer in params.items():
         if name in _NORMS.values():

@@ -1,4 +1,4 @@
-"""The network of the tutorial."""
+"""The tutorial's network."""
 
 import flax.linen as nn
 import jax
@@ -19,13 +19,12 @@ from resnet_jax.models.blocks import (
 class HResNet(Network):
     """The tutorial's network: three blocks with average pooling, three linear layers.
 
-    Maps images [B, 32, 32, 3] to logits [B, num_classes], at least float32; with
-    `num_classes=0` to the features [B, 512] before the last layer. Convolutions have
+    Maps images [B, 32, 32, 3] to logits [B, num_classes] in at least float32, or, with
+    `num_classes=0`, to the features [B, 512] before the last layer. Convolutions have
     biases, each shortcut is a 1x1 convolution without BatchNorm, the features are
     flattened in PyTorch's order C, H, W, and every layer has PyTorch's default
-    initialisation.
-    shortcut, norm, dropout (after fc1 and fc2), weight_init, drop_path, zero_init_last
-    and remat are as in ResNet.
+    initialization. shortcut, norm, dropout (after fc1 and fc2), weight_init, drop_path,
+    zero_init_last and remat are as in ResNet.
     """
 
     shortcut: Shortcut = "conv"

@@ -23,22 +23,24 @@ Stem = Literal["imagenet", "cifar"]
 class ResNet(Network):
     """A residual network of any block, depth and width.
 
-    Maps images [B, H, W, C] to logits [B, num_classes], at least float32; with
-    `num_classes=0` to the pooled features [B, widths[-1] * block.expansion]. The output
-    of the stem and of each stage is sown into "intermediates" as stem, layer1, ...
+    Maps images [B, H, W, C] to logits [B, num_classes] in at least float32, or, with
+    `num_classes=0`, to the pooled features [B, widths[-1] * block.expansion]. The stem
+    and each stage sow their output into "intermediates" as stem, layer1, ...
 
     Attributes:
       block: BasicBlock, Bottleneck, or a module with their attributes.
       stage_sizes: number of blocks per stage; every stage after the first halves the
-        size.
+        height and width.
       widths: `features` of the blocks, per stage.
-      stem: "imagenet", a 7x7 convolution of stride 2 and a 3x3 max pooling of stride 2;
+      stem: "imagenet", a 7x7 convolution of stride 2 and 3x3 max pooling of stride 2;
         or "cifar", a 3x3 convolution for small images.
-      stem_width: channels of the stem, by default widths[0].
+      stem_width: channels of the stem; widths[0] by default.
       shortcut: identity | pad | conv | conv_bn, see BasicBlock; "none" makes the plain
         network of the same depth.
-      groups, width_per_group, stride_in_1x1: see Bottleneck; other blocks ignore them.
-      use_bias: whether convolutions have biases; without BatchNorm they always have.
+      groups: see Bottleneck, the only block that takes it.
+      width_per_group: base_width of Bottleneck, the only block that takes it.
+      stride_in_1x1: see Bottleneck, the only block that takes it.
+      use_bias: whether convolutions have biases; without BatchNorm they always do.
     """
 
     block: Any
@@ -61,7 +63,7 @@ class ResNet(Network):
                 "differ in length"
             )
         if self.stem not in ("imagenet", "cifar"):
-            raise ConfigError(f"no stem {self.stem!r}: imagenet or cifar")
+            raise ConfigError(f"unknown stem {self.stem!r}: choose imagenet or cifar")
         width = self.stem_width or self.widths[0]
         if self.stem == "imagenet":
             x = conv(width, 7, stride=2, padding=3, name="conv1")(x)
@@ -113,7 +115,7 @@ class ResNet(Network):
 class Head(nn.Module):
     """The last layer of a network: features [B, F] to logits [B, num_classes].
 
-    It is applied to the network's variables, and reads only `layer` from them.
+    Apply it to the variables of the network, from which it reads only `layer`.
     """
 
     layer: str

@@ -25,20 +25,21 @@ class ResNet9(Network):
 
     It has a convolution to `width` channels; three stages that double them, each a
     convolution, 2x2 max pooling, BatchNorm and ReLU, the first and the last followed by
-    a residual block; global max pooling; and a linear layer, times 1/8. With
-    `num_classes=0` it returns features [B, 8 * width]. Other attributes are ResNet's.
+    a residual block; global max pooling; and a linear layer, scaled by 1/8. With
+    `num_classes=0`, it returns features [B, 8 * width]. Other attributes are as in
+    ResNet.
 
     Attributes:
       width: channels of the first convolution.
       whiten: make the first convolution 1x1, after a fixed 3x3 one that whitens the
-        images, see whitening.py.
+        images (see whitening.py).
     """
 
     width: int = 64
     whiten: bool = False
     shortcut: Shortcut = "identity"
 
-    logit_scale = 0.125  # of Page 2018, which keeps the first losses small
+    logit_scale = 0.125  # from Page 2018; keeps the first losses small
 
     @nn.nowrap
     def fit_to_images(

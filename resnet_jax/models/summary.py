@@ -124,5 +124,5 @@ def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> str:
 
 
 def shape(sizes: tuple[int, ...]) -> str:
-    """Formats `sizes` as 32x32x3."""
+    """Formats `sizes` like 32x32x3."""
     return "x".join(map(str, sizes))

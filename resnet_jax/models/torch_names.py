@@ -25,10 +25,10 @@ def map_names(fn: Callable[[str], Any], tree: Mapping[str, Any]) -> Any:
 
 
 def list_names(tree: Mapping[str, Any]) -> list[str]:
-    """Returns PyTorch's names of all leaves of a collection."""
+    """Returns PyTorch's names of all leaves in a collection."""
     return [torch_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def is_in(name: str, modules: Sequence[str]) -> bool:
-    """Returns whether `name` is one of `modules`, or inside one."""
+    """Returns whether `name` is one of `modules` or inside one."""
     return any(name == module or name.startswith(f"{module}.") for module in modules)

@@ -1,4 +1,4 @@
-"""A fixed first layer of resnet9 that whitens the patches of the images."""
+"""A fixed first layer of resnet9 that whitens image patches."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -20,7 +20,7 @@ _EPSILON = 5e-4  # added to each variance, in case it is 0 (Jordan 2024)
 class Whitening(Conv):
     """A fixed convolution, padded: x [B, H, W, C] to [B, H, W, kernel_size**2 * C].
 
-    Its kernel is in `batch_stats`, because it is fitted to the data (see fit) and not
+    Its kernel is in `batch_stats` because it is fitted to the data (see fit) and not
     trained. Initially the layer copies the patches.
     """
 
@@ -38,9 +38,9 @@ class Whitening(Conv):
 
 
 def first_convolution(net: Any, conv: Callable[..., Any], x: jax.Array) -> jax.Array:
-    """The first convolution of a ResNet9: x [B, H, W, C] to [B, H, W, net.width].
+    """Applies the first convolution of a ResNet9: x [B, H, W, C] to [B, H, W, width].
 
-    3x3; with `whiten`, 1x1 after a Whitening layer.
+    It is 3x3, or 1x1 after a Whitening layer if `net.whiten`.
     """
     if not net.whiten:
         y: jax.Array = conv(net.width, 3, padding=1, name="conv1")(x)
@@ -56,7 +56,7 @@ def fit(
 ) -> dict[str, Any]:
     """Returns `variables` with the layer "whiten", if any, fitted to the images.
 
-    The fit uses 5,000 images, always the same. Over all patches inside an image, the
+    The fit always uses the same 5,000 images. Over all patches inside these images, the
     layer's outputs are then uncorrelated, with mean squares of at most 1.
 
     Args:
@@ -73,13 +73,14 @@ def fit(
 
 
 def whitening_kernel(parts: Iterable[np.ndarray], size: int) -> np.ndarray:
-    """Returns the principal axes of image patches, divided by standard deviations.
+    """Returns the principal axes of patches, divided by their standard deviations.
 
     Args:
-      parts: chunks of the images, [N, H, W, C] each.
+      parts: chunks of the images, each [N, H, W, C].
 
     Returns:
-      A convolution kernel [size, size, C, size * size * C], by decreasing variance.
+      A convolution kernel [size, size, C, size * size * C], in order of decreasing
+      variance.
     """
     total, count = 0.0, 0
     for x in parts:

@@ -1,4 +1,4 @@
-"""Finds a network's weights in a file, and converts them."""
+"""Finds a network's weights in a file and converts them."""
 
 import logging
 import re
@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 def read_state_dict(path: str | Path, key: str | None = None) -> convert.StateDict:
     """Reads the arrays of a weights file or folder, by PyTorch's names.
 
-    They come from the largest dictionary in it, without wrappers' prefixes (module.,
-    _orig_mod.). A pickle's classes other than tensors are neither imported nor called.
+    They come from its largest dictionary, without the prefixes of wrappers (module.,
+    _orig_mod.). Classes in a pickle other than tensors are neither imported nor called.
 
     Args:
       path: see read.read.
@@ -32,13 +32,14 @@ def read_state_dict(path: str | Path, key: str | None = None) -> convert.StateDi
 
     Raises:
       ConfigError: the file has no such key.
-      DataError: the file has no weights, or several similar ones.
+      DataError: the file has no weights, or several sets of them.
     """
     content = read(path)
     found = match.dictionaries(content.value)
     if key is not None and key not in found:
         raise ConfigError(
-            f"{content.path} has no weights under {key!r}: {_list(found) or 'none'}"
+            f"{content.path} has no weights under {key!r}; it has "
+            f"{_list(found) or 'none'}"
         )
     if not found:
         raise DataError(f"{content.path} {_describe_empty(content.value)}")
@@ -49,7 +50,7 @@ def read_state_dict(path: str | Path, key: str | None = None) -> convert.StateDi
         alike = [name for name in found if _are_alike(found[name], found[chosen])]
         if len(alike) > 1:
             raise DataError(
-                f"{content.path} has weights under {_list(alike)}: choose by key"
+                f"{content.path} has weights under {_list(alike)}: choose one with key"
             )
     arrays = {n: v for n, v in found[chosen].items() if isinstance(v, np.ndarray)}
     names = without_wrappers(arrays)
@@ -70,17 +71,17 @@ def adopt(
     key: str | None = None,
     new_head: bool | None = False,
 ) -> tuple[dict[str, Any], Match]:
-    """Returns `variables` of `model` with a file's weights; logs what was done.
+    """Returns `variables` of `model` with a file's weights, and logs what was done.
 
     Args:
       name: the model's name.
       key: chooses among several weights; see Match.label.
-      new_head: whether the last layer keeps the values in `variables`; None means if
-        the file has none of its shape.
+      new_head: whether the last layer keeps the values in `variables`; None means only
+        if the file has no layer of its shape.
 
     Raises:
       ConfigError: the file has no weights under `key`.
-      DataError: the file has none for this network, or several and no `key`.
+      DataError: the file has none for this network, or several and `key` is None.
     """
     path, shapes = content.path, convert.shapes_of(variables)
     head = model.head if f"{model.head}.weight" in shapes else None
@@ -94,11 +95,12 @@ def adopt(
         numbers = _normalization_in(one, model.in_channels)
         if numbers is not None and title == sound.key:
             raise DataError(
-                f"{path} normalizes images itself, by {numbers}: save the state_dict "
-                "of the network inside, and give --normalize these numbers"
+                f"{path} normalizes images itself, with {numbers}: save the state_dict "
+                "of the network inside, and pass these numbers to --normalize"
             )
         if numbers is not None:
-            log.info("weights: %s has a normalization: --normalize %s", path, numbers)
+            hint = "weights: %s has a normalization: use --normalize %s"
+            log.info(hint, path, numbers)
     values = convert.with_names_of(sound, inside[sound.key], None)
     own = (f"{head}.weight", f"{head}.bias")
     theirs = None
@@ -125,7 +127,7 @@ def adopt(
 
 
 def _normalization_in(dictionary: Mapping[str, Any], channels: int) -> str | None:
-    """Returns the images' mean and standard deviation in a dictionary, or None."""
+    """Returns the mean and standard deviation of images in a dictionary, or None."""
     found: dict[str, str] = {}
     for name, value in dictionary.items():
         leaf = re.search(r"(^|[._])(?<!running_)(mean|std)$", name)
@@ -139,14 +141,14 @@ def _choose(path: Path, found: Sequence[Match], key: str | None) -> Match | None
     if key is not None:
         named = [one for one in found if key in (one.label, one.key, one.prefix[:-1])]
         if not named:
-            labels = _list(one.label for one in found) or "none of this network"
-            raise ConfigError(f"{path} has no weights under {key!r}: {labels}")
+            labels = _list(one.label for one in found) or "none for this network"
+            raise ConfigError(f"{path} has no weights under {key!r}; it has {labels}")
         found = named
     if len(found) > 1:
         labels = _list(one.label for one in found)
         raise DataError(
-            f"{path} has several networks' weights, under {labels}: choose with "
-            f"--weights-key {found[-1].label or found[0].label}"
+            f"{path} has several sets of weights, under {labels}: choose one "
+            f"with --weights-key {found[-1].label or found[0].label}"
         )
     return found[0] if found else None
 
@@ -161,7 +163,7 @@ def _say(path: Path, found: Match, head: str | None, skip: Sequence[str]) -> str
     if found.table != "torchvision":
         parts.append(f"names of {found.table}")
     if skip:
-        rest = f", for it has {_list(found.rest[:4])} there" if found.rest else ""
+        rest = f" instead of {_list(found.rest[:4])}" if found.rest else ""
         parts.append(f"a new {head}{rest}")
     elif head is None:
         parts.append("its features")
@@ -179,15 +181,15 @@ def _say(path: Path, found: Match, head: str | None, skip: Sequence[str]) -> str
 def _describe_head(
     found: Match, theirs: list[Any] | None, shape: tuple[int, ...]
 ) -> str:
-    remedy = "train.py --pretrained FILE draws a new one"
+    remedy = "draw a new last layer with train.py --pretrained FILE"
     if theirs is not None:
         return (
-            f"has {len(theirs[0])} classes, and the data {shape[0]}: choose --dataset, "
-            f"or {remedy}"
+            f"has {len(theirs[0])} classes, but the data has {shape[0]}: choose "
+            f"another --dataset, or {remedy}"
         )
     if found.rest:
         return (
-            f"ends in {_list(found.rest[:4])}, which is not one linear layer of "
+            f"ends in {_list(found.rest[:4])}, not in a single linear layer of "
             f"{shape[1]} features: {remedy}"
         )
     return f"has no last layer of {shape[1]} features: {remedy}"
@@ -202,14 +204,14 @@ def _describe_empty(value: Any) -> str:
             "code can read: save model.state_dict() instead"
         )
     if isinstance(value, dict) and any(isinstance(v, dict) for v in dict.values(value)):
-        return "holds no tensors by name: save model.state_dict()"
+        return "holds no named tensors: save model.state_dict()"
     if isinstance(value, dict):
         return "holds no tensors: save model.state_dict()"
     return f"holds {match.describe(value)}, not a state_dict: save model.state_dict()"
 
 
 def _modules(value: Any) -> list[StandIn]:
-    """Yields torch.nn.Modules in `value`, or one level inside."""
+    """Returns the torch.nn.Modules in `value` or one level inside it."""
     inside = dict.values(value) if isinstance(value, dict) else ()
     return [
         one
@@ -228,7 +230,7 @@ def _count(dictionary: Mapping[str, Any]) -> int:
 
 
 def _are_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Returns whether both fit one network, by names and shapes."""
+    """Returns whether both fit the same network, by names and shapes."""
     mine, yours = without_wrappers(one), without_wrappers(other)
     return mine.keys() == yours.keys() and all(
         match.shape_of(one[mine[name]]) == match.shape_of(other[yours[name]])

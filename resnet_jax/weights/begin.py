@@ -24,7 +24,7 @@ def load_into(
     preprocess: Preprocess,
     train: Dataset,
 ) -> TrainState:
-    """Returns the initial `state` with pretrained weights if `cfg` names them.
+    """Returns the initial `state`, with pretrained weights if `cfg` names any.
 
     With several seeds, each has its own head. Without pretrained weights, a model that
     supports it is fitted to the training images.

@@ -14,7 +14,7 @@ from resnet_jax.weights.published import IMAGENET
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 
-# (layer type, depths) of networks that timm, transformers and torchvision have.
+# (layer type, depths) of networks in timm, transformers and torchvision.
 _FAMILY = {
     ("basic", (2, 2, 2, 2)): "resnet18",
     ("basic", (3, 4, 6, 3)): "resnet34",
@@ -23,7 +23,7 @@ _FAMILY = {
     ("bottleneck", (3, 8, 36, 3)): "resnet152",
 }
 _WIDTHS = {"basic": (64, 128, 256, 512), "bottleneck": (256, 512, 1024, 2048)}
-# timm's arguments that change neither the network nor the names of its weights.
+# Arguments of timm that change neither the network nor the names of its weights.
 _HARMLESS = {
     *("in_chans", "num_classes", "drop_rate", "drop_path_rate", "drop_block_rate"),
     *("zero_init_last", "img_size"),
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 class Described(NamedTuple):
-    """The description of weights in a folder's JSON; None if it does not say."""
+    """The description of weights in a folder's JSON; a field that it lacks is None."""
 
     architecture: str | None  # one of published.IMAGENET, or None
     num_classes: int | None  # 0 for a network without a head
@@ -53,11 +53,11 @@ class Described(NamedTuple):
 def read_described(directory: str | Path) -> Described:
     """Returns the description of weights in timm's or transformers' JSON.
 
-    timm's is config.json with an "architecture"; transformers' has "model_type", and
-    preprocessor_config.json for the images.
+    timm writes config.json with "architecture". transformers writes it with
+    "model_type", and preprocessor_config.json for the images.
 
     Raises:
-      DataError: config.json is missing, or a file is not as those libraries write it.
+      DataError: config.json is missing, or a file is not what those libraries write.
     """
     path = Path(directory) / CONFIG
     try:
@@ -74,7 +74,7 @@ def read_described(directory: str | Path) -> Described:
     except ValueError as error:
         raise DataError(
             f"{path} is missing, or not what timm and transformers write "
-            f"({_line(error)}): fetch it again, or name the weights file itself"
+            f"({_line(error)}): fetch it again, or pass the weights file itself"
         ) from None
 
 
@@ -109,7 +109,7 @@ def _of_timm(config: Mapping[str, Any]) -> Described:
         interpolation=interpolation,
         class_names=_one_each(names, classes),
         stride_in_1x1=False,
-        stated=_line(f"timm's {name}" + "".join(f" of other {key}" for key in changed)),
+        stated=_line(f"timm's {name}" + "".join(f", other {key}" for key in changed)),
     )
 
 
@@ -119,7 +119,7 @@ def _of_transformers(config: Mapping[str, Any]) -> Described:
     unsaid = Described(None, None, 3, *(None,) * 6, stride_in_1x1=False, stated=stated)
     if kind != "resnet":
         return unsaid
-    # Missing fields have ResNetConfig()'s defaults.
+    # Missing fields have the defaults of ResNetConfig().
     layer = _get(config, "layer_type", _text) or "bottleneck"
     depths = _get(config, "depths", _sizes) or (3, 4, 6, 3)
     widths = _get(config, "hidden_sizes", _sizes) or _WIDTHS["bottleneck"]
@@ -144,7 +144,7 @@ def _of_transformers(config: Mapping[str, Any]) -> Described:
         class_names=_one_each(names, classes),
         stride_in_1x1=_get(config, "downsample_in_bottleneck", _flag) or False,
         stated=_line(
-            f"transformers' resnet of {layer} layers, {sizes}, {activation}{early}"
+            f"transformers' resnet with {layer} layers, {sizes}, {activation}{early}"
         ),
     )
 
@@ -172,7 +172,7 @@ def _with_processor(described: Described, content: Mapping[str, Any]) -> Describ
 
 
 def _crop(content: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """Returns the crop's side, and if there is a crop, the shorter side before it."""
+    """Returns (side of the crop, shorter side before it), each None if not given."""
     size = content.get("size")
     is_named = isinstance(size, Mapping) and "shortest_edge" in size
     is_shorter = is_named or isinstance(size, int)
@@ -206,7 +206,7 @@ def _one_each(names: Sequence[str] | None, classes: int | None) -> Any:
 def _per_channel(
     content: Mapping[str, Any], field: str, channels: int, averaged: bool = False
 ) -> tuple[float, ...] | None:
-    """Returns a number per channel; for one channel, the mean if `averaged`."""
+    """Returns one number per channel; if `averaged`, their mean for one channel."""
     found = content.get(field)
     if found is None:
         return None
@@ -243,7 +243,7 @@ def _typed(kind: type[T]) -> Callable[[Any, str], T]:
 
 def _within(allowed: range) -> Callable[[Any, str], int]:
     def parse(value: Any, field: str) -> int:
-        if type(value) is not int or value not in allowed:  # nor True
+        if type(value) is not int or value not in allowed:  # True is not an int here
             raise _wrong(value, field)
         return value
 

@@ -1,4 +1,4 @@
-"""Converts PyTorch's state_dict, as NumPy arrays, to Flax variables and back."""
+"""Converts a PyTorch state_dict of NumPy arrays to Flax variables and back."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -44,16 +44,16 @@ def from_torch(
     """Returns a new tree like `variables` with the values of `state_dict`.
 
     Args:
-      state_dict: names to arrays in PyTorch's layouts. Other names of layers (see
-        names.py) and of the last one, and prefixes of wrappers, are recognized, which
-        is logged; num_batches_tracked is ignored.
+      state_dict: maps names to arrays in PyTorch's layouts. Other names of layers (see
+        names.py), other names of the last layer, and prefixes of wrappers are
+        recognized and logged; num_batches_tracked is ignored.
       variables: the model's {"params", "batch_stats"}, or their shapes
-        (jax.eval_shape) if nothing is skipped; it gives names, shapes and dtypes.
-      skip: modules that keep the template's values, such as "fc"; they are ignored in
-        `state_dict`.
+        (jax.eval_shape) if nothing is skipped; they give names, shapes and dtypes.
+      skip: modules that keep their values in `variables`, such as "fc"; they are
+        ignored in `state_dict`.
 
     Raises:
-      DataError: names are missing or left over in the network, or shapes differ; the
+      DataError: names of the network are missing or unexpected, or shapes differ; the
         first five of each are listed. Other arrays are counted in a log line.
     """
     shapes = shapes_of(variables)
@@ -68,7 +68,9 @@ def from_torch(
     found = match.find(given, wanted, head)
     if len(found) > 1:
         labels = " and ".join(repr(one.label) for one in found)
-        raise DataError(f"the weights of such networks stand under {labels}: take one")
+        raise DataError(
+            f"the state_dict has several such networks, under {labels}: pass one"
+        )
     if len(found) == 1 and not found[0].misshapen:
         renamed = with_names_of(found[0], given, last if head is None else head)
         misfit = {
@@ -80,14 +82,14 @@ def from_torch(
             return fill(variables, renamed, skip)
         given = {n: v for n, v in renamed.items() if not torch_names.is_in(n, skip)}
     raise DataError(
-        f"the weights are not this network's: {list_problems(given, wanted)}"
+        f"the weights do not fit the network: {list_problems(given, wanted)}"
     )
 
 
 def with_names_of(
     found: Match, dictionary: Mapping[str, Any], head: str | None
 ) -> dict[str, Any]:
-    """Returns the dictionary with the network's own names for what was found in it."""
+    """Returns `dictionary` with the network's own names for the weights in `found`."""
     names = dict(found.names)
     if head is not None and found.head is not None:
         theirs = match.head_names(found.head)
@@ -118,9 +120,9 @@ def fill(
             continue
         value = values[name]
         if not isinstance(value, np.ndarray | jax.Array):
-            raise DataError(f"{name} is no tensor but {match.describe(value)}")
+            raise DataError(f"{name} is {match.describe(value)}, not a tensor")
         if not jnp.issubdtype(value.dtype, jnp.floating):
-            raise DataError(f"{name} is {value.dtype}, not floating")
+            raise DataError(f"{name} is {value.dtype}, not floating-point")
         leaves.append(jnp.asarray(_to_flax(np.asarray(value)), leaf.dtype))
     tree: dict[str, Any] = jax.tree.unflatten(
         jax.tree.structure(dict(variables)), leaves
@@ -140,10 +142,10 @@ def head_of(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
 
 
 def to_torch(variables: Mapping[str, Any]) -> StateDict:
-    """Returns the state_dict of `variables`: PyTorch's names and layouts.
+    """Returns the state_dict of `variables`, with PyTorch's names and layouts.
 
-    Values are those of the variables, bit for bit; num_batches_tracked, which Flax does
-    not have, is 0. As tensors, torch's load_state_dict(strict=True) accepts it.
+    Its values are bitwise equal to the variables; num_batches_tracked, which Flax does
+    not have, is 0. Converted to tensors, it fits load_state_dict(strict=True) in torch.
     """
     state_dict: StateDict = {}
     for name, leaf in _by_name(variables).items():
@@ -161,14 +163,14 @@ def _torch_shape(leaf: Any) -> tuple[int, ...]:
 def list_problems(
     found: Mapping[str, Any], wanted: Mapping[str, tuple[int, ...]]
 ) -> str:
-    """Returns the names that are missing, left over or misshapen; "" if all fit."""
+    """Returns the names that are missing, unexpected or misshapen; "" if all fit."""
     kinds = {
         "missing": [name for name in wanted if name not in found],
         "unexpected": [
             name for name in found if name not in wanted and not match.is_tracked(name)
         ],
         "misshapen": [
-            f"{name} {list(match.shape_of(found[name]) or ())} for {list(shape)}"
+            f"{name} {list(match.shape_of(found[name]) or ())} instead of {list(shape)}"
             for name, shape in wanted.items()
             if name in found and match.shape_of(found[name]) != shape
         ],

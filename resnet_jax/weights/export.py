@@ -1,4 +1,4 @@
-"""Exports a network: PyTorch's weights, config.json and a model card."""
+"""Exports a network as PyTorch weights, config.json and a model card."""
 
 import importlib.metadata
 import platform
@@ -30,7 +30,7 @@ def write(directory: Path, variables: Mapping[str, Any], info: dict[str, Any]) -
         config.json; parameters, sha256 and versions are added.
 
     Raises:
-      ConfigError: it cannot be written there.
+      ConfigError: `directory` cannot be written.
     """
     from safetensors.numpy import save_file
 
@@ -44,15 +44,15 @@ def write(directory: Path, variables: Mapping[str, Any], info: dict[str, Any]) -
 
 
 def check_free(directory: Path, name: str) -> None:
-    """Raises ConfigError if `directory` has a network in another file than `name`.
+    """Raises ConfigError if `directory` has a network in a file other than `name`.
 
-    config.json and the card describe one file.
+    config.json and the card describe only one file.
     """
     others = sorted(one.name for one in directory.glob("model.*") if one.name != name)
     if others:
         raise ConfigError(
-            f"{directory} holds {others[0]}, with a config.json of its own: choose "
-            "another folder"
+            f"{directory} holds {others[0]} with its own config.json: choose another "
+            "folder"
         )
 
 
@@ -66,15 +66,15 @@ def write_folder(
     usage: str,
     tag: str,
 ) -> None:
-    """Writes config.json, README.md and, last, the file `name`, by `save`.
+    """Writes config.json, README.md and, last, the file `name`, with `save`.
 
     Args:
       info: see write.
       usage: the card's section on how to use the file.
-      tag: the card's tag for its kind.
+      tag: the card's tag for the file's format.
 
     Raises:
-      ConfigError: it cannot be written there.
+      ConfigError: `directory` cannot be written.
     """
     check_free(directory, name)
     files.check_writable(directory, "folder", "--export")
@@ -88,12 +88,12 @@ def write_folder(
             "sha256": file_digest(whole),
             "versions": versions(),
         }
-        (directory / name).unlink(missing_ok=True)  # never with a new config
+        (directory / name).unlink(missing_ok=True)  # not left with a new config
         files.write_json(directory / CONFIG, info)
         files.write_text(directory / CARD, _card(info, usage, tag))
         shutil.copymode(
             directory / CARD, whole
-        )  # safetensors' files can only be read by their owner
+        )  # safetensors makes files that only their owner can read
         whole.replace(directory / name)
 
 
@@ -155,7 +155,7 @@ def _card(info: Mapping[str, Any], usage: str, tag: str) -> str:
     architecture, shown = info["model"], info["preprocessing"]
     model, classes = architecture["model"], info["class_names"]
     scores = info["metrics"]
-    colour = "grey" if len(shown["mean"]) == 1 else "RGB"
+    colour = "gray" if len(shown["mean"]) == 1 else "RGB"
     note = f" ({scores['note']})" if scores.get("note") else ""
     return f"""---
 library_name: {"timm" if tag == "pytorch" and is_timms(architecture) else "resnet_jax"}
@@ -182,8 +182,9 @@ On the {scores["count"]:,} test images{note}: accuracy \
 mean cross-entropy {scores["loss"]:.4f}.
 
 Images: {colour}, scaled to [0, 1], {shown["image_size"]}x{shown["image_size"]} \
-(shorter side to {shown["size"]}, {shown["interpolation"]}, then the middle), less the \
-mean {shown["mean"]}, divided by {shown["std"]}.
+(shorter side resized to {shown["size"]}, {shown["interpolation"]}, then \
+center-cropped), minus the mean {shown["mean"]}, divided by the standard deviation \
+{shown["std"]}.
 
 {usage}
 Written by resnet_jax with {_list_versions(info["versions"])}.

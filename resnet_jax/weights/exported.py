@@ -15,7 +15,7 @@ _SIDES = range(1, 4097)  # of images, in pixels
 
 
 def is_exported(path: str | Path) -> bool:
-    """Returns whether `export` wrote the folder `path`, by its config.json."""
+    """Returns whether `export` wrote the folder `path`, judging by its config.json."""
     try:
         info = files.read_json(Path(path) / CONFIG)
     except ValueError:
@@ -28,12 +28,12 @@ def read_info(directory: str | Path) -> dict[str, Any]:
     """Reads the config.json of an exported folder, with its network under "model".
 
     Raises:
-      DataError: it is missing, or not of this form.
+      DataError: it is missing, or `export` did not write it.
     """
     path = Path(directory) / CONFIG
     try:
         info = files.read_json(path)
-        if "model" not in info:  # before timm could read it
+        if "model" not in info:  # written before timm could read it
             info["model"] = info["architecture"]
         model, shown = info["model"], info["preprocessing"]
         model_config(model)
@@ -42,7 +42,7 @@ def read_info(directory: str | Path) -> dict[str, Any]:
         known = (
             type(model["num_classes"]) is int
             and type(channels) is int
-            and channels in (1, 3)  # grey or RGB
+            and channels in (1, 3)  # gray or RGB
             and isinstance(names, list)
             and all(isinstance(name, str) for name in names)
             and len(names) == model["num_classes"]
@@ -55,7 +55,7 @@ def read_info(directory: str | Path) -> dict[str, Any]:
             raise ValueError("it is not what `export` writes")
     except (ConfigError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{path} is not an exported network's ({error!r}): export it again"
+            f"{path} does not describe an exported network ({error!r}): export it again"
         ) from None
     return info  # type: ignore[no-any-return]
 
@@ -64,7 +64,8 @@ def model_config(model: Mapping[str, Any]) -> ModelConfig:
     """Returns the network of an exported folder.
 
     Raises:
-      KeyError, ConfigError: it names none, or unknown options.
+      KeyError: no network is named.
+      ConfigError: an option is unknown.
     """
     others = ("num_classes", "in_channels")
     own = {name: value for name, value in model.items() if name not in others}

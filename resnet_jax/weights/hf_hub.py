@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 PREFIX = "hf-hub:"
 # Descriptions of the weights.
 _DESCRIPTIONS = ("config.json", "preprocessor_config.json")
-# Training tools' files in the same formats.
+# Files that training tools write in the same formats.
 _NOT_WEIGHTS = re.compile(
     r"(training_args|optimizer|scheduler|scaler|rng_state|random_states)[\w.-]*"
 )
@@ -27,7 +27,7 @@ _SHOWN = 8  # files that an error lists
 
 
 class _Silent(tqdm):  # type: ignore[misc]
-    """A progress bar that shows nothing for an empty download."""
+    """A disabled progress bar, for files that are in the cache."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         options.pop("name", None)  # huggingface_hub's own
@@ -35,18 +35,18 @@ class _Silent(tqdm):  # type: ignore[misc]
 
 
 def is_hub(source: str) -> bool:
-    """Returns whether `source` names a repository of the Hub: "hf-hub:OWNER/NAME"."""
+    """Returns whether `source` names a repository on the Hub: "hf-hub:OWNER/NAME"."""
     return source.startswith(PREFIX)
 
 
 def fetch(source: str) -> Path:
     """Returns the local folder of a repository's weights, downloaded if necessary.
 
-    huggingface_hub downloads it; its cache (HF_HOME, HF_HUB_CACHE), HF_HUB_OFFLINE,
-    HF_ENDPOINT and HF_TOKEN apply, as set when it is first imported. Only the weights
+    huggingface_hub downloads it, with HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE,
+    HF_ENDPOINT and HF_TOKEN as they were when it was first imported. Only the weights
     (see choose) and their JSON descriptions are downloaded. If the Hub does not answer,
-    the cached copy is used and a log line says so. The sha256 of large files is checked
-    each time.
+    the cached copy is used, which is logged. The sha256 of large files is checked each
+    time.
 
     Args:
       source: "hf-hub:OWNER/NAME", or "hf-hub:OWNER/NAME@REVISION" for a branch, a tag
@@ -64,12 +64,12 @@ def fetch(source: str) -> Path:
             repo, revision=revision, timeout=hub.constants.HF_HUB_ETAG_TIMEOUT
         )
         listed = [str(sibling.rfilename) for sibling in info.siblings or ()]
-    except Exception as error:  # its HTTP client's errors, which depend on its version
+    except Exception as error:  # the HTTP client's errors depend on its version
         reason, folder = _reason(hub, name, error), _cached(hub, repo, revision)
         if folder is None or isinstance(error, hub.errors.RevisionNotFoundError):
             raise DataError(reason) from None
         if not hub.constants.HF_HUB_OFFLINE:
-            log.warning("weights: %s; the cached copy is used: %s", reason, folder)
+            log.warning("weights: %s; using the cached copy: %s", reason, folder)
         return _checked(folder, name)
     weights = choose(listed, name)
     wanted = [*weights, *(file for file in _DESCRIPTIONS if file in listed)]
@@ -95,7 +95,7 @@ def choose(names: Iterable[str], where: str) -> tuple[str, ...]:
     subfolders and optimizer states are ignored.
 
     Raises:
-      DataError: there are none in `where`, shards are missing, or several qualify.
+      DataError: `where` has none, shards are missing, or several files qualify.
     """
     names = sorted(names)
     files = [name for name in names if "/" not in name and not _is_other(name)]
@@ -115,12 +115,12 @@ def choose(names: Iterable[str], where: str) -> tuple[str, ...]:
         several += others
     if several:
         raise DataError(
-            f"{where} has several weights, {_listed(several)}, and none is called "
-            "model.safetensors: download the one you want, and give its path"
+            f"{where} has several weights files, {_listed(several)}, but no "
+            "model.safetensors: download the one that you want, and pass its path"
         )
     raise DataError(
-        f"{where} has no weights (.safetensors, .bin or .pth), only "
-        f"{_listed(names) or 'no file at all'}: name another repository or revision"
+        f"{where} has no weights (.safetensors, .bin or .pth) among its files ("
+        f"{_listed(names) or 'none'}): choose another repository or revision"
     )
 
 
@@ -132,8 +132,8 @@ def _shards(files: list[str], stem: str, suffix: str, where: str) -> list[str]:
     numbers = [int(match[1]) for match in found.values()]
     if len(totals) != 1 or sorted(numbers) != list(range(1, max(totals) + 1)):
         raise DataError(
-            f"{where} has an index of {stem}{suffix}, but not all its parts, only "
-            f"{_listed(sorted(found)) or 'none'}: name another revision"
+            f"{where} has an index of {stem}{suffix}, but not all of its shards, only "
+            f"{_listed(sorted(found)) or 'none'}: choose another revision"
         )
     return list(found)
 
@@ -176,23 +176,23 @@ def _parse(hub: ModuleType, source: str) -> tuple[str, str]:
         if repo.count("/") != 1:
             raise ValueError
         hub.utils.validate_repo_id(repo)
-        # The cache has a file of this name, which must not point outside.
+        # The cache has a file with this name, which must not point outside.
         if not re.fullmatch(r"\w[\w.+/-]*", revision, re.ASCII) or any(
             part in ("", ".") or ".." in part for part in revision.split("/")
         ):
             raise ValueError
     except ValueError:  # the library's check, or this one
         raise ConfigError(
-            f"{source!r} names no repository of the Hub: write {PREFIX}OWNER/NAME, or "
-            f"{PREFIX}OWNER/NAME@REVISION"
+            f"{source!r} does not name a repository on the Hub: write "
+            f"{PREFIX}OWNER/NAME or {PREFIX}OWNER/NAME@REVISION"
         ) from None
     return repo, revision
 
 
 def _cached(hub: ModuleType, repo: str, revision: str) -> Path | None:
-    """Returns the cached folder of a revision, or None without all its weights."""
+    """Returns the cached folder of a revision, or None if weights are missing."""
     try:
-        # Patterns that match nothing, so that the library requires no file.
+        # The pattern matches nothing, so the library requires no file.
         found = hub.snapshot_download(
             repo, revision=revision, local_files_only=True, allow_patterns=["/"]
         )
@@ -212,13 +212,13 @@ def _checked(folder: Path, name: str) -> Path:
         files = sorted(path.name for path in folder.iterdir() if path.is_file())
         for file in choose(files, f"{name} as cached in {folder}"):
             path = folder / file
-            # A large file is a link to a blob that its sha256 names.
+            # A large file is a link to a blob, which is named after its sha256.
             blob = Path(os.readlink(path)) if path.is_symlink() else path
             is_named = re.fullmatch("[0-9a-f]{64}", blob.name) is not None
             if is_named and file_digest(path) != blob.name:
                 raise DataError(
-                    f"{name}: {file} is damaged, its sha256 is not the Hub's: remove "
-                    f"{folder / blob} and run it again"
+                    f"{name}: {file} is damaged (its sha256 is not the Hub's): remove "
+                    f"{folder / blob} and try again"
                 )
     except OSError as error:
         raise DataError(f"{folder} cannot be read ({error.strerror})") from None
@@ -231,12 +231,12 @@ def _literal(name: str) -> str:
 
 
 def _reason(hub: ModuleType, name: str, error: BaseException) -> str:
-    """Returns a line on why the library could not fetch the repository `name`."""
+    """Returns a line that says why the library could not fetch `name`."""
     errors, constants = hub.errors, hub.constants
     chain = _chain(error)
     host, cache = constants.ENDPOINT, constants.HF_HUB_CACHE
     for kind, reason in {
-        errors.GatedRepoError: f"{host} asks for a token with access to {name}: accept "
+        errors.GatedRepoError: f"{host} requires a token with access to {name}: accept "
         "its terms there, and set HF_TOKEN",
         errors.RepositoryNotFoundError: f"{host} has no repository {name}, or it is "
         "private: check the name, or set HF_TOKEN",
@@ -249,7 +249,7 @@ def _reason(hub: ModuleType, name: str, error: BaseException) -> str:
     for cause in chain:
         if isinstance(cause, errors.HfHubHTTPError):
             status = cause.response.status_code
-            hint = ": check HF_TOKEN" if status in (401, 403) else ": try it again"
+            hint = ": check HF_TOKEN" if status in (401, 403) else ": try again"
             return f"{host} answered {status} for {name}{hint}"
     cause = chain[-1]
     if isinstance(cause, OSError) and _is_of_disk(cause, cache):
@@ -258,7 +258,7 @@ def _reason(hub: ModuleType, name: str, error: BaseException) -> str:
             "choose another HF_HUB_CACHE"
         )
     what = f"{type(cause).__name__}: {first_line(cause)}"
-    return f"{name} cannot be fetched from {host} ({what}): try it again"
+    return f"{name} cannot be fetched from {host} ({what}): try again"
 
 
 def _is_of_disk(error: OSError, cache: str) -> bool:
@@ -270,7 +270,7 @@ def _is_of_disk(error: OSError, cache: str) -> bool:
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """Yields `error` and its causes."""
+    """Returns `error` and its causes."""
     chain = [error]
     while chain[-1].__cause__ is not None and chain[-1].__cause__ not in chain:
         chain.append(chain[-1].__cause__)

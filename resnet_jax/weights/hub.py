@@ -24,7 +24,7 @@ from resnet_jax.weights.read import Content, read
 
 log = logging.getLogger(__name__)
 
-# The files of folders that tools write; one of these makes a folder a network's.
+# Files that tools write; a folder with one of them holds a network.
 _USUAL = (
     *(exported.WEIGHTS, f"{exported.WEIGHTS}.index.json"),
     *("pytorch_model.bin", "pytorch_model.bin.index.json"),
@@ -57,7 +57,7 @@ def locate(source: str, model: str | None = None) -> Path:
 
     Args:
       source: a path; imagenet or imagenet-v2, for torchvision's weights of `model`;
-        hf-hub:OWNER/NAME for the Hugging Face Hub's; or one of SHIPPED.
+        hf-hub:OWNER/NAME for those on the Hugging Face Hub; or one of SHIPPED.
 
     Raises:
       ConfigError: `model` has no such weights.
@@ -99,8 +99,8 @@ def describe(source: str, path: Path, model: str | None = None) -> Network | Non
     resize, crop = found.resize or found.crop, found.crop or found.resize
     if (resize, crop) != (found.resize, found.crop) and crop is not None:
         log.info(
-            "weights: %s: images' shorter side is brought to %d, and the middle %d "
-            "cropped, which config.json does not say so",
+            "weights: %s: resizing the shorter side to %d and center-cropping to %d, "
+            "because config.json does not specify both",
             *(path, resize, crop),
         )
     known = Network(
@@ -117,7 +117,7 @@ def describe(source: str, path: Path, model: str | None = None) -> Network | Non
     try:
         parse_normalization(known.normalize, known.in_channels)
         if known.in_channels not in (1, 3):
-            raise ConfigError(f"images of {known.in_channels} channels, not 1 or 3")
+            raise ConfigError(f"images with {known.in_channels} channels, not 1 or 3")
         if resize is not None and crop is not None and crop > resize:
             raise ConfigError(f"a crop of {crop} pixels out of {resize}")
     except ConfigError as error:
@@ -128,7 +128,7 @@ def describe(source: str, path: Path, model: str | None = None) -> Network | Non
 def _normalization_of(path: Path, found: config_json.Described) -> str:
     """Returns a folder's mean and standard deviation, by name if they have one."""
     if found.mean is None or found.std is None:
-        log.info("weights: %s does not say a normalization: imagenet", path)
+        log.info("weights: %s does not specify a normalization: using imagenet", path)
         return "imagenet"
     pair = (found.mean, found.std)
     same = NORMALIZATIONS.items() if len(found.mean) == 3 else ()
@@ -137,7 +137,7 @@ def _normalization_of(path: Path, found: config_json.Described) -> str:
 
 
 def refuse_unknown(source: str, path: Path) -> NoReturn:
-    """Raises an error about weights at `path` of an unknown network.
+    """Raises an error about weights at `path` whose network is unknown.
 
     Raises:
       ConfigError, DataError: always.
@@ -145,10 +145,11 @@ def refuse_unknown(source: str, path: Path) -> NoReturn:
     if path.is_dir() and (path / exported.CONFIG).is_file():
         if _is_foreign(path):
             stated = config_json.read_described(path).stated
-            raise DataError(f"{path} is of {stated}, which is not in the family")
+            raise DataError(f"{path} holds {stated}, which is not supported")
         exported.read_info(path)
     raise ConfigError(
-        f"{source} does not say which network it has: --weights {source} --model NAME"
+        f"{source} does not say which network it has: "
+        f"use --weights {source} --model NAME"
     )
 
 
@@ -193,7 +194,7 @@ def _interpolation(shown: dict[str, Any]) -> str:
 def normalization(source: str | None, model: str | None = None) -> str | None:
     """Returns the normalization for a pretrained `source`, or None without one.
 
-    For bare files, which do not tell, it is ImageNet's.
+    For bare files, which do not specify it, it is ImageNet's.
     """
     if source is None:
         return None
@@ -202,7 +203,7 @@ def normalization(source: str | None, model: str | None = None) -> str | None:
 
 
 def read_weights(path: Path) -> Content:
-    """Reads the content of the weights at `path`, see locate.
+    """Reads the content of the weights at `path` (see locate).
 
     Raises:
       DataError: they cannot be read, or are damaged.
@@ -218,9 +219,8 @@ def _published_file(source: str, model: str) -> Path:
     known = _PUBLISHED[source]
     if model not in known:
         raise ConfigError(
-            f"{model} has no weights of {source.replace('imagenet', 'ImageNet')}: "
-            f"{', '.join(known)} have; for "
-            "another, name its file with --pretrained"
+            f"{model} has no {source.replace('imagenet', 'ImageNet')} weights, but "
+            f"{', '.join(known)} do; for another network, pass a file to --pretrained"
         )
     name = known[model]
     for folder in weights_folders():
@@ -234,8 +234,8 @@ def _published_file(source: str, model: str) -> Path:
         download.fetch(URL + name, prefix, cache / name)
     except (DataError, OSError) as error:
         raise DataError(
-            f"{name} cannot be fetched ({error}): put it, from {URL}{name} "
-            f"(sha256 begins {prefix}), into {cache}"
+            f"{name} cannot be fetched ({error}): download {URL}{name} "
+            f"(its sha256 begins {prefix}) into {cache}"
         ) from None
     return cache / name
 
@@ -243,7 +243,7 @@ def _published_file(source: str, model: str) -> Path:
 def weights_folders() -> list[Path]:
     """Returns folders for published weights: this package's cache, and torch.hub's."""
     found = []
-    with contextlib.suppress(FileNotFoundError):  # no home
+    with contextlib.suppress(FileNotFoundError):  # no home folder
         found.append(files.cache_dir())
     torch_home = os.environ.get("TORCH_HOME")
     if torch_home or has_home():
@@ -255,7 +255,7 @@ def weights_folders() -> list[Path]:
 def imagenet_classes() -> tuple[str, ...]:
     """Returns the names of ImageNet's 1,000 classes, in the order of the logits.
 
-    They are those of torchvision's weights (meta["categories"]).
+    They come from torchvision's weights (meta["categories"]).
     """
     text = (resources.files("resnet_jax.weights") / "imagenet_classes.txt").read_text(
         "utf-8"

@@ -9,7 +9,7 @@ from resnet_jax.weights.names import TABLES, Table, without_wrappers
 from resnet_jax.weights.unpickle import StandIn
 
 Shapes = Mapping[str, tuple[int, ...]]  # PyTorch's shapes, by the network's own names
-_DEEPEST = 8  # nested dictionaries that are searched
+_DEEPEST = 8  # levels of nested dictionaries that are searched
 
 
 class Match(NamedTuple):
@@ -18,21 +18,21 @@ class Match(NamedTuple):
     key: str  # the dictionary's dotted key in the file; "" for the file itself
     prefix: str  # prefix of the names in it, with a dot
     table: str  # see names.TABLES
-    names: dict[str, str]  # maps the network's names without its head to the file's
-    head: str | None  # name in the file of the remaining linear layer
+    names: dict[str, str]  # maps the network's names, except its head's, to the file's
+    head: str | None  # name of the remaining linear layer in the file
     head_key: str  # key of the dictionary that has the head
     rest: tuple[str, ...]  # unmatched names, if there is no head
-    misshapen: tuple[str, ...]  # see the network's shapes
-    num_unused: int  # the dictionary's tensors
+    misshapen: tuple[str, ...]  # the network's names whose shapes differ
+    num_unused: int  # tensors in the dictionary
 
     @property
     def label(self) -> str:
-        """Key and prefix, which distinguish it from others."""
+        """Key and prefix, which distinguish the match from others."""
         return ".".join(part for part in (self.key, self.prefix.rstrip(".")) if part)
 
 
 def dictionaries(content: Any) -> dict[str, dict[str, Any]]:
-    """Yields the dictionaries of arrays in a file, by their dotted keys.
+    """Returns the dictionaries of arrays in a file, by their dotted keys.
 
     dict's own methods are used, because a pickle can override an OrderedDict's.
     """
@@ -86,8 +86,8 @@ def find(content: Any, shapes: Shapes, head: str | None) -> list[Match]:
       head: its last layer, which may be missing or have another name.
 
     Returns:
-      Matches; misshapen ones only if there are no others, and of equal ones only the
-      first.
+      Matches; misshapen ones only if there are no others, and only the first of equal
+      ones.
     """
     own = (f"{head}.weight", f"{head}.bias")
     backbone = {name: shape for name, shape in shapes.items() if name not in own}
@@ -117,7 +117,7 @@ def find(content: Any, shapes: Shapes, head: str | None) -> list[Match]:
 
 
 def _prefixes(names: Mapping[str, str], wanted: Mapping[str, str]) -> Iterator[str]:
-    """Returns the prefixes under which all the wanted names are."""
+    """Yields the prefixes under which all wanted names are found."""
     anchor = next(iter(wanted.values()))
     for name in names:
         prefix = name.removesuffix(anchor)
@@ -197,7 +197,7 @@ def _counts(name: str, value: Any) -> bool:
 
 
 def _nearest(rest: dict[str, str], prefix: str) -> dict[str, str]:
-    """Splits `rest` into names inside and outside the network."""
+    """Returns the names in `rest` under the longest part of `prefix` that has any."""
     parts = prefix.split(".")[:-1]
     for count in range(len(parts), 0, -1):
         around = ".".join(parts[:count]) + "."
@@ -224,7 +224,7 @@ def _linear(
 def _distinct(
     found: list[Match], inside: Mapping[str, Mapping[str, Any]]
 ) -> list[Match]:
-    """Returns `found` without duplicates by value; those with a head come first."""
+    """Returns `found` without duplicates by value; those with a head are preferred."""
 
     def is_same(names: Iterable[Any], others: Iterable[Any]) -> bool:
         pairs = zip(names, others, strict=True)

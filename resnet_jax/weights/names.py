@@ -21,12 +21,18 @@ def _torchvision(name: str) -> str:
 
 
 def _pytorch_cifar(name: str) -> str:
-    """Names of kuangliu and akamaster: https://github.com/kuangliu/pytorch-cifar"""
+    """Returns the name in kuangliu's and akamaster's networks.
+
+    See https://github.com/kuangliu/pytorch-cifar.
+    """
     return name.replace(".downsample.", ".shortcut.")
 
 
 def _pytorch_cifar100(name: str) -> str:
-    """Names of weiaicunzai: https://github.com/weiaicunzai/pytorch-cifar100"""
+    """Returns the name in weiaicunzai's networks.
+
+    See https://github.com/weiaicunzai/pytorch-cifar100.
+    """
     name = re.sub(r"^conv1\.", "conv1.0.", name)
     name = re.sub(r"^bn1\.", "conv1.1.", name)
 
@@ -44,7 +50,7 @@ def _pytorch_cifar100(name: str) -> str:
 
 
 def _transformers(name: str) -> str:
-    """ResNetForImageClassification's, without its prefix "resnet."."""
+    """Returns the name in ResNetForImageClassification without the prefix "resnet."."""
     layers = {"conv": "convolution", "bn": "normalization"}
     shortcut = {"0": "convolution", "1": "normalization"}
 
@@ -63,14 +69,17 @@ def _transformers(name: str) -> str:
 
 
 def _wide_resnet(name: str) -> str:
-    """Names of xternalz: https://github.com/xternalz/WideResNet-pytorch"""
+    """Returns the name in xternalz's networks.
+
+    See https://github.com/xternalz/WideResNet-pytorch.
+    """
     name = re.sub(r"^bn\.", "bn1.", name)
     name = re.sub(r"^layer(\d)\.", r"block\1.layer.", name)
     return name.replace(".downsample.", ".convShortcut.")
 
 
 def _sequential(first_stage: int) -> Table:
-    """Returns the table of nn.Sequential(*children) with its first stage at n."""
+    """Returns the table of nn.Sequential(*children), given its first stage's index."""
 
     def rename(name: str) -> str:
         name = re.sub(r"^conv1\.", "0.", name)

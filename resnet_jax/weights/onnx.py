@@ -22,8 +22,8 @@ from resnet_jax.weights.program import (
 
 FILE = "model.onnx"
 INPUT, OUTPUT = "images", "logits"
-OPSET = 18  # supported by onnxruntime since 1.14, and by most others
-TOLERANCE = 1e-4  # relative to the largest logit; rounding is a hundredth of it
+OPSET = 18  # supported by onnxruntime since 1.14, and by most other runtimes
+TOLERANCE = 1e-4  # relative to the largest logit; rounding errors are a hundredth of it
 _LIBRARIES = ("jax2onnx", "onnxruntime")
 
 
@@ -41,9 +41,9 @@ def check_installed() -> None:
 def write(directory: Path, network: Network, info: dict[str, Any]) -> None:
     """Writes model.onnx, config.json and a model card into `directory`.
 
-    The graph takes `images` [batch, C, H, W], float32 and normalized, for any batch,
-    and returns `logits` [batch, num_classes]. It computes in float32, with BatchNorm
-    folded into preceding convolutions.
+    The graph takes `images` [batch, C, H, W], float32 and normalized, for any batch
+    size, and returns `logits` [batch, num_classes]. It computes in float32, with
+    BatchNorm folded into preceding convolutions.
 
     Args:
       info: see export.write.
@@ -88,7 +88,7 @@ def convert(network: Network) -> bytes:
     import jax2onnx
 
     logits = make_logits(*folding.fold(network.model, network.variables))
-    narrator = logging.getLogger("onnx_ir.serde")  # missing type annotations
+    narrator = logging.getLogger("onnx_ir.serde")  # warns of missing type annotations
     level = narrator.level
     narrator.setLevel(logging.ERROR)
     try:
@@ -112,7 +112,7 @@ def convert(network: Network) -> bytes:
 
 
 def check(graph: bytes, network: Network) -> float:
-    """Returns how much onnxruntime's logits differ from JAX's, see check_agrees.
+    """Returns how much onnxruntime's logits differ from JAX's (see check_agrees).
 
     Raises:
       DataError: the difference exceeds TOLERANCE, or onnxruntime cannot run the graph.
@@ -121,27 +121,27 @@ def check(graph: bytes, network: Network) -> float:
     apply = jax.jit(partial(network.model.apply, train=False))
     with jax.default_matmul_precision("highest"):  # no TF32 on GPUs
         expected = np.asarray(apply(network.variables, images))
-    hint = f"install another version of jax2onnx than {export.version('jax2onnx')}"
+    hint = f"install a version of jax2onnx other than {export.version('jax2onnx')}"
     try:
         return check_agrees(
             _session(graph),
             images.transpose(0, 3, 1, 2),
             expected,
             tolerance=TOLERANCE,
-            what=f"no {FILE} is written: onnxruntime's logits",
+            what=f"{FILE} was not written: onnxruntime's logits",
             hint=hint,
         )
     except DataError:
         raise
     except Exception as error:  # onnxruntime has an exception class for each status
         raise DataError(
-            f"no {FILE} is written: onnxruntime cannot run it ({first_line(error)}): "
+            f"{FILE} was not written: onnxruntime cannot run it ({first_line(error)}): "
             f"{hint}"
         ) from error
 
 
 def _session(graph: bytes) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns a function of images [batch, C, H, W] that onnxruntime computes."""
+    """Returns a function that runs `graph` on images [batch, C, H, W]."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -168,8 +168,8 @@ def _usage(info: dict[str, Any]) -> str:
     shape = ", ".join(map(str, known["input"]["shape"]))
     _, channels, height, width = known["input"]["shape"]
     return f"""`{FILE}` (opset {OPSET}) takes `{INPUT}` [{shape}], float32 and \
-normalized, channels first, in batches of any size, and gives `{OUTPUT}` \
-[batch, {len(info["class_names"])}]. On test images onnxruntime's logits differ from \
+normalized, channels first, in batches of any size, and returns `{OUTPUT}` \
+[batch, {len(info["class_names"])}]. On test images, onnxruntime's logits differ from \
 JAX's by at most {known["difference"]:.1e} of the largest.
 
 ```python

@@ -30,11 +30,11 @@ class Preprocessing(NamedTuple):
         """Resizes, crops and normalizes images.
 
         Args:
-          images: uint8 [B, H, W, C]; a list of images of any sizes: Pillow's, the
-            paths of files, or arrays uint8 [H, W, C]; or one path or Pillow image.
+          images: a uint8 array [B, H, W, C]; a list of images of any sizes (Pillow
+            images, file paths or uint8 arrays [H, W, C]); or one path or Pillow image.
 
         Returns:
-          float32 [B, crop, crop, C]: the shorter side resized to `size`, the centre
+          float32 [B, crop, crop, C]: the shorter side resized to `size`, the center
           cropped, scaled to [0, 1], minus `mean`, divided by `std`.
 
         Raises:
@@ -46,10 +46,10 @@ class Preprocessing(NamedTuple):
             is_batch = images.ndim == 4 and images.shape[-1] == len(self.mean)
             if images.dtype != np.uint8 or not is_batch:
                 raise ValueError(
-                    f"images are uint8 [B, H, W, {len(self.mean)}], or a list of such "
-                    f"or of files; these are {images.dtype} {list(images.shape)}"
+                    f"expected a uint8 array [B, H, W, {len(self.mean)}] or a list of "
+                    f"images or files, got {images.dtype} {list(images.shape)}"
                 )
-            # Resized on the device, like data sets with images of one size.
+            # Resize on the device, as for datasets with images of one size.
             if self.size == self.crop and images.shape[1] == images.shape[2]:
                 x = normalize(images, mean=self.mean, std=self.std)
                 return resize(x, (self.crop, self.crop))
@@ -72,7 +72,7 @@ class Preprocessing(NamedTuple):
         array = np.asarray(image)
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != channels:
             raise ValueError(
-                f"an image is uint8 [H, W, {channels}], or a file; this is "
+                f"expected a uint8 image [H, W, {channels}] or a file, got "
                 f"{array.dtype} {list(array.shape)}"
             )
         return fit(Image.fromarray(array[..., 0] if channels == 1 else array))

@@ -37,18 +37,18 @@ def begin_from(
 ) -> dict[str, Any]:
     """Returns `variables` of `model`, called `name`, with the values of `source`.
 
-    The last layer keeps its own values if reset_head says so, or if `source` (see
-    hub.locate) has none of its shape; this is logged.
+    The last layer keeps its own values if `reset_head`, or if `source` (see hub.locate)
+    has no layer of its shape; this is logged.
 
     Raises:
-      ConfigError, DataError: as hub.read_weights, or another network's weights.
+      ConfigError, DataError: see hub.read_weights and adopt; or the strides differ.
     """
     path = hub.locate(source, name)
     known = hub.describe(source, path, name)
     own = getattr(model, "stride_in_1x1", False)
     if known is not None and known.model.stride_in_1x1 != own:
         flag = "--stride-in-1x1" if known.model.stride_in_1x1 else "--no-stride-in-1x1"
-        raise ConfigError(f"{source} has its strides elsewhere: {flag}")
+        raise ConfigError(f"{source} has its strides in other layers: use {flag}")
     content = hub.read_weights(path)
     new_head = True if reset_head else None
     found, _ = adopt(content, variables, model, name=name, key=key, new_head=new_head)
@@ -64,15 +64,15 @@ def load_pretrained(
     """Returns a pretrained network with its variables and preprocessing.
 
     Args:
-      source: resnet18, 34, 50, 101, 152, a wide_resnet or resnext for torchvision's of
-        ImageNet, with "-v2" for its IMAGENET1K_V2; resnet20-cifar10, which comes with
-        this package; "hf-hub:OWNER/NAME" for the Hugging Face Hub's; or a folder that
-        `export`, timm or transformers wrote.
+      source: resnet18, 34, 50, 101, 152, a wide_resnet or resnext for torchvision's
+        ImageNet weights, with "-v2" for IMAGENET1K_V2; resnet20-cifar10, which comes
+        with this package; "hf-hub:OWNER/NAME" for weights on the Hugging Face Hub; or a
+        folder that `export`, timm or transformers wrote.
       num_classes: if it differs from the network's own, the last layer is new.
-      key: random key for that; None is jax.random.key(0).
+      key: PRNG key for the new layer; None means jax.random.key(0).
 
     Raises:
-      ConfigError: an unknown name.
+      ConfigError: the name is unknown.
       DataError: the weights are not available, or are damaged.
     """
     source, name = expand(str(source)), None
@@ -81,7 +81,7 @@ def load_pretrained(
         source = "imagenet-v2" if source.endswith("-v2") else "imagenet"
     elif not (hf_hub.is_hub(source) or is_shipped(source) or Path(source).is_dir()):
         raise ConfigError(
-            f"{source} is no pretrained network: one of "
+            f"{source} is not a pretrained network: choose one of "
             f"{', '.join((*SHIPPED, *IMAGENET))}, {next(iter(IMAGENET_V2))}-v2 and "
             "so on, hf-hub:OWNER/NAME, or a folder that `export`, timm or transformers "
             "wrote"

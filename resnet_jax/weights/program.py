@@ -1,4 +1,4 @@
-"""Shared parts of exporting networks as programs: functions and checks."""
+"""Functions and checks for exporting networks as programs."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -18,13 +18,13 @@ class Network(NamedTuple):
 
     model: nn.Module
     variables: Mapping[str, Any]
-    images: np.ndarray  # [N, H, W, C] float32, as preprocessing makes them
+    images: np.ndarray  # [N, H, W, C] float32, as preprocessing returns them
 
 
 def make_logits(
     model: nn.Module, variables: Mapping[str, Any]
 ) -> Callable[[jax.Array], jax.Array]:
-    """Returns a function of images [batch, H, W, C] to logits [batch, num_classes].
+    """Returns a function from images [batch, H, W, C] to logits [batch, num_classes].
 
     It consists of standard operations, without this package's custom ones, and can be
     traced with an unknown batch size.
@@ -40,9 +40,9 @@ def make_logits(
 
 
 def difference(found: np.ndarray, expected: np.ndarray) -> float:
-    """Returns the largest difference, relative to the largest of `expected`.
+    """Returns the largest difference, relative to the largest value of `expected`.
 
-    NaN if either contains one.
+    It is NaN if either array contains NaN.
     """
     largest = np.maximum(np.abs(expected).max(), np.finfo(np.float32).tiny)
     return float(np.abs(found - expected).max() / largest)
@@ -57,12 +57,13 @@ def check_agrees(
     what: str,
     hint: str,
 ) -> float:
-    """Returns the largest difference of `run`'s logits at two batch sizes.
+    """Returns the largest difference between `run` and `expected` at two batch sizes.
 
     Args:
       run: maps images [batch, ...] to logits [batch, num_classes].
       expected: JAX's logits for all images.
-      what, hint: for the error message: what differs, and what to do.
+      what: what differs, for the error message.
+      hint: what to do, for the error message.
 
     Raises:
       DataError: the difference exceeds `tolerance`, or is NaN.
@@ -75,7 +76,7 @@ def check_agrees(
         if not differs <= tolerance:  # false for NaN
             raise DataError(
                 f"{what} differ from JAX's by {differs:.1e} of the largest at a batch "
-                f"of {size}, and {tolerance:g} is allowed: {hint}"
+                f"size of {size}, but only {tolerance:g} is allowed: {hint}"
             )
         largest = max(largest, differs)
     return largest

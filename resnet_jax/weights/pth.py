@@ -1,4 +1,4 @@
-"""Reads files of torch.save, zip or legacy, without torch and without running code."""
+"""Reads torch.save files, zip or legacy, without torch and without running code."""
 
 import io
 import mmap
@@ -17,7 +17,7 @@ LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def read_zip(path: Path) -> Any:
-    """Reads the object in a file of torch.save's zip format, with NumPy arrays.
+    """Reads the object in a torch.save file in zip format, with NumPy arrays.
 
     Raises:
       RefusedError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError, KeyError,
@@ -26,11 +26,11 @@ def read_zip(path: Path) -> Any:
     """
     with zipfile.ZipFile(path) as archive:
         entries = {info.filename: info for info in archive.infolist()}
-        # torch.save does not compress, so that a file that unpacks to more is a bomb.
+        # torch.save does not compress, so a file that unpacks to more is a bomb.
         if sum(info.file_size for info in entries.values()) > path.stat().st_size:
             raise unpickle.UnreadableError(
-                "unpacks to more than its own size, which torch.save does not write: a "
-                "zip bomb, or compressed once more"
+                "unpacks to more than its own size, unlike files of torch.save: it is "
+                "a zip bomb, or was compressed again"
             )
         pickles = [name for name in entries if name.split("/", 1)[-1] == "data.pkl"]
         if len(pickles) != 1:
@@ -54,28 +54,30 @@ def read_zip(path: Path) -> Any:
 
 
 def read_legacy(path: Path) -> Any:
-    """Reads the object in a file of torch.save before PyTorch 1.6, as read_zip."""
+    """Reads the object in a torch.save file from before PyTorch 1.6 (see read_zip)."""
     size = path.stat().st_size
     storages: dict[str, np.ndarray] = {}
 
     def allocate(key: str, dtype: Any, count: int) -> np.ndarray:
         if key not in storages:
             if not 0 <= count * np.dtype(dtype).itemsize <= size:
-                raise ValueError(f"storage {key} of {count} elements is not in it")
+                raise ValueError(
+                    f"storage {key} of {count} elements does not fit in the file"
+                )
             storages[key] = np.zeros(count, dtype)
         return storages[key]
 
     def plain(file: mmap.mmap) -> Any:
         return unpickle.load(file, allocate)
 
-    # Mapped, because a damaged length would make read() allocate as much memory.
+    # Mapped because a damaged length would make read() allocate as much memory.
     with (
         path.open("rb") as opened,
         mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as file,
     ):
         plain(file)  # the magic number
         if plain(file) != 1001:
-            raise ValueError("its protocol is none that is known")
+            raise ValueError("its protocol is unknown")
         system = plain(file)
         _check_order(bool(system["little_endian"]))
         content = plain(file)

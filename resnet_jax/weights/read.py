@@ -1,4 +1,4 @@
-"""Reads weight files and folders, as their tools write them."""
+"""Reads the weights files and folders that other tools write."""
 
 import contextlib
 import pickle
@@ -21,22 +21,22 @@ from resnet_jax.weights.unpickle import UnreadableError
 
 WEIGHTS = "model.safetensors"
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".th", ".tar", ".zip")
-# Other files in the folders of accelerate, transformers and fairseq.
+# Other files that accelerate, transformers and fairseq write.
 _OTHERS = re.compile(
     r"(optimizer|scheduler|sampler|scaler|random_states|rng_state|training_args)"
 )
 _PART = re.compile(r"-\d{5}-of-\d{5}\.")
-_MOST = 10  # times its size in a .zip that a file may have: weights hardly shrink
+_MOST = 10  # largest file in a .zip, in sizes of the .zip: weights hardly shrink
 
 # First bytes of files without readable weights, and what to do.
 _MAGICS = {
-    b"\x89HDF": "is HDF5 (Keras): read it there and save a state_dict",
-    b"\x1f\x8b": "is compressed by gzip: unpack it first",
-    b"BZh": "is compressed by bzip2: unpack it first",
-    b"\xfd7zXZ": "is compressed by xz: unpack it first",
+    b"\x89HDF": "is HDF5 (Keras): load it in Keras and save a state_dict",
+    b"\x1f\x8b": "is compressed with gzip: unpack it first",
+    b"BZh": "is compressed with bzip2: unpack it first",
+    b"\xfd7zXZ": "is compressed with xz: unpack it first",
     b"7z\xbc\xaf": "is a 7z archive: unpack it first",
     b"\x93NUMPY": "is one NumPy array, not a state_dict",
-    b"GGUF": "is GGUF, which ResNets are not kept in: name a .safetensors or .pth file",
+    b"GGUF": "is GGUF, which is not used for ResNets: name a .safetensors or .pth file",
 }
 
 
@@ -48,14 +48,15 @@ class Content(NamedTuple):
 
 
 def read(source: str | Path) -> Content:
-    """Reads a weights file, or that of a folder.
+    """Reads a weights file, or the one in a folder.
 
-    A file is .safetensors, torch.save's (zip or legacy), the index of either in parts,
-    or a .zip with one of those; its content says which. A folder is one that timm,
-    transformers, accelerate or huggingface_hub writes, or has one weights file.
+    A file is .safetensors, from torch.save (zip or legacy), the index of shards of
+    either, or a .zip of one of these; its content determines which. A folder is one
+    that timm, transformers, accelerate or huggingface_hub writes, or has one weights
+    file.
 
     Raises:
-      DataError: there is none, or it is damaged or of another kind, which is named.
+      DataError: there is none, or it is damaged or in another format, which is named.
     """
     path = Path(source)
     if path.is_dir():
@@ -64,10 +65,10 @@ def read(source: str | Path) -> Content:
 
 
 def _find(folder: Path) -> Path:
-    """Reads the weights of a folder: those with the usual names, or its only file."""
+    """Returns the weights file of a folder: one with a usual name, or the only one."""
     if (folder / ".metadata").is_file() or list(folder.glob("*.distcp")):
         raise DataError(
-            f"{folder} is a distributed checkpoint: make one file of it with `python "
+            f"{folder} is a distributed checkpoint: convert it to a file with `python "
             "-m torch.distributed.checkpoint.format_utils dcp_to_torch DIR FILE`"
         )
     for name in (f"{WEIGHTS}.index.json", WEIGHTS, "pytorch_model.bin.index.json"):
@@ -114,8 +115,8 @@ def _read_file(path: Path, *, is_inside: bool = False) -> Any:
         raise DataError(f"{path} {error}") from None
     except unpickle.RefusedError as error:
         raise DataError(
-            f"{path} is refused, nothing of it was run: {error}; save "
-            "model.state_dict() instead"
+            f"{path} is refused and was not run ({error}): save model.state_dict() "
+            "instead"
         ) from None
     except (
         *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, ValueError, KeyError),
@@ -155,8 +156,8 @@ def _read_by_content(path: Path, head: bytes, is_inside: bool) -> Any:
         )
     if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
         raise DataError(
-            f"{path} is a pickle that torch.save did not write: load it where it was "
-            "made and torch.save(state_dict, FILE)"
+            f"{path} is a pickle that torch.save did not write: load it with the code "
+            "that wrote it and call torch.save(state_dict, FILE)"
         )
     with contextlib.suppress(OSError):
         import tarfile
@@ -184,7 +185,9 @@ def _read_zip(path: Path, is_inside: bool = False) -> Any:
                 "(torch.export.load(FILE).state_dict has it)"
             )
         if names and all(name.endswith(".npy") for name in names):
-            raise DataError(f"{path} is NumPy's .npz: name a .safetensors or .pth file")
+            raise DataError(
+                f"{path} is a NumPy .npz file: name a .safetensors or .pth file"
+            )
         if is_inside:
             raise UnreadableError("is an archive in an archive: unpack it")
         inside = [
@@ -197,12 +200,12 @@ def _read_zip(path: Path, is_inside: bool = False) -> Any:
         if len(inside) != 1:
             found = ", ".join(info.filename for info in inside[:5]) or "none"
             raise DataError(
-                f"{path} is a .zip archive with {found} for weights: unpack it, and "
-                "name the file"
+                f"{path} is a .zip archive without a single weights file ({found}): "
+                "unpack it, and name the file"
             )
         info = inside[0]
         if info.file_size > _MOST * path.stat().st_size:
-            raise UnreadableError("unpacks to many times its own size: a zip bomb?")
+            raise UnreadableError("unpacks to many times its own size, like a zip bomb")
         with tempfile.TemporaryDirectory(prefix="resnet_jax-") as folder:
             whole = Path(folder, Path(info.filename).name)
             with archive.open(info) as source, whole.open("wb") as target:
@@ -215,7 +218,7 @@ def _read_zip(path: Path, is_inside: bool = False) -> Any:
 
 
 def _read_index(path: Path) -> dict[str, np.ndarray]:
-    """Reads the arrays of sharded weights by the index of Hugging Face's tools."""
+    """Reads the arrays of sharded weights from an index as Hugging Face writes it."""
     try:
         parts: dict[str, str] = files.read_json(path)["weight_map"]
         names = sorted(set(parts.values()))
@@ -224,8 +227,8 @@ def _read_index(path: Path) -> dict[str, np.ndarray]:
             raise ValueError("it names no files next to it")
     except (ValueError, KeyError, TypeError, AttributeError):
         raise DataError(
-            f"{path} is JSON, but no index of weights: name the .safetensors or .pth "
-            "file"
+            f"{path} is JSON, but not an index of weights: name the .safetensors or "
+            ".pth file"
         ) from None
     found: dict[str, np.ndarray] = {}
     for name in names:
@@ -233,7 +236,8 @@ def _read_index(path: Path) -> dict[str, np.ndarray]:
             raise DataError(f"{path} needs {name}, which is not next to it")
         found |= _read_file(path.parent / name)
     if missing := sorted(parts.keys() - found.keys()):
-        raise DataError(f"{path} names {missing[0]}, which {parts[missing[0]]} has not")
+        name = missing[0]
+        raise DataError(f"{path} names {name}, which {parts[name]} does not have")
     return found
 
 
@@ -246,7 +250,7 @@ def _safetensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
                 yield name, file.get_tensor(name)
     except (AttributeError, TypeError) as error:  # NumPy does not have the type
         reason = first_line(error)
-        said = f"has tensors of a type that NumPy has not: {reason}"
+        said = f"has tensors of a type that NumPy does not have: {reason}"
         raise UnreadableError(said) from None
     except SafetensorError as error:
         raise ValueError(str(error)) from None

@@ -12,9 +12,9 @@ from resnet_jax.training.state import variable_shapes
 from resnet_jax.weights import convert, match
 from resnet_jax.weights.match import Match
 
-_SIDE = 32  # pixels, those of hresnet; no other parameter depends on it
+_SIDE = 32  # pixels, as hresnet requires; no other network depends on it
 
-# Kinds of networks that are not supported, by parts of their names.
+# Unsupported types of networks, by patterns in the names of their parameters.
 _OTHERS = {
     r"\.se(_module|_layer)?\.": "a network with squeeze-and-excitation",
     r"(^|\.)conv1\.[36]\.|\.downsample\.2\.": "a ResNet-D",
@@ -37,7 +37,7 @@ def explain(
       found: the misshapen matches of `model`, called `name`.
 
     Returns:
-      The rest of a line after the file's name; None if there are no weights in it.
+      The rest of a line after the file's name; None if the file has no weights.
     """
     dictionaries = match.dictionaries(content)
     if not dictionaries:
@@ -59,13 +59,13 @@ def explain(
     for pattern, kind in _OTHERS.items():
         shown = next((n for n in largest if re.search(pattern, n)), None)
         if shown is not None:
-            return f"is {kind}, which is not in the family (it has {shown})"
+            return f"is {kind}, which is not supported (it has {shown})"
     if (groups := _groups(largest)) > 1:
-        return f"has convolutions of {groups} groups, as no network of the family has"
+        return f"has convolutions with {groups} groups, which is not supported"
     wanted = convert.shapes_of(
         variable_shapes(model, (_SIDE, _SIDE, model.in_channels))
     )
-    return f"is not of {name}: {convert.list_problems(largest, wanted)}"
+    return f"does not fit {name}: {convert.list_problems(largest, wanted)}"
 
 
 @functools.cache
@@ -81,7 +81,7 @@ def _shapes(
 def _explain_stem(
     found: Match, dictionary: Mapping[str, Any], model: Any
 ) -> str | None:
-    """Returns the option to choose if only the first convolution has another shape."""
+    """Returns the option to use if only the first convolution has another shape."""
     if found.misshapen != ("conv1.weight",):
         return None
     _, channels, side, _ = _shape(dictionary, found, "conv1.weight")
@@ -91,9 +91,9 @@ def _explain_stem(
     if channels != model.in_channels:
         plural = "" if channels == 1 else "s"
         return (
-            f"takes images of {channels} channel{plural}, and the network "
+            f"takes images with {channels} channel{plural}, but the network takes "
             f"{model.in_channels}: --in-channels {channels}"
-            + ("" if channels in (1, 3) else " is not to be had for images of files")
+            + ("" if channels in (1, 3) else " is not available for image files")
         )
     return None
 
@@ -101,7 +101,7 @@ def _explain_stem(
 def _candidates(
     dictionary: Mapping[str, Any],
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Returns networks with as many convolutions, and their options."""
+    """Yields networks with as many convolutions, and their options."""
     count = sum(len(match.shape_of(value) or ()) == 4 for value in dictionary.values())
     for name, make in MODELS.items():
         known = getattr(make, "keywords", {})
@@ -129,7 +129,7 @@ def _shape(dictionary: Mapping[str, Any], found: Match, name: str) -> tuple[int,
 
 
 def _groups(dictionary: Mapping[str, Any]) -> int:
-    """Returns the groups of the 3x3 convolutions of bottlenecks."""
+    """Returns the number of groups of the 3x3 convolutions in bottlenecks."""
     ratios = {
         len(value) // value.shape[1]
         for name, value in dictionary.items()

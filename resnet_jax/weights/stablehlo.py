@@ -26,9 +26,9 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 def write(directory: Path, network: Network, info: dict[str, Any]) -> None:
     """Writes model.stablehlo, config.json and a model card into `directory`.
 
-    The program takes images [batch, H, W, C], float32 and normalized, for any batch,
-    and returns logits [batch, num_classes], float32. It contains the weights, and is
-    compiled when it is called: for CPUs, NVIDIA GPUs or TPUs.
+    The program takes images [batch, H, W, C], float32 and normalized, for any batch
+    size, and returns logits [batch, num_classes], float32. It contains the weights, and
+    is compiled when it is called, for CPUs, NVIDIA GPUs or TPUs.
 
     Args:
       info: see export.write.
@@ -67,8 +67,8 @@ def convert(network: Network) -> bytearray:
     images = jax.ShapeDtypeStruct((batch, *network.images.shape[1:]), jnp.float32)
 
     def logits(images: jax.Array) -> jax.Array:
-        # Behind a barrier, weights are like arguments: XLA would spend seconds folding
-        # large constants, and round the results differently.
+        # Behind a barrier, weights are like arguments. Otherwise, XLA would spend
+        # seconds folding large constants, and round the results differently.
         variables = lax.optimization_barrier(network.variables)
         return make_logits(network.model, variables)(images)
 
@@ -77,10 +77,10 @@ def convert(network: Network) -> bytearray:
 
 
 def check(program: bytearray, network: Network) -> float:
-    """Returns by how much the program's logits differ from the network's own.
+    """Returns how much the program's logits differ from the network's own.
 
     Raises:
-      DataError: the difference exceeds what another order of summation explains.
+      DataError: the difference exceeds what a different order of summation explains.
     """
     apply = jax.jit(partial(network.model.apply, train=False))
     expected = np.asarray(apply(network.variables, network.images))
@@ -91,8 +91,8 @@ def check(program: bytearray, network: Network) -> float:
         network.images,
         expected,
         tolerance=1e-4 if is_exact else 0.05,
-        what=f"no {FILE} is written: its logits",
-        hint=f"install another version of jax than {jax.__version__}",
+        what=f"{FILE} was not written: its logits",
+        hint=f"install a version of jax other than {jax.__version__}",
     )
 
 
@@ -100,9 +100,9 @@ def _usage(info: dict[str, Any]) -> str:
     known = info["stablehlo"]
     shape = ", ".join(map(str, known["input"]["shape"]))
     return f"""`{FILE}` is a StableHLO program with its weights, as `jax.export` \
-serializes it, for {", ".join(PLATFORMS)}. It needs JAX and nothing else, \
-{jax.__version__} or one of the six months after it. It takes images [{shape}], \
-float32 and normalized, in batches of any size, and gives logits \
+serializes it, for {", ".join(PLATFORMS)}. It needs only JAX, version \
+{jax.__version__} or a release of the six months after it. It takes images [{shape}], \
+float32 and normalized, in batches of any size, and returns logits \
 [batch, {len(info["class_names"])}], float32.
 
 ```python

@@ -25,14 +25,14 @@ DTYPES: dict[str, Any] = {
 }
 MAX_PICKLE = 2**26  # bytes; names and shapes of a large network need a thousandth
 _MAX_OPCODES = 2**20  # a network of a thousand tensors has 50,000
-_MAX_SIZE = 2**24  # objects, with repeated ones counted again
+_MAX_SIZE = 2**24  # objects, counting repeated ones again
 _MAX_DEPTH = 200  # depth of nested objects
 
 LoadStorage = Callable[[str, Any, int], np.ndarray]  # a key, a dtype and a count
 
 
 class RefusedError(pickle.UnpicklingError):
-    """A pickle that uses what no file of weights needs."""
+    """A pickle that uses opcodes that no weights file needs."""
 
 
 class UnreadableError(ValueError):
@@ -66,10 +66,10 @@ class StandIn:
 
 
 def load(file: io.BytesIO | mmap.mmap, load_storage: LoadStorage) -> Any:
-    """Returns the object of the pickle that begins here; its opcodes are checked first.
+    """Returns the object of the pickle that starts here, after checking its opcodes.
 
-    Tensors become NumPy arrays, numbers, strings and containers stay, and everything
-    else becomes a StandIn.
+    Tensors become NumPy arrays; numbers, strings and containers stay unchanged; and
+    everything else becomes a StandIn.
 
     Raises:
       RefusedError: it has an opcode that torch.save does not write.
@@ -81,17 +81,17 @@ def load(file: io.BytesIO | mmap.mmap, load_storage: LoadStorage) -> Any:
     return _Unpickler(file, load_storage).load()  # type: ignore[arg-type]
 
 
-# Those that fill the object below what they take, that hash every second or each thing
-# that they take, that make what can be hashed again, and that make integers.
+# Opcodes that fill the object below their operands on the stack, that hash every second
+# or every operand, that make hashable containers, and that make integers.
 _FILLING = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}
 _KEYED = {"SETITEM", "SETITEMS", "DICT"}
 _SETS = {"ADDITEMS", "FROZENSET"}
 _HASHABLE = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET"}
 _INTEGERS = {"INT", "LONG", "LONG1", "LONG4"}
 
-# What pickle writes by any of its protocols; what GLOBAL and INST may name, find_class
-# says. Not among them: EXT's registry, and buffers that lie elsewhere. BYTEARRAY8 takes
-# its memory before it reads; _check_opcodes, which comes first, reads what there is.
+# Opcodes that pickle writes in any of its protocols, without EXT's registry and
+# out-of-band buffers. find_class decides what GLOBAL and INST may name. BYTEARRAY8
+# allocates memory before it reads, but _check_opcodes runs first and reads what exists.
 _OPCODES = frozenset(
     {
         *("PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "NONE"),
@@ -127,7 +127,7 @@ def _check_opcodes(file: io.BytesIO | mmap.mmap) -> None:
     Python's reader allocates a table as long as the largest index of a PUT. A hundred
     bytes suffice for a tuple of two references to a tuple of two, and so on: hashing it
     as a key would take forever, as would many keys or integers with equal hashes, and
-    hashing a deep one crashes the process. So the stack is simulated here.
+    hashing a deep one crashes the process. Therefore, the stack is simulated here.
     """
     stack: list[_Item] = []
     memo: dict[int, _Item] = {}
@@ -160,7 +160,7 @@ def _check_opcodes(file: io.BytesIO | mmap.mmap) -> None:
             filled = [parts.pop()] if name in _FILLING and parts else []
             hashed = parts[1::2] if name in _KEYED else parts if name in _SETS else []
             if any(one.is_wide for one in hashed):
-                raise ValueError("it has integers of many digits for keys")
+                raise ValueError("it has integers with many digits as keys")
             depths = [1 + one.depth for one in parts] + [one.depth for one in filled]
             is_wide = any(one.is_wide for one in parts) and name in _HASHABLE
             if name in _INTEGERS:
@@ -169,9 +169,9 @@ def _check_opcodes(file: io.BytesIO | mmap.mmap) -> None:
             whole = _Item(size, max(depths, default=0), is_wide)
             work += sum(one.size for one in parts)
             if max(whole.size, work) > _MAX_SIZE:
-                raise ValueError("its objects hold one another too often")
+                raise ValueError("its objects contain one another too often")
             if whole.depth > _MAX_DEPTH:
-                raise ValueError("its objects hold one another too deeply")
+                raise ValueError("its objects contain one another too deeply")
             if opcode.stack_after:
                 stack.append(whole)
 
@@ -192,7 +192,7 @@ class _Unpickler(pickle.Unpickler):
         if module == "torch._utils" and name in _REBUILD:
             return _REBUILD[name]
         if module in ("torch", "torch.cuda") and name in DTYPES:
-            return name  # only the name of a type, which could be called
+            return name  # only the name, because a type could be called
         origin = f"{module}.{name}"
         if origin not in self._stand_ins:
             made = type("StandIn", (StandIn,), {"origin": origin})
@@ -200,25 +200,25 @@ class _Unpickler(pickle.Unpickler):
         return self._stand_ins[origin]
 
     def persistent_load(self, saved_id: Any) -> Any:
-        if len(saved_id) == 4 and saved_id[0] == "module":  # torch.save(model), once
+        if len(saved_id) == 4 and saved_id[0] == "module":  # class of a legacy file
             return saved_id[1]
         kind, dtype, key, _, count, *view = saved_id
         known = kind == "storage" and type(key) is str and type(count) is int
         if not known or any(view):
-            raise ValueError("it refers to something that is no storage")
+            raise ValueError("it refers to something that is not a storage")
         if isinstance(dtype, type) and issubclass(dtype, StandIn):
-            return dtype()  # numbers that networks here do not have
+            return dtype()  # a dtype that networks here do not have
         if type(dtype) is not str or dtype not in DTYPES:
-            raise ValueError("it refers to something that is no storage")
+            raise ValueError("it refers to something that is not a storage")
         return self._load(key, DTYPES[dtype], count)
 
 
 class _Ordered(OrderedDict[Any, Any]):
-    """Returns an OrderedDict; Python 2 passed its items to the constructor."""
+    """An OrderedDict; Python 2 passed its items to the constructor."""
 
     def __init__(self, items: Any = ()) -> None:
         if any(type(key) is not str for key, _ in items):
-            raise ValueError("an OrderedDict is made with keys that are no names")
+            raise ValueError("an OrderedDict has keys that are not names")
         super().__init__(items)
 
 
@@ -238,12 +238,12 @@ class _Rebuild:
 def _rebuild_tensor(
     storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
 ) -> Any:
-    """Returns a view [size] of the one-dimensional storage, checked for its bounds."""
+    """Returns a view [size] of the one-dimensional storage, after checking bounds."""
     if isinstance(storage, StandIn):
         return storage
     numbers = (offset, *size, *stride)
     if type(storage) is not np.ndarray or {type(n) for n in numbers} != {int}:
-        raise ValueError("a tensor is none of a storage, an offset, sizes and strides")
+        raise ValueError("a tensor lacks a storage, an offset, sizes or strides")
     if len(size) != len(stride) or min(numbers) < 0:
         raise ValueError(f"a tensor has size {size}, stride {stride}")
     empty = 0 in size
@@ -252,7 +252,7 @@ def _rebuild_tensor(
     if not empty and last >= len(storage):
         raise ValueError(f"a tensor of size {tuple(size)} is larger than its storage")
     if not empty and count > len(storage):
-        return StandIn()  # expanded, as no network's weights are
+        return StandIn()  # expanded, unlike any network's weights
     if empty:
         return np.zeros(size, storage.dtype)
     return np.lib.stride_tricks.as_strided(

@@ -82,7 +82,7 @@ def test_torch_that_is_missing_is_named(monkeypatch):
 
 @pytest.mark.process
 def test_a_program_that_ends_gives_its_reason():
-    with pytest.raises(throughput.ProgramError, match="no model 'resnet21'"):
+    with pytest.raises(throughput.ProgramError, match="unknown model 'resnet21'"):
         with throughput.started(Task(OURS, "infer", "resnet21", 4)):
             pass
 

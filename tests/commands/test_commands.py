@@ -77,7 +77,7 @@ def test_a_network_is_summarized(command):
     ("arguments", "message"),
     [
         (("models", "summary"), "name a network: resnet-jax models summary"),
-        (("models", "summary", "resnet19"), "no model 'resnet19'"),
+        (("models", "summary", "resnet19"), "unknown model 'resnet19'"),
         (("predict", "run"), "name the image files: resnet-jax predict RUN"),
         (("predict", "nowhere", "a.png"), "no run at nowhere"),
         (("compare",), "name the run directories: resnet-jax compare RUN RUN"),
@@ -242,7 +242,7 @@ def test_a_network_goes_out_in_the_format_that_is_named(
     arguments = ("export", run_dir, folder, "--format")
     code, out, err = command(*arguments, "torch")
     assert (code, out) == (2, "") and err.count("\n") == 1
-    assert f"{folder} holds model.stablehlo, with a config.json of its own" in err
+    assert f"{folder} holds model.stablehlo with its own config.json" in err
     code, _, err = command(*arguments, "tensorrt")
     assert code == 2 and "tensorrt" in err
     for name in ("jax2onnx", "onnxruntime"):

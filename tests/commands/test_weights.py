@@ -88,7 +88,7 @@ def test_of_two_networks_one_is_named(
     named = ("--weights", path, "--model", one_block, *OPTIONS)
     code, out, err = command("evaluate", *named)
     assert (code, out, err.count("\n")) == (3, "", 1)
-    assert "'model', 'model_ema': choose with --weights-key model_ema" in err
+    assert "'model', 'model_ema': choose one with --weights-key model_ema" in err
     code, out, _ = command("evaluate", *named, "--weights-key", "model_ema")
     expected = last_line(command("evaluate", trained)[1])
     assert (code, last_line(out)) == (0, expected)
@@ -188,7 +188,7 @@ def test_a_network_of_one_channel_is_trained_and_loaded(
     shutil.copy(tmp_path / "out" / exported.WEIGHTS, path)
     named = ("--weights", path, "--model", "one_block", *OPTIONS)
     code, _, err = command("evaluate", *named)
-    assert code == 3 and "takes images of 1 channel, and the network 3" in err
+    assert code == 3 and "takes images with 1 channel, but the network" in err
     code, again, _ = command("evaluate", *named, "--in-channels", "1")
     assert code == 0 and last_line(again) == last_line(out)
 
@@ -197,7 +197,7 @@ def test_a_network_of_one_channel_is_trained_and_loaded(
     ("content", "words"),
     [
         ({"acc": 91.0}, "holds no tensors"),
-        ({"w": np.ones(3, np.float32)}, "is not of one_block: "),
+        ({"w": np.ones(3, np.float32)}, "does not fit one_block: "),
     ],
 )
 def test_a_file_without_the_weights_ends_in_one_line(

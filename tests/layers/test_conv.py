@@ -1,4 +1,4 @@
-"""The lowering for CPUs compared with XLA's own convolution."""
+"""Compares the lowering for CPUs with XLA's own convolution."""
 
 from functools import partial
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.optimized
 
 @pytest.fixture
 def winograd_always(monkeypatch):
-    """Uses Winograd for every 3x3 convolution of stride 1; records the calls."""
+    """Uses Winograd for every 3x3 convolution of stride 1 and records the calls."""
     calls = set()
 
     def noted(function):
@@ -51,7 +51,7 @@ SHAPES = [  # batch, height, width, channels, features, kernel, stride, padding
 
 
 def with_types(shapes, **tolerances):
-    """Each shape in float64; the first three in others too, with their tolerance."""
+    """Yields shapes in float64, and the first three in other types, with tolerances."""
     yield from ((shape, "float64", 1e-13) for shape in shapes)
     for dtype, rtol in tolerances.items():
         yield from ((shape, dtype, rtol) for shape in shapes[:3])
@@ -67,10 +67,10 @@ def test_the_convolution_and_its_gradients_are_xla_s(shape, dtype, rtol, monkeyp
 
 WINOGRAD_SHAPES = [  # as above, 3x3 and stride 1
     (4, 8, 8, 5, 7, 3, 1, 1),
-    (3, 5, 8, 6, 4, 3, 1, 1),  # odd height: a pixel over
+    (3, 5, 8, 6, 4, 3, 1, 1),  # odd height: one extra pixel
     (2, 6, 7, 4, 4, 3, 1, 0),
     (3, 3, 4, 4, 6, 3, 1, 2),
-    (6, 96, 96, 4, 3, 3, 1, 1),  # an image a step
+    (6, 96, 96, 4, 3, 3, 1, 1),  # one image per step
     (4, 4, 4, 130, 4, 3, 1, 1),  # one tile, many channels
 ]
 
@@ -157,11 +157,11 @@ def test_kernels_do_not_wait_transformed_for_their_turn(winograd_always):
         return step.memory_analysis().temp_size_in_bytes
 
     transformed = 36 / 9 * kernel.nbytes
-    # Each has three: for the value, for the gradient by x, and the sum for its own.
+    # Each has three: for the value, the gradient by x, and the sum for the kernel's.
     assert temporaries(6) - temporaries(2) < 2 * transformed
 
 
-# Four devices, each with its part of the batch: by jit, and by hand in shard_map.
+# Four devices, each with a part of the batch: with jit, and by hand in shard_map.
 SCRIPT = """
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
@@ -170,7 +170,7 @@ from resnet_jax.layers import products, winograd
 from resnet_jax.devices.mesh import AXIS, make_mesh
 
 convolution._LITTLE = convolution._MUCH = 0
-convolution._MANY = products._COLUMNS = winograd._PIXELS = 1  # an image a step
+convolution._MANY = products._COLUMNS = winograd._PIXELS = 1  # one image per step
 mesh = make_mesh()
 rows, whole = PartitionSpec(AXIS), PartitionSpec()
 placed = [NamedSharding(mesh, spec) for spec in (rows, whole)]

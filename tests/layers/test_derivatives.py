@@ -1,4 +1,4 @@
-"""Forward-mode and second derivatives compared with finite differences."""
+"""Compares forward-mode and second derivatives with finite differences."""
 
 from functools import partial
 
@@ -30,7 +30,7 @@ def dot(one, other):
 
 
 def check(function, args, step=1e-6, rtol=1e-7):
-    """First and second derivatives of a smooth `function` of arrays, to a number."""
+    """Checks first and second derivatives of a smooth scalar `function` of arrays."""
     args = tuple(map(jnp.asarray, args))
     directions = tuple(jnp.asarray(random(9 + a.size, *a.shape)) for a in args)
     every = tuple(range(len(args)))
@@ -57,7 +57,7 @@ def check(function, args, step=1e-6, rtol=1e-7):
     np.testing.assert_allclose(slope, (one - other) / (2 * step), rtol=1e-5)
     beside = [gradient(*place) for place in places]
     measured = jax.tree.map(lambda a, b: (a - b) / (2 * step), *beside)
-    # A convolution's second derivative by one argument alone is that by the other.
+    # The largest value over all arguments sets the absolute tolerance.
     size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(measured))
     assert size > 1e-3
     close = partial(np.testing.assert_allclose, rtol=rtol, atol=rtol * size)
@@ -65,7 +65,7 @@ def check(function, args, step=1e-6, rtol=1e-7):
     jax.tree.map(partial(close, rtol=1e-10, atol=1e-10 * size), by_grad, by_jvp)
 
 
-# By XLA, by products (one tap; a small map), by phases, by fewer products.
+# XLA, products (one tap; a small map), phases, fewer products.
 CONVOLUTIONS = [
     ((2, 6, 6, 3), (3, 3, 3, 4), 1, 1),
     ((2, 6, 6, 3), (1, 1, 3, 4), 1, 0),
@@ -136,7 +136,7 @@ def test_of_a_whole_network_in_training(name):
         )
         return slope, gradient, curved
 
-    step = 1e-8  # no ReLU turns over in so small a one
+    step = 1e-8  # too small for any ReLU to switch
     slope, gradient, curved = products(params)
     np.testing.assert_allclose(slope, dot(gradient, moves), rtol=1e-10)
     beside = [
@@ -162,9 +162,9 @@ def test_a_linear_map_has_its_own_transpose_under_vmap_too():
     total = jax.vmap(jax.grad(lambda scale, x: jnp.sin(doubled(scale, x)).sum(), 1))
     expected = scales[:, None] * np.cos(scales[:, None] * xs)
     np.testing.assert_allclose(total(scales, xs), expected)
-    assert calls  # the transpose, not what JAX derives
+    assert calls  # our transpose, not the one that JAX derives
     calls.clear()
-    # The gradient of a vmapped function; one x for all rows, whose gradient is a sum.
+    # The gradient of a vmapped function: the rows share x, so its gradient is a sum.
     summed = jax.grad(lambda x: jnp.sin(jax.vmap(doubled, (0, None))(scales, x)).sum())
     expected = (scales[:, None] * np.cos(scales[:, None] * xs[0])).sum(0)
     np.testing.assert_allclose(summed(xs[0]), expected)

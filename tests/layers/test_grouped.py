@@ -59,7 +59,7 @@ def _norm(loss, at, x, kernel):
 
 
 def test_on_cpus_the_kernels_gradient_is_a_sum_of_products():
-    """XLA's own takes a hundred times as long, but is used on other platforms."""
+    """XLA's own gradient takes a hundred times as long; other platforms use it."""
     x, kernel = map(jnp.float32, draw(2, 7, 8, 16, 4, 3))
 
     def loss(kernel, x):
@@ -81,7 +81,9 @@ def test_a_layer_of_groups():
     bound = 1 / np.sqrt(9 * 2)  # fan in counts one group's channels, as in PyTorch
     for leaf in jax.tree.leaves(variables):
         assert bound / 2 < jnp.abs(leaf).max() <= bound
-    with pytest.raises(ConfigError, match="3 groups do not divide 8 channels and 12"):
+    with pytest.raises(
+        ConfigError, match="groups=3 must divide the 8 channels and the 12"
+    ):
         Conv(12, 3, groups=3).init(jax.random.key(0), x)
     with pytest.raises(ConfigError, match="8 channels"):
         conv.apply(variables, jnp.ones((2, 5, 5, 4)))

@@ -117,7 +117,7 @@ def test_batchnorm_gradients_flow_through_the_batch_statistics(key):
         return (y * weights).sum()
 
     grad = jax.grad(loss)(x, True)
-    # Shifting a channel does not change what is normalised by the batch's statistics.
+    # Shifting a channel does not change the output normalized by batch statistics.
     np.testing.assert_allclose(grad.sum((0, 1, 2)), np.zeros(3), atol=1e-4)
     assert np.abs(jax.grad(loss)(x, False).sum((0, 1, 2))).max() > 0.1
     step = 1e-2 * jax.random.normal(jax.random.key(2), x.shape)
@@ -126,7 +126,7 @@ def test_batchnorm_gradients_flow_through_the_batch_statistics(key):
 
 
 def test_batchnorm_two_pass_variance_survives_a_large_mean(key):
-    # E[x^2] - E[x]^2 in float32 loses a variance of 1 beside a mean of 10,000.
+    # E[x^2] - E[x]^2 in float32 loses a variance of 1 if the mean is 10,000.
     x = 1e4 + jax.random.normal(key, (64, 4, 4, 2))
     layer = BatchNorm(momentum=1.0)
     variables = layer.init(key, x, train=True)
@@ -145,7 +145,7 @@ def test_batchnorm_s_one_pass_in_bfloat16_rounds_less_than_the_values(mean):
     _, moved = layer.apply(variables, x, train=True, mutable=["batch_stats"])
     found = np.asarray(moved["batch_stats"]["var"], np.float64)
     exact = np.asarray(x, np.float64).reshape(-1, 2).var(0, ddof=1)
-    step = 2.0 ** (np.floor(np.log2(mean)) - 7)  # between values of bfloat16
+    step = 2.0 ** (np.floor(np.log2(mean)) - 7)  # between bfloat16 values
     np.testing.assert_array_less(np.abs(found - exact), 0.1 * step**2 / 12 + 1e-6)
 
 
@@ -231,7 +231,7 @@ def test_conv_takes_numpys_arrays(shape, layer, monkeypatch):
 
 
 def test_conv_pads_both_sides_alike_at_stride_two():
-    # SAME would pad only below and right, and read other pixels.
+    # SAME would pad only the bottom and the right, and read other pixels.
     x = jnp.arange(16.0).reshape(1, 4, 4, 1)
     layer = Conv(1, 3, stride=2, padding=1, use_bias=False)
     kernel = jnp.zeros((3, 3, 1, 1)).at[0, 0].set(1.0)
@@ -299,6 +299,6 @@ def test_batchnorm_keeps_one_map_for_its_gradient():
 
     step = jax.jit(jax.grad(total)).lower(variables["params"], x).compile()
     maps = step.memory_analysis().temp_size_in_bytes / x.nbytes
-    # In addition, one for each of the twelve following convolutions, and one. An XLA
-    # that ignores barriers keeps three for each.
+    # In addition, one for each of the twelve following convolutions, and one more.
+    # Versions of XLA that ignore barriers keep three for each.
     assert maps < (37 if jax.__version_info__ < (0, 11) else 26)

@@ -26,7 +26,7 @@ def test_avg_pool_is_flax_s_with_its_gradient(height, width):
 @pytest.mark.parametrize("ties", [False, True])
 def test_max_pool_is_flax_s_with_its_gradient(height, width, ties):
     x = jax.random.normal(jax.random.key(0), (3, height, width, 2))
-    if ties:  # as after a ReLU: the first of equal pixels gets the gradient
+    if ties:  # as after ReLU: the first of equal pixels gets the gradient
         x = nn.relu(jnp.round(x))
     padding = ((1, 1), (1, 1))
     theirs = partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding=padding)

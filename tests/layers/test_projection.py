@@ -1,4 +1,4 @@
-"""The gradient of a 1x1 convolution with BatchNorm, without the map between them."""
+"""Checks the gradient of a 1x1 convolution with BatchNorm, without the map between."""
 
 from functools import partial
 
@@ -24,7 +24,7 @@ def case(dtype, mean=0.3):
 
 
 def gradients(backward, inputs, kernel, scale, bias, shift, dy):
-    """Returns the layer's gradients of inputs, kernel, scale and bias."""
+    """Returns the gradients with respect to inputs, kernel, scale and bias."""
     x = conv.convolve(inputs, kernel, stride=1, padding=0)
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     scale, bias, shift, dy = (
@@ -78,7 +78,7 @@ def test_its_second_derivatives_are_those_of_the_two_layers():
 
 
 def test_in_bfloat16_it_is_as_near_the_truth():
-    """Errors against float64 are below twice those of two separate layers."""
+    """Errors against float64 are less than twice the errors of two separate layers."""
     with jax.enable_x64(True):
         arrays = case(jnp.bfloat16)
         truth = gradients(
@@ -116,7 +116,7 @@ def test_blocks_give_batch_norm_its_factors_where_the_convolution_widens(monkeyp
     seen.clear()
     apply = partial(model.apply, train=True, mutable=["batch_stats"])
     jax.eval_shape(apply, variables, images)
-    # Not with a stride of two: all input pixels would be read again.
+    # Not with a stride of 2, because all input pixels would be read again.
     expected = {"bn3": [True, True], "downsample.1": [True, False]}
     for name in ("bn1", "bn2", "bn3", "downsample.1"):
         given = [has for layer, has in seen if layer == name]
@@ -124,7 +124,7 @@ def test_blocks_give_batch_norm_its_factors_where_the_convolution_widens(monkeyp
 
 
 def test_layers_of_others_are_called_as_they_are():
-    """Uses a function as a convolution, and a BatchNorm without further arguments."""
+    """Uses a function as a convolution, and a BatchNorm without extra arguments."""
 
     class Plain(BatchNorm):
         def __call__(self, x, *, train):

@@ -12,7 +12,7 @@ SMALL = {"stage_sizes": (1, 1), "widths": (4, 6), "stem": "cifar", "num_classes"
 
 
 def with_random_values(model, dtype):
-    """Returns random variables for all of `model`, and images."""
+    """Returns random variables of `model`, and images."""
     rng = np.random.default_rng(0)
     images = rng.standard_normal((2, 16, 16, 3)).astype(dtype)
     drawn = model.init(jax.random.key(0), images, train=False)

@@ -1,4 +1,4 @@
-"""On GPUs a block keeps one feature map per convolution, with the same gradient."""
+"""On GPUs, a block keeps one feature map per convolution, with the same gradient."""
 
 from functools import partial
 

@@ -85,8 +85,8 @@ def test_hresnet_flattens_in_the_order_of_pytorch(key):
     model = resnet_jax.create_model("hresnet", num_classes=10)
     images = jax.random.normal(key, (1, 32, 32, 3))
     variables = jax.jit(partial(model.init, train=False))(key, images)
-    # fc1's first 16 inputs are the 4x4 map of channel 0: silence them, and channel 0 of
-    # the last block no longer matters.
+    # fc1's first 16 inputs are the 4x4 map of channel 0. Without them, channel 0 of the
+    # last block no longer matters.
     kernel = variables["params"]["fc1"]["kernel"].at[:16].set(0.0)
     params = {**variables["params"], "fc1": {**variables["params"]["fc1"]}}
     params["fc1"]["kernel"] = kernel
@@ -172,7 +172,7 @@ def test_option_a_shortcut_takes_every_other_pixel_and_zero_channels(key):
     block = BasicBlock(8, stride=2, shortcut="pad")
     x = jax.random.uniform(key, (1, 4, 4, 4))
     variables = block.init(key, x, train=False)
-    # With bn2's scale at zero the residual branch is silent.
+    # With bn2's scale at zero, the residual branch returns zeros.
     params = {**variables["params"]}
     params["bn2"] = {"scale": jnp.zeros(8), "bias": jnp.zeros(8)}
     y = block.apply({**variables, "params": params}, x, train=False)
@@ -205,10 +205,13 @@ def test_people_build_their_own(block, shortcut, key):
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        ({"widths": (8, 4), "shortcut": "pad"}, "'pad' cannot join 8 channels to 4"),
-        ({"shortcut": "skip"}, "no shortcut 'skip': one of identity, pad"),
-        ({"block": PreActBlock, "shortcut": "pad"}, "'pad' is not one of PreActBlock"),
-        ({"weight_init": "zeros"}, "no weight_init 'zeros': one of torch, kaiming"),
+        ({"widths": (8, 4), "shortcut": "pad"}, "'pad' cannot map 8 channels to 4"),
+        ({"shortcut": "skip"}, "unknown shortcut 'skip': choose one of id"),
+        (
+            {"block": PreActBlock, "shortcut": "pad"},
+            "PreActBlock has no shortcut 'pad'",
+        ),
+        ({"weight_init": "zeros"}, "unknown weight_init 'zeros': choose one of t"),
         ({"stage_sizes": (1,)}, "differ in length"),
         ({"groups": 2}, "BasicBlock has no groups"),
         ({"stride_in_1x1": True}, "BasicBlock has no stride_in_1x1"),
@@ -225,7 +228,7 @@ def test_an_identity_shortcut_cannot_change_the_shape(key):
     model = ResNet(
         BasicBlock, (1, 1), num_classes=3, widths=(4, 8), shortcut="identity"
     )
-    with pytest.raises(ConfigError, match="cannot join 4 channels to 8 at stride 2"):
+    with pytest.raises(ConfigError, match="cannot map 4 channels to 8 at stride 2"):
         model.init(key, jnp.zeros((1, 32, 32, 3)), train=False)
 
 
@@ -247,7 +250,7 @@ def test_a_network_of_one_channel(key):
 @pytest.mark.parametrize(("own", "given"), [(3, 1), (1, 3)])
 def test_images_of_other_channels_are_refused(name, own, given):
     model = resnet_jax.create_model(name, num_classes=10, in_channels=own)
-    message = rf"\[B, H, W, {own}\], .*, {given}\]: give in_channels={given}"
+    message = rf"\[B, H, W, {own}\], .*, {given}\]: create it with in_channels={given}"
     with pytest.raises(ConfigError, match=message):
         training.variable_shapes(model, (32, 32, given))
     training.variable_shapes(model, (32, 32, own))
@@ -260,7 +263,7 @@ def test_a_network_of_a_configuration():
     assert shapes["params"]["conv1"]["kernel"].shape == (1, 1, 9, 4)
     assert shapes["params"]["fc"]["bias"].shape == (7,)
     assert model.dtype == jnp.bfloat16
-    with pytest.raises(ConfigError, match="hresnet has no width to choose"):
+    with pytest.raises(ConfigError, match="hresnet has no option width"):
         create(ModelConfig(width=4), 7)
 
 
@@ -315,7 +318,9 @@ def test_list_models_has_the_family():
 
 
 def test_an_unknown_model_is_named_with_a_near_one():
-    with pytest.raises(ConfigError, match="no model 'resnet19': did you mean resnet9"):
+    with pytest.raises(
+        ConfigError, match="unknown model 'resnet19': did you mean resnet9"
+    ):
         resnet_jax.create_model("resnet19", num_classes=10)
 
 
@@ -329,10 +334,10 @@ def test_an_unknown_model_is_named_with_a_near_one():
     ],
 )
 def test_convolutions_are_drawn_as_each_network_asks(name, options, key):
-    """Every kind of model's: by torchvision's fan out, or PyTorch's default."""
+    """Kernels use torchvision's fan-out initialization or PyTorch's default."""
     model = resnet_jax.create_model(name, num_classes=10, **options)
     init = jax.jit(partial(training.init_variables, model, (32, 32, 3)))
-    params = jax.device_get(init(key=key)["params"])  # else each form is compiled for
+    params = jax.device_get(init(key=key)["params"])  # else JAX compiles per shape
     flat = jax.tree_util.tree_leaves_with_path(params)
     kernels = [(path, leaf) for path, leaf in flat if path[-1].key == "kernel"]
     assert len(kernels) > 5
@@ -354,13 +359,15 @@ def test_an_image_too_small_for_hresnet_is_refused(key):
 
 
 def test_stems_that_do_not_exist_are_refused():
-    with pytest.raises(ConfigError, match="no stem 'big': imagenet or cifar"):
+    with pytest.raises(
+        ConfigError, match="unknown stem 'big': choose imagenet or cifar"
+    ):
         resnet_jax.create_model("resnet18", num_classes=10, stem="big")
-    with pytest.raises(ConfigError, match="no stem 'big'"):
+    with pytest.raises(ConfigError, match="unknown stem 'big'"):
         ResNet(BasicBlock, (1,), num_classes=3, widths=(4,), stem="big").init(
             jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False
         )
-    with pytest.raises(ConfigError, match="hresnet has no stem"):
+    with pytest.raises(ConfigError, match="hresnet has no option stem"):
         resnet_jax.create_model("hresnet", num_classes=10, stem="cifar")
 
 
@@ -382,7 +389,7 @@ def test_a_plain_block_is_its_residual_alone(key):
     variables = plain.init(key, x, train=False)
     found = plain.apply(variables, x, train=False)
     both = residual.apply(variables, x, train=False)
-    sure = (found > 0) & (both > 0)  # there no ReLU hides the sum
+    sure = (found > 0) & (both > 0)  # where no ReLU hides the sum
     assert sure.mean() > 0.2
     np.testing.assert_allclose(both[sure], (found + x)[sure], rtol=1e-5)
     assert found.min() == 0
@@ -425,12 +432,12 @@ def test_init_overrides_the_models_own(key):
 
 def test_a_norm_that_does_not_exist_is_refused(key):
     model = resnet_jax.create_model("resnet8", num_classes=10, norm="layer")
-    with pytest.raises(ConfigError, match="no norm 'layer': one of batch, none"):
+    with pytest.raises(ConfigError, match="unknown norm 'layer': choose batch or none"):
         model.init(key, jnp.zeros((1, 32, 32, 3)), train=False)
 
 
-# As the usual PyTorch programs count them, and 1,024 of the last BatchNorm, and 10 of
-# the last bias, which two of these leave out.
+# Counts of the usual PyTorch programs, plus 1,024 in the last BatchNorm and 10 in the
+# last bias, which two of them omit.
 @pytest.mark.parametrize(
     ("name", "count"),
     [("wrn28_10", 36_479_194), ("preact_resnet18", 11_172_170), ("resnet9", 6_573_130)],
@@ -459,14 +466,14 @@ def test_the_width_of_resnet9_is_of_all_its_layers():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("resnet20", {"width": 8}, "resnet20 has no width to choose"),
-        ("hresnet", {"whiten": True}, "hresnet has no whiten to choose"),
-        ("resnet9", {"stem": "cifar"}, "resnet9 has no stem to choose"),
+        ("resnet20", {"width": 8}, "resnet20 has no option width"),
+        ("hresnet", {"whiten": True}, "hresnet has no option whiten"),
+        ("resnet9", {"stem": "cifar"}, "resnet9 has no option stem"),
         ("wrn28_10", {"zero_init_last": True}, "wrn28_10 has no last BatchNorm"),
-        ("resnet8", {"skip": False, "shortcut": "pad"}, "a shortcut is chosen, and le"),
-        ("hresnet", {"stride_in_1x1": True}, "hresnet has no stride_in_1x1 to choose"),
+        ("resnet8", {"skip": False, "shortcut": "pad"}, "--no-skip leaves no shortcut"),
+        ("hresnet", {"stride_in_1x1": True}, "hresnet has no option stride_in_1x1"),
         *(
-            ("resnet20", {"skip": False, name: value}, f"{name} leaves a shortcut")
+            ("resnet20", {"skip": False, name: value}, f"{name} needs a shortcut")
             for name, value in (("drop_path", 0.1), ("zero_init_last", True))
         ),
     ],
@@ -488,7 +495,7 @@ def test_blocks_may_begin_as_their_shortcuts(name, key):
     side = 32 if name != "resnet50" else 64
     last = "bn3" if name == "resnet50" else "bn2"
 
-    def drawn():  # no kernel, which takes the time
+    def drawn():  # without kernels, which take long to draw
         params = init_variables(model, (side, side, 3), key=key)["params"]
         blocks = [block for block in params.values() if last in block]
         return [(block[last]["scale"], block["bn1"]["scale"]) for block in blocks]
@@ -517,7 +524,7 @@ def test_a_dropped_path_leaves_the_shortcut_and_the_others_make_up_for_it(block,
     same = np.asarray((found == x).all((1, 2, 3)))
     assert 0.18 < same.mean() < 0.32
     expected = x + (whole - x) / 0.75
-    if block is not PreActBlock:  # x is not negative: what ReLU took stays below 0
+    if block is not PreActBlock:  # x >= 0, so what ReLU cut off stays below 0
         expected = jnp.maximum(expected, 0)
     np.testing.assert_allclose(found[~same], expected[~same], rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(apply(dropping, False), apply(bare, False))
@@ -541,7 +548,7 @@ def test_paths_are_dropped_the_more_the_deeper(name, count):
 
 
 def test_the_stride_is_the_first_convolutions_on_request(key):
-    """As in He et al. 2015; torchvision gives it to the 3x3 convolution."""
+    """This follows He et al. 2015; torchvision gives it to the 3x3 convolution."""
     x = jnp.zeros((1, 8, 8, 16))
     for in_1x1, side in ((True, 4), (False, 8)):
         block = resnet_jax.Bottleneck(8, stride=2, stride_in_1x1=in_1x1)

@@ -1,4 +1,4 @@
-"""Runs the code of docs/nnx.md, and checks its statements."""
+"""Runs the code in docs/nnx.md and checks its statements."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ from flax import errors, nnx
 
 from resnet_jax import BasicBlock, BatchNorm, ResNet, to_torch
 
-pytestmark = pytest.mark.process  # slow: NNX runs most of it operation by operation
+pytestmark = pytest.mark.process  # slow: NNX runs most of it op by op
 
 PAGE = Path(__file__).parents[2] / "docs" / "nnx.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.M | re.S)

@@ -8,7 +8,7 @@ import resnet_jax
 from resnet_jax.report import diagram
 
 
-# torchvision's published counts of multiply-adds (GFLOPS of its weights' tables).
+# torchvision's published multiply-adds (GFLOPS in the tables of its weights).
 @pytest.mark.parametrize(
     ("name", "params", "macs"),
     [
@@ -30,7 +30,7 @@ def test_rows_name_layers_shapes_and_counts():
         line.split() for line in resnet_jax.summarize(model, (32, 32, 3)).splitlines()
     ]
     by_name = {row[0]: row[1:] for row in rows}
-    # 3 * 3 * 3 weights and a bias for each of 64 channels, at 32 * 32 places
+    # 3 * 3 * 3 weights and a bias for each of 64 channels, at 32 * 32 pixels
     assert by_name["b1.conv1"] == ["Conv", "32x32x64", "1,792", f"{27 * 64 * 1024:,}"]
     assert by_name["b1.bn1"] == ["BatchNorm", "32x32x64", "128", "0"]
     assert by_name["fc3"] == ["Linear", "10", "5,130", "5,120"]

@@ -12,7 +12,7 @@ from resnet_jax.models import whitening
 
 
 def smooth(count: int, side: int) -> np.ndarray:
-    """Images with correlated neighbouring pixels and channels."""
+    """Returns images with correlated neighboring pixels and channels."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(count, side + 2, side + 2, 1)) + 0.3 * rng.normal(
         size=(count, side + 2, side + 2, 3)

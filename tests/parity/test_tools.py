@@ -61,9 +61,9 @@ def test_timms_folder_for_the_hub(name, tmp_path, caplog):
     net = twins.randomise(timm.create_model(name, num_classes=10), SIDE)
     timm.models.save_for_hf(net, tmp_path)
     if name == "resnet26":
-        with pytest.raises(DataError, match="is not of resnet18"):
+        with pytest.raises(DataError, match="does not fit resnet18"):
             adopted(tmp_path)
-        with pytest.raises(DataError, match="is of timm's resnet26, which is not in"):
+        with pytest.raises(DataError, match="holds timm's resnet26, which is not su"):
             resnet_jax.load_pretrained(tmp_path)
         return
     most = 1e-5 if name == "resnet18" else 1e-4
@@ -97,7 +97,7 @@ def test_timms_checkpoint_of_a_training(tmp_path):
     saver.save_checkpoint(3, metric=91.5)
     path = tmp_path / "last.pth.tar"
     assert timm.__version__
-    with pytest.raises(DataError, match="'state_dict', 'state_dict_ema': choose with"):
+    with pytest.raises(DataError, match="'state_dict', 'state_dict_ema': choose one"):
         adopted(path)
     assert_equal(adopted(path, key="state_dict"), logits_of(net))
     assert_equal(adopted(path, key="state_dict_ema"), logits_of(average.module))
@@ -233,7 +233,7 @@ def test_a_distributed_checkpoint_is_named(tmp_path):
 
     with contextlib.suppress(Warning):
         dcp.save(network().state_dict(), checkpoint_id=str(tmp_path / "dcp"))
-    with pytest.raises(DataError, match="is a distributed checkpoint: make one file"):
+    with pytest.raises(DataError, match="is a distributed checkpoint: convert it"):
         read(tmp_path / "dcp")
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 

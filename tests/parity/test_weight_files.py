@@ -176,10 +176,10 @@ def test_a_head_of_more_than_one_layer_is_none(tmp_path, caplog):
     content = with_head(net, "fc.1")
     content |= {f"fc.0.{n}": v for n, v in nn.BatchNorm1d(64).state_dict().items()}
     torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(DataError, match="'fc.1.weight'.* is not one linear layer"):
+    with pytest.raises(DataError, match="'fc.1.weight'.* not in a single linear layer"):
         adopted(tmp_path / "w.pth")
     torch.save(content | {"fc.0.weight": torch.ones(3, 64)}, tmp_path / "w.pth")
-    with pytest.raises(DataError, match="is not one linear layer"):
+    with pytest.raises(DataError, match="not in a single linear layer"):
         adopted(tmp_path / "w.pth")
 
 
@@ -316,18 +316,18 @@ REFUSED = {
         lambda: torchvision.models.ResNet(
             torchvision.models.resnet.Bottleneck, [1, 1, 1, 1], groups=16
         ).state_dict(),
-        "convolutions of 16 groups, as no network of the family",
+        "convolutions with 16 groups, which is not supported",
     ),
     "one channel": (
         lambda: _one_channel().state_dict(),
-        "takes images of 1 channel, and the network 3: --in-channels 1",
+        "takes images with 1 channel, but the network takes 3: --in-channels 1",
     ),
     "squeeze and excitation": (
         lambda: {
             **known()[1].state_dict(),
             "layer1.0.se.fc1.weight": torch.ones(4, 64, 1, 1),
         },
-        "squeeze-and-excitation, which is not in the family",
+        "squeeze-and-excitation, which is not supported",
     ),
     "a deep stem": (
         lambda: {
@@ -343,15 +343,15 @@ REFUSED = {
             "0.mean": torch.tensor([0.5, 0.4, 0.3]),
             "0.std": torch.full((3, 1, 1), 0.25),
         },
-        "normalizes images itself, by 0.5,0.4,0.3/0.25,0.25,0.25: ",
+        "normalizes images itself, with 0.5,0.4,0.3/0.25,0.25,0.25: ",
     ),
     "another kind": (
         lambda: torchvision.models.densenet121(num_classes=10).state_dict(),
-        "is a DenseNet, which is not in the family",
+        "is a DenseNet, which is not supported",
     ),
     "other classes": (
         lambda: torchvision.models.resnet18(num_classes=1000).state_dict(),
-        "has 1000 classes, and the data 10",
+        "has 1000 classes, but the data has 10",
     ),
     "no head": (
         lambda: {n: v for n, v in known()[1].state_dict().items() if "fc" not in n},
@@ -365,7 +365,7 @@ REFUSED = {
     "numbers": (lambda: {"acc": 91.0}, "holds no tensors"),
     "an optimizer": (
         lambda: torch.optim.Adam(known()[1].parameters()).state_dict(),
-        "holds no tensors",
+        "holds no named tensors",
     ),
 }
 

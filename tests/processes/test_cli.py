@@ -160,7 +160,7 @@ def test_unknown_names(tmp_path):
         ("digits", "--model", "resnet19", *workdir),
         ("digits", "--dataset", "mnist", *workdir),
     )
-    assert_one_line(model, 2, "no model 'resnet19'", "resnet18")
+    assert_one_line(model, 2, "unknown model 'resnet19'", "resnet18")
     assert_one_line(dataset, 2, "unknown data set 'mnist': use one of cifar10")
     assert os.listdir(tmp_path) == []
 
@@ -249,7 +249,7 @@ def test_bad_transfers(tmp_path):
     expected = {
         ("--pretrained", "none.pth"): (3, "none.pth cannot be read"),
         ("--pretrained", __file__): (3, "is neither a .safetensors nor a .pth file"),
-        ("--pretrained", "imagenet"): (2, "resnet8 has no weights of ImageNet"),
+        ("--pretrained", "imagenet"): (2, "resnet8 has no ImageNet weights"),
         ("--freeze", "layer9"): (2, "freeze 'layer9' matches no parameter"),
         ("--backbone-bn", "frozen"): (2, "backbone_bn frozen needs --freeze"),
         ("--cache-features",): (2, "cache_features needs features that do not change"),
@@ -276,7 +276,7 @@ def test_bad_weights_to_evaluate(tmp_path):
     )
     assert_one_line(file, 3, "none.pth cannot be read")
     assert_one_line(other, 3, "is a web page")
-    assert_one_line(model, 2, "no model 'resnet21'")
+    assert_one_line(model, 2, "unknown model 'resnet21'")
     assert_one_line(alone, 2, "--weights and --model must be")
 
 

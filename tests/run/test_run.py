@@ -271,7 +271,7 @@ def test_override_lets_epochs_and_logging_through(cfg, capsys):
 
 
 def test_a_failure_before_the_first_step_leaves_nothing(cfg):
-    with pytest.raises(ConfigError, match="no model"):
+    with pytest.raises(ConfigError, match="unknown model"):
         train.main(change(cfg, model="resnet19"))
     assert not os.path.exists(cfg.run.workdir)
     with pytest.raises(ConfigError, match="normalize 'sepia'"):
@@ -467,7 +467,7 @@ def test_names_and_directories_are_looked_at_before_data_are_fetched(
     (tmp_path / "file").touch()
     for wrong, part in (
         ({"summary": True}, None),
-        ({"model": "resnet19"}, "no model"),
+        ({"model": "resnet19"}, "unknown model"),
         ({"normalize": "sepia"}, "normalize"),
         ({"lr": 0.1}, "another configuration"),
         ({"workdir": str(tmp_path / "file" / "run")}, "cannot be written"),

@@ -1,4 +1,4 @@
-"""Weights in files as people have them, written without torch."""
+"""Reads weights files as people have them, written without torch."""
 
 import argparse
 import json
@@ -66,7 +66,7 @@ def test_weights_are_found_in_whatever_lies_around_them(kind, tmp_path):
     _, _, state = make()
     path = save(tmp_path / "w.pth", AROUND[kind](state))
     assert_same(adopted(path), state)
-    if kind != "a list":  # the library's two functions come to the same
+    if kind != "a list":  # the two library functions give the same result
         _, shapes, _ = make()
         found = resnet_jax.from_torch(resnet_jax.read_state_dict(path), shapes)
         assert_same(resnet_jax.to_torch(found), state)
@@ -90,21 +90,23 @@ def test_of_two_networks_one_is_chosen(tmp_path):
     _, _, state = make()
     _, _, other = make(seed=1)
     path = save(tmp_path / "w.pth", {"model": state, "model_ema": other})
-    named = "'model', 'model_ema': choose with --weights-key model_ema"
+    named = "'model', 'model_ema': choose one with --weights-key model_ema"
     with pytest.raises(DataError, match=named):
         adopted(path)
-    with pytest.raises(DataError, match="'model', 'model_ema': choose by key"):
+    with pytest.raises(DataError, match="'model', 'model_ema': choose one with key"):
         resnet_jax.read_state_dict(path)
     assert_same(adopted(path, key="model_ema"), other)
     assert_same(adopted(path, key="model"), state)
     found = resnet_jax.read_state_dict(path, key="model")
     assert found.keys() == state.keys()
     for call in (adopted, resnet_jax.read_state_dict):
-        with pytest.raises(ConfigError, match="no weights under 'ema': 'model', 'mode"):
+        with pytest.raises(
+            ConfigError, match="no weights under 'ema'; it has 'model', '"
+        ):
             call(path, key="ema")
-    # A wrapper's module is left out only where names stay apart.
+    # The prefix of a wrapper is removed only if names stay distinct.
     beside = save(tmp_path / "beside.pth", {**state, **prefixed("module.", other)})
-    with pytest.raises(DataError, match="the file itself, 'module': choose with"):
+    with pytest.raises(DataError, match="the file itself, 'module': choose one with"):
         adopted(beside)
     assert_same(adopted(beside, key="module"), other)
     same = save(tmp_path / "same.pth", {"model": state, "model_ema": state})
@@ -116,11 +118,11 @@ def test_a_stand_in_among_the_weights_is_refused(tmp_path):
     content = {**state, "bn1.weight": argparse.Namespace()}
     path = save(tmp_path / "w.pth", content)
     with pytest.raises(
-        DataError, match="bn1.weight is no tensor but an object of argp"
+        DataError, match="bn1.weight is an object of argparse.* not a tensor"
     ):
         adopted(path)
     path = save(tmp_path / "w.pth", {**state, "layer1.0.gate": argparse.Namespace()})
-    with pytest.raises(DataError, match="is not of resnet8"):
+    with pytest.raises(DataError, match="does not fit resnet8"):
         adopted(path)
 
 
@@ -128,18 +130,18 @@ def test_a_stand_in_among_the_weights_is_refused(tmp_path):
     ("change", "words"),
     [
         ({"fc.weight": None, "fc.bias": None}, "has no last layer of 64 features"),
-        ({"fc.0.weight": (64,)}, "ends in .*'fc.weight', .* is not one linear layer"),
-        ({"fc.weight": (9, 64), "fc.bias": (9,)}, "has 9 classes, and the data 4"),
-        ({"fc.weight": (4, 65)}, "is not one linear layer of 64 features"),
+        ({"fc.0.weight": (64,)}, "ends in .*'fc.weight', .* not in a single linear"),
+        ({"fc.weight": (9, 64), "fc.bias": (9,)}, "has 9 classes, but the data has 4"),
+        ({"fc.weight": (4, 65)}, "not in a single linear layer of 64 features"),
         (
             {"conv1.weight": (16, 1, 3, 3)},
-            "takes images of 1 channel, .* --in-channels",
+            "takes images with 1 channel, .* --in-channels",
         ),
         ({"conv1.weight": (16, 3, 7, 7)}, "convolution of 7x7: --stem imagenet"),
         ({"layer1.0.se.fc1.weight": (4, 16, 1, 1)}, "squeeze-and-excitation"),
-        ({"layer2.0.conv1.weight": (9, 16, 3, 3)}, "not of resnet8: 1 misshapen"),
-        ({"bn1.running_mean": None}, "not of resnet8: 1 missing .bn1.running_mean"),
-        ({"mean": (3,), "std": (3, 1, 1)}, "normalizes images itself, by 0.0,0.0,0.0"),
+        ({"layer2.0.conv1.weight": (9, 16, 3, 3)}, "not fit resnet8: 1 misshapen"),
+        ({"bn1.running_mean": None}, "not fit resnet8: 1 missing .bn1.running_mean"),
+        ({"mean": (3,), "std": (3, 1, 1)}, "normalizes images itself, with 0.0,0.0"),
     ],
 )
 def test_what_does_not_fit_is_said_in_one_line(change, words, tmp_path):
@@ -172,7 +174,7 @@ def test_a_new_head_where_there_is_none(tmp_path, caplog):
     _, _, state = make()
     bare = {n: v for n, v in state.items() if not n.startswith("fc")}
     hidden = {"fc.0.weight": np.ones((8, 64), np.float32), **bare}
-    for content, said in ((bare, "a new fc"), (hidden, "a new fc, for it has 'fc.0.w")):
+    for content, said in ((bare, "a new fc"), (hidden, "a new fc instead of 'fc.0.w")):
         found = adopted(save(tmp_path / "w.pth", content), new_head=None)
         np.testing.assert_array_equal(found["conv1.weight"], state["conv1.weight"])
         assert not found["fc.weight"].any() and said in caplog.text
@@ -206,11 +208,11 @@ def test_folders_zips_and_parts(tmp_path):
             archive.writestr("__MACOSX/net/._0.pth", "")
         if count == 1:
             assert_same(adopted(tmp_path / "w.zip"), state)
-    with pytest.raises(DataError, match="with net/0.pth, net/1.pth for weights"):
+    with pytest.raises(DataError, match="single weights file .net/0.pth, net/1.pth.:"):
         read(tmp_path / "w.zip")
     with zipfile.ZipFile(tmp_path / "w.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("w.pth", bytes(10**7))
-    with pytest.raises(DataError, match="many times its own size: a zip bomb"):
+    with pytest.raises(DataError, match="many times its own size, like a zip bomb"):
         read(tmp_path / "w.zip")
 
     parts = tmp_path / "parts"
@@ -225,10 +227,10 @@ def test_folders_zips_and_parts(tmp_path):
     assert_same(adopted(parts), state)
     for wrong in ({**where, "x": "../../etc/passwd"}, {"x": index.name}, [], {}):
         index.write_text(json.dumps({"weight_map": wrong}))
-        with pytest.raises(DataError, match="is JSON, but no index of weights"):
+        with pytest.raises(DataError, match="is JSON, but not an index of weights"):
             read(index)
     index.write_text(json.dumps({"weight_map": {**where, "x": files[0]}}))
-    with pytest.raises(DataError, match=f"names x, which {files[0]} has not"):
+    with pytest.raises(DataError, match=f"names x, which {files[0]} does not have"):
         read(index)
 
 
@@ -236,10 +238,10 @@ def test_folders_zips_and_parts(tmp_path):
     ("content", "words"),
     [
         (b"\x89HDF\r\n\x1a\n", "is HDF5"),
-        (b"\x1f\x8b\x08\x00", "is compressed by gzip"),
+        (b"\x1f\x8b\x08\x00", "is compressed with gzip"),
         (b"\x08\x07\x12\x07pytorch", "is ONNX"),
         (b"\x80\x04\x95\x00\x00", "is a pickle that torch.save did not write"),
-        (b'{"a": 1}', "is JSON, but no index"),
+        (b'{"a": 1}', "is JSON, but not an index"),
     ],
 )
 def test_files_of_other_kinds_are_named(content, words, tmp_path):
@@ -253,7 +255,7 @@ def test_files_of_other_kinds_are_named(content, words, tmp_path):
     [
         (("m/constants.pkl", "m/data.pkl", "m/code/a.py"), "is TorchScript"),
         (("m/archive_format", "m/models/model.json"), "is a program of torch.export"),
-        (("a.npy", "b.npy"), "is NumPy's .npz"),
+        (("a.npy", "b.npy"), "is a NumPy .npz file"),
     ],
 )
 def test_archives_of_other_kinds_are_named(names, words, tmp_path):
@@ -301,7 +303,7 @@ def test_copies_of_the_weights_without_the_head_are_no_others(tmp_path):
 
 
 def test_of_two_heads_none_is_taken(tmp_path):
-    """Such as a probe's head in addition to the backbone's."""
+    """An example is the head of a probe in addition to the backbone's."""
     _, _, state = make()
     probe = {"head.weight": np.ones((4, 64), np.float32), "head.bias": np.ones(4)}
     probe = {name: value.astype(np.float32) for name, value in probe.items()}
@@ -317,9 +319,9 @@ def test_a_normalization_beside_the_weights_is_told(tmp_path, caplog):
     _, _, state = make()
     numbers = {"mean": np.float32([0.5, 0.4, 0.3]), "std": np.float32([1, 2, 1])}
     assert_same(adopted(save(tmp_path / "w.pth", {"net": state, **numbers})), state)
-    assert "has a normalization: --normalize 0.5,0.4,0.3/1.0,2.0,1.0" in caplog.text
+    assert "has a normalization: use --normalize 0.5,0.4,0.3/1.0,2.0,1.0" in caplog.text
     inside = {f"normalizer.new_{name}": value for name, value in numbers.items()}
-    with pytest.raises(DataError, match="normalizes images itself, by 0.5,0.4,0.3/1.0"):
+    with pytest.raises(DataError, match="normalizes images itself, with 0.5,0.4,0.3/"):
         adopted(save(tmp_path / "w.pth", {**prefixed("model.", state), **inside}))
 
 

@@ -15,7 +15,7 @@ def images():
 
 
 def test_a_network_is_fitted_to_the_training_images(images, monkeypatch):
-    """It is fitted to the requested number of images, preprocessed in chunks."""
+    """The fit uses the requested number of images, preprocessed in chunks."""
     monkeypatch.setattr(whitening, "_IMAGES", 120)
     dataset = data.Dataset(images, np.zeros(130, np.int32), ("a", "b"))
     preprocess = data.make_preprocess(AugmentConfig(normalize="half"), (8, 8, 3))

@@ -168,10 +168,10 @@ def test_timm_names_by_number(read):
         ({"architecture": "a\x1b[2Jb"}, "timm's a?[2Jb"),
         (
             {"model_args": {"output_stride": 8, "in_chans": 3}},
-            "timm's resnet18 of other output_stride",
+            "timm's resnet18, other output_stride",
         ),
-        ({"global_pool": "max", "model_args": {}}, "resnet18 of other global_pool"),
-        ({"model_args": {"global_pool": "avgmax"}}, "resnet18 of other global_pool"),
+        ({"global_pool": "max", "model_args": {}}, "resnet18, other global_pool"),
+        ({"model_args": {"global_pool": "avgmax"}}, "resnet18, other global_pool"),
     ],
 )
 def test_timm_of_another_network_says_which(read, changes, stated):
@@ -206,7 +206,7 @@ def test_transformers(read):
         in_channels=3,
         class_names=("cat", "dog", "bird"),
         stride_in_1x1=False,
-        stated=f"transformers' resnet of bottleneck layers, depths {sizes}",
+        stated=f"transformers' resnet with bottleneck layers, depths {sizes}",
         **unsaid,
     )
     assert read(TRANSFORMERS) == expected
@@ -349,7 +349,7 @@ def test_a_malformed_processor_is_named(read, refused, changes, words):
     if words:
         message = refused(words, TRANSFORMERS, processor)
         assert "preprocessor_config.json" in message
-    else:  # one for all channels
+    else:  # one value for all channels
         assert read(TRANSFORMERS, processor).mean == (0.5, 0.5, 0.5)
 
 

@@ -114,7 +114,7 @@ def test_what_does_not_fit_is_listed_with_both_shapes(state_dict, variables):
     assert "10 missing (" in message and message.count("layer3") == 5
     assert "7 unexpected (extra0.weight, extra1.weight" in message
     assert "extra4.weight, ...)" in message and "extra5" not in message
-    assert "1 misshapen (fc.bias [1000] for [10])" in message
+    assert "1 misshapen (fc.bias [1000] instead of [10])" in message
 
 
 @pytest.mark.parametrize("classifier", ["linear", "classifier", "head"])
@@ -237,7 +237,7 @@ def test_another_name_may_end_in_a_date_or_the_number_of_a_run(
     caplog.set_level("INFO")
     save_file(arrays_only(state_dict), tmp_path / name)
     assert resnet_jax.read_state_dict(tmp_path / name).keys() == state_dict.keys()
-    assert f"{name}: the digits are not of its sha256" in caplog.text
+    assert f"{name}: the digits in its name are not its sha256" in caplog.text
     digest = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
     caplog.clear()
     (tmp_path / name).rename(tmp_path / f"net-{digest[:10]}.pth")

@@ -24,7 +24,7 @@ def digits():
 
 @pytest.fixture(scope="module", autouse=True)
 def few(digits):
-    """Uses these images instead of all digits."""
+    """Uses these images instead of the whole dataset."""
     with pytest.MonkeyPatch.context() as patch:
         small = sources.Source((32, 32, 3), lambda cfg: (10, lambda: digits))
         patch.setitem(sources.SOURCES, "digits", small)
@@ -33,7 +33,7 @@ def few(digits):
 
 @pytest.fixture(scope="module")
 def trained(few, tmp_path_factory):
-    """A short run of resnet8, and the folder that it is exported to."""
+    """Returns a short run of resnet8 and the folder that it is exported to."""
     home = tmp_path_factory.mktemp("export")
     run_dir, folder = home / "run", home / "exported"
     cfg = make_config(
@@ -52,7 +52,7 @@ def trained(few, tmp_path_factory):
 
 @pytest.fixture
 def run(trained, tmp_path):
-    """Copies of both, to be spoiled."""
+    """Returns copies of both that a test may damage."""
     for path in trained:
         shutil.copytree(path, tmp_path / path.name)
     return tmp_path / "run", tmp_path / "exported"
@@ -71,7 +71,7 @@ def test_an_exported_folder_says_everything(run, capsys):
         "README.md",
     }
     modes = {p.stat().st_mode for p in folder.iterdir()}
-    assert len(modes) == 1  # who may read the card may read the weights
+    assert len(modes) == 1  # users who can read the card can read the weights
     info = json.loads((folder / "config.json").read_text())
     architecture = {
         "model": "resnet8",
@@ -98,7 +98,7 @@ def test_an_exported_folder_says_everything(run, capsys):
 
 
 def test_a_folder_that_says_less_of_the_network_is_read(run):
-    """A config.json of a version before in_channels."""
+    """Versions before in_channels wrote such a config.json."""
     _, folder = run
     info = json.loads((folder / "config.json").read_text())
     old = ("model", "num_classes", "stem", "skip", "norm", "width", "whiten", "dtype")
@@ -147,7 +147,7 @@ def test_it_is_loaded_and_trained_on(run, digits, tmp_path):
         pretrained=str(folder),
         freeze="backbone",
         backbone_bn="frozen",
-        lr=0.0,  # so that nothing moves
+        lr=0.0,  # so nothing changes
         max_steps=1,
         workdir=str(tmp_path / "more"),
     )
@@ -189,7 +189,7 @@ def test_a_flipped_bit_is_found(run):
 def test_a_damaged_config_is_refused(run, text):
     _, folder = run
     (folder / "config.json").write_text(text)
-    with pytest.raises(DataError, match="config.json is (damaged|not an exported)"):
+    with pytest.raises(DataError, match="config.json (is damaged|does not describe)"):
         resnet_jax.load_pretrained(folder)
 
 
@@ -252,5 +252,5 @@ def test_other_values_in_a_config_are_refused(run):
             inner = inner[name]
         inner[path[-1]] = value
         (folder / "config.json").write_text(json.dumps(info))
-        with pytest.raises(DataError, match="is not an exported network's"):
+        with pytest.raises(DataError, match="does not describe an exported network"):
             resnet_jax.load_pretrained(folder)

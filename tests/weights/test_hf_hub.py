@@ -1,4 +1,4 @@
-"""Uses repositories of the Hub, served locally."""
+"""Uses repositories as on the Hub, served locally."""
 
 import contextlib
 import hashlib
@@ -35,7 +35,7 @@ class Hub:
         self.failing = "(?!)"  # paths answered with 500
         self.page: bytes | None = None  # sent instead of JSON
         self.breaks: list[int] = []  # bytes after which the next transfers break off
-        self.body = staticmethod(lambda body: body)  # what is sent of a large file
+        self.body = staticmethod(lambda body: body)  # what is sent for a large file
 
     def commit(self, branch: str = "main", **files: bytes) -> str:
         content = {name.replace("__", "."): body for name, body in files.items()}
@@ -161,7 +161,7 @@ def library():
 
 @pytest.fixture
 def hub(library, tmp_path, monkeypatch):
-    """A Hub for huggingface_hub, with a cache in tmp_path."""
+    """Yields a Hub for huggingface_hub, with a cache in tmp_path."""
     from huggingface_hub import constants, utils
 
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
@@ -174,7 +174,7 @@ def hub(library, tmp_path, monkeypatch):
         README__md=b"#",
     )
     with contextlib.ExitStack() as stack:
-        # Under another name, which the library takes for another host.
+        # Under another name, which looks like another host to the library.
         cdn = stack.enter_context(_serving(hub=hub, cdn=""))
         cdn = cdn.replace("127.0.0.1", "localhost")
         url = stack.enter_context(_serving(hub=hub, cdn=cdn))
@@ -189,7 +189,7 @@ def hub(library, tmp_path, monkeypatch):
             "DOWNLOAD_CHUNK_SIZE": 1024,
         }.items():
             monkeypatch.setattr(constants, name, value)
-        # The library waits for seconds between attempts.
+        # The library waits several seconds between attempts.
         monkeypatch.setattr("time.sleep", lambda seconds: None)
         hub.url, hub.cache = url, home / "hub"
         yield hub
@@ -347,7 +347,7 @@ def test_a_hub_out_of_reach_is_one_line_or_the_cached_copy(
     monkeypatch.setattr(library.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     with caplog.at_level(logging.WARNING, "resnet_jax"):
         assert hf_hub.fetch(SOURCE) == folder
-    assert "the cached copy is used" in caplog.text
+    assert "using the cached copy" in caplog.text
     _refused(f"{SOURCE}@v9", "http://127.0.0.1:9", "refused")
 
 
@@ -423,11 +423,11 @@ def test_choose(names, chosen):
 @pytest.mark.parametrize(
     "names, words",
     [
-        ("a.pth b.pth", "several weights, a.pth, b.pth"),
+        ("a.pth b.pth", "several weights files, a.pth, b.pth"),
         ("training_args.bin sub/model.safetensors", "no weights"),
-        ("", "no file at all"),
-        (f"{PART.format(2)} model.safetensors.index.json", "not all its parts"),
-        ("model.safetensors.index.json", "not all its parts"),
+        ("", "among its files (none)"),
+        (f"{PART.format(2)} model.safetensors.index.json", "not all of its shards"),
+        ("model.safetensors.index.json", "not all of its shards"),
         (" ".join(f"f{i}" for i in range(30)), "... (30 in all)"),
         ("\x1b[2J.txt", r"'\x1b[2J.txt'"),
     ],

@@ -14,7 +14,7 @@ from resnet_jax.weights import convert, hub, pretrained
 
 @pytest.fixture(scope="module")
 def imagenet_weights():
-    """A state_dict of resnet18 with 1,000 classes, of random numbers."""
+    """Returns a random state_dict of resnet18 with 1,000 classes."""
     model = resnet_jax.create_model("resnet18", num_classes=1000)
     shapes = training.variable_shapes(model, (64, 64, 3))
     rng = np.random.default_rng(0)
@@ -24,7 +24,7 @@ def imagenet_weights():
 
 @pytest.fixture
 def published(imagenet_weights, tmp_path, monkeypatch):
-    """A file of them, published by its digest as torchvision's are; its content."""
+    """Returns the content of a file of them, published like torchvision's."""
     path = tmp_path / "weights"
     save_file(imagenet_weights, path)
     content = path.read_bytes()
@@ -36,7 +36,7 @@ def published(imagenet_weights, tmp_path, monkeypatch):
 
 @pytest.fixture
 def served(published, monkeypatch):
-    """Puts `published` behind every URL; the list of those asked for."""
+    """Serves `published` at every URL, and returns the list of requests."""
     asked = []
 
     def fetch(url, sha256, path, **options):
@@ -127,9 +127,11 @@ def test_the_published_names_are_torchvisions():
 
 
 def test_networks_without_weights_are_named():
-    with pytest.raises(ConfigError, match="resnet20 has no weights of ImageNet: resn"):
+    with pytest.raises(ConfigError, match="resnet20 has no ImageNet weights, but resn"):
         hub.read_weights(hub.locate("imagenet", "resnet20"))
-    with pytest.raises(ConfigError, match="resnet99 is no pretrained network: one of"):
+    with pytest.raises(
+        ConfigError, match="resnet99 is not a pretrained network: choose"
+    ):
         resnet_jax.load_pretrained("resnet99")
 
 
@@ -166,7 +168,7 @@ def test_the_head_is_kept_where_it_fits(tmp_path, reset_head, num_classes, caplo
 
 
 def describe(folder, **changes):
-    """What is known of a folder of timm's resnet18 with other fields."""
+    """Returns what is known about a folder of timm's resnet18 with `changes`."""
     pretrained_cfg = {
         **{"mean": [0.5] * 3, "std": [0.25] * 3, "crop_pct": 0.95},
         **{"input_size": [3, 224, 224], "interpolation": "bicubic"},
@@ -213,11 +215,9 @@ def test_what_a_folder_does_not_say_is_said(tmp_path, caplog):
     caplog.set_level("INFO")
     found = describe(tmp_path, crop_mode="squash")
     assert (found.resize, found.crop) == (224, 224)
-    assert (
-        "brought to 224, and the middle 224 cropped, which config.json" in caplog.text
-    )
+    assert "side to 224 and center-cropping to 224, because config.json" in caplog.text
     assert describe(tmp_path, mean=None).normalize == "imagenet"
-    assert "does not say a normalization: imagenet" in caplog.text
+    assert "does not specify a normalization: using imagenet" in caplog.text
 
 
 def test_strides_that_no_name_tells_are_the_folders(tmp_path, monkeypatch):
@@ -229,16 +229,20 @@ def test_strides_that_no_name_tells_are_the_folders(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert hub.describe(str(tmp_path), tmp_path).model.stride_in_1x1
     model = resnet_jax.create_model("resnet50", num_classes=5)
-    with pytest.raises(ConfigError, match="strides elsewhere: --stride-in-1x1"):
+    with pytest.raises(
+        ConfigError, match="strides in other layers: use --stride-in-1x1"
+    ):
         pretrained.begin_from({}, model, source=str(tmp_path), name="resnet50")
     config["downsample_in_bottleneck"] = False
     (tmp_path / "config.json").write_text(json.dumps(config))
     model = resnet_jax.create_model("resnet50", num_classes=5, stride_in_1x1=True)
-    with pytest.raises(ConfigError, match="strides elsewhere: --no-stride-in-1x1"):
+    with pytest.raises(
+        ConfigError, match="strides in other layers: use --no-stride-in-1x1"
+    ):
         pretrained.begin_from({}, model, source=str(tmp_path), name="resnet50")
 
 
 def test_normalisation_follows_the_weights():
-    assert hub.normalization(None) is None  # that of the data
+    assert hub.normalization(None) is None  # the data's own
     assert hub.normalization("imagenet") == "imagenet"
     assert hub.normalization("some/file.pth") == "imagenet"

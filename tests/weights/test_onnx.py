@@ -28,7 +28,7 @@ def network():
 
 
 def check_refused(network, tmp_path, part):
-    """Checks that nothing is written, and the message."""
+    """Checks the message, and that nothing is written."""
     folder = tmp_path / "folder"
     with pytest.raises(DataError, match=part) as refused:
         onnx_graph.write(folder, network, make_info(network))
@@ -113,7 +113,7 @@ def test_a_pool_without_its_padding_is_refused(network, tmp_path, monkeypatch):
     if any(one.name == "pads" and any(one.ints) for one in node.attribute):
         pytest.skip("this jax2onnx has the padding")
     check_refused(
-        network, tmp_path, r"no model.onnx is written: .* by \d.\de-0[12] of the"
+        network, tmp_path, r"model.onnx was not written: .* by \d.\de-0[12] of the"
     )
 
 
@@ -131,7 +131,7 @@ def test_a_weight_that_is_a_little_off_is_refused(network, tmp_path, monkeypatch
     onnx_graph.check(spoiled(1), network)
     for factor in (1.01, np.nan):
         monkeypatch.setattr(onnx_graph, "convert", lambda _, by=factor: spoiled(by))
-        check_refused(network, tmp_path, "of the largest at a batch of 10, ")
+        check_refused(network, tmp_path, "of the largest at a batch size of 10, ")
 
 
 def test_a_graph_for_one_batch_size_is_refused(network, tmp_path, monkeypatch):
@@ -155,7 +155,7 @@ def test_a_graph_right_at_one_batch_size_alone_is_refused(
         return lambda images: run(images) * (1 if len(images) == 10 else 1.01)
 
     monkeypatch.setattr(onnx_graph, "_session", spoiled)
-    check_refused(network, tmp_path, "by 1.0e-02 of the largest at a batch of 5,")
+    check_refused(network, tmp_path, "by 1.0e-02 of the largest at a batch size of 5,")
 
 
 def test_what_jax2onnx_cannot_convert_is_one_line(network, tmp_path, monkeypatch):

@@ -60,8 +60,8 @@ def test_a_program_is_plain_operations_for_three_platforms(network):
 def test_bfloat16_is_as_near_as_bfloat16_is():
     network = make_network(create_model("resnet8", num_classes=10, dtype="bfloat16"))
     if np.isnan(own_logits(network, network.images)).any():
-        # jaxlib 0.12.0's YNNPACK fusions do that on CPUs.
-        with pytest.raises(DataError, match="no model.stablehlo is written"):
+        # The YNNPACK fusions in jaxlib 0.12.0 do that on CPUs.
+        with pytest.raises(DataError, match="model.stablehlo was not written"):
             stablehlo.check(stablehlo.convert(network), network)
         return
     assert 0 < stablehlo.check(stablehlo.convert(network), network) <= 0.05
@@ -71,7 +71,7 @@ def test_a_program_that_is_a_little_off_is_refused(network, tmp_path, monkeypatc
     spoiled = jax.tree.map(lambda x: 1.001 * x, network.variables)
     program = stablehlo.convert(network._replace(variables=spoiled))
     monkeypatch.setattr(stablehlo, "convert", lambda network: program)
-    with pytest.raises(DataError, match="no model.stablehlo is written: its logits"):
+    with pytest.raises(DataError, match="model.stablehlo was not written: its logits"):
         stablehlo.write(tmp_path / "folder", network, make_info(network))
     assert not (tmp_path / "folder").exists()
 
@@ -94,11 +94,13 @@ def test_a_folder_says_everything(network, tmp_path):
     assert info["class_names"] == list("0123456789") and info["metrics"]["count"] == 40
     card = (folder / "README.md").read_text()
     assert "[batch, 8, 8, 3]" in card and "tags: [" in card and "stablehlo]" in card
-    stablehlo.write(folder, network, make_info(network))  # replacing itself
+    stablehlo.write(folder, network, make_info(network))  # replaces its own file
     info = json.loads((folder / "config.json").read_text())
 
     (folder / "model.stablehlo").rename(folder / "model.safetensors")
-    with pytest.raises(ConfigError, match="holds model.safetensors, with a config"):
+    with pytest.raises(
+        ConfigError, match="holds model.safetensors with its own config"
+    ):
         stablehlo.write(folder, network, make_info(network))
     assert json.loads((folder / "config.json").read_text()) == info
 

@@ -1,4 +1,4 @@
-"""Placeholders for what a pickle names other than tensors."""
+"""Checks placeholders for what a pickle names other than tensors."""
 
 import argparse
 import collections
@@ -15,13 +15,13 @@ from torch_writer import VALUES, dumps, legacy, tensor, write_zip
 from resnet_jax.errors import DataError
 from resnet_jax.weights import adopt, pth, unpickle
 
-BEFORE = b"\x80\x02}("  # a dictionary, and a mark
+BEFORE = b"\x80\x02}("  # a dictionary and a mark
 WEIGHTS = b"X\x01\x00\x00\x00w"
 
 
 @pytest.fixture
 def read(tmp_path):
-    """Reads a pickle, whose storage "0" is VALUES, as torch.save wrote it."""
+    """Returns a reader of pickles as torch.save writes them; storage "0" is VALUES."""
 
     def read(content, kind="zip"):
         path = tmp_path / "a.pth"
@@ -35,7 +35,7 @@ def read(tmp_path):
 
 @pytest.fixture
 def monitor(monkeypatch):
-    """Records imports, opened files and calls during unpickling: there are none."""
+    """Records imports, opened files and calls during unpickling."""
     events = []
     watched = ("import", "os.", "subprocess.", "open", "exec", "compile", "socket.")
 
@@ -44,7 +44,7 @@ def monitor(monkeypatch):
             events.append((event, args))
 
     active = []
-    sys.addaudithook(hook)  # it stays for the process, and sleeps
+    sys.addaudithook(hook)  # stays for the whole process, but is inactive
 
     class Monitor:
         def __enter__(self):
@@ -99,7 +99,7 @@ def test_nothing_that_a_pickle_names_is_imported_or_called(kind, tmp_path, monit
     assert set(sys.modules) == known
     np.testing.assert_array_equal(found["w"], VALUES.reshape(2, 3))
     assert "antigravity" not in sys.modules
-    # ... nor where it is read as a file, whose weights are all that counts.
+    # The same holds when the file is read for its weights only.
     found = adopt.read_state_dict(path)
     np.testing.assert_array_equal(found["w"], VALUES.reshape(2, 3))
 
@@ -122,7 +122,7 @@ def test_a_persistent_id_that_is_no_storage_is_refused(read, saved_id, kind, mon
 
 
 def test_a_function_of_ours_cannot_be_changed(read):
-    """BUILD sets attributes: of a function it would be its defaults."""
+    """BUILD sets attributes, such as the defaults of a function."""
     function = b"ctorch._utils\n_rebuild_tensor\n"
     for state in (
         b"}X\x0b\x00\x00\x00__wrapped__K\x01s",
@@ -179,7 +179,7 @@ def test_what_stands_for_an_object_says_its_class(read):
 
 
 def test_a_tensor_of_an_unknown_type_of_numbers_is_no_tensor(read):
-    """It is refused only in place of a weight."""
+    """It is refused only if it replaces a weight."""
     storage = b"(X\x07\x00\x00\x00storagectorch\nComplexFloatStorage\n"
     storage += b"X\x01\x00\x00\x00kX\x03\x00\x00\x00cpuK\x06tQ"
     call = (
@@ -207,24 +207,24 @@ def test_what_is_nested_deeply_is_refused_before_it_is_hashed(read, end):
 
 def test_keys_that_take_long_to_hash_are_refused(read):
     shared = b"\x80\x02)q\x00"
-    for number in range(18):  # 2**18 empty tuples that are one
+    for number in range(18):  # 2**18 references to one empty tuple
         shared += b"h" + bytes([number]) + b"h" + bytes([number]) + b"\x86q"
         shared += bytes([number + 1])
-    # Each dictionary is dropped again, so that no object becomes large.
+    # Each dictionary is dropped again, so no object becomes large.
     content = shared + b"}h\x12K\x01s0" * 100 + b"."
-    with pytest.raises(ValueError, match="hold one another too often"):
+    with pytest.raises(ValueError, match="contain one another too often"):
         read(content)
     wide = b"".join(
         b"\x8a\x0a" + (k * (2**61 - 1)).to_bytes(10, "little") + b"N"
         for k in range(20, 40)
     )
     for keys in (b"}(" + wide + b"u", b"(" + wide + b"d"):
-        with pytest.raises(ValueError, match="integers of many digits for keys"):
+        with pytest.raises(ValueError, match="integers with many digits as keys"):
             read(b"\x80\x02" + keys + b".")
-    with pytest.raises(ValueError, match="keys that are no names"):
+    with pytest.raises(ValueError, match="keys that are not names"):
         pairs = b"".join(b"K" + bytes([k]) + b"N\x86" for k in range(20))
         read(b"\x80\x02ccollections\nOrderedDict\n](" + pairs + b"e\x85R.")
-    # As a value it is none of a key's: a state of a random generator has such.
+    # Such an integer is allowed as a value: states of random generators have them.
     value = b"\x80\x02}K\x01\x8a\x0a" + (2**70).to_bytes(10, "little") + b"s."
     assert read(value) == {1: 2**70}
 
