@@ -1,5 +1,7 @@
 """Errors that a user can cause, each with the exit code of the command."""
 
+from pathlib import Path
+
 
 class UserError(Exception):
     """Base class; the message is one line: what is wrong, where, and what to do."""
@@ -44,3 +46,10 @@ class StoppedError(UserError):
 def first_line(error: object) -> str:
     """Returns the first line of a library's error, at most 200 characters."""
     return (str(error).strip() or repr(error)).splitlines()[0][:200]
+
+
+def reason_for(path: Path, error: Exception) -> str:
+    """Returns why `path` cannot be read, without the path, which a message has."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return first_line(error).replace(f" {str(path)!r}", "").rstrip(":")

@@ -35,12 +35,16 @@ def main(options: DoctorConfig) -> None:
     from resnet_jax.data import tfds
     from resnet_jax.devices import make_mesh, platform
     from resnet_jax.weights import export, hub
+    from resnet_jax.weights.published import SHIPPED
 
     platform.prepare(options.platform, None)
     for name, version in export.versions().items():
         print(f"{name:24}{version or 'not installed'}")
     for device in make_mesh(platform=options.platform).devices.flat:
         print(f"{'device':24}{device.platform} {device.id}: {device.device_kind}")
+    if platform.lacks_cuda():
+        text = "present, but JAX has no CUDA: pip install -e '.[cuda]' in a checkout"
+        print(f"{'NVIDIA GPU':24}{text}")
     kept: Any = jax.config
     cached = kept.jax_compilation_cache_dir or "not kept"
     print(f"{'compiled programs':24}{cached}")
@@ -51,6 +55,7 @@ def main(options: DoctorConfig) -> None:
     else:
         for name in ("cifar10", "cifar100", "fashion_mnist"):
             print(f"{'data: ' + name:24}{tfds.find(name, home) or f'not in {home}'}")
+    print(f"{'weights':24}in this package: {', '.join(SHIPPED)}")
     for folder in hub.weights_folders():
         found = ", ".join(sorted(path.name for path in folder.glob("resnet*.pth")))
         print(f"{'weights':24}{folder}: {found or 'none'}")

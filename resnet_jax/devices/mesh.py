@@ -24,9 +24,10 @@ def make_mesh(num_devices: int | None = None, platform: str | None = None) -> Me
         found = jax.devices(platform)
     except (RuntimeError, AssertionError) as error:  # jax 0.10 asserts
         reason = (str(error) or "it has no device here").splitlines()[0][:150]
+        name = platform or jax.config.values["jax_platforms"]
         raise ConfigError(
-            f"platform {platform or jax.config.values['jax_platforms']} cannot be used "
-            f"({reason}): choose another --platform, or install jax's package for it"
+            f"platform {name} cannot be used ({reason}): choose another --platform, or "
+            f"install JAX for it{_installation(str(name))}"
         ) from None
     here = [d for d in found if d.process_index == jax.process_index()]
     if num_devices is not None and num_devices > len(here):
@@ -41,6 +42,12 @@ def make_mesh(num_devices: int | None = None, platform: str | None = None) -> Me
     ]
     # Auto: the computation is written for the whole batch, and XLA divides it.
     return Mesh(np.array(chosen), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def _installation(platform: str) -> str:
+    """Returns how to install JAX for `platform`, if an extra of this package does."""
+    extra = {"cuda": "cuda", "gpu": "cuda", "tpu": "tpu"}.get(platform)
+    return f" (in a checkout: pip install -e '.[{extra}]')" if extra else ""
 
 
 def layout(mesh: Mesh) -> dict[str, str]:

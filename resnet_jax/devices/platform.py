@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import importlib.metadata
 import logging
 import os
 import platform as machine
@@ -16,6 +17,8 @@ from resnet_jax.errors import NonFiniteLossError
 from resnet_jax.files import cache_dir, make_private
 
 log = logging.getLogger(__name__)
+
+_NVIDIA = ("/dev/nvidia0", "/proc/driver/nvidia")  # exist if there is a driver
 
 
 @contextlib.contextmanager
@@ -60,6 +63,13 @@ def prepare(platform: str | None, num_devices: int | None) -> None:
         if num_devices is not None:
             jax.config.update("jax_num_cpu_devices", num_devices)
     _keep_compiled()
+
+
+def lacks_cuda() -> bool:
+    """Returns whether there is an NVIDIA GPU, but no CUDA plugin of JAX."""
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    has_gpu = any(os.path.exists(path) for path in _NVIDIA)
+    return has_gpu and not any("cuda" in plugin.name for plugin in plugins)
 
 
 def _keep_compiled() -> None:

@@ -70,7 +70,7 @@ def test_where_only_images_are_named_it_classifies_them(
     said = f"no run is named: {NAME}, of CIFAR-10's ten classes\n"
     code, out, err = command("predict", CAT, "--saliency")
     first, likeliest, *_ = out.splitlines()
-    assert (code, err) == (0, said)
+    assert (code, err) == (0, said) and out.count(str(CAT)) == 1
     assert first == str(CAT) and likeliest.endswith(" %  cat")
     with Image.open(tmp_path / "saliency" / "0-cat.png") as saved:
         assert saved.width > 500
@@ -91,7 +91,8 @@ def test_where_only_images_are_named_it_classifies_them(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("missing.png",), 3, "1 of 1 cannot be read: missing.png ("),
+        (("missing.png",), 3, "read: missing.png (No such file or directory)"),
+        (("html.png",), 3, "read: html.png (cannot identify image file)"),
         (("missing", "a.png"), 2, "no run at missing"),
         (("empty",), 2, "name the image files: resnet-jax predict RUN a.jpg"),
         (("lost",), 2, "name the image files: resnet-jax predict RUN a.jpg"),
@@ -111,10 +112,12 @@ def test_a_run_that_is_not_there_is_no_image(
     (tmp_path / "lost" / "checkpoints").mkdir(parents=True)
     (tmp_path / "lost" / "curves.png").write_bytes(image.read_bytes())
     (tmp_path / "model.pth").touch()
+    (tmp_path / "html.png").write_text("<html>")
     (tmp_path / "runs" / "one" / "checkpoints").mkdir(parents=True)
     (tmp_path / "runs" / "one" / "curves.png").write_bytes(image.read_bytes())
     found, out, err = command("predict", *arguments)
     assert (found, out) == (code, "") and message in err.splitlines()[-1]
+    assert err.count(arguments[0]) <= 1
 
 
 @pytest.mark.optimized

@@ -23,8 +23,12 @@ def test_a_batch_that_does_not_divide(batch_size, num_devices, micro_batches, ne
 def test_devices_that_are_not_there():
     with pytest.raises(ConfigError, match="devices 99 are not there: JAX has"):
         devices.make_mesh(99)
-    with pytest.raises(ConfigError, match="platform tpu cannot be used"):
-        devices.make_mesh(platform="tpu")
+    for name, extra in (("tpu", "tpu"), ("cuda", "cuda"), ("gpu", "cuda")):
+        told = rf"platform {name} cannot be used .*pip install -e '\.\[{extra}\]'"
+        with pytest.raises(ConfigError, match=told):
+            devices.make_mesh(platform=name)
+    with pytest.raises(ConfigError, match="or install JAX for it$"):
+        devices.make_mesh(platform="nothing")
 
 
 def test_replicated_copies_are_of_their_own_and_keys_stay_keys(key):

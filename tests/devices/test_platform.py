@@ -1,4 +1,6 @@
+import importlib.metadata
 import os
+from importlib.metadata import EntryPoint
 
 import jax
 import jax.numpy as jnp
@@ -139,3 +141,22 @@ def test_the_user_s_own_cache_stays():
     before = jax.config.jax_compilation_cache_dir
     platform.prepare(None, None)
     assert jax.config.jax_compilation_cache_dir == before is not None
+
+
+@pytest.mark.parametrize(
+    "plugins, paths, lacks",
+    [
+        ([], ["there"], True),
+        (["xla_rocm60"], ["gone", "there"], True),
+        (["xla_cuda12"], ["there"], False),
+        ([], ["gone"], False),
+    ],
+)
+def test_an_nvidia_gpu_needs_the_cuda_plugin(
+    plugins, paths, lacks, tmp_path, monkeypatch
+):
+    (tmp_path / "there").touch()
+    monkeypatch.setattr(platform, "_NVIDIA", [str(tmp_path / name) for name in paths])
+    found = [EntryPoint(name, "jax_plugins", "jax_plugins") for name in plugins]
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: found)
+    assert platform.lacks_cuda() == lacks
