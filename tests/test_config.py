@@ -81,10 +81,10 @@ def test_an_address_without_its_port(address):
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        ({"schedule": "step"}, "needs lr_milestones or lr_step_size"),
+        ({"schedule": "step"}, "needs one of lr_milestones, lr_step_size"),
         (
             {"schedule": "step", "lr_milestones": (2,), "lr_step_size": 3},
-            "needs lr_milestones or lr_step_size",
+            "needs one of lr_milestones, lr_step_size",
         ),
         ({"warmup_decay": 0.1}, "warmup_decay needs --warmup-epochs"),
         ({"ema_steps": 3}, "ema_steps needs --ema-decay"),

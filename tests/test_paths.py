@@ -52,7 +52,7 @@ def test_a_url_is_no_path(url, tmp_path, monkeypatch):
         lambda: parse_recipe(None, ["digits", "--workdir", url]),
     ]
     for option in options:
-        with pytest.raises(ConfigError, match="is a URL, and only folders"):
+        with pytest.raises(ConfigError, match="is a URL, but only local"):
             option()
     assert not list(tmp_path.iterdir())
 

@@ -50,7 +50,7 @@ def test_a_command_that_is_not_there(command):
     code, out, err = command("nonsense")
     assert (code, out) == (2, "")
     assert err == (
-        "resnet-jax: no command 'nonsense' (`resnet-jax --help` lists them)\n"
+        "resnet-jax: no command 'nonsense' (`resnet-jax --help` lists the commands)\n"
     )
     code, out, err = command("--help")
     assert (code, err) == (0, "") and "evaluate" in out

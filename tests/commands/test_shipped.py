@@ -67,7 +67,7 @@ def test_where_only_images_are_named_it_classifies_them(
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nothing"))
-    said = f"no run is named: {NAME}, of CIFAR-10's ten classes\n"
+    said = f"no run given: using {NAME}, for the classes of CIFAR-10\n"
     code, out, err = command("predict", CAT, "--saliency")
     first, likeliest, *_ = out.splitlines()
     assert (code, err) == (0, said) and out.count(str(CAT)) == 1

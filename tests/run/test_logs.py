@@ -38,9 +38,9 @@ def test_other_programs_need_no_step(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 2, is no record"),
-        ("[1]", "line 2, is no record .not an object"),
-        ("[" * 100_000, "line 2, is no record .*nested too deeply"),
+        ("{", "line 2, is not a record"),
+        ("[1]", "line 2, is not a record .not an object"),
+        ("[" * 100_000, "line 2, is not a record .*nested too deeply"),
         (json.dumps(LINE | {"step": "5"}), "line 2: step is 5"),
         (json.dumps(LINE | {"step": True}), "line 2: step is True"),
         (json.dumps(LINE | {"val_accuracy": None}), "line 2: val_accuracy is None"),
