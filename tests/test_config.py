@@ -146,10 +146,10 @@ def test_what_a_resume_may_change():
 @pytest.mark.parametrize(
     ("changed", "override", "message"),
     [
-        ({"epochs": 7}, False, "epochs 30 -> 7.: --override to go on with it, or ano"),
+        ({"epochs": 7}, False, "epochs 30 -> 7.: use --override to resume it, or ch"),
         ({"epochs": 7}, True, None),
         ({"workers": 1, "workdir": "x"}, False, None),
-        ({"lr": 0.5, "epochs": 7}, True, "lr 0.0001 -> 0.5, epochs .*: another --work"),
+        ({"lr": 0.5, "epochs": 7}, True, "lr 0.0001 -> 0.5, epochs .*: choose another"),
     ],
 )
 def test_a_run_goes_on_with_what_a_resume_may_change(

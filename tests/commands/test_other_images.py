@@ -132,7 +132,7 @@ def test_class_names_are_shown_where_they_differ(trained, capsys):
     difference = r"\(class 1 was 'dog', is 'hound'\)"
     with pytest.raises(DataError, match=f"not the data's {difference}: choose"):
         printed(capsys, run_dir)
-    with pytest.raises(ConfigError, match=f"begun on other classes {difference}: br"):
+    with pytest.raises(ConfigError, match=f"started with other classes {difference}: "):
         train.main(fields.replace(cfg, epochs=2, override=True))
     for split in ("train", "test"):
         draw(root / split / "ant" / "0.png", 0)

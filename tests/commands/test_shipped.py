@@ -99,7 +99,7 @@ def test_where_only_images_are_named_it_classifies_them(
         (("a.png", "--checkpoint", "best"), 2, "--checkpoint is a run's: name its"),
         (("a.png", "--model", "resnet18"), 3, "is a resnet20: --model resnet20"),
         (("model.pth", "a.png"), 2, "no run at model.pth"),
-        (("runs", "a.png"), 2, "runs is no run: it has no config.json"),
+        (("runs", "a.png"), 2, "runs is not a run: it has no config.json"),
         (("a.png", "--data-dir", "x"), 2, "--data-dir is not for resnet20-cifar10"),
     ],
 )

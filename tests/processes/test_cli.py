@@ -185,7 +185,7 @@ def test_no_run_to_evaluate(trained, tmp_path):
     nowhere, nothing, empty, begun = run_each("evaluate.py", *cases)
     assert_one_line(nowhere, 2, "nowhere: there is no such directory")
     assert_one_line(nothing, 2, "name a run directory, or --weights FILE")
-    assert_one_line(empty, 2, "is no run: it has no config.json")
+    assert_one_line(empty, 2, "is not a run: it has no config.json")
     assert_one_line(begun, 4, "has no checkpoint yet")
 
 
@@ -204,13 +204,13 @@ def test_a_checkpoint_that_is_not_there_or_of_another_model(trained, tmp_path):
         (run_dir, "--checkpoint", "newest"),
         (other,),
     )
-    assert_one_line(step, 4, "no checkpoint of step 7: it has 8, 14")
+    assert_one_line(step, 4, "no checkpoint of step 7, only of 8, 14")
     assert_one_line(best, 4, "--validation-split")
     assert_one_line(output, 2, "file cannot be written", "another --output")
     assert output.stdout == ""
     assert_one_line(word, 2, "last, best or a step")
     missing = "batch_stats.layer1.1.bn1.mean: missing"
-    assert_one_line(model, 4, "of another model", missing)
+    assert_one_line(model, 4, "belongs to another model", missing)
 
 
 def test_export_then_transfer_from_it(trained, tmp_path):

@@ -157,7 +157,7 @@ def test_no_line_of_layers_is_there_twice(tmp_path):
 
 def test_layers_without_their_step_are_named(tmp_path):
     (tmp_path / "layers.jsonl").write_text("{}\n")
-    with pytest.raises(ConfigError, match="layers.jsonl has a line without its step"):
+    with pytest.raises(ConfigError, match="layers.jsonl has a line without a step"):
         reopen(tmp_path, [LINE], 5)
 
 
@@ -189,7 +189,7 @@ def test_what_a_full_disk_took_of_a_line_is_not_left(tmp_path, monkeypatch, capl
     whole = (tmp_path / "metrics.jsonl").read_bytes()
     disk = FullDisk(monkeypatch, room=40)
     opened.write(LINE | {"step": 10})
-    assert "No space left on device; the line is written later" in caplog.text
+    assert "No space left on device; the line will be written later" in caplog.text
     disk.room = 30
     assert opened.flush() == "No space left on device"
     disk.room = 10**6

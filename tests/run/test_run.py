@@ -254,7 +254,7 @@ def test_another_configuration_is_refused_by_its_fields(cfg):
 def test_override_lets_epochs_and_logging_through(cfg, capsys):
     train.main(change(cfg, epochs=1))
     longer = change(cfg, epochs=2, log_every_steps=3)
-    with pytest.raises(ConfigError, match="--override to go on with it"):
+    with pytest.raises(ConfigError, match="use --override to resume it"):
         train.main(longer)
     train.main(change(longer, override=True))
     assert (
@@ -283,7 +283,7 @@ def test_metrics_without_checkpoints_are_not_overwritten(cfg):
     train.main(change(cfg, max_steps=2))
     before = records(cfg)
     shutil.rmtree(f"{cfg.run.workdir}/checkpoints")
-    with pytest.raises(ConfigError, match="and none of its checkpoints"):
+    with pytest.raises(ConfigError, match="but none of its checkpoints"):
         train.main(change(cfg, max_steps=2))
     assert records(cfg) == before
 
@@ -392,7 +392,7 @@ def test_a_checkpoint_of_another_model_is_refused(cfg):
         text = file.read()
     with open(path, "w", encoding="utf-8") as file:
         file.write(text.replace('"one_block"', '"resnet8"'))
-    with pytest.raises(CheckpointError, match="checkpoint 2 of .* of another model"):
+    with pytest.raises(CheckpointError, match="checkpoint 2 of .* another model"):
         train.main(change(cfg, model="resnet8", max_steps=2))
 
 
@@ -401,17 +401,17 @@ def test_a_checkpoint_with_more_layers_than_the_model_is_refused(cfg):
     model = models.create_model(cfg.model.model, num_classes=3)
     template = state.init_variables(model, (8, 8, 3), key=jax.random.key(0))
     del template["params"]["layer1.0"]
-    with pytest.raises(CheckpointError, match="params.layer1.0.* there, none here"):
+    with pytest.raises(CheckpointError, match="params.layer1.0.*, missing in the mo"):
         restore.load_variables(read_run_dir(cfg), "last", template)
 
 
 def test_checkpoints_that_are_not_there(cfg, tmp_path):
     train.main(change(cfg, max_steps=2))
-    with pytest.raises(CheckpointError, match="no checkpoint of step 3: it has 2"):
+    with pytest.raises(CheckpointError, match="no checkpoint of step 3, only of 2"):
         variables(cfg, "3")
-    with pytest.raises(CheckpointError, match="no best checkpoint: .*validation-split"):
+    with pytest.raises(CheckpointError, match="no best checkpoint.*validation-split"):
         variables(cfg, "best")
-    with pytest.raises(ConfigError, match="checkpoint 'first': last, best or a step"):
+    with pytest.raises(ConfigError, match="checkpoint 'first' is not last, best or a"):
         variables(cfg, "first")
     assert variables(cfg, "2")[1] == 2
     with pytest.raises(CheckpointError, match="no checkpoint yet"):
@@ -421,7 +421,7 @@ def test_checkpoints_that_are_not_there(cfg, tmp_path):
 def test_no_run_and_half_a_run_to_read(tmp_path):
     with pytest.raises(ConfigError, match="there is no such directory"):
         read_run(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match="is no run: it has no config.json"):
+    with pytest.raises(ConfigError, match="is not a run: it has no config.json"):
         read_run(tmp_path)
 
 
@@ -505,7 +505,7 @@ def test_a_signal_while_a_run_is_being_opened(module, name, cfg, monkeypatch):
 def test_other_classes_are_refused(cfg, parts, small):
     train.main(change(cfg, max_steps=2))
     small(*(Dataset(p.images, p.labels, ("a", "b", "d")) for p in parts))
-    with pytest.raises(ConfigError, match="begun on other classes"):
+    with pytest.raises(ConfigError, match="started with other classes"):
         train.main(change(cfg, max_steps=4, override=True))
 
 

@@ -102,7 +102,7 @@ def test_a_failure_is_one_warning(fails, fake, tmp_path, caplog):
     opened.write(LINE)
     opened.write(LINE)
     opened.close()
-    said = f"wandb: {fails} failed; the run goes on without it"
+    said = f"wandb: {fails} failed; the run continues without it"
     assert caplog.messages == [said]
     assert wandb.called().count(fails) == 1
 
@@ -221,5 +221,5 @@ def test_the_real_package_without_a_key(
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     _, run_dir = digits_run(epochs=1, wandb="pets")
     (said,) = [message for message in caplog.messages if message.startswith("wandb:")]
-    assert "No API key configured" in said and "goes on without it" in said
+    assert "No API key configured" in said and "continues without it" in said
     assert len((run_dir / "metrics.jsonl").read_text().splitlines()) == 1
