@@ -15,13 +15,15 @@ from resnet_jax.errors import ConfigError
     [(10, 4, 1, 8), (3, 4, 1, 4), (11, 2, 3, 12), (129, 8, 1, 128)],
 )
 def test_a_batch_that_does_not_divide(batch_size, num_devices, micro_batches, nearest):
-    with pytest.raises(ConfigError, match=f"the nearest that does is {nearest}$"):
+    with pytest.raises(
+        ConfigError, match=f"the nearest size that is divisible is {nearest}$"
+    ):
         devices.check_batch_size(batch_size, num_devices, micro_batches)
     devices.check_batch_size(nearest, num_devices, micro_batches)
 
 
 def test_devices_that_are_not_there():
-    with pytest.raises(ConfigError, match="devices 99 are not there: JAX has"):
+    with pytest.raises(ConfigError, match="devices 99 is too large: JAX has"):
         devices.make_mesh(99)
     for name, extra in (("tpu", "tpu"), ("cuda", "cuda"), ("gpu", "cuda")):
         told = rf"platform {name} cannot be used .*pip install -e '\.\[{extra}\]'"

@@ -301,7 +301,9 @@ def test_a_platform_that_is_not_there_is_an_error_in_one_line(tmp_path):
 def test_a_batch_that_does_not_divide_names_the_nearest_that_does(tmp_path):
     done = run("train.py", "digits", "--devices", 3, "--workdir", tmp_path / "run")
     assert done.returncode == 2
-    assert done.stderr.endswith("over 3 devices: the nearest that does is 63\n")
+    assert done.stderr.endswith(
+        "by 3 devices: the nearest size that is divisible is 63\n"
+    )
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
 

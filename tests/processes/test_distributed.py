@@ -73,7 +73,7 @@ def run(run_dir, *arguments, faults=()):
 def test_joining_nobody_is_an_error_in_one_line(tmp_path):
     code, error = run(tmp_path / "run", "--distributed")
     assert code == 2
-    assert error.startswith("train.py: this process cannot join others (")
+    assert error.startswith("train.py: this process cannot join the others (")
     assert "--coordinator HOST:PORT" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()

@@ -136,9 +136,9 @@ def test_a_backbone_learns_at_a_rate_of_its_own(model):
 @pytest.mark.parametrize(
     ("freeze", "part"),
     [
-        ("layer9", "matches no parameter: names are like bn1.bias"),
+        ("layer9", "matches no parameter: examples are bn1.bias"),
         (".", "matches every parameter"),
-        ("layer1(", "is no regular expression"),
+        ("layer1(", "is not a regular expression"),
     ],
 )
 def test_patterns_that_cannot_be_meant_are_refused(model, freeze, part):

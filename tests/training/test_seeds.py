@@ -332,9 +332,9 @@ def test_what_does_not_go_with_seeds_is_refused(options, message):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"seed": 8}, "seed 8: .* is of seeds 5 to 7"),
-        ({"report": True}, "--report is of seeds 5 to 7, each a network: --seed too"),
-        ({"export": "x"}, "--export is of seeds 5 to 7"),
+        ({"seed": 8}, "has no seed 8, only seeds 5 to 7"),
+        ({"report": True}, "--report needs one network, but .* has seeds 5 to 7"),
+        ({"export": "x"}, "--export needs one network"),
     ],
 )
 def test_what_is_of_one_network_wants_its_seed(three, options, message):

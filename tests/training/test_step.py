@@ -197,7 +197,7 @@ def test_evaluation_that_loses_an_example_raises(tiny, batch):
     def lossy(dataset):
         return loader.evaluation(dataset.take(slice(7)))
 
-    with pytest.raises(RuntimeError, match="scored 7 examples of 8"):
+    with pytest.raises(RuntimeError, match="scored 7 of 8 examples"):
         evaluation.evaluate(step, lossy, state, dataset)
 
 
