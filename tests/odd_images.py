@@ -1,4 +1,4 @@
-"""Writes all kinds of images that occur in users' folders."""
+"""Writes the many types of images that occur in users' folders."""
 
 import struct
 import zlib

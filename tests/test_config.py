@@ -100,12 +100,12 @@ def test_options_that_need_each_other(chosen, message):
 
 
 def test_a_field_that_is_not_there_is_named():
-    with pytest.raises(ConfigError, match="no field colour"):
-        make_config(lr=0.1, colour=1)
+    with pytest.raises(ConfigError, match="no field color"):
+        make_config(lr=0.1, color=1)
 
 
 def stored(cfg):
-    """Compares with config.json, which has an absolute run directory."""
+    """Returns `cfg` as in config.json, which has an absolute run directory."""
     return fields.replace(cfg, workdir=os.path.abspath(cfg.run.workdir))
 
 
@@ -131,7 +131,7 @@ def test_no_two_groups_have_a_field_of_one_name():
 
 
 def test_what_a_resume_may_change():
-    """Fields of one invocation are left out; the others say what may change."""
+    """Fields of one invocation are excluded; the others say what may change."""
     free = {"workdir": "elsewhere", "data_dir": "x", "workers": 0, "override": True}
     assert fields.changes(make_config(), make_config(**free)) == {}
     new = make_config(**free, lr=0.5, epochs=7, keep_checkpoints=1, seed=2)
@@ -189,9 +189,9 @@ def test_every_field_has_its_help(cls):
     [
         ("{", "cannot be read"),
         ("[]", "is not the config of a run"),
-        ('{"colour": 1}', "is not the config of a run"),
+        ('{"color": 1}', "is not the config of a run"),
         ('{"lr": 0.1}', "is not the config of a run"),
-        ('{"optim": {"colour": 1}}', "is not the config of a run"),
+        ('{"optim": {"color": 1}}', "is not the config of a run"),
         ('{"optim": 3}', "is not the config of a run"),
         ('{"optim": {"lr": "fast"}}', "lr is 'fast'"),
         ('{"optim": {"lr": 1' + "0" * 400 + "}}", "lr is 1000"),

@@ -1,4 +1,4 @@
-"""The trained network that comes with the package."""
+"""The trained network that is included in the package."""
 
 import tomllib
 from pathlib import Path
@@ -54,10 +54,10 @@ def test_it_is_loaded_by_its_name(tmp_path, monkeypatch):
     assert variables["params"]["fc"]["kernel"].shape == (64, 3)
     assert preprocessing.class_names is None
 
-    # What lies there under its name is meant instead.
+    # A local folder of weights with that name takes precedence.
     home = tmp_path / NAME
     home.mkdir()
-    assert hub.locate(NAME) != Path(NAME)  # nothing of weights
+    assert hub.locate(NAME) != Path(NAME)  # it has no weights yet
     (home / exported.WEIGHTS).touch()
     assert hub.locate(NAME) == Path(NAME)
 

@@ -1,4 +1,4 @@
-"""Uses weights in users' formats in the commands."""
+"""Commands that use weights in various formats."""
 
 import argparse
 import json
@@ -22,14 +22,14 @@ def last_line(text):
 
 @pytest.fixture
 def trained(digits_run):
-    """(run directory, its state_dict)."""
+    """The directory of a short run."""
     _, run_dir = digits_run(epochs=1, normalize="half")
     return run_dir
 
 
 @pytest.fixture
 def folder(trained, command, tmp_path):
-    """The run, exported."""
+    """The exported run."""
     assert command("export", trained, tmp_path / "exported")[0] == 0
     return tmp_path / "exported"
 

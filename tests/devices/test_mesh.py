@@ -153,7 +153,7 @@ for name, mine, theirs in (
 ):
     found[f"local {name}"] = flat(mine).tolist(), flat(theirs).tolist()
 
-# Statistics of a layer that is not trained; a third of three is not always exact.
+# Statistics of a layer that is not trained; dividing by three is not always exact.
 mesh = devices.make_mesh(3)
 stats = variables["batch_stats"]
 stats = jax.tree.map(lambda x: x + rng.uniform(size=x.shape), stats)
@@ -210,7 +210,7 @@ def test_local_statistics_are_those_of_a_part(trained):
 @pytest.mark.process
 @pytest.mark.parametrize("name", ["loss", "gradient", "statistics", "logits"])
 def test_local_is_the_mean_of_the_parts_by_hand(trained, name):
-    """Each on one device, with a key of its own; in float64, with dropout."""
+    """Computes each part on one device with its own key, in float64, with dropout."""
     ours, theirs = map(np.array, trained[f"local {name}"])
     assert ours.shape == theirs.shape and np.abs(theirs).max() > 1e-3
     np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)

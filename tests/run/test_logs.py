@@ -141,12 +141,12 @@ def layer_steps(run_dir):
 def test_no_line_of_layers_is_there_twice(tmp_path):
     first = reopen(tmp_path, [], 0)
     first.write_layers({"epoch": 0, "step": 0}, LAYERS)
-    # Killed before a checkpoint: the line of step 0 comes again.
+    # Killed before a checkpoint: the line of step 0 is written again.
     again = reopen(tmp_path, [], 0)
     again.write_layers({"epoch": 0, "step": 0}, LAYERS)
     again.write_layers({"epoch": 1, "step": 5}, LAYERS)
     assert layer_steps(tmp_path) == [0, 5]
-    # Killed after a checkpoint of step 5, and before the line of metrics.
+    # Killed after the checkpoint of step 5 and before the line of metrics.
     third = reopen(tmp_path, [], 5)
     third.write_layers({"epoch": 1, "step": 5}, LAYERS)
     third.write(LINE)
@@ -162,7 +162,7 @@ def test_layers_without_their_step_are_named(tmp_path):
 
 
 class FullDisk:
-    """Wraps a path: after so many bytes, the disk is full."""
+    """Simulates a disk that is full after `room` bytes."""
 
     def __init__(self, monkeypatch, room):
         self.room = room
