@@ -30,7 +30,7 @@ NETWORKS: dict[str, Any] = {
     "remat": lambda: create_model("resnet8", num_classes=10, remat=True),
     "resnet9": lambda: create_model("resnet9", num_classes=10, width=4),
     "whitened": lambda: create_model("resnet9", num_classes=10, width=4, whiten=True),
-    "grey": lambda: create_model("resnet8", num_classes=10, in_channels=1),
+    "gray": lambda: create_model("resnet8", num_classes=10, in_channels=1),
     # Wide enough for convolutions whose implementation depends on the batch size.
     "wide": lambda: ResNet(
         *(), num_classes=10, block=BasicBlock, stage_sizes=(1,), widths=(32,),

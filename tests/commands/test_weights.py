@@ -176,7 +176,7 @@ def test_a_network_of_one_channel_is_trained_and_loaded(
     tmp_path,
 ):
     _, run_dir = digits_run(
-        in_channels=1, normalize="half", epochs=1, workdir=str(tmp_path / "grey")
+        in_channels=1, normalize="half", epochs=1, workdir=str(tmp_path / "gray")
     )
     code, out, _ = command("evaluate", run_dir)
     assert code == 0
