@@ -1,13 +1,15 @@
-"""Hooks of `mkdocs build`, which make RESULTS.md a page of the site.
+"""Hooks of `mkdocs build`: RESULTS.md becomes a page, formulas become MathML.
 
 Links are written as GitHub needs them, such as `../RESULTS.md` in docs/ and
-`docs/notes.md` in RESULTS.md, and are rewritten here for the site.
+`docs/notes.md` in RESULTS.md, and are rewritten here for the site. Formulas are in TeX
+between dollars, which GitHub shows; browsers show MathML without a script.
 """
 
 import posixpath
 import re
 from pathlib import Path
 
+from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -19,6 +21,12 @@ PAGES = {
     "README.md#a-map-of-the-repository": "notes/code.md",
     "docs/experiments": "experiments.md",
 }
+
+CODE_OR_FORMULA = re.compile(
+    r"^```.*?^```$|`[^`\n]+`"  # dollars in code are the shell's
+    r"|\$\$(?P<display>.+?)\$\$|\$(?P<inline>[^\s$](?:[^$\n]*[^\s$])?)\$",
+    re.MULTILINE | re.DOTALL,
+)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -34,7 +42,8 @@ def on_page_markdown(
 ) -> str:
     r"""Points links to files outside docs/ and to folders at pages of the site.
 
-    Also undoes `\|` in the code of tables, which GitHub needs and Markdown here shows.
+    Also undoes `\|` in the code of tables, which GitHub needs and Markdown here shows,
+    and converts formulas.
     """
     folder = posixpath.dirname(page.file.src_uri)
 
@@ -50,4 +59,15 @@ def on_page_markdown(
         return re.sub(r"`[^`]+`", lambda code: code[0].replace("\\|", "|"), row[0])
 
     markdown = re.sub(r"^\|.*$", unescape, markdown, flags=re.MULTILINE)
-    return re.sub(r"\]\(([^)#:\s]+)(#[^)\s]*)?\)", rewrite, markdown)
+    markdown = re.sub(r"\]\(([^)#:\s]+)(#[^)\s]*)?\)", rewrite, markdown)
+    return CODE_OR_FORMULA.sub(_to_mathml, markdown)
+
+
+def _to_mathml(match: re.Match[str]) -> str:
+    """Returns the formula as MathML on one line, or code as it is."""
+    formula = match["display"] or match["inline"]
+    if formula is None:
+        return match[0]
+    display = "block" if match["display"] else "inline"
+    mathml = convert(formula.strip().replace("\n", " "), display=display)
+    return f"<span>{mathml}</span>"  # <math> at the start of a line would be a block
