@@ -1,4 +1,4 @@
-"""Scores a run on all test images: `python evaluate.py RUN ...`, see --help.
+"""Scores a run on all test images: `python evaluate.py RUN ...` (see --help).
 
 The code is in resnet_jax/commands/evaluate.py.
 """

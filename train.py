@@ -1,4 +1,4 @@
-"""Trains a residual network: `python train.py RECIPE ...`, see --help.
+"""Trains a residual network: `python train.py RECIPE ...` (see --help).
 
 The code is in resnet_jax/commands/train.py.
 """

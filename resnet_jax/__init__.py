@@ -1,6 +1,6 @@
-"""Residual networks in JAX with PyTorch's numbers."""
+"""Residual networks in JAX that reproduce PyTorch's numbers."""
 
 import lazy_loader
 
-# Names are imported on first use (PEP 562): `import resnet_jax` stays quick.
+# Names are imported on first use (PEP 562), so `import resnet_jax` is fast.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

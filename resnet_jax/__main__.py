@@ -1,4 +1,4 @@
-"""`python -m resnet_jax COMMAND ...`, as `resnet-jax COMMAND ...`."""
+"""Runs `python -m resnet_jax COMMAND ...`, which is `resnet-jax COMMAND ...`."""
 
 from resnet_jax.commands import main
 

@@ -1,4 +1,4 @@
-"""Checks between fields in different groups of a configuration."""
+"""Checks that involve fields in different groups of a configuration."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def check_seeds(cfg: Any) -> None:
         return
     for one, value in flat(cfg):
         if value != one.default and one.metadata.get("one_seed"):
-            raise ConfigError(f"num_seeds does not support {one.name}: leave one out")
+            raise ConfigError(f"num_seeds does not support {one.name}: omit one")
     if not cfg.devices.sync_bn:
         raise ConfigError("num_seeds needs --sync-bn")
 
@@ -31,7 +31,7 @@ def check_caching(cfg: Any) -> None:
     }
     if not frozen or any(changes.values()):
         raise ConfigError(
-            "cache_features needs features that do not change: --freeze backbone "
+            "cache_features needs features that do not change: use --freeze backbone "
             f"--backbone-bn frozen, without {', '.join(changes)}"
         )
     if cfg.run.log_gradients:

@@ -1,4 +1,4 @@
-"""The configuration of a run: groups of fields, each with its range and help text."""
+"""The configuration of a run: groups of fields with ranges and help texts."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -28,14 +28,15 @@ class ModelConfig(Group):
     """Name of the network; `resnet-jax models list` lists all of them."""
     stem: Literal["imagenet", "cifar"] | None = None
     """Stem of the network: imagenet (a 7x7 convolution and max-pooling) or cifar (a 3x3
-    convolution, for small images). If not given, the network's own."""
+    convolution, for small images). Defaults to the network's own."""
     shortcut: Literal["pad", "conv", "conv_bn"] | None = None
-    """Kind of shortcut. pad and conv_bn are options A and B of He et al.: where the
-    shape changes, zero channels or a 1x1 convolution with BatchNorm. conv is a 1x1
-    convolution in every block. If not given, the network's own."""
+    """Kind of shortcut: pad (option A of He et al.: zero channels where the shape
+    changes), conv_bn (option B: a 1x1 convolution with BatchNorm where the shape
+    changes) or conv (a 1x1 convolution in every block). Defaults to the network's
+    own."""
     stride_in_1x1: bool = False
-    """Put the stride of a bottleneck into its first 1x1 convolution, as in the paper,
-    instead of its 3x3 convolution, as torchvision does."""
+    """Place the stride of a bottleneck in its first 1x1 convolution, as in the paper,
+    instead of in its 3x3 convolution, as in torchvision."""
     skip: bool = True
     """Add each block's input to its output. --no-skip trains a plain network of the
     same depth."""
@@ -43,50 +44,51 @@ class ModelConfig(Group):
     """Normalization after each convolution: batch (BatchNorm) or none, which gives
     every convolution a bias."""
     dropout: float = ranged(0.0, within="[0, 1)", alters_features=True)
-    """Probability with which training sets a feature before the last layer to 0; in
-    hresnet, a feature after each hidden linear layer. 0 turns dropout off."""
+    """Dropout probability of the features before the last layer; in hresnet, of the
+    features after each hidden linear layer. 0 disables dropout."""
     drop_path: float = ranged(0.0, within="[0, 1)", alters_features=True)
-    """Stochastic depth: probability with which training skips the last block's residual
-    for an image. It falls linearly to 0 at the first block. 0 turns it off."""
+    """Stochastic depth: probability of skipping the residual branch of the last block
+    for an image during training. It decreases linearly to 0 at the first block. 0
+    disables it."""
     zero_init_last: bool = False
-    """Initialize the last BatchNorm weight of each block to 0, as torchvision's
-    zero_init_residual does."""
+    """Initialize the last BatchNorm weight of each block to 0, like torchvision's
+    zero_init_residual."""
     width: int | None = ranged(None, at_least=1)
-    """resnet9 only: number of channels of the first convolution; those of the other
-    layers are multiples of it. If not given, 64."""
+    """resnet9 only: number of channels of the first convolution; the other layers have
+    multiples of it. Defaults to 64."""
     whiten: bool = False
-    """resnet9 only: begin with a fixed layer that whitens the patches of the images."""
+    """resnet9 only: start with a fixed layer that whitens the patches of the images."""
     init: Literal["kaiming", "torch"] | None = None
     """Initialization of the convolutions: kaiming (He et al.) or torch (the default of
-    nn.Conv2d). If not given, the network's own."""
+    nn.Conv2d). Defaults to the network's own."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type of the computation. Parameters, running statistics, logits and loss
-    stay float32."""
+    remain float32."""
     remat: bool = False
-    """Recompute the activations of each block in the backward pass, which takes less
-    memory and more time."""
+    """Recompute the activations of each block in the backward pass, which saves memory
+    but takes more time."""
 
 
 @dataclass(frozen=True)
 class TransferConfig(Group):
-    """Pretrained weights, and which of the parameters are trained."""
+    """Pretrained weights, and which parameters to train."""
 
     pretrained: str | None = ranged(None, path="as typed", resume="override")
-    """Start from pretrained weights: a file or folder, torchvision's (imagenet or
-    imagenet-v2), a repository of the Hugging Face Hub (hf-hub:OWNER/NAME) or
-    resnet20-cifar10. If not given, train from scratch."""
+    """Start from pretrained weights: a file or folder, torchvision's weights (imagenet
+    or imagenet-v2), a Hugging Face Hub repository (hf-hub:OWNER/NAME) or
+    resnet20-cifar10. By default, train from scratch."""
     weights_key: str | None = None
-    """Key of the state dict in a weights file that holds several, such as model_ema. If
-    not given, the file must hold one."""
+    """Key of the state dict in a weights file that contains several, such as model_ema.
+    By default, the file must contain only one."""
     reset_head: bool = False
-    """Initialize the last layer from the seed even if the weights have one of the right
+    """Initialize the last layer from the seed even if the pretrained one has the right
     shape."""
     freeze: str = "none"
-    """Parameters that are not trained: none, backbone (all but the last layer) or a
-    regular expression that is searched for in their PyTorch names."""
+    """Parameters to freeze: none, backbone (all but the last layer) or a regular
+    expression to search for in their PyTorch names."""
     backbone_bn: Literal["update", "frozen"] = "update"
-    """BatchNorm layers with frozen parameters: update moves their running statistics,
-    as PyTorch does in train mode; frozen keeps them in inference mode."""
+    """Mode of BatchNorm layers with frozen parameters: update (update the running
+    statistics, like PyTorch in train mode) or frozen (inference mode)."""
     backbone_lr_scale: float = ranged(1.0, within="[0, inf)")
     """Learning rate of all layers but the last, as a multiple of --lr."""
     cache_features: bool = ranged(False, one_seed=True)
@@ -117,52 +119,52 @@ class OptimConfig(Group):
     nesterov: bool = False
     """Use Nesterov momentum in sgd and muon."""
     weight_decay: float = ranged(0.0, within="[0, inf)")
-    """Weight decay of all parameters. adam and sgd add it to the gradient (L2 penalty),
-    adamw and muon decouple it, as torch.optim does."""
+    """Weight decay of all parameters. adam and sgd add it to the gradient (L2 penalty);
+    adamw and muon decouple it, as in torch.optim."""
     norm_weight_decay: float | None = ranged(None, within="[0, inf)")
-    """Weight decay of the BatchNorm parameters. If not given, --weight-decay."""
+    """Weight decay of the BatchNorm parameters. Defaults to --weight-decay."""
     bias_weight_decay: float | None = ranged(None, within="[0, inf)")
-    """Weight decay of the biases outside BatchNorm. If not given, --weight-decay."""
+    """Weight decay of the biases outside BatchNorm. Defaults to --weight-decay."""
     clip_grad: float | None = ranged(None, within="(0, inf)")
-    """Clip the global norm of the gradient to this value. If not given, no clipping."""
+    """Clip the global norm of the gradient to this value. By default, gradients are not
+    clipped."""
     ema_decay: float = ranged(0.0, within="[0, 1)")
-    """Decay per update of an exponential moving average of parameters and running
-    statistics (such as 0.999), which is then what is scored and exported. 0 keeps no
-    average."""
+    """Decay per update of an exponential moving average of the parameters and running
+    statistics, such as 0.999. The average is then scored and exported. 0 disables
+    it."""
     ema_steps: int = ranged(1, at_least=1)
-    """Number of steps between updates of the moving average. With more than 1 it is
-    torchvision's: the decay is scaled by batch size, steps and epochs, and warm-up
-    epochs copy the parameters."""
+    """Number of steps between updates of the moving average. If more than 1, the
+    average is torchvision's: the decay is scaled by the batch size, steps and epochs,
+    and warm-up epochs copy the parameters."""
     schedule: Literal["constant", "cosine", "linear", "step", "onecycle"] = "constant"
-    """Learning rate schedule: constant, cosine or linear to 0, step (multiplied by
-    --lr-gamma at each milestone) or onecycle, as torch's OneCycleLR."""
+    """Learning rate schedule: constant, cosine or linear (both to 0), step (multiplied
+    by --lr-gamma at each milestone) or onecycle (like torch's OneCycleLR)."""
     sched_on_updates: bool = True
-    """Change the learning rate after every step. --no-sched-on-updates changes it after
+    """Update the learning rate after every step. --no-sched-on-updates updates it after
     every epoch."""
     pct_start: float = ranged(0.3, within="[0, 1)")
-    """Fraction of the onecycle schedule in which the learning rate rises."""
+    """Fraction of the onecycle schedule during which the learning rate increases."""
     lr_milestones: tuple[int, ...] = ()
     """Steps at which the step schedule multiplies the learning rate by --lr-gamma."""
     lr_step_size: int | None = ranged(None, at_least=1)
-    """Number of epochs after which the step schedule multiplies the learning rate,
-    again and again. Use it instead of --lr-milestones."""
+    """Number of epochs between decays of the step schedule, instead of
+    --lr-milestones."""
     lr_gamma: float = ranged(0.1, within="[0, inf)")
-    """Factor of the step schedule."""
+    """Factor by which the step schedule multiplies the learning rate."""
     warmup_epochs: float = ranged(0.0, within="[0, inf)")
-    """Number of epochs, or a fraction of one, in which the learning rate rises linearly
-    from the start."""
+    """Number of epochs (may be a fraction) of linear learning rate warm-up."""
     warmup_decay: float | None = ranged(None, within="(0, 1]")
-    """Factor of the learning rate at the start of the warm-up, as torchvision's
-    --lr-warmup-decay; cosine and linear then begin after the warm-up. If not given, the
+    """Factor of the learning rate at the start of the warm-up, like torchvision's
+    --lr-warmup-decay; cosine and linear then start after the warm-up. By default, the
     factor is one step's share of the warm-up."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         steps = self.lr_milestones
         if any(step < 1 for step in steps) or list(steps) != sorted(set(steps)):
-            raise ConfigError(f"lr_milestones {steps} are not steps in ascending order")
+            raise ConfigError(f"lr_milestones {steps} must be steps in ascending order")
         if self.schedule == "step" and bool(steps) == (self.lr_step_size is not None):
-            raise ConfigError("schedule step needs lr_milestones or lr_step_size")
+            raise ConfigError("schedule step needs one of lr_milestones, lr_step_size")
         if self.warmup_decay is not None and not self.warmup_epochs:
             raise ConfigError("warmup_decay needs --warmup-epochs")
         if self.ema_steps > 1 and not self.ema_decay:
@@ -171,36 +173,37 @@ class OptimConfig(Group):
 
 @dataclass(frozen=True)
 class DevicesConfig(Group):
-    """Devices, processes and how they compute."""
+    """Devices, processes and the way they compute."""
 
     devices: int | None = ranged(None, at_least=1, resume="free")
-    """Number of devices of each process; CPU cores are divided into this many. If not
-    given, all devices."""
+    """Number of devices per process; CPU cores are divided into this many devices.
+    Defaults to all devices."""
     platform: str | None = ranged(None, resume="free")
-    """Platform to compute on: cpu, cuda, tpu or another of JAX's. If not given, JAX
-    chooses."""
+    """Platform to compute on: cpu, cuda, tpu or another that JAX supports. By default,
+    JAX chooses."""
     sync_bn: bool = True
-    """Compute BatchNorm statistics over the whole batch. --no-sync-bn computes them on
-    each device for its own part."""
+    """Compute BatchNorm statistics over the whole batch. --no-sync-bn computes them
+    separately on each device."""
     grad_accum_steps: int = ranged(1, at_least=1)
     """Number of micro-batches into which a batch is split; their gradients are
-    accumulated, which takes less memory."""
+    accumulated, which saves memory."""
     deterministic: bool = False
-    """Use only GPU algorithms that give the same bits every time."""
+    """Use only deterministic algorithms on GPUs, which makes runs reproducible bit for
+    bit."""
     debug_nans: bool = ranged(False, resume="free")
     """Stop at the operation that produces the first NaN and name it. This is slow."""
     distributed: bool = ranged(False, resume="free")
-    """Join the other processes of the run, found as under Slurm, Open MPI, Kubernetes
-    or Cloud TPU."""
+    """Join the other processes of the run, which are detected under Slurm, Open MPI,
+    Kubernetes and Cloud TPU."""
     coordinator: str | None = ranged(None, resume="free")
-    """HOST:PORT of the first process, if the processes are started by hand. If not
-    given, --distributed finds it."""
+    """HOST:PORT of the first process, if the processes are started by hand. By default,
+    --distributed detects it."""
     num_processes: int | None = ranged(None, at_least=1, resume="free")
-    """Number of processes, if they are started by hand. If not given, --distributed
-    finds it."""
+    """Number of processes, if they are started by hand. By default, --distributed
+    detects it."""
     process_id: int | None = ranged(None, at_least=0, resume="free")
-    """Index of this process, from 0, if the processes are started by hand. If not
-    given, --distributed finds it."""
+    """Index of this process, from 0, if the processes are started by hand. By default,
+    --distributed detects it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -214,31 +217,31 @@ class DevicesConfig(Group):
 
 @dataclass(frozen=True)
 class RunConfig(Group):
-    """Length of the training, checkpoints and logs."""
+    """Length of training, checkpoints and logs."""
 
     epochs: int = ranged(30, at_least=1, resume="override")
     """Number of passes over the training set."""
     max_steps: int | None = ranged(None, at_least=1, resume="override")
-    """Stop after this many steps if the epochs are not over before. If not given, no
-    limit."""
+    """Stop after this many steps even if the epochs are not over. By default, there is
+    no limit."""
     num_seeds: int = ranged(1, at_least=1)
-    """Number of networks to train at once in one program, with the seeds seed, seed +
+    """Number of networks to train at once in one program, with seeds --seed, --seed +
     1, and so on."""
     workdir: str = ranged("runs/hresnet", resume="free", path="as typed")
-    """Run directory, to which everything is written. The same command resumes the run
-    in it."""
+    """Run directory, to which all outputs are written. Running the same command again
+    resumes the run."""
     save_every_steps: int | None = ranged(None, at_least=1, resume="override")
-    """Save a checkpoint also within an epoch, every so many steps. If not given, after
-    each epoch."""
+    """Also save checkpoints within an epoch, at this interval in steps. By default,
+    they are saved after each epoch only."""
     save_every_minutes: float | None = ranged(None, at_least=0, resume="override")
-    """Save a checkpoint also within an epoch, every so many minutes. If not given,
-    after each epoch."""
+    """Also save checkpoints within an epoch, at this interval in minutes. By default,
+    they are saved after each epoch only."""
     keep_checkpoints: int = ranged(3, at_least=1, resume="override")
     """Number of recent checkpoints to keep. The one with the best validation accuracy
-    is kept as well."""
+    is also kept."""
     override: bool = ranged(False, resume="free")
-    """Resume a run although its length, its logging or its checkpoints are configured
-    differently now."""
+    """Resume a run even if its options for length, logging or checkpoints have
+    changed."""
     log_every_steps: int = ranged(20, at_least=1, resume="override")
     """Number of steps between updates of the progress bar and checks of the loss."""
     log_gradients: bool = ranged(False, resume="override", one_seed=True)
@@ -247,17 +250,18 @@ class RunConfig(Group):
     tensorboard: bool = ranged(False, resume="override")
     """Also write TensorBoard event files (needs the tensorboard extra)."""
     wandb: str | None = ranged(None, resume="override")
-    """Also log each epoch to this Weights & Biases project (needs the wandb extra). If
-    not given, nothing is sent."""
+    """Also log each epoch to this Weights & Biases project (needs the wandb extra). By
+    default, nothing is sent."""
     profile: bool = ranged(False, resume="free")
     """Write a JAX profiler trace of a few early steps to the run directory."""
     summary: bool = ranged(False, resume="free")
-    """Print layers, shapes, parameters and multiply-adds of the network and exit."""
+    """Print the layers, shapes, parameters and multiply-adds of the network, and
+    exit."""
 
 
 @dataclass(frozen=True)
 class Config(Group):
-    """Everything that decides what a training run does."""
+    """The complete configuration of a training run."""
 
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -267,7 +271,7 @@ class Config(Group):
     devices: DevicesConfig = DevicesConfig()
     run: RunConfig = RunConfig()
     seed: int = ranged(0, at_least=0)
-    """Seed of the initialization, the order of the data and the augmentation."""
+    """Seed for the initialization, the order of the data and the augmentation."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

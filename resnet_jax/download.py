@@ -1,4 +1,4 @@
-"""Downloads and verifies files, atomically."""
+"""Downloads files atomically, and verifies them."""
 
 import math
 import tempfile
@@ -19,13 +19,13 @@ MIN_RATE = 200e3  # bytes per second
 
 
 class _TooSlow(Exception):
-    """Bytes received per second."""
+    """A download rate that is too low, in bytes per second."""
 
 
 class _Progress(tqdm):  # type: ignore[misc]
     """A progress bar that aborts a download below `min_rate` bytes per second.
 
-    A download that would finish within another window is not aborted.
+    It does not abort a download that would finish within another window.
     """
 
     def __init__(self, name: str, min_rate: float, window: float) -> None:
@@ -36,7 +36,7 @@ class _Progress(tqdm):  # type: ignore[misc]
         self._since, self._bytes, self.received = time.monotonic(), 0, 0
 
     def __bool__(self) -> bool:
-        return True  # pooch asks for it; tqdm's own needs the total
+        return True  # pooch tests it; tqdm's own method needs the total
 
     def update(self, n: float | None = 1) -> bool | None:
         self._bytes += int(n or 0)
@@ -79,24 +79,26 @@ def fetch(
     min_rate: float = MIN_RATE,
     window: float = 15.0,
 ) -> None:
-    """Downloads `url` to `path`, which appears only when it is complete and verified.
+    """Downloads `url` to `path`, which appears only once it is complete and verified.
 
     Args:
       digest: the sha256 of the file or its first digits, or "md5:DIGEST"; "" leaves
         verification to the caller.
-      timeout: seconds without a connection or data after which the download is aborted.
-      min_rate: bytes per second, averaged over `window` seconds, below which it is
-        aborted, unless the rest would arrive within another window; 0 never aborts.
+      timeout: seconds without a connection or data before the download is aborted.
+      min_rate: bytes per second, averaged over `window` seconds, below which the
+        download is aborted, unless the rest would arrive within another window; 0
+        never aborts.
 
     Raises:
-      DataError: unreachable, stalled, slower than min_rate, or not the right file.
+      DataError: if the host is unreachable, stalls or is too slow, or if the file does
+        not match the digest.
     """
     host = urlsplit(url).netloc
     reasons = [f"no answer within {timeout:g} seconds"]
 
     def probe() -> None:
         try:
-            # A redirect is an answer too; its target may refuse all but GET.
+            # A redirect is an answer too; its target may accept only GET.
             requests.head(url, timeout=timeout).raise_for_status()
         except requests.RequestException as error:
             reasons.append(_reason(error))
@@ -128,11 +130,11 @@ def fetch(
     except _TooSlow as error:
         (rate,) = error.args
         raise DataError(
-            f"{host} sends less than {min_rate / 1e3:g} kB a second ({rate / 1e3:.0f})"
+            f"{host} sends less than {min_rate / 1e3:g} kB/s ({rate / 1e3:.0f})"
         ) from None
     except requests.RequestException as error:
         raise DataError(
-            f"{host} broke off after {progress.received / 1e6:.1f} MB "
+            f"{host} interrupted the download after {progress.received / 1e6:.1f} MB "
             f"({_reason(error)})"
         ) from None
 

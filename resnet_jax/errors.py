@@ -1,8 +1,10 @@
-"""Errors that a user can cause, each with the exit code of the command."""
+"""Errors that a user can cause, with their exit codes."""
+
+from pathlib import Path
 
 
 class UserError(Exception):
-    """Base class; the message is one line: what is wrong, where, and what to do."""
+    """Base class; the message is one line that says what is wrong and what to do."""
 
     exit_code = 2
 
@@ -10,18 +12,18 @@ class UserError(Exception):
 class ConfigError(UserError):
     """A recipe, a field, an argument or a run directory that cannot be used.
 
-    It is not a ValueError, which a command-line parser would take for its own.
+    It is not a ValueError, because a command-line parser would catch that as its own.
     """
 
 
 class DataError(UserError):
-    """A data set or a weights file that is missing, damaged or of the wrong kind."""
+    """A data set or weights file that is missing, damaged or of the wrong kind."""
 
     exit_code = 3
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is missing, damaged, or of another model."""
+    """A checkpoint that is missing or damaged, or belongs to another model."""
 
     exit_code = 4
 
@@ -33,9 +35,9 @@ class NonFiniteLossError(UserError):
 
 
 class StoppedError(UserError):
-    """A run that a signal stopped after it was saved; the same command resumes it.
+    """A run that was saved and then stopped by a signal; the same command resumes it.
 
-    The exit code is EX_TEMPFAIL of sysexits.h, which tells schedulers to try again.
+    The exit code is EX_TEMPFAIL of sysexits.h, which tells schedulers to retry.
     """
 
     exit_code = 75
@@ -44,3 +46,10 @@ class StoppedError(UserError):
 def first_line(error: object) -> str:
     """Returns the first line of a library's error, at most 200 characters."""
     return (str(error).strip() or repr(error)).splitlines()[0][:200]
+
+
+def reason_for(path: Path, error: Exception) -> str:
+    """Returns why `path` cannot be read, without repeating the path."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return first_line(error).replace(f" {str(path)!r}", "").rstrip(":")

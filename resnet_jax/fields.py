@@ -1,4 +1,4 @@
-"""Fields of a configuration: ranges, groups and conversion from JSON."""
+"""Configuration fields: ranges, groups and conversion from JSON."""
 
 import contextlib
 import dataclasses
@@ -13,8 +13,8 @@ from typing import Any, Literal, TypeVar
 from resnet_jax.errors import ConfigError
 from resnet_jax.paths import expand
 
-# Whether a resumed run may change a field: no; with --override; or freely, because the
-# field belongs to one invocation and not to the run.
+# Whether a resumed run may change a field: no ("same"), with --override, or freely
+# because the field belongs to one invocation rather than to the run.
 Resume = Literal["same", "override", "free"]
 PathKind = Literal["", "as typed", "absolute"]
 T = TypeVar("T")
@@ -34,14 +34,16 @@ def ranged(
     """Returns a dataclass field with metadata about its values.
 
     Args:
-      within: an interval such as "[0, 1)"; at_least and at_most are bounds. None is
-        always allowed if the type of the field allows it.
+      within: an interval such as "[0, 1)". None is allowed if the type of the field
+        allows it.
+      at_least: the smallest allowed value.
+      at_most: the largest allowed value.
       resume: whether a resumed run may change the field.
-      alters_features: whether a value other than the default makes the features of an
+      alters_features: whether values other than the default make the features of an
         image differ from step to step.
-      one_seed: whether runs of several seeds do not support the field.
-      path: whether the field is a path, in which ~ is the home folder; kept as typed,
-        or made absolute if it must mean the same in another folder.
+      one_seed: whether runs with several seeds do not support the field.
+      path: whether the field is a path, in which ~ is the home folder. "absolute" also
+        makes it absolute, so that it means the same in another folder.
     """
     known = {
         "within": within,
@@ -56,10 +58,10 @@ def ranged(
 
 
 class Group:
-    """Base class of the groups of fields.
+    """Base class for groups of fields.
 
     Raises:
-      ConfigError: a value is outside its range, or not a path of this machine.
+      ConfigError: if a value is out of range, or is not a path on this machine.
     """
 
     def __post_init__(self) -> None:
@@ -90,13 +92,13 @@ def _check(
         if not (above and below):
             raise ConfigError(f"{name} {value} is not in {within}")
     if math.isfinite(at_least) and value < at_least:
-        raise ConfigError(f"{name} {value} is too small: at least {at_least:g}")
+        raise ConfigError(f"{name} {value} is too small: it must be >= {at_least:g}")
     if math.isfinite(at_most) and value > at_most:
-        raise ConfigError(f"{name} {value} is too large: up to {at_most:g}")
+        raise ConfigError(f"{name} {value} is too large: it must be <= {at_most:g}")
 
 
 def flat(group: Any) -> Iterator[tuple["dataclasses.Field[Any]", Any]]:
-    """Yields (field, value) of every field of `group` and of the groups in it."""
+    """Yields (field, value) for every field of `group` and of the groups in it."""
     for one in fields(group):
         value = getattr(group, one.name)
         if dataclasses.is_dataclass(value):
@@ -106,10 +108,10 @@ def flat(group: Any) -> Iterator[tuple["dataclasses.Field[Any]", Any]]:
 
 
 def replace(group: T, **values: Any) -> T:
-    """Returns a copy of `group` with other values, given by the names of the fields.
+    """Returns a copy of `group` with other values, by field name.
 
     Raises:
-      ConfigError: there is no such field, or a value is out of range.
+      ConfigError: if there is no such field, or a value is out of range.
     """
     changed: dict[str, Any] = {}
     for one in fields(group):  # type: ignore[arg-type]
@@ -127,7 +129,7 @@ def replace(group: T, **values: Any) -> T:
 
 
 def refuse(group: Any, names: Iterable[str], why: str) -> None:
-    """Raises ConfigError if one of the fields `names` does not have its default."""
+    """Raises ConfigError if one of the fields `names` is not at its default."""
     for one, value in flat(group):
         if one.name in names and value != one.default:
             raise ConfigError(f"--{one.name.replace('_', '-')} {why}")
@@ -136,7 +138,7 @@ def refuse(group: Any, names: Iterable[str], why: str) -> None:
 def changes(old: Any, new: Any) -> dict[str, tuple[Any, Any, Resume]]:
     """Returns {field: (old, new, resume)} for the fields in which two runs differ.
 
-    Fields that belong to one invocation are left out.
+    Fields that belong to one invocation are excluded.
     """
     pairs = zip(flat(old), flat(new), strict=True)
     return {
@@ -150,7 +152,7 @@ def from_json(group: type[T], values: Any, where: str) -> T:
     """Returns an instance of `group` from the JSON of dataclasses.asdict.
 
     Raises:
-      ConfigError: a field is unknown or has the wrong type; the message begins with
+      ConfigError: if a field is unknown or has the wrong type; the message starts with
         `where`.
     """
     hints = typing.get_type_hints(group)
@@ -167,10 +169,10 @@ def from_json(group: type[T], values: Any, where: str) -> T:
 
 
 def typed(group: Any, name: str, value: Any, where: str) -> Any:
-    """Returns `value`, read from JSON, as the type of the field `name` of `group`.
+    """Converts `value`, read from JSON, to the type of the field `name` of `group`.
 
     Raises:
-      ConfigError: there is no such field, or it has another type.
+      ConfigError: if there is no such field, or it has another type.
     """
     for part in (group, *(v for v in vars(group).values() if isinstance(v, Group))):
         hint = typing.get_type_hints(type(part)).get(name)
@@ -180,7 +182,7 @@ def typed(group: Any, name: str, value: Any, where: str) -> Any:
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
-    """Returns `value`, read from JSON, as the type `hint`."""
+    """Converts `value`, read from JSON, to the type `hint`."""
     options = typing.get_args(hint)
     origin = typing.get_origin(hint)
     if origin is types.UnionType or origin is typing.Union:

@@ -1,4 +1,4 @@
-"""Reads files, and writes them atomically."""
+"""Reads files and writes them atomically."""
 
 import contextlib
 import errno
@@ -19,14 +19,15 @@ from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.paths import expand, has_home, shown
 
 _SCRATCH = ".resnet_jax-"
-_MAX_JSON = 2**26  # bytes; our own files need a thousandth
+_MAX_JSON = 2**26  # bytes; this package's files are a thousand times smaller
 
 
 def check_writable(directory: Path, what: str, option: str) -> None:
-    """Creates `directory` and writes to it, before hours of work depend on it.
+    """Creates `directory` and checks that it is writable before hours of work.
 
     Raises:
-      ConfigError: `what`, which `option` chooses, cannot be written there.
+      ConfigError: if it cannot be written; the message names `what` it is and the
+        `option` that sets it.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -41,9 +42,9 @@ def check_writable(directory: Path, what: str, option: str) -> None:
 
 @contextlib.contextmanager
 def scratch(directory: Path) -> Iterator[str]:
-    """Yields a temporary folder in `directory`, removed with the context.
+    """Yields a temporary folder in `directory` and removes it on exit.
 
-    Those of processes that were killed at least an hour ago are removed as well.
+    Also removes the folders of processes that were killed at least an hour ago.
     """
     remove_scratch(directory, age=3600)
     with tempfile.TemporaryDirectory(dir=directory, prefix=_SCRATCH) as path:
@@ -51,13 +52,13 @@ def scratch(directory: Path) -> Iterator[str]:
 
 
 def remove_scratch(directory: Path, *, age: float = 0) -> None:
-    """Removes incomplete files of a process that was killed.
+    """Removes incomplete files of killed processes.
 
     Args:
-      age: seconds since the last change; newer files may belong to a live process.
+      age: minimum seconds since the last change; newer files may be in use.
     """
     for path in directory.glob(f"{_SCRATCH}*"):
-        with contextlib.suppress(OSError):  # another process was faster
+        with contextlib.suppress(OSError):  # another process may have removed it
             if time.time() - path.stat().st_mtime >= age:
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -66,16 +67,16 @@ def read_json(path: Path) -> Any:
     """Returns the content of a JSON file.
 
     Raises:
-      ValueError: it is missing, of more than 64 MB, or not JSON.
+      ValueError: if it is missing, larger than 64 MB, or not JSON.
     """
     return _parse(_read(path))
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Returns the records of a file of JSON lines, without an incomplete last line.
+    """Returns the records of a JSON Lines file, without an incomplete last line.
 
     Raises:
-      ConfigError: a line is not JSON; it is named.
+      ConfigError: if a line is not a JSON object; the message names the line.
     """
     if not path.exists():
         return []
@@ -91,7 +92,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
                 raise ValueError("not an object")
         except ValueError as error:
             raise ConfigError(
-                f"{path}, line {number}, is no record ({error}): remove the line"
+                f"{path}, line {number}, is not a record ({error}): remove the line"
             ) from None
         records.append(record)
     return records
@@ -101,7 +102,7 @@ def _read(path: Path) -> str:
     try:
         size = path.stat().st_size
         if size > _MAX_JSON or not path.is_file():
-            raise ValueError(f"{path} has {size} bytes, or is no file")
+            raise ValueError(f"{path} has {size} bytes, or is not a file")
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(str(error)) from None
@@ -118,7 +119,7 @@ def write_text(path: Path, text: str) -> None:
     """Writes `text` to `path` atomically.
 
     Raises:
-      ConfigError: it cannot be written there.
+      ConfigError: if it cannot be written there.
     """
     try:
         with scratch(path.parent) as folder:
@@ -130,26 +131,26 @@ def write_text(path: Path, text: str) -> None:
             whole.replace(path)
     except OSError as error:
         raise ConfigError(
-            f"{path} cannot be written ({error.strerror}): choose another place"
+            f"{path} cannot be written ({error.strerror}): choose another path"
         ) from None
 
 
 def write_json(path: Path, content: dict[str, Any] | list[Any]) -> None:
-    """Writes `content` to `path` as write_text does."""
+    """Writes `content` to `path` as JSON, atomically; see write_text."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def cache_dir() -> Path:
-    """Returns $RESNET_JAX_CACHE, or the user's cache folder for this package.
+    """Returns $RESNET_JAX_CACHE, or this package's folder in the user's cache.
 
     Raises:
-      FileNotFoundError: the user has no home, as in some containers.
+      FileNotFoundError: if the user has no home folder, as in some containers.
     """
     named = os.environ.get("RESNET_JAX_CACHE")
     if named:
         return Path(expand(named))
     if not (has_home() or os.environ.get("XDG_CACHE_HOME")):
-        reason = "no home folder: set HOME, or RESNET_JAX_CACHE"
+        reason = "no home folder: set HOME or RESNET_JAX_CACHE"
         raise FileNotFoundError(errno.ENOENT, reason)
     return Path(pooch.os_cache("resnet_jax"))
 
@@ -157,7 +158,7 @@ def cache_dir() -> Path:
 def make_private(directory: Path) -> None:
     """Creates `directory` and missing parents with mode 0700.
 
-    The cache has compiled programs, so that others must not write there.
+    The cache contains compiled programs, so other users must not write to it.
     """
     missing = [parent for parent in directory.parents if not parent.exists()]
     for folder in (*reversed(missing), directory):
@@ -165,7 +166,7 @@ def make_private(directory: Path) -> None:
 
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
-    """Returns the digest of the file at `path`, in hexadecimal."""
+    """Returns the hexadecimal digest of the file at `path`."""
     found, size = hashlib.new(algorithm), path.stat().st_size
     with path.open("rb") as file, waiting.bar(size, f"hashing {path.name}", "B") as bar:
         while part := file.read(2**22):
@@ -175,10 +176,10 @@ def file_digest(path: Path, algorithm: str = "sha256") -> str:
 
 
 def check_sha256(path: Path, sha256: str) -> None:
-    """Raises DataError unless the sha256 of the file at `path` begins with `sha256`."""
+    """Raises DataError unless the sha256 of the file at `path` starts with `sha256`."""
     found = file_digest(path)
     if not found.startswith(sha256):
         raise DataError(
-            f"{path} is damaged: its sha256 begins {found[: len(sha256)]}, "
+            f"{path} is damaged: its sha256 starts with {found[: len(sha256)]}, "
             f"not {sha256}; fetch it again"
         )

@@ -1,4 +1,4 @@
-"""Detects whether a command owns its process, or runs inside another program."""
+"""Detects whether a command owns its process or runs inside another program."""
 
 import sys
 from pathlib import Path
@@ -9,8 +9,8 @@ _OURS = ("train.py", "evaluate.py", "resnet-jax")
 def owns_process() -> bool:
     """Returns whether this process was started for one of our commands.
 
-    In Jupyter, under runpy or in a debugger, the process belongs to another program: it
-    must not be restarted or ended, and a command must undo all that it changes.
+    In Jupyter, under runpy or in a debugger, the process belongs to another program: a
+    command must not restart or end it, and must undo all of its changes.
     """
     arguments = iter(sys.orig_argv[1:])
     for argument in arguments:
@@ -30,7 +30,7 @@ def owns_process() -> bool:
 
 
 def _split(argument: str) -> tuple[str, str]:
-    """Splits one of Python's arguments into an option with a value, and its value."""
+    """Splits an argument of Python into an option that takes a value, and the value."""
     for index, letter in enumerate(argument):
         if letter in "cmWX":
             return letter, argument[index + 1 :]

@@ -1,4 +1,4 @@
-"""Memory and CPUs that a process may use, inside a container or not."""
+"""Memory and CPUs that a process may use, inside or outside a container."""
 
 import contextlib
 import math
@@ -10,7 +10,7 @@ _GROUPS, _MINE = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def memory() -> int:
-    """Returns the bytes of memory of the machine, or of the tightest control group."""
+    """Returns the memory in bytes of the machine, or of the tightest control group."""
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     found = [whole]
     for folder in _folders("memory"):
@@ -39,8 +39,8 @@ def cpus() -> int:
 
 
 def _folders(controller: str) -> Iterator[Path]:
-    """Yields the control groups of this process for `controller`, and their parents."""
-    yield _GROUPS  # where a container's own is mounted
+    """Yields this process's control groups for `controller`, and their parents."""
+    yield _GROUPS  # where a container mounts its own group
     yield _GROUPS / controller
     try:
         lines = _MINE.read_text().splitlines()

@@ -13,33 +13,33 @@ def expand(path: str) -> str:
     """Expands ~ and ~user in `path` to home folders, like a shell.
 
     Raises:
-      ConfigError: it is a URL, or the home folder does not exist.
+      ConfigError: if it is a URL, or the home folder does not exist.
     """
     if _URL.match(path):
         raise ConfigError(
-            f"{path} is a URL, and only folders and files of this machine are read and "
-            "written: mount it, or copy what it names, and give the path"
+            f"{path} is a URL, but only local files and folders are supported: mount "
+            "or copy it, and give the path"
         )
-    if os.path.lexists(path):  # it may begin with ~
+    if os.path.lexists(path):  # its name may start with ~
         return path
     found = os.path.expanduser(path)
     if path.startswith("~") and found == path:
         raise ConfigError(
-            f"{path}: there is no such home folder: set HOME, or give the whole path"
+            f"{path}: there is no such home folder: set HOME, or give the full path"
         )
     return found
 
 
 def has_home() -> bool:
-    """Returns whether this user has a home folder; in a container there may be none."""
+    """Returns whether this user has a home folder, which a container may lack."""
     return os.path.expanduser("~") != "~"
 
 
 def as_text(name: str) -> str:
     """Returns a file name as text that can be printed and stored anywhere.
 
-    Its bytes are decoded as UTF-8 in any locale and composed, so that equal-looking
-    spellings are equal; invalid bytes are escaped.
+    Decodes its bytes as UTF-8 in any locale, normalizes them so that equal-looking
+    names are equal, and escapes invalid bytes.
     """
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return unicodedata.normalize("NFC", text)
@@ -49,6 +49,6 @@ def shown(text: str) -> str:
     """Returns `text` with bytes that are not UTF-8 escaped as \\xff."""
     try:
         content = text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # a lone surrogate from elsewhere
+    except UnicodeEncodeError:  # a lone surrogate from another source
         content = text.encode("utf-8", "backslashreplace")
     return content.decode("utf-8", "backslashreplace")

@@ -1,7 +1,7 @@
-"""The recipes: the configuration of each, by name, with a line that describes it.
+"""The recipes: a configuration and a one-line description for each name.
 
-The accuracies in the comments were measured on two cores of a server; RESULTS.md has
-seeds, spread, machines and versions. The times are those of training, without
+The accuracies in the comments were measured on two cores of a server; RESULTS.md lists
+seeds, standard deviations, machines and versions. The times are training times, without
 compilation and evaluation; those of hresnet, resnet20 and resnet18 are computed from
 the throughput of undisturbed epochs.
 """
@@ -30,7 +30,7 @@ _RESNET18 = ModelConfig(model="resnet18")
 
 RECIPES: dict[str, tuple[str, Config]] = {
     # python train.py digits
-    #   99.7 % of 360 test images (three seeds), in 38 s from start to end.
+    #   99.7 % of 360 test images (three seeds), in 38 s from start to finish.
     "digits": (
         "ResNet-8 on scikit-learn's digits: a first run in a minute",
         Config(
@@ -44,10 +44,10 @@ RECIPES: dict[str, tuple[str, Config]] = {
         ),
     ),
     # python train.py hresnet --epochs 15
-    #   80.9 % of the test images, 81.8 in the best epoch (one initialization of
-    #   PyTorch's), in 51 minutes.
+    #   80.9 % of the test images, 81.8 in the best epoch (one initialization from
+    #   PyTorch), in 51 minutes.
     "hresnet": (
-        "the network and the recipe of the tutorial: Adam at 1e-4, no augmentation",
+        "the tutorial's network and recipe: Adam at 1e-4, no augmentation",
         Config(augment=AugmentConfig(normalize="half")),
     ),
     # python train.py fast --whiten --width 16 --epochs 1 --batch-size 128 --lr .1
@@ -69,7 +69,7 @@ RECIPES: dict[str, tuple[str, Config]] = {
     # python train.py hresnet-plus
     #   90.6 % (three seeds, sd .1), 91.5 with --tta, in 19 minutes.
     "hresnet-plus": (
-        "the network of the tutorial with a modern recipe: Muon, augmentation",
+        "the tutorial's network with a modern recipe: Muon, augmentation",
         Config(
             augment=replace(_CROP_AND_FLIP, label_smoothing=0.1),
             optim=replace(_MUON, lr=0.02, nesterov=True),
@@ -79,7 +79,7 @@ RECIPES: dict[str, tuple[str, Config]] = {
     # python train.py resnet20
     #   92.3 % (one seed; He et al. 91.25), 93.6 with --tta, in 114 minutes.
     "resnet20": (
-        "ResNet-20 of He et al. 2015, section 4.2, in a third of their steps",
+        "ResNet-20 of He et al. 2015, section 4.2, in a third of the original steps",
         Config(
             model=ModelConfig(model="resnet20"),
             augment=_CROP_AND_FLIP,
@@ -101,8 +101,8 @@ RECIPES: dict[str, tuple[str, Config]] = {
     ),
     # Measured with a backbone trained on five classes of CIFAR-10: 52.5 % on all ten.
     "transfer": (
-        "ImageNet's ResNet-18 with a new head, everything else frozen but the running "
-        "statistics",
+        "ResNet-18 pretrained on ImageNet with a new head; all else is frozen except "
+        "the running statistics",
         Config(
             model=_RESNET18,
             transfer=TransferConfig(
@@ -128,7 +128,8 @@ RECIPES: dict[str, tuple[str, Config]] = {
     ),
     # Measured on a folder of 180 synthetic images: 98 % of 60 test images.
     "finetune": (
-        "all of ImageNet's ResNet-18, the backbone at a tenth of the learning rate",
+        "all of a ResNet-18 pretrained on ImageNet, the backbone at a tenth of the "
+        "learning rate",
         Config(
             model=_RESNET18,
             augment=AugmentConfig(crop_padding=4, flip="random"),

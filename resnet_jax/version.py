@@ -10,8 +10,8 @@ _NAME = "resnet-flax-linen"  # on PyPI
 def find_version(home: Path = Path(__file__).parents[1]) -> str:
     """Returns the version of the checkout at `home`, or else the installed version.
 
-    A checkout comes first, because an editable install keeps the version it had when it
-    was made. Returns "unknown" if there is neither.
+    A checkout takes precedence, because an editable install keeps the version that it
+    had when it was installed. Returns "unknown" if there is neither.
     """
     try:
         project = tomllib.loads((home / "pyproject.toml").read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
-"""Progress on a terminal: a bar, or a clock if the end is unknown.
+"""Progress on a terminal: a bar, or a clock if the total is unknown.
 
-Both appear on stderr once a wait takes longer than a second, and are erased at its end.
-Nothing is written unless stderr is a terminal.
+Both appear on stderr once a wait exceeds one second, and are erased at its end. Nothing
+is written unless stderr is a terminal.
 """
 
 import contextlib
@@ -21,11 +21,11 @@ DELAY = 1.0  # seconds
 def bar(
     total: int, what: str, unit: str = "image", *, disable: bool | None = None
 ) -> "tqdm[Any]":
-    """Returns a progress bar over `total` units, as a context.
+    """Returns a progress bar over `total` units, as a context manager.
 
     Args:
       what: the work in progress, such as "decoding train".
-      unit: the unit that is counted; bytes ("B") are shown in thousands and millions.
+      unit: the unit to count; bytes ("B") are shown with SI prefixes.
       disable: True shows nothing; None shows the bar only on a terminal.
     """
     return tqdm(
@@ -40,7 +40,7 @@ def bar(
 
 
 def over(items: Iterable[T], total: int, what: str, unit: str = "image") -> Iterator[T]:
-    """Yields `items`, of which there are `total`, with a bar."""
+    """Yields `items`, of which there are `total`, with a progress bar."""
     with bar(total, what, unit) as shown:
         for item in items:
             yield item
@@ -54,7 +54,7 @@ def first(what: str, is_first: bool) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def clock(what: str) -> Iterator[None]:
-    """Shows for how long `what` has been going on, while the context lasts."""
+    """Shows the elapsed time of `what` inside the context."""
     if not sys.stderr.isatty():
         yield
         return
@@ -63,7 +63,7 @@ def clock(what: str) -> Iterator[None]:
     def show() -> None:
         if is_over.wait(DELAY):
             return
-        form, least = "{desc}: {elapsed}", 1e-9  # nothing is shown at first
+        form, least = "{desc}: {elapsed}", 1e-9  # the delay hides the first display
         with tqdm(desc=what, bar_format=form, leave=False, delay=least) as shown:
             shown.start_t = begun
             shown.refresh()
@@ -80,9 +80,9 @@ def clock(what: str) -> Iterator[None]:
 
 
 class LogHandler(logging.StreamHandler):  # type: ignore[type-arg]
-    """A StreamHandler that does not write its lines into a visible bar."""
+    """A StreamHandler that does not write into a visible progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Writes the line of `record` above the bars."""
+        """Writes `record` above the progress bars."""
         with tqdm.external_write_mode(file=sys.stderr):
             super().emit(record)

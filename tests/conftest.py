@@ -1,4 +1,4 @@
-"""Strict JAX, no network, and small data that look like CIFAR-10."""
+"""Strict JAX settings, an isolated cache, and small data sets like CIFAR-10."""
 
 import contextlib
 import ctypes
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Set beforehand, so that no script restarts itself.
+# Set here, so that no script restarts itself.
 os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
 # Many tests compile the same small programs, some in their own processes.
 # pytest-xdist's workers inherit the environment of the process that starts them.
@@ -104,7 +104,7 @@ def _resident() -> int:
 
 @pytest.fixture(autouse=True)
 def _bounded():
-    """Clears JAX's caches if the process has grown: programs fill its memory."""
+    """Clears JAX's caches if compiled programs have filled much memory."""
     global _resident_after
     yield
     if _resident() > _resident_after + _MORE:
@@ -156,7 +156,7 @@ def _named(name: str, widths: tuple[int, ...], monkeypatch: Any) -> str:
 
 @pytest.fixture(scope="session")
 def fake_arrays() -> Arrays:
-    """50 training and 10 test images in CIFAR-10's form."""
+    """50 training and 10 test images in the format of CIFAR-10."""
     rng = np.random.default_rng(0)
 
     def part(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -191,7 +191,7 @@ def prepared_dir(fake_arrays, tfds, tmp_path_factory):
 
 @pytest.fixture
 def digits_run(one_block, tmp_path, monkeypatch):
-    """Trains `one_block` on digits, given fields of Config: (cfg, run directory)."""
+    """A function that trains `one_block` on digits: fields -> (cfg, run directory)."""
     from resnet_jax.commands import train
 
     digits = sources.SOURCES["digits"]

@@ -145,7 +145,7 @@ def another_jax():
 
 
 def clock_goes_back():
-    """Sets the clock forward by ten days."""
+    """Sets the clock back by ten days."""
     clock = time.time
     time.time = lambda: clock() - 864_000
 
@@ -201,7 +201,7 @@ class Impatient:
 
 @dataclass(frozen=True)
 class SignalIn:
-    """Sends itself a signal when `name` of `module` is called, and waits."""
+    """Sends the process a signal when `name` of `module` is called, and waits."""
 
     module: str
     name: str
@@ -219,7 +219,7 @@ class SignalIn:
 
 @dataclass(frozen=True)
 class SignalInData:
-    """Sends itself a signal when the data are loaded, and waits."""
+    """Sends the process a signal when the data are loaded, and waits."""
 
     number: int
 
@@ -251,7 +251,7 @@ def kill_in_a_save():
 def stick_in_compiling():
     """Calls a C function that does not return, like a long compilation.
 
-    usleep would come back at a signal, so the mask leaves that to the other threads.
+    usleep would return on a signal, so the signal is left to other threads.
     """
     import ctypes
 
@@ -266,5 +266,5 @@ def stick_in_compiling():
 
 
 def leave_a_half_written_save(folder):
-    """Blocks a thread, as orbax may after a failed save."""
+    """Leaves a folder of an unfinished save, as orbax may after an error."""
     os.mkdir(folder)

@@ -1,4 +1,4 @@
-"""Writes all kinds of images that occur in users' folders."""
+"""Writes the many types of images that occur in users' folders."""
 
 import struct
 import zlib
@@ -11,9 +11,9 @@ ODD = (
     *("rgb.png", "rgb.jpg", "rgb.bmp", "rgb.ppm", "rgb.webp", "rgb.tif", "RGB.JPEG"),
     *("gray.png", "gray.jpg", "gray.pgm", "gray with a transparent shade.png"),
     *("1 bit.png", "1 bit.tif", "la.png", "rgba.png", "rgba.webp", "rgba.tif"),
-    *("cmyk.jpg", "cmyk.tif", "palette.png", "palette.bmp", "few colours.png"),
-    *("palette with a transparent colour.png", "palette with alphas.png"),
-    *("rgb with a transparent colour.png", "animated.png", "animated.webp"),
+    *("cmyk.jpg", "cmyk.tif", "palette.png", "palette.bmp", "few colors.png"),
+    *("palette with a transparent color.png", "palette with alphas.png"),
+    *("rgb with a transparent color.png", "animated.png", "animated.webp"),
     *("animated gif.png", "two pages.tif", "48 bits.png", "ycbcr.tif", "1 pixel.png"),
     *("wide.png", "tall.png", "several.jpg"),
 )
@@ -47,10 +47,10 @@ def write(name, path):
         "rgba": (rgba, {}),
         "cmyk": (Image.fromarray(smooth).convert("CMYK"), {}),
         "palette": (palette, {}),
-        "few colours": (rgb.quantize(3), {"bits": 2}),
-        "palette with a transparent colour": (palette, {"transparency": 3}),
+        "few colors": (rgb.quantize(3), {"bits": 2}),
+        "palette with a transparent color": (palette, {"transparency": 3}),
         "palette with alphas": (palette, {"transparency": bytes(range(0, 256, 8))}),
-        "rgb with a transparent colour": (rgb, {"transparency": (1, 2, 3)}),
+        "rgb with a transparent color": (rgb, {"transparency": (1, 2, 3)}),
         "animated": (rgb, several),
         "animated gif": (rgb, {"format": "GIF", **several}),
         "two pages": (rgb, several),

@@ -23,7 +23,7 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def commands_of(block: str) -> list[list[str]]:
-    """Yields the words of each command, without comments and variables."""
+    """Returns the words of each command, without comments and variables."""
     found = []
     for line in block.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)

@@ -2,8 +2,9 @@
 
     python tests/pair.py INDEX ADDRESS ROOT ARGUMENTS...
 
-Writes ROOT/INDEX.json: of each scenario its exit code and message, what was logged, how
-many examples each evaluation counted, and whether the loader held the data.
+Writes ROOT/INDEX.json, which has for each scenario its exit code and message, what was
+logged, the number of examples that each evaluation counted, and whether the loader held
+the data.
 """
 
 import contextlib
@@ -78,7 +79,7 @@ def no_data(message):
 
 
 def signalled(owner, name, number):
-    """Sends SIGTERM before the call of this number."""
+    """Sends SIGTERM before call `number` of a function."""
     function, numbers = getattr(owner, name), itertools.count(1)
 
     def signalling(*args, **options):

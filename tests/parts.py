@@ -1,4 +1,4 @@
-"""Makes parts of a training setup from fields of the configuration."""
+"""Makes the parts of a training setup from fields of the configuration."""
 
 import functools
 from typing import Any
@@ -16,12 +16,12 @@ from resnet_jax.training import optim, state
 
 
 def make_schedule(*, total_steps=10, steps_per_epoch=1, **values: Any):
-    """The schedule of OptimConfig(**values)."""
+    """Returns the schedule of OptimConfig(**values)."""
     return optim.make_schedule(OptimConfig(**values), total_steps, steps_per_epoch)
 
 
 def make_optimizer(*, trainable=None, lr_scale=None, total_steps=10, **values: Any):
-    """The optimizer of OptimConfig(**values), and by default plain SGD's."""
+    """Returns the optimizer of OptimConfig(**values), by default plain SGD."""
     cfg = fields.replace(OptimConfig(optimizer="sgd"), **values)
     schedule = optim.make_schedule(cfg, total_steps)
     return optim.make_optimizer(cfg, schedule, trainable=trainable, lr_scale=lr_scale)
@@ -43,7 +43,7 @@ def make_augment(image_shape, num_classes, **values: Any):
 def make_loader(
     dataset, *, mesh=None, seed=0, order=None, epochs=1, held=None, **values: Any
 ):
-    """Returns a loader of `dataset`, to train and score, for DataConfig(**values)."""
+    """Returns a loader that trains and scores on `dataset`, by DataConfig(**values)."""
     none = Dataset(dataset.images[:0], np.zeros(0, np.int32), dataset.class_names)
     return Loader(
         make_mesh(1) if mesh is None else mesh,

@@ -1,4 +1,4 @@
-"""Small networks of every kind to export."""
+"""Small networks of many types to export."""
 
 import re
 from typing import Any
@@ -19,7 +19,7 @@ NETWORKS: dict[str, Any] = {
         num_classes=10, block=BasicBlock, stem="cifar", **SIZES
     ),
     "bottleneck": lambda: ResNet(num_classes=10, block=Bottleneck, **SIZES),
-    # No ReLU precedes its pooling, so that it also pools negative values.
+    # No ReLU precedes its pooling, so it also pools negative values.
     "pre-activation": lambda: ResNet(
         num_classes=10, block=PreActBlock, shortcut="conv", **SIZES
     ),
@@ -30,8 +30,8 @@ NETWORKS: dict[str, Any] = {
     "remat": lambda: create_model("resnet8", num_classes=10, remat=True),
     "resnet9": lambda: create_model("resnet9", num_classes=10, width=4),
     "whitened": lambda: create_model("resnet9", num_classes=10, width=4, whiten=True),
-    "grey": lambda: create_model("resnet8", num_classes=10, in_channels=1),
-    # Wide enough for the convolutions whose choice depends on the batch size.
+    "gray": lambda: create_model("resnet8", num_classes=10, in_channels=1),
+    # Wide enough for convolutions whose implementation depends on the batch size.
     "wide": lambda: ResNet(
         *(), num_classes=10, block=BasicBlock, stage_sizes=(1,), widths=(32,),
         stem="cifar",

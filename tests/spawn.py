@@ -1,4 +1,4 @@
-"""Starts training processes, forked from one that has imported JAX."""
+"""Starts training processes, forked from one that has already imported JAX."""
 
 import json
 import multiprocessing
@@ -31,7 +31,7 @@ _OPENING = ("network: ", "images: ", "steps: ", "devices: ", "output: ", "compil
 
 
 def said(stderr):
-    """Returns the lines on stderr other than those of every run."""
+    """Returns the lines on stderr, except for those that every run prints."""
     lines = stderr.splitlines()
     return [line for line in lines if not line.startswith((*_OPENING, "done: "))]
 
@@ -39,7 +39,7 @@ def said(stderr):
 def make_small() -> None:
     """Registers the network `small`, with one block, because each process traces it.
 
-    And images for the digits: importing scikit-learn takes as long as all the rest.
+    Also replaces the digits, because importing scikit-learn takes as long as the rest.
     """
     import numpy as np
 
@@ -66,11 +66,12 @@ def make_small() -> None:
 class Started:
     """A process, with subprocess.Popen's interface.
 
-    What it writes comes through pipes: a file would count where files are limited.
+    Its output comes through pipes, because limits on file sizes apply to files.
 
     Args:
-      function, args: what it does.
-      environ: what is added to its environment.
+      function: the function to run.
+      args: its arguments.
+      environ: variables to add to its environment.
     """
 
     def __init__(self, function: Callable[..., None], *args, environ=None) -> None:
@@ -172,7 +173,7 @@ def evaluate(run_dir, *arguments) -> None:
 def describe_server() -> None:
     """Prints what a process inherits from its server, and the server's threads.
 
-    Those of a backend of JAX, or of orbax, would be missing after a fork.
+    The threads of a JAX backend or of orbax would be missing after a fork.
     """
     threads = os.listdir(f"/proc/{os.getppid()}/task")
     print(json.dumps({"has_jax": "jax" in sys.modules, "threads": len(threads)}))

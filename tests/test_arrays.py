@@ -1,4 +1,4 @@
-"""Layers accept arrays of NumPy and JAX, and reject others by name."""
+"""Layers accept NumPy and JAX arrays, and reject others with a message."""
 
 import flax
 import jax
@@ -30,7 +30,7 @@ MASK = np.ones(2, np.float32)
 
 
 def module(layer, x, **options):
-    """Returns the output of `layer` for x, in training if it has the argument."""
+    """Returns the output of `layer` for x, called with `options`."""
     variables = layer.init(KEY, x, **options)
     return layer.apply(variables, x, **options, mutable=["batch_stats"])
 

@@ -81,10 +81,10 @@ def test_an_address_without_its_port(address):
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        ({"schedule": "step"}, "needs lr_milestones or lr_step_size"),
+        ({"schedule": "step"}, "needs one of lr_milestones, lr_step_size"),
         (
             {"schedule": "step", "lr_milestones": (2,), "lr_step_size": 3},
-            "needs lr_milestones or lr_step_size",
+            "needs one of lr_milestones, lr_step_size",
         ),
         ({"warmup_decay": 0.1}, "warmup_decay needs --warmup-epochs"),
         ({"ema_steps": 3}, "ema_steps needs --ema-decay"),
@@ -100,12 +100,12 @@ def test_options_that_need_each_other(chosen, message):
 
 
 def test_a_field_that_is_not_there_is_named():
-    with pytest.raises(ConfigError, match="no field colour"):
-        make_config(lr=0.1, colour=1)
+    with pytest.raises(ConfigError, match="no field color"):
+        make_config(lr=0.1, color=1)
 
 
 def stored(cfg):
-    """Compares with config.json, which has an absolute run directory."""
+    """Returns `cfg` as in config.json, which has an absolute run directory."""
     return fields.replace(cfg, workdir=os.path.abspath(cfg.run.workdir))
 
 
@@ -131,7 +131,7 @@ def test_no_two_groups_have_a_field_of_one_name():
 
 
 def test_what_a_resume_may_change():
-    """Fields of one invocation are left out; the others say what may change."""
+    """Fields of one invocation are excluded; the others say what may change."""
     free = {"workdir": "elsewhere", "data_dir": "x", "workers": 0, "override": True}
     assert fields.changes(make_config(), make_config(**free)) == {}
     new = make_config(**free, lr=0.5, epochs=7, keep_checkpoints=1, seed=2)
@@ -146,10 +146,10 @@ def test_what_a_resume_may_change():
 @pytest.mark.parametrize(
     ("changed", "override", "message"),
     [
-        ({"epochs": 7}, False, "epochs 30 -> 7.: --override to go on with it, or ano"),
+        ({"epochs": 7}, False, "epochs 30 -> 7.: use --override to resume it, or ch"),
         ({"epochs": 7}, True, None),
         ({"workers": 1, "workdir": "x"}, False, None),
-        ({"lr": 0.5, "epochs": 7}, True, "lr 0.0001 -> 0.5, epochs .*: another --work"),
+        ({"lr": 0.5, "epochs": 7}, True, "lr 0.0001 -> 0.5, epochs .*: choose another"),
     ],
 )
 def test_a_run_goes_on_with_what_a_resume_may_change(
@@ -189,9 +189,9 @@ def test_every_field_has_its_help(cls):
     [
         ("{", "cannot be read"),
         ("[]", "is not the config of a run"),
-        ('{"colour": 1}', "is not the config of a run"),
+        ('{"color": 1}', "is not the config of a run"),
         ('{"lr": 0.1}', "is not the config of a run"),
-        ('{"optim": {"colour": 1}}', "is not the config of a run"),
+        ('{"optim": {"color": 1}}', "is not the config of a run"),
         ('{"optim": 3}', "is not the config of a run"),
         ('{"optim": {"lr": "fast"}}', "lr is 'fast'"),
         ('{"optim": {"lr": 1' + "0" * 400 + "}}", "lr is 1000"),

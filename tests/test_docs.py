@@ -1,8 +1,8 @@
 """Commands and Python code in the documentation are valid.
 
-Each command in a block of sh is parsed by the program that it starts, and each block of
-python is compiled; those of the library's pages are run as well. A block that cannot be
-tried has a line `<!-- not run here: REASON -->` above it.
+Each command in an sh block is parsed by the program that it starts, and each python
+block is compiled; those in docs/api.md also run. A block that cannot be tried has a
+line `<!-- not run here: REASON -->` above it.
 """
 
 import importlib

@@ -99,7 +99,7 @@ def settings():
 )
 def test_a_process_of_another_is_left_as_it_was(error, code, monkeypatch):
     def refuse(*args):
-        raise AssertionError("it is another's")
+        raise AssertionError("the process belongs to another program")
 
     for name in ("_exit", "execv", "execve"):
         monkeypatch.setattr(os, name, refuse)

@@ -11,7 +11,7 @@ MACHINE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 @pytest.fixture
 def groups(tmp_path, monkeypatch):
-    """Replaces the control groups by these files, with the process in `mine`."""
+    """Replaces the control groups with these files, with the process in `mine`."""
     monkeypatch.setattr(limits, "_GROUPS", tmp_path / "groups")
     monkeypatch.setattr(limits, "_MINE", tmp_path / "mine")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))

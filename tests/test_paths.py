@@ -52,7 +52,7 @@ def test_a_url_is_no_path(url, tmp_path, monkeypatch):
         lambda: parse_recipe(None, ["digits", "--workdir", url]),
     ]
     for option in options:
-        with pytest.raises(ConfigError, match="is a URL, and only folders"):
+        with pytest.raises(ConfigError, match="is a URL, but only local"):
             option()
     assert not list(tmp_path.iterdir())
 
@@ -78,7 +78,7 @@ def test_paths_are_kept_as_typed_or_made_absolute(tmp_path, monkeypatch):
 
 
 def test_pretrained_is_a_name_or_a_path_as_it_was_typed():
-    """So that the same command resumes after the run and its weights have moved."""
+    """The same command resumes after the run and its weights have moved."""
     for name in ("imagenet", "w.pth"):
         assert make_config(pretrained=name).transfer.pretrained == name
     found = make_config(pretrained="~/w.pth").transfer.pretrained

@@ -1,4 +1,4 @@
-"""Writes files like torch.save's, by hand and without torch."""
+"""Writes files like those of torch.save, without torch."""
 
 import io
 import pickle

@@ -1,4 +1,4 @@
-"""The commands that a user types: `resnet-jax NAME ...`, each in its module."""
+"""The commands `resnet-jax NAME ...`, each in its own module."""
 
 import importlib
 import sys
@@ -22,7 +22,7 @@ def main() -> None:
         from resnet_jax.commands.usage import did_you_mean
 
         hint = did_you_mean(name, COMMANDS)
-        said = f"no command {name!r}{hint} (`resnet-jax --help` lists them)"
+        said = f"no command {name!r}{hint} (`resnet-jax --help` lists the commands)"
         print(f"resnet-jax: {said}", file=sys.stderr)
         raise SystemExit(2)
     print("usage: resnet-jax COMMAND ... (each has its own --help)\n")
@@ -42,7 +42,8 @@ def _print_version() -> typing.NoReturn:
 def run(name: str, program: str) -> typing.NoReturn:
     """Runs the command `name` with the options of the command line, and exits.
 
-    The options are what its main takes: a Config, from a recipe, or a class of its own.
+    The type hint of its main function decides how they are parsed: as a Config, from a
+    recipe, or as the command's own class of options.
     """
     if "--version" in sys.argv[1:]:
         _print_version()

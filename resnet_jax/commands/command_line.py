@@ -1,4 +1,4 @@
-"""What all commands share: parsing, log lines, one-line errors and exit codes."""
+"""Code shared by all commands: parsing, logging, one-line errors and exit codes."""
 
 import contextlib
 import errno
@@ -22,7 +22,7 @@ from resnet_jax.recipes import RECIPES
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-# Errors of a file system that are not the fault of a program.
+# Errors of a file system that do not indicate a bug.
 _OF_FILES = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO),
     *(errno.ESTALE, errno.ENOLCK, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG),
@@ -34,16 +34,16 @@ _OF_FILES = {
 def command_line(
     program: str, *, owns_process: bool = True, is_printed: bool = False
 ) -> Iterator[None]:
-    """Runs a command in this context: log lines and errors go to stderr.
+    """Runs a command inside this context, with log lines and errors on stderr.
 
-    A UserError becomes one line. Exits with the error's code, or with 130 after a
+    Prints a UserError as one line. Exits with the error's code, or with 130 after a
     Ctrl-C that no run handles.
 
     Args:
       owns_process: whether the process ends with the command. If not, as in Jupyter,
-        the process is left as it was.
-      is_printed: whether the result is what the command prints, so that it fails if
-        that cannot be written. The result of training is in files.
+        the state of the process is restored.
+      is_printed: whether the command prints its result, and so fails if stdout cannot
+        be written. Training writes its result to files instead.
     """
     if owns_process:
         start_with_huge_pages()
@@ -59,7 +59,7 @@ def command_line(
             code = error.exit_code
             if isinstance(error, StoppedError) and owns_process:
                 # Threads of XLA and TensorStore may still be working on what the
-                # signal interrupted; a normal exit crashed with them (-11).
+                # signal interrupted; a normal exit then crashed (-11).
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)
@@ -78,14 +78,14 @@ def command_line(
         stdout.flush()
         if stdout.is_lost:
             reason = first_line(stdout.failure)
-            print(f"{program}: its output cannot be written: {reason}", file=sys.stderr)
+            print(f"{program}: the output cannot be written: {reason}", file=sys.stderr)
             code = code or int(is_printed)
     sys.exit(code)
 
 
 @contextlib.contextmanager
 def _settings(owns_process: bool) -> Iterator[tuple[contextlib.ExitStack, Stream]]:
-    """Sets up logging, warnings and streams; yields the stack that undoes it."""
+    """Sets up logging, warnings and streams; yields the stack that restores them."""
     with contextlib.ExitStack() as stack:
         open_missing()
         stdout = Stream(sys.stdout, is_own=owns_process)
@@ -98,12 +98,12 @@ def _settings(owns_process: bool) -> Iterator[tuple[contextlib.ExitStack, Stream
         for each, level in ((ours, logging.INFO), (narrator, logging.CRITICAL)):
             stack.callback(each.setLevel, each.level)
             each.setLevel(level)
-        # Warnings of libraries are shown; their errors are raised as well, and are
-        # reported by whoever catches them.
+        # Only show libraries' warnings: their errors are also raised, and are reported
+        # where they are caught.
         theirs = waiting.LogHandler()
         theirs.addFilter(lambda record: record.levelno == logging.WARNING)
         _hand_to(logging.getLogger("absl"), theirs, stack)
-        # After a damaged file, orbax leaves tasks whose destructors complain.
+        # After reading a damaged file, orbax leaves tasks whose destructors warn.
         stack.callback(setattr, sys, "unraisablehook", sys.unraisablehook)
         sys.unraisablehook = lambda args: log.debug("ignored: %s", args.exc_value)
         stack.enter_context(warnings.catch_warnings())
@@ -116,7 +116,7 @@ def _settings(owns_process: bool) -> Iterator[tuple[contextlib.ExitStack, Stream
 def _hand_to(
     log: logging.Logger, handler: logging.Handler, stack: contextlib.ExitStack
 ) -> None:
-    """Makes `handler` the only one that shows the records of `log`."""
+    """Makes `handler` the only handler of the records of `log`."""
     stack.callback(setattr, log, "propagate", log.propagate)
     stack.callback(log.removeHandler, handler)
     log.addHandler(handler)
@@ -126,7 +126,7 @@ def _hand_to(
 def _end(code: int) -> None:
     """Ends the process ten seconds after the main thread.
 
-    Python waits for all threads, and those of orbax never end after a failed save.
+    Python waits for all threads, but orbax's threads never end after a failed save.
     """
     threading.main_thread().join()
     time.sleep(10)
@@ -134,19 +134,19 @@ def _end(code: int) -> None:
 
 
 def parse(options: type[T], description: str | None) -> T:
-    """Returns the options of a command from the command line.
+    """Parses the options of a command from the command line.
 
     Raises:
-      ConfigError: the command line has an error.
+      ConfigError: if the command line is invalid.
     """
     return _parse(options, description, sys.argv[1:], usage.program(), grouped=True)
 
 
 def parse_recipe(description: str | None, args: Sequence[str] | None = None) -> Config:
-    """Returns a recipe's configuration with what the flags change.
+    """Returns the configuration of a recipe, with the changes that the flags make.
 
     Raises:
-      ConfigError: the command line has an error.
+      ConfigError: if the command line is invalid.
     """
     args, program = sys.argv[1:] if args is None else args, usage.program()
     name = args[0] if args else "--"
@@ -163,10 +163,12 @@ def parse_recipe(description: str | None, args: Sequence[str] | None = None) -> 
     if name.startswith("-"):
         raise ConfigError(
             f"name a recipe first, as in `{program} digits` (`{program} --help` lists "
-            "them)"
+            "the recipes)"
         )
     hint = usage.did_you_mean(name, RECIPES)
-    raise ConfigError(f"no recipe {name!r}{hint} (`{program} --help` lists them)")
+    raise ConfigError(
+        f"no recipe {name!r}{hint} (`{program} --help` lists the recipes)"
+    )
 
 
 def _parse(
@@ -181,7 +183,7 @@ def _parse(
     import tyro
 
     usage.check_flags(options, args, program)
-    if not {"-h", "--help"}.isdisjoint(args):  # tyro would fill its paragraphs
+    if not {"-h", "--help"}.isdisjoint(args):  # tyro would rewrap its paragraphs
         print(f"{str(description).strip()}\n")
     usage.describe(options)
     parsed: Any = usage.in_groups(options) if grouped else options
@@ -191,7 +193,7 @@ def _parse(
             prog=program,
             description="",
             args=args,
-            config=(tyro.conf.OmitArgPrefixes,),  # flags have no prefixes
+            config=(tyro.conf.OmitArgPrefixes,),  # flags without group prefixes
             **more,
         )
     made: T = usage.from_groups(options, found) if grouped else found

@@ -1,9 +1,9 @@
-"""Compare runs: one table, and one page with their curves.
+"""Compare runs in one table and on one page with their curves.
 
     resnet-jax compare runs/hresnet runs/resnet20
 
-A run is any directory with a metrics.jsonl of this format, so PyTorch programs can be
-compared as well.
+A run is any directory with a metrics.jsonl in this format, so runs of PyTorch programs
+can be compared as well.
 """
 
 from dataclasses import dataclass

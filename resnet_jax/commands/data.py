@@ -3,9 +3,9 @@
     resnet-jax data pets
     resnet-jax data pets --recipe finetune --output pets.html
 
-The folder is what `train.py RECIPE --dataset folder --data-dir pets` trains on. Every
-image is read once. The page shows some of them, unchanged and augmented as the recipe
-and the flags say.
+`train.py RECIPE --dataset folder --data-dir pets` trains on such a folder. Every image
+is read once. The page shows some of them, both unchanged and augmented as set by the
+recipe and the flags.
 """
 
 from dataclasses import dataclass
@@ -23,56 +23,56 @@ from resnet_jax.recipes import RECIPES
 
 @dataclass(frozen=True)
 class DataPageConfig(fields.Group):
-    """The folder, the page, and the augmentation that it shows."""
+    """The folder, the page, and the augmentation to show."""
 
     data_dir: Positional[str] = fields.ranged("", path="as typed")
     """Folder with train/CLASS/* and test/CLASS/*."""
     output: str = fields.ranged("data.html", path="as typed")
     """HTML page to write."""
     recipe: str = "finetune"
-    """Recipe whose image size and augmentation are shown."""
+    """Recipe whose image size and augmentation to show."""
     class_names: str | None = fields.ranged(None, path="absolute")
-    """File with a line "folder name" for each class. If not given, DATA_DIR/classes.txt
+    """File with a line "folder name" for each class. Defaults to DATA_DIR/classes.txt
     if it exists."""
     image_size: int | None = fields.ranged(None, at_least=1, at_most=4096)
-    """Side of the images in pixels. If not given, the recipe's, or 224."""
+    """Side length of the images in pixels. Defaults to the recipe's, or to 224."""
     crop_padding: int | None = fields.ranged(None, at_least=0)
-    """Number of pixels by which an image is padded before a random crop. If not given,
-    the recipe's."""
+    """Number of pixels of padding on each side before a random crop. Defaults to the
+    recipe's."""
     crop_fill: Literal["black", "reflect"] | None = None
-    """Padding of the random crop. If not given, the recipe's."""
+    """Padding of the random crop. Defaults to the recipe's."""
     flip: Literal["none", "random", "alternating"] | None = None
-    """Horizontal flip. If not given, the recipe's."""
+    """Horizontal flip. Defaults to the recipe's."""
     random_resized_crop: bool | None = None
-    """Crop a random region and resize it. If not given, as the recipe does."""
+    """Crop a random region and resize it. Defaults to the recipe's setting."""
     auto_augment: Literal["none", "ta_wide"] | None = None
-    """Automatic augmentation. If not given, the recipe's."""
+    """Automatic augmentation. Defaults to the recipe's."""
     cutout: int | None = fields.ranged(None, at_least=0)
-    """Side in pixels of a square that is set to the mean color. If not given, the
+    """Side length in pixels of a square that is set to the mean color. Defaults to the
     recipe's."""
     mixup: float | None = fields.ranged(None, within="[0, inf)")
-    """Alpha of mixup. If not given, the recipe's."""
+    """Alpha of mixup. Defaults to the recipe's."""
     cutmix: float | None = fields.ranged(None, within="[0, inf)")
-    """Alpha of CutMix. If not given, the recipe's."""
+    """Alpha of CutMix. Defaults to the recipe's."""
     seed: int = fields.ranged(0, at_least=0)
-    """Seed of the augmentation."""
+    """Seed for the augmentation."""
 
 
 _OWN = ("output", "recipe")  # fields that a run does not have
 
 
 def config_of(options: DataPageConfig) -> Config:
-    """Returns the configuration of the recipe with the flags that are given.
+    """Returns the configuration of the recipe with the given flags.
 
     Raises:
-      ConfigError: there is no such recipe, or no folder is named.
+      ConfigError: if there is no such recipe, or no folder is given.
     """
     if not options.data_dir:
         raise ConfigError("name the folder of images: resnet-jax data DIR")
     if options.recipe not in RECIPES:
         hint = did_you_mean(options.recipe, RECIPES)
         raise ConfigError(
-            f"no recipe {options.recipe!r}{hint} (`train.py --help` lists them)"
+            f"no recipe {options.recipe!r}{hint} (`train.py --help` lists the recipes)"
         )
     given = {
         one.name: value
@@ -95,11 +95,12 @@ def main(options: DataPageConfig) -> None:
     page = Path(options.output)
     files.check_writable(page.parent, "folder", "--output")
     if page.is_dir():
-        raise ConfigError(f"--output {page} is a folder: name a file")
+        raise ConfigError(f"--output {page} is a folder: give a file name")
     named = None if cfg.data.class_names is None else Path(cfg.data.class_names)
     if shards.is_shards(Path(options.data_dir)):
         raise ConfigError(
-            f"{options.data_dir} is what `resnet-jax prepare` wrote: name the folder"
+            f"{options.data_dir} was written by `resnet-jax prepare`: name the folder "
+            "that it was made from"
         )
     listing = folder.scan(Path(options.data_dir), named)
     platform.prepare("cpu", None)
@@ -118,7 +119,7 @@ def main(options: DataPageConfig) -> None:
 
 
 def _table(rows: list[list[str]]) -> str:
-    """Returns the rows as text: the first column flush left, the others flush right."""
+    """Formats the rows as text: the first column left-aligned, the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(

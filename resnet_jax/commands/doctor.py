@@ -2,9 +2,9 @@
 
     resnet-jax doctor
 
-Some releases of JAX computed some programs wrongly on some machines (jax#39103). A
-convolution, a BatchNorm training step and a reduction over 32,769 rows are therefore
-compiled and compared with NumPy. Exits with 1 if one of them is wrong.
+Some JAX releases computed wrong results for some programs on some machines (jax#39103).
+This command therefore compiles a convolution, a BatchNorm training step and a reduction
+over 32,769 rows, and compares them with NumPy. It exits with 1 if one of them is wrong.
 """
 
 from collections.abc import Callable
@@ -24,25 +24,29 @@ class DoctorConfig:
     """What to check."""
 
     platform: str | None = None
-    """Platform to check: cpu, cuda, tpu or another of JAX's. If not given, JAX
+    """Platform to check: cpu, cuda, tpu or another that JAX supports. By default, JAX
     chooses."""
 
 
 def main(options: DoctorConfig) -> None:
-    """Prints the findings; exits with 1 if an arithmetic check fails."""
+    """Prints the results of all checks; exits with 1 if an arithmetic check fails."""
     import jax
 
     from resnet_jax.data import tfds
     from resnet_jax.devices import make_mesh, platform
     from resnet_jax.weights import export, hub
+    from resnet_jax.weights.published import SHIPPED
 
     platform.prepare(options.platform, None)
     for name, version in export.versions().items():
         print(f"{name:24}{version or 'not installed'}")
     for device in make_mesh(platform=options.platform).devices.flat:
         print(f"{'device':24}{device.platform} {device.id}: {device.device_kind}")
+    if platform.lacks_cuda():
+        text = "present, but JAX has no CUDA: pip install -e '.[cuda]' in a checkout"
+        print(f"{'NVIDIA GPU':24}{text}")
     kept: Any = jax.config
-    cached = kept.jax_compilation_cache_dir or "not kept"
+    cached = kept.jax_compilation_cache_dir or "not cached"
     print(f"{'compiled programs':24}{cached}")
     try:
         home = tfds.default_data_dir()
@@ -51,12 +55,13 @@ def main(options: DoctorConfig) -> None:
     else:
         for name in ("cifar10", "cifar100", "fashion_mnist"):
             print(f"{'data: ' + name:24}{tfds.find(name, home) or f'not in {home}'}")
+    print(f"{'weights':24}in this package: {', '.join(SHIPPED)}")
     for folder in hub.weights_folders():
         found = ", ".join(sorted(path.name for path in folder.glob("resnet*.pth")))
         print(f"{'weights':24}{folder}: {found or 'none'}")
     wrong = 0
     for name, check in CHECKS.items():
-        # GPUs and TPUs round factors of products to fewer bits unless told otherwise.
+        # By default, GPUs and TPUs round the factors of products to fewer bits.
         with jax.default_matmul_precision("highest"):
             difference = check()
         is_right = difference < _TOLERANCE  # a NaN is wrong
@@ -68,13 +73,13 @@ def main(options: DoctorConfig) -> None:
 
 
 def differs(found: Any, expected: np.ndarray) -> float:
-    """Returns the largest difference, relative to the largest value."""
+    """Returns the maximum difference, relative to the maximum expected value."""
     gap = np.abs(np.asarray(found, np.float64) - expected).max()
     return float(gap / np.abs(expected).max())
 
 
 def check_convolution() -> float:
-    """Compares a 3x3 convolution of stride 1 with the sum of its nine taps."""
+    """Compares a 3x3 convolution with stride 1 with the sum of its nine taps."""
     import jax
 
     from resnet_jax.layers import convolve
@@ -120,7 +125,7 @@ def check_batch_norm() -> float:
 
 
 def check_reduction() -> float:
-    """Compares means and variances over 32,769 rows; jax#39103 was off by a percent."""
+    """Compares means and variances over 32,769 rows; jax#39103 was off by 1 %."""
     import jax
     import jax.numpy as jnp
 

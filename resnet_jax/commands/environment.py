@@ -1,4 +1,4 @@
-"""Environment variables of JAX and XLA, checked before JAX reads them."""
+"""Checks environment variables of JAX and XLA before JAX reads them."""
 
 import logging
 import os
@@ -9,19 +9,19 @@ from resnet_jax.errors import ConfigError, first_line
 
 log = logging.getLogger(__name__)
 
-# They would make JAX strict about the code of libraries, too.
+# They would also make JAX strict about the code of other libraries.
 _STRICT = ("JAX_NUMPY_DTYPE_PROMOTION", "JAX_TRANSFER_GUARD")
 
 
 def look() -> None:
-    """Removes variables that make libraries fail, and checks XLA_FLAGS.
+    """Removes variables that make other libraries fail, and checks XLA_FLAGS.
 
     Raises:
-      ConfigError: XLA does not know a flag; it would abort this process.
+      ConfigError: if XLA does not know a flag, because it would abort this process.
     """
     for name in [name for name in os.environ if name.startswith(_STRICT)]:
         del os.environ[name]
-        log.warning("%s is ignored: the libraries in use do not support it", name)
+        log.warning("%s is ignored: other libraries in use do not support it", name)
     if not os.environ.get("XLA_FLAGS"):
         return
     probe = "from jaxlib import xla_client; xla_client.make_cpu_client()"

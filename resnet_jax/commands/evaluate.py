@@ -1,8 +1,8 @@
-"""Score a run, an exported folder or bare weights on all test images.
+"""Score a run, an exported folder or a weights file on all test images.
 
     python evaluate.py runs/hresnet
     python evaluate.py runs/hresnet --checkpoint best --output report.json
-    python evaluate.py runs/hresnet --report           one page to look at
+    python evaluate.py runs/hresnet --report           also writes an HTML page
     python evaluate.py runs/hresnet --robustness --predictions p.csv
     python evaluate.py --weights FILE --model resnet20 --normalize imagenet
 
@@ -39,13 +39,13 @@ class EvaluateConfig(SubjectConfig):
     """What to score, and what to write."""
 
     tta: bool = False
-    """Score with test-time augmentation as well: the mean logits over each image,
-    shifted by a pixel, and mirrored."""
+    """Also score with test-time augmentation: the mean logits of each image, its shifts
+    by one pixel, and their mirror images."""
     report: bool = False
-    """Write RUN/report, a page with curves, confusion matrix, predictions and the
-    network."""
+    """Write RUN/report, a page with the curves, the confusion matrix, predictions and
+    the network."""
     robustness: bool = False
-    """Score the test images also under seven corruptions at five severities each, which
+    """Also score the test images under seven corruptions at five severities each, which
     takes 36 times as long."""
     output: str | None = ranged(None, path="as typed")
     """Write all scores to this JSON file."""
@@ -70,17 +70,17 @@ class EvaluateConfig(SubjectConfig):
             if self.run is not None or self.weights is not None:
                 raise ConfigError("--compare takes run directories and nothing else")
             others = names - {"compare", "page"}
-            refuse(self, others, "does nothing with --compare, but for --page")
+            refuse(self, others, "cannot be combined with --compare; only --page can")
             return
-        refuse(self, ["page"], "goes with --compare")
+        refuse(self, ["page"], "needs --compare")
         if self.images:
             others = names & {"tta", "report", "output", "export", *UNUSED}
             others |= {"predictions", "robustness"}
-            refuse(self, others, "is for scores: not with --images")
+            refuse(self, others, "applies to scores only: omit it or --images")
         else:
-            refuse(self, ["saliency"], "goes with --images")
+            refuse(self, ["saliency"], "needs --images")
         if self.run is None or is_shipped(self.run):
-            refuse(self, ["report"], "is a run's: name its directory")
+            refuse(self, ["report"], "is for runs only: name a run directory")
         self.check()
 
 
@@ -93,11 +93,11 @@ class Evaluation(NamedTuple):
     all: "Scores"
     one_batch: "Scores"
     augmented: "Scores | None"
-    note: str  # on the test images; "" if they belong to its training data
+    note: str  # on the test images; "" if they belong to the training data
 
 
 def main(options: EvaluateConfig) -> None:
-    """Scores a network, prints the scores and writes the files that are asked for."""
+    """Scores a network, prints the scores and writes the requested files."""
     from resnet_jax import files, waiting
     from resnet_jax.commands import compare, export, predict
     from resnet_jax.devices import platform
@@ -169,11 +169,12 @@ def evaluate(
     tta: bool = False,
     check: Callable[["Subject"], None] = lambda subject: None,
 ) -> Evaluation:
-    """Scores the network that `options` name with the functions that training uses.
+    """Scores the network that `options` specify, with the same functions as training.
 
     Args:
-      one: the option that needs a single network, if there is any; see subject.load.
-      check: raises if the network need not be scored.
+      one: the option that needs a single network, if any; see subject.load.
+      tta: whether to score with test-time augmentation, too.
+      check: called with the subject before scoring; raises to prevent it.
     """
     from resnet_jax import data, devices, training
     from resnet_jax.report import subject

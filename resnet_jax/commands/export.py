@@ -8,10 +8,10 @@
 Writes model.safetensors with torchvision's names and layouts, config.json and a model
 card with the scores on the test images. `train.py --pretrained DIR`, `evaluate.py DIR`
 and resnet_jax.load_pretrained(DIR) read the folder, and so does timm if it has the
-network: timm.create_model("local-dir:DIR", pretrained=True). --format onnx writes
-model.onnx instead, which takes images [batch, C, H, W]; --format stablehlo writes
-model.stablehlo, which jax.export loads without this package and which takes images
-[batch, H, W, C].
+network: timm.create_model("local-dir:DIR", pretrained=True). --format onnx instead
+writes model.onnx, which takes images [batch, C, H, W]; --format stablehlo writes
+model.stablehlo, which takes images [batch, H, W, C] and which jax.export loads without
+this package.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # these import JAX
     from resnet_jax.report.subject import Subject
     from resnet_jax.weights.program import Network
 
-_TRIED = 64  # test images on which a program is checked
+_TRIED = 64  # test images to check a program on
 
 Format = Literal["torch", "timm", "onnx", "stablehlo"]
 
@@ -49,15 +49,15 @@ class ExportConfig(SubjectConfig):
 
 
 class Writer(NamedTuple):
-    """The functions that write one format."""
+    """The functions that write a format."""
 
-    file: str  # holds the network
+    file: str  # contains the network
     write: Callable[[Path, "Network", dict[str, Any]], None]
-    check: Callable[["Subject"], None] = lambda subject: None  # before the scoring
+    check: Callable[["Subject"], None] = lambda subject: None  # called before scoring
 
 
 def main(options: ExportConfig) -> None:
-    """Scores the network on the test images and writes it to the folder."""
+    """Scores the network on the test images and writes it to a folder."""
     from resnet_jax import files
     from resnet_jax.commands.evaluate import evaluate
     from resnet_jax.devices import platform
@@ -120,8 +120,8 @@ def _timm() -> Writer:
         model = subject.cfg.model
         if not export.is_timms(dataclasses.asdict(model)):
             raise ConfigError(
-                f"timm has no {model.model} with these options: --format torch writes "
-                "it for PyTorch"
+                f"timm has no {model.model} with these options: use --format torch to "
+                "write it for PyTorch"
             )
 
     return _torch()._replace(check=check)

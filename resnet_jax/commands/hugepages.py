@@ -11,12 +11,12 @@ _SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def start_with_huge_pages() -> None:
-    """Restarts this program with huge pages if Linux gives them on request.
+    """Restarts this program with huge pages if Linux provides them on request.
 
-    XLA allocates the memory of every step again, and the kernel hands it out and clears
-    it in pages of 4 KiB: 100,000 of them for a step of hresnet. glibc asks for pages of
-    2 MiB if GLIBC_TUNABLES says so when the process starts. Does nothing if the
-    variable already sets them, so that the user decides.
+    XLA allocates new memory for every step, which the kernel provides and clears in
+    pages of 4 KiB: 100,000 of them for a step of hresnet. glibc requests pages of 2 MiB
+    if GLIBC_TUNABLES is set to do so when the process starts. If the variable already
+    has this setting, the user's choice is kept.
     """
     environ = with_huge_pages(os.environ)
     if sys.executable and environ != os.environ:
@@ -24,7 +24,7 @@ def start_with_huge_pages() -> None:
 
 
 def with_huge_pages(environ: Mapping[str, str]) -> dict[str, str]:
-    """Returns `environ` with the setting for huge pages, if it can be made."""
+    """Returns `environ`, with the setting for huge pages if they are available."""
     tunables = environ.get("GLIBC_TUNABLES", "")
     if _TUNABLE in tunables or not _are_on_request():
         return dict(environ)

@@ -1,9 +1,9 @@
-"""List the networks, or print the layers of one.
+"""List the networks, or print the layers of one network.
 
     resnet-jax models list
     resnet-jax models summary resnet18 --stem cifar --image-size 32
 
-The summary shows layers, shapes, parameters and multiply-adds; nothing is computed.
+The summary shows layers, shapes, parameters and multiply-adds, without computation.
 """
 
 from dataclasses import dataclass
@@ -21,16 +21,16 @@ class ModelsConfig(fields.Group):
     """What to print."""
 
     what: Positional[Literal["list", "summary"]]
-    """list prints the names of the networks; summary prints layers, shapes, parameters
-    and multiply-adds of one."""
+    """list prints the names of the networks; summary prints the layers, shapes,
+    parameters and multiply-adds of one."""
     name: Positional[str | None] = None
     """With summary: name of the network."""
     stem: Literal["imagenet", "cifar"] | None = None
-    """With summary: stem of the network, imagenet or cifar. If not given, its own."""
+    """With summary: stem of the network, imagenet or cifar. Defaults to its own."""
     num_classes: int = fields.ranged(1000, at_least=0)
     """With summary: number of classes; 0 leaves out the last layer."""
     image_size: int = fields.ranged(224, at_least=1)
-    """With summary: side of the images in pixels."""
+    """With summary: side length of the images in pixels."""
     in_channels: int = fields.ranged(3, at_least=1)
     """With summary: channels of the images."""
 
@@ -41,7 +41,7 @@ def main(options: ModelsConfig) -> None:
 
     if options.what == "list":
         names = [one.name for one, _ in fields.flat(options) if one.name != "what"]
-        fields.refuse(options, names, "goes with summary")
+        fields.refuse(options, names, "needs summary")
         print("\n".join(models.list_models()))
         return
     if options.name is None:

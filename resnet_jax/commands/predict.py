@@ -1,4 +1,4 @@
-"""Classify image files: the five most likely classes of each.
+"""Classify image files: print the five most likely classes of each.
 
     resnet-jax predict cat.png                          with resnet20-cifar10
     resnet-jax predict runs/hresnet a.jpg b.png photographs/
@@ -6,9 +6,9 @@
     resnet-jax predict runs/hresnet photographs/ --output p.csv
     resnet-jax predict --weights FILE --model resnet18 a.jpg
 
-If only images are named, the network is resnet20-cifar10, which comes with this package
-and knows the ten classes of CIFAR-10. Weights with 1,000 classes get the class names of
-ImageNet.
+If only images are given, the network is resnet20-cifar10, which is included in this
+package and knows the ten classes of CIFAR-10. Weights with 1,000 classes get ImageNet's
+class names.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from resnet_jax.weights.published import SHIPPED, is_shipped
 log = logging.getLogger(__name__)
 
 UNUSED = ("batch_size",)  # fields of SubjectConfig
-_NETWORK = SHIPPED[0]  # if no run is named
+_NETWORK = SHIPPED[0]  # if no run is given
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,15 @@ def main(options: PredictConfig) -> None:
     from resnet_jax.devices import platform
     from resnet_jax.report import tables
 
-    refuse(options, UNUSED, "is for scores: predict chooses its own")
+    refuse(options, UNUSED, "applies to scores only: predict chooses its own")
     paths = options.images
     if options.run is not None and (options.weights is not None or _is_image(options)):
         paths = (options.run, *paths)
         options = dataclasses.replace(options, run=None)
         if options.weights is None:
-            refuse(options, ("dataset", "data_dir"), f"is not for {_NETWORK}")
+            refuse(options, ("dataset", "data_dir"), f"is not for {_NETWORK}: omit it")
             options = dataclasses.replace(options, weights=_NETWORK)
-            log.info("no run is named: %s, of CIFAR-10's ten classes", _NETWORK)
+            log.info("no run given: using %s, for the classes of CIFAR-10", _NETWORK)
     if not paths:
         raise ConfigError("name the image files: resnet-jax predict RUN a.jpg")
     output = None if options.output is None else Path(options.output)
@@ -69,7 +69,7 @@ def main(options: PredictConfig) -> None:
 
 
 def _is_image(options: PredictConfig) -> bool:
-    """Whether the first name is an image or a folder of images, and not a run."""
+    """Returns whether the first name is an image or a folder of images, not a run."""
     from resnet_jax.data import folder
     from resnet_jax.run import directory
 
@@ -88,7 +88,7 @@ def predict(
     output: Path | None = None,
     top_k: int = 5,
 ) -> None:
-    """Prints the classes of the files; with `saliency`, saves Grad-CAM maps."""
+    """Prints the classes of the files, and saves Grad-CAM maps with `saliency`."""
     from resnet_jax.report import subject
     from resnet_jax.report.predict import predict_files
 

@@ -1,11 +1,11 @@
-"""Convert a folder of images to a few large files, which are faster to train from.
+"""Convert a folder of images to a few large files, for faster training.
 
     resnet-jax prepare folder photographs photographs-256
     python train.py imagenet --data-dir photographs-256
 
-Images are resized to a shorter side of 256 pixels if they are larger, turned upright,
-converted to RGB and stored as JPEG of quality 90, or uncompressed with --encoding
-pixels. The files have the array_record format and replace the folder in training.
+Images are resized to a shorter side of 256 pixels if they are larger, rotated upright,
+converted to RGB and stored as JPEG with quality 90, or uncompressed with --encoding
+pixels. The files are in array_record format and replace the folder in training.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class PrepareConfig(ShardsConfig):
 
 
 def main(options: PrepareConfig) -> None:
-    """Writes the files and prints their path and how many images they hold."""
+    """Writes the files, and prints their path and number of images."""
     from resnet_jax.data import shard_writer
 
     if options.source is None or options.target is None:

@@ -1,4 +1,4 @@
-"""Standard streams that may be closed, full or gone without stopping a command."""
+"""Standard streams that may be closed, full or gone without failing a command."""
 
 import contextlib
 import errno
@@ -14,27 +14,27 @@ from resnet_jax.paths import shown
 class Stream:
     """A text stream that records a failure instead of raising it.
 
-    Whatever is written after the failure is dropped.
+    Text written after the failure is dropped.
 
     Args:
-      is_own: whether this program may close its descriptor.
+      is_own: whether this program may close the stream's descriptor.
     """
 
     def __init__(self, stream: Any, *, is_own: bool = True) -> None:
         self._stream, self._is_own = stream, is_own
         self.failure: OSError | None = None
-        # Its encoding may not have all characters.
+        # The encoding may lack some characters.
         if is_own and isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
-        """Writes `text` if that is possible; returns its length."""
+        """Writes `text` if possible; returns its length."""
         with self._noting():
             self._stream.write(shown(text))
         return len(text)
 
     def flush(self) -> None:
-        """Flushes the stream if that is possible."""
+        """Flushes the stream if possible."""
         with self._noting():
             self._stream.flush()
 
@@ -47,7 +47,7 @@ class Stream:
             yield
         except OSError as error:
             if self.failure is None and self._is_own:
-                # Python writes the buffers at exit: they go nowhere.
+                # Discard the buffers that Python writes at exit.
                 with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
                     os.dup2(nowhere.fileno(), self._stream.fileno())
             self.failure = self.failure or error
@@ -61,16 +61,16 @@ class Stream:
 
 
 def open_missing() -> None:
-    """Opens /dev/null in place of the descriptors 0 to 2 that are closed.
+    """Opens /dev/null for those of the descriptors 0 to 2 that are closed.
 
-    Otherwise the next file that is opened would get the number, and whatever writes to
-    standard error, as XLA does, would write into it.
+    Otherwise, the next file to be opened would get that number, and code that writes to
+    standard error, such as XLA, would write to the file.
     """
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))

@@ -2,11 +2,11 @@
 
     python train.py digits               scikit-learn's digits: a first run in a minute
     python train.py hresnet              the tutorial's network on CIFAR-10
-    python train.py transfer             ResNet-18 of ImageNet with a new head
+    python train.py transfer             a pretrained ResNet-18 with a new head
     python train.py resnet18 --help      every field of a recipe is a flag
 
 Writes config.json, metrics.jsonl and checkpoints to the run directory (runs/RECIPE, or
---workdir). The same command again resumes from the last checkpoint.
+--workdir). Running the same command again resumes from the last checkpoint.
 """
 
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ def main(cfg: Config) -> None:
     from resnet_jax import data, devices, fields, models, run, weights  # imports JAX
 
     with devices.start(cfg.devices):
-        # The network and its input: descriptions, no arrays.
+        # The network and its input: only descriptions, no arrays.
         source = data.describe(data.for_training(cfg.data, cfg.augment))
         pretrained, name = cfg.transfer.pretrained, cfg.model.model
         normalize = weights.normalization(pretrained, name)
@@ -72,7 +72,7 @@ def train(
     schedule = training.make_schedule(cfg.optim, loader.total_steps, num_steps)
     tx = training.make_optimizer(cfg.optim, schedule, trainable, lr_scale)
 
-    # State: arrays only, from a checkpoint, from pretrained weights or from the seed.
+    # State: only arrays, from a checkpoint, from pretrained weights or from the seed.
     each = training.make_each(cfg.run.num_seeds, this_run.mesh)
     keys = training.make_keys(cfg.seed, cfg.run.num_seeds)
     has_ema = cfg.optim.ema_decay > 0
@@ -91,7 +91,7 @@ def train(
         )
     state, key = devices.replicate(this_run.mesh, (state, keys.augment))
 
-    # Pure functions, compiled once; a step donates the state that it is given.
+    # Pure functions, compiled once; a step donates the input state.
     if cfg.data.train_size is not None:
         train_shape = data.train_shape(cfg.data)
         resized = data.make_preprocess(cfg.augment, train_shape)

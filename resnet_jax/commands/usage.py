@@ -1,4 +1,4 @@
-"""Command lines: what --help says of the options, and usage errors in one line."""
+"""Command lines: help texts of the options, and usage errors in one line."""
 
 import ast
 import contextlib
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from resnet_jax.errors import ConfigError
 
-# What other programs call some of our options.
+# Names of some options in other programs.
 _ELSEWHERE = {
     "arch": "model",
     "gpus": "devices",
@@ -32,12 +32,12 @@ _RULE = re.compile("[─-]{3,}")
 
 
 def program() -> str:
-    """Returns the name of this program as a user types it."""
+    """Returns the name of this program, as a user types it."""
     return Path(sys.argv[0]).name
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """Returns ": did you mean X?" for the name most like `given`; "" if none is."""
+    """Returns ": did you mean X?" for the name closest to `given`, or "" if none is."""
     like = difflib.get_close_matches(given, list(known), 1)
     return f": did you mean {like[0]}?" if like else ""
 
@@ -57,7 +57,7 @@ def check_flags(options: Any, args: Sequence[str], caller: str) -> None:
         hint = f": did you mean --{like}?" if like in known else ""
         hint = hint or did_you_mean(f"--{name}", [f"--{one}" for one in known])
         raise ConfigError(
-            f"no option {arg.split('=')[0]}{hint} (`{caller} --help` lists them)"
+            f"no option {arg.split('=')[0]}{hint} (`{caller} --help` lists the options)"
         )
 
 
@@ -69,7 +69,7 @@ def _is_number(text: str) -> bool:
 
 
 def _flags(options: Any) -> Iterator[tuple[str, bool]]:
-    """Yields the name of each flag, without hyphens, and whether it takes no value."""
+    """Yields the name of each flag, without dashes, and whether it takes no value."""
     hints = typing.get_type_hints(options)
     for one in dataclasses.fields(options):
         if dataclasses.is_dataclass(hints[one.name]):
@@ -83,10 +83,10 @@ def _flags(options: Any) -> Iterator[tuple[str, bool]]:
 
 @contextlib.contextmanager
 def one_line(caller: str) -> Iterator[None]:
-    """A context in which tyro's usage errors become one line each.
+    """A context in which each of tyro's usage errors becomes one line.
 
     Raises:
-      ConfigError: the command line has an error.
+      ConfigError: if the command line is invalid.
     """
     said = io.StringIO()
     try:
@@ -101,7 +101,7 @@ def one_line(caller: str) -> Iterator[None]:
 
 
 def _reason(text: str) -> str:
-    """Returns what tyro's box says first, in our words where we know the sentence."""
+    """Returns the first message in tyro's box, reworded if its form is known."""
     parts: list[list[str]] = [[]]
     for line in text.splitlines()[1:]:  # the first has the title
         inside = line.strip(_EDGES)
@@ -133,9 +133,9 @@ def _shown(name: str) -> str:
 
 
 def describe(options: Any) -> None:
-    """Gives the fields of the class `options` the texts that --help shows.
+    """Adds to the fields of the class `options` the texts that --help shows.
 
-    Each has its own help text. A default is told once: by the text if it is None.
+    A default is shown once: by the help text if it is None, and otherwise after it.
     """
     import tyro
 
@@ -160,7 +160,7 @@ def describe(options: Any) -> None:
 def in_groups(options: Any) -> Any:
     """Returns a class with a group of fields for each class that `options` inherits.
 
-    --help has a box for each of them. The classes have been described.
+    --help shows a box for each group. `describe` must have been called before.
     """
     hints = typing.get_type_hints(options, include_extras=True)
     seen: set[str] = set()
@@ -182,13 +182,13 @@ def in_groups(options: Any) -> Any:
 
 
 def from_groups(options: Any, groups: Any) -> Any:
-    """Returns an instance of `options` with the values of an in_groups."""
+    """Returns an instance of `options` from one of the class made by in_groups."""
     parts = [getattr(groups, one.name) for one in dataclasses.fields(groups)]
     return options(**{name: v for part in parts for name, v in vars(part).items()})
 
 
 class _Described:
-    """Marks a field that is described already."""
+    """Marks a field that has been described."""
 
 
 def _default(shown: str) -> str:
@@ -196,7 +196,7 @@ def _default(shown: str) -> str:
 
 
 def _metavar(name: str, hint: Any) -> str | None:
-    """Returns what stands for the value of an option; None leaves it to tyro."""
+    """Returns the placeholder for an option's value; None leaves it to tyro."""
     is_positional = typing.get_origin(hint) is Annotated
     plain = typing.get_args(hint)[0] if is_positional else hint
     arms = typing.get_args(plain)
@@ -213,7 +213,7 @@ def _metavar(name: str, hint: Any) -> str | None:
 
 
 def help_texts(options: Any) -> dict[str, str]:
-    """Returns the help texts of a class, by field: the string below each field."""
+    """Returns the help text of each field of a class: the string below the field."""
     texts: dict[str, str] = {}
     for cls in reversed(options.__mro__[:-1]):
         try:

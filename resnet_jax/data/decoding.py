@@ -9,7 +9,7 @@ import numpy as np
 
 from resnet_jax import limits
 from resnet_jax.data import pillow
-from resnet_jax.errors import first_line
+from resnet_jax.errors import reason_for
 
 
 class Decoded(NamedTuple):
@@ -35,7 +35,7 @@ def read_batches(
         try:
             return pillow.read_image(path, size=size, channels=channels, **how)
         except Exception as error:  # Pillow raises many exception types
-            return first_line(error)
+            return reason_for(path, error)
 
     def collect(part: Sequence[Path], found: list[np.ndarray | str]) -> Decoded:
         pairs = list(zip(part, found, strict=True))

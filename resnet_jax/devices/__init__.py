@@ -1,4 +1,4 @@
-"""Devices and processes of a run."""
+"""The devices and processes of a run."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""The mesh of devices, and the sharding of batches and states."""
+"""The device mesh, and the sharding of batches and states."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,27 +11,28 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from resnet_jax import limits
 from resnet_jax.errors import ConfigError
 
-AXIS = "data"  # the mesh's one axis: rows of the batch
+AXIS = "data"  # the only axis of the mesh, over the rows of a batch
 
 
 def make_mesh(num_devices: int | None = None, platform: str | None = None) -> Mesh:
     """Returns a mesh of all devices, or of the first `num_devices` of each process.
 
     Raises:
-      ConfigError: there are fewer, or the platform cannot be used.
+      ConfigError: if there are fewer devices, or the platform cannot be used.
     """
     try:
         found = jax.devices(platform)
     except (RuntimeError, AssertionError) as error:  # jax 0.10 asserts
         reason = (str(error) or "it has no device here").splitlines()[0][:150]
+        name = platform or jax.config.values["jax_platforms"]
         raise ConfigError(
-            f"platform {platform or jax.config.values['jax_platforms']} cannot be used "
-            f"({reason}): choose another --platform, or install jax's package for it"
+            f"platform {name} cannot be used ({reason}): choose another --platform, or "
+            f"install JAX for it{_installation(str(name))}"
         ) from None
     here = [d for d in found if d.process_index == jax.process_index()]
     if num_devices is not None and num_devices > len(here):
         raise ConfigError(
-            f"devices {num_devices} are not there: JAX has {len(here)} "
+            f"devices {num_devices} is too large: JAX has {len(here)} "
             f"{here[0].platform} device(s) in this process"
         )
     chosen = [
@@ -39,8 +40,14 @@ def make_mesh(num_devices: int | None = None, platform: str | None = None) -> Me
         for process in range(jax.process_count())
         for device in [d for d in found if d.process_index == process][:num_devices]
     ]
-    # Auto: the computation is written for the whole batch, and XLA divides it.
+    # Auto: programs are written for the whole batch, and XLA partitions them.
     return Mesh(np.array(chosen), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def _installation(platform: str) -> str:
+    """Returns how to install JAX for `platform`, if an extra of this package does."""
+    extra = {"cuda": "cuda", "gpu": "cuda", "tpu": "tpu"}.get(platform)
+    return f" (in a checkout: pip install -e '.[{extra}]')" if extra else ""
 
 
 def layout(mesh: Mesh) -> dict[str, str]:
@@ -55,7 +62,7 @@ def layout(mesh: Mesh) -> dict[str, str]:
 def check_batch_size(
     batch_size: int, num_devices: int, grad_accum_steps: int = 1
 ) -> None:
-    """Raises ConfigError unless `batch_size` divides over devices and micro-batches."""
+    """Raises ConfigError unless devices and micro-batches divide `batch_size`."""
     parts = num_devices * grad_accum_steps
     if batch_size % parts:
         below = batch_size // parts * parts
@@ -69,21 +76,21 @@ def check_batch_size(
             else ""
         )
         raise ConfigError(
-            f"batch_size {batch_size} does not divide over {num_devices} devices"
-            f"{times}: the nearest that does is {near}"
+            f"batch_size {batch_size} is not divisible by {num_devices} devices"
+            f"{times}: the nearest size that is divisible is {near}"
         )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns a sharding with the whole array on every device."""
+    """Returns a sharding that places the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def spread(mesh: Mesh, num_rows: int, *, axis: int = 0) -> NamedSharding:
-    """Returns a sharding of rows along `axis`; replicated if they do not divide.
+    """Returns a sharding of rows along `axis`, replicated if they do not divide evenly.
 
-    Every device then computes the whole of such a batch, which is an epoch's last: the
-    results equal those of one device, whereas padding would change BatchNorm's.
+    Each device then computes the whole batch, which is the last of an epoch: the
+    results equal those on one device, whereas padding would change BatchNorm's output.
     """
     if num_rows % mesh.size:
         return replicated(mesh)
@@ -98,9 +105,9 @@ def local_rows(sharding: NamedSharding, num_rows: int) -> slice:
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """Copies `tree`, equal in all processes, to all devices of the mesh.
+    """Copies `tree`, which is equal in all processes, to all devices of the mesh.
 
-    It may contain random keys.
+    The tree may contain random keys.
     """
     everywhere = replicated(mesh)
 
@@ -124,22 +131,23 @@ def local(tree: Any) -> Any:
 def local_statistics(
     loss_fn: Callable[..., Any], mesh: Mesh
 ) -> Callable[..., tuple[jax.Array, tuple[jax.Array, Any]]]:
-    """Wraps `loss_fn`, see training/step.py, to compute each device's part separately.
+    """Wraps `loss_fn` (training/step.py) to compute each device's part separately.
 
     BatchNorm then uses the statistics of that part, like torch's BatchNorm2d under
-    DistributedDataParallel. The loss is the mean over the devices, and so are the new
-    running statistics (DDP keeps those of the first process).
+    DistributedDataParallel. The loss and the new running statistics are means over the
+    devices (DDP keeps the statistics of the first process).
     """
 
     def of_part(
         params: Any, batch_stats: Any, images: Any, targets: Any, key: Any
     ) -> Any:
-        # Explicit, because custom gradients (linear_map) are not summed otherwise.
+        # Explicit, because gradients of custom_vjp (linear_map) are not summed
+        # otherwise.
         params = jax.lax.pcast(params, AXIS, to="varying")
         own_key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
         loss, (logits, moved) = loss_fn(params, batch_stats, images, targets, own_key)
-        # Not of gradients, which are summed over devices already, but of the changes,
-        # so that statistics that stay do so to the bit.
+        # Average the changes instead of the statistics, so that frozen statistics do
+        # not change by a single bit. Gradients are already summed over devices.
         moves = jax.tree.map(jnp.subtract, moved, batch_stats)
         moved = jax.tree.map(jnp.add, batch_stats, jax.lax.pmean(moves, AXIS))
         return jax.lax.pmean(loss, AXIS), (logits, moved)
@@ -155,8 +163,8 @@ def local_statistics(
     def of_batch(params: Any, batch_stats: Any, images: Any, *args: Any) -> Any:
         if len(images) % mesh.size:
             raise ConfigError(
-                f"no-sync-bn: a batch of {len(images)} does not divide over "
-                f"{mesh.size} devices: --drop-last, or --sync-bn"
+                f"no-sync-bn: a batch of {len(images)} images is not divisible by "
+                f"{mesh.size} devices: use --drop-last or --sync-bn"
             )
         return by_device(params, batch_stats, images, *args)
 
@@ -164,9 +172,9 @@ def local_statistics(
 
 
 def fits(num_bytes: int, mesh: Mesh) -> bool:
-    """Returns whether each device has room for `num_bytes` in addition to training.
+    """Returns whether each device can hold `num_bytes` in addition to training.
 
-    CPU devices share the machine's memory, half of which is left to the data on the
+    CPU devices share the machine's memory, half of which is reserved for data on the
     host.
     """
     share = limits.memory() / 2 / len(mesh.local_devices)

@@ -1,7 +1,8 @@
-"""Settings of JAX: platform, determinism and the compilation cache."""
+"""JAX settings: platform, determinism and the compilation cache."""
 
 import contextlib
 import hashlib
+import importlib.metadata
 import logging
 import os
 import platform as machine
@@ -17,16 +18,18 @@ from resnet_jax.files import cache_dir, make_private
 
 log = logging.getLogger(__name__)
 
+_NVIDIA = ("/dev/nvidia0", "/proc/driver/nvidia")  # exist if there is a driver
+
 
 @contextlib.contextmanager
 def configured(cfg: DevicesConfig) -> Iterator[None]:
-    """Configures JAX and its compilation cache by `cfg`, for a context.
+    """Configures JAX and its compilation cache inside a context.
 
-    With `deterministic`, GPUs use algorithms that are reproducible to the bit. This is
-    an XLA flag, so it must be set before JAX's first array.
+    With `deterministic`, GPUs use algorithms that are reproducible bit for bit. This is
+    an XLA flag, so it must be set before JAX creates its first array.
 
     Raises:
-      NonFiniteLossError: debug_nans found one; it names the operation.
+      NonFiniteLossError: if debug_nans finds a NaN; the message names the operation.
     """
     before = os.environ.get("XLA_FLAGS")
     if cfg.deterministic:
@@ -40,7 +43,7 @@ def configured(cfg: DevicesConfig) -> Iterator[None]:
         if not cfg.debug_nans:
             raise
         raise NonFiniteLossError(
-            f"{_reason(error)}: the first NaN is made there; try a smaller --lr"
+            f"{_reason(error)}: the first NaN arises there; try a smaller --lr"
         ) from error
     finally:
         if cfg.deterministic:
@@ -50,9 +53,10 @@ def configured(cfg: DevicesConfig) -> Iterator[None]:
 
 
 def prepare(platform: str | None, num_devices: int | None) -> None:
-    """Configures JAX's platform, the number of CPU devices, and the cache.
+    """Configures JAX's platform, number of CPU devices and compilation cache.
 
-    Has no effect once JAX has initialized its devices; mesh.make_mesh reports that.
+    The first two have no effect once JAX has initialized its devices; mesh.make_mesh
+    reports that.
     """
     with contextlib.suppress(RuntimeError):
         if platform is not None:
@@ -62,38 +66,45 @@ def prepare(platform: str | None, num_devices: int | None) -> None:
     _keep_compiled()
 
 
+def lacks_cuda() -> bool:
+    """Returns whether there is an NVIDIA GPU, but no CUDA plugin of JAX."""
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    has_gpu = any(os.path.exists(path) for path in _NVIDIA)
+    return has_gpu and not any("cuda" in plugin.name for plugin in plugins)
+
+
 def _keep_compiled() -> None:
     """Makes JAX cache compiled programs in the user's cache folder, unless configured.
 
-    Anyone who can write there can make this user run any program, so only the user may
-    own and write the folder.
+    Anyone who can write to the folder can make this user run any program, so it must be
+    owned by the user and writable only by the user.
     """
     if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
         return
     try:
-        # CPU programs fit one kind of CPU, and machines may share home folders.
+        # CPU programs run on one kind of CPU only, and machines may share home folders.
         directory = cache_dir() / f"xla-{_cpu_kind()}"
         make_private(directory)
         directory = directory.resolve()
         status, exposed = directory.stat(), _exposed(directory)
     except OSError as error:
         where = error.filename or "a cache"
-        log.warning("compiled programs are not kept: %s: %s", where, error.strerror)
+        log.warning("compiled programs are not cached: %s: %s", where, error.strerror)
         return
     if status.st_uid != os.getuid() or status.st_mode & 0o077:
-        log.warning("%s is not used: others could write there; chmod 700", directory)
+        log.warning("%s is not used: others can write to it; chmod 700", directory)
         return
     if exposed is not None:
         log.warning(
-            "%s is not used: others could write in %s; chmod go-w, or set "
+            "%s is not used: others can write to %s; chmod go-w, or set "
             "RESNET_JAX_CACHE",
             directory,
             exposed,
         )
         return
     jax.config.update("jax_compilation_cache_dir", str(directory))
-    # By default JAX does not cache programs that compile within a second, which most of
-    # a small network's do.
+    # By default, JAX does not cache programs that compile within a second, as most
+    # programs of a small network do.
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
@@ -110,7 +121,7 @@ def _exposed(directory: Path) -> Path | None:
 
 
 def _cpu_kind() -> str:
-    """Returns a name for processors with the same instruction set."""
+    """Returns a name for CPUs with the same instruction set."""
     found = machine.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -120,7 +131,7 @@ def _cpu_kind() -> str:
 
 
 def _reason(error: FloatingPointError) -> str:
-    """Returns JAX's first sentence, and the line of this package that called it."""
+    """Returns the first sentence of the error and the line of this package it is in."""
     where = ""
     trace = error.__traceback__
     while trace is not None:

@@ -1,4 +1,4 @@
-"""Several processes as one program: joining, agreeing, sharing errors."""
+"""Several processes that run as one program: joining, agreeing, sharing errors."""
 
 import contextlib
 import importlib.util
@@ -20,8 +20,8 @@ from resnet_jax.devices import platform
 from resnet_jax.errors import ConfigError, UserError, first_line
 
 _MESSAGE = 1024  # bytes of an error message exchanged between processes
-_PATIENCE = 3600  # seconds for which one process may prepare data while the others wait
-_barriers = itertools.count()  # each has its own name, equal in all processes
+_PATIENCE = 3600  # seconds that a process may prepare data while the others wait
+_barriers = itertools.count()  # numbers for their names, equal in all processes
 
 
 def detect(environ: Mapping[str, str]) -> str | None:
@@ -36,7 +36,7 @@ def detect(environ: Mapping[str, str]) -> str | None:
         return "Cloud TPU"
     if {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environ.keys():
         return "Kubernetes"
-    # A TPU virtual machine is asked for the number only later.
+    # On a TPU virtual machine, the number of processes is known only later.
     has_tpu = glob("/dev/accel*") or glob("/dev/vfio/*")
     if has_tpu and importlib.util.find_spec("libtpu") is not None:
         return "Cloud TPU"
@@ -45,12 +45,12 @@ def detect(environ: Mapping[str, str]) -> str | None:
 
 @contextlib.contextmanager
 def start(cfg: DevicesConfig) -> Iterator[None]:
-    """Configures JAX and joins the processes that `cfg` names, for a context.
+    """Configures JAX and joins the processes in `cfg` inside a context.
 
-    An error in one process is raised in all, unless keep_apart marked it.
+    An error in one process is raised in all of them, unless keep_apart marked it.
 
     Raises:
-      ConfigError: the devices or the other processes are not available.
+      ConfigError: if the devices or the other processes are not available.
     """
     with platform.configured(cfg), joined(cfg):
         try:
@@ -63,14 +63,14 @@ def start(cfg: DevicesConfig) -> Iterator[None]:
 
 @contextlib.contextmanager
 def joined(cfg: DevicesConfig) -> Iterator[None]:
-    """Joins other processes for a context, if `cfg` or a launcher (see detect) says so.
+    """Joins other processes inside a context, if `cfg` or a launcher requires it.
 
-    num_processes=1 prevents it. Only the first process prints and logs. This must be
-    called before JAX uses its devices.
+    num_processes=1 prevents this. Only the first process prints and logs. The context
+    must be entered before JAX uses its devices.
 
     Raises:
-      ConfigError: the fields or the environment are incomplete, or the others cannot be
-        reached.
+      ConfigError: if the fields or the environment are incomplete, or the other
+        processes cannot be reached.
     """
     by_hand = (cfg.coordinator, cfg.num_processes, cfg.process_id)
     if cfg.num_processes == 1 or jax.distributed.is_initialized():
@@ -80,13 +80,13 @@ def joined(cfg: DevicesConfig) -> Iterator[None]:
         if detect(os.environ) is None:
             yield
             return
-    # JAX's handler would take SIGTERM, which the run handles itself.
+    # JAX would install a handler for SIGTERM, which the run handles itself.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(*by_hand)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"this process cannot join others ({first_line(error)[:150]}): "
+            f"this process cannot join the others ({first_line(error)[:150]}): "
             "give --coordinator HOST:PORT --num-processes N --process-id I, or "
             "--num-processes 1 to run a single process"
         ) from None
@@ -105,7 +105,7 @@ def joined(cfg: DevicesConfig) -> Iterator[None]:
 
 
 def keep_apart(error: UserError) -> None:
-    """Marks `error` as one that the other processes cannot receive, as they compute."""
+    """Marks `error` as one that the other processes cannot receive while computing."""
     error.__dict__["is_apart"] = True
 
 
@@ -122,7 +122,7 @@ def is_alone() -> bool:
 def wait() -> None:
     """Waits until all processes have called it.
 
-    Without it, the first collective would wait at most half a minute.
+    Without this barrier, the first collective would time out after half a minute.
     """
     if not is_alone():
         everyone = set(range(jax.process_count()))
@@ -138,10 +138,10 @@ def any_process(value: bool) -> bool:
 
 
 def agree(error: UserError | None = None) -> None:
-    """Waits until all processes have called it without an error.
+    """Waits until all processes have called it, and raises the error of any of them.
 
     Raises:
-      UserError: another process's error, in every process.
+      UserError: if any process passed an error; it is raised in every process.
     """
     if is_alone():
         if error is not None:
@@ -158,9 +158,9 @@ def agree(error: UserError | None = None) -> None:
 
 
 def _to_bytes(error: UserError) -> bytes:
-    """Encodes an error for _shared, shorter than _MESSAGE bytes."""
+    """Encodes an error for _shared in fewer than _MESSAGE bytes."""
     message = str(error)[:_MESSAGE]
-    # An escape sequence has up to six bytes, and must not be cut.
+    # An escape sequence has up to six bytes and must not be cut.
     while len(text := json.dumps([error.exit_code, message])) >= _MESSAGE:
         message = message[:-1]
     return text.encode("ascii")
@@ -181,12 +181,12 @@ def is_shared(error: UserError) -> bool:
 
 
 def from_first(tree: Any) -> Any:
-    """Returns the first process's `tree` of arrays; shapes are equal in all."""
+    """Returns the first process's `tree` of arrays; all have the same shapes."""
     return tree if is_alone() else multihost_utils.broadcast_one_to_all(tree)
 
 
 def json_from_first(value: Any) -> Any:
-    """Returns the first process's JSON `value`."""
+    """Returns the first process's `value`, which must be JSON-serializable."""
     if is_alone():
         return value
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)

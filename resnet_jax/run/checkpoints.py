@@ -1,4 +1,4 @@
-"""Writes a run's checkpoints: never incomplete ones, never one that is not finite."""
+"""Writes a run's checkpoints, and keeps no incomplete one."""
 
 import contextlib
 import importlib.metadata
@@ -24,9 +24,9 @@ from resnet_jax.run.restore import Manifest
 
 log = logging.getLogger(__name__)
 
-DAMAGED = "damaged"  # folder in the run directory for damaged checkpoints
+DAMAGED = "damaged"  # folder for damaged checkpoints in the run directory
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
-# The first of several processes writes, and the others do not wait for it.
+# The first of several processes writes; the others do not wait for it.
 _FIRST: dict[str, Any] = {
     "create": False,
     "multiprocessing_options": ocp.options.MultiprocessingOptions(
@@ -38,28 +38,25 @@ _FIRST: dict[str, Any] = {
 class Checkpoints:
     """The checkpoints of the run in `run_dir`: the last `keep`, and the best.
 
-    A save is complete when its index was read back; only then are older ones deleted. A
-    failed save is a warning, and leaves the older checkpoints.
+    A save is complete once its index has been read back; only then are older ones
+    deleted. A failed save logs a warning and keeps the older checkpoints.
 
     Args:
-      layout: properties that affect a run's bits, other than versions; see mesh.layout.
+      layout: properties that affect the run's bits, other than versions; see
+        mesh.layout.
     """
 
     def __init__(self, run_dir: Path, keep: int, layout: dict[str, str]) -> None:
         self._dir, self._keep = run_dir, keep
-        # orbax does not create it for one of several processes, nor behind a link
+        # orbax creates it neither for one of several processes nor behind a link.
         files.check_writable(run_dir / CHECKPOINTS, "folder", "--workdir")
         self._decide_bits = {
             **{name: importlib.metadata.version(name) for name in _PACKAGES},
             **layout,
         }
-        self._records: list[
-            Record
-        ] = []  # validation metrics of the epochs, to find the best
+        self._records: list[Record] = []  # of the epochs, to find the best
         self._has_failed = False
-        self._saving: Manifest | None = (
-            None  # step of a save that was not read back yet
-        )
+        self._saving: Manifest | None = None  # of a save that was not read back yet
         self._stack = contextlib.ExitStack()
         self._named = self._stack.enter_context(restore.plainly_named(run_dir))
         self._manager = self._make_manager()
@@ -73,18 +70,18 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """Step of the newest checkpoint."""
+        """Step of the newest checkpoint, or None."""
         step: int | None = self._manager.latest_step()
         return step
 
     def restore(self, state: Any) -> tuple[Any, Manifest | None]:
         """Returns the newest valid checkpoint as NumPy arrays, and its manifest.
 
-        Returns `state` itself and None if there is none. Newer checkpoints that are
-        damaged are moved to another folder.
+        Returns (`state`, None) if there is no checkpoint. Moves newer, damaged
+        checkpoints to another folder.
 
         Raises:
-          CheckpointError: there are checkpoints, and all are damaged.
+          CheckpointError: if there are checkpoints but all are damaged.
         """
         steps = self._manager.all_steps()
         if not steps:
@@ -109,7 +106,7 @@ class Checkpoints:
         return found, manifest
 
     def _changes(self, then: dict[str, str]) -> str:
-        """Describes what changed, as in "jax 0.10.2 -> 0.12.0, devices 4 -> 1"."""
+        """Describes what has changed, as in "jax 0.10.2 -> 0.12.0, devices 4 -> 1"."""
         return ", ".join(
             f"{name} {then[name]} -> {now}"
             for name, now in self._decide_bits.items()
@@ -117,18 +114,18 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: Any, manifest: Manifest) -> str | None:
-        """Starts to save `state`, which may be overwritten on return.
+        """Starts to save `state`, which the caller may overwrite on return.
 
         Returns:
-          The reason, if that failed already.
+          The reason if the save has already failed, or None.
 
         Raises:
-          ConfigError: the run directory has vanished.
+          ConfigError: if the run directory no longer exists.
         """
         self._check_there()
         self.wait()
         state = jax.device_get(state)
-        # A copy: orbax writes it while the run continues.
+        # A copy, because orbax writes it while the run continues.
         manifest = json.loads(json.dumps(manifest))
         self._records = manifest["metrics"]
         versions, digests = self._decide_bits, restore.digests(state)
@@ -151,14 +148,14 @@ class Checkpoints:
         manifest: Manifest,
         flush: Callable[[], str | None],
     ) -> None:
-        """Saves `state`, unless it is saved, and waits for it; tries twice.
+        """Saves `state` unless it is already saved, and waits; tries twice.
 
         Args:
-          flush: writes the records before it, which a checkpoint requires; returns the
-            reason if that failed.
+          flush: writes the pending records, which must precede a checkpoint; returns
+            the reason if it fails.
 
         Raises:
-          CheckpointError: it could not be saved.
+          CheckpointError: if it could not be saved.
         """
         for _ in range(2):
             failure = flush()
@@ -168,12 +165,12 @@ class Checkpoints:
                 return
         raise CheckpointError(
             f"{self._dir}: the checkpoint of step {step} could not be saved "
-            f"({failure}): make room, and the same command goes on after step "
+            f"({failure}): free some space, and the same command resumes after step "
             f"{self.latest or 0}"
         )
 
     def wait(self) -> str | None:
-        """Waits for the save in progress and verifies it; returns why it failed."""
+        """Waits for the save in progress and verifies it; returns why, if it failed."""
         saving = self._saving
         try:
             self._manager.wait_until_finished()
@@ -187,7 +184,7 @@ class Checkpoints:
         return None
 
     def _remove_old(self) -> None:
-        """Removes all but the last checkpoints, and the best."""
+        """Removes all checkpoints except the last ones and the best."""
         steps = sorted(self._manager.all_steps())
         kept = {*steps[-self._keep :], restore.best_step(self._records, steps)}
         for step in steps:
@@ -197,17 +194,19 @@ class Checkpoints:
                 self._manager.delete(step)
             except Exception as error:  # orbax raises many types
                 reason = first_line(error)
-                log.warning("%s: checkpoint %d stays: %s", self._dir, step, reason)
+                log.warning(
+                    "%s: checkpoint %d was not removed: %s", self._dir, step, reason
+                )
 
     def _give_up(self, error: Exception) -> str:
-        """Logs a warning, and prepares another attempt."""
+        """Logs a warning and prepares another attempt."""
         self._check_there()
         self._has_failed = True
         reason = first_line(error)
         log.warning("%s: a checkpoint could not be saved: %s", self._dir, reason)
-        with contextlib.suppress(Exception):  # the same error once more
+        with contextlib.suppress(Exception):  # the same error again
             self._manager.close()
-        if self._saving is not None:  # an incomplete one, which may look complete
+        if self._saving is not None:  # incomplete, but may look complete
             left = self._dir / CHECKPOINTS / str(self._saving["step"])
             shutil.rmtree(left, ignore_errors=True)
             self._saving = None
@@ -215,15 +214,15 @@ class Checkpoints:
         return reason
 
     def _check_there(self) -> None:
-        """Raises ConfigError if the directory is gone, which orbax would recreate."""
+        """Raises ConfigError if the directory is gone, as orbax would recreate it."""
         if not (self._dir / CHECKPOINTS).is_dir():
             raise ConfigError(
-                f"{self._dir} is not there any more: the run ends here; put it back, "
-                "or choose another --workdir"
+                f"{self._dir} no longer exists, so the run ends here: restore it, or "
+                "choose another --workdir"
             )
 
     def close(self) -> None:
-        """Waits for the save in progress."""
+        """Waits for the save in progress, and closes orbax's manager."""
         self.wait()
         self._manager.close()
         if self._has_failed:  # orbax's threads may still write after an error
@@ -233,7 +232,7 @@ class Checkpoints:
 
 
 def is_finite(state: Any) -> bool:
-    """Returns whether all numbers in `state` are finite."""
+    """Returns whether all floating-point numbers in `state` are finite."""
     floats = (
         np.asarray(leaf)
         for leaf in jax.tree.leaves(jax.device_get(state))

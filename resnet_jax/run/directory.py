@@ -1,4 +1,4 @@
-"""The run directory: its configuration, its lock, and who may resume it."""
+"""The run directory: its configuration, its lock, and which runs may resume it."""
 
 import contextlib
 import dataclasses
@@ -24,18 +24,18 @@ CONFIG = "config.json"
 CLASSES = "classes.json"
 METRICS = "metrics.jsonl"
 LAYERS = "layers.jsonl"
-CHECKPOINTS = "checkpoints"  # the folder of them
-WANDB = "wandb.json"  # the id of the run in Weights & Biases
+CHECKPOINTS = "checkpoints"  # a folder
+WANDB = "wandb.json"  # the run's id in Weights & Biases
 FILES = (CONFIG, CLASSES, METRICS, LAYERS, WANDB)
 LOCK, SOFT_LOCK, HOLDER = ".lock", ".lock.soft", ".holder.json"
-_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}  # of a file system
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}  # file system lacks locks
 
 
 def write_config(run_dir: Path, cfg: Config, class_names: list[str]) -> None:
-    """Writes config.json, the fields of `cfg` by group, and classes.json.
+    """Writes config.json, which has the fields of `cfg` by group, and classes.json.
 
-    The run directory is stored as an absolute path, so that files next to it are found
-    again when both have moved.
+    The run directory is stored as an absolute path, so that files next to it can be
+    found after both have moved.
     """
     cfg = fields.replace(cfg, workdir=str(Path(cfg.run.workdir).absolute()))
     files.write_json(run_dir / CONFIG, dataclasses.asdict(cfg))
@@ -46,7 +46,8 @@ def read_config(path: Path) -> Config:
     """Reads the Config that was written to `path`.
 
     Raises:
-      ConfigError: the file is missing, is not JSON, or has unknown or ill-typed fields.
+      ConfigError: if the file is missing or is not JSON, or if a field is unknown or
+        has the wrong type.
     """
     try:
         values = files.read_json(path)
@@ -59,17 +60,17 @@ def read_run(run_dir: Path) -> Config:
     """Returns the configuration of the run in `run_dir`.
 
     Raises:
-      ConfigError: there is no run, or an incomplete one.
+      ConfigError: if there is no run, or only an incomplete one.
     """
     if not run_dir.is_dir():
         raise ConfigError(f"no run at {run_dir}: there is no such directory")
     if not (run_dir / CONFIG).is_file():
-        raise ConfigError(f"{run_dir} is no run: it has no {CONFIG}")
+        raise ConfigError(f"{run_dir} is not a run: it has no {CONFIG}")
     return read_config(run_dir / CONFIG)
 
 
 def moved(then: str | None, cfg: Config, run_dir: Path) -> str | None:
-    """Returns a path of the run in `run_dir`, such as its data's, if both moved."""
+    """Returns the current path of `then`, which may have moved with the run."""
     if then is None or Path(then).exists():
         return then
     way = os.path.relpath(then, cfg.run.workdir)
@@ -81,7 +82,7 @@ def read_classes(run_dir: Path) -> tuple[str, ...] | None:
     """Returns the class names of the run in `run_dir`, if it has any.
 
     Raises:
-      ConfigError: the file is not a list of names.
+      ConfigError: if the file is not a list of names.
     """
     path = run_dir / CLASSES
     if not path.exists():
@@ -92,25 +93,25 @@ def read_classes(run_dir: Path) -> tuple[str, ...] | None:
             raise ValueError("not a list of names")
     except ValueError as error:
         raise ConfigError(
-            f"{path} cannot be read as the names of classes ({error}): remove it"
+            f"{path} cannot be read as a list of class names ({error}): remove it"
         ) from None
     return tuple(names)
 
 
 def newest_step(run_dir: Path) -> int | None:
-    """Returns the step of the newest complete checkpoint in `run_dir`, by name."""
+    """Returns the newest complete checkpoint's step in `run_dir`, from its name."""
     names = [path.name for path in run_dir.glob(f"{CHECKPOINTS}/*")]
     return max((int(name) for name in names if name.isdecimal()), default=None)
 
 
 def remove_unsaved(run_dir: Path, written: Iterable[str]) -> None:
-    """Removes the files `written` by a run that failed before its first checkpoint."""
+    """Removes the files `written` by a run unless it has a checkpoint."""
     if newest_step(run_dir) is not None:
         return
-    with contextlib.suppress(OSError):  # other files may be there
+    with contextlib.suppress(OSError):  # there may be other files
         for name in written:
             (run_dir / name).unlink(missing_ok=True)
-        # It identifies the metrics of a killed run.
+        # The folder shows that the metrics belong to a killed run.
         if not (run_dir / METRICS).exists():
             (run_dir / CHECKPOINTS).rmdir()
 
@@ -123,23 +124,23 @@ def check_data(run_dir: Path, then: dict[str, Any], now: dict[str, Any]) -> None
         if "classes" in others:
             where = f" ({differing(then['classes'], now['classes'])})"
         raise ConfigError(
-            f"{run_dir} was begun on other {' and '.join(others)}{where}: bring them "
-            "back, or choose another --workdir for a new run"
+            f"{run_dir} was started with other {' and '.join(others)}{where}: restore "
+            "them, or choose another --workdir for a new run"
         )
 
 
 def check_resumable(cfg: Config, run_dir: Path) -> str:
-    """Returns a description of what `cfg` overrides of the run in `run_dir`, if any.
+    """Returns a description of what `cfg` overrides in the run in `run_dir`, if any.
 
     Raises:
-      ConfigError: the directory holds another run.
+      ConfigError: if the directory contains another run.
     """
     # A run that was killed before its first checkpoint has an empty folder.
     if not (run_dir / CHECKPOINTS).is_dir() and (run_dir / METRICS).is_file():
         if (run_dir / METRICS).stat().st_size:
             raise ConfigError(
-                f"{run_dir} holds the metrics of a run and none of its checkpoints: "
-                "choose another --workdir, or remove it"
+                f"{run_dir} contains the metrics of a run but none of its checkpoints: "
+                "choose another --workdir, or remove the directory"
             )
     if newest_step(run_dir) is None:
         return ""
@@ -151,22 +152,23 @@ def check_resumable(cfg: Config, run_dir: Path) -> str:
     )
     allowed = all(resume == "override" for _, _, resume in changed.values())
     if not cfg.run.override or not allowed:
-        way = "--override to go on with it, or " if allowed else ""
+        way = "use --override to resume it, or " if allowed else ""
         raise ConfigError(
-            f"{run_dir} holds a run of another configuration ({shown}): "
-            f"{way}another --workdir for a new run"
+            f"{run_dir} contains a run with another configuration ({shown}): "
+            f"{way}choose another --workdir for a new run"
         )
     return f", configuration overridden: {shown}"
 
 
 @contextlib.contextmanager
 def claim(run_dir: Path) -> Iterator[None]:
-    """Creates and locks `run_dir`, and removes leftovers of a dead process.
+    """Creates and locks `run_dir`, and removes what a dead process left behind.
 
-    An empty directory is removed again. The system frees the lock if this process dies.
+    Removes the directory on exit if it is empty. The operating system releases the lock
+    if this process dies.
 
     Raises:
-      ConfigError: it cannot be written, or another process holds it.
+      ConfigError: if it cannot be written, or another process uses it.
     """
     files.check_writable(run_dir, "run directory", "--workdir")
     lock: filelock.BaseFileLock = filelock.FileLock(run_dir / LOCK)
@@ -200,17 +202,17 @@ def claim(run_dir: Path) -> Iterator[None]:
         files.remove_scratch(run_dir)
         yield
     finally:
-        with contextlib.suppress(OSError):  # it has vanished, or cannot be written now
+        with contextlib.suppress(OSError):  # it may be gone, or no longer writable
             (run_dir / HOLDER).unlink(missing_ok=True)
             if set(run_dir.iterdir()) <= {run_dir / LOCK, run_dir / SOFT_LOCK}:
                 (run_dir / LOCK).unlink(missing_ok=True)
-                lock.release()  # which removes a soft lock
+                lock.release()  # also removes a soft lock
                 run_dir.rmdir()
         lock.release()
 
 
 def _read(run_dir: Path) -> dict[str, Any]:
-    """Returns the description that the lock's holder left, if any."""
+    """Returns the description that the holder of the lock left, if any."""
     try:
         found = files.read_json(run_dir / HOLDER)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The records of a run's epochs: JSON lines, TensorBoard and Weights & Biases."""
+"""The records of a run's epochs: JSON Lines, TensorBoard and Weights & Biases."""
 
 import dataclasses
 import errno
@@ -23,19 +23,20 @@ _FORM = (
     *("seconds", "images_per_second"),
 )
 _VALIDATION = ("val_loss", "val_accuracy")
-_LARGEST = 1e30  # no number of ours is larger, and none is NaN
-Layers = dict[str, dict[str, Any]]  # as diagnostics.layer_statistics has them
+_LARGEST = 1e30  # larger than any number that this package writes
+Layers = dict[str, dict[str, Any]]  # see diagnostics.layer_statistics
 _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 def read_metrics(run_dir: Path, *, of_ours: bool = True) -> list[Record]:
-    """Returns the records of metrics.jsonl in `run_dir`; none if there is no file.
+    """Returns the records of metrics.jsonl in `run_dir`, or none if it does not exist.
 
     Args:
-      of_ours: whether step and lr are required, which other programs may leave out.
+      of_ours: whether step and lr are required; other programs may omit them.
 
     Raises:
-      ConfigError: a line does not have the fields of docs/training.md; it is named.
+      ConfigError: if a line lacks the fields in docs/training.md; the message names the
+        line.
     """
     records = files.read_jsonl(run_dir / METRICS)
     names = [*_FORM, *(["step", "lr"] if of_ours else [])]
@@ -54,10 +55,10 @@ def read_metrics(run_dir: Path, *, of_ours: bool = True) -> list[Record]:
 
 
 class JsonLines:
-    """A file of JSON lines, rewritten with `records` at first.
+    """A JSON Lines file, which is first rewritten with `records`.
 
     Raises:
-      ConfigError: the file cannot be written.
+      ConfigError: if the file cannot be written.
     """
 
     def __init__(self, path: Path, records: list[Record]) -> None:
@@ -67,22 +68,22 @@ class JsonLines:
         self._unwritten = b""
 
     def write(self, record: Record) -> None:
-        """Appends `record`; it is on the disk on return, unless the disk is full.
+        """Appends `record`, and syncs the file to disk unless the disk is full.
 
         Raises:
-          ConfigError: the file cannot be written, for a permanent reason.
+          ConfigError: if the file cannot be written for a permanent reason.
         """
         self._unwritten += metrics.json_line(record).encode() + b"\n"
         self.flush()
 
     def flush(self) -> str | None:
-        """Writes what did not fit on a full disk; returns why if it fails again."""
+        """Writes what did not fit on a full disk; returns why, if it fails again."""
         if not self._unwritten:
             return None
         try:
-            # "r+": a file that has vanished must not come back as an empty one.
+            # "r+", so that a file that was removed is not recreated empty.
             with self._path.open("r+b", buffering=0) as file:
-                file.truncate(self._size)  # the rest of a failed attempt
+                file.truncate(self._size)  # removes the rest of a failed attempt
                 file.seek(self._size)
                 left = self._unwritten
                 while left:
@@ -91,10 +92,12 @@ class JsonLines:
         except OSError as error:
             if error.errno not in _PASSING:
                 raise ConfigError(
-                    f"{self._path} cannot be written ({error.strerror}): the run ends "
-                    "here; make it writable, or choose another --workdir"
+                    f"{self._path} cannot be written ({error.strerror}), so the run "
+                    "ends here: make it writable, or choose another --workdir"
                 ) from None
-            log.warning("%s: %s; the line is written later", self._path, error.strerror)
+            log.warning(
+                "%s: %s; the line will be written later", self._path, error.strerror
+            )
             return str(error.strerror)
         self._size += len(self._unwritten)
         self._unwritten = b""
@@ -102,11 +105,11 @@ class JsonLines:
 
 
 def last_line(run_dir: Path, records: list[Record], step: int) -> list[Record]:
-    """Returns the record of the checkpoint's step if it was written after it."""
+    """Returns the record of the checkpoint's step if it followed the checkpoint."""
     try:
         lines = read_metrics(run_dir)
     except ConfigError as error:
-        log.warning("%s; the file is rewritten from the checkpoint", error)
+        log.warning("%s; the file will be rewritten from the checkpoint", error)
         return []
     known = {record["step"] for record in records}
     return [r for r in lines if r["step"] == step and r["step"] not in known]
@@ -115,16 +118,18 @@ def last_line(run_dir: Path, records: list[Record], step: int) -> list[Record]:
 class Logs:
     """The records of the run in `run_dir`, continued after `step`.
 
-    Records of later steps, from a run that was killed before their checkpoint, are
-    removed: they will be written again.
+    Removes the records of later steps, which a run wrote before it was killed; they
+    will be written again.
 
     Args:
       records: the records so far, from the checkpoint and last_line.
+      step: the step of the checkpoint.
+      tensorboard: whether to write TensorBoard event files as well.
       layers: whether to write layers.jsonl as well.
-      wandb: also gets the records, if it is given.
+      wandb: a log that also receives the records, if any.
 
     Raises:
-      ConfigError: the file cannot be written, or `tensorboard` lacks its package.
+      ConfigError: if the file cannot be written, or `tensorboard` lacks its package.
     """
 
     def __init__(
@@ -139,7 +144,7 @@ class Logs:
     ) -> None:
         self._writer = _make_writer(run_dir, step) if tensorboard else None
         self._wandb = wandb
-        self.exit_code = 0  # of the command, for wandb
+        self.exit_code = 0  # exit code of the command, for wandb
         self._dir, self._step = run_dir, step
         self.records = list(records)
         self._lines = JsonLines(run_dir / METRICS, self.records)
@@ -151,7 +156,7 @@ class Logs:
         self._lines.write(record)
         if self._writer is not None:
             for name in sorted(record.keys() - {"epoch", "step"}):
-                if isinstance(record[name], float):  # not the values of single seeds
+                if isinstance(record[name], float):  # not lists of values by seed
                     self._writer.add_scalar(name, record[name], record["step"])
             self._writer.flush()
         if self._wandb is not None:
@@ -164,7 +169,7 @@ class Logs:
 
     @property
     def last_step(self) -> int | None:
-        """Returns the step of the last record."""
+        """Returns the step of the last record, or None."""
         return self.records[-1]["step"] if self.records else None
 
     def flush(self) -> str | None:
@@ -178,19 +183,19 @@ class Logs:
         kept: list[Record] = []
         for record in files.read_jsonl(path) if self._step else []:
             if type(record.get("step")) is not int:
-                raise ConfigError(f"{path} has a line without its step: remove it")
-            # The one in metrics.jsonl comes later: both are written if it is missing.
+                raise ConfigError(f"{path} has a line without a step: remove the line")
+            # metrics.jsonl is written later; without its record, both are rewritten.
             if record["step"] <= (self.last_step or 0):
                 kept.append(record)
         return JsonLines(path, kept)
 
     def write_layers(self, place: dict[str, int], layers: Layers | None) -> None:
-        """Appends `layers`, if there are any, with the epoch and step of `place`."""
+        """Appends `layers`, if any, with the epoch and step of `place`."""
         if self._layers is not None and layers is not None:
             self._layers.write({**place, "layers": layers})
 
     def close(self) -> None:
-        """Closes TensorBoard's file and the run at Weights & Biases."""
+        """Closes the TensorBoard file and the run at Weights & Biases."""
         if self._writer is not None:
             self._writer.close()
         if self._wandb is not None:
@@ -201,7 +206,7 @@ def open_logs(cfg: Config, run_dir: Path, records: list[Record], step: int) -> L
     """Returns the Logs that `cfg` asks for, continued after `step`.
 
     Raises:
-      ConfigError: as Logs, or the package for --wandb is missing.
+      ConfigError: as for Logs, or if the package for --wandb is missing.
     """
     wandb = None
     if cfg.run.wandb is not None and processes.is_first():
@@ -217,7 +222,7 @@ def open_logs(cfg: Config, run_dir: Path, records: list[Record], step: int) -> L
 
 
 def _make_writer(run_dir: Path, step: int) -> Any:
-    """Returns TensorBoard's writer; steps after `step` of a killed run are purged."""
+    """Returns a TensorBoard writer that purges a killed run's steps after `step`."""
     try:
         from tensorboardX import SummaryWriter
     except ImportError:

@@ -1,4 +1,4 @@
-"""Logs what a run trains, and on which data and devices, before its first step."""
+"""Logs what a run trains, and on which data and devices, before the first step."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -22,11 +22,14 @@ def announce(
     loader: Loader,
     trainable: Callable[[str], bool] | None = None,
 ) -> None:
-    """Logs a few lines on what is trained; of several processes, only the first does.
+    """Logs a few lines about the training, in the first process only.
 
     Args:
+      cfg: the configuration of the run.
+      mesh: the devices.
       params: the parameters of the network, or of the networks of all seeds.
-      trainable: predicate of PyTorch's parameter names; None trains all.
+      loader: the loader of the images.
+      trainable: predicate on PyTorch parameter names; None trains all parameters.
     """
     if processes.is_first():
         for line in describe(cfg, mesh, params, loader, trainable):

@@ -14,15 +14,15 @@ from resnet_jax.config import RunConfig
 from resnet_jax.devices import processes
 from resnet_jax.training import metrics
 
-_BEFORE = 5  # steps of this process until one-time costs are over
-_LEAST = 5  # steps to trace; more if one call makes more
+_BEFORE = 5  # steps of this process before the trace, to exclude one-time costs
+_LEAST = 5  # minimum number of steps to trace; more if a call runs more
 
 
 class Progress:
-    """The steps that a run has done and their sums, fetched in groups.
+    """The completed steps of a run and their sums, which are fetched in groups.
 
     Args:
-      fail: called with a description and the step of the first loss that is not finite.
+      fail: called with a description and the step of the first non-finite loss.
       shape: shape of the sums of one step.
     """
 
@@ -34,11 +34,11 @@ class Progress:
         self.steps_per_epoch = 1
         self._scored: int | None = None  # step of the last record
         self.sums: metrics.Sums | None = None  # over the epoch's steps so far
-        self._seconds = 0.0  # that these steps took before this process
-        self._begun: float | None = None  # when this process began
+        self._seconds = 0.0  # time of these steps in earlier processes
+        self._begun: float | None = None  # when this process started the epoch
         self.times: dict[str, float] = {}  # of the last epoch, for metrics.jsonl
         self._fail = fail
-        self._pending: list[metrics.Sums] = []  # on the device
+        self._pending: list[metrics.Sums] = []  # still on the device
         self._bar: tqdm[Any] = tqdm(disable=True)
         self._saved_at = time.monotonic()
 
@@ -54,42 +54,42 @@ class Progress:
 
     @property
     def place(self) -> dict[str, Any]:
-        """Returns step, sums and seconds as JSON values."""
+        """Returns the step, sums and seconds as JSON values."""
         sums = {name: value.tolist() for name, value in (self.sums or {}).items()}
         return {"step": self.step, "train_sums": sums, "train_seconds": self.seconds}
 
     @property
     def seconds(self) -> float:
-        """Returns the seconds of the epoch's steps so far, across restarts."""
+        """Returns the time of the epoch's steps so far in seconds, across restarts."""
         begun = self._begun
         return self._seconds + (0 if begun is None else time.monotonic() - begun)
 
     def go_to(self, place: dict[str, Any]) -> None:
-        """Continues from `place`, see place."""
+        """Continues from `place`, a value of the property place."""
         self.step = place["step"]
         sums = {name: np.float64(value) for name, value in place["train_sums"].items()}
         self.sums, self._seconds = sums or None, place["train_seconds"]
 
     @property
     def is_unscored(self) -> bool:
-        """Returns whether an epoch's steps are done, but its record is not written."""
+        """Returns whether an epoch's steps are done but its record is not written."""
         is_new = 0 < self.step <= self.total_steps and self.step != self._scored
         return is_new and self.at_epoch_end
 
     @property
     def epoch(self) -> int:
-        """Returns the epoch to train or score, counted from 0."""
+        """Returns the epoch to train or score, starting at 0."""
         return (self.step - self.is_unscored) // self.steps_per_epoch
 
     def note_scored(self, step: int | None) -> None:
-        """Records the step of the last record; resets the sums for the next epoch."""
+        """Notes the step of the last record; resets the sums for the next epoch."""
         self._scored = step
         if not self.is_unscored and not self.step % self.steps_per_epoch:
             self.sums, self._seconds = None, 0.0
 
     @property
     def steps(self) -> range:
-        """Returns the remaining steps of the epoch, from 0 up to the run's last."""
+        """Returns the remaining steps of the epoch, up to the last step of the run."""
         first = self.epoch * self.steps_per_epoch
         last = min(self.steps_per_epoch, self.total_steps - first)
         return range(self.step - first, last)
@@ -103,10 +103,12 @@ class Progress:
         self._saved_at = time.monotonic()
 
     def is_save_due(self, cfg: RunConfig, steps: int, *, asks: bool) -> bool:
-        """Returns whether `cfg` asks for a checkpoint after the last `steps` steps.
+        """Returns whether `cfg` requires a checkpoint after the last `steps` steps.
 
         Args:
-          asks: whether to ask all processes, which save together.
+          cfg: the options of the run.
+          steps: the number of steps since the last call.
+          asks: whether to ask the other processes, because all save together.
         """
         every, minutes = cfg.save_every_steps, cfg.save_every_minutes
         if every is not None and self.passed(every, steps):
@@ -138,10 +140,10 @@ class Progress:
         }
 
     def add(self, sums: metrics.Sums) -> int:
-        """Counts the steps in `sums`, [[steps,] *shape]; returns their number.
+        """Counts the steps in `sums`, [[steps,] *shape], and returns their number.
 
-        Waits for all earlier steps: a program far ahead of the device could not stop at
-        a signal.
+        Waits for all earlier steps, because a program far ahead of the device could not
+        stop at a signal.
         """
         steps: int = sums["loss"].size // math.prod(self._shape)
         self.step += steps
@@ -151,7 +153,7 @@ class Progress:
         return steps
 
     def collect(self) -> None:
-        """Fetches the added sums from the device and adds them up."""
+        """Fetches the pending sums from the device and adds them up."""
         shape = (-1, *self._shape)
         each: list[metrics.Sums] = []
         for sums in jax.device_get(self._pending):
@@ -169,24 +171,24 @@ class Progress:
 
 
 class Trace:
-    """A JAX profiler trace of a process's sixth to tenth step, in `directory`.
+    """A JAX profiler trace of the sixth to tenth step of a process, in `directory`.
 
-    It begins and ends between calls, which may run several steps: with 20 steps per
-    call, it covers the second call.
+    The trace starts and ends between calls, which may run several steps: with 20 steps
+    per call, it covers the second call.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._due = _BEFORE  # the step to begin after; later, to end after
-        self._begun: int | None = None  # the step after which the trace began
+        self._due = _BEFORE  # the step to start after; later, the step to end after
+        self._begun: int | None = None  # the step after which the trace started
         self._running = False
 
     def begin_after(self, step: int) -> None:
-        """Sets the step after which this process begins."""
+        """Sets the step after which this process starts training."""
         self._due = step + _BEFORE
 
     def step(self, step: int, state: Any) -> None:
-        """Begins or ends the trace after `step`, and then waits for `state`."""
+        """Starts or ends the trace if due after `step`, once `state` is ready."""
         is_over = self._begun is not None and not self._running
         if is_over or step < self._due:
             return
@@ -202,7 +204,7 @@ class Trace:
             )
 
     def close(self) -> None:
-        """Ends a trace that is still running."""
+        """Ends the trace if it is still running."""
         if self._running:
             jax.profiler.stop_trace()
             self._running = False

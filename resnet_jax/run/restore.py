@@ -1,4 +1,4 @@
-"""Reads a run's checkpoints, and verifies the sha256 of every array."""
+"""Reads a run's checkpoints and verifies the sha256 of every array."""
 
 import contextlib
 import hashlib
@@ -21,15 +21,15 @@ from resnet_jax.run.logs import Record, read_metrics
 
 log = logging.getLogger(__name__)
 
-Manifest = dict[str, Any]  # the manifest, see checkpoints.py
+Manifest = dict[str, Any]  # see checkpoints.py
 
 
 @contextlib.contextmanager
 def plainly_named(run_dir: Path) -> Iterator[Path]:
     """Yields a path to the checkpoints in `run_dir` that orbax can open.
 
-    orbax interprets * ? [ ] as patterns, and TensorStore needs names in UTF-8: other
-    folders are reached by a link.
+    orbax interprets * ? [ ] as patterns, and TensorStore requires UTF-8 names, so other
+    folders are accessed through a link.
     """
     directory = (run_dir / CHECKPOINTS).absolute()
     if re.fullmatch(r"[\w/.,+=@ -]*", str(directory), re.ASCII):
@@ -43,10 +43,10 @@ def plainly_named(run_dir: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def reading(run_dir: Path) -> Iterator[ocp.CheckpointManager]:
-    """Yields orbax's manager of the checkpoints in `run_dir`, for reading."""
+    """Yields a read-only orbax manager of the checkpoints in `run_dir`."""
     absl = logging.getLogger("absl")
     level = absl.level
-    absl.setLevel(logging.ERROR)  # it warns about expected conditions
+    absl.setLevel(logging.ERROR)  # orbax warns about expected conditions
     try:
         options = ocp.CheckpointManagerOptions(read_only=True)
         with plainly_named(run_dir) as directory:
@@ -60,14 +60,14 @@ def reading(run_dir: Path) -> Iterator[ocp.CheckpointManager]:
 def best_step(
     records: Iterable[Record], among: Iterable[int] | None = None
 ) -> int | None:
-    """Returns the step with the best validation accuracy `among` these, or None."""
+    """Returns the step `among` these with the best validation accuracy, or None."""
     scores = {r["step"]: r["val_accuracy"] for r in records if "val_accuracy" in r}
     steps = scores.keys() if among is None else scores.keys() & set(among)
     return max(sorted(steps), key=lambda step: scores[step], default=None)
 
 
 def digests(tree: Any) -> dict[str, str]:
-    """Returns the sha256 of each array of `tree`, with its type and shape, by path."""
+    """Returns the sha256 of each array in `tree` and its dtype and shape, by path."""
 
     def digest(leaf: Any) -> str:
         array = np.asarray(leaf)
@@ -82,47 +82,47 @@ def digests(tree: Any) -> dict[str, str]:
 
 
 def manifest_sha256(manifest: Manifest) -> str:
-    """Returns the sha256 of a manifest without its own sha256."""
+    """Returns the sha256 of a manifest, excluding its own sha256 entry."""
     text = json.dumps({k: v for k, v in manifest.items() if k != "sha256"})
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_written(manager: ocp.CheckpointManager, manifest: Manifest) -> None:
-    """Raises ValueError unless a checkpoint has a manifest, and an index of arrays.
+    """Raises ValueError unless a checkpoint has its manifest and an index of arrays.
 
-    A storage may report success and have kept nothing.
+    Storage may report success without having stored anything.
     """
     step = manifest["step"]
     read = ocp.args.Composite(manifest=ocp.args.JsonRestore())
     found = manager.restore(step, args=read)["manifest"]
     if manifest_sha256(found) != manifest["sha256"]:
-        raise ValueError("its manifest is not what was written")
+        raise ValueError("its manifest differs from the one that was written")
     path = str(manager.directory / str(step) / "state") + "/"
     base = {"driver": "file", "path": path}
     index = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
     there = {key.decode().rpartition("/")[0] for key in index.list().result()}
     missing = sorted(manifest["digests"].keys() - there)
     if missing:
-        raise ValueError(f"{len(missing)} arrays are not there, the first {missing[0]}")
+        raise ValueError(f"{len(missing)} arrays are missing, the first {missing[0]}")
 
 
 def read_step(
     manager: ocp.CheckpointManager, run_dir: Path, step: int, state: Any
 ) -> tuple[Any, Manifest]:
-    """Restores checkpoint `step` by orbax's arguments `state`; returns its manifest.
+    """Restores checkpoint `step` with orbax's arguments `state`, and its manifest.
 
     Raises:
-      CheckpointError: it is damaged, even by one bit, or does not fit `state`.
+      CheckpointError: if it is damaged, even by one bit, or does not fit `state`.
     """
     try:
         items = ocp.args.Composite(state=state, manifest=ocp.args.JsonRestore())
         restored = manager.restore(step, args=items)
         manifest = restored["manifest"]
         if manifest["sha256"] != manifest_sha256(manifest) or manifest["step"] != step:
-            raise ValueError("its manifest is not what was written")
+            raise ValueError("its manifest differs from the one that was written")
         for name, digest in digests(restored["state"]).items():
             if manifest["digests"].get(name) != digest:
-                raise ValueError(f"{name} is not what was written, by its sha256")
+                raise ValueError(f"the sha256 of {name} does not match")
     except Exception as error:  # orbax raises many types
         raise _unfit(run_dir, step, error) from error
     return restored["state"], manifest
@@ -131,10 +131,10 @@ def read_step(
 def newest(
     run_dir: Path, steps: Iterable[int], read: Callable[[int], Any]
 ) -> tuple[Any, list[int]]:
-    """Returns read(step) for the last valid step, and the damaged ones after it.
+    """Returns read(step) for the last valid step, and the damaged steps after it.
 
     Raises:
-      CheckpointError: none is valid; the message describes the last.
+      CheckpointError: if no step is valid; the message describes the last.
     """
     damaged: list[int] = []
     first: CheckpointError | None = None
@@ -146,14 +146,14 @@ def newest(
             damaged.append(step)
             continue
         if first is not None:
-            log.warning("%s: skipped, step %d is used", first, step)
+            log.warning("%s: skipped, using step %d", first, step)
         return found, damaged
     raise first or CheckpointError(f"{run_dir} has no checkpoint yet: train it first")
 
 
 def _unfit(run_dir: Path, step: int, reason: Any) -> CheckpointError:
     return CheckpointError(
-        f"checkpoint {step} of {run_dir} is damaged or of another model: "
+        f"checkpoint {step} of {run_dir} is damaged or belongs to another model: "
         f"{first_line(reason)}"
     )
 
@@ -163,7 +163,7 @@ def _check_fits(
 ) -> None:
     """Raises CheckpointError unless the checkpoint has exactly these names and shapes.
 
-    orbax's partial restore ignores what is missing on either side.
+    orbax's partial restore ignores arrays that are missing on either side.
     """
 
     def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -180,7 +180,7 @@ def _check_fits(
             metadata = reader.metadata(manager.directory / str(step) / "state")
             metadata = metadata.item_metadata
         if metadata is None:
-            raise ValueError("no arrays can be read from it")
+            raise ValueError("it contains no readable arrays")
         stored = shapes(metadata.tree)
     except Exception as error:  # orbax raises many types
         raise _unfit(run_dir, step, error) from error
@@ -196,7 +196,8 @@ def _check_fits(
             run_dir,
             step,
             f"{len(differ)} arrays differ, the first {name}: "
-            f"{stored.get(name, 'missing')} there, {expected.get(name, 'none')} here",
+            f"{stored.get(name, 'missing')} in the checkpoint, "
+            f"{expected.get(name, 'missing')} in the model",
         )
 
 
@@ -217,15 +218,18 @@ def load_variables(
 ) -> Loaded:
     """Reads the variables of a checkpoint: "last", "best" or a step.
 
-    If the last one is damaged, that is logged, and the one before it is read.
+    If the last one is damaged, logs a warning and reads the one before it.
 
     Args:
+      run_dir: the run directory.
+      checkpoint: "last", "best" (by validation accuracy) or a step.
       variables: the result of the model's init, or its shapes (jax.eval_shape).
-      averaged: whether to read the moving average, see training/step.py.
+      averaged: whether to read the moving average; see training/step.py.
 
     Raises:
-      ConfigError: `checkpoint` is none of those.
-      CheckpointError: no such checkpoint, a damaged one, or one of another model.
+      ConfigError: if `checkpoint` is none of these.
+      CheckpointError: if there is no such checkpoint, or it is damaged or belongs to
+        another model.
     """
     if not (run_dir / CHECKPOINTS).is_dir():
         raise CheckpointError(f"{run_dir} has no checkpoint yet: train it first")
@@ -252,16 +256,16 @@ def load_variables(
             step = best_step(read_metrics(run_dir), steps)
             if step is None:
                 raise CheckpointError(
-                    f"{run_dir} has no best checkpoint: best is by validation "
-                    "accuracy, so train with --validation-split"
+                    f"{run_dir} has no best checkpoint, which is chosen by validation "
+                    "accuracy: train with --validation-split"
                 )
         elif checkpoint.isdecimal():
             step = int(checkpoint)
         else:
-            raise ConfigError(f"checkpoint {checkpoint!r}: last, best or a step")
+            raise ConfigError(f"checkpoint {checkpoint!r} is not last, best or a step")
         if step not in steps:
             raise CheckpointError(
-                f"{run_dir} has no checkpoint of step {step}: "
-                f"it has {', '.join(map(str, steps))}"
+                f"{run_dir} has no checkpoint of step {step}, only of "
+                f"{', '.join(map(str, steps))}: choose one of these"
             )
         return read(step)

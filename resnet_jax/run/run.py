@@ -31,9 +31,9 @@ Measure = Callable[[Any], Layers]  # measures a state, see training/diagnostics.
 class Run:
     """A run in progress, from open_run; a context that finishes the last save.
 
-    Before the first step, and in evaluations, a signal ends it at once (Interrupted);
-    otherwise the step is finished and saved first. Several processes, once they have
-    met, stop together at the points where all check for signals.
+    Before the first step and during evaluations, a signal ends the run at once
+    (Interrupted); otherwise, the step is finished and saved first. Several processes,
+    once synchronized, stop together at the points where all check for signals.
     """
 
     def __init__(
@@ -41,16 +41,16 @@ class Run:
     ) -> None:
         self.dir, self._overridden = run_dir, overridden
         self.mesh = make_mesh(cfg.devices.devices, cfg.devices.platform)
-        # Whether the other processes, if there are any, compute and do not listen.
+        # Whether other processes, if any, are computing and cannot receive errors.
         self.is_training = False
         self._cfg, self._signals = cfg, signals
         self.progress = Progress(self._raise_non_finite, seeds.shape(cfg.run.num_seeds))
-        # Only the first of several processes has checkpoints.
+        # Only the first of several processes writes checkpoints.
         self._checkpoints: Checkpoints | None = None
         self._log: Logs | None = None
         self._trace = Trace(run_dir / "profile")
         self._written: tuple[str, ...] = ()
-        self._identity: dict[str, Any] = {}  # of the data
+        self._identity: dict[str, Any] = {}  # see data.dataset.identify
         self._schedule: Callable[[int], Any] = lambda step: math.nan
         self._measure: Measure | None = None
         self._begun, self._compile_seconds = time.monotonic(), 0.0
@@ -78,11 +78,11 @@ class Run:
     def restore(self, state: Any, loader: Loader) -> Any:
         """Returns the state of the newest checkpoint, or `state` if there is none.
 
-        The first of several processes reads it, and broadcasts it.
+        The first of several processes reads and broadcasts it.
 
         Raises:
-          CheckpointError: no checkpoint fits `state` and can be read.
-          ConfigError: the run was started on other data.
+          CheckpointError: if no checkpoint is readable and fits `state`.
+          ConfigError: if the run was started with other data.
         """
         progress = self.progress
         self._identity = loader.splits.identity
@@ -111,15 +111,15 @@ class Run:
         if self.is_finished:
             print(f"{self.dir} is finished: {done} steps done")
         elif self.resumed:
-            print(f"{self.dir} goes on after step {done}{self._overridden}")
+            print(f"{self.dir} resumes after step {done}{self._overridden}")
         self._meet()
         return state
 
     def _meet(self) -> None:
-        """Waits for the other processes; all end if one has an error or a signal."""
+        """Waits for the other processes; all stop if one has an error or a signal."""
         if processes.is_alone():
             return
-        # An interrupt during the exchange would leave the others waiting.
+        # A signal that interrupts the exchange would leave the others waiting.
         self._preparing.close()
         processes.agree()
         if self._is_signalled():
@@ -139,7 +139,7 @@ class Run:
     @property
     def _logs(self) -> Logs:
         if self._log is None:
-            raise RuntimeError("restore comes first")
+            raise RuntimeError("restore must be called first")
         return self._log
 
     def epochs(
@@ -149,12 +149,12 @@ class Run:
         compile_seconds: float,
         measure: Measure | None = None,
     ) -> Iterator[tuple[int, int]]:
-        """Yields (epoch, its first remaining step), from 0, until all steps are done.
+        """Yields (epoch, first remaining step), both from 0, until all steps are done.
 
         Args:
           state: the initial state.
           schedule: learning rate as a function of the step, from 0.
-          compile_seconds: recorded in the first line of metrics.
+          compile_seconds: compilation time, recorded in the first line of metrics.
           measure: makes the records of layers.jsonl, at step 0 and after each epoch.
         """
         progress = self.progress
@@ -175,13 +175,13 @@ class Run:
             yield progress.epoch, progress.steps.start
 
     def track(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Yields the `batches` of an epoch, up to the run's last step, with a bar."""
+        """Yields the `batches` of an epoch with a progress bar."""
         return self.progress.batches(batches)
 
     def record(self, state: Any, sums: metrics.Sums) -> None:
-        """Records the steps that returned `sums`; saves, and stops on a signal.
+        """Records the steps that returned `sums`, saves if due, and stops on a signal.
 
-        Several processes exchange signals every log_every_steps.
+        Several processes exchange signals every log_every_steps steps.
         """
         steps = (progress := self.progress).add(sums)
         if self._startup_seconds is None:
@@ -202,18 +202,18 @@ class Run:
             self._save(state)
 
     def _is_signalled(self) -> bool:
-        """Returns whether any process received a signal; all must call it."""
+        """Returns whether any process received a signal; all processes must call it."""
         return processes.any_process(self._signals.received is not None)
 
     def _raise_non_finite(self, what: str, step: int) -> NoReturn:
-        self.is_training = False  # all processes have the same numbers, and get here
+        self.is_training = False  # all processes have the same numbers and get here
         if self._checkpoints is not None:
-            self._checkpoints.wait()  # because the last good one may be in progress
+            self._checkpoints.wait()  # the save of the last good one may be in progress
         good = f" (last good checkpoint here: {directory.newest_step(self.dir)})"
         raise NonFiniteLossError(
             f"{self._cfg.run.workdir}: {what} at step {step}, lr "
             f"{float(self._schedule(step - 1)):g}: try a smaller --lr in another "
-            "--workdir, or --debug-nans to see where"
+            "--workdir, or --debug-nans to see where it arises"
             f"{good if processes.is_first() else ''}"
         )
 
@@ -223,21 +223,22 @@ class Run:
         evaluate: Callable[[Any, Dataset], metrics.Sums],
         parts: dict[str, Dataset],
     ) -> None:
-        """Evaluates `state`, writes the epoch's record, then its checkpoint.
+        """Evaluates `state`, then writes the epoch's record and its checkpoint.
 
         Args:
-          parts: "test" and perhaps "val".
+          evaluate: returns the sums of a state over a data set.
+          parts: the data sets to score, "test" and optionally "val".
 
         Raises:
-          NonFiniteLossError: a score is not finite; nothing is written.
-          Interrupted: a signal came; the state is saved before, and the same command
-            evaluates it.
-          CheckpointError: the last checkpoint could not be saved.
+          NonFiniteLossError: if a score is not finite; nothing is written.
+          Interrupted: if a signal arrived; the state is saved first, and the same
+            command evaluates it.
+          CheckpointError: if the last checkpoint could not be saved.
         """
         progress, step = self.progress, self.progress.step
         place = {"epoch": progress.epochs_begun, "step": step}
         try:
-            # One process cannot stop without the others.
+            # One of several processes cannot stop without the others.
             with self._signals.at_once() if processes.is_alone() else nullcontext():
                 sums = {name: evaluate(state, part) for name, part in parts.items()}
                 layers = self._measure(local(state)) if self._measure else None
@@ -258,11 +259,11 @@ class Run:
             "compile_seconds": self._compile_seconds,
             "startup_seconds": self._startup_seconds or 0.0,
         }
-        self._compile_seconds = self._startup_seconds = 0.0  # of the epochs to come
+        self._compile_seconds = self._startup_seconds = 0.0  # for later epochs
         self._logs.write_layers(place, layers)
         self._logs.write(record)
         ends = self._is_signalled() or step == progress.total_steps
-        with contextlib.ExitStack() as last:  # nothing depends on the output
+        with contextlib.ExitStack() as last:  # the save does not depend on the output
             last.callback(print, metrics.epoch_line(record), flush=True)
             self._save(state, last=ends)
         if ends and step < progress.total_steps:
@@ -270,10 +271,10 @@ class Run:
         progress.note_scored(step)
 
     def _save(self, state: Any, *, last: bool = False) -> None:
-        """Starts a checkpoint, unless it is saved; waits for the run's last one.
+        """Starts to save a checkpoint unless it exists; waits for the `last` one.
 
-        All processes call it at the same step, so that all detect non-finite values. If
-        the first cannot save the last one, all raise its error.
+        All processes call it at the same step, so all detect non-finite values. If the
+        first process cannot save the last checkpoint, all raise its error.
         """
         progress = self.progress
         if last:

@@ -1,4 +1,4 @@
-"""A run as a context, from the lock on its directory to its end."""
+"""A run as a context manager, from the lock on its directory to its end."""
 
 import contextlib
 import logging
@@ -19,15 +19,15 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def open_run(cfg: Config) -> Iterator[Run]:
-    """Opens the run in cfg.run.workdir, a new one or one to resume.
+    """Opens the run in cfg.run.workdir, either a new one or one to resume.
 
-    With several processes, the first owns the directory; the others have a temporary
-    one.
+    With several processes, the first owns the directory; the others use temporary
+    directories.
 
     Raises:
-      ConfigError: the directory cannot be written, is in use, or holds something else
-        or a run of another configuration; or a device is missing.
-      StoppedError: a signal stopped the run, and everything that was done is saved.
+      ConfigError: if the directory cannot be written, is in use, or contains something
+        else or a run with another configuration; or if a device is missing.
+      StoppedError: if a signal stopped the run, after all completed steps were saved.
     """
     with contextlib.ExitStack() as stack:
         workdir = run_dir = Path(cfg.run.workdir)
@@ -51,9 +51,9 @@ def open_run(cfg: Config) -> Iterator[Run]:
                 name = signals.received.name if signals.received else "a signal"
                 place = _place(run)
                 where = (
-                    f", saved at step {place}; the same command goes on from there"
+                    f", saved at step {place}; the same command resumes it"
                     if place
-                    else " before its first step; the same command begins it"
+                    else " before its first step; the same command starts it again"
                 )
                 raise StoppedError(f"{workdir}: stopped by {name}{where}") from None
         except UserError as error:
@@ -63,9 +63,9 @@ def open_run(cfg: Config) -> Iterator[Run]:
 
 
 def _place(run: Run) -> str:
-    """Returns how far the run is saved, such as "5 of 10"; "" before its first step."""
+    """Returns the last saved step, such as "5 of 10", or "" before the first step."""
     step, total = newest_step(run.dir), run.progress.total_steps
-    if not processes.is_first():  # they end when the first has saved
+    if not processes.is_first():  # the others stop once the first has saved
         step = run.progress.step
     if not step:
         return ""

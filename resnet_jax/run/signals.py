@@ -1,4 +1,4 @@
-"""Handles SIGINT, SIGTERM and SIGHUP: at once if nothing is lost, else when safe."""
+"""Handles SIGINT, SIGTERM and SIGHUP: at once if nothing is lost, or when safe."""
 
 import contextlib
 import os
@@ -16,9 +16,9 @@ _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(BaseException):
-    """A signal that came while nothing had to be finished.
+    """A signal that arrived while nothing had to be finished.
 
-    It is not an Exception, so that no library handles it as a failure.
+    It is not an Exception, so libraries do not handle it as a failure.
     """
 
 
@@ -34,10 +34,10 @@ def _is_ignored(number: signal.Signals) -> bool:
 
 
 class Signals:
-    """Records the first signal in a context; a second one ends the process.
+    """Records the first signal inside a context; a second one ends the process.
 
-    In another program's process, such as Jupyter's, the second one raises
-    KeyboardInterrupt. Outside the main thread, Python delivers no signals.
+    In a process of another program, such as Jupyter, the second signal raises
+    KeyboardInterrupt. Python delivers signals only to the main thread.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class Signals:
         if threading.current_thread() is threading.main_thread():
             for number in _NUMBERS:
                 if number == signal.SIGHUP and _is_ignored(number):
-                    continue  # ignored by nohup
+                    continue  # as nohup set it
                 before = signal.signal(number, self._note)
                 self._stack.callback(signal.signal, number, before)
             self._watch()
@@ -69,7 +69,8 @@ class Signals:
         """Ends the process at the second signal, even while the main thread compiles.
 
         Python runs handlers between bytecode instructions, and a compilation is a
-        single one. The signal's number, however, is written to a socket at once.
+        single instruction. The signal's number, however, is written to a socket at
+        once.
         """
         reader, writer = socket.socketpair()
         writer.setblocking(False)
@@ -92,7 +93,7 @@ class Signals:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Raises Interrupted for a signal inside this context or before it."""
+        """Raises Interrupted for a signal before or inside this context."""
         if self.received:
             raise Interrupted
         self._at_once = True

@@ -1,4 +1,4 @@
-"""Logging to Weights & Biases, whose failures do not affect the run."""
+"""Logs to Weights & Biases; failures do not affect the run."""
 
 import logging
 import secrets
@@ -13,21 +13,23 @@ from resnet_jax.run.directory import WANDB
 log = logging.getLogger(__name__)
 
 _START = 30.0  # seconds to reach the server
-_END = 60.0  # seconds to upload what is left; `wandb sync` does it later
+_END = 60.0  # seconds to upload the remaining data; `wandb sync` can do it later
 
 
 class WandbLog:
-    """Logs the records of metrics.jsonl by epoch to a run of the project `project`.
+    """Logs the records of metrics.jsonl by epoch to a wandb run in `project`.
 
-    A resumed run continues the same one there. If wandb fails, as without a network or
-    a key, there is one warning and nothing more is sent.
+    A resumed run continues the same wandb run. If wandb fails, for example without a
+    network or an API key, it logs one warning and sends nothing more.
 
     Args:
+      run_dir: the run directory, whose name becomes the name of the wandb run.
+      project: the name of the project.
       config: the configuration as JSON values.
       is_resumed: whether the run in `run_dir` existed before.
 
     Raises:
-      ConfigError: the package is not installed.
+      ConfigError: if the package is not installed.
     """
 
     def __init__(
@@ -44,21 +46,21 @@ class WandbLog:
         self._is_resumed = is_resumed
 
     def begin(self) -> None:
-        """Starts the run there, or continues it."""
+        """Starts or continues the wandb run."""
         self._safely(self._begin)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Sends the numbers of a record; of several seeds, only their means."""
+        """Sends the numbers of a record; for several seeds, only their means."""
         if self._run is not None:
             numbers = {k: v for k, v in record.items() if not isinstance(v, list)}
             self._safely(lambda: self._run.log(numbers))
 
     def close(self, exit_code: int = 0) -> None:
-        """Waits up to a minute until everything is sent, and ends the run there.
+        """Waits up to one minute for the upload and ends the wandb run.
 
         Args:
-          exit_code: exit code of the command. 0 shows the run as finished, 75 (stopped
-            by a signal, to be resumed) as preempted, others as failed.
+          exit_code: exit code of the command. 0 marks the run as finished, 75 (stopped
+            by a signal, to be resumed) as preempted, and others as failed.
         """
         run, self._run = self._run, None
         if run is None:
@@ -70,14 +72,14 @@ class WandbLog:
     def _begin(self) -> None:
         wandb, run_dir = self._wandb, self._dir.absolute()
         run_dir.mkdir(parents=True, exist_ok=True)
-        # Nobody may be there to enter a key. The run prints its own output.
+        # There may be nobody to enter an API key. The run prints its own output.
         known = {
             "console": "off",
             "init_timeout": _START,
             "login_timeout": _START,
             "finish_timeout": _END,
         }
-        fields = getattr(wandb.Settings, "model_fields", known)  # by version
+        fields = getattr(wandb.Settings, "model_fields", known)  # depend on the version
         settings = {name: value for name, value in known.items() if name in fields}
         run = wandb.init(
             project=self._project,
@@ -88,13 +90,13 @@ class WandbLog:
             settings=wandb.Settings(**settings),
         )
         self._run = run
-        # By epoch instead of wandb's own count, which would be ahead of a record that
-        # is written again after a kill.
+        # By epoch instead of by wandb's own count, which would be ahead of a record
+        # that is written again after a kill.
         run.define_metric("*", step_metric="epoch")
         run.config.update(self._config, allow_val_change=True)
 
     def _id(self) -> str:
-        """Returns the id of the resumed run, or a new one, which is saved."""
+        """Returns the id of the resumed run, or saves and returns a new one."""
         path = self._dir / WANDB
         if self._is_resumed and path.exists():
             found = files.read_json(path)
@@ -109,4 +111,4 @@ class WandbLog:
             function()
         except Exception as error:  # wandb raises many types
             self._run = None
-            log.warning("wandb: %s; the run goes on without it", first_line(error))
+            log.warning("wandb: %s; the run continues without it", first_line(error))

@@ -1,4 +1,4 @@
-"""The training state, and pure functions that update and evaluate it."""
+"""The training state and the pure functions that update and evaluate it."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Statistics of each layer in a training step: gradient, activation, update."""
+"""Statistics of each layer in a training step: gradients, activations, updates."""
 
 from collections.abc import Callable
 from functools import cache, partial
@@ -33,17 +33,18 @@ def layer_statistics(
     trainable: Predicate | None = None,
     backbone_bn: str = "update",
 ) -> Layers:
-    """Returns statistics of each layer in a step on `batch`; nothing is updated.
+    """Returns statistics of each layer in a step on `batch`, without updating it.
 
-    For every convolution, linear layer and BatchNorm, each a float32 []:
+    For every convolution, linear layer and BatchNorm, these are float32 scalars:
       gradient: L2 norm of the gradient with respect to the layer's parameters.
       activation: root mean square of the layer's output.
-      input_mean, input_std: mean and standard deviation of the layer's input.
-      update_ratio: L2 norm of the update over that of the parameters.
+      input_mean: mean of the layer's input.
+      input_std: standard deviation of the layer's input.
+      update_ratio: L2 norm of the update divided by that of the parameters.
 
     Args:
-      key: as for train_step. Augmentation and dropout are always those of step 0, so
-        that two measurements differ only in the network.
+      key: see train_step. Augmentation and dropout are always those of step 0, so that
+        two measurements differ only in the network.
     """
     key = jax.random.fold_in(key, 0)
     images, targets = augment(key, batch["images"], batch["labels"])
@@ -63,7 +64,7 @@ def layer_statistics(
         name: {
             "gradient": gradients[name],
             **values,
-            # The ratio is undefined for a layer that begins at 0.
+            # The ratio is undefined for parameters that are all 0.
             "update_ratio": jnp.where(
                 sizes[name] > 0, changes[name] / jnp.maximum(sizes[name], 1e-30), 0.0
             ),
@@ -74,7 +75,7 @@ def layer_statistics(
 
 
 def _watch(found: Layers) -> Callable[..., Any]:
-    """Returns an interceptor of calls that stores statistics of inputs and outputs."""
+    """Returns a method interceptor that stores statistics of inputs and outputs."""
 
     def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         y, layer = call(*args, **kwargs), context.module
@@ -92,7 +93,7 @@ def _watch(found: Layers) -> Callable[..., Any]:
 
 
 def _norms(tree: Any) -> dict[str, jax.Array]:
-    """Returns the L2 norm of each layer's leaves, by the layer's name."""
+    """Returns the L2 norm of each layer's leaves, by layer name."""
     leaves: dict[str, list[jax.Array]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         layer = torch_names.torch_name(path).rsplit(".", 1)[0]
@@ -109,13 +110,13 @@ def make_layer_statistics(
     trainable: Predicate | None = None,
     backbone_bn: str = "update",
 ) -> Callable[[TrainState], Layers]:
-    """Returns layer_statistics as a compiled function of the state, returning floats.
+    """Returns layer_statistics as a compiled function from the state to floats.
 
     Args:
-      first_batch: returns the batch to measure on; called once, at the first use.
+      first_batch: returns the batch to measure on; called only once, on first use.
     """
     first_batch = cache(first_batch)
-    order: list[str] = []  # jit returns dictionaries without their order
+    order: list[str] = []  # because jit sorts the keys of dictionaries
 
     @jax.jit
     def traced(state: TrainState, batch: Batch, key: jax.Array) -> Layers:

@@ -1,4 +1,4 @@
-"""Evaluation of networks in inference mode."""
+"""Evaluates networks in inference mode."""
 
 from collections.abc import Callable, Iterable, Sized
 from functools import partial
@@ -19,15 +19,15 @@ from resnet_jax.models import folding
 from resnet_jax.training import metrics
 from resnet_jax.training.state import Batch, Each, TrainState
 
-# Maps x [B, H, W, C] to views [B, H, W, C] and their weights in the mean.
+# Maps x [B, H, W, C] to (weight in the mean, view [B, H, W, C]) pairs.
 Views = Callable[[jax.Array], list[tuple[float, jax.Array]]]
 
 
 def flips_and_shifts(x: jax.Array) -> list[tuple[float, jax.Array]]:
-    """Yields views of x for test-time augmentation, with weights.
+    """Returns views of x for test-time augmentation, with their weights.
 
     The views are x, x shifted by one pixel up and left or down and right (with half the
-    weight, repeating edges), and their mirror images (Jordan 2024).
+    weight, repeating the edges), and the mirror images of these (Jordan 2024).
     """
     _, height, width, _ = x.shape
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), "edge")
@@ -46,7 +46,7 @@ def logits_of(
     """Returns the outputs of `model` for a batch: logits [B, C], or features.
 
     Args:
-      views: test-time augmentation, whose logits are averaged; None for none.
+      views: test-time augmentation, over which logits are averaged, or None.
     """
     images = preprocess(batch["images"])
     shown = [(1.0, images)] if views is None else views(images)
@@ -67,12 +67,12 @@ def eval_step(
     each: Each = lambda function: function,
     combine: Callable[[jax.Array], jax.Array] = lambda logits: logits,
 ) -> metrics.Sums:
-    """Returns the metric sums of one batch in inference mode, over unmasked examples.
+    """Returns the metric sums over a batch's unmasked examples, in inference mode.
 
     Args:
       views: see logits_of.
-      each: for a state of several seeds, seeds.make_each; the sums are [num_seeds].
-      combine: applied to the logits before they are counted, see seeds.with_ensemble.
+      each: see seeds.make_each; with several seeds, the sums are [num_seeds].
+      combine: applied to the logits before they are scored; see seeds.with_ensemble.
     """
 
     def predict(variables: Any) -> jax.Array:
@@ -99,7 +99,7 @@ def make_evaluate(
         return eval_step(model, preprocess, state, fetch(source, batch), **options)
 
     def run(state: TrainState, dataset: Dataset) -> metrics.Sums:
-        # Only these arrays, so that the others are not waited for.
+        # Drop the optimizer state, so that the step does not wait for it.
         state = state.replace(opt_state=())  # type: ignore[attr-defined]
         bound = partial(step, source=loader.source(dataset))
         return evaluate(bound, loader.evaluation, state, dataset)
@@ -113,7 +113,7 @@ def evaluate(
     state: TrainState,
     dataset: Sized,
 ) -> metrics.Sums:
-    """Returns the sums over `dataset`; asserts that each example counts once."""
+    """Returns the sums over `dataset`, and checks that each example counts once."""
     total = None
     with waiting.bar(len(dataset), "evaluation") as bar:
         for batch in make_batches(dataset):
@@ -122,7 +122,7 @@ def evaluate(
             bar.update(len(batch["mask"]))
     counted = np.int64(0 if total is None else total["count"])
     if total is None or not np.all(counted == len(dataset)):
-        raise RuntimeError(f"scored {counted} examples of {len(dataset)}")
+        raise RuntimeError(f"scored {counted} of {len(dataset)} examples")
     return total
 
 
@@ -134,12 +134,12 @@ def predict(
     dataset: Dataset,
     what: str = "evaluation",
 ) -> np.ndarray:
-    """Returns the outputs of `model` in inference mode for all images: [N, ...].
+    """Returns the outputs of `model` for all images, in inference mode.
 
-    They are logits [N, C], or features [N, F] of a model with num_classes=0.
+    The outputs are logits [N, C], or features [N, F] if the model has num_classes=0.
 
     Args:
-      what: description of the work in the progress bar.
+      what: the description of the progress bar.
     """
 
     @partial(library.jit, out_shardings=mesh.replicated(loader.mesh))
@@ -154,7 +154,7 @@ def predict(
             with waiting.first(what, not parts):
                 parts.append(np.asarray(outputs(variables, batch, source)))
             bar.update(len(batch["mask"]))
-    # The padding of the last batch comes last.
+    # The last rows are the padding of the last batch.
     if not parts:
         return np.zeros((0, 1), np.float32)
     return np.concatenate(parts)[: len(dataset)]

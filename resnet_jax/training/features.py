@@ -1,4 +1,4 @@
-"""Caches the features of a frozen backbone, to train only its last layer."""
+"""Caches the features of a frozen backbone, so that only the last layer is trained."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from resnet_jax.training import evaluation
 
 
 def head_of(model: nn.Module) -> Head:
-    """Returns the last layer of `model`, which reads its own variables."""
+    """Returns the last layer of `model` as a module that takes the same variables."""
     return Head(
         layer=model.head,
         num_classes=model.num_classes,
@@ -25,7 +25,7 @@ def head_of(model: nn.Module) -> Head:
 def cache_features(
     model: nn.Module, preprocess: Preprocess, variables: dict[str, Any], loader: Loader
 ) -> tuple[Head, Preprocess, Loader]:
-    """Returns replacements for the network, its preprocessing and the loader."""
+    """Returns replacements for the network, its preprocessing and its loader."""
     splits = loader.splits
     cached = splits._replace(
         train=compute(model, preprocess, variables, loader, splits.train),
@@ -42,7 +42,7 @@ def compute(
     loader: Loader,
     dataset: Dataset,
 ) -> Dataset:
-    """Returns `dataset` with features [N, F] float32 in place of its images.
+    """Returns `dataset` with features [N, F] float32 instead of images.
 
     Args:
       model: a model with any number of classes; its last layer is not applied.

@@ -14,21 +14,23 @@ from resnet_jax.errors import ConfigError
 from resnet_jax.layers.norm import BatchNorm
 from resnet_jax.models import torch_names
 
-Predicate = Callable[[str], bool]  # of a parameter's PyTorch name
+Predicate = Callable[[str], bool]  # on a parameter's PyTorch name
 
 
 def make_trainable(
     freeze: str, model: nn.Module, image_shape: tuple[int, int, int]
 ) -> Predicate | None:
-    """Returns a predicate of trainable parameters, by name; None if all are.
+    """Returns a predicate that is true for trainable parameters; None if all are.
 
     Args:
-      freeze: none; backbone, all but the last layer; or a regular expression that is
-        searched in the names.
+      freeze: "none", "backbone" (all but the last layer) or a regular expression to
+        search for in the names.
+      model: the network.
       image_shape: (H, W, C) of the model's images.
 
     Raises:
-      ConfigError: not a regular expression, or one that no name or every name matches.
+      ConfigError: if `freeze` is not a regular expression, or if no name or every name
+        matches it.
     """
     if freeze == "none":
         return None
@@ -38,8 +40,8 @@ def make_trainable(
         pattern = re.compile(freeze)
     except re.error as error:
         raise ConfigError(
-            f"freeze {freeze!r} is no regular expression ({error}): "
-            "none, backbone, or one of parameter names such as '^layer1'"
+            f"freeze {freeze!r} is not a regular expression ({error}): use none, "
+            "backbone, or a pattern of parameter names such as '^layer1'"
         ) from None
     variables = jax.eval_shape(
         partial(model.init, train=False),
@@ -51,13 +53,13 @@ def make_trainable(
     if len(matched) in (0, len(every)):
         which = "every parameter" if matched else "no parameter"
         raise ConfigError(
-            f"freeze {freeze!r} matches {which}: names are like {', '.join(every[:3])}"
+            f"freeze {freeze!r} matches {which}: examples are {', '.join(every[:3])}"
         )
     return lambda name: not pattern.search(name)
 
 
 def make_lr_scale(scale: float, model: nn.Module) -> Callable[[str], float] | None:
-    """Returns the factor of each parameter's learning rate; 1 for the last layer."""
+    """Returns the learning rate factor of each parameter; 1 for the last layer."""
     if scale == 1.0:
         return None
     return lambda name: 1.0 if torch_names.is_in(name, [model.head]) else scale
@@ -67,8 +69,8 @@ def make_lr_scale(scale: float, model: nn.Module) -> Callable[[str], float] | No
 def inference_batch_norm(trainable: Predicate | None) -> Iterator[None]:
     """Puts BatchNorm layers that are not trainable into inference mode.
 
-    This is `backbone_bn="frozen"` (--backbone-bn). Inside the context, they normalize
-    by their running statistics, which stay, even with train=True.
+    This implements `backbone_bn="frozen"`. Inside the context, even with train=True,
+    they normalize with their running statistics and do not update them.
     """
 
     def in_inference(call: Any, args: Any, kwargs: Any, context: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Metrics: sums over batches, means at the end, lines of JSON."""
+"""Metrics: sums over batches, final means, and lines of JSON."""
 
 import json
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-Sums = dict[str, Any]  # name -> array; sums of batches can be added
+Sums = dict[str, Any]  # name -> array; sums can be added over batches
 
 
 def train_sums(loss: jax.Array, logits: jax.Array, labels: jax.Array) -> Sums:
-    """Returns the sums of one training batch from its mean loss []."""
+    """Returns the sums over a training batch from its mean loss []."""
     count = labels.shape[0]
     return {
         "loss": loss * count,
@@ -23,12 +23,13 @@ def train_sums(loss: jax.Array, logits: jax.Array, labels: jax.Array) -> Sums:
 
 
 def eval_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Sums:
-    """Returns the sums over the examples whose mask [B] float32 is 1.
+    """Returns the sums over the examples whose mask is 1.
 
     Args:
-      logits: [B, C]. An example counts as correct in the top k if fewer than k logits
-        exceed that of its label; the lower class wins a tie, as in argmax.
+      logits: [B, C]. An example is correct in the top k if fewer than k logits exceed
+        that of its label; as in argmax, the lower class wins a tie.
       labels: [B] int32.
+      mask: [B] float32.
     """
     num_classes = logits.shape[-1]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -40,7 +41,7 @@ def eval_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Sums:
     by_class = jax.nn.one_hot(labels, num_classes)
     predicted = jax.nn.one_hot(logits.argmax(-1), num_classes)
     return {
-        # where(), not a product: a padded row may be NaN
+        # jnp.where instead of a product, because a padded row may be NaN.
         "loss": jnp.where(mask > 0, losses, 0).sum(),
         "correct": correct.sum(),
         "correct_top5": ((rank < 5) * mask).sum(),
@@ -52,7 +53,7 @@ def eval_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Sums:
 
 
 def add(total: Sums | None, more: Sums) -> Sums:
-    """Adds two sums on the host, in float64; counts are exact."""
+    """Adds two sums on the host in float64, which keeps counts exact."""
     more = {name: np.asarray(value, np.float64) for name, value in more.items()}
     if total is None:
         return more
@@ -60,9 +61,9 @@ def add(total: Sums | None, more: Sums) -> Sums:
 
 
 def means(sums: Sums, prefix: str) -> dict[str, Any]:
-    """Returns {prefix_loss, prefix_accuracy}, means per example.
+    """Returns the means per example as {prefix_loss, prefix_accuracy}.
 
-    Sums [num_seeds] give the means over the seeds.
+    For sums [num_seeds], returns the means over the seeds.
     """
     return {
         f"{prefix}_{name}": float(np.mean(np.asarray(sums[counted] / sums["count"])))
@@ -106,8 +107,8 @@ def epoch_line(record: dict[str, Any]) -> str:
 def balance(sums: Sums) -> dict[str, float]:
     """Returns balanced_accuracy and macro_f1, as fractions.
 
-    As in scikit-learn, classes without images are left out of both means, except that a
-    predicted one has an F1 of 0.
+    As in scikit-learn, both means exclude classes without images, except that a class
+    that is predicted has an F1 of 0.
     """
     correct, there, predicted = (
         np.asarray(sums[f"class_{name}"]) for name in ("correct", "count", "predicted")
@@ -126,7 +127,7 @@ def balance_line(sums: Sums) -> str:
 
 
 def report(sums: Sums, class_names: Sequence[str]) -> dict[str, Any]:
-    """Returns the metrics of eval_sums: accuracies, cross-entropy, counts."""
+    """Returns the metrics from eval_sums: accuracies, cross-entropy, counts."""
     count = float(sums["count"])
     by_class = zip(class_names, sums["class_correct"], sums["class_count"], strict=True)
     return {

@@ -15,7 +15,7 @@ from resnet_jax.config import Config, OptimConfig
 from resnet_jax.errors import ConfigError
 from resnet_jax.models import torch_names
 
-DECOUPLED = ("adamw", "muon")  # those with decoupled weight decay
+DECOUPLED = ("adamw", "muon")  # optimizers with decoupled weight decay
 
 
 def make_schedule(
@@ -23,18 +23,20 @@ def make_schedule(
 ) -> optax.Schedule:
     """Returns the learning rate as a function of the step, a scalar array.
 
-    constant; cosine from lr to 0 over `total_steps` (CosineAnnealingLR); linear from lr
-    to 0; step: multiplied by lr_gamma at each of lr_milestones
-    (MultiStepLR), or each lr_step_size epochs (StepLR); onecycle: from lr / 25 to lr
-    over pct_start of the steps and to lr / 250,000 (OneCycleLR, momentum not cycled).
-    All count in steps. With warmup_epochs of w steps in all, the rate at step s (from
-    0) is the schedule's times (s + 1) / (w + 1). With warmup_decay it is lr times a
-    factor that rises from warmup_decay to 1 in w steps, and the schedule spans the
-    remaining steps (SequentialLR of LinearLR and the schedule). Without
-    sched_on_updates, each step has the rate of the first step of its epoch.
+    The schedules are constant; cosine from lr to 0 over `total_steps`
+    (CosineAnnealingLR); linear from lr to 0; step, which multiplies the rate by
+    lr_gamma at each of lr_milestones (MultiStepLR) or every lr_step_size epochs
+    (StepLR); and onecycle, from lr / 25 to lr over pct_start of the steps and then to
+    lr / 250,000 (OneCycleLR, without cycling momentum). All count in steps.
+
+    If warmup_epochs amount to w steps, the rate at step s (from 0) is multiplied by
+    (s + 1) / (w + 1). With warmup_decay, the rate is instead lr times a factor that
+    increases from warmup_decay to 1 in w steps, and the schedule spans the remaining
+    steps (SequentialLR of LinearLR and the schedule). Without sched_on_updates, each
+    step uses the rate of the first step of its epoch.
 
     Raises:
-      ConfigError: an unknown name.
+      ConfigError: if the name of the schedule is unknown.
     """
     warmup_steps = round(cfg.warmup_epochs * steps_per_epoch)
     if not cfg.sched_on_updates:
@@ -73,7 +75,7 @@ def make_schedule(
 
 
 def _onecycle(lr: float, total_steps: int, pct_start: float) -> optax.Schedule:
-    # optax's cosine_onecycle_schedule rounds the peak to a step; torch does not.
+    # Unlike torch, optax.cosine_onecycle_schedule rounds the peak to a whole step.
     peak, end = pct_start * total_steps - 1, total_steps - 1
     first, last = lr / 25, lr / 25 / 1e4
 
@@ -92,9 +94,10 @@ def make_ema_decay(
 ) -> float | Callable[[jax.Array], jax.Array]:
     """Returns the decay of the moving average, for step.average.
 
-    With ema_steps it follows torchvision's references: every ema_steps steps of an
-    epoch, from its first, 1 - (1 - ema_decay) * batch_size * ema_steps / epochs; during
-    warm-up the average is a copy of the variables at those steps.
+    With ema_steps, it follows torchvision's references: every ema_steps steps of an
+    epoch, starting with the first, the decay is
+    1 - (1 - ema_decay) * batch_size * ema_steps / epochs. During warm-up, the average
+    is a copy of the variables at those steps.
     """
     optim = cfg.optim
     if optim.ema_steps == 1:
@@ -116,23 +119,24 @@ def make_optimizer(
     trainable: Callable[[str], bool] | None = None,
     lr_scale: Callable[[str], float] | None = None,
 ) -> optax.GradientTransformation:
-    """Returns torch.optim's SGD, Adam or AdamW, or Muon.
+    """Returns SGD, Adam or AdamW as in torch.optim, or Muon.
 
-    As in torch.optim, the weight decay of SGD and Adam is an L2 gradient added before
-    the moments; that of AdamW and Muon is decoupled and multiplied by the learning
-    rate. Adam has betas (.9, .999) and eps 1e-8 outside the root. Muon (that of
-    optax.contrib) orthogonalizes the momentum of each convolution's kernel as a matrix
-    [K * K * C, F], with a root mean square of .2, similar to AdamW's; all other
-    parameters use AdamW. clip_grad is the maximum global norm of the gradient
+    As in torch.optim, SGD and Adam add weight decay to the gradient as an L2 penalty,
+    before the moments; AdamW and Muon decouple it and multiply it by the learning rate.
+    Adam uses betas (.9, .999) and adds eps 1e-8 outside the square root. Muon (from
+    optax.contrib) orthogonalizes the momentum of each convolution kernel as a matrix
+    [K * K * C, F], scaled to a root mean square of .2, similar to AdamW's updates; all
+    other parameters use AdamW. clip_grad is the maximum global norm of the gradient
     (torch.nn.utils.clip_grad_norm_).
 
     Args:
-      trainable: predicate of PyTorch's parameter names; other parameters do not change
-        by a bit, and have no moments (requires_grad=False).
-      lr_scale: factor of the learning rate, given the name (a param_group's lr).
+      trainable: predicate on PyTorch parameter names; other parameters do not change by
+        a single bit and have no moments (requires_grad=False).
+      lr_scale: returns the learning rate factor of a parameter, given its name (like
+        the lr of a param_group).
 
     Raises:
-      ConfigError: an unknown name.
+      ConfigError: if the name of the optimizer is unknown.
     """
     moments: dict[str, Callable[[], optax.GradientTransformation]] = {
         "adam": optax.scale_by_adam,
@@ -176,7 +180,7 @@ def _muon(momentum: float, nesterov: bool) -> optax.GradientTransformation:
         return jax.tree.map(lambda _: kernel, params)
 
     orthogonal = optax.chain(
-        # With zero steps, it only divides the momentum by its Frobenius norm.
+        # With zero steps, this only divides the momentum by its Frobenius norm.
         optax.contrib.scale_by_muon(
             ns_steps=0, beta=momentum, nesterov=nesterov, weight_dimension_numbers=axes
         ),
@@ -190,9 +194,10 @@ def _muon(momentum: float, nesterov: bool) -> optax.GradientTransformation:
 
 
 def _orthogonal_kernels(kernels: Any) -> Any:
-    """Orthogonalizes kernels [K, K, C, F] as matrices [K * K * C, F], scaled as AdamW.
+    """Orthogonalizes kernels [K, K, C, F] as matrices [K * K * C, F], and scales them.
 
-    Kernels of equal shape are batched, so that accelerators run fewer, larger products.
+    The scale makes updates similar in size to AdamW's. Kernels of equal shape are
+    batched, so that accelerators compute fewer, larger products.
     """
     leaves, tree = jax.tree.flatten(kernels)
     of_shape: dict[tuple[int, ...], list[int]] = {}
@@ -212,11 +217,11 @@ def _orthogonalize(matrix: jax.Array) -> jax.Array:
     """Applies Muon's five Newton-Schulz steps (Jordan et al. 2024).
 
     A step multiplies X [N, M] by a I + b G + c G^2, where G = X^T X. All of these
-    commute, so that each G follows from the last and X need only be multiplied by their
-    product (Gram Newton-Schulz, Zhang, Amsel, Chen and Dao 2026): 8 N M^2 + 28 M^3
-    operations instead of 20 N M^2 + 10 M^3. G squares the singular values, so that
-    rounding matters more: G is recomputed after three steps, and all products are in
-    full precision, not TF32 or bfloat16.
+    commute, so each G follows from the previous one, and X is only multiplied by the
+    product of the polynomials (Gram Newton-Schulz, Zhang, Amsel, Chen and Dao 2026).
+    This takes 8 N M^2 + 28 M^3 operations instead of 20 N M^2 + 10 M^3. Because G
+    squares the singular values, rounding matters more: G is recomputed after three
+    steps, and all products use full precision, not TF32 or bfloat16.
 
     Args:
       matrix: [N, M], with a Frobenius norm of at most 1.
@@ -255,7 +260,7 @@ def _scale_by_name(
 
 
 def _decay(rates: dict[str, float]) -> optax.GradientTransformation:
-    """Returns weight decay as an L2 gradient, with a coefficient for each kind."""
+    """Returns weight decay as an L2 penalty with a rate for each kind of parameter."""
     if len(set(rates.values())) == 1:
         rate = rates["weight"]
         return optax.add_decayed_weights(rate) if rate else optax.identity()
@@ -269,8 +274,8 @@ def _decay(rates: dict[str, float]) -> optax.GradientTransformation:
 
 
 def _kinds(params: Mapping[str, Any]) -> Any:
-    """Returns a tree of "norm", "bias" or "weight", the kind of each parameter."""
-    is_norm = "scale" in params  # that of a BatchNorm
+    """Returns a tree of parameter kinds: "norm", "bias" or "weight"."""
+    is_norm = "scale" in params  # only BatchNorm layers have a scale
     return {
         name: _kinds(value)
         if isinstance(value, Mapping)

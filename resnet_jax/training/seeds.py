@@ -1,7 +1,7 @@
 """Trains one recipe from several seeds in one program.
 
-Arrays of the state and of the sums then have a leading axis of seeds, and `each` maps a
-function of one seed's arrays over it. A run of a single seed has no such axis.
+The arrays of the state and of the sums then have a leading seed axis, and `each` maps a
+function of one seed's arrays over it. Runs with a single seed have no such axis.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ def make_each(num_seeds: int, mesh: Mesh) -> Each:
     """Returns a transformation that maps functions over seeds; the identity for one.
 
     Accelerators compute all seeds in each operation (vmap); CPUs compute one seed after
-    the other, because their convolutions take one kernel at a time.
+    another, because their convolutions take one kernel at a time.
     """
     if num_seeds == 1:
         return lambda function: function
@@ -34,13 +34,13 @@ def make_each(num_seeds: int, mesh: Mesh) -> Each:
 
 
 def unrolled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns jax.vmap of `function`, unrolled: one call for each index."""
+    """Returns jax.vmap of `function`, unrolled into one call per index."""
 
     def of_all(*args: Any) -> Any:
         num = len(jax.tree.leaves(args)[0])
         found: list[Any] = []
         for index in range(num):
-            # Sequential, because interleaved calls would share the caches.
+            # Forces sequential calls: interleaved ones would compete for the caches.
             args, found = jax.lax.optimization_barrier((args, found))
             found.append(function(*take(args, index)))
         return stack(found)
@@ -49,24 +49,24 @@ def unrolled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def stack(trees: Sequence[Any]) -> Any:
-    """Stacks trees along a leading axis of seeds; a single tree stays as it is."""
+    """Stacks trees along a leading seed axis; returns a single tree unchanged."""
     if len(trees) == 1:
         return trees[0]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def take(tree: Any, index: int) -> Any:
-    """Returns the part of one seed, by its index."""
+    """Returns the part of `tree` that belongs to the seed at `index`."""
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
 def shape(num_seeds: int) -> tuple[int, ...]:
-    """Returns the leading axes that several seeds add; none for one."""
+    """Returns the leading axes of `num_seeds` seeds: none for one seed."""
     return () if num_seeds == 1 else (num_seeds,)
 
 
 def shapes(tree: Any, num_seeds: int) -> Any:
-    """Returns the shapes of a tree of several seeds, from those of one."""
+    """Returns the shapes of a tree of several seeds, given those of one seed."""
     axes = shape(num_seeds)
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((*axes, *leaf.shape), leaf.dtype), tree
@@ -74,7 +74,7 @@ def shapes(tree: Any, num_seeds: int) -> Any:
 
 
 def make_keys(seed: int, num_seeds: int) -> Keys:
-    """Returns the keys of the seeds from `seed` on, [num_seeds] each, or [] for one."""
+    """Returns the keys of the seeds starting at `seed`, [num_seeds], or [] for one."""
     keys: Keys = stack([state.make_keys(n) for n in range(seed, seed + num_seeds)])
     return keys
 
@@ -88,7 +88,8 @@ def make_order(
     """Returns the order of the training examples of each seed; see data.reading.Order.
 
     Args:
-      balanced, repeats: see data.epoch_batches; repeats is for one seed.
+      balanced: see data.epoch_batches.
+      repeats: see data.epoch_batches; for a single seed only.
     """
     if num_seeds == 1:
         return partial(epoch_batches, seed=seed, balanced=balanced, repeats=repeats)
@@ -114,7 +115,7 @@ def _epoch_batches(
 def for_each(
     function: Callable[[dict[str, Any]], dict[str, Any]], begun: TrainState
 ) -> TrainState:
-    """Replaces the initial variables of `begun` by function(variables), by seed."""
+    """Replaces the initial variables of each seed by function(variables)."""
     if begun.step.ndim == 0:
         return begun.with_variables(function(begun.variables))
     each = (take(begun.variables, index) for index in range(len(begun.step)))
@@ -122,9 +123,9 @@ def for_each(
 
 
 def means(sums: Sums, prefix: str) -> dict[str, Any]:
-    """Returns metrics.means; for several seeds also standard deviations and values.
+    """Returns metrics.means; for several seeds, also standard deviations and values.
 
-    These are prefix_loss_std and prefix_loss_seeds, and the same for the accuracy.
+    These are prefix_loss_std and prefix_loss_seeds, and likewise for the accuracy.
     """
     found = metrics.means(sums, prefix)
     if np.ndim(sums["loss"]):
@@ -145,27 +146,29 @@ def of_seed(record: dict[str, Any], index: int) -> dict[str, Any]:
 def index_of(
     seed: int | None, first: int, num_seeds: int, run: str, one: str
 ) -> int | None:
-    """Returns the index of `seed` in a run; None for a single seed, or for all.
+    """Returns the index of `seed` in a run; None for a single seed or for all seeds.
 
     Args:
-      one: the option that needs a single network, if there is one.
+      one: the option that needs a single network, if any.
 
     Raises:
-      ConfigError: the run has no such seed, or `one` needs a choice.
+      ConfigError: if the run has no such seed, or `one` requires a choice.
     """
     last = first + num_seeds - 1
-    known = f"of seed {first}" if num_seeds == 1 else f"of seeds {first} to {last}"
+    known = f"seed {first}" if num_seeds == 1 else f"seeds {first} to {last}"
     if seed is None:
         if num_seeds > 1 and one:
-            raise ConfigError(f"{one} is {known}, each a network: --seed too")
+            raise ConfigError(
+                f"{one} needs one network, but {run} has {known}: choose a --seed"
+            )
         return None
     if not first <= seed <= last:
-        raise ConfigError(f"seed {seed}: {run} is {known}")
+        raise ConfigError(f"{run} has no seed {seed}, only {known}")
     return None if num_seeds == 1 else seed - first
 
 
 def with_ensemble(logits: jax.Array) -> jax.Array:
-    """Appends to logits [num_seeds, B, C] those of the mean of their probabilities."""
+    """Appends the logits of the mean probabilities to logits [num_seeds, B, C]."""
     summed = jax.nn.logsumexp(jax.nn.log_softmax(logits), 0, keepdims=True)
     return jnp.concatenate([logits, summed - jnp.log(len(logits))])
 
@@ -173,11 +176,9 @@ def with_ensemble(logits: jax.Array) -> jax.Array:
 class Scores(NamedTuple):
     """The result of one pass over a data set."""
 
-    lines: list[
-        str
-    ]  # lines for each seed, their spread and the ensemble; none for a single seed
+    lines: list[str]  # for each seed, their mean and the ensemble; none for one seed
     sums: Sums  # of the predictions of all seeds
-    best: Sums  # of the ensemble, or of the one seed
+    best: Sums  # of the ensemble, or of the only seed
     figures: dict[str, Any]  # see metrics.report
 
 
@@ -187,10 +188,13 @@ def score(
     dataset: Dataset,
     of_seeds: Sequence[int],
 ) -> Scores:
-    """Returns the scores of `state`, which has arrays of these seeds.
+    """Returns the scores of `state`, which has the arrays of these seeds.
 
     Args:
-      make: evaluation.make_evaluate, all but `combine` bound.
+      make: evaluation.make_evaluate with all arguments bound but `combine`.
+      state: the state to score.
+      dataset: the data set to score it on.
+      of_seeds: the seeds.
     """
     report = metrics.report
     if len(of_seeds) == 1:
@@ -218,7 +222,7 @@ def score(
     }
     figures = {
         **report(added, dataset.class_names),
-        **balances,  # the mean of the F1s is not the F1 of the sums
+        **balances,  # because the mean of F1 scores is not the F1 score of the sums
         "accuracy_std": found["test_accuracy_std"],
         "seeds": by_seed,
         "ensemble": report(ensemble, dataset.class_names),

@@ -1,4 +1,4 @@
-"""The training state and its initialisation."""
+"""The training state and its initialization."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,9 +17,9 @@ Each = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a training step reads and writes; only arrays."""
+    """Everything that a training step reads and writes; contains only arrays."""
 
-    step: jax.Array  # [] int32, number of updates
+    step: jax.Array  # [] int32, the number of updates so far
     params: Any
     batch_stats: Any
     opt_state: Any
@@ -31,7 +31,7 @@ class TrainState:
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     def with_variables(self, variables: dict[str, Any]) -> "TrainState":
-        """Returns the state, before its first step, with other initial variables."""
+        """Returns a state before its first step with other initial variables."""
         ema = None if self.ema is None else jax.tree.map(jnp.array, variables)
         found: TrainState = self.replace(**variables, ema=ema)  # type: ignore[attr-defined]
         return found
@@ -43,7 +43,7 @@ class TrainState:
 
 
 class Keys(NamedTuple):
-    """One random key for each purpose."""
+    """Random keys, one for each purpose."""
 
     init: jax.Array
     augment: jax.Array
@@ -57,7 +57,7 @@ def make_keys(seed: int) -> Keys:
 def init_variables(
     model: nn.Module, image_shape: tuple[int, int, int], *, key: jax.Array
 ) -> dict[str, Any]:
-    """Returns initial {"params", "batch_stats"} for images of image_shape (H, W, C)."""
+    """Returns initial {"params", "batch_stats"} for images of `image_shape`."""
     variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
     return {"batch_stats": {}, **variables}
 
@@ -65,7 +65,7 @@ def init_variables(
 def variable_shapes(
     model: nn.Module, image_shape: tuple[int, int, int]
 ) -> dict[str, Any]:
-    """Returns the shapes and types of init_variables' result; nothing is computed."""
+    """Returns the shapes and dtypes of init_variables, without computing it."""
     init = partial(init_variables, model, image_shape)
     found: dict[str, Any] = jax.eval_shape(init, key=jax.random.key(0))
     return found
@@ -79,10 +79,15 @@ def init_state(
     has_ema: bool = False,
     each: Each = lambda function: function,
 ) -> TrainState:
-    """Returns the initial state for images of image_shape (H, W, C).
+    """Returns the initial state for images of `image_shape`.
 
     Args:
-      has_ema: whether train_step gets an ema_decay.
+      model: the network.
+      tx: the optimizer.
+      image_shape: (H, W, C).
+      key: the key of the run, or of each seed.
+      has_ema: whether the state has a moving average, for the ema_decay of train_step.
+      each: see seeds.make_each.
     """
 
     def init(key: jax.Array) -> TrainState:

@@ -1,4 +1,4 @@
-"""One training step: loss, gradient, update; and its compiled form."""
+"""A training step: loss, gradient and update; and its compiled form."""
 
 import logging
 import time
@@ -26,14 +26,14 @@ from resnet_jax.training.state import Batch, TrainState
 log = logging.getLogger(__name__)
 
 Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, metrics.Sums]]
-# The decay: a number, or a function of the step.
+# A constant decay, or a function of the step.
 EmaDecay = float | Callable[[jax.Array], jax.Array]
 
 
 def model_key(step_key: jax.Array) -> jax.Array:
-    """Returns the network's key in a step, from the step's key.
+    """Returns the network's key in a step, derived from the step's key.
 
-    The augmentation splits that key, which folds in 0, 1, 2, ...; this adds another.
+    The augmentation splits the step's key by folding in 0, 1, ...; this number differs.
     """
     return jax.random.fold_in(step_key, 2**31)
 
@@ -52,13 +52,13 @@ def train_step(
     local_bn: Mesh | None = None,
     ema_decay: EmaDecay = 0.0,
 ) -> tuple[TrainState, metrics.Sums]:
-    """Makes one update on the mean cross-entropy of `batch`; returns state and sums.
+    """Performs one update on the mean cross-entropy of `batch`; returns state and sums.
 
     Args:
-      trainable: predicate of PyTorch's parameter names; the others do not change.
-      backbone_bn: mode of BatchNorm layers that are not trainable. "update": their
-        statistics are updated, like those of a PyTorch module in training mode with
-        requires_grad=False; "frozen": they are in inference mode.
+      trainable: predicate on PyTorch parameter names; other parameters do not change.
+      backbone_bn: mode of BatchNorm layers that are not trainable: "update" updates
+        their statistics, like a PyTorch module in training mode with
+        requires_grad=False; "frozen" uses inference mode.
       grad_accum_steps: see loss_and_gradient.
       local_bn: see loss_and_gradient.
       ema_decay: decay of the moving average, if the state has one.
@@ -79,7 +79,7 @@ def train_step(
         )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    if trainable is not None:  # -0. + 0. would change the sign
+    if trainable is not None:  # adding 0. to -0. would change its sign
         learns = torch_names.map_names(trainable, params)
         params = jax.tree.map(
             lambda new, old, moves: new if moves else old, params, state.params, learns
@@ -101,9 +101,9 @@ def train_step(
 def average(ema: Any, variables: Any, step: jax.Array, decay: EmaDecay) -> Any:
     """Updates the exponential moving average of parameters and running statistics.
 
-    Statistics are averaged like parameters, because they depend on the parameters of
-    their step. The decay of step s (from 0) is at most (1 + s) / (10 + s), as in
-    TensorFlow, unless the decay is itself a function of the step.
+    Running statistics are averaged like parameters, because they depend on the
+    parameters of their step. As in TensorFlow, the decay at step s (from 0) is at most
+    (1 + s) / (10 + s), unless `decay` is a function of the step.
     """
     if callable(decay):
         keep = decay(step)
@@ -126,7 +126,7 @@ def make_train_step(
     local_bn: Mesh | None = None,
     ema_decay: EmaDecay = 0.0,
 ) -> Step:
-    """Returns train_step as a function of (state, batch, key); not compiled."""
+    """Returns train_step as a function of (state, batch, key), not yet compiled."""
     return partial(
         partial(train_step, model, tx, augment),
         trainable=trainable,
@@ -145,12 +145,12 @@ def loss_fn(
     targets: jax.Array,
     key: jax.Array,
 ) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-    """Returns the mean cross-entropy [] in training mode, (logits, new statistics).
+    """Returns (mean cross-entropy [], (logits, new statistics)) in training mode.
 
     Args:
       images: [B, H, W, C], preprocessed.
       targets: distributions [B, num_classes].
-      key: the step's key, from which dropout's is derived.
+      key: the network's key in the step, from which the dropout key is derived.
     """
     logits, moved = model.apply(
         {"params": params, "batch_stats": batch_stats},
@@ -177,7 +177,7 @@ def loss_and_gradient(
     """Returns ((loss, (logits, new statistics)), gradients) of loss_fn.
 
     Args:
-      grad_accum_steps: number of micro-batches, computed one after the other. Loss and
+      grad_accum_steps: number of micro-batches, computed one after another. Loss and
         gradient are the whole batch's, but BatchNorm sees one micro-batch at a time, as
         in PyTorch. Row i is in micro-batch i % grad_accum_steps, on all devices.
       local_bn: the mesh, if BatchNorm should use each device's rows separately.
@@ -231,7 +231,7 @@ def _accumulated(
         order = [np.arange(index, num_rows, parts) for index in range(parts)]
         logits = jnp.concatenate(found)[np.argsort(np.concatenate(order))]
     else:
-        # XLA's loops on CPUs use one thread.
+        # On CPUs, XLA runs loops in a single thread.
         unroll = jax.default_backend() == "cpu"
         whole = (split(images), split(targets), jnp.arange(parts))
         carry, stacked = jax.lax.scan(add, carry, whole, unroll=unroll)
@@ -243,25 +243,25 @@ def _accumulated(
 def compile_step(
     step: Step, state: TrainState, loader: Loader, key: jax.Array
 ) -> tuple[Callable[[TrainState, Batch], tuple[TrainState, metrics.Sums]], float]:
-    """Compiles `step` for the shapes of the loader's batches; also returns the seconds.
+    """Compiles `step` for the loader's batches; returns it and the time in seconds.
 
     Nothing runs. The compiled step is called as step(state, batch) and donates `state`.
-    A batch [steps, rows] makes several steps and returns the sums of each. With several
+    A batch [steps, rows] runs several steps and returns the sums of each. With several
     seeds, batches are [seeds, rows].
 
     Args:
-      state: on the devices, like the returned state and the key, [] or [seeds].
+      state: the state on the devices, as is the key, [] or [seeds].
 
     Raises:
-      ConfigError: the model cannot train on batches of one of these shapes.
+      ConfigError: if the model cannot train on batches of one of these shapes.
     """
     begun = time.monotonic()
     fed = partial(_fed, step)
     source = loader.source(loader.splits.train)
     sharding = state.step.sharding
     config: Any = jax.config
-    # To find a NaN, JAX reruns the step op by op on the same arguments, so these are
-    # not donated; without jit there is nothing to compile.
+    # To find a NaN, JAX reruns the step op by op with the same arguments, so they are
+    # not donated; without jit, there is nothing to compile.
     if config.jax_debug_nans or config.jax_disable_jit:
         jitted = library.jit(fed, out_shardings=sharding)
         return lambda state, batch: jitted(state, batch, source, key), 0.0

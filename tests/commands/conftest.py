@@ -1,4 +1,4 @@
-"""Commands as a user runs them, in this process."""
+"""Fixtures that run commands like a user, but in this process."""
 
 import logging
 import sys
@@ -31,7 +31,7 @@ def command(monkeypatch, capsys):
 
 @pytest.fixture
 def image(tmp_path):
-    """The path of a file with one of the digits, and its label."""
+    """The path of an image file with one of the digits."""
     test = sources.load_dataset("digits")[1]
     Image.fromarray(np.asarray(test.images[0])).save(tmp_path / "a.png")
     return tmp_path / "a.png"

@@ -17,6 +17,7 @@ import resnet_jax
 from resnet_jax import commands
 from resnet_jax.commands import doctor, export
 from resnet_jax.data import sources
+from resnet_jax.devices import platform
 from resnet_jax.weights import exported
 
 OPTIONS = ("--dataset", "digits", "--normalize", "half", "--stem", "cifar")
@@ -49,7 +50,7 @@ def test_a_command_that_is_not_there(command):
     code, out, err = command("nonsense")
     assert (code, out) == (2, "")
     assert err == (
-        "resnet-jax: no command 'nonsense' (`resnet-jax --help` lists them)\n"
+        "resnet-jax: no command 'nonsense' (`resnet-jax --help` lists the commands)\n"
     )
     code, out, err = command("--help")
     assert (code, err) == (0, "") and "evaluate" in out
@@ -180,8 +181,18 @@ def test_the_doctor_says_what_is_here_and_checks_the_arithmetic(command):
     assert re.search(r"^device +cpu 0: ", out, re.MULTILINE)
     for name in ("cifar10", "cifar100", "fashion_mnist"):
         assert re.search(rf"^data: {name} +not in ", out, re.MULTILINE)
+    assert re.search("^weights +in this package: resnet20-cifar10$", out, re.MULTILINE)
     checked = re.findall(r"^check: (.+?) {2,}right, differs by \S+$", out, re.MULTILINE)
     assert checked == list(doctor.CHECKS)
+
+
+def test_the_doctor_tells_of_a_gpu_that_jax_cannot_use(command, monkeypatch):
+    monkeypatch.setattr(platform, "lacks_cuda", lambda: True)
+    code, out, _ = command("doctor")
+    told = re.search("^NVIDIA GPU +present, but JAX has no CUDA: .*$", out, re.M)
+    assert code == 0 and told[0].endswith("pip install -e '.[cuda]' in a checkout")
+    monkeypatch.setattr(platform, "lacks_cuda", lambda: False)
+    assert "NVIDIA" not in command("doctor")[1]
 
 
 @pytest.mark.parametrize("difference", [0.01, float("nan")])

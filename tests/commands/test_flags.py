@@ -85,11 +85,11 @@ def test_an_exported_folder_has_one_network(flag, tmp_path):
 
 def test_predict_takes_files_one_by_one():
     options = predict.PredictConfig(run="r", images=("a.png",), batch_size=3)
-    with pytest.raises(ConfigError, match="--batch-size is for scores"):
+    with pytest.raises(ConfigError, match="--batch-size applies to scores only"):
         predict.main(options)
 
 
 @pytest.mark.parametrize("given", [{"name": "resnet18"}, {"stem": "cifar"}])
 def test_a_list_of_networks_wants_nothing_else(given):
-    with pytest.raises(ConfigError, match="goes with summary"):
+    with pytest.raises(ConfigError, match="needs summary"):
         models.main(models.ModelsConfig("list", **given))

@@ -19,7 +19,7 @@ CODE = (
 def environ(monkeypatch):
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     if not hugepages._are_on_request():
-        pytest.skip("no Linux here that gives large pages on request")
+        pytest.skip("this system does not provide huge pages on request")
     return os.environ
 
 
@@ -47,7 +47,7 @@ def test_a_program_starts_anew_once_with_its_arguments(environ, before, after):
 def test_nothing_happens_where_there_are_none(monkeypatch, tmp_path):
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     monkeypatch.setattr(hugepages, "_SETTING", tmp_path / "none")
-    monkeypatch.setattr(os, "execve", lambda *args: pytest.fail("begun anew"))
+    monkeypatch.setattr(os, "execve", lambda *args: pytest.fail("restarted"))
     hugepages.start_with_huge_pages()
     (tmp_path / "none").write_text("[always] madvise never\n")
     hugepages.start_with_huge_pages()

@@ -1,4 +1,4 @@
-"""Runs whose images were changed, moved or given other classes afterwards."""
+"""Runs whose images are changed, moved or given other classes afterwards."""
 
 import json
 
@@ -79,7 +79,7 @@ def test_images_that_are_not_those_of_training_are_said_to_be_others(
     assert [NOTE in text for text in said] == [True] * 5
     assert said[1].endswith(f" n 6 ({NOTE})")
     assert f"On the 6 test images ({NOTE}): accuracy" in said[-1]
-    # An exported network knows the images that its own scores are of.
+    # An exported network knows which images its scores belong to.
     assert NOTE in printed(capsys, before, data_dir=str(root))[-1]
     assert NOTE not in printed(capsys, exported, data_dir=str(root))[-1]
 
@@ -134,7 +134,7 @@ def test_class_names_are_shown_where_they_differ(trained, capsys):
     difference = r"\(class 1 was 'dog' and is now 'hound'\)"
     with pytest.raises(DataError, match=f"not those of the data {difference}: choose"):
         printed(capsys, run_dir)
-    with pytest.raises(ConfigError, match=f"begun on other classes {difference}: br"):
+    with pytest.raises(ConfigError, match=f"started with other classes {difference}: "):
         train.main(fields.replace(cfg, epochs=2, override=True))
     for split in ("train", "test"):
         draw(root / split / "ant" / "0.png", 0)

@@ -1,4 +1,4 @@
-"""The trained network that comes with the package."""
+"""The trained network that is included in the package."""
 
 import tomllib
 from pathlib import Path
@@ -55,10 +55,10 @@ def test_it_is_loaded_by_its_name(tmp_path, monkeypatch):
     assert variables["params"]["fc"]["kernel"].shape == (64, 3)
     assert preprocessing.class_names is None
 
-    # What lies there under its name is meant instead.
+    # A local folder of weights with that name takes precedence.
     home = tmp_path / NAME
     home.mkdir()
-    assert hub.locate(NAME) != Path(NAME)  # nothing of weights
+    assert hub.locate(NAME) != Path(NAME)  # it has no weights yet
     (home / exported.WEIGHTS).touch()
     assert hub.locate(NAME) == Path(NAME)
 
@@ -68,10 +68,10 @@ def test_where_only_images_are_named_it_classifies_them(
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nothing"))
-    said = f"no run is named: {NAME}, of CIFAR-10's ten classes\n"
+    said = f"no run given: using {NAME}, for the classes of CIFAR-10\n"
     code, out, err = command("predict", CAT, "--saliency")
     first, likeliest, *_ = out.splitlines()
-    assert (code, err) == (0, said)
+    assert (code, err) == (0, said) and out.count(str(CAT)) == 1
     assert first == str(CAT) and likeliest.endswith(" %  cat")
     with Image.open(tmp_path / "saliency" / "0-cat.png") as saved:
         assert saved.width > 500
@@ -92,14 +92,15 @@ def test_where_only_images_are_named_it_classifies_them(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("missing.png",), 3, "1 of 1 cannot be read: missing.png ("),
+        (("missing.png",), 3, "read: missing.png (No such file or directory)"),
+        (("html.png",), 3, "read: html.png (cannot identify image file)"),
         (("missing", "a.png"), 2, "no run at missing"),
         (("empty",), 2, "name the image files: resnet-jax predict RUN a.jpg"),
         (("lost",), 2, "name the image files: resnet-jax predict RUN a.jpg"),
         (("a.png", "--checkpoint", "best"), 2, "--checkpoint applies only to a run: "),
         (("a.png", "--model", "resnet18"), 3, "is a resnet20: --model resnet20"),
         (("model.pth", "a.png"), 2, "no run at model.pth"),
-        (("runs", "a.png"), 2, "runs is no run: it has no config.json"),
+        (("runs", "a.png"), 2, "runs is not a run: it has no config.json"),
         (("a.png", "--data-dir", "x"), 2, "--data-dir is not for resnet20-cifar10"),
     ],
 )
@@ -112,10 +113,12 @@ def test_a_run_that_is_not_there_is_no_image(
     (tmp_path / "lost" / "checkpoints").mkdir(parents=True)
     (tmp_path / "lost" / "curves.png").write_bytes(image.read_bytes())
     (tmp_path / "model.pth").touch()
+    (tmp_path / "html.png").write_text("<html>")
     (tmp_path / "runs" / "one" / "checkpoints").mkdir(parents=True)
     (tmp_path / "runs" / "one" / "curves.png").write_bytes(image.read_bytes())
     found, out, err = command("predict", *arguments)
     assert (found, out) == (code, "") and message in err.splitlines()[-1]
+    assert err.count(arguments[0]) <= 1
 
 
 @pytest.mark.optimized

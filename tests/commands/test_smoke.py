@@ -1,4 +1,4 @@
-"""Runs the programs like a user; tests/processes has the many ways they end."""
+"""Runs the programs like a user; tests/processes covers the ways in which they end."""
 
 import json
 import signal
@@ -21,7 +21,7 @@ TRAIN = (
 
 
 def shell(*command):
-    """(exit code, standard output, standard error)"""
+    """Returns (exit code, standard output, standard error)."""
     words = [sys.executable if word == "python" else str(word) for word in command]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
     return done.returncode, done.stdout, done.stderr
@@ -29,7 +29,7 @@ def shell(*command):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """(run directory, output) of an undisturbed run."""
+    """(run directory, output) of an uninterrupted run."""
     run_dir = tmp_path_factory.mktemp("smoke") / "run"
     code, out, err = shell("python", *TRAIN, "--workdir", run_dir)
     assert code == 0, err
@@ -71,7 +71,7 @@ def test_help_does_not_wake_jax(command):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """An undisturbed run."""
+    """An uninterrupted run."""
     run_dir = tmp_path_factory.mktemp("smoke") / "alone"
     done = run(run_dir)
     assert done.returncode == 0, done.stderr

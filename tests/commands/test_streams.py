@@ -88,7 +88,7 @@ def test_a_command_fails_where_its_result_is_lost(
                 raise error
     assert caught.value.code == code
     reason = "[Errno 28] No space left on device"
-    told = f"evaluate.py: its output cannot be written: {reason}\n"
+    told = f"evaluate.py: the output cannot be written: {reason}\n"
     assert (told in capsys.readouterr().err) == (kind == "full")
 
 

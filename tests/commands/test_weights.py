@@ -1,4 +1,4 @@
-"""Uses weights in users' formats in the commands."""
+"""Commands that use weights in various formats."""
 
 import argparse
 import json
@@ -22,14 +22,14 @@ def last_line(text):
 
 @pytest.fixture
 def trained(digits_run):
-    """(run directory, its state_dict)."""
+    """The directory of a short run."""
     _, run_dir = digits_run(epochs=1, normalize="half")
     return run_dir
 
 
 @pytest.fixture
 def folder(trained, command, tmp_path):
-    """The run, exported."""
+    """The exported run."""
     assert command("export", trained, tmp_path / "exported")[0] == 0
     return tmp_path / "exported"
 
@@ -176,7 +176,7 @@ def test_a_network_of_one_channel_is_trained_and_loaded(
     tmp_path,
 ):
     _, run_dir = digits_run(
-        in_channels=1, normalize="half", epochs=1, workdir=str(tmp_path / "grey")
+        in_channels=1, normalize="half", epochs=1, workdir=str(tmp_path / "gray")
     )
     code, out, _ = command("evaluate", run_dir)
     assert code == 0

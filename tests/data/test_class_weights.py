@@ -238,7 +238,7 @@ def test_a_resumed_run_must_have_the_same_weights(digits_run, tmp_path):
     path.write_text("1\n" * 9 + "2\n")
     cfg, run_dir = digits_run(epochs=1, class_weights=str(path))
     path.write_text("1\n" * 9 + "3\n")
-    with pytest.raises(ConfigError, match="was begun on other class weights: bring th"):
+    with pytest.raises(ConfigError, match="was started with other class weights: rest"):
         command.main(cfg)
 
 

@@ -15,16 +15,22 @@ from resnet_jax.errors import ConfigError
     [(10, 4, 1, 8), (3, 4, 1, 4), (11, 2, 3, 12), (129, 8, 1, 128)],
 )
 def test_a_batch_that_does_not_divide(batch_size, num_devices, micro_batches, nearest):
-    with pytest.raises(ConfigError, match=f"the nearest that does is {nearest}$"):
+    with pytest.raises(
+        ConfigError, match=f"the nearest size that is divisible is {nearest}$"
+    ):
         devices.check_batch_size(batch_size, num_devices, micro_batches)
     devices.check_batch_size(nearest, num_devices, micro_batches)
 
 
 def test_devices_that_are_not_there():
-    with pytest.raises(ConfigError, match="devices 99 are not there: JAX has"):
+    with pytest.raises(ConfigError, match="devices 99 is too large: JAX has"):
         devices.make_mesh(99)
-    with pytest.raises(ConfigError, match="platform tpu cannot be used"):
-        devices.make_mesh(platform="tpu")
+    for name, extra in (("tpu", "tpu"), ("cuda", "cuda"), ("gpu", "cuda")):
+        told = rf"platform {name} cannot be used .*pip install -e '\.\[{extra}\]'"
+        with pytest.raises(ConfigError, match=told):
+            devices.make_mesh(platform=name)
+    with pytest.raises(ConfigError, match="or install JAX for it$"):
+        devices.make_mesh(platform="nothing")
 
 
 def test_replicated_copies_are_of_their_own_and_keys_stay_keys(key):
@@ -147,7 +153,7 @@ for name, mine, theirs in (
 ):
     found[f"local {name}"] = flat(mine).tolist(), flat(theirs).tolist()
 
-# Statistics of a layer that is not trained; a third of three is not always exact.
+# Statistics of a layer that is not trained; dividing by three is not always exact.
 mesh = devices.make_mesh(3)
 stats = variables["batch_stats"]
 stats = jax.tree.map(lambda x: x + rng.uniform(size=x.shape), stats)
@@ -204,7 +210,7 @@ def test_local_statistics_are_those_of_a_part(trained):
 @pytest.mark.process
 @pytest.mark.parametrize("name", ["loss", "gradient", "statistics", "logits"])
 def test_local_is_the_mean_of_the_parts_by_hand(trained, name):
-    """Each on one device, with a key of its own; in float64, with dropout."""
+    """Computes each part on one device with its own key, in float64, with dropout."""
     ours, theirs = map(np.array, trained[f"local {name}"])
     assert ours.shape == theirs.shape and np.abs(theirs).max() > 1e-3
     np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)

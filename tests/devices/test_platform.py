@@ -1,4 +1,6 @@
+import importlib.metadata
 import os
+from importlib.metadata import EntryPoint
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +60,7 @@ def test_a_cache_that_others_could_write_is_not_used(no_cache, tmp_path, caplog)
     jax.config.update("jax_compilation_cache_dir", None)
     platform.prepare(None, None)
     assert jax.config.jax_compilation_cache_dir is None
-    assert "others could write there; chmod 700" in caplog.text
+    assert "others can write to it; chmod 700" in caplog.text
 
 
 def test_the_folders_made_for_the_cache_are_the_user_s_alone(
@@ -87,7 +89,7 @@ def test_nor_is_one_that_others_could_replace(
     monkeypatch.setenv("RESNET_JAX_CACHE", str(parent / "mine"))
     platform.prepare(None, None)
     assert (jax.config.jax_compilation_cache_dir is not None) == is_used
-    told = f"is not used: others could write in {parent}; chmod go-w"
+    told = f"is not used: others can write to {parent}; chmod go-w"
     assert (told in caplog.text) != is_used
 
 
@@ -106,7 +108,7 @@ def test_nor_is_one_in_the_folder_of_another(no_cache, tmp_path, monkeypatch, ca
     platform.prepare(None, None)
     monkeypatch.undo()
     assert jax.config.jax_compilation_cache_dir is None
-    assert f"others could write in {parent}" in caplog.text
+    assert f"others can write to {parent}" in caplog.text
 
 
 def test_without_a_home_it_is_said_once_and_the_work_goes_on(
@@ -118,7 +120,7 @@ def test_without_a_home_it_is_said_once_and_the_work_goes_on(
     platform.prepare(None, None)
     assert jax.config.jax_compilation_cache_dir is None
     assert [record.getMessage() for record in caplog.records] == [
-        "compiled programs are not kept: a cache: no home folder: set HOME, or "
+        "compiled programs are not cached: a cache: no home folder: set HOME or "
         "RESNET_JAX_CACHE"
     ]
 
@@ -139,3 +141,22 @@ def test_the_user_s_own_cache_stays():
     before = jax.config.jax_compilation_cache_dir
     platform.prepare(None, None)
     assert jax.config.jax_compilation_cache_dir == before is not None
+
+
+@pytest.mark.parametrize(
+    "plugins, paths, lacks",
+    [
+        ([], ["there"], True),
+        (["xla_rocm60"], ["gone", "there"], True),
+        (["xla_cuda12"], ["there"], False),
+        ([], ["gone"], False),
+    ],
+)
+def test_an_nvidia_gpu_needs_the_cuda_plugin(
+    plugins, paths, lacks, tmp_path, monkeypatch
+):
+    (tmp_path / "there").touch()
+    monkeypatch.setattr(platform, "_NVIDIA", [str(tmp_path / name) for name in paths])
+    found = [EntryPoint(name, "jax_plugins", "jax_plugins") for name in plugins]
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: found)
+    assert platform.lacks_cuda() == lacks

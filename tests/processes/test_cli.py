@@ -185,7 +185,7 @@ def test_no_run_to_evaluate(trained, tmp_path):
     nowhere, nothing, empty, begun = run_each("evaluate.py", *cases)
     assert_one_line(nowhere, 2, "nowhere: there is no such directory")
     assert_one_line(nothing, 2, "name a run directory, or --weights FILE")
-    assert_one_line(empty, 2, "is no run: it has no config.json")
+    assert_one_line(empty, 2, "is not a run: it has no config.json")
     assert_one_line(begun, 4, "has no checkpoint yet")
 
 
@@ -204,13 +204,13 @@ def test_a_checkpoint_that_is_not_there_or_of_another_model(trained, tmp_path):
         (run_dir, "--checkpoint", "newest"),
         (other,),
     )
-    assert_one_line(step, 4, "no checkpoint of step 7: it has 8, 14")
+    assert_one_line(step, 4, "no checkpoint of step 7, only of 8, 14")
     assert_one_line(best, 4, "--validation-split")
     assert_one_line(output, 2, "file cannot be written", "another --output")
     assert output.stdout == ""
     assert_one_line(word, 2, "last, best or a step")
     missing = "batch_stats.layer1.1.bn1.mean: missing"
-    assert_one_line(model, 4, "of another model", missing)
+    assert_one_line(model, 4, "belongs to another model", missing)
 
 
 def test_export_then_transfer_from_it(trained, tmp_path):
@@ -301,7 +301,9 @@ def test_a_platform_that_is_not_there_is_an_error_in_one_line(tmp_path):
 def test_a_batch_that_does_not_divide_names_the_nearest_that_does(tmp_path):
     done = run("train.py", "digits", "--devices", 3, "--workdir", tmp_path / "run")
     assert done.returncode == 2
-    assert done.stderr.endswith("over 3 devices: the nearest that does is 63\n")
+    assert done.stderr.endswith(
+        "by 3 devices: the nearest size that is divisible is 63\n"
+    )
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
 

@@ -73,7 +73,7 @@ def run(run_dir, *arguments, faults=()):
 def test_joining_nobody_is_an_error_in_one_line(tmp_path):
     code, error = run(tmp_path / "run", "--distributed")
     assert code == 2
-    assert error.startswith("train.py: this process cannot join others (")
+    assert error.startswith("train.py: this process cannot join the others (")
     assert "--coordinator HOST:PORT" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
@@ -182,7 +182,7 @@ def test_a_signal_to_one_stops_both_and_any_number_goes_on(alone, tmp_path):
     stops = [AtStep(3, terminate)]
     codes, errors = run_two(run_dir, "--log-every-steps", "4", faults=((), stops))
     assert codes == [75, 75], errors
-    saved = "saved at step 4 of 10; the same command goes on from there"
+    saved = "saved at step 4 of 10; the same command resumes it"
     assert f"{run_dir}: stopped by a signal, {saved}" in errors[0]
     assert f"{run_dir}: stopped by SIGTERM, {saved}" in errors[1]
     assert steps(run_dir)[-1] == 4
@@ -255,7 +255,7 @@ def pair(four, tmp_path_factory):
     [
         ("describe", 3, "no such folder"),
         ("adopt", 3, "no such weights"),
-        ("seed", 2, "holds a run of another configuration (seed 0 -> 1)"),
+        ("seed", 2, "contains a run with another configuration (seed 0 -> 1)"),
         ("full", 4, "checkpoint of step 4 could not be saved (no room)"),
         ("poisoned", 5, "a parameter is not finite at step 4"),
         ("prepare", 75, "before its first step"),

@@ -164,9 +164,9 @@ def test_a_damaged_checkpoint_is_named_and_skipped(how, stopped, alone, tmp_path
     again = run(run_dir)
     assert again.returncode == 0, again.stderr
     assert re.search(
-        "checkpoint 8 of .* is damaged.*: skipped, step 6 is", again.stderr
+        "checkpoint 8 of .* is damaged.*: skipped, using step 6", again.stderr
     )
-    assert "goes on after step 6 of 10" in again.stdout
+    assert "resumes after step 6 of 10" in again.stdout
     assert (run_dir / "damaged" / "8").is_dir()
     assert_same_end(run_dir, alone)
 
@@ -227,7 +227,7 @@ def test_a_damaged_checkpoint_that_was_asked_for_is_exit_4(stopped, tmp_path):
     assert asked.wait() == 4
     assert re.fullmatch("evaluate.py: checkpoint 8 of .* damaged.*\n", asked.stderr)
     last = Started(evaluate, run_dir)
-    assert last.wait() == 0 and "skipped, step 6 is used" in last.stderr
+    assert last.wait() == 0 and "skipped, using step 6" in last.stderr
 
 
 def test_a_full_disk_while_saving(alone, tmp_path):
@@ -257,7 +257,7 @@ def test_a_disk_that_stays_full_is_exit_4_and_the_old_checkpoints_are_sound(
     assert steps(run_dir) == [2, 4]
     again = run(run_dir)
     assert again.returncode == 0, again.stderr
-    assert "goes on after step 4 of 10" in again.stdout
+    assert "resumes after step 4 of 10" in again.stdout
     assert_same_end(run_dir, alone)
 
 
@@ -269,7 +269,7 @@ def test_a_full_disk_at_the_metrics(alone, tmp_path):
     )
     done = run(run_dir, faults=[full, empty])
     assert done.returncode == 0, done.stderr
-    assert "the line is written later" in done.stderr
+    assert "the line will be written later" in done.stderr
     assert_same_end(run_dir, alone)
 
 
@@ -278,7 +278,10 @@ def test_a_loss_that_explodes_keeps_the_last_good_checkpoint(tmp_path):
     done = run(run_dir, "--log-every-steps", "1", faults=[SpoilStep(7, "loss")])
     assert done.returncode == 5, done.stderr
     assert "the training loss is nan at step 7, lr 0.0345491: try" in done.stderr
-    assert "--debug-nans to see where (last good checkpoint here: 6)" in done.stderr
+    assert (
+        "--debug-nans to see where it arises (last good checkpoint here: 6)"
+        in done.stderr
+    )
     assert steps(run_dir) == [5, 6]
     for step in (5, 6):
         assert np.isfinite(manifest_of(run_dir, step)["train_sums"]["loss"])
@@ -308,7 +311,7 @@ def test_other_data_are_refused(tmp_path):
     assert stopped.returncode == 75
     done = run(tmp_path / "a", *whole, faults=[faults.flip_a_pixel])
     assert done.returncode == 2
-    assert "was begun on other training data: bring" in done.stderr
+    assert "was started with other training data: restore" in done.stderr
 
 
 def test_another_version_is_said(stopped, alone, tmp_path):
@@ -360,7 +363,7 @@ def test_order_is_by_step_and_not_by_the_clock(stopped, alone, tmp_path):
     os.utime(run_dir / "checkpoints" / "8", (1, 1))
     again = run(run_dir, faults=[faults.clock_goes_back])
     assert again.returncode == 0, again.stderr
-    assert "goes on after step 8 of 10" in again.stdout
+    assert "resumes after step 8 of 10" in again.stdout
     assert_same_end(run_dir, alone)
 
 

@@ -186,13 +186,16 @@ def test_class_names_come_with_the_run(run_dir):
     ("options", "message"),
     [
         ({"compare": ("a",), "run": "b"}, "--compare takes run directories"),
-        ({"weights": "w", "model": "resnet8", "report": True}, "--report is a run's"),
-        ({"run": "a", "saliency": True}, "--saliency goes with --images"),
+        (
+            {"weights": "w", "model": "resnet8", "report": True},
+            "--report is for runs only",
+        ),
+        ({"run": "a", "saliency": True}, "--saliency needs --images"),
         (
             {"run": "a", "images": ("b",), "tta": True},
-            "--tta is for scores: not with --images",
+            "--tta applies to scores only: omit it or --images",
         ),
-        ({"compare": ("a",), "tta": True}, "--tta does nothing with --compare"),
+        ({"compare": ("a",), "tta": True}, "--tta cannot be combined with --compare"),
     ],
 )
 def test_options_that_do_not_go_together(options, message):

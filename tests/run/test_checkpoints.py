@@ -61,7 +61,7 @@ def test_a_store_that_keeps_nothing_costs_no_older_checkpoint(
         patch.setattr(ocp.CheckpointManager, "save", lambda *args, **options: True)
         assert save(opened, 2) is not None
         assert f"{tmp_path}: a checkpoint could not be saved" in caplog.text
-        message = r"step 2 could not be saved .* the same command goes on after step 1$"
+        message = r"step 2 could not be saved .* the same command resumes after step 1$"
         with pytest.raises(CheckpointError, match=message):
             save_last(opened, 2)
     assert steps(tmp_path) == [1]
@@ -128,7 +128,7 @@ def test_an_old_checkpoint_that_cannot_be_removed_stays(
     _, run_dir = digits_run(epochs=2, num_train=32, keep_checkpoints=1)
     found = {path.name for path in (run_dir / "checkpoints").iterdir()}
     assert {"1", "2"} <= found
-    assert "checkpoint 1 stays: [Errno 13] Permission denied" in caplog.text
+    assert "checkpoint 1 was not removed: [Errno 13] Permission denied" in caplog.text
 
 
 def test_checkpoints_that_are_no_folder_are_an_error_of_one_line(digits_run, tmp_path):

@@ -15,7 +15,7 @@ from resnet_jax.run import directory
 
 
 def hold_elsewhere(run_dir):
-    """A process that holds `run_dir` until its stdin ends."""
+    """Starts a process that holds `run_dir` until its stdin is closed."""
     code = (
         "import sys\n"
         "from pathlib import Path\n"

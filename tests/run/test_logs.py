@@ -38,9 +38,9 @@ def test_other_programs_need_no_step(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 2, is no record"),
-        ("[1]", "line 2, is no record .not an object"),
-        ("[" * 100_000, "line 2, is no record .*nested too deeply"),
+        ("{", "line 2, is not a record"),
+        ("[1]", "line 2, is not a record .not an object"),
+        ("[" * 100_000, "line 2, is not a record .*nested too deeply"),
         (json.dumps(LINE | {"step": "5"}), "line 2: step is 5"),
         (json.dumps(LINE | {"step": True}), "line 2: step is True"),
         (json.dumps(LINE | {"val_accuracy": None}), "line 2: val_accuracy is None"),
@@ -141,12 +141,12 @@ def layer_steps(run_dir):
 def test_no_line_of_layers_is_there_twice(tmp_path):
     first = reopen(tmp_path, [], 0)
     first.write_layers({"epoch": 0, "step": 0}, LAYERS)
-    # Killed before a checkpoint: the line of step 0 comes again.
+    # Killed before a checkpoint: the line of step 0 is written again.
     again = reopen(tmp_path, [], 0)
     again.write_layers({"epoch": 0, "step": 0}, LAYERS)
     again.write_layers({"epoch": 1, "step": 5}, LAYERS)
     assert layer_steps(tmp_path) == [0, 5]
-    # Killed after a checkpoint of step 5, and before the line of metrics.
+    # Killed after the checkpoint of step 5 and before the line of metrics.
     third = reopen(tmp_path, [], 5)
     third.write_layers({"epoch": 1, "step": 5}, LAYERS)
     third.write(LINE)
@@ -157,12 +157,12 @@ def test_no_line_of_layers_is_there_twice(tmp_path):
 
 def test_layers_without_their_step_are_named(tmp_path):
     (tmp_path / "layers.jsonl").write_text("{}\n")
-    with pytest.raises(ConfigError, match="layers.jsonl has a line without its step"):
+    with pytest.raises(ConfigError, match="layers.jsonl has a line without a step"):
         reopen(tmp_path, [LINE], 5)
 
 
 class FullDisk:
-    """Wraps a path: after so many bytes, the disk is full."""
+    """Simulates a disk that is full after `room` bytes."""
 
     def __init__(self, monkeypatch, room):
         self.room = room
@@ -189,7 +189,7 @@ def test_what_a_full_disk_took_of_a_line_is_not_left(tmp_path, monkeypatch, capl
     whole = (tmp_path / "metrics.jsonl").read_bytes()
     disk = FullDisk(monkeypatch, room=40)
     opened.write(LINE | {"step": 10})
-    assert "No space left on device; the line is written later" in caplog.text
+    assert "No space left on device; the line will be written later" in caplog.text
     disk.room = 30
     assert opened.flush() == "No space left on device"
     disk.room = 10**6

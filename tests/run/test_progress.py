@@ -84,7 +84,7 @@ def test_the_seconds_of_an_epoch_are_of_all_its_steps_though_it_stopped(monkeypa
     monkeypatch.setattr("resnet_jax.run.progress.time", clock)
 
     def train(place=None, steps=4):
-        """Makes steps of two images, ten seconds each."""
+        """Runs steps of two images, each of which takes ten seconds."""
         progress = make()
         if place is not None:
             progress.go_to(json.loads(json.dumps(place)))
@@ -116,7 +116,7 @@ def test_a_loss_that_is_not_finite_is_told_with_its_step():
 
 @pytest.fixture
 def noted(monkeypatch):
-    """Records the calls of the profiler instead of profiling."""
+    """Records calls of the profiler instead of profiling."""
     told = []
     monkeypatch.setattr(jax.profiler, "start_trace", lambda path: told.append("start"))
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: told.append("stop"))

@@ -18,7 +18,7 @@ LINE = {"epoch": 1, "step": 5, "test_accuracy": 0.25, "test_accuracy_seeds": [0.
 
 
 class Fake(types.ModuleType):
-    """wandb, of which one function may fail."""
+    """A fake wandb module, one of whose functions may fail."""
 
     def __init__(self, fails=""):
         super().__init__("wandb")
@@ -90,7 +90,7 @@ def test_a_resumed_run_is_the_same_one_there(fake, tmp_path):
         begin(tmp_path, is_resumed)
     ids = [options["id"] for name, _, options in wandb.calls if name == "init"]
     assert ids[0] == ids[1] == ids[2] != ids[3]
-    (tmp_path / "wandb.json").unlink()  # begun without --wandb
+    (tmp_path / "wandb.json").unlink()  # started without --wandb
     begin(tmp_path, is_resumed=True)
     assert wandb.calls[-3][2]["id"] not in ids
 
@@ -102,7 +102,7 @@ def test_a_failure_is_one_warning(fails, fake, tmp_path, caplog):
     opened.write(LINE)
     opened.write(LINE)
     opened.close()
-    said = f"wandb: {fails} failed; the run goes on without it"
+    said = f"wandb: {fails} failed; the run continues without it"
     assert caplog.messages == [said]
     assert wandb.called().count(fails) == 1
 
@@ -167,7 +167,7 @@ def test_a_run_resumed_with_it_goes_on_there(fake, digits_run):
     assert [line["epoch"] for line in wandb.logged] == [1]
     config = next(args[0] for name, args, _ in wandb.calls if name == "update")
     assert config["optim"]["lr"] == cfg.optim.lr and config["run"]["wandb"] == "pets"
-    train.main(cfg)  # finished: there is nothing to tell
+    train.main(cfg)  # finished: there is nothing to log
     assert wandb.called().count("init") == 1
     more = fields.replace(cfg, epochs=2, override=True)
     train.main(more)
@@ -178,14 +178,14 @@ def test_a_run_resumed_with_it_goes_on_there(fake, digits_run):
     ]
     assert wandb.logged == lines
     assert wandb.called()[-1] == "finish"
-    # A run may be given it, or be without it, when it goes on.
+    # A resumed run may add or drop --wandb.
     train.main(fields.replace(more, epochs=3, wandb=None))
     assert len(wandb.logged) == 2
 
 
 @pytest.fixture
 def real(monkeypatch):
-    """The package itself, which reads its environment again."""
+    """Resets the real package, so that it rereads its environment."""
     wandb = pytest.importorskip("wandb", reason="pip install -e '.[wandb]' brings it")
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
@@ -196,7 +196,7 @@ def real(monkeypatch):
     wandb.teardown()
 
 
-@pytest.mark.process  # a program of wandb's own is started
+@pytest.mark.process  # wandb starts a program of its own
 def test_the_real_package_offline(real, digits_run, monkeypatch, caplog):
     monkeypatch.setenv("WANDB_MODE", "offline")
     caplog.set_level(logging.WARNING)
@@ -205,7 +205,7 @@ def test_the_real_package_offline(real, digits_run, monkeypatch, caplog):
     assert not caplog.messages
     name = json.loads((run_dir / "wandb.json").read_text())["id"]
     files = sorted((run_dir / "wandb").glob(f"offline-run-*-{name}/run-{name}.wandb"))
-    assert len(files) == 2  # of one run, which `wandb sync` puts together
+    assert len(files) == 2  # of one run, which `wandb sync` merges
     line = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[1])
     content = files[1].read_bytes()
     for key in ("test_accuracy", "train_loss", "lr"):
@@ -222,5 +222,5 @@ def test_the_real_package_without_a_key(
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     _, run_dir = digits_run(epochs=1, wandb="pets")
     (said,) = [message for message in caplog.messages if message.startswith("wandb:")]
-    assert "No API key configured" in said and "goes on without it" in said
+    assert "No API key configured" in said and "continues without it" in said
     assert len((run_dir / "metrics.jsonl").read_text().splitlines()) == 1

@@ -20,7 +20,7 @@ from resnet_jax.training.state import make_keys
 def traced_program(cfg):
     """Traces the recipe's program for accelerators, with only shapes as arguments.
 
-    Twenty steps one after the other, their images taken from those that are held.
+    It runs twenty steps one after another, on images that the device holds.
     """
     shape = data.image_shape(cfg.data)
     model = models.create(cfg.model, num_classes=10)
@@ -111,7 +111,7 @@ def test_bfloat16_is_of_the_arithmetic_alone(tiny):
 
 @functools.cache
 def compiled_run(one_block, *, held, steps=1, streamed=False):
-    """(shape of each call's loss, losses, last state) of six steps, `steps` per call.
+    """Returns (loss shapes, losses, last state) of six steps, with `steps` per call.
 
     The epoch has five batches of 8 and one of 3.
     """

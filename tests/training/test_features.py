@@ -78,7 +78,7 @@ def test_training_on_cached_features_is_the_long_way(one_block, parts, tmp_path)
         runs.append([json.loads(line) for line in path.read_text().splitlines()])
     for first, *others in runs:
         assert first["startup_seconds"] > first["compile_seconds"] > 0
-        for line in others:  # only the first pays for it
+        for line in others:  # only the first includes compilation
             assert line["startup_seconds"] == line["compile_seconds"] == 0
     for long, short in zip(*runs, strict=True):
         assert long["step"] == short["step"]

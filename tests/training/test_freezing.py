@@ -20,11 +20,11 @@ def model(tiny):
 
 
 def train(model, freeze, backbone_bn, steps=3, compiles=True, **options):
-    """(before, after) of some steps, leaves by PyTorch's name."""
+    """Returns the leaves before and after some steps, by PyTorch name."""
     trainable = freezing.make_trainable(freeze, model, SHAPE)
     tx = make_optimizer(lr=0.1, weight_decay=0.1, trainable=trainable, **options)
     state = before = training.init_state(model, tx, SHAPE, key=jax.random.key(0))
-    # A weight of -0., whose bits would not survive an addition of 0.
+    # A parameter of -0., whose sign would not survive the addition of 0.
     bias = before.params["layer1.0"]["bn1"]["bias"]
     before.params["layer1.0"]["bn1"]["bias"] = jnp.full_like(bias, -0.0)
     augment = make_augment(SHAPE, 3)
@@ -87,7 +87,7 @@ def test_a_frozen_parameter_has_no_moments_and_no_update(model):
 
 @pytest.mark.process
 def test_a_frozen_negative_zero_keeps_its_sign_without_a_compiler_too(one_block):
-    """-0. + 0. is 0.; compiled, the addition of nothing happens to be left out."""
+    """-0. + 0. is 0.; compilers happen to remove the addition of 0."""
     model = models.create_model(one_block, num_classes=3)
     before, after = train(model, "backbone", "frozen", steps=1, compiles=False)
     assert changed(before, after) == {"fc.weight", "fc.bias"}
@@ -103,7 +103,7 @@ def test_a_regular_expression_freezes_what_it_finds(model):
 
 
 def test_frozen_layers_normalise_by_their_running_statistics(model):
-    """In training as in inference, and unlike the statistics of the batch."""
+    """Compares training with inference, and with the statistics of the batch."""
     variables = init_variables(model, SHAPE, key=jax.random.key(0))
     images = jax.random.normal(jax.random.key(1), (6, *SHAPE))
     apply = partial(model.apply, variables, images, mutable=["batch_stats"])
@@ -138,9 +138,9 @@ def test_a_backbone_learns_at_a_rate_of_its_own(model):
 @pytest.mark.parametrize(
     ("freeze", "part"),
     [
-        ("layer9", "matches no parameter: names are like bn1.bias"),
+        ("layer9", "matches no parameter: examples are bn1.bias"),
         (".", "matches every parameter"),
-        ("layer1(", "is no regular expression"),
+        ("layer1(", "is not a regular expression"),
     ],
 )
 def test_patterns_that_cannot_be_meant_are_refused(model, freeze, part):

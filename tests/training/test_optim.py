@@ -149,7 +149,7 @@ def test_muon_makes_kernels_orthogonal_and_leaves_the_rest_to_adamw(key):
 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_what_muon_makes_orthogonal_is_the_momentum(nesterov, key):
-    """Returns the update of one step for a momentum of any size."""
+    """The update equals that of a first step whose gradient is the momentum."""
     kernel = {"conv": {"kernel": jnp.ones((3, 3, 4, 16))}}
     tx = make_optimizer(optimizer="muon", lr=0.01, momentum=0.6, nesterov=nesterov)
 
@@ -247,7 +247,7 @@ SINGULAR = {
 def test_rounding_is_little_of_a_muon_update(name, shape):
     """In float32, whole-matrix steps deviate from float64 by up to 2e-5.
 
-    With one Gram matrix for all five steps it would be 2e-3.
+    With a single Gram matrix for all five steps, it would be 2e-3.
     """
     rng = np.random.default_rng(0)
     one, other = (np.linalg.qr(rng.standard_normal((n, 48)))[0] for n in (432, 48))

@@ -23,13 +23,13 @@ from resnet_jax.training.state import make_keys
 from resnet_jax.weights.pretrained import load_pretrained
 
 
-# One after the other, seeds are compared in whole runs below as well.
+# Whole runs below also compare seeds that are computed one after another.
 @pytest.mark.process
 @pytest.mark.parametrize(
     "each", [pytest.param(seeds.unrolled, marks=pytest.mark.process), jax.vmap]
 )
 def test_each_seed_s_step_is_its_own(one_block, each):
-    """As on CPUs, and as on accelerators."""
+    """Compares each seed with a step of its own, as on CPUs and on accelerators."""
     model = models.create_model(one_block, num_classes=3)
     shape, init = (8, 8, 3), training.init_state
     tx = make_optimizer(optimizer="muon", lr=0.05, weight_decay=0.01)
@@ -74,7 +74,7 @@ _TRAINED = []
 
 @pytest.fixture
 def three(digits_run):
-    """A run of seeds 5 to 7, trained once: no test adds to it but a report."""
+    """A run of seeds 5 to 7, trained only once; tests add nothing but a report."""
     options = {
         "num_train": 120,
         "epochs": 2,
@@ -82,7 +82,7 @@ def three(digits_run):
         "validation_split": 0.2,
     }
     options |= {"schedule": "cosine", "ema_decay": 0.5}
-    # Batches of one size, to train and to score, are compiled once.
+    # Programs for batches of a single size are compiled only once.
     options |= {"max_train_samples": 75, "batch_size": 20, "eval_batch_size": 15}
     digits_run.use(options["num_train"])
     if not _TRAINED:
@@ -163,14 +163,14 @@ def test_each_seed_has_an_order_of_its_own():
 
 @functools.cache
 def scored(run_dir):
-    """(figures, what is printed) of an evaluation, with test-time augmentation."""
+    """Returns (figures, printed text) of an evaluation with test-time augmentation."""
     output, text = run_dir / "found.json", io.StringIO()
     with contextlib.redirect_stdout(text):
         evaluate.main(EvaluateConfig(str(run_dir), output=str(output), tta=True))
     return json.loads(output.read_text()), text.getvalue()
 
 
-@pytest.mark.process  # the step and the scores are compared by themselves, too
+@pytest.mark.process  # other tests compare the step and the scores
 def test_a_run_as_on_accelerators_is_the_same(three, digits_run, monkeypatch):
     _, unrolled, options = three
     expected, _ = scored(unrolled)
@@ -182,7 +182,7 @@ def test_a_run_as_on_accelerators_is_the_same(three, digits_run, monkeypatch):
 
     monkeypatch.setattr(training, "make_each", vmapped)
     _, run_dir = digits_run(**options, seed=5, num_seeds=3)
-    jax.tree.map(  # of seeds that are apart by .1 and more
+    jax.tree.map(  # the seeds differ by .1 or more
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3),
         *(state_of(path, 6) for path in (unrolled, run_dir)),
     )
@@ -333,9 +333,9 @@ def test_what_does_not_go_with_seeds_is_refused(options, message):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"seed": 8}, "seed 8: .* is of seeds 5 to 7"),
-        ({"report": True}, "--report is of seeds 5 to 7, each a network: --seed too"),
-        ({"export": "x"}, "--export is of seeds 5 to 7"),
+        ({"seed": 8}, "has no seed 8, only seeds 5 to 7"),
+        ({"report": True}, "--report needs one network, but .* has seeds 5 to 7"),
+        ({"export": "x"}, "--export needs one network"),
     ],
 )
 def test_what_is_of_one_network_wants_its_seed(three, options, message):

@@ -15,10 +15,10 @@ from resnet_jax.training import step as step_module
 from resnet_jax.training.state import make_keys
 
 GOLDEN = (
-    "The golden {name} step gives other numbers. Either the arithmetic, the order of "
-    "random draws or the initialisation changed, and then every recorded result and "
-    "every old checkpoint's continuation changed with it: say so in the commit and in "
-    "RESULTS.md; or it was not meant to, and this is the bug."
+    "The golden {name} step gives different numbers. If the arithmetic, the order of "
+    "random draws or the initialization was changed on purpose, every recorded result "
+    "and every resumed run changes with it: say so in the commit and in RESULTS.md. "
+    "Otherwise, this is a bug."
 )
 
 SHAPE = (16, 16, 3)
@@ -200,7 +200,7 @@ def test_evaluation_that_loses_an_example_raises(tiny, batch):
     def lossy(dataset):
         return loader.evaluation(dataset.take(slice(7)))
 
-    with pytest.raises(RuntimeError, match="scored 7 examples of 8"):
+    with pytest.raises(RuntimeError, match="scored 7 of 8 examples"):
         evaluation.evaluate(step, lossy, state, dataset)
 
 

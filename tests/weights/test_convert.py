@@ -226,7 +226,9 @@ def test_a_published_name_is_held_against_the_content(
     assert resnet_jax.read_state_dict(path).keys() == state_dict.keys()
     content[-3] ^= 1  # in the middle of a number, where nothing else would notice
     path.write_bytes(content)
-    with pytest.raises(DataError, match=f"its sha256 begins [0-9a-f]+, not {digest}"):
+    with pytest.raises(
+        DataError, match=f"its sha256 starts with [0-9a-f]+, not {digest}"
+    ):
         resnet_jax.read_state_dict(path)
 
 

@@ -181,7 +181,7 @@ def test_a_flipped_bit_is_found(run):
     content = bytearray(path.read_bytes())
     content[-100] ^= 4
     path.write_bytes(content)
-    with pytest.raises(DataError, match="its sha256 begins"):
+    with pytest.raises(DataError, match="its sha256 starts with"):
         resnet_jax.load_pretrained(folder)
 
 

@@ -89,7 +89,7 @@ def test_a_damaged_cached_file_is_refused(published):
     files.cache_dir().mkdir(parents=True)
     path = files.cache_dir() / hub.IMAGENET["resnet18"]
     path.write_bytes(published[:-1] + b"x")
-    with pytest.raises(DataError, match=f"{path} is damaged: its sha256 begins"):
+    with pytest.raises(DataError, match=f"{path} is damaged: its sha256 starts with"):
         hub.read_weights(hub.locate("imagenet", "resnet18"))
 
 
