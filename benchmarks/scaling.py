@@ -154,7 +154,7 @@ def training_flops(num_macs: int) -> int:
 def predict(
     cfg: Scaling, *, num_macs: int, parts: Reduced, batch_norms: int, num_devices: int
 ) -> Prediction:
-    """Returns the modelled step on `num_devices` devices.
+    """Returns the modeled step on `num_devices` devices.
 
     Args:
       num_macs: multiply-adds of the forward pass, for one image.
@@ -181,7 +181,7 @@ def predict(
 
 
 def table(cfg: Scaling) -> str:
-    """Returns the modelled steps of `cfg` on all numbers of devices, as Markdown."""
+    """Returns the modeled steps of `cfg` on all numbers of devices, as Markdown."""
     from resnet_jax.models.factory import create_model
     from resnet_jax.models.summary import structure
     from resnet_jax.training import variable_shapes
@@ -212,7 +212,7 @@ def table(cfg: Scaling) -> str:
     return "\n".join(
         [
             f"{cfg.model}, {cfg.image_size} pixels, {cfg.batch_per_device} images a "
-            f"device, BatchNorm {scope}: modelled, not measured.",
+            f"device, BatchNorm {scope}: modeled, not measured.",
             "",
             f"- a device's arithmetic: {num_macs / 1e9:.3f} G multiply-adds x 2 x 3 x "
             f"{cfg.batch_per_device} at {cfg.flops:.3g} FLOP/s: {alone[0]:.1f} ms",
@@ -223,8 +223,8 @@ def table(cfg: Scaling) -> str:
             f"{parts.batch_norm:,}, metrics {parts.metrics}) at {cfg.bandwidth:.3g} "
             f"bytes/s, and {1e6 * cfg.latency:g} us per collective and doubling",
             "",
-            "| devices | batch | modelled sums, ms: gradients + BatchNorm | modelled "
-            "step, ms | modelled images/s | modelled efficiency, % |",
+            "| devices | batch | modeled sums, ms: gradients + BatchNorm | modeled "
+            "step, ms | modeled images/s | modeled efficiency, % |",
             "|---|---|---|---|---|---|",
             *rows,
         ]

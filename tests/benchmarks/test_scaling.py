@@ -242,11 +242,11 @@ def test_what_makes_a_step_shorter():
     assert alone.step == (5.0, 3.0) and alone.efficiency == (1.0, 1.0)
 
 
-def test_the_table_says_that_it_is_modelled():
+def test_the_table_says_that_it_is_modeled():
     text = scaling.table(scaling.Scaling())
-    assert "modelled, not measured" in text
+    assert "modeled, not measured" in text
     header, _, *rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert header.count("modelled") == 4
+    assert header.count("modeled") == 4
     numbers = [int(row.split("|")[1].replace(",", "")) for row in rows]
     assert numbers == [8, 16, 32, 64, 128, 256, 512, 1024]
     assert f"{IN_BFLOAT16:,} bytes" in text
