@@ -1,4 +1,4 @@
-"""Hooks of `mkdocs build`, which make RESULTS.md a page of the site.
+"""Hooks for `mkdocs build` that add RESULTS.md to the site.
 
 Links are written as GitHub needs them, such as `../RESULTS.md` in docs/ and
 `docs/notes.md` in RESULTS.md, and are rewritten here for the site.
@@ -13,7 +13,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
-# From what GitHub shows, relative to the root, to the page of the site.
+# From the path on GitHub, relative to the root, to the page of the site.
 PAGES = {
     "RESULTS.md": "results.md",
     "README.md#a-map-of-the-repository": "notes/code.md",
@@ -32,9 +32,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(
     markdown: str, page: Page, config: MkDocsConfig, files: Files
 ) -> str:
-    r"""Points links to files outside docs/ and to folders at pages of the site.
+    r"""Redirects links to files outside docs/ and to folders to pages of the site.
 
-    Also undoes `\|` in the code of tables, which GitHub needs and Markdown here shows.
+    Also removes the backslash from `\|` in table code: GitHub needs it, and MkDocs
+    would show it.
     """
     folder = posixpath.dirname(page.file.src_uri)
 
