@@ -149,8 +149,9 @@ class Gradients(Experiment):
         ]
         sentences.append(
             "The gradients of the first and last convolution are within a factor of "
-            f"100 of each other in these networks: {'; '.join(found['level']) or 'none'}. "
-            "The loss shows whether the networks can be trained:"
+            "100 of each other in these networks: "
+            f"{'; '.join(found['level']) or 'none'}. The loss shows whether "
+            "the networks can be trained:"
         )
         loss = f"training loss of {self.steps} steps"
         header = ("network", "initialization", "first / last gradient", loss)
