@@ -1,13 +1,15 @@
-"""Hooks for `mkdocs build` that add RESULTS.md to the site.
+"""Hooks for `mkdocs build` that add RESULTS.md and convert formulas to MathML.
 
 Links are written as GitHub needs them, such as `../RESULTS.md` in docs/ and
-`docs/notes.md` in RESULTS.md, and are rewritten here for the site.
+`docs/notes.md` in RESULTS.md, and are rewritten here for the site. Formulas are in TeX
+between dollar signs, which GitHub renders; browsers render MathML without a script.
 """
 
 import posixpath
 import re
 from pathlib import Path
 
+from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -19,6 +21,12 @@ PAGES = {
     "README.md#a-map-of-the-repository": "notes/code.md",
     "docs/experiments": "experiments.md",
 }
+
+CODE_OR_FORMULA = re.compile(
+    r"^```.*?^```$|`[^`\n]+`"  # a dollar sign in code is the shell's
+    r"|\$\$(?P<display>.+?)\$\$|\$(?P<inline>[^\s$](?:[^$\n]*[^\s$])?)\$",
+    re.MULTILINE | re.DOTALL,
+)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -34,8 +42,8 @@ def on_page_markdown(
 ) -> str:
     r"""Redirects links to files outside docs/ and to folders to pages of the site.
 
-    Also removes the backslash from `\|` in table code: GitHub needs it, and MkDocs
-    would show it.
+    Also removes the backslash from `\|` in table code, which GitHub needs and MkDocs
+    would show, and converts formulas.
     """
     folder = posixpath.dirname(page.file.src_uri)
 
@@ -51,4 +59,15 @@ def on_page_markdown(
         return re.sub(r"`[^`]+`", lambda code: code[0].replace("\\|", "|"), row[0])
 
     markdown = re.sub(r"^\|.*$", unescape, markdown, flags=re.MULTILINE)
-    return re.sub(r"\]\(([^)#:\s]+)(#[^)\s]*)?\)", rewrite, markdown)
+    markdown = re.sub(r"\]\(([^)#:\s]+)(#[^)\s]*)?\)", rewrite, markdown)
+    return CODE_OR_FORMULA.sub(_to_mathml, markdown)
+
+
+def _to_mathml(match: re.Match[str]) -> str:
+    """Returns a formula as MathML on one line, or code unchanged."""
+    formula = match["display"] or match["inline"]
+    if formula is None:
+        return match[0]
+    display = "block" if match["display"] else "inline"
+    mathml = convert(formula.strip().replace("\n", " "), display=display)
+    return f"<span>{mathml}</span>"  # <math> at the start of a line would become a block

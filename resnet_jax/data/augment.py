@@ -1,4 +1,4 @@
-"""Augmentation on the device: uint8 images and labels to network inputs and targets."""
+"""On-device augmentation of uint8 images and labels to inputs and targets."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -12,28 +12,28 @@ from resnet_jax.config import AugmentConfig
 from resnet_jax.data import erasing
 from resnet_jax.errors import ConfigError
 
-# (key, images, labels, step=0) to (inputs, targets), see make_augment.
+# Maps (key, images, labels, step=0) to (inputs, targets); see make_augment.
 Augment = Callable[..., tuple[jax.Array, jax.Array]]
 Images = jax.Array | np.ndarray
 Preprocess = Callable[[Images], jax.Array]  # see make_preprocess
 Fill = Literal["black", "reflect"]
 
-# Mean and standard deviation of the channels of images scaled to [0, 1].
+# Per-channel mean and standard deviation of images scaled to [0, 1].
 NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "half": ((0.5,), (0.25,)),  # the tutorial's, for any number of channels
+    "half": ((0.5,), (0.25,)),  # from the tutorial; any number of channels
 }
 
 
 def parse_normalization(
     text: str, channels: int = 3
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns (mean, std) of each channel from a name, "r,g,b/r,g,b" or "all/all".
+    """Returns per-channel (mean, std) from a name, "r,g,b/r,g,b" or "all/all".
 
     Raises:
-      ConfigError: `text` is neither a known name nor such numbers, or has another
-        number of channels.
+      ConfigError: `text` is neither a known name nor numbers of that form, or its
+        number of channels is wrong.
     """
     try:
         mean, std = NORMALIZATIONS.get(text) or (
@@ -43,20 +43,20 @@ def parse_normalization(
             raise ValueError(text)
     except ValueError:
         raise ConfigError(
-            f"normalize {text!r}: one of {', '.join(NORMALIZATIONS)}, or mean and std "
-            "as r,g,b/r,g,b of images scaled to [0, 1]"
+            f"normalize {text!r} is invalid: use one of {', '.join(NORMALIZATIONS)}, "
+            "or the mean and std of images scaled to [0, 1], as r,g,b/r,g,b"
         ) from None
     if max(map(abs, mean)) > 1 or max(std) > 10:
         raise ConfigError(
-            f"normalize {text} is of images from 0 to 255, and they are scaled to "
+            f"normalize {text} is for images from 0 to 255, but images are scaled to "
             "[0, 1] first: divide its numbers by 255"
         )
     if len(mean) == 1:
         mean, std = mean * channels, std * channels
     if len(mean) != channels:
         raise ConfigError(
-            f"normalize {text} has {len(mean)} channels, and the images {channels}: "
-            "give a mean and a standard deviation for each"
+            f"normalize {text} has {len(mean)} channels, but the images have "
+            f"{channels}: give a mean and a standard deviation for each"
         )
     return mean, std
 
@@ -71,7 +71,7 @@ def normalize(images: Images, *, mean: Any, std: Any) -> jax.Array:
 def to_channels(images: Images, channels: int) -> Images:
     """Converts uint8 images [B, H, W, C] to `channels` channels.
 
-    RGB becomes grey with Pillow's weights; grey is repeated.
+    RGB is converted to grayscale with Pillow's weights; grayscale is repeated.
     """
     own = images.shape[-1]
     if own == channels:
@@ -79,14 +79,16 @@ def to_channels(images: Images, channels: int) -> Images:
     if (own, channels) == (1, 3):
         return jnp.repeat(jnp.asarray(images), 3, axis=-1)
     if (own, channels) != (3, 1):
-        raise ConfigError(f"images of {own} channels cannot be made of {channels}")
+        raise ConfigError(
+            f"images with {own} channels cannot be converted to {channels} channels"
+        )
     weights = jnp.asarray([19595, 38470, 7471], jnp.int32)
     grey = (jnp.asarray(images, jnp.int32) @ weights + 2**15) >> 16
     return grey[..., None].astype(jnp.uint8)
 
 
 def resize(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Resizes x [B, H, W, C] to [B, *size, C], bilinear and antialiased."""
+    """Resizes x [B, H, W, C] to [B, *size, C], bilinearly with antialiasing."""
     if x.shape[1:3] == size:
         return x
     shape = (x.shape[0], *size, x.shape[3])
@@ -97,9 +99,9 @@ def resize(x: jax.Array, size: tuple[int, int]) -> jax.Array:
 def random_crop(
     key: jax.Array, images: jax.Array, padding: int, fill: Fill = "black"
 ) -> jax.Array:
-    """Crops a random window of each padded image, as RandomCrop(size, padding).
+    """Crops a random window from each padded image, like RandomCrop(size, padding).
 
-    The padding is black, or mirrors the image (padding_mode="reflect").
+    The padding is black, or reflects the image (padding_mode="reflect").
     """
     batch, height, width, channels = images.shape
     edge = (padding, padding)
@@ -121,13 +123,13 @@ def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
 
 
 def alternating_flip(images: jax.Array, epoch: jax.Array) -> jax.Array:
-    """Flips each image in every second epoch: half in even epochs, half in odd ones.
+    """Flips each image every other epoch: half of them in even epochs, half in odd.
 
-    Any two consecutive epochs thus show every image in both orientations; random flips
-    show half of the images in only one. After Jordan 2024 (airbench); here a hash of
-    the pixels decides which half an image belongs to.
+    Any two consecutive epochs thus show every image in both orientations, whereas
+    random flips show half of the images in only one. This follows Jordan 2024
+    (airbench), but a hash of the pixels decides which half an image belongs to.
     """
-    # Odd multipliers, so that every bit of a pixel changes the sum.
+    # The multipliers are odd, so every bit of a pixel changes the sum.
     weights = 2 * jnp.arange(images[0].size, dtype=jnp.uint32) + 1
     pixels = images.reshape(len(images), -1).astype(jnp.uint32)
     sums = (pixels * (weights * jnp.uint32(2654435761)).reshape(1, -1)).sum(1)
@@ -138,13 +140,13 @@ def alternating_flip(images: jax.Array, epoch: jax.Array) -> jax.Array:
 def make_preprocess(
     cfg: AugmentConfig, image_shape: tuple[int, int, int], default: str = "cifar10"
 ) -> Preprocess:
-    """Returns preprocess(images) for evaluation: scales, normalizes and resizes.
+    """Returns preprocess(images), which scales, normalizes and resizes.
 
     Args:
-      default: the normalization, if cfg.normalize is None.
+      default: the normalization if cfg.normalize is None.
 
     Raises:
-      ConfigError: the normalization is unknown, or has another number of channels.
+      ConfigError: the normalization is unknown, or its number of channels is wrong.
     """
     text = cfg.normalize or default
     mean, std = parse_normalization(text, image_shape[2])
@@ -164,13 +166,14 @@ def make_augment(
 ) -> Augment:
     """Returns augment(key, images, labels, step) for training.
 
-    images [B, H, W, C] uint8 and labels [B] int32 become inputs as preprocess makes
-    them, [B, H', W', C] float32, and target distributions [B, num_classes]. Label
-    smoothing spreads mass over all classes, like torch.nn.CrossEntropyLoss. Cutout and
-    random erasing follow the normalization, so that they leave the mean colour.
+    The function maps images [B, H, W, C] uint8 and labels [B] int32 to inputs
+    [B, H', W', C] float32, the output of `preprocess`, and target distributions
+    [B, num_classes]. Label smoothing spreads probability over all classes, like
+    torch.nn.CrossEntropyLoss. Cutout and random erasing follow the normalization, so
+    erased pixels get the mean color.
 
     Args:
-      steps_per_epoch: gives the epoch of a step, for the alternating flip.
+      steps_per_epoch: number of steps per epoch, for the alternating flip.
     """
 
     def augment(
@@ -187,7 +190,7 @@ def make_augment(
         if cfg.cutout:
             x = erasing.cutout(cutout_key, x, cfg.cutout)
         if cfg.random_erasing:
-            erasing_key = jax.random.fold_in(key, 2**30)  # unlike split's keys
+            erasing_key = jax.random.fold_in(key, 2**30)  # differs from the keys above
             x = erasing.random_erasing(erasing_key, x, cfg.random_erasing)
         targets = make_targets(labels, num_classes, cfg.label_smoothing)
         if cfg.mixup or cfg.cutmix:
@@ -219,8 +222,8 @@ def mix(
 ) -> Mixed:
     """Applies mixup or CutMix to x [B, H, W, C] and targets [B, num_classes].
 
-    If both alphas are above 0, one is chosen per batch with probability 0.5, as in
-    timm.
+    If both alphas are positive, each batch uses one of the two, chosen with
+    probability 0.5, as in timm.
     """
     choice_key, share_key, box_key = jax.random.split(key, 3)
 
@@ -253,9 +256,9 @@ def mixup(key: jax.Array, x: jax.Array, targets: jax.Array, alpha: float) -> Mix
 def cutmix(
     key: jax.Array, box_key: jax.Array, x: jax.Array, targets: jax.Array, alpha: float
 ) -> Mixed:
-    """Replaces a box of each image with its partner's, and weights targets by area.
+    """Replaces a box in each image with its partner's, and weights targets by area.
 
-    The box covers 1 - Beta(alpha, alpha) of the area, minus what lies outside the image
+    The box covers 1 - Beta(alpha, alpha) of the area, minus any part outside the image
     (Yun et al. 2019). The whole batch shares one box; partners are paired as in mixup.
     """
     height, width = x.shape[1:3]

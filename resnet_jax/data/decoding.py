@@ -1,4 +1,4 @@
-"""Decodes image files in batches by threads, one batch ahead."""
+"""Decodes batches of image files in threads, one batch ahead."""
 
 from collections.abc import Iterator, Sequence
 from multiprocessing.pool import AsyncResult, ThreadPool
@@ -17,7 +17,7 @@ class Decoded(NamedTuple):
 
     paths: list[Path]
     images: np.ndarray  # [len(paths), size, size, channels] uint8
-    bad: list[tuple[Path, str]]  # with the reason
+    bad: list[tuple[Path, str]]  # files and reasons
 
 
 def read_batches(
@@ -25,10 +25,10 @@ def read_batches(
 ) -> Iterator[Decoded]:
     """Yields the images of `paths` in order, `batch_size` files at a time.
 
-    While one batch is used, the next is read; only these two are in memory.
+    The next batch is read while one is in use; only these two are in memory.
 
     Args:
-      how: see pillow.fit.
+      how: crop_pct and interpolation; see pillow.fit.
     """
 
     def read(path: Path) -> np.ndarray | str:

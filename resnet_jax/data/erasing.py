@@ -1,4 +1,4 @@
-"""Cutout and random erasing, on the device."""
+"""On-device cutout and random erasing."""
 
 import math
 
@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 
 _AREA = (0.02, 0.33)  # erased area, as fractions of the image
-_RATIO = (0.3, 3.3)  # of height to width
+_RATIO = (0.3, 3.3)  # height to width
 _TRIES = 10
 
 
 def cutout(key: jax.Array, x: jax.Array, size: int) -> jax.Array:
-    """Sets a random square of x [B, H, W, C] to 0, of up to size x size pixels.
+    """Zeros a random square, at most size x size, in each image of x [B, H, W, C].
 
-    Its centre is a pixel of the image, so that part of it may lie outside (DeVries and
-    Taylor 2017).
+    Its center is a pixel of the image, so part of it may be outside (DeVries and Taylor
+    2017).
     """
     batch, height, width, _ = x.shape
     keys = jax.random.split(key)
@@ -29,9 +29,9 @@ def cutout(key: jax.Array, x: jax.Array, size: int) -> jax.Array:
 
 
 def random_erasing(key: jax.Array, x: jax.Array, probability: float) -> jax.Array:
-    """Sets a rectangle of x [B, H, W, C] to 0, with a probability per image.
+    """Zeros a rectangle in each image of x [B, H, W, C] with a given probability.
 
-    torchvision's RandomErasing with its scale (.02, .33), ratio (.3, 3.3) and value 0.
+    Like torchvision's RandomErasing with scale (.02, .33), ratio (.3, 3.3) and value 0.
     """
     boxes = draw_boxes(key, len(x), (x.shape[1], x.shape[2]), probability)
     return erase(x, boxes)
@@ -40,9 +40,9 @@ def random_erasing(key: jax.Array, x: jax.Array, probability: float) -> jax.Arra
 def draw_boxes(
     key: jax.Array, num: int, size: tuple[int, int], probability: float
 ) -> jax.Array:
-    """Draws rectangles [num, 4] int32: top, left, height, width; empty if not chosen.
+    """Draws rectangles [num, 4] int32: top, left, height, width; empty if not erased.
 
-    The first of ten candidates that fits into (H, W) is taken.
+    The first of ten candidates that fits into `size` is used.
     """
     height, width = size
     area_key, ratio_key, place_key, choice_key = jax.random.split(key, 4)
@@ -68,7 +68,7 @@ def draw_boxes(
 
 
 def erase(x: jax.Array, boxes: jax.Array) -> jax.Array:
-    """Sets x [B, H, W, C] to 0 in rectangles [B, 4]: top, left, height, width."""
+    """Zeros x [B, H, W, C] in rectangles [B, 4]: top, left, height, width."""
     rows, columns = (
         (jnp.arange(length).reshape(1, -1) >= boxes[:, axis, None])
         & (

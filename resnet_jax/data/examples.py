@@ -1,4 +1,4 @@
-"""Reads image classification sets of tensorflow-datasets, without TensorFlow."""
+"""Reads image classification sets from tensorflow-datasets without TensorFlow."""
 
 import contextlib
 import io
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PREFIX = "tfds:"
-_SCORED = ("validation", "val", "test")  # the first of these is scored
+_SCORED = ("validation", "val", "test")  # the first that exists is scored
 _opening = threading.Lock()
 
 
 class ImageSet(NamedTuple):
-    """The description of a prepared directory's images and labels."""
+    """Description of the images and labels in a prepared directory."""
 
     directory: Path
-    image: str  # the names of the two features
+    image: str  # names of the two features
     label: str
-    side: int | None  # of all images, if all are squares of one size
+    side: int | None  # side of all images if they are squares of one size
     channels: int
     class_names: tuple[str, ...]
-    splits: tuple[str, str]  # the one to train on, and the one to score
+    splits: tuple[str, str]  # to train on, and to score
     num_examples: tuple[int, int]
 
 
@@ -44,19 +44,19 @@ def find(name: str, data_dir: Path) -> Path:
     """Returns the directory of a prepared version, by its tensorflow-datasets name.
 
     Args:
-      name: "tfds:NAME" or "tfds:NAME/CONFIG", with or without ":VERSION", by default
-        the newest prepared one. CONFIG may be omitted if only one is prepared.
+      name: "tfds:NAME" or "tfds:NAME/CONFIG", optionally with ":VERSION", by default
+        the newest prepared version. CONFIG may be omitted if only one is prepared.
 
     Raises:
-      ConfigError: `name` is malformed, or several configurations are there.
+      ConfigError: `name` is malformed, or several configurations are prepared.
       DataError: it is not prepared in `data_dir`.
     """
     form = r"tfds:(\w[\w.+-]*(?:/\w[\w.+-]*)?)(?::(\d+\.\d+\.\d+))?"
     match = re.fullmatch(form, name, re.ASCII)
     if match is None:
         raise ConfigError(
-            f"{name!r} names no data set: write tfds:NAME, tfds:NAME/CONFIG, or either "
-            "with :VERSION"
+            f"{name!r} is not the name of a data set: use tfds:NAME, tfds:NAME/CONFIG, "
+            "or either with :VERSION"
         )
     base, version = match.groups()
     found = _find(base, version, data_dir)
@@ -65,7 +65,9 @@ def find(name: str, data_dir: Path) -> Path:
         found = [p for one in inside for p in _find(f"{base}/{one}", version, data_dir)]
     if len(found) > 1:
         choices = ", ".join(f"{PREFIX}{base}/{path.parent.name}" for path in found)
-        raise ConfigError(f"{name} has several configurations in {data_dir}: {choices}")
+        raise ConfigError(
+            f"{name} has several configurations in {data_dir}: choose one of {choices}"
+        )
     if not found:
         what = f"{base} {version}" if version else base
         raise DataError(
@@ -76,7 +78,7 @@ def find(name: str, data_dir: Path) -> Path:
 
 
 def _find(base: str, version: str | None, data_dir: Path) -> list[Path]:
-    """Returns the directory of `base`, if it exists."""
+    """Returns a list with the directory of `base`, or an empty list."""
     if version is None:
         newest = tfds.find(base, data_dir)
         return [] if newest is None else [newest]
@@ -85,11 +87,11 @@ def _find(base: str, version: str | None, data_dir: Path) -> list[Path]:
 
 
 def describe(directory: Path) -> ImageSet:
-    """Returns the description of a prepared directory; no record is read.
+    """Returns the description of a prepared directory without reading records.
 
     Raises:
-      ConfigError: it is not an image classification set, or lacks a training or a test
-        split.
+      ConfigError: it is not an image classification data set, or lacks a training or
+        test split.
       DataError: it cannot be read.
     """
     import tensorflow_datasets as library
@@ -106,15 +108,15 @@ def describe(directory: Path) -> ImageSet:
     if image is None or label is None or not features[label].num_classes:
         kinds_of = sorted((k, type(f).__name__) for k, f in features.items())
         has = ", ".join(f"{key} ({kind})" for key, kind in kinds_of)
-        raise ConfigError(f"{directory} has no image with one label, only {has}")
+        raise ConfigError(f"{directory} has no image with a single label, only {has}")
     if features[image].np_dtype != np.uint8:
         kind = np.dtype(features[image].np_dtype).name
-        raise ConfigError(f"{directory} has images of {kind}, and uint8 can be read")
+        raise ConfigError(f"{directory} has {kind} images, but only uint8 can be read")
     *size, channels = features[image].shape
     scored = next((name for name in _SCORED if counts.get(name)), None)
     if not counts.get("train") or scored is None:
         raise ConfigError(
-            f"{directory} has the splits {', '.join(counts)}: train is needed, and one "
+            f"{directory} has the splits {', '.join(counts)}: it needs train and one "
             f"of {', '.join(_SCORED)}"
         )
     names = features[label].names or range(features[label].num_classes)
@@ -131,7 +133,7 @@ def describe(directory: Path) -> ImageSet:
 
 
 def _choose(names: Sequence[str], usual: str, keys: Any) -> str | None:
-    """Returns the feature to use: the supervised, the usual, or the only one."""
+    """Returns the feature to use: the supervised, the usual or the only one."""
     supervised = [key for key in keys or () if isinstance(key, str) and key in names]
     if len(supervised) == 1:
         return supervised[0]
@@ -142,7 +144,7 @@ def _choose(names: Sequence[str], usual: str, keys: Any) -> str | None:
 
 @contextlib.contextmanager
 def _reading(directory: Path) -> Iterator[None]:
-    """Turns any failure inside into a DataError that `directory` cannot be read."""
+    """Converts any exception into a DataError that `directory` cannot be read."""
     try:
         yield
     except DataError:
@@ -153,7 +155,7 @@ def _reading(directory: Path) -> Iterator[None]:
 
 def _unreadable(directory: Path, reason: str) -> DataError:
     return DataError(
-        f"{directory} cannot be read ({reason}): prepare it afresh with "
+        f"{directory} cannot be read ({reason}): prepare it again with "
         "tensorflow-datasets, or name another directory with --data-dir"
     )
 
@@ -163,7 +165,7 @@ class Reader:
 
     Args:
       how: size, crop_pct and interpolation of pillow.fit, for images of different
-        sizes; images of equal size stay as they are.
+        sizes; images of equal size are not resized.
     """
 
     def __init__(self, source: ImageSet, split: str, **how: Any) -> None:
@@ -204,7 +206,7 @@ class Reader:
         return images, labels
 
     def labels(self) -> np.ndarray:
-        """Returns the labels [N] int32; cached, because all records must be read.
+        """Returns the labels [N] int32, cached because this reads all records.
 
         Raises:
           DataError: they cannot be read, or one is out of range.
@@ -222,15 +224,15 @@ class Reader:
             cache.save_labels(source.directory, split, found)
         if found.min() < 0 or found.max() >= len(source.class_names):
             raise DataError(
-                f"{source.directory}: labels of {split} run from {found.min()} to "
-                f"{found.max()}, and there are {len(source.class_names)} classes"
+                f"{source.directory}: labels of {split} range from {found.min()} to "
+                f"{found.max()}, but there are {len(source.class_names)} classes"
             )
         return found
 
     def open(
         self, indices: np.ndarray
     ) -> Iterator[contextlib.AbstractContextManager["Image.Image"]]:
-        """Yields the images at `indices` [n] as they are stored, each to be opened."""
+        """Yields context managers that open the images at `indices` [n] as stored."""
         return (self._opened(int(index)) for index in indices)
 
     def fault(self, index: int, reason: str) -> DataError:

@@ -20,17 +20,17 @@ _CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
-_BYTES = 2**26  # bytes to read from a file; the largest has 60,000 images
+_BYTES = 2**26  # maximum bytes to read; the largest file has 60,000 images
 
 
 def read(data_dir: Path) -> Arrays:
-    """Reads Zalando's four files, from `data_dir` or Debian's package."""
+    """Reads Zalando's four files from `data_dir` or Debian's package."""
     homes = (data_dir, Path("/usr/share/datasets/fashion-mnist"))
     home = next((h for h in homes if (h / "train-images-idx3-ubyte.gz").exists()), None)
     if home is None:
         raise DataError(
             f"fashion_mnist is not prepared in {data_dir}: put its *-ubyte.gz files "
-            "there, or install Debian's dataset-fashion-mnist"
+            "there, or install Debian's package dataset-fashion-mnist"
         )
 
     def read_file(name: str, *shape: int) -> np.ndarray:

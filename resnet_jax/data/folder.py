@@ -17,25 +17,25 @@ from resnet_jax.paths import as_text
 
 log = logging.getLogger(__name__)
 
-# torchvision.datasets.folder's.
+# As in torchvision.datasets.folder.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 SCORED = ("test", "val", "valid", "validation")  # the first that exists
 _HIDDEN = (".", "__MACOSX")
-_NO_IMAGES = ("Thumbs.db", "desktop.ini")  # made by Windows, and not worth a warning
+_NO_IMAGES = ("Thumbs.db", "desktop.ini")  # Windows files, not worth a warning
 
 
 class Split(NamedTuple):
     """The files of one split, in ImageFolder's order."""
 
     root: Path
-    folders: tuple[str, ...]  # of the classes
+    folders: tuple[str, ...]  # one per class
     paths: list[Path]
     labels: np.ndarray  # [N] int32
     ignored: Counter[str]  # number of files that are not images, by suffix
 
 
 class Listing(NamedTuple):
-    """The content of a folder, from one walk."""
+    """The contents of a folder, found in one walk."""
 
     class_names: tuple[str, ...]
     splits: tuple[Split, Split]  # train and test
@@ -45,24 +45,24 @@ def scan(data_dir: Path, names: Path | None = None) -> Listing:
     """Lists the files of data_dir/train/CLASS/* and data_dir/test/CLASS/*.
 
     The classes are the folders in train, sorted; the index is the label. If there is no
-    test, the first of val, valid and validation is the test split.
+    test folder, the first of val, valid and validation is the test split.
 
     Args:
-      names: a file with the names of the classes, see class_names.find.
+      names: a file with class names; see class_names.find.
 
     Raises:
-      DataError: there is no such folder, or no class in it; a class is empty, missing
-        or in test only; or as class_names.find.
+      DataError: the folder is missing or has no classes; a class is empty, missing or
+        only in test; or see class_names.find.
     """
     train = data_dir / "train"
     if not train.is_dir():
         raise DataError(
-            f"{train} is no folder: images belong in {train}/CLASS/* and "
-            f"{data_dir / 'test'}/CLASS/*; --data-dir names the one above"
+            f"{train} is not a folder: put images in {train}/CLASS/* and "
+            f"{data_dir / 'test'}/CLASS/*, or name another with --data-dir"
         )
     found = tuple(sorted(_classes(train)))
     if not found:
-        raise DataError(f"{train} has no class: images belong in {train}/CLASS/*")
+        raise DataError(f"{train} has no classes: put images in {train}/CLASS/*")
     splits = _scan_split(train, found), _scan_split(_scored(data_dir), found)
     return Listing(class_names.find(data_dir, names, found), splits)
 
@@ -74,15 +74,15 @@ def _scored(data_dir: Path) -> Path:
         return first
     for other in others:
         if other.is_dir():
-            log.info("%s is what is scored: there is no %s", other, first)
+            log.info("scoring %s because there is no %s", other, first)
             return other
-    raise DataError(f"{first} is missing, with the images to score: make it")
+    raise DataError(f"{first} is missing: create it, with the images to score")
 
 
 def _classes(root: Path) -> dict[str, Path]:
-    """Returns the folders of the classes in `root`, by name.
+    """Returns the class folders in `root`, by name.
 
-    Hidden ones, such as .ipynb_checkpoints, are ignored.
+    Hidden folders, such as .ipynb_checkpoints, are ignored.
     """
     found: dict[str, Path] = {}
     for entry in sorted(root.iterdir()):
@@ -90,8 +90,8 @@ def _classes(root: Path) -> dict[str, Path]:
             name = as_text(entry.name)
             if name in found:
                 raise DataError(
-                    f"{root} has two folders that are called {name}, once composed "
-                    "and once decomposed (Unicode): put them together"
+                    f"{root} has two folders named {name}, in composed and in "
+                    "decomposed Unicode: merge them"
                 )
             found[name] = entry
     return found
@@ -102,8 +102,8 @@ def _scan_split(root: Path, names: tuple[str, ...]) -> Split:
     strangers = sorted(own.keys() - set(names))
     if strangers:
         raise DataError(
-            f"{own[strangers[0]]} is a class that {root.parent / 'train'} has not: "
-            "give both the same folders"
+            f"{own[strangers[0]]} is a class that {root.parent / 'train'} does not "
+            "have: give both splits the same folders"
         )
     paths: list[Path] = []
     labels: list[int] = []
@@ -111,18 +111,18 @@ def _scan_split(root: Path, names: tuple[str, ...]) -> Split:
     said = f"listing {root.name}"
     for label, name in enumerate(waiting.over(names, len(names), said, "class")):
         if name not in own:
-            raise DataError(f"{root / name} is missing: every class needs its folder")
+            raise DataError(f"{root / name} is missing: every class needs a folder")
         found = list(list_images(own[name], ignored))
         if not found:
             raise DataError(
-                f"{own[name]} has no image ({', '.join(SUFFIXES)}): "
-                "fill it, or remove the class"
+                f"{own[name]} has no images ({', '.join(SUFFIXES)}): "
+                "add some, or remove the class"
             )
         paths += found
         labels += [label] * len(found)
     if ignored:
         kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(ignored.items()))
-        log.warning("%s: files that are no images by their names: %s", root, kinds)
+        log.warning("%s: ignored files without an image suffix: %s", root, kinds)
     return Split(root, names, paths, np.array(labels, np.int32), ignored)
 
 
@@ -132,11 +132,11 @@ def load(
     """Returns (images [N, size, size, 3] uint8, labels [N] int32) of a split.
 
     Args:
-      how: crop_pct and interpolation, see pillow.fit.
-      skip_bad: leave out files that cannot be read, with one warning.
+      how: crop_pct and interpolation; see pillow.fit.
+      skip_bad: whether to skip files that cannot be read, with one warning.
 
     Raises:
-      DataError: an image cannot be read, or no image of a class.
+      DataError: an image cannot be read, or a class has no readable images.
     """
     paths = split.paths
 
@@ -157,7 +157,7 @@ def load(
                 if not skip_bad:
                     raise DataError(
                         f"{paths[index]} cannot be read ({image}): remove it, or "
-                        "leave out such images with --skip-bad-images"
+                        "skip such images with --skip-bad-images"
                     )
                 good[index] = False
             else:
@@ -165,7 +165,8 @@ def load(
     kept = split.labels
     if not good.all():
         first = paths[int(np.argmin(good))]
-        log.warning("%d images left out, the first %s", (~good).sum(), first)
+        num_bad = (~good).sum()
+        log.warning("unreadable images skipped: %d, the first is %s", num_bad, first)
         images, kept = images[good], kept[good]
     for label, name in enumerate(split.folders):
         if label not in kept:
@@ -174,13 +175,13 @@ def load(
 
 
 def list_images(directory: Path, ignored: Counter[str] | None = None) -> Iterator[Path]:
-    """Yields the images below `directory`, in ImageFolder's order.
+    """Yields the images under `directory`, in ImageFolder's order.
 
-    Hidden files and folders are ignored. Links are followed, but not to a folder that
-    was visited already, such as a parent.
+    Hidden files and folders are ignored. Links are followed, except to a folder that
+    was already visited, such as a parent.
 
     Args:
-      ignored: counts the other files by suffix.
+      ignored: counter to which other files are added, by suffix.
 
     Raises:
       DataError: a folder cannot be read.
@@ -188,14 +189,14 @@ def list_images(directory: Path, ignored: Counter[str] | None = None) -> Iterato
 
     def fail(error: OSError) -> None:
         raise DataError(
-            f"{error.filename} cannot be read ({error.strerror}): remove it, or let "
-            "this user read it"
+            f"{error.filename} cannot be read ({error.strerror}): remove it, or make "
+            "it readable"
         ) from None
 
     def is_new(folder: Path) -> bool:
         place = folder.resolve()
         if place in seen:
-            log.warning("%s leads to %s, which is read once", folder, place)
+            log.warning("%s resolves to %s, which is read only once", folder, place)
             return False
         seen.add(place)
         return True

@@ -1,4 +1,4 @@
-"""Brings examples to the devices: held there, or batch by batch."""
+"""Puts examples on the devices, either all at once or batch by batch."""
 
 from collections.abc import Generator, Iterator
 from functools import cached_property
@@ -15,7 +15,7 @@ from resnet_jax.devices import mesh as devices
 from resnet_jax.devices import processes
 from resnet_jax.errors import ConfigError
 
-Batch = dict[str, jax.Array]  # of rows, or [steps, rows]; fetch completes it
+Batch = dict[str, jax.Array]  # [rows, ...] or [steps, rows, ...]; see fetch
 Source = dict[str, jax.Array]  # images [N, H, W, C], labels [N]; empty if not held
 
 
@@ -31,18 +31,18 @@ def fetch(source: Source, batch: Batch) -> Batch:
 
 
 class Loader:
-    """Makes batches for the devices of `mesh`; each process loads its rows.
+    """Makes batches for the devices of `mesh`; each process loads its own rows.
 
     Args:
       order: the order of the training examples; None for evaluation only.
-      epochs: the number of epochs of the training.
-      max_steps: its number of steps if that is smaller; None for all epochs.
-      cfg: steps_per_call full batches are passed together, for a compiled step that
-        scans over them, aligned so that a resumed epoch has the same groups. By default
-        1 on CPUs, where XLA's loops use one thread, and for streamed images; otherwise
+      epochs: number of training epochs.
+      max_steps: maximum number of training steps; None for all epochs.
+      cfg: data options. Each call of the compiled step scans over steps_per_call full
+        batches, in groups that are the same in a resumed epoch. The default is 1 on
+        CPUs, where XLA's loops use one thread, and for streamed images; otherwise it is
         20, which saves the time between steps.
-      held: whether whole splits are kept on each device, as uint8, and a batch has only
-        indices; None keeps them if they fit.
+      held: whether to keep whole splits on each device, as uint8, and only indices in
+        batches; None keeps them if they fit.
 
     Raises:
       ConfigError: drop_last leaves no batch, or several seeds have images that are not
@@ -69,7 +69,7 @@ class Loader:
         self._sources: dict[int, tuple[Dataset, Source]] = {}
 
     def with_splits(self, splits: Splits) -> "Loader":
-        """Returns a loader of the same batches of other splits, which are held."""
+        """Returns a loader with the same batches of other splits, held if they fit."""
         length = (self._epochs, self._max_steps)
         return Loader(self.mesh, splits, self._cfg, self._order, *length)
 
@@ -86,7 +86,7 @@ class Loader:
         num_bytes = sum(part.images.nbytes for part in self.splits[:3])
         fits = self._in_memory and devices.fits(num_bytes, self.mesh)
         processes.agree()  # because a failed process does not answer the next line
-        return not processes.any_process(not fits)  # all processes must load alike
+        return not processes.any_process(not fits)  # all processes must agree
 
     @cached_property
     def _steps_per_call(self) -> int:
@@ -97,23 +97,23 @@ class Loader:
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
-        """Sizes of the batches of an epoch."""
+        """Sizes of the batches in an epoch."""
         num, size = len(self.splits.train), self._cfg.batch_size
         return tuple(batch_sizes(num, size, drop_last=self._cfg.drop_last))
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of batches of an epoch."""
+        """Number of batches in an epoch."""
         return len(self.sizes)
 
     @property
     def total_steps(self) -> int:
-        """Number of steps of the whole training."""
+        """Total number of training steps."""
         whole = self._epochs * self.steps_per_epoch
         return whole if self._max_steps is None else min(whole, self._max_steps)
 
     def source(self, dataset: Dataset) -> Source:
-        """Returns what the devices hold of `dataset`, for fetch."""
+        """Returns the arrays of `dataset` on the devices, for fetch."""
         if not self._held:
             return {}
         if id(dataset) not in self._sources:
@@ -123,7 +123,7 @@ class Loader:
         return self._sources[id(dataset)][1]
 
     def train(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Yields the shuffled batches of an epoch, from its step `start` on.
+        """Yields the shuffled batches of an epoch, starting at step `start`.
 
         Raises:
           ConfigError: several seeds need images in memory.
@@ -152,11 +152,11 @@ class Loader:
         return self._order(len(self.splits.train), self.sizes, epoch)
 
     def _streamed(self, first: int, count: int) -> Iterator[Batch]:
-        """Yields `count` prefetched batches, from step `first` of the run on."""
+        """Yields `count` prefetched batches, starting at step `first` of the run."""
         if self._ahead is None or self._ahead[0] != first:
             if self._indices(0)[0].ndim > 1:
                 raise ConfigError(
-                    "num_seeds needs images that fit in memory: choose fewer by "
+                    "num_seeds needs images that fit in memory: use fewer with "
                     "--max-train-samples, or train one seed at a time"
                 )
             rows = {size: self._rows((size,)) for size in set(self.sizes)}
@@ -171,11 +171,11 @@ class Loader:
             yield self._place_all(next(reader), shape)
 
     def examples(self) -> Iterator[Batch]:
-        """Yields a batch of each shape that train yields, to compile for."""
-        # A run that resumes, or ends, within a call takes single steps.
+        """Yields one batch of each shape that train yields, for compilation."""
+        # A run that resumes or ends within a group takes single steps.
         sizes = self.sizes[: self.total_steps]
         forms = {(1, size) for size in sizes}
-        if self._in_memory:  # else all are single
+        if self._in_memory:  # otherwise all steps are single
             calls = self._calls(range(len(sizes)))
             forms |= {(len(call), sizes[call[0]]) for call in calls}
         seeds = self._indices(0)[0].shape[:-1]
@@ -190,7 +190,7 @@ class Loader:
     def evaluation(self, dataset: Dataset) -> Iterator[Batch]:
         """Yields every example once, in order; mask [B] is 0 for padding.
 
-        The batch size is rounded up to a multiple of the devices.
+        The batch size is rounded up to a multiple of the number of devices.
         """
         num_devices = self.mesh.size
         size = max(min(self._cfg.eval_batch_size, len(dataset)), 1)
@@ -206,7 +206,7 @@ class Loader:
             yield {**batch, "mask": self._place(mask[mine], mask.shape)}
 
     def _calls(self, steps: range) -> Iterator[list[int]]:
-        """Yields `steps` in aligned groups of equal batches, otherwise one by one."""
+        """Yields `steps` in aligned groups of equal batch size, else one by one."""
         start, together = steps.start, self._steps_per_call
         while start < steps.stop:
             call = list(range(start, min(start + together, steps.stop)))
@@ -244,7 +244,7 @@ class Loader:
     def _place(
         self, rows: np.ndarray, shape: tuple[int, ...], num_axes: int | None = None
     ) -> jax.Array:
-        """Returns an array of `shape`, sharded along axis num_axes - 1, or the last."""
+        """Returns an array of `shape`, sharded along axis num_axes - 1 or the last."""
         axis = (num_axes or len(shape)) - 1
         sharding = devices.spread(self.mesh, shape[axis], axis=axis)
         found: jax.Array = jax.make_array_from_process_local_data(sharding, rows, shape)

@@ -1,4 +1,4 @@
-"""Reads the Hugging Face Hub's parquet files of CIFAR."""
+"""Reads the CIFAR Parquet files from the Hugging Face Hub."""
 
 import io
 import itertools
@@ -19,7 +19,7 @@ from resnet_jax.errors import DataError, first_line
 log = logging.getLogger(__name__)
 
 HUB = "https://huggingface.co"
-# sha256 of CIFAR-100's files, as users have reported them.
+# sha256 of the CIFAR-100 files, as reported by users.
 USUAL_SHA256 = {
     "train": "694865d6b990e234804f01268586c41e88bcbbb75e20858432c05ad4081aca23",
     "test": "98776c529bb146a9c791229df74a5cf076be9b43d82dbbd334b6a7788d73dc68",
@@ -27,7 +27,7 @@ USUAL_SHA256 = {
 
 
 class Columns(NamedTuple):
-    """Names of the label columns, and of the classes in them."""
+    """Names of the label columns and of their classes."""
 
     label: str
     class_names: tuple[str, ...]
@@ -36,15 +36,15 @@ class Columns(NamedTuple):
 
 
 def fetch(folder: str, columns: Columns, published: Published, **how: float) -> Arrays:
-    """Downloads and reads the two files in a folder of the Hub, in official order.
+    """Downloads and reads the two files in a Hub folder, in official order.
 
-    Only HTTP is needed, no huggingface_hub; HF_ENDPOINT and HF_HUB_OFFLINE are
+    Only HTTP is needed, not huggingface_hub. HF_ENDPOINT and HF_HUB_OFFLINE are
     respected, and the files are not kept. If no digest of the pixels is published, the
-    content is checked, and a log line says what was verified.
+    contents are checked, and a log message says what was verified.
 
     Args:
       folder: for example "uoft-cs/cifar10/resolve/main/plain_text".
-      how: min_rate of download.fetch.
+      how: min_rate; see download.fetch.
 
     Raises:
       DataError: a file cannot be downloaded or read, or its content is wrong.
@@ -66,25 +66,25 @@ def fetch(folder: str, columns: Columns, published: Published, **how: float) -> 
         found = {split: files.file_digest(path) for split, path in paths.items()}
     fault = published.find_fault(arrays) or find_fault(arrays)
     if fault is not None:
-        raise DataError(f"the Hub's files are not those of {published.name}: {fault}")
+        raise DataError(f"the Hub's files are not {published.name}: {fault}")
     _tell_unverified(published.name, found)
     return arrays
 
 
 def _tell_unverified(name: str, found: dict[str, str]) -> None:
     """Logs what could be verified about the files."""
-    checked = "its numbers of images and its labels of both kinds are right"
+    checked = "its numbers of images and both kinds of labels are correct"
     if found == USUAL_SHA256:
         log.info(
-            "%s: unverified, for no sha256 of its pixels is published; %s, and the "
-            "Hub's files are the usual ones by their sha256",
+            "%s: unverified because no sha256 of its pixels is published; %s, and "
+            "the Hub's files have the usual sha256",
             name,
             checked,
         )
         return
     log.warning(
-        "%s: unverified, for no sha256 of its pixels is published, and the Hub's files "
-        "(sha256 %s) are not the usual ones; %s",
+        "%s: unverified because no sha256 of its pixels is published, and the Hub's "
+        "files (sha256 %s) are not the usual ones; %s",
         name,
         ", ".join(found.values()),
         checked,
@@ -115,9 +115,7 @@ def _read(
     try:
         import pyarrow.parquet
     except ImportError:
-        raise DataError(
-            "pyarrow is not installed: pip install -e . brings it"
-        ) from None
+        raise DataError("pyarrow is not installed: run pip install -e .") from None
     count = published.num_examples[split]
     images = np.empty((count, *published.image_shape), np.uint8)
     labels, coarse = np.empty(count, np.int32), np.empty(count, np.int32)
@@ -154,11 +152,11 @@ def _decode(content: bytes, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def to_official_order(arrays: Arrays, published: Published) -> Arrays:
-    """Returns `arrays` with the five official training files in their order.
+    """Returns `arrays` with the five training files in official order.
 
-    The Hub's copy concatenates these files in the order in which they happen to lie in
+    The Hub's copy concatenates these files in the order in which they happen to be in
     the archive. Only one of the 120 possible orders gives labels with the published
-    sha256. If none has, or the images differ, `arrays` is returned unchanged.
+    sha256. If none does, or the images differ, `arrays` is returned unchanged.
     """
     images, labels = arrays.train
     digests = published.sha256["train"]
@@ -175,10 +173,10 @@ def to_official_order(arrays: Arrays, published: Published) -> Arrays:
 
 
 def find_fault(arrays: Arrays) -> str | None:
-    """Returns what distinguishes `arrays` from CIFAR-100, or None.
+    """Returns how `arrays` differ from CIFAR-100, or None.
 
-    No digest of the pixels is published. All classes of a split must have equally many
-    examples, and every example must have its class's coarse label.
+    No digest of the pixels is published, so this checks that all classes of a split
+    have the same number of examples, and that coarse labels match the classes.
     """
     if arrays.coarse is None:
         return "there are no coarse labels"
@@ -188,7 +186,7 @@ def find_fault(arrays: Arrays) -> str | None:
     ):
         counts = np.bincount(labels, minlength=len(COARSE_100))
         if counts.min() != counts.max():
-            return f"{split} has from {counts.min()} to {counts.max()} of a class"
+            return f"{split} has {counts.min()} to {counts.max()} examples per class"
         if not np.array_equal(coarse, np.array(COARSE_100)[labels]):
-            return f"{split} has coarse labels that are not those of the classes"
+            return f"{split} has coarse labels that do not match the classes"
     return None

@@ -1,4 +1,4 @@
-"""Opens, rotates, converts, resizes and crops one image by Pillow."""
+"""Opens, rotates, converts, resizes and crops images with Pillow."""
 
 import contextlib
 import sys
@@ -11,42 +11,43 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL import Image
 
-_MAX_PIXELS = 2**26  # of a resized image; image_size 4096 with crop_pct .5 has as many
+_MAX_PIXELS = 2**26  # of a resized image, enough for image_size 4096, crop_pct .5
 
 
 def read_image(path: Path, **how: Any) -> np.ndarray:
-    """Reads one image as [size, size, channels] uint8, see fit; a huge one raises."""
+    """Reads an image as [size, size, channels] uint8; see opened and fit."""
     with opened(path) as file:
         return fit(file, **how)
 
 
 @contextlib.contextmanager
 def opened(path: Path | BinaryIO) -> Iterator["Image.Image"]:
-    """Opens the file of an image; only its header is read.
+    """Opens an image file, reading only its header.
 
     Raises:
       ValueError: it has so many pixels that it may be a decompression bomb.
-      OSError and others: Pillow cannot read it.
+      OSError: Pillow cannot read it; some formats raise other types.
     """
     from PIL import Image
 
     with Image.open(path) as file:
         # Pillow only warns, and warning filters are shared by all threads.
         if file.width * file.height > (Image.MAX_IMAGE_PIXELS or sys.maxsize):
-            raise ValueError(f"{file.width}x{file.height}: a decompression bomb?")
+            raise ValueError(f"{file.width}x{file.height} may be a decompression bomb")
         yield file
 
 
 def decode(file: "Image.Image", channels: int = 3) -> "Image.Image":
     """Decodes `file` to an image of mode RGB, or L for one channel.
 
-    It is rotated by its EXIF orientation. Only the first of several frames is read.
+    The image is rotated by its EXIF orientation. Only the first of several frames is
+    read.
 
     Raises:
       ValueError: the range of its pixels is unknown.
-      OSError and others: Pillow cannot read it.
+      OSError: Pillow cannot read it; some formats raise other types.
     """
-    file.load()  # which also rotates a TIFF
+    file.load()  # also rotates a TIFF
     image = upright(file, to_8_bits(file))
     mode = "L" if channels == 1 else "RGB"
     return image if image.mode == mode else opaque(image).convert(mode)
@@ -62,11 +63,12 @@ def fit(
 ) -> np.ndarray:
     """Decodes, resizes and crops `file` to [size, size, channels] uint8.
 
-    The shorter side becomes size / crop_pct, antialiased, and the centre is cropped:
-    torchvision's Resize(256) and CenterCrop(224) for size 224 and crop_pct .875.
+    The shorter side is resized to size / crop_pct, antialiased, and the center is
+    cropped, like torchvision's Resize(256) and CenterCrop(224) for size 224 and
+    crop_pct .875.
 
     Raises:
-      ValueError: it would become huge; or as decode.
+      ValueError: the resized image would be huge; or see decode.
     """
     image = crop_middle(decode(file, channels), size, crop_pct, interpolation)
     return np.asarray(image).reshape(size, size, channels)
@@ -75,10 +77,10 @@ def fit(
 def crop_middle(
     image: "Image.Image", size: int, crop_pct: float, interpolation: str
 ) -> "Image.Image":
-    """Resizes `image` and crops its centre, size x size; see fit.
+    """Resizes `image` and crops its center to size x size; see fit.
 
     Raises:
-      ValueError: it would become huge.
+      ValueError: the resized image would be huge.
     """
     from PIL import Image
 
@@ -89,13 +91,13 @@ def crop_middle(
 
 
 def resized(shape: tuple[int, int], side: int) -> tuple[int, int]:
-    """Returns (width, height) of an image of `shape` whose shorter side becomes `side`.
+    """Returns `shape` (width, height) resized so that the shorter side is `side`.
 
     Raises:
-      ValueError: it would become huge.
+      ValueError: the resized image would be huge.
     """
     width, height = shape
-    # As torchvision's Resize(int), which truncates the longer side.
+    # Like torchvision's Resize(int), which truncates the longer side.
     if width <= height:
         found = side, int(side * height / width)
     else:
@@ -107,13 +109,13 @@ def resized(shape: tuple[int, int], side: int) -> tuple[int, int]:
 
 
 def upright_size(file: "Image.Image") -> tuple[int, int]:
-    """Returns width and height of a JPEG after rotation, without reading its pixels."""
+    """Returns the upright (width, height) of a JPEG without reading its pixels."""
     turned = orientation(file) >= 5
     return (file.height, file.width) if turned else (file.width, file.height)
 
 
 def orientation(file: "Image.Image") -> int:
-    """Returns the EXIF orientation of `file`, or 1; no pixel is read."""
+    """Returns the EXIF orientation of `file`, or 1, without reading its pixels."""
     try:
         return int(file.getexif().get(274, 1))
     except Exception:  # Pillow's readers raise many types, and the pixels are fine
@@ -137,10 +139,10 @@ def upright(file: "Image.Image", image: "Image.Image") -> "Image.Image":
 
 
 def opaque(image: "Image.Image") -> "Image.Image":
-    """Returns `image` without its transparency, keeping its colours.
+    """Returns `image` without its transparency, keeping its colors.
 
-    Pillow's convert drops transparency as well, as torchvision's loader does, but looks
-    at the transparent colour first, warns about some and fails on others.
+    Pillow's convert also drops transparency, as in torchvision's loader, but checks the
+    transparent color first, and warns about some colors and fails on others.
     """
     if "transparency" in image.info:
         image = image.copy()
@@ -149,10 +151,10 @@ def opaque(image: "Image.Image") -> "Image.Image":
 
 
 def to_8_bits(image: "Image.Image") -> "Image.Image":
-    """Scales an `image` of 16 bits to 8; Pillow itself clips at 255.
+    """Scales a 16-bit `image` to 8 bits; Pillow itself clips at 255.
 
     Raises:
-      ValueError: it has floats or 32 bits, whose range is unknown.
+      ValueError: its pixels are floats or 32-bit, whose range is unknown.
     """
     from PIL import Image
 
@@ -161,7 +163,7 @@ def to_8_bits(image: "Image.Image") -> "Image.Image":
         return image
     # Pillow also uses "I" for 16-bit PNG and PPM.
     if not is_16 and (image.mode == "F" or image.format not in ("PNG", "PPM")):
-        bits = "floats" if image.mode == "F" else "32 bits"
-        raise ValueError(f"pixels of {bits}, of no known range: save them with 8 or 16")
+        bits = "floating-point" if image.mode == "F" else "32-bit"
+        raise ValueError(f"{bits} pixels have no known range: save with 8 or 16 bits")
     values = np.asarray(image).astype(np.float64)
     return Image.fromarray(np.rint(values / 257).clip(0, 255).astype(np.uint8))

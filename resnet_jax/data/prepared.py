@@ -1,4 +1,4 @@
-"""Loads a data set of tensorflow-datasets from its directory, or fetches it."""
+"""Loads a tensorflow-datasets data set from its directory, or fetches it."""
 
 import logging
 from collections.abc import Callable
@@ -23,13 +23,14 @@ def not_rebuilt(name: str) -> ConfigError:
 
 @dataclass(frozen=True)
 class Prepared:
-    """How to get one data set.
+    """How to obtain one data set.
 
     Attributes:
-      fetch: given a data directory, the arrays if they are not prepared there; with
-        `write`, also the source of DataConfig.data_source if one is chosen.
-      write: prepares what was fetched, given arrays, the data directory and what is to
-        be replaced; None leaves it as it was fetched.
+      published: the published facts about it.
+      fetch: returns the arrays if a data directory, its argument, has no prepared ones;
+        with `write`, it also takes the source, if DataConfig.data_source chooses one.
+      write: prepares fetched arrays; takes them, the data directory and the directory
+        to replace, if any. None leaves them unprepared.
     """
 
     published: Published
@@ -40,14 +41,14 @@ class Prepared:
         """Returns (train, test), in memory or to be streamed.
 
         Raises:
-          DataError: no source can be reached, or the prepared one is damaged.
+          DataError: no source can be reached, or the prepared directory is damaged.
         """
         if cfg.stream:
             found = self._find(cfg.data_dir, cfg.rebuild_data, cfg.data_source)
             if isinstance(found, Arrays):
                 raise DataError(
-                    f"{self.published.name} cannot be streamed: it could not be "
-                    "written; --data-dir"
+                    f"{self.published.name} can be streamed only from a prepared "
+                    "directory: name one with --data-dir"
                 )
             names = tfds.class_names(found)
             train, test = (
@@ -74,12 +75,12 @@ class Prepared:
     ) -> Arrays:
         """Returns the arrays from the first source that has them, or from `source`.
 
-        Fetched data are written once as a prepared directory; `rebuild` fetches in any
-        case, and replaces it.
+        Fetched data are written once as a prepared directory; `rebuild` always
+        fetches, and replaces it.
 
         Raises:
           ConfigError: `rebuild` of a data set that is not prepared here.
-          DataError: no source can be reached, or the prepared one is damaged.
+          DataError: no source can be reached, or the prepared directory is damaged.
         """
         name = self.published.name
         found = self._find(data_dir, rebuild, source)
@@ -87,7 +88,7 @@ class Prepared:
             return found
         arrays = cache.load(name, found)
         if arrays is not None and self.published.find_fault(arrays) is None:
-            log.info("%s: from %s, by way of its cache", name, found)
+            log.info("%s: from the cache of %s", name, found)
             return arrays
         log.info("%s: from %s", name, found)
         arrays = tfds.read(found)
@@ -110,20 +111,20 @@ class Prepared:
             return directory
         if self.fetch is None:
             raise DataError(
-                f"{name} is not prepared in {home}: prepare it with "
-                "tensorflow-datasets there, or name its directory with --data-dir"
+                f"{name} is not prepared in {home}: prepare it there with "
+                "tensorflow-datasets, or name its directory with --data-dir"
             )
         if source != "auto" and self.write is None:
             raise ConfigError(f"data_source is for cifar10 and cifar100, not {name}")
         arrays = self.fetch(home) if source == "auto" else self.fetch(home, source)
         fault = self.published.find_fault(arrays)
         if fault is not None:
-            raise DataError(f"{name}: {fault}: fetch it again")
+            raise DataError(f"{name}: {fault}; fetch it again")
         if self.write is None:
             return arrays
         try:
-            log.info("%s: writing %s, once", name, home / name)
+            log.info("%s: writing %s for later runs", name, home / name)
             return self.write(arrays, home, directory)
         except OSError as error:
-            log.warning("%s cannot be kept in %s (%s)", name, home, error.strerror)
+            log.warning("%s cannot be saved in %s (%s)", name, home, error.strerror)
             return arrays

@@ -1,4 +1,4 @@
-"""Readers of images from each kind of source; see stream.Reader."""
+"""Image readers for each kind of source; see stream.Reader."""
 
 import contextlib
 import logging
@@ -19,7 +19,7 @@ _opening = threading.Lock()
 
 @dataclass(frozen=True)
 class _Folder:
-    """Reads a folder's images; see pillow.read_image."""
+    """Reads the images of a folder; see pillow.read_image."""
 
     paths: list[Path]
     size: int
@@ -51,7 +51,7 @@ class _Folder:
 
 @dataclass(frozen=True)
 class Arrays:
-    """Reads images in memory, [N, H, W, C] uint8, for augmentation on the host."""
+    """Reads images [N, H, W, C] uint8 in memory, for augmentation on the host."""
 
     images: np.ndarray
 
@@ -73,7 +73,7 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Rows:
-    """Reads the images `rows` [N] of another reader, by their index in `rows`."""
+    """Reads the images `rows` [N] of another reader, by position in `rows`."""
 
     reader: Reader
     rows: np.ndarray
@@ -89,7 +89,7 @@ class Rows:
 
 
 class _Records:
-    """Reads the images of a prepared directory's array_record files."""
+    """Reads the images in the array_record files of a prepared directory."""
 
     def __init__(self, directory: Path, split: str, positions: np.ndarray) -> None:
         self._place = directory, split
@@ -126,7 +126,7 @@ def from_folder(
     crop_pct: float,
     interpolation: str = "bilinear",
 ) -> tuple[Images, np.ndarray]:
-    """Returns the same as folder.load, but with images that are read when needed."""
+    """Returns the same as folder.load, but with images that are read on demand."""
     images = Images(
         _Folder(split.paths, size, crop_pct, interpolation),
         np.arange(len(split.paths)),
@@ -142,8 +142,8 @@ def from_records(
     """Returns (images, labels) of a prepared directory, ordered by id.
 
     Raises:
-      DataError: it cannot be read, has no array_record files, or does not have as many
-        examples or classes as `published`.
+      DataError: it cannot be read, has no array_record files, or its examples or
+        labels do not match `published`.
     """
     positions, labels = tfds.index(directory, split, published)
     read, rows = _Records(directory, split, positions), np.arange(len(labels))
@@ -151,7 +151,7 @@ def from_records(
 
 
 def from_examples(reader: examples.Reader) -> tuple[Images, np.ndarray]:
-    """Returns the same as its load, but with images that are read when needed.
+    """Returns the same as reader.load, but with images that are read on demand.
 
     Raises:
       DataError: the labels cannot be read.

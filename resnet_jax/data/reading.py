@@ -25,7 +25,7 @@ def read(dataset: Dataset, indices: np.ndarray) -> Rows:
 def read_training(
     dataset: Dataset, indices: np.ndarray, epoch: int, turns: np.ndarray
 ) -> Rows:
-    """Reads images and labels to train on in an epoch; for `turns` see turns_of."""
+    """Reads images and labels to train on in `epoch`; see turns_of for `turns`."""
     flat = dataset.take(indices.reshape(-1))
     images = flat.images
     if isinstance(images, stream.Images):
@@ -41,7 +41,7 @@ def _shaped(images: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> Rows
 
 
 def blank(dataset: Dataset, size: int) -> Rows:
-    """Returns a batch of zeros in the shape of read_training's; nothing is read."""
+    """Returns a batch of zeros, shaped like one from read_training."""
     images = dataset.images
     if isinstance(images, stream.Images):
         shape: tuple[int, ...] = images.train_shape
@@ -83,7 +83,7 @@ class Reading(Sequence[Rows]):
 
 @dataclass(frozen=True)
 class Training(Sequence[Rows]):
-    """The sequence of all training batches from step `first` on, for one reader."""
+    """The sequence of all training batches starting at step `first`."""
 
     dataset: Dataset
     sizes: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Reads records of tensorflow-datasets' files by position, without TensorFlow."""
+"""Reads records from tensorflow-datasets files by position, without TensorFlow."""
 
 import struct
 from collections.abc import Iterator, Sequence
@@ -13,9 +13,9 @@ _MAX_RECORD = 2**30  # bytes; the length in a TFRECORD file may be damaged
 class TFRecords(Sequence[bytes]):
     """A sequence of the records of TFRECORD files, like ArrayRecordDataSource.
 
-    A record is <u64 length><u32 crc><bytes><u32 crc>; at first only the lengths are
-    read. Threads and processes may share it, because no file stays open.
-    The checksums are not compared.
+    A record is <u64 length><u32 crc><bytes><u32 crc>; only the lengths are read at
+    first. Threads and processes may share the sequence, because no file stays open.
+    Checksums are not verified.
 
     Raises:
       ValueError: a file ends in the middle of a record, or a length is impossible.
@@ -31,14 +31,14 @@ class TFRecords(Sequence[bytes]):
         return len(self._places)
 
     def __getitem__(self, position: Any) -> Any:
-        index = range(len(self))[position]  # a negative one too; IndexError beyond
+        index = range(len(self))[position]  # handles negatives and raises IndexError
         path = self._paths[int(np.searchsorted(self._ends, index, side="right"))]
         start, length = map(int, self._places[index])
         with path.open("rb", buffering=0) as file:
             file.seek(start)
             record = file.read(length)
         if len(record) < length:
-            raise ValueError(f"{path.name} became shorter")
+            raise ValueError(f"{path.name} has become shorter")
         return record
 
 
@@ -61,14 +61,14 @@ def _places(path: Path) -> Iterator[tuple[int, int]]:
 
 
 def open_split(builder: Any, directory: Path, split: str) -> Sequence[bytes]:
-    """Returns the serialized examples of `split` of a prepared directory, in order.
+    """Returns the serialized examples of `split` in a prepared directory, in order.
 
     Args:
-      builder: what tfds.builder_from_directory gives.
+      builder: the result of tfds.builder_from_directory.
 
     Raises:
-      ValueError: there are not so many as the directory says, or its format is neither
-        array_record nor TFRECORD.
+      ValueError: the number of records does not match the metadata, or the format is
+        neither array_record nor TFRECORD.
       OSError: a file cannot be read.
     """
     info = builder.info.splits[split]

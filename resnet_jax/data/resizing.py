@@ -1,4 +1,4 @@
-"""Options for images of different sizes, which are resized as they are read."""
+"""Options for images of different sizes, which are resized when read."""
 
 from resnet_jax import fields
 from resnet_jax.config import DataConfig
@@ -10,11 +10,11 @@ def check(cfg: DataConfig, *, is_cropped: bool, is_drawn: bool = False) -> None:
     """Raises ConfigError for a resizing option if the images have a fixed size.
 
     Args:
-      is_cropped: whether sizes differ, see sources.is_cropped.
-      is_drawn: whether training resizes random regions on the host, with the
+      is_cropped: whether image sizes differ; see sources.is_cropped.
+      is_drawn: whether training resizes random regions on the host, which uses
         interpolation.
     """
     if not is_cropped:
         names = _ALWAYS if is_drawn else (*_ALWAYS, "interpolation")
-        why = f"is for images of any size: those of {cfg.dataset} have a fixed size"
-        fields.refuse(cfg, names, f"{why}, so leave it out")
+        why = f"is for images of different sizes; {cfg.dataset} images have one size"
+        fields.refuse(cfg, names, f"{why}: leave it out")

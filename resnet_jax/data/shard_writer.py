@@ -1,4 +1,4 @@
-"""Writes a folder of images as a few large files, which are faster to read."""
+"""Writes a folder of images to a few large files, which are faster to read."""
 
 import contextlib
 import logging
@@ -33,24 +33,24 @@ class ShardsConfig(Group):
     quality: int = ranged(90, at_least=1, at_most=100)
     """Quality of the JPEG encoding, from 1 to 100."""
     skip_bad_images: bool = False
-    """Leave out images that cannot be read, and say how many."""
+    """Skip images that cannot be read, and report how many."""
 
 
 def write(source: Path, target: Path, how: ShardsConfig) -> dict[str, int]:
     """Writes the images of the folder `source` to array_record files in `target`.
 
-    They are rotated by EXIF, RGB, and in the order of the folder. `target` appears only
-    when it is complete.
+    They are rotated by EXIF orientation, converted to RGB, and kept in folder order.
+    `target` appears only when it is complete.
 
     Returns:
       The number of images of each split.
 
     Raises:
-      ConfigError: `target` is there already.
-      DataError: `source` is not such a folder, or an image cannot be read.
+      ConfigError: `target` already exists.
+      DataError: `source` is not a folder of class folders, or an image cannot be read.
     """
     if target.exists():
-        raise ConfigError(f"{target} is there already: name another, or remove it")
+        raise ConfigError(f"{target} already exists: name another, or remove it")
     listing = folder.scan(source)
     files.check_writable(target.parent, "folder", "OUT")
     info: dict[str, Any] = {
@@ -76,7 +76,7 @@ def write(source: Path, target: Path, how: ShardsConfig) -> dict[str, int]:
 def _write_split(
     target: Path, name: str, split: folder.Split, how: ShardsConfig
 ) -> tuple[dict[str, int], np.ndarray]:
-    """Writes one split; returns the number of images by file, and their labels."""
+    """Writes one split; returns the number of images per file, and their labels."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     counts: dict[str, int] = {}
@@ -97,8 +97,8 @@ def _write_split(
             if isinstance(record, str):
                 if not how.skip_bad_images:
                     raise DataError(
-                        f"{path} cannot be read ({record}): remove it, or leave out "
-                        "such images with --skip-bad-images"
+                        f"{path} cannot be read ({record}): remove it, or skip such "
+                        "images with --skip-bad-images"
                     )
                 bad.append(path)
                 continue
@@ -112,7 +112,7 @@ def _write_split(
             counts[file] += 1
             labels.append(label)
     if bad:
-        log.warning("%d images left out, the first %s", len(bad), bad[0])
+        log.warning("unreadable images skipped: %d, the first is %s", len(bad), bad[0])
     kept = np.array(labels, np.int32)
     for label, folder_name in enumerate(split.folders):
         if label not in kept:
@@ -121,7 +121,7 @@ def _write_split(
 
 
 def encoded(path: Path, how: ShardsConfig) -> bytes:
-    """Returns the image at `path` as it is to be stored."""
+    """Returns the image at `path`, encoded for storage."""
     from PIL import Image
 
     with pillow.opened(path) as file:

@@ -1,4 +1,4 @@
-"""Reads shards, the few large files that shard_writer makes of a folder."""
+"""Reads shards, the few large files that shard_writer makes from a folder."""
 
 import contextlib
 import logging
@@ -23,12 +23,12 @@ log = logging.getLogger(__name__)
 
 INFO = "shards.json"
 SPLITS = ("train", "test")
-_AT_A_TIME = 64  # images that are loaded
-SIZE = struct.Struct("<II")  # width and height, before bare pixels
+_AT_A_TIME = 64  # images to load at a time
+SIZE = struct.Struct("<II")  # width and height, before raw pixels
 
 
 def is_shards(directory: Path) -> bool:
-    """Returns whether `directory` has shards."""
+    """Returns whether `directory` contains shards."""
     return (directory / INFO).is_file()
 
 
@@ -39,7 +39,7 @@ class Listing:
     directory: Path
     class_names: tuple[str, ...]
     encoding: str
-    counts: dict[str, dict[str, int]]  # images by file, for each split
+    counts: dict[str, dict[str, int]]  # images per file, for each split
     kind: str  # how they are stored
 
     def __len__(self) -> int:
@@ -59,12 +59,12 @@ class Listing:
         num = sum(self.counts[split].values())
         is_sound = labels.shape == (num,) and labels.dtype == np.int32
         if not is_sound or not np.isin(labels, range(len(self.class_names))).all():
-            raise _damaged(path, f"it has not the labels of {num} images")
+            raise _damaged(path, f"it does not have the labels of {num} images")
         return labels
 
 
 def read(directory: Path) -> Listing:
-    """Reads the description of `directory`; no image is read.
+    """Reads the description of `directory`, but no images.
 
     Raises:
       DataError: its description is damaged, or a file is missing.
@@ -75,24 +75,24 @@ def read(directory: Path) -> Listing:
         counts = {name: dict(info["splits"][name]) for name in SPLITS}
         names, encoding = tuple(info["classes"]), info["encoding"]
         if info["format"] != 1 or encoding not in ("jpeg", "pixels"):
-            raise ValueError("of another version")
+            raise ValueError("unsupported version")
         flat = [count for split in counts.values() for count in split.values()]
         is_sound = all(type(count) is int and count > 0 for count in flat)
         if not (is_sound and all(counts.values())):
-            raise ValueError("counts that are none")
+            raise ValueError("invalid counts")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, repr(error)) from None
     for split in counts.values():
         for name in split:
             if not (directory / name).is_file():
-                raise _damaged(directory / name, "it is missing")
+                raise _damaged(directory / name, "the file is missing")
     kind = " ".join(map(str, (encoding, info["short_side"], info["quality"])))
     return Listing(directory, names, encoding, counts, kind)
 
 
 def _damaged(path: Path, what: str) -> DataError:
     return DataError(
-        f"{path} is damaged ({what}): `resnet-jax prepare folder` writes it again"
+        f"{path} is damaged ({what}): write it again with `resnet-jax prepare folder`"
     )
 
 
@@ -100,7 +100,7 @@ class Reader:
     """Reads the images of one split; see stream.Reader."""
 
     def __init__(self, listing: Listing, split: str, **how: Any) -> None:
-        """Takes `how`, the arguments of pillow.fit, for evaluation."""
+        """Initializes the reader; `how` is passed to pillow.fit, for evaluation."""
         self._listing, self._split, self._how = listing, split, how
         self._source: Any = None
 
@@ -117,7 +117,7 @@ class Reader:
                 for path, count in zip(paths, counts.values(), strict=True):
                     with _naming(Path(path)):
                         if len(ArrayRecordDataSource([path])) != count:
-                            raise ValueError(f"it has not {count} images")
+                            raise ValueError(f"it does not have {count} images")
                 self._source = ArrayRecordDataSource(paths)
             found: list[bytes] = self._source.__getitems__(indices)
         except DataError:
@@ -173,7 +173,7 @@ class Reader:
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Turns any failure inside into a DataError that the file at `path` is damaged."""
+    """Converts any exception into a DataError that the file at `path` is damaged."""
     try:
         yield
     except Exception as error:  # array_record raises many types

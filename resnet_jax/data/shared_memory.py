@@ -1,8 +1,8 @@
 """Passes batches from worker processes through shared memory instead of a pipe.
 
-Grain shares bare arrays itself, but leaves some of them in shared memory when its
-workers are stopped. Here each batch is a file that its receiver removes as it opens it,
-in a folder that is removed with the receiver.
+Grain itself shares bare arrays, but leaves some of them in shared memory when its
+workers stop. Here, each batch is a file that its receiver removes when it opens it, in
+a folder that is removed with the receiver.
 """
 
 import contextlib
@@ -23,9 +23,9 @@ _SHARED_MEMORY = Path("/dev/shm")  # Linux; elsewhere batches go through pipes
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch to send: pickling it writes its arrays into `directory`, if there is one.
+    """A batch to send: pickling it writes its arrays to a file in `directory`, if any.
 
-    The content is None if that file was removed before it was received.
+    The content is None if the file was removed before it was received.
     """
 
     content: Any
@@ -40,7 +40,7 @@ class Batch:
             return Batch, (self.content, None)
         try:
             path = _write(arrays, self.directory)
-        except OSError:  # full: a container may have only 64 MB of it
+        except OSError:  # full: a container may have only 64 MB
             return Batch, (self.content, None)
         forms = {name: (a.shape, a.dtype.str) for name, a in arrays.items()}
         return _receive, (path, forms)
@@ -62,7 +62,7 @@ class Batches(Sequence[Batch]):
 
 @contextlib.contextmanager
 def folder() -> Iterator[Path | None]:
-    """Makes a folder in shared memory for a context; None if the system has none."""
+    """Makes a folder in shared memory, or yields None if the system has none."""
     try:
         made = Path(tempfile.mkdtemp(prefix="resnet_jax-", dir=_SHARED_MEMORY))
     except OSError:
@@ -75,7 +75,7 @@ def folder() -> Iterator[Path | None]:
 
 
 def remove(directory: Path | None) -> None:
-    """Removes a folder of batches; workers do so after their parent was killed."""
+    """Removes a folder of batches; workers do so if their parent is killed."""
     if directory is not None:
         shutil.rmtree(directory, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""Data sets by name: what each is, and how to load it. A new one is one entry."""
+"""Data sets by name, and how to load them; a new one needs an entry in SOURCES."""
 
 import logging
 from collections.abc import Callable
@@ -34,7 +34,7 @@ _SIDE = 224  # default image_size for images of any size
 
 
 class Description(NamedTuple):
-    """What a network needs to know about a data set, and a function that loads it."""
+    """What a network needs to know about a data set, and a function to load it."""
 
     num_classes: int
     image_shape: tuple[int, int, int]  # (H, W, C) of the network's input
@@ -43,20 +43,20 @@ class Description(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A data set with a name."""
+    """A named data set."""
 
-    image_shape: tuple[int, int, int]  # (H, W, C) without an image_size
-    # Returns the number of classes, and Load, without reading images.
+    image_shape: tuple[int, int, int]  # (H, W, C) if image_size is None
+    # Returns the number of classes and a Load, without reading images.
     open: Callable[[DataConfig], tuple[int, Load]]
     normalization: str = "cifar10"
 
 
 def describe(cfg: DataConfig) -> Description:
-    """Returns the description of a data set; no image is read.
+    """Returns the description of a data set without reading images.
 
     Raises:
-      ConfigError: an unknown name, or a folder without data_dir.
-      DataError: data_dir does not have folders of classes.
+      ConfigError: the name is unknown, or data_dir is missing for a folder.
+      DataError: data_dir does not have class folders.
     """
     source = _source(cfg)
     num_classes, load = source.open(cfg)
@@ -64,12 +64,10 @@ def describe(cfg: DataConfig) -> Description:
 
 
 def image_shape(cfg: DataConfig) -> tuple[int, int, int]:
-    """Returns (H, W, C) of a data set's images at the network's input.
+    """Returns (H, W, C) of a data set's images as network inputs.
 
     Only tfds: sets read files; if such a set is not prepared here, image_size is used.
-
-    Raises:
-      ConfigError, DataError: as describe, for tfds: sets only.
+    It raises the same errors as describe, but for tfds: sets only.
     """
     side = cfg.image_size
     try:
@@ -82,13 +80,13 @@ def image_shape(cfg: DataConfig) -> tuple[int, int, int]:
 
 
 def train_shape(cfg: DataConfig) -> tuple[int, int, int]:
-    """Returns (H, W, C) of a data set in training."""
+    """Returns (H, W, C) of a data set's training images."""
     height, width, channels = image_shape(cfg)
     return cfg.train_size or height, cfg.train_size or width, channels
 
 
 def is_cropped(cfg: DataConfig) -> bool:
-    """Returns whether image sizes differ, so that images are resized as they are read.
+    """Returns whether image sizes differ, so that images are resized when read.
 
     Also true for a tfds: set that is not prepared on this machine.
     """
@@ -104,17 +102,17 @@ def load(cfg: DataConfig, described: Description | None = None) -> Splits:
     """Loads the training, validation and test splits of a data set.
 
     Args:
-      described: the result of describe, so that a folder is listed only once.
+      described: the result of describe, which saves listing a folder again.
 
     Raises:
-      ConfigError: as describe, or validation_split leaves a split empty.
+      ConfigError: see describe; or validation_split leaves a split empty.
       DataError: the data cannot be fetched, or are damaged.
     """
     train, test = (described or describe(cfg)).load()
     if not len(train):
         raise ConfigError(
-            f"data set {cfg.dataset} is for evaluation only, and has no image to train "
-            f"on: evaluate.py RUN --dataset {cfg.dataset} scores a run on it"
+            f"data set {cfg.dataset} has no training images and is for evaluation "
+            f"only: score a run on it with evaluate.py RUN --dataset {cfg.dataset}"
         )
     train = subset(train, cfg.max_train_samples)
     test = subset(test, cfg.max_test_samples)
@@ -124,8 +122,7 @@ def load(cfg: DataConfig, described: Description | None = None) -> Splits:
 def load_test(cfg: DataConfig) -> Splits:
     """Loads all images of the test split, without a training split.
 
-    Raises:
-      ConfigError, DataError: as load.
+    It raises the same errors as load.
     """
     test = describe(fields.replace(cfg, rebuild_data=False)).load()[1]
     return Splits(test.take(slice(0)), test.take(slice(0)), test, {})
@@ -134,7 +131,7 @@ def load_test(cfg: DataConfig) -> Splits:
 def load_dataset(
     name: str, data_dir: str | Path | None = None, **fields: Any
 ) -> tuple[Dataset, Dataset]:
-    """Loads (train, test) of a data set by its name, see DataConfig.dataset.
+    """Loads (train, test) of a data set by its name; see DataConfig.dataset.
 
     Args:
       data_dir: for "folder", the directory with train/CLASS/* and test/CLASS/*;
@@ -143,7 +140,7 @@ def load_dataset(
       fields: other fields of DataConfig, such as image_size or stream.
 
     Raises:
-      ConfigError: an unknown name, a missing data_dir, or a field that has no effect.
+      ConfigError: the name is unknown, data_dir is missing, or a field has no effect.
       DataError: the data cannot be fetched, or are damaged.
     """
     home = None if data_dir is None else str(data_dir)
@@ -162,8 +159,8 @@ def _source(cfg: DataConfig) -> Source:
     if cfg.dataset not in SOURCES:
         known = ", ".join(SOURCES)
         raise ConfigError(
-            f"no data set {cfg.dataset!r}: one of {known}, or tfds:NAME for one that "
-            "tensorflow-datasets prepared"
+            f"unknown data set {cfg.dataset!r}: use one of {known}, or tfds:NAME for "
+            "one prepared by tensorflow-datasets"
         )
     return SOURCES[cfg.dataset]
 
@@ -224,9 +221,9 @@ def _load_folder(listing: folder.Listing, cfg: DataConfig) -> tuple[Dataset, Dat
         read = partial(folder.load, skip_bad=cfg.skip_bad_images)
     elif cfg.skip_bad_images:
         raise ConfigError(
-            "skip_bad_images reads all images before training, and these are read "
-            "while training: `resnet-jax prepare folder DIR OUT --skip-bad-images` "
-            "leaves them out"
+            "skip_bad_images reads all images before training, but these are read "
+            "during training: skip bad images with `resnet-jax prepare folder DIR OUT "
+            "--skip-bad-images`"
         )
     how = {"crop_pct": cfg.kept, "interpolation": cfg.interpolation}
     train, test = (
@@ -238,7 +235,7 @@ def _load_folder(listing: folder.Listing, cfg: DataConfig) -> tuple[Dataset, Dat
 
 def _load_shards(listing: shards.Listing, cfg: DataConfig) -> tuple[Dataset, Dataset]:
     if cfg.class_names is not None:
-        raise ConfigError("class_names is for `resnet-jax prepare`, which keeps them")
+        raise ConfigError("leave out class_names: shards store the names of classes")
     side = image_shape(cfg)[0]
     how = {"size": side, "crop_pct": cfg.kept, "interpolation": cfg.interpolation}
 
@@ -259,7 +256,9 @@ def _load_shards(listing: shards.Listing, cfg: DataConfig) -> tuple[Dataset, Dat
 
 def _open_digits(cfg: DataConfig) -> tuple[int, Load]:
     if cfg.stream:
-        raise ConfigError("stream is for folders and prepared data sets: digits fit")
+        raise ConfigError(
+            "stream is for folders and prepared data sets: digits fit in memory"
+        )
     if cfg.rebuild_data:
         raise not_rebuilt(cfg.dataset)
     return 10, _load_digits

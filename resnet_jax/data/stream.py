@@ -1,4 +1,4 @@
-"""Streams images during training, with grain."""
+"""Streams images during training, with Grain."""
 
 import contextlib
 import functools
@@ -32,10 +32,10 @@ class Reader(Protocol):
     """Reads images by their indices; it is pickled to worker processes."""
 
     def __call__(self, indices: np.ndarray) -> np.ndarray:
-        """Returns uint8 [n, H, W, C] of indices [n], for evaluation."""
+        """Returns images uint8 [n, H, W, C] at `indices` [n], for evaluation."""
 
     def open(self, indices: np.ndarray) -> Iterable[Opened]:
-        """Yields for each image at `indices` a context that opens it as stored."""
+        """Yields context managers that open the images at `indices` as stored."""
 
     def fault(self, index: int, reason: str) -> DataError:
         """Returns the error for an image that cannot be read."""
@@ -50,21 +50,21 @@ class Draw(Protocol):
     def __call__(
         self, indices: np.ndarray, epoch: int, turns: np.ndarray
     ) -> np.ndarray:
-        """Returns uint8 [n, H, W, C] of indices [n], augmented for an epoch."""
+        """Returns images uint8 [n, H, W, C] at `indices` [n], augmented for `epoch`."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """Images in files, in place of a uint8 array; indexing reads nothing.
+    """Images in files, in place of a uint8 array.
 
-    np.asarray reads them.
+    Indexing reads nothing; np.asarray reads the images.
     """
 
     read: Reader
     indices: np.ndarray  # [N] int64
     image_shape: tuple[int, int, int]
     draw: Draw | None = None  # augmentation on the host, if any
-    is_cropped: bool = False  # whether they are centre crops of larger images
+    is_cropped: bool = False  # whether they are center crops of larger images
     kind: str = ""  # distinguishes copies of the same images
 
     dtype = np.dtype(np.uint8)
@@ -76,7 +76,7 @@ class Images:
 
     @property
     def nbytes(self) -> int:
-        """Number of bytes that the images would take in memory."""
+        """Number of bytes that the images would occupy in memory."""
         return int(np.prod(self.shape))
 
     @property
@@ -85,7 +85,7 @@ class Images:
         return self.image_shape if self.draw is None else self.draw.image_shape
 
     def drawn(self, epoch: int, turns: np.ndarray) -> np.ndarray:
-        """Returns uint8 [N, H, W, C] augmented for `epoch`; see reading.turns_of."""
+        """Returns uint8 [N, H, W, C], augmented for `epoch`; see reading.turns_of."""
         if self.draw is None:
             return self.read(self.indices)
         return self.draw(self.indices, epoch, turns)
@@ -106,7 +106,7 @@ def is_large(num_bytes: int) -> bool:
 
 
 def _begin_worker(directory: Path | None, index: int, count: int) -> None:
-    """Ignores signals in a worker, and ends it with its parent.
+    """Ignores signals in a worker, and makes it exit with its parent.
 
     Ctrl-C in a terminal and a scheduler's SIGTERM reach workers too, but the main
     process needs them to finish its step.
@@ -126,12 +126,12 @@ def _end_with_parent(directory: Path | None) -> None:
 
 @contextlib.contextmanager
 def _shielded() -> Iterator[None]:
-    """Blocks signals while workers start, which inherit the mask.
+    """Blocks signals while workers start, because they inherit the mask.
 
-    Workers take seconds to reach _begin_worker. Meanwhile a signal to this process is
-    handled by another thread, or waits.
+    Workers take seconds to reach _begin_worker. Meanwhile, a signal to this process is
+    handled by another thread, or stays pending.
     """
-    resource_tracker.ensure_running()  # unblocks signals in its own process
+    resource_tracker.ensure_running()  # first, because it unblocks signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield
@@ -140,7 +140,7 @@ def _shielded() -> Iterator[None]:
 
 
 def prefetched(items: Sequence[T], workers: int) -> Generator[T]:
-    """Yields `items` in order, prefetched by `workers` processes, or threads if 0.
+    """Yields `items` in order, prefetched by `workers` processes, or by threads if 0.
 
     Raises:
       ConfigError: grain is not installed.
@@ -150,7 +150,7 @@ def prefetched(items: Sequence[T], workers: int) -> Generator[T]:
         from absl import flags
     except ImportError:
         raise ConfigError("stream needs grain: pip install -e '.[stream]'") from None
-    if not flags.FLAGS.is_parsed():  # required by grain's workers
+    if not flags.FLAGS.is_parsed():  # required by Grain's workers
         flags.FLAGS.mark_as_parsed()
     options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
     with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Surveys the files of a folder's split: sizes, formats, unreadable files."""
+"""Surveys the files of a split: sizes, formats, unreadable files."""
 
 from collections import Counter
 from multiprocessing.pool import ThreadPool
@@ -24,7 +24,7 @@ class Survey(NamedTuple):
 
     @property
     def counts(self) -> np.ndarray:
-        """Returns the number [C] of readable images of each class."""
+        """Returns the number [C] of readable images per class."""
         labels = self.split.labels[self.good]
         return np.bincount(labels, minlength=len(self.split.folders))
 
@@ -33,7 +33,7 @@ def look(split: Split, side: int) -> Survey:
     """Reads every file of `split`, with a progress bar on a terminal.
 
     Args:
-      side: the shorter side in training, which some images are too narrow for.
+      side: the shorter side in training; some images are too narrow for it.
     """
 
     def read(path: Path) -> tuple[tuple[int, int], str] | str:
@@ -44,7 +44,7 @@ def look(split: Split, side: int) -> Survey:
             pillow.resized(shape, side)
             return shape, kind
         except Exception as error:  # Pillow raises many exception types
-            # Pillow and the OS repeat the path, which is shown anyway.
+            # Pillow and the OS repeat the path, which is shown already.
             return first_line(error).replace(f" {str(path)!r}", "").rstrip(":")
 
     paths = split.paths
@@ -63,5 +63,5 @@ def look(split: Split, side: int) -> Survey:
 
 
 def imbalance(counts: np.ndarray) -> float:
-    """Returns the ratio of the largest to the smallest class; inf if one is empty."""
+    """Returns the ratio of largest to smallest class size; inf if a class is empty."""
     return float(counts.max() / counts.min()) if counts.min() else float("inf")

@@ -34,11 +34,11 @@ class Arrays(NamedTuple):
     train: tuple[np.ndarray, np.ndarray]  # [N, H, W, C] uint8, [N] int32
     test: tuple[np.ndarray, np.ndarray]
     class_names: tuple[str, ...]
-    coarse: Coarse | None = None  # to be written, and not read again
+    coarse: Coarse | None = None  # written, but not read back
 
 
 class Published(NamedTuple):
-    """The published facts about a data set."""
+    """Published facts about a data set."""
 
     name: str  # in tensorflow-datasets
     image_shape: tuple[int, int, int]  # (H, W, C)
@@ -49,7 +49,7 @@ class Published(NamedTuple):
     sha256: dict[str, tuple[str, str]]
 
     def find_fault(self, arrays: Arrays) -> str | None:
-        """Returns what is wrong with `arrays` as this data set, or None."""
+        """Returns how `arrays` differ from this data set, or None."""
         for split, (images, labels) in (("train", arrays.train), ("test", arrays.test)):
             count = self.num_examples[split]
             if images.shape != (count, *self.image_shape) or images.dtype != np.uint8:
@@ -57,13 +57,13 @@ class Published(NamedTuple):
             if labels.shape != (count,):
                 return f"{split} has {len(labels)} labels for {count} images"
             if labels.min() < 0 or labels.max() >= self.num_classes:
-                return f"{split} labels run from {labels.min()} to {labels.max()}"
+                return f"{split} labels range from {labels.min()} to {labels.max()}"
             contents = {"images": images, "labels": labels.astype(np.uint8)}
             for what, expected in zip(
                 contents, self.sha256.get(split, ()), strict=False
             ):
                 if sha256(contents[what]) != expected:
-                    return f"the {split} {what} are not the published ones by sha256"
+                    return f"the {split} {what} do not have the published sha256"
         return None
 
 
@@ -76,16 +76,16 @@ def default_data_dir() -> Path:
     """Returns $TFDS_DATA_DIR, or ~/tensorflow_datasets, as tensorflow-datasets does.
 
     Raises:
-      ConfigError: neither is available, because the user has no home folder.
+      ConfigError: neither is available, because the user has no home directory.
     """
     named = os.environ.get("TFDS_DATA_DIR")
     if not named and not has_home():
-        raise ConfigError("there is no home folder for data: name one with --data-dir")
+        raise ConfigError("no home directory for data: name another with --data-dir")
     return Path(expand(named or "~/tensorflow_datasets"))
 
 
 def find(name: str, data_dir: Path) -> Path | None:
-    """Returns the folder of the newest prepared version of `name`, if any."""
+    """Returns the directory of the newest prepared version of `name`, or None."""
 
     def version(directory: Path) -> list[int]:
         return [int(part) for part in directory.name.split(".")]
@@ -98,7 +98,7 @@ def find(name: str, data_dir: Path) -> Path | None:
 
 
 def read(directory: Path) -> Arrays:
-    """Reads the arrays of a prepared version's folder, array_record or TFRECORD.
+    """Reads the arrays in a prepared directory of array_record or TFRECORD files.
 
     Raises:
       DataError: it cannot be read.
@@ -130,16 +130,16 @@ def read_split(
 
 
 def damaged(directory: Path, reason: str) -> DataError:
-    """Returns the error for a damaged prepared folder."""
+    """Returns the error for a damaged prepared directory."""
     return DataError(
-        f"{directory} is damaged ({reason}): prepare it afresh with --rebuild-data, "
+        f"{directory} is damaged ({reason}): prepare it again with --rebuild-data, "
         "or name another directory with --data-dir"
     )
 
 
 @contextlib.contextmanager
 def reading(directory: Path) -> Iterator[None]:
-    """Turns any failure inside into a DataError that `directory` is damaged."""
+    """Converts any exception into a DataError that `directory` is damaged."""
     try:
         yield
     except DataError:
@@ -149,7 +149,7 @@ def reading(directory: Path) -> Iterator[None]:
 
 
 def class_names(directory: Path) -> tuple[str, ...]:
-    """Returns the names of a prepared directory's classes.
+    """Returns the class names of a prepared directory.
 
     Raises:
       DataError: they cannot be read.
@@ -162,7 +162,7 @@ def class_names(directory: Path) -> tuple[str, ...]:
 
 
 def open_records(directory: Path, split: str, *, images: bool = True) -> Any:
-    """Opens the records of `split`, to be read by position, with or without images.
+    """Opens the records of `split` for reading by position, with or without images.
 
     Raises:
       DataError: they are not array_record files.
@@ -172,8 +172,8 @@ def open_records(directory: Path, split: str, *, images: bool = True) -> Any:
     builder = tfds.builder_from_directory(directory)
     if builder.info.file_format.value != "array_record":
         raise DataError(
-            f"{directory} has {builder.info.file_format.value} files, which cannot be "
-            "streamed as array_record files can: train without --stream"
+            f"{directory} has {builder.info.file_format.value} files, but only "
+            "array_record files can be streamed: train without --stream"
         )
     skip = None if images else {"image": tfds.decode.SkipDecoding()}
     return builder.as_data_source(split, decoders=skip)
@@ -182,11 +182,11 @@ def open_records(directory: Path, split: str, *, images: bool = True) -> Any:
 def index(
     directory: Path, split: str, published: Published
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (positions [N], labels [N] int32) of the records of `split`, by id.
+    """Returns (positions [N], labels [N] int32) of the records of `split`, in id order.
 
     Raises:
-      DataError: it cannot be read, or not by position, or has another number of
-        examples or classes.
+      DataError: it cannot be read by position, or its examples or labels do not match
+        `published`.
     """
     with reading(directory):
         source = open_records(directory, split, images=False)
@@ -200,7 +200,7 @@ def index(
     positions = np.array(sorted(range(len(found)), key=lambda i: found[i][0]))
     labels = np.array([found[i][1] for i in positions], np.int32)
     if labels.min() < 0 or labels.max() >= published.num_classes:
-        reason = f"{split} labels run from {labels.min()} to {labels.max()}"
+        reason = f"{split} labels range from {labels.min()} to {labels.max()}"
         raise damaged(directory, reason)
     return positions, labels
 
@@ -218,7 +218,7 @@ def _records(
         source = builder.as_data_source(split)
         examples = (source[index] for index in range(len(source)))
     for example in examples:
-        key = example.get("id", "")  # without ids, they stay in their order
+        key = example.get("id", "")  # without ids, they keep their order
         key = key.decode() if isinstance(key, bytes) else str(key)
         yield key, example["image"], int(example["label"])
 
@@ -226,7 +226,7 @@ def _records(
 def write_cifar10(arrays: Arrays, data_dir: Path, old: Path | None = None) -> Path:
     """Writes data_dir/cifar10/3.0.2 as tensorflow-datasets would; returns its path.
 
-    It replaces `old` atomically. If another process was first, its version stays.
+    It replaces `old` atomically. If another process was first, its version is kept.
 
     Raises:
       OSError: data_dir cannot be written.
@@ -235,9 +235,9 @@ def write_cifar10(arrays: Arrays, data_dir: Path, old: Path | None = None) -> Pa
 
 
 def write_cifar100(arrays: Arrays, data_dir: Path, old: Path | None = None) -> Path:
-    """Writes data_dir/cifar100/3.0.2, see write_cifar10; returns its path.
+    """Writes data_dir/cifar100/3.0.2 and returns its path; see write_cifar10.
 
-    Missing coarse labels are -1, which means unknown there.
+    Missing coarse labels are written as -1, which means unknown.
 
     Raises:
       OSError: data_dir cannot be written.
@@ -267,13 +267,13 @@ def _write(kind: str, arrays: Arrays, data_dir: Path, old: Path | None) -> Path:
         builder = made(data_dir=scratch, file_format="array_record")
         if not sys.stderr.isatty():
             tfds.disable_progress_bar()
-        with contextlib.redirect_stdout(io.StringIO()):  # tells of the scratch folder
+        with contextlib.redirect_stdout(io.StringIO()):  # prints the scratch folder
             builder.download_and_prepare()
         written = Path(builder.data_dir)
         directory = data_dir / written.relative_to(scratch)
         directory.parent.mkdir(exist_ok=True)
         if old is None and find(name, data_dir) != directory:
-            old = directory  # half of one
+            old = directory  # an incomplete copy
         if old is not None and old.exists():
             old.rename(Path(scratch, "old"))
         try:
@@ -287,7 +287,7 @@ def _write(kind: str, arrays: Arrays, data_dir: Path, old: Path | None) -> Path:
 def _examples(
     arrays: Arrays, split: str, name: str
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields (key, example) of each image, as the builder `name` does."""
+    """Yields (key, example) for each image, like the builder `name`."""
     from PIL import Image
 
     for index, (image, label) in enumerate(zip(*getattr(arrays, split), strict=True)):

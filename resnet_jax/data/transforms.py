@@ -1,8 +1,8 @@
 """Augmentation on the host, like torchvision's transforms of Pillow images.
 
 Random numbers are drawn from (seed, epoch, index of the example, turn), where `turn`
-counts earlier occurrences of the example in the epoch. So an augmented image is the
-same in any process, and after a resume.
+counts earlier occurrences of the example in the epoch. Thus an augmented image is the
+same in any process, and after resuming.
 """
 
 import importlib.util
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _RATIO = (3 / 4, 4 / 3)  # aspect ratios of a random region
 _FILL = 0  # black
 _BINS = 31  # magnitudes of TrivialAugmentWide
-# The largest magnitude of an operation, and whether its sign is drawn.
+# The largest magnitude of each operation, and whether its sign is random.
 _WIDE: dict[str, tuple[float, bool]] = {
     "Identity": (0.0, False),
     "ShearX": (0.99, True),
@@ -36,7 +36,7 @@ _WIDE: dict[str, tuple[float, bool]] = {
     "Contrast": (0.99, True),
     "Sharpness": (0.99, True),
     "Posterize": (6.0, False),  # removed bits
-    "Solarize": (255.0, False),  # threshold's distance below 255
+    "Solarize": (255.0, False),  # distance of the threshold below 255
     "AutoContrast": (0.0, False),
     "Equalize": (0.0, False),
 }
@@ -56,7 +56,7 @@ class Box(NamedTuple):
 class Transform:
     """Transforms an open image to [size, size, C] uint8, on the host.
 
-    C is 1 for data sets with grey images, otherwise 3.
+    C is 1 for data sets of grayscale images, otherwise 3.
     """
 
     cfg: AugmentConfig
@@ -122,7 +122,7 @@ class Drawing:
 
 
 def drawn(train: Dataset, cfg: AugmentConfig, data: DataConfig, seed: int) -> Dataset:
-    """Returns `train` with images that the host augments as they are read.
+    """Returns `train` with images that the host augments when it reads them.
 
     Returns `train` itself if nothing is augmented on the host.
     """
@@ -131,10 +131,10 @@ def drawn(train: Dataset, cfg: AugmentConfig, data: DataConfig, seed: int) -> Da
         return train
     if importlib.util.find_spec("grain") is None:
         raise ConfigError(
-            "images that the host augments are read while training, which needs grain: "
+            "augmentation on the host reads images during training, which needs grain: "
             "pip install -e '.[stream]'"
         )
-    # By index in the split, in memory or not.
+    # Indices in the split, whether or not it is in memory.
     rows = np.arange(len(images))
     if isinstance(images, np.ndarray):
         images = stream.Images(readers.Arrays(images), rows, images.shape[1:])
@@ -151,7 +151,7 @@ def drawn(train: Dataset, cfg: AugmentConfig, data: DataConfig, seed: int) -> Da
 
 
 def for_training(data: DataConfig, cfg: AugmentConfig) -> DataConfig:
-    """Returns `data`, streamed if the host augments images of any size.
+    """Returns `data`, streamed if the host augments images of different sizes.
 
     Raises:
       ConfigError: an option has no effect for this data set.
@@ -169,7 +169,7 @@ def draw_region(
 ) -> Box:
     """Draws the region of RandomResizedCrop(scale=(smallest, 1)).
 
-    If none of ten candidates fits, it is the largest centre crop within the ratios.
+    If none of ten candidates fits, the largest center crop within the ratios is used.
     """
     low, high = map(math.log, _RATIO)
     for _ in range(10):
@@ -188,10 +188,10 @@ def draw_region(
 
 
 def reduce(file: "Image.Image", box: Box, size: int) -> Box:
-    """Reduces the scale at which a JPEG is decoded; returns `box` in its new pixels.
+    """Reduces the scale at which a JPEG is decoded; returns `box` in the new pixels.
 
-    The scale is the smallest of 1/8, 1/4 and 1/2 at which the box still has `size`
-    pixels to a side, if there is one.
+    The scale is the smallest of 1/8, 1/4 and 1/2 at which each side of the box still
+    has `size` pixels, if there is one.
     """
     before = pillow.upright_size(file)
     times = min(box.width, box.height) // size
@@ -209,7 +209,7 @@ def reduce(file: "Image.Image", box: Box, size: int) -> Box:
 def resized_crop(
     image: "Image.Image", box: Box, size: int, resample: "Image.Resampling"
 ) -> "Image.Image":
-    """Crops `box` of an image, and resizes it to size x size."""
+    """Crops `box` from an image, and resizes it to size x size."""
     left, top, width, height = box
     region = image.crop((left, top, left + width, top + height))
     return region.resize((size, size), resample)
@@ -240,9 +240,9 @@ def operate(
     """Applies an operation of TrivialAugmentWide to `image`.
 
     Args:
-      magnitude: for shears the tangent; for translations pixels; for rotations degrees;
-        for Posterize removed bits (rounded, half to even); for Solarize the distance of
-        the threshold from 255; for enhancements the factor minus 1.
+      magnitude: tangent for shears; pixels for translations; degrees for rotations;
+        removed bits (rounded half to even) for Posterize; distance of the threshold
+        from 255 for Solarize; factor minus 1 for enhancements.
     """
     from PIL import Image, ImageOps
 

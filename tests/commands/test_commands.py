@@ -124,6 +124,7 @@ def test_a_file_is_classified_the_same_by_a_run_its_export_and_its_weights(
     )
 
 
+@pytest.mark.process
 def test_the_old_options_of_evaluate_do_it_still_and_say_the_new_command(
     command, run_dir, image, tmp_path, monkeypatch
 ):

@@ -70,7 +70,7 @@ def test_a_folder_is_described_and_shown(root, command, tmp_path, monkeypatch):
         f"  {root}/train/ant/bad.jpg: cannot identify image file"
     )
     assert lines[15:] == [f"page: {page}"]
-    assert f"{root / 'val'} is what is scored" in err
+    assert f"scoring {root / 'val'} because" in err
     text = page.read_text(encoding="utf-8")
     assert "http" not in re.sub(r"base64,[^\"]+", "", text)
     pictures = re.findall(r"base64,([^\"]+)\"", text)
@@ -168,8 +168,8 @@ def test_samples_are_spread_over_classes_and_images(root, monkeypatch):
         (("",), 2, "name the folder of images: resnet-jax data DIR"),
         (("DIR", "--recipe", "best"), 2, "no recipe 'best' ("),
         (("DIR", "--output", "DIR/classes.txt/a.html"), 2, "--output"),
-        (("DIR", "--class-names", "names"), 3, "names: the names of the classes ca"),
-        (("nowhere",), 3, "nowhere/train is no folder: images belong in"),
+        (("DIR", "--class-names", "names"), 3, "names: class names cannot be read"),
+        (("nowhere",), 3, "nowhere/train is not a folder: put images in"),
     ],
 )
 def test_what_cannot_be_described_is_one_line(root, command, options, code, message):

@@ -43,6 +43,7 @@ def test_every_file_beside_the_modules_is_in_the_wheel():
     assert packed == others
 
 
+@pytest.mark.process
 def test_it_is_loaded_by_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model, variables, preprocessing = resnet_jax.load_pretrained(NAME)

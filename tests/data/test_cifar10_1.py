@@ -21,7 +21,7 @@ def make_arrays(seed):
 
 @pytest.fixture
 def prepare(tfds, tmp_path):
-    """Writes a small CIFAR-10.1 with tensorflow-datasets, without a download."""
+    """Writes a small CIFAR-10.1 with tensorflow-datasets, without downloading."""
 
     def prepare(version, seed=0, file_format="array_record"):
         images, labels = make_arrays(seed)
@@ -67,7 +67,7 @@ def test_it_has_a_test_split_of_cifar10_s_classes(prepare, caplog):
     described = data.describe(sources.DataConfig(dataset="cifar10_1"))
     assert described[:2] == (10, (32, 32, 3))
 
-    # If both versions exist, the balanced one.
+    # If both versions exist, the balanced one is loaded.
     directory, images, labels = prepare("v6", seed=1)
     test = data.load_dataset("cifar10_1", directory.parents[2])[1]
     assert as_set(test.images, test.labels) == as_set(images, labels)
@@ -78,12 +78,13 @@ def test_it_is_not_trained_on(prepare, digits_run, tmp_path):
     with pytest.raises(ConfigError) as error:
         digits_run(dataset="cifar10_1", workdir=str(tmp_path / "run"))
     assert str(error.value) == (
-        "data set cifar10_1 is for evaluation only, and has no image to train on: "
-        "evaluate.py RUN --dataset cifar10_1 scores a run on it"
+        "data set cifar10_1 has no training images and is for evaluation only: score "
+        "a run on it with evaluate.py RUN --dataset cifar10_1"
     )
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.process
 def test_a_network_of_cifar10_is_scored_on_it(
     prepare, one_block, digits_run, tmp_path, capsys, monkeypatch
 ):

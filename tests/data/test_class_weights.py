@@ -23,7 +23,7 @@ SHAPE = (8, 8, 3)
 
 
 def skewed(counts=(9, 4, 3), seed=0):
-    """Makes a data set with so many examples of each class."""
+    """Makes a data set with `counts` examples of each class."""
     labels = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (len(labels), *SHAPE), np.uint8)
@@ -72,21 +72,21 @@ def test_a_file_has_a_weight_for_each_class(tmp_path, text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, r"cannot be read \(No such file or directory\): balanced, or a file"),
+        (None, r"cannot be read \(No such file or directory\): give balanced, or a"),
         (b"\xff\xfe\xff", "cannot be read .*codec can't decode"),
-        ("{", "is no JSON .Expecting property name"),
-        ("[" * 100_000, "is no JSON"),
-        ("[1, 2, 3]", "is a list: {class name: weight}, or a number a line"),
-        ('{"ant": 1, "bee": 1}', "has no weight for cat: every class once, of ant, b"),
-        ('{"ant": 1, "bee": 1, "cat": 1, "dog": 1}', "has dog, which is no class"),
+        ("{", "is not valid JSON .Expecting property name"),
+        ("[" * 100_000, "is not valid JSON"),
+        ("[1, 2, 3]", "is a JSON list: use {class name: weight}, or one number"),
+        ('{"ant": 1, "bee": 1}', "has no weight for cat: list each class once .ant, b"),
+        ('{"ant": 1, "bee": 1, "cat": 1, "dog": 1}', "has dog, which is not a class"),
         ('{"ant": 1, "bee": 1, "cat": 1, "ant": 2}', "has ant twice"),
         ('{"ant": {"bee": 1}}', "has no weight for bee"),
-        ("1\n2\n", "has 2 lines for 3 classes: one number a line"),
+        ("1\n2\n", "has 2 lines for 3 classes: give one number per line"),
         ("", "has 0 lines for 3 classes"),
-        ("1\ntwo\n3", "the weight of bee is 'two', and no finite number of at least 0"),
-        ("1\n-1\n3", "the weight of bee is '-1', and no"),
-        ("1\n1e39\n3", "the weight of bee is '1e39', and no"),
-        ("1\nnan\n3", "the weight of bee is 'nan', and no"),
+        ("1\ntwo\n3", "the weight of bee is 'two', not a finite number of at least 0"),
+        ("1\n-1\n3", "the weight of bee is '-1', not a"),
+        ("1\n1e39\n3", "the weight of bee is '1e39', not a"),
+        ("1\nnan\n3", "the weight of bee is 'nan', not a"),
         ('{"ant": 1, "bee": true, "cat": 1}', "the weight of bee is 'True'"),
         ('{"ant": 1, "bee": null, "cat": 1}', "the weight of bee is 'None'"),
         ('{"ant": 1, "bee": 1' + "0" * 400 + ', "cat": 1}', "the weight of bee is '10"),
@@ -116,7 +116,7 @@ def parts(model_name):
 
 
 def step_of(model_name, weights=None, augment=None, **options):
-    """A training step, its state, and augmentation; options of train_step."""
+    """Returns a training step and its state; takes options of train_step."""
     model, tx, state = parts(model_name)
     augment = augment or make_augment(SHAPE, 3)
     if weights is not None:
@@ -158,6 +158,7 @@ def test_of_blended_images_the_sum_is_divided_by_their_number(key):
     np.testing.assert_allclose(targets, mixed * WEIGHTS[None, :], rtol=1e-6)
 
 
+@pytest.mark.process
 def test_equal_weights_change_nothing_but_rounding(one_block):
     batch = batch_of(skewed(), slice(8))
     step, state = step_of(one_block)
@@ -178,6 +179,7 @@ def test_a_class_of_weight_0_teaches_nothing(one_block):
     assert_alike(after.params, before, rtol=0)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("num_rows", [8, 7])
 def test_micro_batches_sum_to_the_weighted_batch(one_block, num_rows):
     labels = np.array([0, 1, 2, 1, 0, 1, 2, 1], np.int32)
@@ -190,7 +192,7 @@ def test_micro_batches_sum_to_the_weighted_batch(one_block, num_rows):
         after, sums = step(state, batch)
         found.append((after.params, sums))
     assert_alike(*found, rtol=1e-4, atol=1e-6)
-    # The mean of the parts' own weighted means would be another.
+    # The mean of the weighted means of the parts would be different.
     share = (
         WEIGHTS[batch["labels"][rows]].mean() for rows in (slice(0, 8, 4), slice(8))
     )
@@ -230,6 +232,7 @@ def _flat(cfg):
     return {one.name: value for one, value in fields.flat(cfg)}
 
 
+@pytest.mark.process
 def test_a_resumed_run_must_have_the_same_weights(digits_run, tmp_path):
     path = tmp_path / "weights.txt"
     path.write_text("1\n" * 9 + "2\n")
@@ -239,6 +242,7 @@ def test_a_resumed_run_must_have_the_same_weights(digits_run, tmp_path):
         command.main(cfg)
 
 
+@pytest.mark.process
 def test_each_seed_s_loss_is_weighted(one_block):
     """Three seeds in one step have the losses of three steps."""
     train = skewed()
@@ -257,7 +261,7 @@ def test_each_seed_s_loss_is_weighted(one_block):
 
 
 def test_a_held_batch_is_weighted_by_its_own_labels(one_block):
-    """The loader's indices become labels before they become weights."""
+    """Indices from the loader are converted to labels before weighting."""
     train = skewed()
     loader = make_loader(train, batch_size=8, held=True)
     model, tx, state = parts(one_block)

@@ -12,7 +12,7 @@ RANDOM = {"gaussian noise", "shot noise"}
 
 
 def make_images(num=12, side=32, channels=3):
-    """Smooth images with edges, like photographs."""
+    """Returns smooth images with edges, like photographs."""
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(num, side, side, channels))
     smooth = ndimage.gaussian_filter(noise, (0, 2, 2, 0), mode="wrap")
@@ -72,14 +72,14 @@ def test_noise_has_the_published_spread():
     grey = np.full((8, 32, 32, 3), 128, np.uint8)
     spread = [corrupt("gaussian noise", grey, s).std() / 255 for s in SEVERITIES]
     np.testing.assert_allclose(spread, [0.04, 0.06, 0.08, 0.09, 0.10], rtol=0.03)
-    # A Poisson variable over n has the variance mean / n.
+    # A Poisson variable divided by n has variance mean / n.
     spread = [corrupt("shot noise", grey, s).std() / 255 for s in SEVERITIES]
     photons = np.array([500, 250, 100, 75, 50])
     np.testing.assert_allclose(spread, np.sqrt(128 / 255 / photons), rtol=0.03)
 
 
 def test_blur_goes_with_the_side():
-    """The slope of an edge is a Gaussian, wider in a larger image."""
+    """The slope of a blurred edge is a Gaussian, which is wider in larger images."""
     for side in (32, 64):
         edge = np.zeros((1, side, side, 1), np.uint8)
         edge[:, :, side // 2 :] = 255

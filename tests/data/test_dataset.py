@@ -30,7 +30,7 @@ def test_digits_are_all_there_once_and_stratified():
     assert train.images.max() == 255 and train.images.min() == 0
     again, _ = data.load_dataset("digits")
     np.testing.assert_array_equal(train.images, again.images)
-    # Together they are scikit-learn's images: drawing with replacement would lose some.
+    # Together they are scikit-learn's images; drawing with replacement loses some.
     from sklearn.datasets import load_digits
 
     small = np.concatenate([train.images, test.images])[:, ::4, ::4, 0]
@@ -42,7 +42,7 @@ def test_digits_are_all_there_once_and_stratified():
 
 
 def test_unknown_data_sets_are_refused():
-    with pytest.raises(ConfigError, match="no data set 'mnist': one of cifar10"):
+    with pytest.raises(ConfigError, match="unknown data set 'mnist': use one of cif"):
         data.load_dataset("mnist")
 
 
@@ -133,7 +133,7 @@ def test_a_description_is_that_of_the_data():
     cifar100 = DataConfig(dataset="cifar100", image_size=48)
     assert data.describe(cifar100)[:2] == (100, (48, 48, 3))
     assert data.image_shape(cifar100) == (48, 48, 3)
-    with pytest.raises(ConfigError, match="no data set 'mnist'"):
+    with pytest.raises(ConfigError, match="unknown data set 'mnist'"):
         data.describe(DataConfig(dataset="mnist"))
 
 

@@ -1,4 +1,4 @@
-"""Other data sets that tensorflow-datasets prepared."""
+"""Other data sets prepared by tensorflow-datasets."""
 
 import io
 import json
@@ -22,7 +22,7 @@ COUNTS = {"train": 7, "validation": 4, "test": 2}
 
 
 def draw(index, side=None, mode="RGB"):
-    """An image of its own size, unless one is given."""
+    """Returns an image whose size depends on its index, unless `side` is given."""
     shape = (side, side) if side else (20 + 3 * (index % 5), 31 - 2 * (index % 7))
     bands = () if mode == "L" else (len(mode),)
     pixels = np.random.default_rng(index).integers(0, 256, (*shape, *bands), np.uint8)
@@ -30,14 +30,14 @@ def draw(index, side=None, mode="RGB"):
 
 
 def numbers(split):
-    """Returns the numbers of a split's images, unique among splits."""
+    """Returns the numbers of the images of a split, which are unique among splits."""
     start = {"train": 0, "validation": 10, "test": 20, "val": 10}[split]
     return range(start, start + COUNTS.get(split, 4))
 
 
 @pytest.fixture
 def prepare(tfds, tmp_path):
-    """Prepares a data set by tensorflow-datasets' builder; returns its directory."""
+    """Prepares a data set with a tensorflow-datasets builder; returns its directory."""
 
     def prepare(
         *,
@@ -102,7 +102,7 @@ def prepare(tfds, tmp_path):
 
 
 def to_tfrecord(directory):
-    """Makes a prepared directory what tfds.load prepares by default, in two shards."""
+    """Converts a prepared directory to the tfds.load default format, in two shards."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     path = directory / "dataset_info.json"
@@ -132,7 +132,7 @@ def load(tmp_path, name="tfds:animals", **fields):
 
 
 def images_of(part):
-    """Returns the images of a part, shuffled on disk, ordered by label."""
+    """Returns a set of the images of a split, which is shuffled on disk."""
     return {image.tobytes() for image in np.asarray(part.images)}
 
 
@@ -171,7 +171,7 @@ def test_streamed_they_are_the_same_in_the_same_order(prepare, tmp_path, side, k
         np.testing.assert_array_equal(streamed.labels, part.labels)
         np.testing.assert_array_equal(np.asarray(streamed.images), part.images)
         rows = np.array([2, 0, 1])
-        sent = pickle.dumps(streamed.images[rows])  # to a worker, which opens its own
+        sent = pickle.dumps(streamed.images[rows])  # a worker opens its own
         assert b"tensorflow_datasets" not in sent
         sent = pickle.loads(sent)
         np.testing.assert_array_equal(np.asarray(sent), part.images[rows])
@@ -180,7 +180,7 @@ def test_streamed_they_are_the_same_in_the_same_order(prepare, tmp_path, side, k
 def test_squares_of_one_size_stay_as_they_are(prepare, tmp_path):
     prepare(shape=(12, 12, 3), side=12)
     where = {"dataset": "tfds:animals", "data_dir": str(tmp_path / "data")}
-    train, _ = load(tmp_path, image_size=16)  # which the device does
+    train, _ = load(tmp_path, image_size=16)  # resized on the device
     expected = {np.asarray(draw(index, 12)).tobytes() for index in numbers("train")}
     assert images_of(train) == expected
     assert data.describe(DataConfig(**where))[:3] == (3, (12, 12, 3), "cifar10")
@@ -256,7 +256,7 @@ def test_a_set_is_found_by_name_configuration_and_version(prepare, tmp_path):
     "name", ["tfds:", "tfds:..", "tfds:a/../b", "tfds:a/b/c", "tfds:a:1.0", "tfds:/etc"]
 )
 def test_a_name_that_is_none_is_refused(tmp_path, name):
-    with pytest.raises(ConfigError, match="names no data set: write tfds:NAME, tfds:"):
+    with pytest.raises(ConfigError, match="is not the name of a data set: use tfds"):
         load(tmp_path, name)
 
 
@@ -280,7 +280,7 @@ def test_the_features_are_chosen_as_its_authors_did(prepare, tmp_path, tfds):
     assert train.class_names == ("0", "1", "2")
     shutil.rmtree(tmp_path / "data")
     directory = prepare(features=features, keys=None, side=12)
-    with pytest.raises(ConfigError, match=f"{directory} has no image with one label, "):
+    with pytest.raises(ConfigError, match=f"{directory} has no image with a single "):
         load(tmp_path)
     shutil.rmtree(tmp_path / "data")
     del features["mask"]
@@ -291,7 +291,7 @@ def test_the_features_are_chosen_as_its_authors_did(prepare, tmp_path, tfds):
 def test_a_set_without_a_label_is_refused(prepare, tmp_path, tfds):
     features = {"image": tfds.features.Image(), "number": np.int64}
     directory = prepare(features=features, keys=None)
-    message = f"{directory} has no image with one label, only image .Image., number"
+    message = f"{directory} has no image with a single label, only image .Image., n"
     with pytest.raises(ConfigError, match=message):
         load(tmp_path)
 
@@ -302,14 +302,14 @@ def test_images_of_another_kind_are_refused(prepare, tmp_path, tfds):
         "label": tfds.features.ClassLabel(names=NAMES),
     }
     directory = prepare(features=features, mode="L")
-    with pytest.raises(ConfigError, match=f"{directory} has images of uint16"):
+    with pytest.raises(ConfigError, match=f"{directory} has uint16 images"):
         load(tmp_path)
 
 
 def test_labels_that_nobody_knows_are_refused(prepare, tmp_path):
     directory = prepare(label=lambda index: -1 if index >= 10 else 0)
     with pytest.raises(
-        DataError, match=f"{directory}: labels of validation run from -1 to -1, and"
+        DataError, match=f"{directory}: labels of validation range from -1 to -1, but"
     ):
         load(tmp_path, image_size=8)
 
@@ -344,7 +344,7 @@ def test_a_damaged_set_is_named(prepare, tmp_path, kind, fault, reason, is_strea
         path.write_bytes(content[length + 16 :])
     else:
         (directory / "dataset_info.json").write_text("{")
-    message = f"{directory} cannot be read .*{reason}.*: prepare it afresh with tensorf"
+    message = f"{directory} cannot be read .*{reason}.*: prepare it again with tensorfl"
     with pytest.raises(DataError, match=message) as caught:
         load(tmp_path, image_size=8, stream=is_streamed)
     assert "\n" not in str(caught.value)
@@ -422,5 +422,5 @@ def test_the_records_of_a_file_are_had_by_position(tmp_path):
     with pytest.raises(IndexError):
         found[4]
     paths[2].write_bytes(b"")
-    with pytest.raises(ValueError, match="2 became shorter"):
+    with pytest.raises(ValueError, match="2 has become shorter"):
         found[3]

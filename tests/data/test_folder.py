@@ -21,7 +21,7 @@ def make_image(seed, size=(20, 12), mode="RGB"):
 
 @pytest.fixture
 def root(tmp_path):
-    """Two classes; test has one image of each."""
+    """Makes a folder of two classes; its test split has one image of each."""
     for split, count in (("train", 3), ("test", 1)):
         for label, name in enumerate(("cat", "dog")):
             directory = tmp_path / split / name
@@ -58,7 +58,7 @@ def test_an_image_of_the_right_size_is_itself(root):
 
 
 def test_the_shorter_side_is_resized_and_the_middle_cropped(root):
-    image = Image.new("RGB", (32, 16))  # left, middle and right in three colours
+    image = Image.new("RGB", (32, 16))  # left, middle and right in three colors
     image.paste((255, 0, 0), (0, 0, 4, 16))
     image.paste((0, 255, 0), (4, 0, 28, 16))
     image.paste((0, 0, 255), (28, 0, 32, 16))
@@ -99,7 +99,7 @@ def test_a_gray_image_is_read_for_a_network_of_one_channel(root):
 def test_an_image_is_turned_as_its_exif_says(root):
     image = make_image(7, (8, 8))
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees clockwise
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise
     image.save(root / "turned.png", exif=exif)
     found = pillow.read_image(root / "turned.png", size=8, crop_pct=1.0)
     np.testing.assert_array_equal(found, np.rot90(np.asarray(image), -1))
@@ -114,7 +114,7 @@ def test_an_unreadable_image_is_named_or_left_out(root, content, caplog):
     images, labels = load(root, skip_bad=True)
     assert len(images) == 5
     np.testing.assert_array_equal(labels, [0, 0, 0, 1, 1])
-    assert f"1 images left out, the first {bad}" in caplog.text
+    assert f"unreadable images skipped: 1, the first is {bad}" in caplog.text
 
 
 def test_a_truncated_image_is_refused(root):
@@ -124,7 +124,7 @@ def test_a_truncated_image_is_refused(root):
         load(root)
 
 
-@pytest.mark.parametrize("pixels", [30, 100])  # Pillow warns of one, raises on two
+@pytest.mark.parametrize("pixels", [30, 100])  # Pillow warns or raises
 def test_an_image_that_would_fill_the_memory_is_refused(root, monkeypatch, pixels):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20 * 12 - pixels * 1.3)
     with pytest.raises(DataError, match="0.png cannot be read .*decompression bomb"):
@@ -137,7 +137,7 @@ def test_classes_that_are_empty_missing_or_strange(root):
             data.load_dataset("folder", root, image_size=8)
 
     (root / "test" / "bird").mkdir()
-    refused("test/bird is a class that .*train has not")
+    refused("test/bird is a class that .*train does not have")
     (root / "test" / "bird").rmdir()
     (root / "test" / "dog" / "0.png").unlink()
     refused("test/dog has no image")
@@ -154,7 +154,7 @@ def test_a_class_without_a_readable_image(root):
 def test_no_folder_at_all(tmp_path):
     with pytest.raises(ConfigError, match="needs --data-dir"):
         data.load_dataset("folder")
-    with pytest.raises(DataError, match="train is no folder: images belong in"):
+    with pytest.raises(DataError, match="train is not a folder: put images in"):
         describe(tmp_path)
     (tmp_path / "train").mkdir()
     with pytest.raises(DataError, match="train has no class"):
@@ -162,7 +162,7 @@ def test_no_folder_at_all(tmp_path):
 
 
 def png(width, height):
-    """An image of so many zeros, in a few bytes."""
+    """Returns a PNG of zeros in a few bytes."""
 
     def chunk(kind, content):
         parts = struct.pack(">I", len(content)), kind, content
@@ -212,7 +212,7 @@ def test_other_files_are_counted_in_one_warning(root, caplog):
     assert len(load(root)[0]) == 6
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"{root / 'train'}: files that are no images by their names: "
+        f"{root / 'train'}: ignored files without an image suffix: "
         "3 .gif, 1 .txt, 1 without a suffix"
     )
 
@@ -227,7 +227,7 @@ def test_a_link_that_leads_up_multiplies_no_images(root, caplog, name, place):
     assert len(load(root)[0]) == 6
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"{link} leads to {root / place}, which is read once"
+        f"{link} resolves to {root / place}, which is read only once"
     )
 
 
@@ -238,7 +238,7 @@ def test_a_folder_that_two_links_lead_to_is_read_once(root, caplog):
         (root / "train" / "cat" / name).symlink_to(root / "elsewhere")
     assert len(load(root)[0]) == 7
     (record,) = caplog.records
-    assert f"cat/twice leads to {root / 'elsewhere'}" in record.getMessage()
+    assert f"cat/twice resolves to {root / 'elsewhere'}" in record.getMessage()
 
 
 def test_a_folder_that_cannot_be_read_is_named(root, monkeypatch):
@@ -265,7 +265,7 @@ def test_a_class_is_the_same_in_both_forms_of_unicode(root):
     assert found.class_names == (composed, "dog")
     assert [len(split.paths) for split in found.splits] == [6, 2]
     (root / "train" / composed).mkdir()
-    with pytest.raises(DataError, match=f"train has two folders .* {composed}, once"):
+    with pytest.raises(DataError, match=f"train has two folders named {composed}, in"):
         folder.scan(root)
 
 
@@ -292,12 +292,12 @@ def test_16_bits_are_scaled_and_not_cut_off(root, suffix):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "kind"), [(np.float32, "floats"), (np.int32, "32 bits")]
+    ("dtype", "kind"), [(np.float32, "floating-point"), (np.int32, "32-bit")]
 )
 def test_pixels_of_no_known_range_are_refused(root, dtype, kind):
     path = root / "train" / "cat" / "deep.tif"
     Image.fromarray(np.zeros((8, 8), dtype)).save(path)
-    message = f"deep.tif cannot be read .pixels of {kind}, of no known range"
+    message = f"deep.tif cannot be read .{kind} pixels have no known range"
     with pytest.raises(DataError, match=message):
         load(root)
 
@@ -337,12 +337,12 @@ def test_a_folder_for_validation_is_scored_where_there_is_no_test(root, caplog, 
     caplog.set_level("INFO")
     first = root / "test"
     described = describe(root, image_size=8)
-    assert not caplog.records  # that test is scored goes without saying
+    assert not caplog.records  # nothing is logged if test is scored
     (root / "test").rename(root / name)
     assert len(describe(root, image_size=8).load()[1]) == 2
-    assert f"{root / name} is what is scored: there is no {first}" in caplog.text
+    assert f"scoring {root / name} because there is no {first}" in caplog.text
     for later in ("valid", "validation"):
-        (root / later).mkdir(exist_ok=True)  # empty, so that it would be refused
+        (root / later).mkdir(exist_ok=True)  # empty, so it would be refused
     if name == "val":
         assert len(describe(root, image_size=8).load()[1]) == 2
     first.mkdir()
@@ -353,7 +353,7 @@ def test_a_folder_for_validation_is_scored_where_there_is_no_test(root, caplog, 
 
 def test_without_any_images_to_score(root):
     (root / "test").rename(root / "other")
-    with pytest.raises(DataError, match="test is missing, .*: make it$"):
+    with pytest.raises(DataError, match="test is missing: create it, with"):
         describe(root)
 
 
@@ -392,10 +392,13 @@ def test_a_class_without_a_line_keeps_its_folder_or_is_refused(root, caplog):
     path = root / "classes.txt"
     path.write_text("1 cat\n2 dog\n")
     assert folder.scan(root).class_names == ("cat", "dog")
-    assert f"{path} has no line for 2 of 2 classes, the first cat" in caplog.text
+    assert (
+        f"{path} has no line for 2 of 2 classes, the first of which is cat"
+        in caplog.text
+    )
     path.write_text("dog wolf\n")
     assert folder.scan(root).class_names == ("cat", "wolf")
-    with pytest.raises(DataError, match=f"^{path} has no line for the class cat: add"):
+    with pytest.raises(DataError, match=f"^{path} has no line for class cat: add"):
         folder.scan(root, path)
 
 
@@ -404,10 +407,10 @@ def test_a_class_without_a_line_keeps_its_folder_or_is_refused(root, caplog):
     [
         (
             None,
-            r"cannot be read \(No such file or directory\): a text file with a line",
+            r"cannot be read \(No such file or directory\): give a text file with",
         ),
         (b"cat \xff\n", "cannot be read .*codec can't decode"),
-        (b"cat a\ndog b\ncat c", "calls the class cat both a and c: leave one line"),
+        (b"cat a\ndog b\ncat c", "calls class cat both a and c: keep only one line"),
     ],
 )
 def test_a_fault_of_class_names_is_one_line(root, content, message):

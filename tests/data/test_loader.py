@@ -21,7 +21,7 @@ def numbered(count):
 
 
 def make_loader(train, *, test=None, mesh=None, held=None, epochs=1, **fields):
-    """Returns a loader of `train` with fields of DataConfig, in the order of seed 1."""
+    """Returns a loader of `train` with DataConfig fields, in the order of seed 1."""
     none = train.take(slice(0))
     splits = data.Splits(train, none, none if test is None else test, {})
     order = functools.partial(data.epoch_batches, seed=1)
@@ -32,7 +32,7 @@ def make_loader(train, *, test=None, mesh=None, held=None, epochs=1, **fields):
 
 def seen(loader, dataset, batches):
     """Returns the indices of the examples in `batches`, by images and labels."""
-    # Like fetch, which XLA would compile for each shape.
+    # Equivalent to fetch, which XLA would compile for each shape.
     source = {name: np.asarray(whole) for name, whole in loader.source(dataset).items()}
     found = []
     for batch in batches:

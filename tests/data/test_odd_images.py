@@ -1,4 +1,4 @@
-"""All kinds of images that are found in folders, compared with Pillow."""
+"""Image types that are found in folders, compared with Pillow."""
 
 import os
 import warnings
@@ -15,7 +15,7 @@ from resnet_jax.errors import DataError
 
 @pytest.fixture
 def root(tmp_path):
-    """A folder of one class, with a valid training and a valid test image."""
+    """Makes a folder of one class, with a valid training and a valid test image."""
     for split in ("train", "test"):
         (tmp_path / split / "cat").mkdir(parents=True)
         write("rgb.png", tmp_path / split / "cat" / "0.png")
@@ -23,7 +23,7 @@ def root(tmp_path):
 
 
 def theirs(path):
-    """Reads a file like torchvision's default loader, without warnings."""
+    """Reads a file like the torchvision default loader, without warnings."""
     with warnings.catch_warnings(), Image.open(path) as file:
         warnings.simplefilter("ignore")
         return file.convert("RGB")
@@ -56,7 +56,7 @@ def test_a_gif_is_left_out_and_counted_as_torchvision_leaves_it_out(root, caplog
     write("animated.gif", root / "train" / "cat" / "animated.gif")
     train = folder.scan(root).splits[0]
     assert len(train.paths) == 1 and train.ignored == {".gif": 1}
-    assert "files that are no images by their names: 1 .gif" in caplog.text
+    assert "ignored files without an image suffix: 1 .gif" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["a b.png", "наш кот.png", "猫 🐈.png", "100%$\\.png"])
@@ -85,8 +85,8 @@ def test_a_truncated_jpeg_is_named(root, content):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("float.tif", "pixels of floats, of no known range: save them with 8 or 16"),
-        ("32 bits.tif", "pixels of 32 bits, of no known range"),
+        ("float.tif", "floating-point pixels have no known range: save with 8 or 16"),
+        ("32 bits.tif", "32-bit pixels have no known range"),
     ],
 )
 def test_what_has_no_meaning_as_rgb_is_refused_in_one_line(root, name, message):

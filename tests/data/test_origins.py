@@ -36,7 +36,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
     def do_HEAD(self):
-        """Sends the headers; there is nothing more if this returns None."""
+        """Sends the headers; returns the content, or None if there is none."""
         server, path = self.server, self.path
         server.asked.append((self.command, path))
         fault = server.faults.get(path)
@@ -81,7 +81,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch, request):
-    """A server for all hosts, with its files, faults and requests."""
+    """Starts one server for all hosts, with its files, faults and requests."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     server.handle_error = lambda *args: None
@@ -108,7 +108,7 @@ def server(monkeypatch, request):
 
 @pytest.fixture
 def small_cifar100(tfds, monkeypatch):
-    """Makes CIFAR-100 two training images and one test image per class."""
+    """Reduces CIFAR-100 to two training images and one test image per class."""
     rng = np.random.default_rng(1)
     parts = []
     for split, count in (("train", 2), ("test", 1)):
@@ -132,7 +132,7 @@ def publish(server, monkeypatch, tmp_path, folder, name, files):
 
 
 def publish_on_hub(server, arrays, name, order=range(5)):
-    """Puts the two parquet files there, with the five training files in `order`."""
+    """Serves the two Parquet files, with the five training files in `order`."""
     blocks = np.arange(len(arrays.train[1])).reshape(5, -1)
     for split, rows in (
         ("train", blocks[list(order)].reshape(-1)),
@@ -219,13 +219,14 @@ def test_a_host_that_fails_is_left_for_the_next(
     everywhere.faults[OFFICIAL + cifar.BINARY] = fault
     start = time.monotonic()
     assert_same(cifar.fetch(tmp_path), small_cifar)
-    assert time.monotonic() - start < 15  # a host that stalls would take 20
+    assert time.monotonic() - start < 15  # a stalled host would take 20
     assert paths(everywhere)[-2:] == [TEST, TRAIN]
     (told,) = (text for text in caplog.messages if "cifar10: download: " in text)
     with pytest.raises(DataError, match=f"127.0.0.1:[0-9]+ {reason}"):
         raise DataError(told)
 
 
+@pytest.mark.process
 def test_a_host_that_was_chosen_is_waited_for(everywhere, small_cifar, tmp_path):
     everywhere.faults[OFFICIAL + cifar.BINARY] = "crawls"
     assert_same(cifar.fetch(tmp_path, "download"), small_cifar)
@@ -269,7 +270,7 @@ def test_a_redirection_is_followed(everywhere, small_cifar, tmp_path):
 def test_the_order_of_the_hub_becomes_the_official_one(
     everywhere, small_cifar, tmp_path, order
 ):
-    # The small files have equal labels; the real ones do not.
+    # The small files have equal labels, unlike the real ones.
     labels = np.random.default_rng(2).permutation(50).astype(np.int32) % 10
     for arrays in (
         small_cifar,
@@ -291,12 +292,12 @@ def test_images_of_the_hub_in_an_unknown_order_are_refused(
         small_cifar._replace(train=(images[rows], labels[rows])),
         "cifar10",
     )
-    with pytest.raises(DataError, match="hub: the train images are not the published"):
+    with pytest.raises(DataError, match="hub: the train images do not have"):
         cifar.fetch(tmp_path, "hub")
 
 
 def spoiled(images, labels, fault):
-    """Returns a parquet file with a fault, and the expected message."""
+    """Returns a Parquet file with a fault, and the expected message."""
     if fault == "no column":
         return parquet(images, other=labels), "no column label"
     if fault == "few":
@@ -328,7 +329,7 @@ def test_without_pyarrow_the_hub_is_passed_over(
     everywhere.faults[OFFICIAL + cifar.BINARY] = "missing"
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
     assert_same(cifar.fetch(tmp_path), small_cifar)
-    assert "hub: pyarrow is not installed: pip install -e . brings it" in caplog.text
+    assert "hub: pyarrow is not installed: run pip install -e ." in caplog.text
     assert paths(everywhere)[-1] == cifar.PYTHON
 
 
@@ -411,7 +412,7 @@ def test_cifar100_of_the_hub_is_said_to_be_unverified(
     publish_on_hub(server, small_cifar100, "cifar100")
     assert_same(cifar.fetch_cifar100(tmp_path, "hub"), small_cifar100)
     (warning,) = (r for r in caplog.records if r.levelno == logging.WARNING)
-    assert "cifar100: unverified, for no sha256 of its pixels" in warning.message
+    assert "cifar100: unverified because no sha256 of its pixels" in warning.message
     assert "are not the usual ones" in warning.message
     digests = {
         split: hashlib.sha256(server.files[path]).hexdigest()
@@ -423,7 +424,7 @@ def test_cifar100_of_the_hub_is_said_to_be_unverified(
     caplog.clear()
     cifar.fetch_cifar100(tmp_path, "hub")
     assert not [r for r in caplog.records if r.levelno == logging.WARNING]
-    assert "the Hub's files are the usual ones by their sha256" in caplog.text
+    assert "the Hub's files have the usual sha256" in caplog.text
 
 
 @pytest.mark.parametrize("fault", ["a class has more", "a coarse label", "no class"])
@@ -434,13 +435,13 @@ def test_cifar100_of_the_hub_with_other_labels_is_refused(
     labels, coarse = labels.copy(), small_cifar100.coarse.train.copy()
     if fault == "a class has more":
         labels[0] = (labels[0] + 1) % 100
-        reason = "train has from 1 to 3 of a class"
+        reason = "train has 1 to 3 examples per class"
     elif fault == "a coarse label":
         coarse[7] = (coarse[7] + 1) % 20
-        reason = "train has coarse labels that are not those of the classes"
+        reason = "train has coarse labels that do not match the classes"
     else:
         labels[0] = 100
-        reason = "train labels run from 0 to 100"
+        reason = "train labels range from 0 to 100"
     other = small_cifar100._replace(
         train=(images, labels), coarse=small_cifar100.coarse._replace(train=coarse)
     )

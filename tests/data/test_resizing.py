@@ -13,7 +13,7 @@ CROP = AugmentConfig(random_resized_crop=True)
 )
 def test_options_of_resizing_are_refused_for_images_of_one_size(name, value):
     given = {name: value}
-    flag = f"--{name.replace('_', '-')} is for images of any size"
+    flag = f"--{name.replace('_', '-')} is for images of different sizes"
     for dataset in ("cifar10", "digits"):
         with pytest.raises(ConfigError, match=flag):
             data.for_training(DataConfig(dataset=dataset, **given), AugmentConfig())
@@ -30,5 +30,5 @@ def test_the_interpolation_counts_where_the_host_resizes():
 
 def test_a_data_set_that_is_none_is_left_to_describe():
     cfg = DataConfig(dataset="mnist", crop_pct=0.5)
-    with pytest.raises(ConfigError, match="no data set 'mnist'"):
+    with pytest.raises(ConfigError, match="unknown data set 'mnist'"):
         data.describe(data.for_training(cfg, AugmentConfig()))

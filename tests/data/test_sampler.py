@@ -1,4 +1,4 @@
-"""Balanced sampling, from labels to a run's batches."""
+"""Balanced sampling, from labels to the batches of a run."""
 
 import json
 from pathlib import Path
@@ -78,7 +78,7 @@ def test_features_are_drawn_as_their_images_are():
 
 
 def labels_of(run_dir):
-    """Returns a run's metrics, and its last state."""
+    """Returns the metrics and the last state of a run."""
     text = (Path(run_dir) / "metrics.jsonl").read_text(encoding="utf-8")
     lines = [json.loads(line)["train_loss"] for line in text.splitlines()]
     with restore.reading(Path(run_dir)) as manager:

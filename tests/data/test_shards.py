@@ -18,7 +18,7 @@ PIXELS = ShardsConfig(short_side=48, encoding="pixels")
 
 @pytest.fixture
 def photos(tmp_path):
-    """Two classes of images of several sizes, one rotated by EXIF."""
+    """Makes two classes of images of several sizes, one rotated by EXIF."""
     rng = np.random.default_rng(0)
     for split in ("train", "test"):
         for name in ("cat", "dog"):
@@ -40,7 +40,7 @@ def load(directory, **fields):
 
 @pytest.mark.parametrize("is_streamed", [False, True])
 def test_pixels_are_those_of_the_folder(photos, is_streamed, tmp_path):
-    """Shorter sides of 48 stay; others are resized as in evaluation."""
+    """Shorter sides of 48 are unchanged; others are resized as in evaluation."""
     target = tmp_path / "out"
     counts = shard_writer.write(photos, target, PIXELS)
     assert counts == {"train": 6, "test": 6}
@@ -97,9 +97,9 @@ def test_bad_images_are_named_or_left_out(photos, tmp_path, caplog):
     skipping = ShardsConfig(short_side=48, encoding="pixels", skip_bad_images=True)
     counts = shard_writer.write(photos, tmp_path / "out", skipping)
     assert counts == {"train": 5, "test": 6}
-    assert f"1 images left out, the first {path}" in caplog.text
+    assert f"unreadable images skipped: 1, the first is {path}" in caplog.text
     np.testing.assert_array_equal(load(tmp_path / "out").train.labels, [0, 0, 1, 1, 1])
-    with pytest.raises(ConfigError, match="out is there already"):
+    with pytest.raises(ConfigError, match="out already exists"):
         shard_writer.write(photos, tmp_path / "out", skipping)
 
 
@@ -112,14 +112,14 @@ def spoil_json(directory, **fields):
     ("spoil", "message"),
     [
         (lambda d: (d / shards.INFO).write_text("{"), "shards.json is damaged"),
-        (lambda d: spoil_json(d, format=2), "of another version"),
+        (lambda d: spoil_json(d, format=2), "unsupported version"),
         (lambda d: spoil_json(d, splits={"train": {}}), "KeyError"),
         (lambda d: spoil_json(d, splits={"train": 3, "test": {}}), "is damaged"),
-        (lambda d: (d / "test-00000.array_record").unlink(), "it is missing"),
+        (lambda d: (d / "test-00000.array_record").unlink(), "the file is missing"),
         (lambda d: (d / "train.labels.npy").write_bytes(b"x"), "labels.npy is damaged"),
         (
             lambda d: np.save(d / "train.labels.npy", np.arange(6, dtype=np.int32)),
-            "it has not the labels of 6 images",
+            "it does not have the labels of 6 images",
         ),
         (
             lambda d: spoil_json(
@@ -129,7 +129,7 @@ def spoil_json(directory, **fields):
                     "test": {"test-00000.array_record": 6},
                 },
             ),
-            "it has not the labels of 7 images",
+            "it does not have the labels of 7 images",
         ),
         (
             lambda d: (d / "train-00000.array_record").write_bytes(
@@ -145,7 +145,7 @@ def test_damage_is_one_line(photos, tmp_path, spoil, message):
     spoil(target)
     with pytest.raises(DataError, match=message) as caught:
         load(target)
-    assert "`resnet-jax prepare folder` writes it again" in str(caught.value)
+    assert "write it again with `resnet-jax prepare folder`" in str(caught.value)
 
 
 def test_a_record_that_is_no_image_is_named(photos, tmp_path):
@@ -173,7 +173,7 @@ def test_a_class_or_a_split_without_images_is_refused(photos, tmp_path):
 
 
 def test_another_way_of_storing_is_other_data(photos, tmp_path):
-    """Identity for a resume; images in memory are identified by their pixels."""
+    """Only images in memory are identified by their pixels, for resuming."""
     found = []
     for name, how in (("a", PIXELS), ("b", ShardsConfig(short_side=48))):
         shard_writer.write(photos, tmp_path / name, how)

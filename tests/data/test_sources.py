@@ -22,7 +22,7 @@ FILES = [
 
 @pytest.fixture
 def fashion(tmp_path, monkeypatch):
-    """Writes a small fashion_mnist that passes for the published one."""
+    """Writes a small fashion_mnist that passes as the published one."""
     rng = np.random.default_rng(0)
     found = {}
     for split, count in COUNTS.items():
@@ -71,7 +71,7 @@ def test_fashion_mnist_is_described_without_its_files(tmp_path):
             for name in FILES
             for fault in ("truncated", "changed", "other")
         ),
-        *((name, "missing") for name in FILES[1:]),  # the first says where they lie
+        *((name, "missing") for name in FILES[1:]),  # the first determines the folder
     ],
 )
 def test_a_damaged_file_of_fashion_mnist_is_named(fashion, tmp_path, name, fault):
@@ -103,7 +103,7 @@ def test_images_of_another_size_are_refused(fashion, tmp_path):
 
 
 def test_fashion_mnist_without_files_says_where_they_go(tmp_path, monkeypatch):
-    # Debian's package may have installed them on the machine.
+    # Debian's package may be installed on the machine.
     exists = sources.Path.exists
     monkeypatch.setattr(
         sources.Path,
@@ -115,13 +115,13 @@ def test_fashion_mnist_without_files_says_where_they_go(tmp_path, monkeypatch):
 
 
 def test_fashion_mnist_is_not_streamed(fashion, tmp_path):
-    with pytest.raises(DataError, match="fashion_mnist cannot be streamed"):
+    with pytest.raises(DataError, match="fashion_mnist can be streamed only from"):
         data.load_dataset("fashion_mnist", tmp_path, stream=True)
 
 
 @pytest.fixture
 def numbered(monkeypatch):
-    """Replaces the digits with images that are filled with their index."""
+    """Replaces the digits with images filled with their index."""
 
     def part(count):
         images = np.arange(count, dtype=np.uint8).reshape(-1, 1, 1, 1)
@@ -162,7 +162,7 @@ def test_the_validation_split_is_of_the_chosen_training_images(numbered):
     assert splits.scored == {"val": splits.validation, "test": splits.test}
     assert splits.identity["training data"] == data.digest(few)
     assert splits.identity["test data"] == data.digest(few_tests)
-    # It covers all chosen examples, including those held out.
+    # It covers all chosen examples, including the validation split.
     assert load(max_train_samples=30).identity["training data"] == data.digest(few)
     assert load(max_train_samples=31).identity["training data"] != data.digest(few)
 
@@ -175,7 +175,7 @@ def test_the_whole_test_split_is_had_alone_and_without_rebuilding():
 
 
 def test_images_are_hashed_once_a_start(small_cifar, prepared_dir, monkeypatch):
-    """Starting hashes pixels twice: to verify, and to identify them."""
+    """The same hash serves to verify and to identify the pixels."""
     hashed = []
     sha256 = tfds_files.sha256
 
@@ -193,7 +193,7 @@ def test_images_are_hashed_once_a_start(small_cifar, prepared_dir, monkeypatch):
         images = Counter(shape for shape in hashed if len(shape) == 4)
         assert images == {shape: 1 for shape in shapes}
         hashed.clear()
-    # The digests are nevertheless those of the images.
+    # The digests still match the images.
     whole = [data.Dataset(*part, ()) for part in (small_cifar.train, small_cifar.test)]
     for identity in identities:
         assert identity["training data"] == data.digest(whole[0])

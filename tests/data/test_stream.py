@@ -25,7 +25,7 @@ pytest.importorskip("grain")
 
 @pytest.fixture
 def root(tmp_path):
-    """A folder of 26 + 10 images of two classes, of many sizes."""
+    """Makes a folder of 26 + 10 images of many sizes, in two classes."""
     rng = np.random.default_rng(0)
     root = tmp_path / "images"
     for split, count in (("train", 13), ("test", 5)):
@@ -108,8 +108,8 @@ def test_what_is_read_ahead_keeps_its_order_and_its_errors(workers):
     pids = {item["pid"] for item in seen}
     assert len(pids) == max(workers, 1)
     assert (os.getpid() in pids) == (workers == 0)
-    # Workers never get signals; this process does, as before. A test suite in a
-    # script's background may ignore SIGINT itself.
+    # Workers never receive signals; this process does, as before. A test suite that
+    # a script runs in the background may itself ignore SIGINT.
     ignored = {n for n in SIGNALS if signal.getsignal(n) == signal.SIG_IGN}
     for item in seen:
         assert item["blocked"] == (SIGNALS if workers else set())
@@ -150,7 +150,7 @@ def test_workers_end_with_a_process_that_is_killed(tmp_path):
     place = Path("/dev/shm")
     before = set(place.glob("resnet_jax-*"))
     path = tmp_path / "pid"
-    with path.open("w") as out:  # not a pipe, which the worker would keep open
+    with path.open("w") as out:  # the worker would keep a pipe open
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=out)
     assert done.returncode == -signal.SIGKILL
     worker = Path("/proc", path.read_text().strip(), "stat")
@@ -181,7 +181,8 @@ def config(one_block, root, workdir, **others):
     return make_config(**{**own, **others})
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.process)])
+@pytest.mark.process
+@pytest.mark.parametrize("workers", [0, 1])
 def test_a_streamed_run_is_one_in_memory_to_the_bit(workers, one_block, root, tmp_path):
     train.main(config(one_block, root, tmp_path / "memory"))
     train.main(
@@ -223,7 +224,7 @@ def test_a_folder_that_would_not_fit_is_streamed(root, monkeypatch):
     monkeypatch.setattr(stream, "is_large", lambda num_bytes: num_bytes > 1000)
     loaded, _ = data.load_dataset("folder", root, image_size=8)
     assert isinstance(loaded.images, stream.Images)
-    with pytest.raises(ConfigError, match="read while training: `resnet-jax prepare "):
+    with pytest.raises(ConfigError, match="read during training: skip bad images with"):
         data.load_dataset("folder", root, skip_bad_images=True)
 
 
@@ -249,9 +250,9 @@ def test_an_image_that_cannot_be_read_ends_training_in_one_line(root, tmp_path):
 @pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_all_its_processes_stops_a_streamed_run(number, root, tmp_path):
-    """Signals all processes, like Ctrl-C in a terminal, or a scheduler.
+    """Signals all processes, like Ctrl-C in a terminal, or a scheduler does.
 
-    It comes while the main process waits for a worker, whose images are large.
+    The signal arrives while the main process waits for a worker with large images.
     """
     for path in root.glob("train/*/*"):
         Image.new("RGB", (1500, 1500)).save(path)

@@ -8,7 +8,7 @@ from resnet_jax.data import folder, survey
 
 @pytest.fixture
 def root(tmp_path):
-    """Two classes, of three valid images and three that cannot be read."""
+    """Makes two classes, with three valid images and three that cannot be read."""
     for split in ("train", "test"):
         for name in ("cat", "dog"):
             (tmp_path / split / name).mkdir(parents=True)
@@ -16,7 +16,7 @@ def root(tmp_path):
     cat = tmp_path / "train" / "cat"
     write("palette.png", cat / "1.png")
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees clockwise
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise
     Image.new("L", (40, 6)).save(cat / "2.jpg", exif=exif)
     write("float.tif", cat / "deep.tif")
     Image.new("L", (1, 60_000)).save(cat / "strip.png")
@@ -34,7 +34,7 @@ def test_every_file_is_looked_at(root):
     assert found.shapes.tolist() == [[20, 12], [20, 12], [6, 40], [20, 12]]
     assert found.kinds == {"PNG RGB": 2, "PNG P": 1, "JPEG L": 1}
     (deep, floats), (strip, large), (bad, unknown) = found.bad
-    assert deep.name == "deep.tif" and "floats, of no known range" in floats
+    assert deep.name == "deep.tif" and "pixels have no known range" in floats
     assert strip.name == "strip.png" and "would become 256x15360000" in large
     assert bad.parent.name == "dog" and unknown.startswith("cannot identify")
 

@@ -22,7 +22,7 @@ def assert_same(a, b):
 
 @pytest.fixture
 def directory(prepared_dir, tmp_path):
-    """A copy of the prepared version folder, to be spoiled."""
+    """Copies the prepared directory, so tests can damage it."""
     copy = tmp_path / "tfds"
     shutil.copytree(prepared_dir, copy)
     return copy / "cifar10" / "3.0.2"
@@ -80,7 +80,7 @@ def test_default_data_dir(monkeypatch, tmp_path):
 
 
 def test_tfrecord_is_read_too(directory, fake_arrays):
-    # What tfds.load prepares by default: the same serialised examples in other files.
+    # The tfds.load default: the same serialized examples in other files.
     from array_record.python.array_record_module import ArrayRecordReader
 
     for path in list(directory.glob("*.array_record*")):
@@ -121,7 +121,7 @@ def test_a_damaged_directory_is_refused_by_name(directory, fault):
     "num_examples, num_classes, message",
     [
         (51, 10, "train has 50 records, not 51"),
-        (50, 9, "train labels run from 0 to 9"),
+        (50, 9, "train labels range from 0 to 9"),
     ],
 )
 def test_an_index_of_other_data_is_refused(
@@ -130,7 +130,7 @@ def test_an_index_of_other_data_is_refused(
     published = cifar.CIFAR10._replace(
         num_examples={"train": num_examples}, num_classes=num_classes
     )
-    with pytest.raises(DataError, match=f"is damaged .{message}.: prepare it afresh"):
+    with pytest.raises(DataError, match=f"is damaged .{message}.: prepare it again"):
         tfds_files.index(directory, "train", published)
 
 
@@ -168,12 +168,12 @@ def test_loading_by_name_goes_through_directory_and_cache(
     first, second = how.arrays(prepared_dir), how.arrays(prepared_dir)
     assert_same(first, small_cifar)
     assert_same(second, small_cifar)
-    assert "by way of its cache" in caplog.messages[-1]
-    assert "by way of its cache" not in caplog.messages[0]
+    assert "from the cache of" in caplog.messages[-1]
+    assert "from the cache of" not in caplog.messages[0]
 
 
 def test_published_data_with_other_bytes_are_refused(prepared_dir, small_cifar):
     cifar.CIFAR10.sha256["test"] = ("0" * 64, cifar.CIFAR10.sha256["test"][1])
-    with pytest.raises(DataError, match="the test images are not the published ones"):
+    with pytest.raises(DataError, match="the test images do not have the published"):
         Prepared(cifar.CIFAR10).arrays(prepared_dir)
     assert not (files.cache_dir() / "cifar10.npz").exists()

@@ -1,4 +1,4 @@
-"""Augments images on the host while training reads them."""
+"""Augmentation on the host while training reads images."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ ALL = AugmentConfig(random_resized_crop=True, auto_augment="ta_wide", color_jitt
 
 @pytest.fixture
 def photos(tmp_path):
-    """A folder of three classes with images of several sizes and kinds."""
+    """Makes a folder of three classes with images of several sizes and types."""
     rng = np.random.default_rng(0)
     sizes = [(60, 40), (40, 60), (33, 33), (80, 31)]
     for split, count in (("train", 4), ("test", 2)):
@@ -55,7 +55,7 @@ def test_what_is_drawn_depends_on_seed_epoch_index_and_turn_alone(photos):
         draw(make(photos, seed=1), range(12)),
     ):
         assert all((a != b).any() for a, b in zip(other, whole, strict=True))
-    # Indices are those in the whole split, even if only a part is trained on.
+    # Indices refer to the whole split, even if training uses only a part.
     part = train.take(np.array([5, 9]))
     np.testing.assert_array_equal(draw(part, [0, 1]), whole[[5, 9]])
 
@@ -71,7 +71,7 @@ def test_sizes_of_training_and_evaluation_are_apart(photos):
     train = make(photos, CROP, train_size=16, resize=30)
     assert train.images.train_shape == (16, 16, 3)
     assert draw(train, [0, 1]).shape == (2, 16, 16, 3)
-    with Image.open(photos / "train" / "a" / "1.png") as file:  # of 40 x 60
+    with Image.open(photos / "train" / "a" / "1.png") as file:  # 40 x 60
         resized = file.resize((30, 45), Image.Resampling.BILINEAR)
     found = np.asarray(train.images[[1]])[0]
     np.testing.assert_array_equal(found, np.asarray(resized)[10:34, 3:27])
@@ -93,7 +93,7 @@ def test_sizes_of_training_and_evaluation_are_apart(photos):
 def test_a_crop_larger_than_the_image_is_refused(fields, message):
     with pytest.raises(ConfigError, match=message):
         DataConfig(dataset="folder", **fields)
-    # All of one size, and not cropped.
+    # All images have one size and are not cropped.
     assert DataConfig(**fields).dataset == "cifar10"
 
 
@@ -123,7 +123,7 @@ def test_images_in_memory_are_augmented_too():
 def test_streamed_and_in_memory_are_augmented_alike(
     held_out, small_cifar, prepared_dir
 ):
-    """A run can resume from memory or files, for any part of the split."""
+    """Runs can resume from memory or files, on any part of the split."""
     found = []
     for is_streamed in (False, True):
         own = DataConfig(data_dir=str(prepared_dir), stream=is_streamed, **held_out)
@@ -144,7 +144,7 @@ def test_without_grain_it_is_said_at_once(photos, monkeypatch):
 
 
 def test_an_upright_region_is_taken_of_an_image_that_lies(tmp_path):
-    """EXIF orientation 6: the image is stored on its side."""
+    """With EXIF orientation 6, the image is stored on its side."""
     upright = np.zeros((90, 60, 3), np.uint8)
     upright[:45] = 255  # white above
     path = tmp_path / "turned.jpg"
@@ -193,7 +193,7 @@ def test_a_loader_gives_what_is_drawn_from_any_step_on(photos, workers):
         reading.read_training(splits.train, rows, 1, turn)
         for rows, turn in zip(batches, turns, strict=True)
     ]
-    for start in (0, 2, 1):  # each started again, as by a resume
+    for start in (0, 2, 1):  # each restarted, as when resuming
         for batch, whole in zip(loader.train(1, start), expected[start:], strict=True):
             np.testing.assert_array_equal(batch["images"], whole["images"])
             np.testing.assert_array_equal(batch["labels"], whole["labels"])

@@ -75,6 +75,7 @@ WINOGRAD_SHAPES = [  # as above, 3x3 and stride 1
 ]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("shape", "dtype", "rtol"), with_types(WINOGRAD_SHAPES, float32=5e-6)
 )

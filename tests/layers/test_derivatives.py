@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import process_if
 
 from resnet_jax.layers import conv, normalize, pool, products, winograd
 from resnet_jax.layers.linear_map import linear_map
@@ -65,14 +66,17 @@ def check(function, args, step=1e-6, rtol=1e-7):
 
 
 # By XLA, by products (one tap; a small map), by phases, by fewer products.
+CONVOLUTIONS = [
+    ((2, 6, 6, 3), (3, 3, 3, 4), 1, 1),
+    ((2, 6, 6, 3), (1, 1, 3, 4), 1, 0),
+    ((2, 2, 2, 3), (3, 3, 3, 4), 2, 1),
+    ((2, 7, 6, 3), (3, 3, 3, 4), 2, 1),
+]
+
+
 @pytest.mark.parametrize(
     ("shape", "kernel", "stride", "padding"),
-    [
-        ((2, 6, 6, 3), (3, 3, 3, 4), 1, 1),
-        ((2, 6, 6, 3), (1, 1, 3, 4), 1, 0),
-        ((2, 2, 2, 3), (3, 3, 3, 4), 2, 1),
-        ((2, 7, 6, 3), (3, 3, 3, 4), 2, 1),
-    ],
+    process_if(CONVOLUTIONS, CONVOLUTIONS[:1]),
 )
 @pytest.mark.parametrize("few", [False, True])
 def test_of_a_convolution(shape, kernel, stride, padding, few, monkeypatch):
@@ -107,9 +111,8 @@ def test_of_a_pool(function, shape):
     check(lambda x: (jnp.sin(function(x)) * 3).sum(), (random(0, *shape),))
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet8", pytest.param("hresnet", marks=pytest.mark.process)]
-)
+@pytest.mark.process
+@pytest.mark.parametrize("name", ["resnet8", "hresnet"])
 def test_of_a_whole_network_in_training(name):
     model = create_model(name, num_classes=3, dtype="float64")
     images = random(0, 4, 8, 8, 3)

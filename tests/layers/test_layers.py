@@ -288,6 +288,7 @@ class Chain(nn.Module):
         return x
 
 
+@pytest.mark.process
 def test_batchnorm_keeps_one_map_for_its_gradient():
     x, chain = jnp.zeros((8, 16, 16, 16)), Chain()
     variables = chain.init(jax.random.key(0), x)

@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from resnet_jax.layers import BatchNorm, conv, normalize, projection
 from resnet_jax.models import blocks, create_model
@@ -34,6 +35,7 @@ def gradients(backward, inputs, kernel, scale, bias, shift, dy):
     return jax.jit(backward)(*saved, jnp.asarray(kernel), dy)
 
 
+@pytest.mark.process
 def test_it_is_the_gradient_of_the_two_layers():
     with jax.enable_x64(True):
         arrays = case(np.float64)

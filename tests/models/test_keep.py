@@ -28,6 +28,7 @@ def gradient(dtype, platform, **options):
     return traced.lower().compile()(variables["params"]), str(traced.jaxpr)
 
 
+@pytest.mark.process
 def test_the_gradient_is_the_same_up_to_the_rounding_of_bfloat16():
     (plain, text), (saving, other), (exact, _) = (
         gradient(dtype, platform)

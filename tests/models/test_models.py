@@ -270,6 +270,7 @@ def test_train_has_no_default(key):
         model.init(key, jnp.zeros((1, 32, 32, 3)))
 
 
+@pytest.mark.process
 def test_bfloat16_arithmetic_keeps_float32_parameters_and_logits(key):
     model = resnet_jax.create_model("resnet8", num_classes=10, dtype=jnp.bfloat16)
     images = jax.random.normal(key, (2, 32, 32, 3))

@@ -161,7 +161,7 @@ def test_unknown_names(tmp_path):
         ("digits", "--dataset", "mnist", *workdir),
     )
     assert_one_line(model, 2, "no model 'resnet19'", "resnet18")
-    assert_one_line(dataset, 2, "no data set 'mnist': one of cifar10, cifar100, digits")
+    assert_one_line(dataset, 2, "unknown data set 'mnist': use one of cifar10")
     assert os.listdir(tmp_path) == []
 
 
@@ -255,7 +255,7 @@ def test_bad_transfers(tmp_path):
         ("--cache-features",): (2, "cache_features needs features that do not change"),
         ("--reset-head",): (2, "reset_head needs --pretrained"),
         ("--dataset", "folder"): (2, "data set folder needs --data-dir"),
-        ("--dataset", "folder", "--data-dir", "no"): (3, "no/train is no folder"),
+        ("--dataset", "folder", "--data-dir", "no"): (3, "no/train is not a folder"),
     }
     workdir = ("--workdir", tmp_path / "run")
     found = run_each("train.py", *(("digits", *args, *workdir) for args in expected))

@@ -430,8 +430,8 @@ def spoil(directory, arrays, fault):
         ("flipped byte", "is damaged"),
         ("missing file", "is damaged"),
         ("wrong count", r"train images are uint8 .49, 32, 32, 3."),
-        ("other label", "the train labels are not the published ones"),
-        ("label out of range", "train labels run from 0 to 10"),
+        ("other label", "the train labels do not have the published sha256"),
+        ("label out of range", "train labels range from 0 to 10"),
     ],
 )
 def test_spoilt_data_are_refused_before_the_first_step(

@@ -179,6 +179,7 @@ def test_an_output_is_refused_before_anything_is_read(tmp_path):
         PredictConfig("run", top_k=0)
 
 
+@pytest.mark.process
 def test_a_file_and_saliency_go_together(subject, images, tmp_path, capsys):
     paths = [str(images / name) for name in ("02.png", "04.png")]
     output = tmp_path / "p.jsonl"

@@ -109,6 +109,7 @@ def test_files_are_classified_and_explained(run_dir, tmp_path, capsys):
     assert np.asarray(Image.open(saved)).std() > 10
 
 
+@pytest.mark.process
 def test_runs_are_compared(digits_run, run_dir, tmp_path, capsys, caplog):
     _, other = digits_run(epochs=1, dropout=0.25)
     foreign = tmp_path / "torch"

@@ -117,6 +117,7 @@ def test_older_checkpoints_go_when_the_new_one_was_read_back(
     assert seen == [[1, 2]] and steps(tmp_path) == [2]
 
 
+@pytest.mark.process
 def test_an_old_checkpoint_that_cannot_be_removed_stays(
     digits_run, monkeypatch, caplog
 ):

@@ -1,6 +1,7 @@
 import logging
 
 import numpy as np
+import pytest
 from configs import make_config
 
 from resnet_jax.commands import train
@@ -45,6 +46,7 @@ def test_each_of_several_seeds_has_the_parameters_of_one():
     assert network == "network:  resnet8, 2 parameters; 3 of them, seeds 4 to 6"
 
 
+@pytest.mark.process
 def test_a_run_says_it_before_it_compiles(tmp_path, caplog):
     cfg = make_config(
         model="resnet8",

@@ -57,6 +57,7 @@ def test_a_run_directory_may_have_any_name(
     assert float(scores[5]) == pytest.approx(last["test_loss"], abs=1e-5)
 
 
+@pytest.mark.process
 def test_what_is_asked_for_lies_in_the_folder_with_brackets(
     digits_run, tmp_path, capsys, monkeypatch
 ):

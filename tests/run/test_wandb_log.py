@@ -160,6 +160,7 @@ def test_of_several_processes_the_first_has_it(fake, tmp_path, monkeypatch):
         assert len(wandb.logged) == is_first
 
 
+@pytest.mark.process
 def test_a_run_resumed_with_it_goes_on_there(fake, digits_run):
     wandb = fake()
     cfg, run_dir = digits_run(epochs=1, wandb="pets")

@@ -33,6 +33,7 @@ def moved_by_a_step(model, tx, augment, *args):
     return jax.jit(partial(training.train_step, model, tx, augment))(*args)[0]
 
 
+@pytest.mark.process
 def test_the_figures_are_those_of_the_step(parts, key):
     model, tx, augment, state, batch = parts
     measure = diagnostics.make_layer_statistics(model, tx, augment, lambda: batch, key)
@@ -95,6 +96,7 @@ def test_nothing_moves_and_what_is_frozen_has_no_update(parts, key):
     assert found["fc"]["update_ratio"] > 0.0
 
 
+@pytest.mark.process
 def test_a_run_logs_step_0_and_every_epoch_and_resumes(digits_run):
     cfg, run_dir = digits_run(epochs=2, log_gradients=True)
     whole = (run_dir / "layers.jsonl").read_text().splitlines()

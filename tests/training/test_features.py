@@ -54,6 +54,7 @@ def test_nothing_has_no_features(tiny, parts):
     assert len(features.compute(model, preprocess, variables, loader, empty)) == 0
 
 
+@pytest.mark.process
 def test_training_on_cached_features_is_the_long_way(one_block, parts, tmp_path):
     """A run with cached features cannot resume without them, or vice versa."""
     runs = []

@@ -93,6 +93,7 @@ def test_a_frozen_negative_zero_keeps_its_sign_without_a_compiler_too(one_block)
     assert changed(before, after) == {"fc.weight", "fc.bias"}
 
 
+@pytest.mark.process
 def test_a_regular_expression_freezes_what_it_finds(model):
     before, after = train(model, r"^(conv1|bn1|layer1)\.", "frozen")
     frozen = {n for n in before if n.startswith(("conv1", "bn1", "layer1"))}
@@ -118,6 +119,7 @@ def test_frozen_layers_normalise_by_their_running_statistics(model):
     assert not np.allclose(trained, expected)
 
 
+@pytest.mark.process
 def test_a_backbone_learns_at_a_rate_of_its_own(model):
     lr_scale = freezing.make_lr_scale(0.1, model)
     assert lr_scale("fc.bias") == 1.0 and lr_scale("layer1.0.bn1.weight") == 0.1

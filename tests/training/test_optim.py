@@ -121,6 +121,7 @@ def test_adamw_decays_the_parameters_and_not_the_moments():
     np.testing.assert_allclose(found, p, rtol=1e-5)
 
 
+@pytest.mark.process
 def test_muon_makes_kernels_orthogonal_and_leaves_the_rest_to_adamw(key):
     keys = jax.random.split(key, 3)
     params = {

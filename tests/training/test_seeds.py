@@ -287,6 +287,7 @@ def test_the_means_of_several_seeds_come_with_their_spread_and_values():
     json.dumps(found)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("each", [seeds.unrolled, jax.vmap])
 def test_an_ensemble_is_the_mean_of_probabilities(key, each):
     class Given:

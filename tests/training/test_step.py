@@ -57,6 +57,7 @@ def test_keys_have_one_purpose_each():
     assert all((a == b).all() for a, b in zip(keys, again, strict=True))
 
 
+@pytest.mark.process
 def test_nothing_in_a_step_is_drawn_from_another_s_key(tiny, batch, monkeypatch):
     drawn = {}
 
@@ -137,6 +138,7 @@ def test_a_step_is_pure(tiny, batch):
     )
 
 
+@pytest.mark.process
 def test_the_update_is_minus_lr_times_the_gradient(tiny, batch):
     model, state, step = make(tiny, lr=0.5)
     after, sums = step(state, batch)
@@ -155,6 +157,7 @@ def test_the_update_is_minus_lr_times_the_gradient(tiny, batch):
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.process
 def test_augmentation_differs_from_step_to_step(tiny, batch):
     _, state, step = make(tiny, lr=0.0, crop_padding=4)
     after, first = step(state, batch)
@@ -220,6 +223,7 @@ def test_what_is_predicted_is_the_model_s_own_in_order(tiny, batch, held):
         np.testing.assert_allclose(whole, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.process
 def test_the_average_is_of_parameters_and_statistics(tiny, batch):
     model, _, _ = make(tiny)
     tx, prepare = make_optimizer(lr=0.1), make_augment(SHAPE, 4)

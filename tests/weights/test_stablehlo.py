@@ -25,6 +25,7 @@ def network():
     return make_network(NETWORKS["cifar stem"](), side=8)
 
 
+@pytest.mark.process
 def test_a_small_program_says_what_its_network_says(network):
     program = jax_export.deserialize(stablehlo.convert(network))
     for count in (10, 3):
@@ -55,6 +56,7 @@ def test_a_program_is_plain_operations_for_three_platforms(network):
     assert set(re.findall(r"custom_call @(\w+)", text)) <= {"shape_assertion"}
 
 
+@pytest.mark.process
 def test_bfloat16_is_as_near_as_bfloat16_is():
     network = make_network(create_model("resnet8", num_classes=10, dtype="bfloat16"))
     if np.isnan(own_logits(network, network.images)).any():
