@@ -70,4 +70,4 @@ def _to_mathml(match: re.Match[str]) -> str:
         return match[0]
     display = "block" if match["display"] else "inline"
     mathml = convert(formula.strip().replace("\n", " "), display=display)
-    return f"<span>{mathml}</span>"  # <math> at the start of a line would become a block
+    return f"<span>{mathml}</span>"  # a line that starts with <math> is a block
