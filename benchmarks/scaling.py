@@ -219,12 +219,12 @@ def table(cfg: Scaling) -> str:
     scope = "of the whole batch" if cfg.sync_bn else "of each device's part"
     return "\n".join(
         [
-            f"{cfg.model}, {cfg.image_size} pixels, {cfg.batch_per_device} images a "
+            f"{cfg.model}, {cfg.image_size} pixels, {cfg.batch_per_device} images per "
             f"device, BatchNorm {scope}: modeled, not measured.",
             "",
-            f"- a device's arithmetic: {num_macs / 1e9:.3f} G multiply-adds x 2 x 3 x "
+            f"- arithmetic of a device: {num_macs / 1e9:.3f} G multiply-adds x 2 x 3 x "
             f"{cfg.batch_per_device} at {cfg.flops:.3g} FLOP/s: {alone[0]:.1f} ms",
-            f"- its images: {alone[1]:.1f} ms"
+            f"- images of a device: {alone[1]:.1f} ms"
             + (" (held)" if cfg.held else f" at {cfg.host_bandwidth:.3g} bytes/s"),
             f"- summed over the devices: {sum(parts):,} bytes (gradients "
             f"{parts.gradients:,}, {batch_norms} BatchNorm layers "
