@@ -1,28 +1,29 @@
-"""Analyses steps compiled by an accelerator's own compiler.
+"""Analyzes steps compiled by an accelerator's own compiler.
 
     pip install -e '.[tpu,cuda]'
     python -m benchmarks.accelerators                     # resnet50 on v5e and H100
     python -m benchmarks.accelerators --models resnet20 --targets v6e h100:8
     python -m benchmarks.accelerators --recipes fast --kinds train --targets v5e:4x4
-    python -m benchmarks.accelerators --targets here      # on a device, and timed
+    python -m benchmarks.accelerators --targets here      # on a device, timed
 
-No device is needed: libtpu and XLA's compiler for CUDA compile for absent chips. What
-they report about the program is real: flops, bytes and memory per chip, collectives,
-kernels and convolutions. Nothing runs, so the only time is the roofline's: the larger
-of bytes over bandwidth and flops over peak. `here` compiles for JAX's own devices, runs
-the same programs, and adds the measured time.
+No device is needed: libtpu and XLA's compiler for CUDA can compile for absent chips.
+The figures that they report about the program are real: flops, bytes and memory per
+chip, collectives, kernels and convolutions. Nothing runs, so the only time is the
+roofline: the larger of bytes over bandwidth and flops over peak. `here` compiles for
+JAX's own devices, runs the same programs, and adds the measured time.
 
 "Bytes accessed" is the compiler's count, in which data that a TPU prefetches count more
-than once. Those of main memory are derived from the program's text: operands and
-results that are there, each once per kernel. The roofline uses these, at the peak of
-bfloat16; a cache can beat it.
+than once. The bytes of main memory are derived from the program's text: the operands
+and results that are in main memory, each once per kernel. The roofline uses these, at
+the bfloat16 peak; caching can make a program faster than that.
 
-Contestants: ours; flax, the network of Flax's ImageNet example; flax-norm, our network
-with flax.linen.BatchNorm. All take our training step with SGD and momentum, on uint8
-images. A recipe is trained as train.py does, with its augmentation.
+The contestants are `ours`; `flax`, the network of Flax's ImageNet example; and
+`flax-norm`, our network with flax.linen.BatchNorm. All use our training step with SGD
+and momentum, on uint8 images. A recipe is trained as in train.py, with its
+augmentation.
 
-The compiler for CUDA reports neither: there the bytes of main memory stand for both,
-and the flops are the model's own.
+The compiler for CUDA reports neither bytes nor flops: the bytes of main memory are used
+for both byte counts, and the flops are the model's own.
 """
 
 import json
@@ -51,39 +52,41 @@ HERE = "here"
 
 @dataclass(frozen=True)
 class Accelerators:
-    """What to compile, and for which targets."""
+    """The programs to compile, and their targets."""
 
     models: tuple[str, ...] = ("resnet50",)
     """Networks, as benchmarks.throughput trains them."""
     recipes: tuple[str, ...] = ()
-    """Recipes of train.py, in bfloat16 too."""
+    """Recipes of train.py, also in bfloat16."""
     targets: tuple[str, ...] = ("v5e:2x2", "h100")
-    """Chips: v4, v5e, v5p, v6e with a topology, as v5e:4x4; a100, h100, h200 with a
-    number, as h100:8; or `here`."""
+    """Chips: v4, v5e, v5p or v6e with a topology, such as v5e:4x4; a100, h100 or h200
+    with a number of chips, such as h100:8; or `here`."""
     kinds: tuple[Kind, ...] = ("train", "evaluate")
-    """The training step, and the evaluation's."""
+    """Steps to compile: training and evaluation."""
     contestants: tuple[Contestant, ...] = ("ours", "flax", "flax-norm")
-    """Networks of each model, where there is such a one."""
+    """Versions of each network, if they exist."""
     batch_per_chip: int = 256
-    """Images a step on each chip."""
+    """Images per step on each chip."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Type of the arithmetic."""
+    """Dtype of the arithmetic."""
     recipe_model: str | None = None
-    """A network in the place of the recipes' own, as a small one compiles sooner."""
+    """A network to use instead of the recipes' own; small ones compile faster."""
     stage_sizes: tuple[int, ...] = ()
-    """Blocks of each stage in the place of the models' own; fewer stages as well."""
+    """Number of blocks per stage instead of the models' own; may have fewer stages."""
     remat: bool = False
-    """Compute each block again in the backward pass."""
+    """Recompute each block in the backward pass."""
     seconds: float = 10.0
-    """With `here`: how long each program runs."""
+    """Time to run each program, with `here`."""
     text: Path | None = None
-    """A folder for the programs' texts."""
+    """Folder for the text of the programs."""
     json: Path | None = None
-    """A file to write everything to, after each program."""
+    """JSON file for all figures, written after each program."""
 
     def __post_init__(self) -> None:
         if self.batch_per_chip < 1:
-            raise ConfigError(f"batch_per_chip {self.batch_per_chip}: at least 1")
+            raise ConfigError(
+                f"batch_per_chip {self.batch_per_chip} is too small: at least 1"
+            )
         for name in self.recipes:
             if name not in RECIPES:
                 raise ConfigError(f"no recipe {name!r}: one of {', '.join(RECIPES)}")
@@ -95,7 +98,8 @@ class Accelerators:
             if path is not None and (
                 path.is_dir() != (name == "text") and path.exists()
             ):
-                raise ConfigError(f"{name} {path} is in the way")
+                kind = "not a folder" if name == "text" else "a folder"
+                raise ConfigError(f"{name} {path} is {kind}")
             if path is not None and not path.parent.is_dir():
                 raise ConfigError(f"{name} {path}: there is no folder {path.parent}")
         if HERE in self.targets and len(self.targets) > 1:
@@ -115,12 +119,12 @@ class Task(NamedTuple):
 
 
 class Lowered(NamedTuple):
-    """A step, ready to be compiled, and its arguments."""
+    """A step that is ready to be compiled, and its arguments."""
 
     stage: Any
-    arguments: tuple[Any, ...]  # shapes, with their places
-    model_flops: float  # of a chip
-    least_map: int  # values: more than any parameter has
+    arguments: tuple[Any, ...]  # shapes with shardings
+    model_flops: float  # per chip
+    least_map: int  # number of values; more than any parameter has
 
 
 @dataclass(frozen=True)
@@ -134,19 +138,19 @@ class Reading:
     chips: int
     gflops: float
     model_gflops: float
-    gigabytes: float  # "bytes accessed", by the compiler
-    memory_gigabytes: float  # of the main memory, by the program's text
+    gigabytes: float  # the compiler's "bytes accessed"
+    memory_gigabytes: float  # in main memory, from the program's text
     roofline_ms: float
     temporaries_mib: float
     arguments_mib: float
-    memory_mib: float  # of the chip
+    memory_mib: float  # the memory of the chip
     collectives: int
     all_reduces: int
-    reduced_bytes: int  # by all collectives
-    kernels: int  # but copies
+    reduced_bytes: int  # in all collectives
+    kernels: int  # without copies
     copies: int
-    convolutions: dict[str, int]  # by the type of their results
-    moved_maps: int  # kernels that reorder a map's dimensions
+    convolutions: dict[str, int]  # by the dtype of their results
+    moved_maps: int  # kernels that reorder the dimensions of a feature map
     float32_maps: int
     trace_seconds: float
     compile_seconds: float
@@ -164,7 +168,7 @@ def tasks(cfg: Accelerators) -> Iterator[Task]:
 
 
 def lower(task: Task, cfg: Accelerators, devices: Any, platform: str) -> Lowered | None:
-    """Returns the step of a task, lowered for `devices`; None without such a network.
+    """Returns the step of a task, lowered for `devices`, or None without a network.
 
     Nothing is computed; all arrays are shapes.
     """
@@ -183,7 +187,7 @@ def lower(task: Task, cfg: Accelerators, devices: Any, platform: str) -> Lowered
     ours = models.create(chosen.model, num_classes, shape[-1])
     if cfg.stage_sizes and not task.is_recipe:
         if not isinstance(ours, models.ResNet):
-            raise ConfigError(f"stage_sizes: {task.name} has none to choose")
+            raise ConfigError(f"stage_sizes: {task.name} has no stages to choose")
         widths = ours.widths[: len(cfg.stage_sizes)]
         ours = ours.clone(stage_sizes=cfg.stage_sizes, widths=widths)
     model = contestant(task, chosen, ours)
@@ -240,7 +244,7 @@ def lower(task: Task, cfg: Accelerators, devices: Any, platform: str) -> Lowered
 def described(
     task: Task, cfg: Accelerators
 ) -> tuple[Config, tuple[int, int, int], int]:
-    """Returns (configuration, shape of the images, number of classes) of a task."""
+    """Returns (configuration, image shape, number of classes) of a task."""
     from benchmarks import contestants
     from resnet_jax.data import sources
 
@@ -266,13 +270,13 @@ def contestant(task: Task, cfg: Config, ours: Any) -> Any:
     from benchmarks import peers
 
     if task.contestant == "flax":
-        # Its network is ImageNet's.
+        # Flax's example has only networks for ImageNet.
         return peers.flax_example(ours) if cfg.model.stem == "imagenet" else None
     return peers.with_flax_norm(ours) if task.contestant == "flax-norm" else ours
 
 
 def read(task: Task, cfg: Accelerators) -> Reading | None:
-    """Compiles the program of a task, and analyses it."""
+    """Compiles the program of a task and analyzes it."""
     import jax
 
     from benchmarks.programs import Program
@@ -333,17 +337,17 @@ def chip_of(device: Any) -> chips.Chip:
     """Returns the chip of a device.
 
     Raises:
-      ConfigError: its peaks are not known.
+      ConfigError: the peaks of the chip are unknown.
     """
     for chip in chips.CHIPS.values():
         if device.device_kind in chip.kinds:
             return chip
     known = ", ".join(chips.CHIPS)
-    raise ConfigError(f"{device.device_kind} is none of the chips known: {known}")
+    raise ConfigError(f"{device.device_kind} is not a known chip: one of {known}")
 
 
 def measure(compiled: Any, lowered: Lowered, cfg: Accelerators) -> float:
-    """Returns the milliseconds of a step, the median over cfg.seconds."""
+    """Returns the median milliseconds per step over cfg.seconds."""
     import statistics
 
     import jax
@@ -359,7 +363,7 @@ def measure(compiled: Any, lowered: Lowered, cfg: Accelerators) -> float:
             values = rng.integers(0, 256, leaf.shape, np.uint8)
         elif "opt_state" in str(path) or jnp.issubdtype(leaf.dtype, jnp.integer):
             values = np.zeros(leaf.shape, leaf.dtype)
-        else:  # kernels about 0; scales, variances and masks about 1
+        else:  # kernels around 0; scales, variances and masks around 1
             low, high = (-0.1, 0.1) if len(leaf.shape) > 1 else (0.5, 1.5)
             values = rng.uniform(low, high, leaf.shape).astype(leaf.dtype)
         return jax.device_put(values, leaf.sharding)
@@ -418,7 +422,7 @@ def main(cfg: Accelerators) -> None:
 
     print(
         f"jax {jax.__version__}, flax {flax.__version__}; {cfg.dtype}, "
-        f"{cfg.batch_per_chip} images a chip\n"
+        f"{cfg.batch_per_chip} images per chip\n"
     )
     print(HEADER)
     print("|" + "---|" * HEADER.count(" | ") + "---|", flush=True)
@@ -430,7 +434,7 @@ def main(cfg: Accelerators) -> None:
         if cfg.json is not None:
             cfg.json.write_text(json.dumps({**about, "programs": readings}, indent=1))
 
-    write()  # which fails now, and not after minutes of compiling
+    write()  # fails now and not after minutes of compiling
     for task in tasks(cfg):
         found = read(task, cfg)
         if found is not None:

@@ -2,10 +2,10 @@
 
     python -m benchmarks.blocked
 
-[N, H, W, C] and [N, H, W / P, P * C] have the same memory layout, so that a whole stage
-of a network could use the second form without a copy. A kernel [3, 3, C, C] then
-becomes a banded one, [3, 3, P * C, P * C], of mostly zeros: products are wider but take
-more multiply-adds.
+[N, H, W, C] and [N, H, W / P, P * C] have the same memory layout, so a whole stage of a
+network could use the second form without a copy. A kernel [3, 3, C, C] then becomes a
+banded kernel [3, 3, P * C, P * C] of mostly zeros: the matrix products are wider but
+take more multiply-adds.
 """
 
 import statistics
@@ -34,13 +34,13 @@ class Blocked:
     depth: int = 6
     """Number of consecutive convolutions."""
     pixels: tuple[int, ...] = (1, 2, 4)
-    """Numbers of neighbouring pixels in a row to merge; 1 is the usual form."""
+    """Numbers of neighboring pixels in a row to merge; 1 is the usual form."""
     rounds: int = 5
     """Alternating measurements of each form."""
 
 
 def banded(kernel: np.ndarray, pixels: int) -> np.ndarray:
-    """Returns [3, 3, P * C, P * F], a kernel [3, 3, C, F] for merged pixels."""
+    """Returns a kernel [3, 3, C, F] for merged pixels, as [3, 3, P * C, P * F]."""
     _, _, channels, features = kernel.shape
     whole = np.zeros((3, 3, pixels, channels, pixels, features), kernel.dtype)
     for output in range(pixels):
@@ -57,7 +57,7 @@ def stage(x: jax.Array, kernels: list[jax.Array]) -> jax.Array:
 
 
 def main(cfg: Blocked) -> None:
-    """Prints the milliseconds of each form, and their ratio to those of the first."""
+    """Prints the milliseconds of each form, and the ratio to the first form."""
     rng = np.random.default_rng(0)
     shape = (cfg.batch_size, cfg.side, cfg.side, cfg.channels)
     x = rng.normal(size=shape).astype("f4")

@@ -3,16 +3,16 @@
     python -m benchmarks.chaos                        # 200 faults, about half an hour
     python -m benchmarks.chaos --faults 20 --seed 1
 
-Faults: SIGKILL, SIGTERM, SIGINT and two signals at a random moment, half of them while
-steps and saves go on; a full disk (a small tmpfs, which mounting needs root for), that
-is emptied after a while or only after the run has given up; a storage that reports a
-save as done and keeps nothing of it, or no index; standard streams that are full, are
-closed, or lose their reader at a random moment; and, between two processes, a file of
-the newest checkpoint that is truncated, has one bit flipped, or is removed. After each
-fault the same command resumes. At the end, a run must have the metrics and arrays of an
-undisturbed one, to the bit; otherwise it counts as lost. It is also lost if a process
-ends with an exit code that docs/reliability.md does not give for the fault, does not
-report a save that was not kept, or has removed the checkpoint before it.
+The faults are: SIGKILL, SIGTERM, SIGINT and two signals at a random moment, half of
+them during steps and saves; a full disk (a small tmpfs, which only root can mount) that
+is emptied after a while or only after the run has given up; storage that reports a save
+as done but keeps nothing, or no index; standard streams that are full, are closed, or
+lose their reader at a random moment; and, between two processes, a file of the newest
+checkpoint that is truncated, has one bit flipped, or is removed. After each fault the
+same command resumes. At the end, the metrics and arrays of a run must be bit-identical
+to those of an undisturbed run; otherwise the run counts as lost. It is also lost if a
+process ends with an exit code that docs/reliability.md does not list for the fault,
+does not report a save that was not kept, or removes the checkpoint before it.
 """
 
 import contextlib
@@ -36,9 +36,9 @@ import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
 DISK = 24  # MB; a run needs a tenth of it
-FILLER = "filler"  # the file that takes all of its room
+FILLER = "filler"  # the file that fills the disk
 TIMES = {"seconds", "images_per_second", "compile_seconds", "startup_seconds"}
-# Each has 2 epochs of 12 steps, a save every second step, and options of its own.
+# Each variant has 2 epochs of 12 steps, a save every second step, and extra options.
 COMMON = (
     *("digits", "--model", "resnet8", "--epochs", "2", "--batch-size", "32"),
     *("--max-train-samples", "380", "--max-test-samples", "60"),
@@ -54,13 +54,13 @@ DAMAGES = ("truncated", "bit flipped", "removed")
 DISKS = ("disk full for a while", "disk full to the end")
 READERS = ("reader of stdout gone", "readers of stdout and stderr gone")
 STORES = ("store keeps nothing", "store keeps no index")
-STREAMS = {  # from the start of a process on, as a shell says it
+STREAMS = {  # for a whole process, in shell syntax
     "stdout full": ">/dev/full",
     "stdout and stderr full": ">/dev/full 2>&1",
     "stdout closed": ">&-",
     "stdout and stderr closed": ">&- 2>&-",
 }
-SAVES = 8  # a store fails at one of so many of a process; a whole run has 12
+SAVES = 8  # storage fails at one of the first 8 saves of a process; a whole run has 12
 
 
 @dataclass(frozen=True)
@@ -68,16 +68,16 @@ class Chaos:
     """Options of the benchmark."""
 
     faults: int = 200
-    """So many, over all kinds."""
+    """Number of faults, over all types."""
     seed: int = 0
-    """Seed of what happens when; the moments themselves differ with the speed."""
+    """Seed of the faults; their exact moments depend on the speed of the machine."""
     out: Path = Path("runs/chaos")
-    """The folder of the runs; it is emptied first."""
+    """Folder for the runs; it is emptied first."""
 
 
 @dataclass
 class Life:
-    """Trains a run to its end, with faults."""
+    """A run that is trained to its end, with its faults and problems."""
 
     run_dir: Path
     variant: int
@@ -92,12 +92,12 @@ def main(cfg: Chaos) -> None:
     alone, seconds = [], []
     for variant in range(len(VARIANTS)):
         run_dir = cfg.out / f"alone{variant}"
-        for _ in range(2):  # the second has the first one's compilations
+        for _ in range(2):  # the second run uses the compilation cache of the first
             shutil.rmtree(run_dir, ignore_errors=True)
             begun = time.monotonic()
             code, errors = finish(start(cfg, run_dir, variant))
             if code:
-                raise SystemExit(f"a run left alone ended with {code}: {errors}")
+                raise SystemExit(f"an undisturbed run ended with {code}: {errors}")
         seconds.append(time.monotonic() - begun)
         alone.append(outcome(run_dir))
     counts: Counter[str] = Counter()
@@ -105,7 +105,7 @@ def main(cfg: Chaos) -> None:
     with small_disk(cfg.out / "disk") as disk:
         kinds = [*SIGNALS, *READERS, *(DISKS if disk else ())]
         if not disk:
-            print("no tmpfs can be mounted here: without full disks")
+            print("no tmpfs can be mounted here: full disks are not tested")
         while sum(counts.values()) < cfg.faults:
             variant = rng.randrange(len(VARIANTS))
             number = lost + survived
@@ -114,7 +114,7 @@ def main(cfg: Chaos) -> None:
             own = kinds if home == disk else [k for k in kinds if k not in DISKS]
             live(cfg, life, own, rng, seconds[variant])
             if not life.problems and outcome(life.run_dir) != alone[variant]:
-                life.problems.append("it ended otherwise than the one left alone")
+                life.problems.append("it ended differently from the undisturbed run")
             counts.update(life.faults)
             lost, survived = lost + bool(life.problems), survived + (not life.problems)
             end = f"LOST, {'; '.join(life.problems)}" if life.problems else "survived"
@@ -136,7 +136,7 @@ def main(cfg: Chaos) -> None:
 def start(
     cfg: Chaos, run_dir: Path, variant: int, fault: str = "", save: int = 0
 ) -> subprocess.Popen[str]:
-    """Starts the command, with a fault of STREAMS or, from a save on, of STORES."""
+    """Starts the command with a fault of STREAMS, or of STORES at a certain save."""
     program = ["train.py"]
     if fault in STORES:
         code = "from benchmarks import chaos; chaos.train_forgetting()"
@@ -161,14 +161,15 @@ def start(
 
 
 def train_forgetting() -> None:
-    """Runs train.py in this process, on a storage that forgets one save.
+    """Runs train.py in this process, on storage that loses one save.
 
-    Its arguments are the kind, the number of saves before, and those of train.py. It
-    waits for a save that is not the first, and reports it on stderr.
+    The command-line arguments are the type of fault, the number of saves before it, and
+    the arguments of train.py. The lost save is never the first one, and is reported on
+    stderr.
     """
     from resnet_jax.commands.hugepages import start_with_huge_pages
 
-    start_with_huge_pages()  # here, because train.py would otherwise restart itself
+    start_with_huge_pages()  # now, because train.py would otherwise restart itself
     import orbax.checkpoint as ocp
 
     kind, left, sys.argv = sys.argv[1], int(sys.argv[2]), ["train.py", *sys.argv[3:]]
@@ -193,12 +194,13 @@ def train_forgetting() -> None:
         return is_kept
 
     ocp.CheckpointManager.save = save
-    sys.orig_argv = [sys.executable, *sys.argv]  # by which it owns the process
+    # Shows train.py that the process is its own.
+    sys.orig_argv = [sys.executable, *sys.argv]
     runpy.run_path("train.py", run_name="__main__")
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Returns the exit code of a process, and its stderr."""
+    """Returns the exit code of a process and its stderr."""
     try:
         _, errors = process.communicate(timeout=300)
     except subprocess.TimeoutExpired:
@@ -214,7 +216,7 @@ def live(
     """Disturbs a run of about `seconds` one to five times, then lets it end.
 
     Args:
-      kinds: the faults that may happen to a running process.
+      kinds: the types of fault that may happen to a running process.
     """
     left = rng.randint(1, 5)
     while not life.problems:
@@ -248,13 +250,13 @@ def live(
 def disturb(
     process: subprocess.Popen[str], run_dir: Path, kind: str, rng: random.Random
 ) -> set[int]:
-    """Disturbs a process; returns the exit codes that are allowed, other than 0."""
+    """Disturbs a process, and returns the allowed exit codes other than 0."""
     if kind in DISKS:
         filler = fill(run_dir.parent)
         if kind == DISKS[0]:
             time.sleep(rng.uniform(0.1, 1))
             filler.unlink()
-        # Full at the last save, or so early that there is no run directory.
+        # The disk is full at the last save, or before there is a run directory.
         return {2, 4}
     if kind in READERS:
         for stream in (process.stdout, process.stderr)[: 1 + READERS.index(kind)]:
@@ -266,7 +268,7 @@ def disturb(
         process.send_signal(signal.Signals[first])
         time.sleep(rng.uniform(0, 0.2))
         process.send_signal(signal.Signals[second])
-        # Before a handler is set, and after the work is done, signals act as usual.
+        # Signals have their default effect before a handler is set and after the work.
         return {75, 130, -signal.SIGTERM, -signal.SIGINT}
     process.send_signal(signal.Signals[kind])
     saved = set() if kind == "SIGKILL" else {75, 130}
@@ -274,19 +276,26 @@ def disturb(
 
 
 def unheeded(code: int, errors: str) -> list[str]:
-    """Returns what is wrong with a process whose storage forgot a save."""
+    """Returns the problems of a process whose storage lost a save."""
     _, _, after = errors.partition("chaos: ")
     silent = code in (0, 75) and after and "could not be saved" not in after
     return [
-        *(["it said nothing of a save that was not kept"] if silent else ()),
-        *(["the checkpoint before it is gone"] if " is gone\n" in after else ()),
+        *(["it did not report a save that was not kept"] if silent else ()),
+        *(
+            ["the checkpoint before the lost save is gone"]
+            if " is gone\n" in after
+            else ()
+        ),
     ]
 
 
 def wait(
     process: subprocess.Popen[str], run_dir: Path, rng: random.Random, seconds: float
 ) -> bool:
-    """Waits for a random moment: at any time, or in the time of steps and saves."""
+    """Waits for a random moment, at any time or during steps and saves.
+
+    Returns whether the process is still running.
+    """
     if rng.random() < 0.5:
         pause = rng.uniform(0, seconds)
     else:
@@ -339,7 +348,7 @@ def small_disk(folder: Path) -> Iterator[Path | None]:
 
 
 def fill(disk: Path) -> Path:
-    """Writes a file that leaves no room."""
+    """Writes a file that fills the disk, and returns its path."""
     path = disk / FILLER
     with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         for size in (2**20, 2**12):
@@ -350,7 +359,7 @@ def fill(disk: Path) -> Path:
 
 
 def outcome(run_dir: Path) -> dict[str, Any]:
-    """Returns what must not differ: logs without times, and arrays."""
+    """Returns the results that must not differ: logs without times, and arrays."""
     from resnet_jax import models, training
     from resnet_jax.run import restore
 
@@ -360,7 +369,7 @@ def outcome(run_dir: Path) -> dict[str, Any]:
     manifest = json.loads(path.read_text(encoding="utf-8"))
     model = models.create_model("resnet8", num_classes=10)
     shapes = training.variable_shapes(model, (32, 32, 3))
-    restore.load_variables(run_dir, str(last), shapes)  # or raises
+    restore.load_variables(run_dir, str(last), shapes)  # raises if it is damaged
     logs = {}
     for name in ("metrics.jsonl", "layers.jsonl"):
         if (run_dir / name).exists():

@@ -1,8 +1,8 @@
 """Accelerators as compile targets, without a device.
 
-The peaks are those of dense bfloat16 products and of memory bandwidth, from the data
-sheets: cloud.google.com/tpu/docs (v4, v5e, v5p, v6e), and nvidia.com for the A100 SXM
-with 80 GB, the H100 SXM and the H200 SXM.
+The peaks for dense bfloat16 products and memory bandwidth are from the data sheets:
+cloud.google.com/tpu/docs (v4, v5e, v5p, v6e), and nvidia.com for the A100 SXM with
+80 GB, the H100 SXM and the H200 SXM.
 """
 
 import os
@@ -24,11 +24,11 @@ class Chip:
     """One accelerator, as XLA's compilers know it."""
 
     platform: str  # tpu | cuda
-    topology: str  # of the compiler, with {} in the place of the number of GPUs
+    topology: str  # for the compiler; {} is the number of GPUs
     flops: float  # per second, bfloat16
     bandwidth: float  # bytes per second
     memory: float  # bytes
-    kinds: tuple[str, ...]  # JAX's device_kind of a real chip
+    kinds: tuple[str, ...]  # JAX's device_kind for a real chip
     config: str | None = None  # for the compiler; for a GPU, XLA's GpuTargetConfigProto
 
 
@@ -66,7 +66,7 @@ def _gpu(
 
 
 CHIPS = {
-    # A chip's two cores form one device, as in JAX on a v4.
+    # The two cores of a chip form one device, as in JAX on a v4.
     "v4": Chip("tpu", "2x2x1", 275e12, 1228 * GB, 32 * 2**30, ("TPU v4",), "megacore"),
     "v5e": Chip("tpu", "2x2", 197e12, 819 * GB, 16 * 2**30, ("TPU v5 lite", "TPU v5e")),
     "v5p": Chip("tpu", "2x2x1", 459e12, 2765 * GB, 95 * 2**30, ("TPU v5", "TPU v5p")),
@@ -80,10 +80,10 @@ CHIPS = {
 
 
 def parse(target: str) -> tuple[Chip, str]:
-    """Returns (chip, topology) of "v5e:4x4", "h100:8" or only a chip's name.
+    """Returns (chip, topology) of "v5e:4x4", "h100:8" or just the name of a chip.
 
     Raises:
-      ConfigError: an unknown chip.
+      ConfigError: the chip is unknown.
     """
     name, _, topology = target.partition(":")
     if name not in CHIPS:
@@ -91,24 +91,25 @@ def parse(target: str) -> tuple[Chip, str]:
     chip = CHIPS[name]
     if chip.platform == "cuda":
         if not (topology or "1").isdigit() or int(topology or 1) < 1:
-            raise ConfigError(f"target {target!r}: a number of GPUs after the colon")
+            raise ConfigError(
+                f"target {target!r} needs a number of GPUs after the colon"
+            )
         return chip, chip.topology.format(topology or "1")
     return chip, topology or chip.topology
 
 
 def prepare() -> None:
-    """Sets the environment in which JAX compiles for absent chips.
+    """Sets the environment variables with which JAX compiles for absent chips.
 
-    Call it before JAX's first use. Otherwise libtpu would ask a metadata server for its
-    identity, and the GPU compiler would time kernels on a GPU; it uses defaults
-    instead.
+    Call it before the first use of JAX. Otherwise libtpu would query a metadata server,
+    and the GPU compiler would time kernels on a GPU instead of using defaults.
     """
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["XLA_FLAGS"] = (
         os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
     )
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # for other processes
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # allows other processes
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_WORKER_ID", "0")
@@ -118,7 +119,7 @@ def devices(target: str) -> Any:
     """Returns the devices of a target, to compile for.
 
     Raises:
-      ConfigError: an unknown chip or topology, or its compiler is not installed.
+      ConfigError: the chip or topology is unknown, or its compiler is not installed.
     """
     from jax.experimental import topologies
 
@@ -135,9 +136,9 @@ def devices(target: str) -> Any:
     except Exception as error:  # JAX and its plugins share no exception type
         if not any(map(find_spec, _PLUGINS[chip.platform])):
             raise ConfigError(
-                f"nothing compiles for {target} here: pip install -e "
-                f"'.[{chip.platform}]' brings the compiler"
+                f"no compiler for {target} is installed: pip install -e "
+                f"'.[{chip.platform}]'"
             ) from None
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"nothing compiles for {target}: {reason[:150]}") from None
+        raise ConfigError(f"cannot compile for {target}: {reason[:150]}") from None
     return found.devices

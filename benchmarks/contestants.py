@@ -1,6 +1,6 @@
 """The programs that benchmarks.throughput times, each in its own process.
 
-A process gets a Task as JSON, computes the first step, reports it on stdout, and then
+A process gets a Task as JSON, runs the first step, reports it on stdout, and then
 answers each line on stdin with a line of JSON: `block SECONDS`, `matmul`, `memory`,
 `macs`.
 """
@@ -23,18 +23,18 @@ from resnet_jax.config import AugmentConfig, Config
 from resnet_jax.recipes import RECIPES
 
 OURS = "ours"
-AT_224 = ("resnet34", "resnet50", "resnet101", "resnet152")  # others take 32 pixels
+AT_224 = ("resnet34", "resnet50", "resnet101", "resnet152")  # others use 32 pixels
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # for PyTorch
 
-Run = Callable[[int], int]  # steps (epochs) to run; returns images seen
+Run = Callable[[int], int]  # the number of steps (epochs) to the number of images
 
 
 @dataclass(frozen=True)
 class Task:
-    """A process's task."""
+    """The task of a process."""
 
-    program: str  # OURS, or a mode of PyTorch: eager, channels_last, compile, ...
-    kind: str  # train | infer: steps on one batch; epoch; describe: only the machine
+    program: str  # OURS, or a PyTorch mode: eager, channels_last, compile, ...
+    kind: str  # train | infer (steps on one batch), epoch, describe (only the machine)
     model: str = ""
     batch_size: int = 0
     dtype: str = "float32"
@@ -43,21 +43,21 @@ class Task:
 
     @property
     def matmul_size(self) -> int:
-        """Returns the size of the matrix product with which the peak is measured."""
+        """Returns the size of the matrix product that measures the peak."""
         return 8192 if self.gpu else 2048
 
 
 class Program(NamedTuple):
-    """A task, ready for its first step."""
+    """A task that is ready for its first step."""
 
     run: Run
     make_multiply: Callable[[], Callable[[], Any]]  # computes a square product
-    peak_bytes: Callable[[], int | None]  # peak use of the device's memory
+    peak_bytes: Callable[[], int | None]  # peak memory use of the device
     num_macs: Callable[[], int | None]  # multiply-adds of the forward pass, per image
 
 
 def recipe(model: str) -> Config:
-    """Returns the configuration that trains `model`: the tutorial's, or He et al.'s."""
+    """Returns the configuration that trains `model`, the tutorial's or He et al.'s."""
     if model == "hresnet":
         return RECIPES[model][1]
     found = fields.replace(
@@ -152,7 +152,7 @@ def our_multiply(task: Task) -> Callable[[], Any]:
 def our_step(
     cfg: Config, model: Any, is_augmented: bool = False
 ) -> tuple[Any, Any, Any]:
-    """Returns (train step, not compiled; state; augmentation key) of cfg's training.
+    """Returns (train step, not compiled; state; augmentation key) for `cfg`.
 
     Args:
       is_augmented: whether to augment images; they are always normalized.
@@ -179,7 +179,7 @@ def compiled(
     steps_per_call: int | None = 1,
     is_augmented: bool = False,
 ) -> tuple[Callable[..., Any], Any, Any]:
-    """Returns (compiled step, state, loader) of cfg's training on one device."""
+    """Returns (compiled step, state, loader) to train `cfg` on one device."""
     from resnet_jax import data, devices, training
 
     train_step, state, key = our_step(cfg, model, is_augmented)
@@ -246,7 +246,7 @@ def our_inference(task: Task, cfg: Config, model: Any) -> Run:
 
 
 def our_epochs(task: Task, cfg: Config, model: Any) -> Run:
-    """Trains epochs as train.py does: order, batches, augmentation, sums."""
+    """Returns a run of epochs as in train.py: order, batches, augmentation, sums."""
     import jax
 
     from resnet_jax import data
@@ -280,7 +280,7 @@ def torch_program(task: Task) -> Program:
 
     torch.set_num_threads(num_threads())
     device = torch.device("cuda" if task.gpu else "cpu")
-    if task.gpu:  # like XLA: benchmark algorithms, and use TF32 for float32 products
+    if task.gpu:  # as XLA does: benchmark algorithms, and use TF32 for float32 products
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
     is_eager = task.program == "eager"
@@ -376,7 +376,7 @@ class Images:
 def torch_epochs(
     task: Task, cfg: Config, step: Callable[..., Any], **place: Any
 ) -> Run:
-    """Trains epochs as PyTorch's tutorials do: transforms and a DataLoader."""
+    """Returns a run of epochs as in PyTorch's tutorials: transforms, a DataLoader."""
     import torch
     from torchvision import transforms as T
 
@@ -414,7 +414,7 @@ def torch_epochs(
 
 
 def describe(task: Task) -> dict[str, Any]:
-    """Returns a framework's versions and device."""
+    """Returns the versions and the device of a framework."""
     if task.program == OURS:
         import flax
         import jax
@@ -432,7 +432,7 @@ def describe(task: Task) -> dict[str, Any]:
 
 
 def gflops(task: Task, multiply: Callable[[], Any]) -> float:
-    """Returns the best rate of five products, after one that compiles."""
+    """Returns the best rate of five matrix products, after one that compiles."""
     seconds = []
     for _ in range(6):
         begun = time.perf_counter()
@@ -453,8 +453,8 @@ def serve(task: Task, answer: Callable[[dict[str, Any]], None]) -> None:
     for line in sys.stdin:
         command, *arguments = line.split()
         if command == "block":
-            # Memory that was freed while waiting may have gone back to a virtual
-            # machine's host; getting it again once took ours 1.5 s.
+            # The host of a virtual machine may have reclaimed memory that was freed
+            # while waiting; getting it back once took our program 1.5 s.
             if task.kind != "epoch":
                 program.run(1)
             begun = time.perf_counter()
@@ -479,7 +479,7 @@ def main() -> None:
 
     try:
         serve(Task(**json.loads(sys.argv[1])), answer)
-    except Exception as error:  # any error of a framework; the parent process continues
+    except Exception as error:  # frameworks raise any type; the parent continues
         reason = (str(error).strip() or "no reason given").splitlines()[0]
         answer({"error": f"{type(error).__name__}: {reason[:200]}"})
         sys.exit(1)

@@ -1,14 +1,15 @@
-"""Compares a run on 1, 2, 4 and 8 CPU devices and on two processes of two.
+"""Compares a run on 1, 2, 4 and 8 CPU devices, and on two processes with two each.
 
     python -m benchmarks.devices --model hresnet --steps 20
 
-Each layout runs train.py in its own processes, with one seed. Prints how far loss,
-parameters and running statistics differ from the first layout's, as the largest
-difference relative to the largest value of the same kind, and how many test images
-evaluate.py counts on as many devices. Exits with 1 if a difference exceeds --tolerance.
+Runs train.py for each layout in separate processes, with one seed. Prints how far the
+loss, parameters and running statistics differ from those of the first layout, as the
+largest difference relative to the largest value of the same type, and how many test
+images evaluate.py counts on the same number of devices. Exits with 1 if a difference
+exceeds --tolerance.
 
---control adds a run of the first layout whose convolutions round differently, which
-shows how far float32 runs differ by rounding alone.
+--control adds a run of the first layout with different rounding in convolutions, which
+shows how far float32 runs differ because of rounding only.
 """
 
 import json
@@ -43,9 +44,9 @@ class Devices:
     steps: int = 20
     """Training steps."""
     batch_size: int = 128
-    """Images per step, on all devices together."""
+    """Images per step, over all devices."""
     num_test: int = 1003
-    """Test images to score; their number need not be divisible."""
+    """Number of test images; it need not be divisible by the number of devices."""
     layouts: tuple[str, ...] = ("1", "2", "4", "8", "2x2")
     """Devices, or processes x devices per process; the first is the reference."""
     tolerance: float = 1e-5
@@ -56,11 +57,13 @@ class Devices:
     def __post_init__(self) -> None:
         for layout in self.layouts:
             if not re.fullmatch(r"([1-9]\d*x)?[1-9]\d*", layout):
-                raise ConfigError(f"layout {layout!r}: devices, or processes x devices")
+                raise ConfigError(
+                    f"layout {layout!r} is not devices, or processes x devices"
+                )
 
 
 class Outcome(NamedTuple):
-    """A layout's results."""
+    """The results of a layout."""
 
     values: dict[str, list[np.ndarray]]  # loss, parameters, statistics
     count: int  # test images that evaluate.py scored
@@ -75,7 +78,7 @@ def main(cfg: Devices) -> None:
         runs = [(layout, layout, {}) for layout in cfg.layouts]
         if cfg.control:
             alike = cfg.layouts[0]
-            runs.append((f"{alike}, rounded otherwise", alike, EXACT))
+            runs.append((f"{alike}, rounded differently", alike, EXACT))
         for name, layout, environ in runs:
             run_dir = Path(folder, name)
             train(cfg, layout, run_dir, environ)
@@ -105,7 +108,7 @@ def sizes(layout: str) -> tuple[int, int]:
 
 
 def train(cfg: Devices, layout: str, run_dir: Path, environ: Mapping[str, str]) -> None:
-    """Trains cfg.steps on `layout` in `run_dir`."""
+    """Trains cfg.steps steps on `layout` in `run_dir`."""
     processes, devices = sizes(layout)
     command = [sys.executable, "train.py", cfg.model, "--workdir", str(run_dir)]
     command += ["--max-steps", str(cfg.steps), "--batch-size", str(cfg.batch_size)]
@@ -130,18 +133,18 @@ def train(cfg: Devices, layout: str, run_dir: Path, environ: Mapping[str, str]) 
 
 
 def count(layout: str, run_dir: Path) -> int:
-    """Returns the number of test images that evaluate.py scores on as many devices."""
+    """Returns the number of test images that evaluate.py scores on the layout."""
     figures = run_dir / "figures.json"
     command = [sys.executable, "evaluate.py", str(run_dir), "--output", str(figures)]
     command += ["--platform", "cpu", "--devices", str(math.prod(sizes(layout)))]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
-        raise ConfigError(f"layout {layout} is not scored: {done.stderr[-300:]}")
+        raise ConfigError(f"layout {layout} cannot be scored: {done.stderr[-300:]}")
     return json.loads(figures.read_text())["count"]
 
 
 def read(run_dir: Path) -> dict[str, list[np.ndarray]]:
-    """Returns the results of the run in `run_dir`, by kind."""
+    """Returns the results of the run in `run_dir`, by type."""
     import jax
 
     from resnet_jax import data, models, training
@@ -163,7 +166,7 @@ def read(run_dir: Path) -> dict[str, list[np.ndarray]]:
 
 
 def part(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
-    """Returns the largest difference over the largest value."""
+    """Returns the largest difference divided by the largest value."""
     largest = max(np.abs(leaf).max() for leaf in theirs)
     differences = (np.abs(a - b).max() for a, b in zip(ours, theirs, strict=True))
     return float(max(differences) / largest)

@@ -1,16 +1,16 @@
-"""Feeds damaged and hostile files to every reader, which must raise or read correctly.
+"""Feeds damaged and malicious files to all readers, which must read them or raise.
 
-    python -m benchmarks.fuzz                          # 12,000 inputs, some minutes
+    python -m benchmarks.fuzz                          # 12,000 inputs, a few minutes
     python -m benchmarks.fuzz --inputs 500 --seed 1
 
-Valid files of each kind (.pth, zip and legacy; .safetensors; config.json;
+Valid files of each type (.pth, zip and legacy; .safetensors; config.json;
 metrics.jsonl; layers.jsonl; classes.json; the config.json of an exported network; the
 cache of arrays; Fashion-MNIST's archives; images) are mutated: bits are flipped; parts
-are cut out, doubled, or overwritten with malicious lengths; and pickles, headers and
+are removed, duplicated, or overwritten with malicious lengths; and pickles, headers and
 JSON values are changed inside, with checksums and lengths corrected. Each input is read
-as by the commands, in a process with bounded memory. Failures are any exception other
-than a UserError, the end of the process, five seconds without an answer, and more than
-1 GB of memory. Needs torch, as torch.save writes the first two kinds.
+as the commands read it, in a process with bounded memory. Failures are any exception
+other than a UserError, the end of the process, five seconds without an answer, and more
+than 1 GB of memory. Needs torch, because torch.save writes the first two types.
 """
 
 import dataclasses
@@ -48,14 +48,14 @@ class Fuzz:
     """Options of the benchmark."""
 
     inputs: int = 12_000
-    """Number of inputs, over all kinds."""
+    """Number of inputs, over all types."""
     seed: int = 0
     """Seed of the mutations."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file: a valid one, its reader, and its structural mutation."""
+    """A type of file: a valid file, its reader, and its structural mutation."""
 
     name: str
     sound: bytes
@@ -118,7 +118,7 @@ def fuzz(index: int, count: int, *, seed: int) -> tuple[Counter[str], list[str],
 
 
 def mutated(kind: Kind, number: int, seed: int) -> bytes:
-    """Returns input `number` of a kind, a function of (kind, number, seed)."""
+    """Returns input `number` of a type, a function of (kind, number, seed)."""
     rng = random.Random(f"{seed} {kind.name} {number}")
     content = kind.sound
     if kind.within is not None and rng.random() < 0.6:
@@ -128,7 +128,7 @@ def mutated(kind: Kind, number: int, seed: int) -> bytes:
 
 
 def _work(index: int, first: int, count: int, seed: int, report: Any) -> None:
-    """Reads the inputs from `first` on, and reports each."""
+    """Reads the inputs from `first` on, and reports each outcome."""
     from resnet_jax.errors import UserError
 
     kind = make_kinds()[index]
@@ -142,7 +142,7 @@ def _work(index: int, first: int, count: int, seed: int, report: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         sound = Path(folder, kind.name)
         sound.write_bytes(kind.sound)
-        kind.read(sound)  # otherwise later results mean nothing
+        kind.read(sound)  # otherwise later results would be meaningless
         for number in range(first, count):
             path = Path(folder, kind.name)
             path.write_bytes(mutated(kind, number, seed))
@@ -155,7 +155,7 @@ def _work(index: int, first: int, count: int, seed: int, report: Any) -> None:
             except UserError as error:
                 outcome = f"exit {error.exit_code}"
                 if len(str(error).splitlines()) != 1:
-                    outcome = f"FAILED with more than a line: {error}"
+                    outcome = f"FAILED with more than one line: {error}"
             except TimeoutError:
                 outcome = f"FAILED: no answer in {SECONDS} s"
             except BaseException as error:
@@ -242,7 +242,7 @@ def mutate_json(content: bytes, rng: random.Random) -> bytes:
 
 
 def _mutate_zip(content: bytes, rng: random.Random) -> bytes:
-    """Returns torch.save's archive with another pickle or storage, checksums valid."""
+    """Returns torch.save's archive with a changed pickle or storage and checksum."""
     target = io.BytesIO()
     with (
         zipfile.ZipFile(io.BytesIO(content)) as old,
@@ -268,7 +268,7 @@ def _mutate_safetensors(content: bytes, rng: random.Random) -> bytes:
 
 
 def make_kinds() -> list[Kind]:
-    """Returns the kinds: valid files, made here, and the commands' readers."""
+    """Returns the types: valid files, which it makes, and the commands' readers."""
     import logging
 
     from PIL import Image
@@ -346,7 +346,7 @@ def make_kinds() -> list[Kind]:
             shutil.copy(path, path.parent / f"{name}-ubyte.gz")
         fashion_mnist.read(path.parent)
 
-    # cache.load returns the arrays of a folder, here an empty one.
+    # cache.load returns the arrays of a folder; this folder is empty.
     empty = Path(tempfile.gettempdir(), "resnet_jax-fuzz")
     empty.mkdir(exist_ok=True)
     arrays = tfds.Arrays(*[(np.zeros((2, 4)), np.arange(2))] * 2, ("a", "b"))

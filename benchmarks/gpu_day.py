@@ -1,19 +1,20 @@
-"""Measures everything of interest on a GPU in eight minutes, by importance.
+"""Measures everything of interest on a GPU in eight minutes, in order of importance.
 
     python -m benchmarks.gpu_day --data cifar --wheels wheels
     python -m benchmarks.gpu_day --parts fast seeds          # only these
     python -m benchmarks.gpu_day --platform cpu --tiny       # a rehearsal
 
-Parts: smoke (checks of the arithmetic, small networks' steps against a CPU's),
-throughput of three networks against PyTorch, the `fast` recipe to 94 % on CIFAR-10,
-four seeds at once against one, and --deterministic against the default. Each is a
-process, which is killed with its children when its time is over; what it measured
-until then is kept. After each part OUT/gpu_day.json and OUT/gpu_day.md are rewritten;
-OUT/gpu_day.log has the programs' output, and OUT/work the runs.
+The parts are: smoke (checks of the arithmetic, and steps of small networks compared
+with a CPU), throughput of three networks compared with PyTorch, the `fast` recipe to
+94 % on CIFAR-10, four seeds at once compared with one, and --deterministic compared
+with the default. Each part is a process, which is killed with its children when its
+time is up; its measurements up to then are kept. After each part OUT/gpu_day.json and
+OUT/gpu_day.md are rewritten; OUT/gpu_day.log has the output of the programs, and
+OUT/work the runs.
 
-No network is needed. CIFAR-10 comes from .npz files with `images` and `labels`,
-train*.npz and test*.npz, the parts of a split in the order of their names. From a
-prepared CIFAR-10 this makes four of at most 51 MB:
+No network connection is needed. CIFAR-10 comes from .npz files with `images` and
+`labels`, train*.npz and test*.npz; the parts of a split are joined in the order of
+their names. This makes four files of at most 51 MB from a prepared CIFAR-10:
 
     python -c "import numpy as np; from resnet_jax import data; [np.savez(
       f'cifar/{name}{i}.npz', images=x, labels=y) for name, part, n in
@@ -36,7 +37,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = {  # in the order of their worth; seconds that each may take
+PARTS = {  # in order of importance, with the seconds that each may take
     "smoke": 75.0,
     "resnet50": 150.0,
     "resnet18": 75.0,
@@ -45,41 +46,41 @@ PARTS = {  # in the order of their worth; seconds that each may take
     "seeds": 75.0,
     "deterministic": 60.0,
 }
-TINY_PARTS = {  # one network stands for three
+TINY_PARTS = {  # one network represents three
     name.replace("resnet50", "resnet8"): seconds
     for name, seconds in PARTS.items()
     if name not in ("resnet18", "resnet20")
 }
-LEAST = 5.0  # seconds; with less left no part begins
+LEAST = 5.0  # seconds; with less time left, no part starts
 
 Row = dict[str, Any]  # part, what, figures by name, note
 
 
 @dataclass(frozen=True)
 class GpuDay:
-    """What is measured, for how long, and from what."""
+    """The parts to measure, their time, and their data."""
 
     minutes: float = 8.0
-    """Length of all parts together."""
+    """Total time of all parts."""
     out: Path = Path("gpu_day")
-    """The folder of the results; its folder `work` is emptied first."""
+    """Folder for the results; its folder `work` is emptied first."""
     platform: Literal["cuda", "cpu"] = "cuda"
-    """Where to compute."""
+    """Platform to compute on."""
     tiny: bool = False
-    """Rehearse: small networks, few steps, and scikit-learn's digits."""
+    """Rehearse with small networks, few steps, and scikit-learn's digits."""
     data: Path | None = None
-    """A folder with CIFAR-10 as train*.npz and test*.npz; else a prepared one is
-    looked for, as train.py does."""
+    """Folder with CIFAR-10 as train*.npz and test*.npz; None looks for a prepared
+    data set, as train.py does."""
     wheels: Path | None = None
-    """A folder of wheels that pip installs first, without a network."""
+    """Folder of wheels to install first with pip, without a network connection."""
     parts: tuple[str, ...] = ()
-    """Only these parts; they keep their order."""
+    """Measure only these parts, in the usual order."""
     bound: tuple[str, ...] = ()
-    """PART=SECONDS: the most that a part may take."""
+    """PART=SECONDS: the maximum time of a part."""
 
     def __post_init__(self) -> None:
         if not 0 < self.minutes < math.inf:
-            refuse(f"minutes {self.minutes} is no time: a finite number above 0")
+            refuse(f"minutes {self.minutes} is not a finite number above 0")
         for name in self.parts:
             self._check_part(name)
         for one in self.bound:
@@ -90,7 +91,7 @@ class GpuDay:
             except ValueError:
                 is_time = False
             if not is_time:
-                refuse(f"bound {one!r} is not PART=SECONDS, as smoke=60 is")
+                refuse(f"bound {one!r} is not PART=SECONDS, such as smoke=60")
         needed = {"data": ("train*.npz", "test*.npz"), "wheels": ("*.whl",)}
         for option, patterns in needed.items():
             folder = getattr(self, option)
@@ -107,7 +108,7 @@ class GpuDay:
         return TINY_PARTS if self.tiny else PARTS
 
     def plan(self) -> dict[str, float]:
-        """The parts in their order, and the seconds that each may take."""
+        """Returns the parts in their order, and the seconds that each may take."""
         given = (one.partition("=") for one in self.bound)
         bounds = {name: float(seconds) for name, _, seconds in given}
         known = {**self._known, **bounds}
@@ -115,7 +116,7 @@ class GpuDay:
 
 
 def refuse(reason: str) -> NoReturn:
-    # Here, for what it imports may have to be installed first.
+    # Imported here, because its dependencies may have to be installed first.
     from resnet_jax.errors import ConfigError
 
     raise ConfigError(reason)
@@ -130,13 +131,13 @@ def main(cfg: GpuDay) -> None:
     shutil.rmtree(out / "work", ignore_errors=True)
     (out / "work").mkdir()
     (out / "gpu_day.log").unlink(missing_ok=True)
-    # To end by it is to end the part as well.
+    # Exits as usual, so that the running part is ended as well.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     parts: list[Row] = []
     rows: list[Row] = []
     for name, bound in cfg.plan().items():
         left = 60 * cfg.minutes - (time.monotonic() - begun)
-        seconds, end = 0.0, "not begun: the time of all was over"
+        seconds, end = 0.0, "not started: the total time was up"
         if left >= LEAST:
             at = time.monotonic()
             found, end = carry_out(cfg, name, bound, left, out)
@@ -158,7 +159,7 @@ def main(cfg: GpuDay) -> None:
 def carry_out(
     cfg: GpuDay, name: str, bound: float, left: float, out: Path
 ) -> tuple[list[Row], str]:
-    """What the part `name` told in its seconds, or what is left, and how it ended."""
+    """Runs a part within its time, or the time left; returns its rows and its end."""
     rows, work = out / "work" / f"{name}.json", out / "work"
     day = {
         **{"platform": cfg.platform, "tiny": cfg.tiny, "work": str(work)},
@@ -180,11 +181,11 @@ def carry_out(
         try:
             code = process.wait(min(bound, left))
         except BaseException as error:
-            os.killpg(process.pid, signal.SIGKILL)  # no other's: it was not waited for
+            os.killpg(process.pid, signal.SIGKILL)  # the id is still its own
             process.wait()
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
-            whose = "its time" if bound <= left else "the time of all"
+            whose = "its maximum" if bound <= left else "the total time"
             end = f"killed after {min(bound, left):.0f} s, {whose}"
         else:
             log.seek(0)
@@ -194,7 +195,7 @@ def carry_out(
 
 
 def environment(cfg: GpuDay, part: str, work: Path) -> dict[str, str]:
-    """Returns the environment of a part: its own caches, and room on the GPU."""
+    """Returns the environment of a part, with its own caches and no preallocation."""
     # Only smoke may use the CPU as well: JAX would fall back to it if the GPU fails.
     platforms = {cfg.platform: None, **({"cpu": None} if part == "smoke" else {})}
     found = {
@@ -206,13 +207,13 @@ def environment(cfg: GpuDay, part: str, work: Path) -> dict[str, str]:
     }
     if cfg.tiny:
         found.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    else:  # the time of compiling is measured
+    else:  # compilation time is measured
         found.pop("JAX_COMPILATION_CACHE_DIR", None)
     return found
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as Markdown."""
+    """Returns the rows as Markdown."""
     lines = ["| part | what | figures | note |", "|---|---|---|---|"]
     for row in rows:
         figures = ", ".join(f"{k} {shown(v)}" for k, v in row["figures"].items())
@@ -222,18 +223,18 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def shown(value: float | None) -> str:
-    """A figure as the table has it; None stands for one that is not finite."""
+    """Returns a figure as text for the table; None means that it is not finite."""
     if value is None:
         return "not finite"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def install(arguments: Sequence[str]) -> None:
-    """Has pip install the wheels that --wheels names; what it needs may be of them."""
+    """Installs the wheels of --wheels, which may include packages needed here."""
     split = [part for one in arguments for part in one.split("=", 1)]
     named = [b for a, b in itertools.pairwise(split) if a == "--wheels"]
     wheels = [str(path) for one in named for path in Path(one).glob("*.whl")]
-    if wheels:  # where pip fails it says why, and what is missing is missed
+    if wheels:  # if pip fails, it says why, and a later import fails
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index"]
         subprocess.run([*pip, "--find-links", named[0], *wheels])
 

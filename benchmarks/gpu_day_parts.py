@@ -1,7 +1,7 @@
-"""The parts of benchmarks.gpu_day, each in a process of its own.
+"""The parts of benchmarks.gpu_day, each in its own process.
 
-Started as `gpu_day_parts PART DAY FILE`, DAY as JSON: the rows are written to FILE as
-far as they are known, so that they outlive the process.
+Started as `gpu_day_parts PART DAY FILE` with DAY as JSON. Each row is written to FILE
+as soon as it is known, so it outlives the process.
 """
 
 import json
@@ -26,16 +26,18 @@ from resnet_jax.errors import ConfigError, DataError, UserError, first_line
 from resnet_jax.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parent.parent
-# For float32 with the highest precision. Other kernels of XLA on a CPU came within a
-# seventh of these; a wrong one is off by percents. Muon is left out, because it
-# enlarges rounding errors (0.2 after three steps): `fast` shows whether it learns.
+# For float32 with the highest precision. With other kernels of XLA on a CPU, errors
+# reached a seventh of these; a wrong kernel is off by percents. Muon is excluded
+# because it enlarges rounding errors (0.2 after three steps): `fast` shows whether it
+# learns.
 LOSS_TOLERANCE, PARAMETERS_TOLERANCE = 5e-4, 5e-3
 BATCH_SIZES = {"resnet50": 256, "resnet18": 1024, "resnet20": 2048, "resnet8": 8}
 GOAL = 0.94
 FAST = ("fast", "--nesterov", "--whiten")
 WIDE = ("--width", "64", "--dtype", "bfloat16")
-# In float32: jax 0.12 on CPUs makes NaNs of bfloat16 in inference, by its fusions for
-# YNNPACK (right with XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=).
+# In float32, because bfloat16 inference on CPUs gives NaNs with jax 0.12, from its
+# fusions for YNNPACK (correct with
+# XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=).
 TINY = (
     *("--width", "4", "--batch-size", "64"),
     *("--dataset", "digits", "--max-train-samples", "256"),
@@ -47,7 +49,7 @@ Record = dict[str, Any]  # a line of metrics.jsonl
 
 @dataclass(frozen=True)
 class Day:
-    """What a part is told; tell() is how it answers."""
+    """The settings of a part, which reports its figures with tell()."""
 
     file: Path
     platform: str
@@ -61,14 +63,14 @@ class Day:
         return self.platform != "cpu"
 
     def tell(self, what: str, figures: dict[str, float], note: str = "") -> None:
-        """Writes the row of `what`, replacing an earlier one."""
+        """Writes the row for `what`, replacing an earlier one."""
         finite = {k: v if math.isfinite(v) else None for k, v in figures.items()}
         self._rows[what] = {"what": what, "figures": finite, "note": note}
         files.write_json(self.file, list(self._rows.values()))
 
 
 def smoke(day: Day) -> None:
-    """Runs the checks of `resnet-jax doctor`, and compares steps with a CPU's."""
+    """Runs the checks of `resnet-jax doctor`, and compares steps with a CPU."""
     import jax
 
     from resnet_jax.commands import doctor
@@ -81,7 +83,7 @@ def smoke(day: Day) -> None:
     for precision in ("highest", "default"):
         with jax.default_matmul_precision(precision):
             apart = {name: check() for name, check in doctor.CHECKS.items()}
-        # By default a GPU's products have TensorFloat-32's 10 bits.
+        # By default, matrix products on a GPU use TensorFloat-32 with 10 bits.
         tolerance = 1e-4 if precision == "highest" else 1e-2
         what = f"doctor's checks, {precision} precision"
         day.tell(
@@ -96,10 +98,14 @@ def smoke(day: Day) -> None:
         loss = doctor.differs(losses[0], losses[1])
         moved = doctor.differs(parameters[0], parameters[1])
         is_right = loss < LOSS_TOLERANCE and moved < PARAMETERS_TOLERANCE
-        figures = {"loss apart": loss, "parameters apart": moved, "loss": losses[0][-1]}
+        figures = {
+            "loss difference": loss,
+            "parameters difference": moved,
+            "loss": losses[0][-1],
+        }
         limits = f"{LOSS_TOLERANCE:g} and {PARAMETERS_TOLERANCE:g}"
         day.tell(
-            f"3 steps of {name}, compared with a CPU's",
+            f"3 steps of {name}, compared with a CPU",
             figures,
             verdict(is_right, limits),
         )
@@ -111,7 +117,7 @@ def smoke(day: Day) -> None:
 
 
 def networks_of(day: Day) -> dict[str, Config]:
-    """Returns small networks, each with an optimizer that does not enlarge rounding."""
+    """Returns small networks whose optimizers do not enlarge rounding errors."""
     sgd = {"optimizer": "sgd", "lr": 0.01, "weight_decay": 1e-4}
     first = {"resnet8, SGD": fields.replace(contestants.recipe("resnet8"), **sgd)}
     if day.tiny:
@@ -130,10 +136,12 @@ def verdict(is_right: bool, tolerance: str) -> str:
 def few_steps(
     day: Day, cfg: Config, dtype: str, device: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the losses of three steps from seed 0, and all parameters after them."""
+    """Returns the losses of three steps from seed 0, and the parameters after them."""
     import jax
 
-    with jax.default_device(jax.devices("cpu")[0]):  # the same numbers for all
+    with jax.default_device(
+        jax.devices("cpu")[0]
+    ):  # the same initial values everywhere
         model = contestants.our_model(cfg, dtype)
         step, state, key = contestants.our_step(cfg, model, is_augmented=True)
     images, labels = contestants.random_batch(cfg, 8 if day.tiny else 64)
@@ -150,9 +158,9 @@ def few_steps(
 
 
 def speed(day: Day, model: str) -> None:
-    """Times training steps of `model` against PyTorch's two fastest modes."""
+    """Times training steps of `model` and PyTorch's two fastest modes."""
     missing = [name for name in ("torch", "torchvision") if not util.find_spec(name)]
-    reason = f"PyTorch's skipped: no {' and '.join(missing)} here" if missing else ""
+    reason = f"PyTorch skipped: no {' and '.join(missing)} here" if missing else ""
     modes: tuple[throughput.TorchMode, ...] = ("channels_last", "compile")
     cfg = throughput.Throughput(
         torch_modes=() if missing else modes[:1] if day.tiny else modes,
@@ -181,7 +189,7 @@ def speed(day: Day, model: str) -> None:
 
 
 def speeds(row: throughput.Row) -> dict[str, float]:
-    """Returns the figures of a row of throughput.measure, as far as measured."""
+    """Returns the figures measured so far in a row of throughput.measure."""
     kinds = {"median": "ratio", "min": "least ratio", "max": "greatest ratio"}
     figures = {kinds[kind]: value for kind, value in row.get("ratio", {}).items()}
     units = {
@@ -197,7 +205,7 @@ def speeds(row: throughput.Row) -> dict[str, float]:
 
 
 def fast(day: Day) -> None:
-    """Trains the wide `fast` recipe, and evaluates it with test-time augmentation."""
+    """Trains the wide `fast` recipe and evaluates it with test-time augmentation."""
     begun = time.monotonic()
     records = train(day, "fast", 2 if day.tiny else 12)
     wall = time.monotonic() - begun
@@ -210,7 +218,7 @@ def fast(day: Day) -> None:
         "from start to end s": wall,
     }
     reached = [r["test_accuracy"] >= GOAL for r in records]
-    note = f"{GOAL:.0%} not reached by an epoch's end"
+    note = f"{GOAL:.0%} not reached after any epoch"
     if any(reached):
         epochs = reached.index(True) + 1
         figures["training to 94 % s"] = sum(seconds[:epochs])
@@ -225,11 +233,11 @@ def fast(day: Day) -> None:
         "accuracy %": 100 * found["accuracy"],
         "with --tta %": 100 * found["tta"]["accuracy"],
     }
-    day.tell("evaluate.py of it, all test images", scored)
+    day.tell("evaluate.py, all test images", scored)
 
 
 def seeds(day: Day) -> None:
-    """Times four networks in one program (two in a rehearsal) against one."""
+    """Times four networks in one program (two in a rehearsal), and one."""
     count = 2 if day.tiny else 4
     one = last_epochs(baseline(day), "seconds")
     records = train(day, "seeds", 2 if day.tiny else 3, "--num-seeds", str(count))
@@ -239,11 +247,11 @@ def seeds(day: Day) -> None:
         f"epoch of {count} s": all_of_them,
         "epoch of 1 s": one,
     }
-    day.tell(f"{count} seeds against 1", figures, f"{count} would be no gain")
+    day.tell(f"{count} seeds against 1", figures, f"a ratio of {count} is no gain")
 
 
 def deterministic(day: Day) -> None:
-    """Times training with --deterministic against training without it."""
+    """Times training with and without --deterministic."""
     free = last_epochs(baseline(day), "images_per_second")
     records = train(day, "deterministic", 2 if day.tiny else 3, "--deterministic")
     bound = last_epochs(records, "images_per_second")
@@ -252,12 +260,12 @@ def deterministic(day: Day) -> None:
 
 
 def last_epochs(records: list[Record], name: str) -> float:
-    """Returns the median over all epochs but the first."""
+    """Returns the median over all epochs except the first."""
     return float(statistics.median(record[name] for record in records[1:]))
 
 
 def baseline(day: Day) -> list[Record]:
-    """Returns the records of one seed, from the run of `fast` or a new run."""
+    """Returns the records for one seed, from the run of `fast` or a new run."""
     for name in ("fast", "baseline"):
         records = files.read_jsonl(Path(day.work, "runs", name, "metrics.jsonl"))
         if len(records) > 1:
@@ -266,7 +274,7 @@ def baseline(day: Day) -> list[Record]:
 
 
 def train(day: Day, name: str, epochs: int, *more: str) -> list[Record]:
-    """Returns the records of metrics.jsonl of a run of train.py."""
+    """Runs train.py, and returns the records of its metrics.jsonl."""
     run_dir = Path(day.work, "runs", name)
     where = ("--epochs", str(epochs), "--workdir", str(run_dir))
     given = (*FAST, *(TINY if day.tiny else WIDE), *images(day), *where)
@@ -276,19 +284,19 @@ def train(day: Day, name: str, epochs: int, *more: str) -> list[Record]:
 
 def run(program: str, *arguments: str) -> None:
     done = subprocess.run([sys.executable, program, *arguments], cwd=ROOT)
-    if done.returncode:  # it said why
+    if done.returncode:  # the program has printed the reason
         sys.exit(done.returncode)
 
 
 def images(day: Day) -> tuple[str, ...]:
-    """Returns the options of train.py that choose the images.
+    """Returns the options of train.py that select the images.
 
-    A prepared directory whose arrays are in the cache is not read, and takes neither
+    A prepared directory whose arrays are in the cache is not read, so it needs neither
     tensorflow-datasets nor the time to encode and decode 60,000 images.
 
     Raises:
-      ConfigError: there is no CIFAR-10.
-      DataError: a file cannot be read, or has other images.
+      ConfigError: CIFAR-10 is missing.
+      DataError: a file cannot be read, or has the wrong images.
     """
     from resnet_jax.data import archives, cache, cifar, tfds
 
@@ -296,7 +304,9 @@ def images(day: Day) -> tuple[str, ...]:
         return ()
     if day.data is None:
         if tfds.find("cifar10", tfds.default_data_dir()) is None:
-            raise ConfigError("no CIFAR-10 here: name a folder of it with --data")
+            raise ConfigError(
+                "no prepared CIFAR-10 found: name a folder with it by --data"
+            )
         return ()
     home = Path(day.work, "data")
     version = home / "cifar10" / "3.0.2"
@@ -313,7 +323,7 @@ def images(day: Day) -> tuple[str, ...]:
 
 
 def read_npz(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (images, labels) of the files of a split, in the order of their names."""
+    """Returns (images, labels) of a split, its files joined in the order of names."""
     parts = []
     for path in sorted(folder.glob(f"{split}*.npz")):
         try:

@@ -1,4 +1,4 @@
-"""Times a grouped convolution's kernel gradient, ours and XLA's.
+"""Times the kernel gradient of a grouped convolution, ours and XLA's.
 
 python -m benchmarks.grouped
 """
@@ -15,14 +15,14 @@ import tyro
 
 @dataclass(frozen=True)
 class Grouped:
-    """A 3x3 convolution of stride 1 on [batch_size, side, side, channels]."""
+    """A 3x3 convolution with stride 1 on [batch_size, side, side, channels]."""
 
     batch_size: int = 8
     """Images in the batch."""
     side: int = 56
     """Height and width of the feature maps."""
     channels: int = 128
-    """Channels of the input and of the output."""
+    """Channels of the input and the output."""
     groups: int = 32
     """Groups of channels, as in ResNeXt-50 32x4d."""
     rounds: int = 3
@@ -30,7 +30,7 @@ class Grouped:
 
 
 def main(cfg: Grouped) -> None:
-    """Prints each one's seconds and their ratio, as median and range."""
+    """Prints the seconds of each and their ratio, as median and range."""
     import jax
     import numpy as np
 

@@ -5,11 +5,11 @@
     python -m benchmarks.input photos --shards photos-256
 
 All contestants decode and crop (RandomResizedCrop) batches of 128 with the same number
-of worker processes, in turn within each round; starting the workers is not counted.
-PyTorch's batches are float32 tensors, flipped and normalized; ours are uint8 arrays,
-which the training step flips and normalizes. Also measured are one thread's times to
-decode an image at full scale and to crop it, and the peak memory of each contestant's
-processes.
+of worker processes, taking turns within each round; the time to start the workers is
+not counted. PyTorch's batches are float32 tensors, flipped and normalized; ours are
+uint8 arrays, which the training step flips and normalizes. The benchmark also measures
+the time that one thread takes to decode an image at full scale and to crop it, and the
+peak memory of each contestant's processes.
 """
 
 import json
@@ -34,25 +34,25 @@ class Input:
     folder: Positional[Path]
     """A folder with train/CLASS/* and test/CLASS/*."""
     shards: Path | None = None
-    """The same folder's shards from `resnet-jax prepare`."""
+    """Shards made from the same folder by `resnet-jax prepare`."""
     workers: int = 2
     """Number of worker processes."""
     batch_size: int = 128
     """Images per batch."""
     batches: int = 20
-    """Batches per contestant and round, after some that are not counted."""
+    """Batches per contestant and round, after some uncounted ones."""
     rounds: int = 3
-    """Rounds of measurements."""
+    """Number of rounds of measurements."""
     size: int = 224
     """Side of the crops."""
     output: Path | None = None
-    """A JSON file to write the figures to."""
+    """JSON file for the figures."""
     only: str | None = None
     """Measure only this contestant in one round; prints images/s and MB as JSON."""
 
 
 def main(cfg: Input) -> None:
-    """Prints a table."""
+    """Measures all contestants and prints a table."""
     contestants: dict[str, Callable[[], Iterator[Any]]] = {
         "torch, folder": lambda: torchs(cfg, cfg.folder),
         "ours, folder": lambda: ours(cfg, cfg.folder),
@@ -72,7 +72,7 @@ def main(cfg: Input) -> None:
             memory[name] = max(memory[name], held)
             print(f"round {number + 1}: {name} {rate:.0f}", file=sys.stderr)
     peers = rates["torch, folder"]
-    print("| contestant | images/s (rounds) | of torch's (rounds) | memory, MB |")
+    print("| contestant | images/s (rounds) | ratio to torch's (rounds) | memory, MB |")
     print("|---|---|---|---|")
     for name, own in rates.items():
         ratios = [mine / theirs for mine, theirs in zip(own, peers, strict=True)]
@@ -83,7 +83,7 @@ def main(cfg: Input) -> None:
     parts = {"folder": parts_of(cfg, cfg.folder)}
     if cfg.shards is not None:
         parts["shards"] = parts_of(cfg, cfg.shards)
-    print("\n| ms an image, one thread | decode | crop and resize |\n|---|---|---|")
+    print("\n| ms per image, one thread | decode | crop and resize |\n|---|---|---|")
     for name, (decode, crop) in parts.items():
         print(f"| {name} | {decode:.2f} | {crop:.2f} |")
     if cfg.output is not None:
@@ -92,7 +92,7 @@ def main(cfg: Input) -> None:
 
 
 def in_a_process_of_its_own(name: str) -> tuple[float, float]:
-    """Returns measure's result for a contestant in its own process."""
+    """Returns the result of `measure` for a contestant in its own process."""
     command = [sys.executable, "-m", "benchmarks.input", *sys.argv[1:], "--only", name]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     rate, held = json.loads(done.stdout.splitlines()[-1])
@@ -107,9 +107,8 @@ def _spread(values: list[float], form: str) -> str:
 def measure(cfg: Input, begin: Callable[[], Iterator[Any]]) -> tuple[float, float]:
     """Returns (images per second, peak MB of this process and its workers)."""
     reader = begin()
-    for _ in range(
-        4 * max(cfg.workers, 1)
-    ):  # batches prefetched while the workers started
+    # Skips the batches that were prefetched while the workers started.
+    for _ in range(4 * max(cfg.workers, 1)):
         next(reader)
     begun = time.perf_counter()
     held = 0.0
@@ -174,7 +173,7 @@ def torchs(cfg: Input, folder: Path) -> Iterator[Any]:
 
 
 def ours(cfg: Input, folder: Path) -> Iterator[Any]:
-    """Yields batches from `resnet_jax.data.Loader`, as in the recipe imagenet."""
+    """Yields batches from `resnet_jax.data.Loader`, as in the `imagenet` recipe."""
     from dataclasses import replace
 
     import jax
@@ -205,7 +204,7 @@ def ours(cfg: Input, folder: Path) -> Iterator[Any]:
 
 
 def parts_of(cfg: Input, folder: Path, num: int = 200) -> tuple[float, float]:
-    """Returns one thread's milliseconds to decode an image, and to crop it."""
+    """Returns the milliseconds in one thread to decode an image and to crop it."""
     from PIL import Image
 
     from resnet_jax import data

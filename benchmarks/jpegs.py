@@ -4,10 +4,10 @@
     python -m benchmarks.jpegs OUT --side 96 --train 8000 --test 2000 --skew 10
     python -m benchmarks.jpegs OUT --photos --train 5000 --test 500
 
-With --photos each file has 500x375 pixels and about as many bytes as usual in ImageNet:
-an enlarged grid of 12 x 9 images of a class. With --skew the first class keeps all its
-training images, the last one 1/SKEW of them, and the others a share in geometric
-progression.
+With --photos each file has 500x375 pixels and about as many bytes as a typical file of
+ImageNet: it is an enlarged grid of 12 x 9 images of a class. With --skew the first
+class keeps all its training images, the last class 1/SKEW of them, and the others a
+share in geometric progression.
 """
 
 import sys
@@ -33,17 +33,17 @@ class Jpegs:
 
     out: Positional[Path]
     side: int = 96
-    """Side to which images are enlarged, bicubically."""
+    """Side to which images are enlarged, with bicubic interpolation."""
     photos: bool = False
-    """Write 500x375 pixels instead, each of 108 images of a class."""
+    """Write images of 500x375 pixels instead, each made of 108 images of a class."""
     train: int = 8000
-    """Training images, equally many per class."""
+    """Number of training images, the same for each class before --skew."""
     test: int = 2000
-    """Test images, equally many per class."""
+    """Number of test images, the same for each class."""
     skew: float = 1.0
-    """Ratio of training images in the most frequent class to those in the rarest."""
+    """Ratio of the largest to the smallest number of training images in a class."""
     quality: int = 90
-    """JPEG's."""
+    """Quality of the JPEGs."""
 
 
 def main(options: Jpegs) -> None:
@@ -59,7 +59,7 @@ def main(options: Jpegs) -> None:
 
 
 def write(options: Jpegs, folder: Path, split: Dataset, num: int, skew: float) -> None:
-    """Writes `num` images of a split (before the skew), by class."""
+    """Writes `num` images (before the skew) of a split by class."""
     names = split.class_names
     for label, name in enumerate(tqdm(names, folder.name, file=sys.stderr)):
         images = split.images[split.labels == label]

@@ -1,11 +1,11 @@
-"""Profiles where a training step spends its time on a CPU, by kind of operation.
+"""Profiles where a training step spends its time on a CPU, by type of operation.
 
     python -m benchmarks.ops --model resnet20
 
-Runs XLA's profiler over some steps and adds up its operations by layer. They may
-overlap, so that their sum is not the step's time. The bound is the time of the
-multiply-adds of each kind of layer at the rate of the fastest matrix product, measured
-in the same process.
+Runs XLA's profiler over some steps and adds up the times of the operations by layer.
+Operations may overlap, so the sum is not the time of the step. The bound is the time of
+the multiply-adds of each type of layer at the rate of the fastest matrix product, which
+is measured in the same process.
 """
 
 import collections
@@ -25,13 +25,13 @@ class Ops:
     """Options of the benchmark."""
 
     model: str = "resnet20"
-    """Name of the network, which is trained as benchmarks.throughput trains it."""
+    """Name of the network, trained as in benchmarks.throughput."""
     batch_size: int = 128
-    """Images a step."""
+    """Images per step."""
     steps: int = 5
-    """Under the profiler, after two more."""
+    """Steps under the profiler, after two warm-up steps."""
     most: int = 12
-    """Single operations to name."""
+    """Number of individual operations to list."""
 
 
 def main(cfg: Ops) -> None:
@@ -69,7 +69,8 @@ def main(cfg: Ops) -> None:
         macs[layer.kind] += 3 * cfg.batch_size * layer.num_macs
     print(
         f"{cfg.model}, batch {cfg.batch_size}, jax {jax.__version__}: "
-        f"{1e3 * seconds:.0f} ms a step; a product reaches {peak:.0f} GFLOP/s\n"
+        f"{1e3 * seconds:.0f} ms per step; a matrix product reaches {peak:.0f} "
+        "GFLOP/s\n"
     )
     print(table(spent, {k: 2e-9 * n / peak for k, n in macs.items()}, cfg))
 
@@ -90,7 +91,7 @@ def operations(folder: Path, program: str) -> Spent:
                 if "hlo_op" not in [name for name, _ in event.stats]:
                     continue
                 if re.match("while|call|conditional", event.name):
-                    continue  # what they hold has events of its own
+                    continue  # their contents have their own events
                 path = paths.get(event.name, "")
                 name = re.sub(r"[.]\d+$", "", event.name)
                 spent[kind_of(path), part_of(path), name] += 1e-9 * event.duration_ns
@@ -98,7 +99,7 @@ def operations(folder: Path, program: str) -> Spent:
 
 
 def kind_of(path: str) -> str:
-    """Returns the kind of layer of an operation's path."""
+    """Returns the type of layer from the path of an operation."""
     for kind, pattern in (
         ("Conv", r"conv\d|downsample(\.0)?(/|$)"),
         ("BatchNorm", r"bn\d|downsample\.1"),
@@ -106,18 +107,18 @@ def kind_of(path: str) -> str:
     ):
         if re.search(rf"(^|[/.]){pattern}", path):
             return kind
-    return "other" if path else "unnamed"  # XLA renames some, products in loops
+    return "other" if path else "unnamed"  # XLA renames some, such as products in loops
 
 
 def part_of(path: str) -> str:
-    """Returns which part of a layer an operation computes."""
+    """Returns the part of a layer that an operation computes."""
     if "kernel_gradient" in path:
         return "kernel gradient"
     return "backward" if "transpose(" in path else "forward"
 
 
 def table(spent: Spent, bounds: Mapping[str, float], cfg: Ops) -> str:
-    """Returns both as Markdown, in milliseconds per step."""
+    """Returns times and bounds as Markdown, in milliseconds per step."""
     parts: dict[tuple[str, str], float] = collections.defaultdict(float)
     names: dict[tuple[str, str], float] = collections.defaultdict(float)
     for (kind, part, name), seconds in spent.items():
@@ -126,7 +127,7 @@ def table(spent: Spent, bounds: Mapping[str, float], cfg: Ops) -> str:
     lines = ["| layer | part | ms |", "|---|---|---|"]
     lines += [f"| {kind} | {part} | {ms:.0f} |" for (kind, part), ms in ranked(parts)]
     lines += [
-        f"| {kind} | all, at the product's rate | {1e3 * bound:.0f} |"
+        f"| {kind} | all, at the rate of the matrix product | {1e3 * bound:.0f} |"
         for kind, bound in bounds.items()
         if bound
     ]

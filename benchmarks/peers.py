@@ -1,4 +1,4 @@
-"""Networks to compare with, as Flax's users write them."""
+"""Networks to compare with, as Flax users write them."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -18,8 +18,8 @@ class FlaxExample(nn.Module):
     """The ResNet of Flax's ImageNet example, written from its description.
 
     It uses flax.linen.BatchNorm (E[x^2] - E[x]^2, axis_name None) and, except for the
-    first, Conv with "SAME" padding; a block's last BatchNorm starts with a scale of
-    zero.
+    first convolution, flax.linen.Conv with "SAME" padding. The last BatchNorm of a
+    block starts with a scale of zero.
     """
 
     stage_sizes: tuple[int, ...]
@@ -70,7 +70,7 @@ class FlaxExample(nn.Module):
 
 
 class WithFlaxNorm(ResNet):
-    """Our network, with flax.linen.BatchNorm instead of ours."""
+    """Our network with flax.linen.BatchNorm instead of our own."""
 
     @nn.nowrap
     def make_layers(self, x: jax.Array, use_bias: bool) -> tuple[Any, Any]:
@@ -93,7 +93,7 @@ def flax_example(ours: Any) -> FlaxExample | None:
 
 
 def with_flax_norm(model: Any) -> WithFlaxNorm | None:
-    """Returns `model`, a ResNet, with flax.linen.BatchNorm."""
+    """Returns `model` with flax.linen.BatchNorm, or None if it is not a ResNet."""
     if not isinstance(model, ResNet):
         return None
     own = [field.name for field in fields(model)]

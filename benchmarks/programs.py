@@ -1,4 +1,4 @@
-"""Analyses a compiled program's text (HLO): kernels, bytes, collectives."""
+"""Analyzes the text (HLO) of a compiled program: kernels, bytes, collectives."""
 
 import math
 import re
@@ -29,7 +29,7 @@ _BITS = re.compile(r"\d+")
 
 
 class Array(NamedTuple):
-    """An array's type, as "bf16", its shape, and its layout, minor dimension first."""
+    """Dtype (such as "bf16"), shape and layout (minor dimension first) of an array."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -54,7 +54,7 @@ class Instruction:
     opcode: str
     results: tuple[Array, ...]
     operands: tuple[str, ...]
-    called: tuple[str, ...]  # computations
+    called: tuple[str, ...]  # the computations that it calls
     target: str  # of a custom call
     line: str
 
@@ -64,7 +64,7 @@ class Instruction:
 
 
 class Program:
-    """A compiled program's computations, by name, and those that the device starts."""
+    """The computations of a compiled program by name, with methods to analyze them."""
 
     def __init__(self, text: str) -> None:
         self.computations: dict[str, list[Instruction]] = {}
@@ -96,9 +96,9 @@ class Program:
         return [i for name in kernel.called for i in self.computations[name]]
 
     def memory_bytes(self) -> int:
-        """Returns an upper bound of what kernels read from and write to main memory.
+        """Returns an upper bound of the bytes read from and written to main memory.
 
-        Operands and results count once each, though a fusion may read only a part.
+        Each operand and result counts once, although a fusion may read only a part.
         """
         types = {i.name: i.results for c in self.computations.values() for i in c}
 
@@ -122,7 +122,7 @@ class Program:
     def collectives(self) -> list[tuple[str, int]]:
         """Returns (name, bytes of the operands per chip) of each collective.
 
-        Asynchronous collectives count once; the operands of combined ones are added up.
+        Asynchronous collectives count once; operands of combined ones are added up.
         """
         types = {i.name: i.results for c in self.computations.values() for i in c}
         found = [i for c in self.computations.values() for i in c if i.is_collective]

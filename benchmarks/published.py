@@ -2,9 +2,10 @@
 
     python -m benchmarks.published resnet20 resnet20-12fca82f.th --normalize imagenet
 
-Scores the file on CIFAR-10's 10,000 test images in both, and prints each one's accuracy
-and mean cross-entropy, the largest difference of logits, and how many predictions
-differ. (`python evaluate.py --weights FILE --model NAME` scores it without PyTorch.)
+Evaluates the file on CIFAR-10's 10,000 test images in both programs, and prints their
+accuracies and mean cross-entropies, the largest difference of the logits, and the
+number of predictions that differ. (`python evaluate.py --weights FILE --model NAME`
+evaluates it without PyTorch.)
 """
 
 from dataclasses import dataclass
@@ -21,9 +22,9 @@ class Published:
     model: Positional[str]
     """Name of the network."""
     file: Positional[str]
-    """Its weights."""
+    """The file with the weights."""
     normalize: str = "imagenet"
-    """As in train.py."""
+    """Normalization of the images, as in train.py."""
     data_dir: str | None = None
     """A tensorflow-datasets directory, as in train.py."""
 
@@ -43,13 +44,13 @@ def main(cfg: Published) -> None:
     model = resnet_jax.create_model(cfg.model, num_classes=10)
     template = training.variable_shapes(model, (32, 32, 3))
     variables = resnet_jax.from_torch(resnet_jax.read_state_dict(cfg.file), template)
-    # torch.load, so that no code of this package reads the file for PyTorch.
+    # PyTorch reads the file with torch.load, independently of this package.
     saved = torch.load(cfg.file, map_location="cpu", weights_only=True)
     for wrapper in ("state_dict", "model", "model_state_dict"):
         saved = saved.get(wrapper, saved)
     saved = {name.removeprefix("module."): value for name, value in saved.items()}
     twin = create_twin(cfg.model).eval()
-    # The file's last layer and shortcuts have other names.
+    # The last layer and the shortcuts have different names in the file.
     named = {
         name.replace("linear.", "fc.").replace(".shortcut.", ".downsample."): value
         for name, value in saved.items()

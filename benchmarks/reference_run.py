@@ -2,10 +2,10 @@
 
     python -m benchmarks.reference_run --epochs 3
 
-Both train on the real CIFAR-10 from PyTorch's initial weights, on the same batches in
-the same order, alternating by epoch. Writes the runs torch/ and jax/ and their curves
-into --workdir, and prints a table. The same command resumes, with at least as many
-epochs.
+Both programs train on the real CIFAR-10 from PyTorch's initial weights, on the same
+batches in the same order, alternating by epoch. Writes the runs torch/ and jax/ and
+their curves to --workdir, and prints a table. The same command resumes, with at least
+as many epochs.
 """
 
 import json
@@ -31,7 +31,7 @@ class ReferenceRun:
     workdir: str = "runs/reference"
     """Folder for both runs."""
     num_train: int | None = None
-    """Train only on this many of the first images."""
+    """Train only on this many images, from the beginning of the data set."""
 
 
 def main(cfg: ReferenceRun) -> None:
@@ -81,7 +81,7 @@ def main(cfg: ReferenceRun) -> None:
 
 
 def _torch_epoch(root: Path, recipe: Any, loaded: Any, epoch: int) -> None:
-    """Trains epoch `epoch` (from 0) in PyTorch; writes its record and checkpoint."""
+    """Trains `epoch` (from 0) in PyTorch, and writes its record and checkpoint."""
     import torch
 
     from benchmarks.torch_models import HResNet
@@ -155,7 +155,7 @@ def _save(content: Any, path: Path) -> None:
 
 
 def table(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> str:
-    """Returns both programs' figures by epoch as Markdown."""
+    """Returns the figures of both programs by epoch as Markdown."""
     lines = [
         "| epoch | loss PyTorch / here | difference | test % PyTorch / here | "
         "difference | images/s PyTorch / here |",

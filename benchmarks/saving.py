@@ -1,11 +1,11 @@
-"""Measures the cost of a checkpoint per epoch, training hresnet on CIFAR-10.
+"""Measures the cost of a checkpoint per epoch when training hresnet on CIFAR-10.
 
     python -m benchmarks.saving
 
-Alternates series of training steps with and without a save at the start, done like
-train.py's: a check for NaN, digests, and a copy for orbax, whose threads then write
-during the steps. The next series starts once everything is on disk. The cost of a save
-is the difference of the means; an epoch has 391 steps and one save.
+Alternates series of training steps with and without a save at the start. The save is
+the same as in train.py: a check for NaN, digests, and a copy for orbax, whose threads
+then write during the steps. The next series starts once everything is on disk. The cost
+of a save is the difference between the means; an epoch has 391 steps and one save.
 """
 
 import statistics
@@ -25,7 +25,7 @@ class Saving:
     steps: int = 20
     """Training steps per series."""
     pairs: int = 8
-    """Series of each kind."""
+    """Number of series of each type."""
 
 
 def main(cfg: Saving) -> None:
@@ -53,7 +53,7 @@ def main(cfg: Saving) -> None:
     blocked, seconds = [], {True: [], False: []}
     with tempfile.TemporaryDirectory() as folder:
         store = Checkpoints(Path(folder), recipe.run.keep_checkpoints, {})
-        for pair in range(-1, cfg.pairs):  # one to warm up
+        for pair in range(-1, cfg.pairs):  # one pair to warm up
             for saves in (True, False) if pair % 2 else (False, True):
                 begun = time.monotonic()
                 if saves:
@@ -72,7 +72,7 @@ def main(cfg: Saving) -> None:
     spread = [a - b for a, b in zip(seconds[True], seconds[False], strict=True)]
     epoch = alone / cfg.steps * loader.steps_per_epoch
     print(f"{cfg.steps} steps: {alone:.2f} s, with a save {saving:.2f} s")
-    print(f"the loop waits {statistics.mean(blocked):.2f} s in the save itself")
+    print(f"the loop waits {statistics.mean(blocked):.2f} s for the save itself")
     print(
         f"a save costs {saving - alone:.2f} s (standard error "
         f"{statistics.stdev(spread) / len(spread) ** 0.5:.2f} of {len(spread)} pairs), "

@@ -4,10 +4,11 @@
     python -m benchmarks.scaling --model resnet18 --batch-per-device 256 --held
     python -m benchmarks.scaling --flops 150e12 --bandwidth 50e9      # another chip
 
-It adds up three times: the arithmetic of a device's images, the all-reduces, and the
-transfer of images to a device. The bytes of the all-reduces are exact: they follow from
-the shapes of the network's variables, and tests/benchmarks/test_scaling.py finds as
-many in the program that XLA compiles. The rest depends on the assumptions below.
+The model adds up three times: the arithmetic for the images of a device, the
+all-reduces, and the transfer of images to a device. The bytes of the all-reduces are
+exact: they follow from the shapes of the network's variables, and
+tests/benchmarks/test_scaling.py finds the same number in the program that XLA compiles.
+The rest depends on the assumptions below.
 """
 
 import math
@@ -23,36 +24,36 @@ from resnet_jax.errors import ConfigError
 
 @dataclass(frozen=True)
 class Scaling:
-    """The network, and assumptions about the machine: an A100-class GPU."""
+    """The network, and assumptions about the machine (GPUs of the A100 class)."""
 
     model: str = "resnet50"
-    """Name of the network; resnet_jax.list_models() has them all."""
+    """Name of the network; resnet_jax.list_models() lists all names."""
     image_size: int = 224
     """Side of the images."""
     num_classes: int = 1000
-    """Outputs of the network."""
+    """Number of outputs of the network."""
     batch_per_device: int = 128
-    """Images per step on each device, however many there are (weak scaling)."""
+    """Images per step on each device, for any number of devices (weak scaling)."""
     devices: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512, 1024)
-    """Numbers of devices, a row each."""
+    """Numbers of devices; each has a row."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Type of the arithmetic, in which gradients are summed too."""
+    """Dtype of the arithmetic, in which gradients are also summed."""
     sync_bn: bool = True
-    """As train.py's: with --no-sync-bn, BatchNorm waits for no other device."""
+    """As in train.py: with --no-sync-bn, BatchNorm does not wait for other devices."""
 
     flops: float = 62e12
-    """Assumed: FLOP/s that a device sustains in a whole training step: a fifth of the
-    A100's 312e12 in bfloat16, as networks of this kind wait for memory much of it."""
+    """Assumed FLOP/s that a device sustains over a whole training step: a fifth of the
+    A100's 312e12 in bfloat16, because such networks often wait for memory."""
     bandwidth: float = 25e9
-    """Assumed: bytes/s that a device sends, and as many that it receives, on the
-    slowest link of the ring: a 200 Gbit/s network card for each."""
+    """Assumed bytes/s that a device sends and also receives on the slowest link of the
+    ring: one 200 Gbit/s network card per device."""
     latency: float = 5e-6
-    """Assumed: seconds of a collective, whatever its size, each time that the number of
-    devices doubles."""
+    """Assumed seconds that a collective of any size takes for each doubling of the
+    number of devices."""
     host_bandwidth: float = 10e9
-    """Assumed: bytes/s of decoded images from its host to a device."""
+    """Assumed bytes/s of decoded images from the host to a device."""
     held: bool = False
-    """The data lie on the device, so that no images come in a step."""
+    """The data are kept on the device, so a step transfers no images."""
 
     def __post_init__(self) -> None:
         for name in ("image_size", "num_classes", "batch_per_device", "devices"):
@@ -63,9 +64,11 @@ class Scaling:
         for name in ("flops", "bandwidth", "host_bandwidth"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
-                raise ConfigError(f"{name} {value:g} is no speed: more than 0")
+                raise ConfigError(f"{name} {value:g} is not a finite number above 0")
         if not 0 <= self.latency < math.inf:
-            raise ConfigError(f"latency {self.latency:g} is no time: 0 or more")
+            raise ConfigError(
+                f"latency {self.latency:g} is not a finite number of at least 0"
+            )
 
 
 class Reduced(NamedTuple):
@@ -73,7 +76,7 @@ class Reduced(NamedTuple):
 
     gradients: int  # of convolutions and linear layers
     batch_norm: int  # sums for mean, variance, and in the backward pass bias and scale
-    metrics: int  # the loss and the number of correct answers
+    metrics: int  # the loss and the number of correct predictions
 
 
 class Prediction(NamedTuple):
@@ -81,22 +84,26 @@ class Prediction(NamedTuple):
 
     compute: float
     input: float
-    gradients: float  # their sums over the devices, from the start to the end
+    gradients: float  # the whole time of their sums over the devices
     batch_norm: float
     step: tuple[float, float]
-    efficiency: tuple[float, float]  # the step on one device over this one
+    efficiency: tuple[float, float]  # time on one device divided by this time
 
 
 def reduced(variables: Mapping[str, Any], dtype: str = "float32") -> Reduced:
-    """Returns what is summed over the devices, from {"params", "batch_stats"}.
+    """Returns the bytes that are summed over the devices, from the variables.
 
-    Every gradient is summed once, in the type of the arithmetic. A BatchNorm layer of
-    C channels has four sums of C float32 values: the mean, the variance, and in the
-    backward pass the gradients of bias and scale, which its input's gradient needs
-    first. Without sync_bn as much is summed: the new running mean and variance instead
-    of the batch's. (There XLA sums only once what is equal in two layers, the bias
-    gradients of a block's last BatchNorm and of its shortcut's.) The count is for a
-    step without micro-batches.
+    Every gradient is summed once, in the dtype of the arithmetic. A BatchNorm layer
+    with C channels has four sums of C float32 values: the mean, the variance, and in
+    the backward pass the gradients of bias and scale, which the gradient of its input
+    needs first. Without sync_bn the same number of bytes is summed: the new running
+    mean and variance instead of those of the batch. (In that case XLA sums equal values
+    of two layers only once: the bias gradients of the last BatchNorm of a block and of
+    its shortcut.) The count is for a step without micro-batches.
+
+    Args:
+      variables: {"params", "batch_stats"} of the network.
+      dtype: dtype of the arithmetic.
     """
     import jax
 
@@ -104,7 +111,7 @@ def reduced(variables: Mapping[str, Any], dtype: str = "float32") -> Reduced:
         return sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
     statistics = size(variables.get("batch_stats", {}))
-    # As many values as mean and variance have scale and bias, which are parameters.
+    # Scale and bias, which are parameters, have as many values as mean and variance.
     gradients = size(variables["params"]) - statistics
     if dtype == "bfloat16":
         gradients //= 2
@@ -112,7 +119,7 @@ def reduced(variables: Mapping[str, Any], dtype: str = "float32") -> Reduced:
 
 
 def all_reduce_bytes(variables: Mapping[str, Any], dtype: str = "float32") -> int:
-    """Returns the bytes of all of `reduced`."""
+    """Returns the sum of the bytes that `reduced` returns."""
     return sum(reduced(variables, dtype))
 
 
@@ -132,10 +139,10 @@ def collective_seconds(
     latency: float,
     count: int = 1,
 ) -> float:
-    """Returns the seconds to sum `num_bytes`, in `count` parts, over a ring of devices.
+    """Returns the seconds to sum `num_bytes` in `count` parts over a ring of devices.
 
     Each device sends 2 (n - 1) / n of the bytes: once to reduce, once to broadcast. In
-    addition, each part waits for `latency` for each doubling of n.
+    addition, each part takes `latency` for each doubling of n.
     """
     if num_devices == 1:
         return 0.0
@@ -146,7 +153,7 @@ def collective_seconds(
 def training_flops(num_macs: int) -> int:
     """Returns the FLOPs of a training step for one image.
 
-    A multiply-add is two; the backward pass computes two products for each.
+    A multiply-add counts as two; the backward pass computes two products for each.
     """
     return 2 * 3 * num_macs
 
@@ -154,12 +161,13 @@ def training_flops(num_macs: int) -> int:
 def predict(
     cfg: Scaling, *, num_macs: int, parts: Reduced, batch_norms: int, num_devices: int
 ) -> Prediction:
-    """Returns the modelled step on `num_devices` devices.
+    """Returns the modeled step on `num_devices` devices.
 
     Args:
-      num_macs: multiply-adds of the forward pass, for one image.
-      batch_norms: layers; each waits for two sums: that of mean and variance, which go
-        together in bfloat16 and apart in float32, and that of the backward pass.
+      num_macs: multiply-adds of the forward pass for one image.
+      batch_norms: number of layers; each waits for two sums: the sum of mean and
+        variance, which are together in bfloat16 and separate in float32, and the sum in
+        the backward pass.
     """
     link = {"bandwidth": cfg.bandwidth, "latency": cfg.latency}
     compute = training_flops(num_macs) * cfg.batch_per_device / cfg.flops
@@ -167,13 +175,13 @@ def predict(
     brought = image * cfg.batch_per_device / cfg.host_bandwidth
     late, waited = parts.gradients + parts.metrics, parts.batch_norm
     count = (2 if cfg.dtype == "bfloat16" else 3) * batch_norms
-    if not cfg.sync_bn:  # nothing waits for these: they go with the gradients
+    if not cfg.sync_bn:  # nothing waits for these sums: they are added to the gradients
         late, waited, count = late + waited, 0, 0
     gradients = collective_seconds(late, num_devices, **link)
     batch_norm = collective_seconds(waited, num_devices, count=count, **link)
     alone = (compute + brought, max(compute, brought))
-    # Layers wait for BatchNorm's sums. Gradients can be summed while the backward pass,
-    # two thirds of the arithmetic, goes on, and images come in the step before.
+    # Layers wait for BatchNorm's sums. Gradients can be summed during the backward
+    # pass, two thirds of the arithmetic, and images come in the previous step.
     hidden = compute + batch_norm + max(0.0, gradients - compute * 2 / 3)
     step = (alone[0] + gradients + batch_norm, max(hidden, brought))
     efficiency = (alone[0] / step[0], alone[1] / step[1])
@@ -181,7 +189,7 @@ def predict(
 
 
 def table(cfg: Scaling) -> str:
-    """Returns the modelled steps of `cfg` on all numbers of devices, as Markdown."""
+    """Returns the modeled steps of `cfg` for all numbers of devices, as Markdown."""
     from resnet_jax.models.factory import create_model
     from resnet_jax.models.summary import structure
     from resnet_jax.training import variable_shapes
@@ -211,20 +219,20 @@ def table(cfg: Scaling) -> str:
     scope = "of the whole batch" if cfg.sync_bn else "of each device's part"
     return "\n".join(
         [
-            f"{cfg.model}, {cfg.image_size} pixels, {cfg.batch_per_device} images a "
-            f"device, BatchNorm {scope}: modelled, not measured.",
+            f"{cfg.model}, {cfg.image_size} pixels, {cfg.batch_per_device} images per "
+            f"device, BatchNorm {scope}: modeled, not measured.",
             "",
-            f"- a device's arithmetic: {num_macs / 1e9:.3f} G multiply-adds x 2 x 3 x "
+            f"- arithmetic of a device: {num_macs / 1e9:.3f} G multiply-adds x 2 x 3 x "
             f"{cfg.batch_per_device} at {cfg.flops:.3g} FLOP/s: {alone[0]:.1f} ms",
-            f"- its images: {alone[1]:.1f} ms"
+            f"- images of a device: {alone[1]:.1f} ms"
             + (" (held)" if cfg.held else f" at {cfg.host_bandwidth:.3g} bytes/s"),
             f"- summed over the devices: {sum(parts):,} bytes (gradients "
             f"{parts.gradients:,}, {batch_norms} BatchNorm layers "
             f"{parts.batch_norm:,}, metrics {parts.metrics}) at {cfg.bandwidth:.3g} "
             f"bytes/s, and {1e6 * cfg.latency:g} us per collective and doubling",
             "",
-            "| devices | batch | modelled sums, ms: gradients + BatchNorm | modelled "
-            "step, ms | modelled images/s | modelled efficiency, % |",
+            "| devices | batch | modeled sums, ms: gradients + BatchNorm | modeled "
+            "step, ms | modeled images/s | modeled efficiency, % |",
             "|---|---|---|---|---|---|",
             *rows,
         ]

@@ -1,12 +1,12 @@
-"""Tunes a recipe on images that are held out of its training set.
+"""Tunes a recipe on images that are held out from its training set.
 
     python -m benchmarks.sweep fast --grid lr=.03,.06,.1 batch_size=128,256
     python -m benchmarks.sweep fast --each crop_padding=0 flip=none --seeds 3
     python -m benchmarks.sweep resnet20 --set epochs=30 --grid lr=.02,.03,.06
 
-Trains every combination of --grid, or the recipe with one value of --each changed at a
-time, and prints a table, the best first. The same command resumes. Test accuracies are
-in each run's metrics.jsonl; nothing here reads them.
+Trains every combination of --grid, or the recipe with one change of --each at a time,
+and prints a table with the best run first. The same command resumes. Test accuracies
+are in the metrics.jsonl of each run; the sweep does not read them.
 """
 
 import ast
@@ -38,19 +38,19 @@ class Sweep:
     """Options of the benchmark."""
 
     recipe: tyro.conf.Positional[str]
-    """Name of the recipe that the runs begin from."""
+    """Name of the recipe to start from."""
     grid: tuple[str, ...] = ()
-    """FIELD=VALUE,VALUE,...: fields of a recipe, in all combinations."""
+    """FIELD=VALUE,VALUE,...: fields of the recipe, in all combinations."""
     each: tuple[str, ...] = ()
     """FIELD=VALUE,...: one change at a time, compared with the unchanged recipe."""
     set: tuple[str, ...] = ()
-    """FIELD=VALUE: for all runs."""
+    """FIELD=VALUE: changes for all runs."""
     seeds: int = 1
-    """Runs of each, of as many seeds."""
+    """Number of seeds for each configuration."""
     validation_split: float = 0.1
     """Fraction of the training set that is held out."""
     workdir: Path = Path("runs/sweep")
-    """Where the runs are, by their names."""
+    """Folder for the runs."""
 
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
@@ -58,7 +58,9 @@ class Sweep:
         if self.seeds < 1:
             raise ConfigError(f"seeds {self.seeds} is too small: at least 1")
         if not self.validation_split:
-            raise ConfigError("validation_split 0 leaves nothing to choose by")
+            raise ConfigError(
+                "validation_split 0 holds out no images to compare runs by: choose more"
+            )
 
 
 def main(cfg: Sweep) -> None:
@@ -70,12 +72,12 @@ def trials(cfg: Sweep) -> dict[str, Config]:
     """Returns the configuration of each run, by name.
 
     Raises:
-      ConfigError: an unknown field or value.
+      ConfigError: a field or value is unknown.
     """
     fixed: Fields = {}
     for name, values in _axes(cfg.set).items():
         if len(values) > 1:
-            raise ConfigError(f"{name} has several values: --grid or --each")
+            raise ConfigError(f"{name} has several values: use --grid or --each")
         fixed[name] = values[0]
     recipe = RECIPES[cfg.recipe][1]
     base = fields.replace(recipe, validation_split=cfg.validation_split)
@@ -96,11 +98,11 @@ def trials(cfg: Sweep) -> dict[str, Config]:
 
 
 def _axes(texts: Iterable[str]) -> dict[str, list[Any]]:
-    """Parses fields and their values, each field once."""
+    """Parses fields with their values; each field may occur once."""
     found: dict[str, list[Any]] = {}
     for name, values in map(parse, texts):
         if name in found:
-            raise ConfigError(f"{name} is given twice: as {name}=VALUE,VALUE")
+            raise ConfigError(f"{name} is given twice: use {name}=VALUE,VALUE")
         found[name] = values
     return found
 
@@ -109,10 +111,10 @@ def parse(axis: str) -> tuple[str, list[Any]]:
     """Parses a field and its values from FIELD=VALUE,VALUE."""
     name, equals, text = axis.partition("=")
     if not equals or name not in _KNOWN:
-        raise ConfigError(f"{axis!r} is not FIELD=VALUE,... of a field of a recipe")
+        raise ConfigError(f"{axis!r} is not FIELD=VALUE,... for a field of a recipe")
     if name in _OWN:
-        raise ConfigError(f"{axis!r}: a sweep says {name} itself")
-    parts = re.split(r",(?![^\[]*\])", text)  # no comma of a [list]
+        raise ConfigError(f"{axis!r}: a sweep sets {name} itself")
+    parts = re.split(r",(?![^\[]*\])", text)  # not at a comma inside a [list]
     return name, [_typed(name, part, axis) for part in parts]
 
 
@@ -136,7 +138,7 @@ def name_of(recipe: str, values: Mapping[str, Any]) -> str:
 
 
 def table(outcomes: Mapping[str, variants.Outcome]) -> str:
-    """Returns validation accuracy and loss and seconds of training, as Markdown."""
+    """Returns validation accuracy, loss and training seconds as Markdown."""
     groups: dict[str, list[variants.Outcome]] = {}
     for name, outcome in outcomes.items():
         groups.setdefault(re.sub(r"-seed=\d+$", "", name), []).append(outcome)
@@ -165,7 +167,7 @@ def table(outcomes: Mapping[str, variants.Outcome]) -> str:
 
 
 def spread(values: Iterable[float]) -> str:
-    """Returns the standard deviation of several values."""
+    """Returns the standard deviation of several values as text."""
     every = list(values)
     return f" ± {statistics.stdev(every):.2f}" if len(every) > 1 else ""
 

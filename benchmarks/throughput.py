@@ -1,24 +1,24 @@
-"""How fast ours and PyTorch's program train and infer, on the same machine.
+"""Compares the speed of training and inference with PyTorch on the same machine.
 
     python -m benchmarks.throughput --models hresnet resnet20     # steps on one batch
     python -m benchmarks.throughput --epoch --max-train-samples 12800
     python -m benchmarks.throughput --scaling resnet20 --plot scaling.png
 
-Each program is a process of its own, and they compute in turn, a block of steps each
-after one that is not timed, the order turned around every round: what else the machine
-does hits both alike. The ratio is of the blocks of one round, ours to PyTorch's best
-mode by the median of its rates: eager (NCHW), channels_last, compile (torch.compile and
-channels_last), and, if asked for, reduce-overhead (the same with CUDA graphs); all with
-the fused optimizer.
-Both take uint8 images that lie on the device, normalise them, and compute on as many
-threads; bfloat16 is torch.autocast there. The first step is counted from the start of
-the process, imports included: cold with an empty cache of compiled programs, warm with
-a filled one. The peak of memory is that of the process with its imports, cold with its
-compilers too; on a GPU that of its arrays.
+Each program runs in its own process. The programs take turns, each with a block of
+steps after a step that is not timed, and the order is reversed every round, so other
+load on the machine affects all alike. Ratios compare blocks of the same round, ours to
+PyTorch's best mode by the median of its rates: eager (NCHW), channels_last, compile
+(torch.compile and channels_last), and, if requested, reduce-overhead (the same with
+CUDA graphs); all with the fused optimizer. Both programs take uint8 images on the
+device, normalize them, and use the same number of threads; PyTorch uses torch.autocast
+for bfloat16. The time to the first step counts from the start of the process and
+includes imports: cold with an empty cache of compiled programs, warm with a filled one.
+Peak memory is that of the process with its imports, and of the compilers if cold; on a
+GPU, it is that of the arrays.
 
---epoch measures whole epochs of CIFAR-10, with each side's own data loading and the
-recipe's augmentation; --scaling how a training step of ours grows with the batch, and
-with the depth of the CIFAR networks.
+--epoch measures whole epochs of CIFAR-10, with each program's own data loading and the
+recipe's augmentation. --scaling measures how our training step grows with the batch
+size, and with the depth of the CIFAR networks.
 """
 
 import contextlib
@@ -51,47 +51,47 @@ BATCH_SIZES = {  # on a CPU, on a GPU
     "resnet50": (16, 128),
 }
 OTHER_BATCH_SIZES = (128, 512)
-CLIFF = 1.5  # times the cost of the smaller neighbour
+CLIFF = 1.5  # times the cost of the next smaller size
 
-Ask = Callable[..., dict[str, Any]]  # a command and its arguments; what was answered
+Ask = Callable[..., dict[str, Any]]  # a command and its arguments to the answer
 Row = dict[str, Any]
 TorchMode = Literal["eager", "channels_last", "compile", "reduce-overhead"]
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """What is measured, and for how long."""
+    """The programs to measure, and the time to do so."""
 
     models: tuple[str, ...] = tuple(BATCH_SIZES)
-    """Names of networks; those of ImageNet, but resnet18, see 224 pixels."""
+    """Names of networks; ImageNet's, except for resnet18, take 224 pixels."""
     modes: tuple[Literal["train", "infer"], ...] = ("train", "infer")
-    """Training steps, and forward passes in inference mode."""
+    """Training steps, or forward passes in inference mode."""
     torch_modes: tuple[TorchMode, ...] = ("eager", "channels_last", "compile")
-    """How PyTorch may run; the best counts."""
+    """PyTorch's modes; the best one counts."""
     batch_size: int | None = None
-    """Images a step, instead of each model's default."""
+    """Images per step, instead of the default of each model."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the arithmetic."""
+    """Dtype of the arithmetic."""
     rounds: int = 5
-    """Blocks (epochs) of each program; one block more goes before to warm up."""
+    """Blocks (epochs) of each program, after one block to warm up."""
     seconds: float = 5.0
-    """Length of a block, about."""
+    """Approximate length of a block."""
     warm: bool = True
-    """Start each program twice, for its first step with compiled programs at hand."""
+    """Start each program twice, to measure its first step with a filled cache."""
     epoch: bool = False
-    """Measure epochs of CIFAR-10 instead, from images in memory."""
+    """Measure whole epochs of CIFAR-10 instead, from images in memory."""
     max_train_samples: int | None = None
-    """With --epoch: only the first so many images."""
+    """With --epoch: number of images, from the beginning of the training set."""
     scaling: str | None = None
-    """Measure instead how training grows with the batch of this model, and by depth."""
+    """Measure instead how training of this model grows with batch size and depth."""
     batch_sizes: tuple[int, ...] = (32, 64, 128, 256, 512, 1024)
-    """Batches of --scaling."""
+    """Batch sizes for --scaling."""
     depths: tuple[int, ...] = (20, 32, 44, 56, 110)
-    """Depths of --scaling, at a batch of 128: resnet20 and so on, or none."""
+    """Depths for --scaling with batches of 128 (20 is resnet20); may be empty."""
     plot: Path | None = None
-    """With --scaling: a PNG file to write."""
+    """With --scaling: PNG file for the figure."""
     json: Path | None = None
-    """A file to write everything to."""
+    """JSON file for all figures."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "rounds", "max_train_samples"):
@@ -101,13 +101,13 @@ class Throughput:
         if not self.batch_sizes or min(self.batch_sizes) < 1:
             raise ConfigError(f"batch_sizes {self.batch_sizes} are not all at least 1")
         if self.plot is not None and self.scaling is None:
-            raise ConfigError(f"plot {self.plot} is of --scaling MODEL: name one")
+            raise ConfigError(f"plot {self.plot} needs --scaling MODEL")
         if not self.seconds > 0:
             raise ConfigError(f"seconds {self.seconds} is too small: above 0")
 
 
 class ProgramError(Exception):
-    """A program that could not run, and why."""
+    """Raised if a program cannot run, with the reason."""
 
 
 def main(cfg: Throughput) -> None:
@@ -121,7 +121,7 @@ def main(cfg: Throughput) -> None:
         if importlib.util.find_spec(package) is None:
             raise ConfigError(f"needs {package}: pip install -e '.[torch]'")
     for path in (cfg.json, cfg.plot):
-        if path is not None:  # better known now than after the measurements
+        if path is not None:  # fails now and not after the measurements
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch()
@@ -157,17 +157,21 @@ def note(text: str) -> None:
 
 @contextlib.contextmanager
 def started(task: Task, cache: Path | None = None) -> Iterator[tuple[Ask, Row]]:
-    """A process of `task`, to ask, and what it said of itself first, with `seconds`.
+    """Starts a process for `task`.
+
+    Yields a function that asks it, and its first answer with the `seconds` to get it.
 
     Args:
-      cache: the folder of compiled programs; None leaves it to the user's environment.
+      cache: the folder of compiled programs; None uses the user's environment.
 
     Raises:
-      ProgramError: it cannot run; from `ask` too, where it ended later.
+      ProgramError: the process cannot run; also raised by `ask` if it ended later.
     """
-    # They share a GPU, so that none may take most of its memory at once.
+    # The programs share a GPU, so none may preallocate most of its memory.
     environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    if task.program == OURS:  # as train.py begins; PyTorch has them where all have
+    if (
+        task.program == OURS
+    ):  # as train.py does; PyTorch has them if the user's environment does
         environment = hugepages.with_huge_pages(environment)
     if not task.gpu and task.kind != "describe":
         environment["JAX_PLATFORMS"] = "cpu"
@@ -190,7 +194,7 @@ def started(task: Task, cache: Path | None = None) -> Iterator[tuple[Ask, Row]]:
             line = process.stdout.readline()
             if not line:
                 log.seek(0)
-                last = (log.read().strip() or "it said nothing").splitlines()[-1]
+                last = (log.read().strip() or "no output").splitlines()[-1]
                 raise ProgramError(f"exit code {process.wait()}: {last[:200]}")
             found = json.loads(line)
             if "error" in found:
@@ -198,7 +202,7 @@ def started(task: Task, cache: Path | None = None) -> Iterator[tuple[Ask, Row]]:
             return found
 
         def ask(*command: object) -> Row:
-            with contextlib.suppress(BrokenPipeError):  # then answer says why
+            with contextlib.suppress(BrokenPipeError):  # answer raises the reason
                 print(*command, file=process.stdin, flush=True)
             return answer()
 
@@ -217,10 +221,10 @@ def started(task: Task, cache: Path | None = None) -> Iterator[tuple[Ask, Row]]:
 
 
 def describe(programs: Sequence[str]) -> Row:
-    """Processor, versions, threads, and the GPU if all of `programs` can use it.
+    """Returns processor, versions, threads, and the GPU if all programs can use it.
 
     Raises:
-      ConfigError: one of them cannot be imported.
+      ConfigError: one of the programs cannot be imported.
     """
     said = []
     for program in programs:
@@ -244,7 +248,7 @@ def describe(programs: Sequence[str]) -> Row:
 
 
 def write_images(path: Path, count: int | None) -> str:
-    """Writes CIFAR-10's training images, or noise like them; says which."""
+    """Writes CIFAR-10's training images or similar noise; returns a description."""
     from resnet_jax import data
     from resnet_jax.data import tfds
 
@@ -255,7 +259,7 @@ def write_images(path: Path, count: int | None) -> str:
         source, images, labels = "CIFAR-10's", train.images, train.labels
     except (DataError, ImportError) as error:
         rng = np.random.default_rng(0)
-        source = f"noise, for {error}"
+        source = f"noise, because {error}"
         images = rng.integers(0, 256, (50_000, 32, 32, 3), np.uint8)
         labels = rng.integers(0, 10, 50_000, np.int32)
     images, labels = images[:count], labels[:count]
@@ -264,7 +268,7 @@ def write_images(path: Path, count: int | None) -> str:
 
 
 def make_tasks(cfg: Throughput, *, gpu: bool, data: str) -> list[Task]:
-    """Ours of each row of the table."""
+    """Returns our task for each row of the table."""
     tasks = []
     for model in cfg.models:
         options: Row = {"model": model, "dtype": cfg.dtype, "gpu": gpu}
@@ -281,10 +285,10 @@ def make_tasks(cfg: Throughput, *, gpu: bool, data: str) -> list[Task]:
 def measure(
     cfg: Throughput, ours: Task, seen: Callable[[Row], None] = lambda row: None
 ) -> Row:
-    """What ours and each mode of PyTorch give, block by block in turn.
+    """Measures our program and each mode of PyTorch, alternating by block.
 
     Args:
-      seen: called with the row as far as it is, after each start and each round.
+      seen: called with the row so far, after each start and each round.
     """
     in_steps = ours.kind != "epoch"
     programs: dict[str, Row] = {}
@@ -301,7 +305,7 @@ def measure(
                     programs[name]["cold"] = cold["seconds"]
                 if in_steps and cfg.warm:
                     with started(task, cache) as (ask, warm):
-                        ask("block", cfg.seconds)  # a second step, of known shapes
+                        ask("block", cfg.seconds)  # a second step, with known shapes
                         warm_bytes = ask("memory")["bytes"]
                     again = {"warm": warm["seconds"], "warm_bytes": warm_bytes}
                     programs[name] |= again
@@ -311,7 +315,7 @@ def measure(
                 program, ask = programs[name], asks[name]
                 with left_out_if_failing(name, programs, asks):
                     block = ask("block", cfg.seconds if in_steps else 0)
-                    if number == 0:  # memory before the matrices of the product
+                    if number == 0:  # before the matrices of the product take memory
                         program |= ask("memory")
                     else:
                         program["rates"].append(block["images"] / block["seconds"])
@@ -325,7 +329,7 @@ def measure(
 
 
 def conclude(row: Row) -> Row:
-    """`row` with what its rounds so far come to: medians, PyTorch's best, the ratio."""
+    """Adds the results so far to `row`: medians, PyTorch's best mode, and the ratio."""
     programs = row["programs"]
     work = 2 * (row["macs"] or 0) / 1e9 * (1 if row["kind"] == "infer" else 3)
     measured = [name for name in programs if programs[name].get("rates")]
@@ -337,7 +341,7 @@ def conclude(row: Row) -> Row:
             pairs = zip(program["rates"], program["matmul"], strict=True)
             program["share"] = statistics.median(rate * work / x for rate, x in pairs)
     rates = {name: programs[name]["rate"] for name in measured if name != OURS}
-    row.pop("ratio", None)  # to a program that has failed since
+    row.pop("ratio", None)  # may be to a program that has failed since
     row["best"] = max(rates, key=lambda name: rates[name], default=None)
     if OURS in measured and row["best"]:
         row["ratio"] = spread(programs[OURS]["rates"], programs[row["best"]]["rates"])
@@ -348,7 +352,7 @@ def conclude(row: Row) -> Row:
 def left_out_if_failing(
     name: str, programs: dict[str, Row], asks: dict[str, Ask]
 ) -> Iterator[None]:
-    """Where program `name` fails in here, its reason stands in for its figures."""
+    """Replaces the figures of program `name` with the reason if it fails inside."""
     try:
         yield
     except ProgramError as error:
@@ -365,7 +369,7 @@ def spread(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Returns the rows as Markdown, then the peaks and what could not run."""
+    """Returns the rows as Markdown, with the peaks and the programs that failed."""
     header = (
         *("model", "what", "batch", "dtype", "images/s ours / PyTorch"),
         *("PyTorch's best", "ratio (of rounds)", "GFLOP/s", "of the matmul peak"),
@@ -402,7 +406,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def both(pair: Sequence[Row], key: str, form: str, *, scale: float = 1) -> str:
-    """Returns the ratio of ours to PyTorch's, if both were measured."""
+    """Returns the figures of both programs as text, if they were measured."""
     values = [program.get(key) for program in pair]
     if all(value is None for value in values):
         return "not measured"
@@ -411,9 +415,9 @@ def both(pair: Sequence[Row], key: str, form: str, *, scale: float = 1) -> str:
 
 
 def scaling(cfg: Throughput, model: str, gpu: bool) -> dict[str, list[Row]]:
-    """Times our training step by batch size and depth, in a process each.
+    """Times our training step by batch size and depth, each in its own process.
 
-    The cost of a point is seconds an image, by depth those of a multiply-add.
+    The cost of a point is in seconds per image or, by depth, per multiply-add.
     """
     curves = {"batch": [(size, model, size) for size in sorted(cfg.batch_sizes)]}
     if cfg.depths:
@@ -444,14 +448,14 @@ def scaling(cfg: Throughput, model: str, gpu: bool) -> dict[str, list[Row]]:
 
 
 def cliffs(costs: Sequence[float]) -> list[bool]:
-    """Returns whether each cost is over CLIFF times the one before."""
+    """Returns whether each cost is more than CLIFF times the previous one."""
     before = [float("inf"), *costs]
     return [b > CLIFF * a for a, b in zip(before, costs, strict=False)]
 
 
 def scaling_table(curves: Mapping[str, Sequence[Row]]) -> str:
     lines = [
-        "| model | batch | ms a step | images/s (rounds) | peak memory, MB | cliff |",
+        "| model | batch | ms per step | images/s (rounds) | peak memory, MB | cliff |",
         "|---|---|---|---|---|---|",
     ]
     for point in (point for points in curves.values() for point in points):
@@ -470,7 +474,7 @@ def scaling_table(curves: Mapping[str, Sequence[Row]]) -> str:
 
 
 def plot(curves: Mapping[str, Sequence[Row]], path: Path) -> None:
-    """Draws time of a step and peak memory by batch size and depth to `path`."""
+    """Plots step time and peak memory by batch size and depth to `path`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 7), layout="constrained")

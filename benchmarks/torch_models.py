@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 class HBlock(nn.Module):
-    """The tutorial's block: biases, and always a 1x1 shortcut without BatchNorm."""
+    """The tutorial's block: with biases and a 1x1 shortcut without BatchNorm."""
 
     def __init__(self, channels: int, features: int) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class HBlock(nn.Module):
 
 
 class HResNet(nn.Module):
-    """The tutorial's network, with torch.nn's default initialisation."""
+    """The tutorial's network, with torch.nn's default initialization."""
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class HResNet(nn.Module):
 
 
 class CifarBlock(nn.Module):
-    """He et al.'s basic block with option A: every other pixel, and zero channels."""
+    """He et al.'s basic block with option A: every other pixel and zero channels."""
 
     def __init__(self, channels: int, features: int, stride: int) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class CifarResNet(nn.Module):
 
 
 class PreActBlock(nn.Module):
-    """He et al. 2016's block: BatchNorm and ReLU come before each convolution."""
+    """The block of He et al. 2016: BatchNorm and ReLU precede each convolution."""
 
     def __init__(self, channels: int, features: int, stride: int) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ def with_cifar_stem(model: nn.Module) -> nn.Module:
 
 
 def create_twin(name: str, stem: str | None = None, num_classes: int = 10) -> nn.Module:
-    """Returns the PyTorch network of resnet_jax.create_model(name, stem=stem)."""
+    """Returns the PyTorch version of resnet_jax.create_model(name, stem=stem)."""
     others: dict[str, Callable[[], nn.Module]] = {
         "hresnet": lambda: HResNet(num_classes),
         "resnet9": lambda: ResNet9(num_classes=num_classes),

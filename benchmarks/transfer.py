@@ -1,14 +1,15 @@
-"""Compares transfer learning in PyTorch and here, from a PyTorch backbone.
+"""Compares transfer learning from a PyTorch backbone in PyTorch and here.
 
     python -m benchmarks.transfer backbone --file FILE --epochs 2 --lr 1e-3
     python -m benchmarks.transfer transfer --file FILE
     python -m benchmarks.transfer probe --file FILE --framework jax --num-train 1000
 
 `backbone` trains torchvision's resnet18 on the first five classes of CIFAR-10 and saves
-it with torch.save. `transfer` and `probe` give it a new head for all ten: parameters
-are frozen, and BatchNorm is in training mode (its statistics are updated) or in
-inference mode. Prints a line per epoch. With --framework jax, the recipe of that name
-does the same; on all images that is `python train.py transfer --pretrained FILE`.
+it with torch.save. `transfer` and `probe` train a new head for all ten classes: the
+backbone's parameters are frozen, and its BatchNorm is in training mode (statistics are
+updated) or in inference mode, respectively. Prints a line per epoch. With --framework
+jax, the recipe of the same name runs instead; on all images this is the same as `python
+train.py transfer --pretrained FILE`.
 """
 
 import json
@@ -21,12 +22,12 @@ import tyro
 
 @dataclass(frozen=True)
 class Transfer:
-    """The step of the comparison to run."""
+    """Options of the benchmark."""
 
     mode: Annotated[Literal["backbone", "transfer", "probe"], tyro.conf.Positional]
-    """What to do."""
+    """Step to run."""
     file: str = "backbone.pth"
-    """The weights file, which `backbone` writes and the others read."""
+    """The weights file, which `backbone` writes and the other steps read."""
     framework: Literal["torch", "jax"] = "torch"
     """Framework to run."""
     epochs: int = 30
@@ -36,11 +37,11 @@ class Transfer:
     batch_size: int = 128
     """Images per step."""
     image_size: int | None = None
-    """Resize to this side, like torchvision's antialiased Resize of tensors."""
+    """Side to resize images to, with antialiasing as in torchvision's Resize."""
     num_train: int | None = None
-    """Train only on this many of the first images."""
+    """Train only on this many images, from the beginning of the data set."""
     num_test: int | None = None
-    """Test only on this many of the first images."""
+    """Test only on this many images, from the beginning of the data set."""
     workdir: str = "runs/transfer-benchmark"
     """Run directory of the recipe."""
     seed: int = 0
@@ -112,7 +113,7 @@ def _run_torch(cfg: Transfer, train: Any, test: Any) -> None:
             x = T.resize(x, [cfg.image_size, cfg.image_size], antialias=True)
         return x, torch.from_numpy(part.labels[indices]).long()
 
-    if cfg.mode == "probe":  # the features do not change: once is enough
+    if cfg.mode == "probe":  # the features do not change: compute them once
         head, model.fc = model.fc, torch.nn.Identity()
         model.eval()
         cached = {}

@@ -1,4 +1,4 @@
-"""Writes docs/flags.md, every option of `train.py` by group: python docs/flags.py"""
+"""Writes docs/flags.md, all options of `train.py` by group: python docs/flags.py"""
 
 import ast
 import dataclasses
@@ -26,11 +26,12 @@ _MARKS = {"same": "", "override": " †", "free": " ‡"}
 _HEAD = """\
 # All options of training
 
-Made from the configuration by `python docs/flags.py`; `python train.py RECIPE --help`
-prints the same with the defaults of that recipe. A default is used unless the recipe
-sets another value; the last column names the recipes that do. `--no-X` turns an option
-off that is on. A resumed run needs the options it began with, but those marked † may
-change with `--override`, and those marked ‡ freely.
+`python docs/flags.py` generates this page from the configuration; `python train.py
+RECIPE --help` prints the same options with the defaults of that recipe. A default
+applies unless the recipe sets another value; the last column names the recipes that do.
+`--no-X` turns option X off. A resumed run needs the options it was started with, except
+that options marked † may change with `--override`, and options marked ‡ may change
+freely.
 """
 
 
@@ -49,7 +50,7 @@ def documented() -> dict[str, str]:
 
 
 def values_of(hint: Any, metadata: dict[str, Any]) -> str:
-    """Returns the values that a field may have: its choices, or its type and range."""
+    """Returns the values that a field accepts: its choices, or its type and range."""
     options = typing.get_args(hint)
     if typing.get_origin(hint) is typing.Literal:
         return " ".join(f"`{one}`" for one in options)
@@ -70,7 +71,7 @@ def values_of(hint: Any, metadata: dict[str, Any]) -> str:
 
 
 def shown(value: Any) -> str:
-    """Returns a value as it is typed."""
+    """Returns a value as the user types it."""
     if value is None or value == ():
         return ""
     if isinstance(value, bool):
@@ -81,7 +82,7 @@ def shown(value: Any) -> str:
 
 
 def table(owner: type, names: set[str]) -> list[str]:
-    """Returns the rows of the fields `names` of a group."""
+    """Returns the table rows of the fields `names` of a group."""
     texts, hints = documented(), typing.get_type_hints(owner)
     lines = [
         "| option | values | default | meaning | recipes |",

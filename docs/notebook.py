@@ -1,8 +1,8 @@
-"""Makes the notebooks of the tutorials: python docs/notebook.py
+"""Generates the notebooks of the tutorials: python docs/notebook.py
 
-docs/tutorial.ipynb and docs/tutorial.ko.ipynb are the tutorials with their Python as
-cells. Commands for a terminal stay text, and so do excerpts of the code, which begin
-with the name of their file.
+docs/tutorial.ipynb and docs/tutorial.ko.ipynb contain the tutorials with their Python
+code as cells. Terminal commands stay text, and so do excerpts of the package's code,
+which start with the name of their file.
 """
 
 import re
@@ -14,9 +14,9 @@ import nbformat
 
 TUTORIALS = {
     "tutorial": """\
-This is the notebook of [tutorial.md](tutorial.md). Its first cell goes to the folder of
-the repository and installs the package if it is not there; the commands between the
-cells are for a terminal in that folder.""",
+This notebook is generated from [tutorial.md](tutorial.md). Its first cell changes to
+the folder of the repository and installs the package if it is missing; run the commands
+between the cells in a terminal in that folder.""",
     "tutorial.ko": """\
 이 노트북은 [tutorial.ko.md](tutorial.ko.md)의 노트북판입니다. 첫 셀은 저장소 폴더로
 이동하고, 패키지가 없으면 설치합니다. 셀 사이에 있는 명령은 그 폴더의 터미널에서
@@ -28,7 +28,7 @@ import subprocess
 import sys
 from importlib import metadata
 
-if not os.path.exists("train.py"):  # the notebook lies in docs/
+if not os.path.exists("train.py"):  # the notebook is in docs/
     os.chdir("..")
 try:
     metadata.version("resnet-flax-linen")
@@ -61,9 +61,9 @@ def make_notebook(
 ) -> nbformat.NotebookNode:
     """Returns the notebook of a tutorial in Markdown, with `note` below its title.
 
-    Its cells have the ids 0, 1, ..., so that the same text makes the same file. With
-    the `url` of a repository on GitHub, it has a badge that opens it in Colab, where
-    its first cell clones the repository.
+    The cells have the ids 0, 1, ..., so the same text always gives the same file. With
+    the `url` of a GitHub repository, the notebook has a badge that opens it in Colab,
+    where its first cell clones the repository.
     """
     enter = _ENTER
     if url is not None:
@@ -72,7 +72,7 @@ def make_notebook(
         enter = _CLONE.format(url=url) + enter.removeprefix(
             "import os\nimport subprocess\n"
         )
-    # What jupytext calls noeval stays in the text.
+    # jupytext keeps blocks marked noeval as text.
     text = re.sub(r"^```(sh|text)$", r"```\1 .noeval", text, flags=re.M)
     text = re.sub(
         r"^```python\n(?=# resnet_jax/)", "```python .noeval\n", text, flags=re.M

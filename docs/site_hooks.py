@@ -1,8 +1,8 @@
-"""Hooks of `mkdocs build`: RESULTS.md becomes a page, formulas become MathML.
+"""Hooks for `mkdocs build` that add RESULTS.md and convert formulas to MathML.
 
 Links are written as GitHub needs them, such as `../RESULTS.md` in docs/ and
 `docs/notes.md` in RESULTS.md, and are rewritten here for the site. Formulas are in TeX
-between dollars, which GitHub shows; browsers show MathML without a script.
+between dollar signs, which GitHub renders; browsers render MathML without a script.
 """
 
 import posixpath
@@ -15,7 +15,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
-# From what GitHub shows, relative to the root, to the page of the site.
+# From the path on GitHub, relative to the root, to the page of the site.
 PAGES = {
     "RESULTS.md": "results.md",
     "README.md#a-map-of-the-repository": "notes/code.md",
@@ -23,7 +23,7 @@ PAGES = {
 }
 
 CODE_OR_FORMULA = re.compile(
-    r"^```.*?^```$|`[^`\n]+`"  # dollars in code are the shell's
+    r"^```.*?^```$|`[^`\n]+`"  # a dollar sign in code is the shell's
     r"|\$\$(?P<display>.+?)\$\$|\$(?P<inline>[^\s$](?:[^$\n]*[^\s$])?)\$",
     re.MULTILINE | re.DOTALL,
 )
@@ -40,10 +40,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(
     markdown: str, page: Page, config: MkDocsConfig, files: Files
 ) -> str:
-    r"""Points links to files outside docs/ and to folders at pages of the site.
+    r"""Redirects links to files outside docs/ and to folders to pages of the site.
 
-    Also undoes `\|` in the code of tables, which GitHub needs and Markdown here shows,
-    and converts formulas.
+    Also removes the backslash from `\|` in table code, which GitHub needs and MkDocs
+    would show, and converts formulas.
     """
     folder = posixpath.dirname(page.file.src_uri)
 
@@ -64,10 +64,10 @@ def on_page_markdown(
 
 
 def _to_mathml(match: re.Match[str]) -> str:
-    """Returns the formula as MathML on one line, or code as it is."""
+    """Returns a formula as MathML on one line, or code unchanged."""
     formula = match["display"] or match["inline"]
     if formula is None:
         return match[0]
     display = "block" if match["display"] else "inline"
     mathml = convert(formula.strip().replace("\n", " "), display=display)
-    return f"<span>{mathml}</span>"  # <math> at the start of a line would be a block
+    return f"<span>{mathml}</span>"  # a line that starts with <math> is a block

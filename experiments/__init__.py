@@ -1,1 +1,1 @@
-"""The tutorial's lessons as scripts: python -m experiments NAME."""
+"""The tutorial's experiments as scripts: python -m experiments NAME."""

@@ -1,11 +1,11 @@
-"""The tutorial's lessons as experiments: python -m experiments NAME [--help]
+"""The tutorial's experiments: python -m experiments NAME [--help]
 
-    python -m experiments gradients      vanishing gradients, and their remedies
+    python -m experiments gradients      vanishing gradients and their remedies
     python -m experiments skip           deeper plain networks train worse
     python -m experiments batchnorm      the effects of BatchNorm
 
-Each trains its variants on CIFAR-10, or resumes where it was stopped, and writes
-index.html and its plots into its --workdir.
+Each command trains its variants on CIFAR-10, or resumes if it was stopped, and writes
+index.html and its plots to its --workdir.
 """
 
 import tyro

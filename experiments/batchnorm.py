@@ -1,4 +1,4 @@
-"""Effects of BatchNorm: speed, learning rates, initialisation, gap, covariate shift."""
+"""Effects of BatchNorm: speed, learning rates, initialization, gap, covariate shift."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,19 +19,19 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class BatchNorm(Experiment):
-    """One network with BatchNorm, without, and without but with dropout, at several
-    learning rates and from both initialisations."""
+    """Trains one network with BatchNorm, without it, and without it but with dropout,
+    at several learning rates and from both initializations."""
 
     model: str = "resnet20"
     """The network."""
     lrs: tuple[float, ...] = (0.01, 0.1, 1.0)
-    """Learning rates of SGD with momentum, constant."""
+    """Constant learning rates of SGD with momentum."""
     epochs: int = 10
     """Epochs of each run."""
     batch_size: int = 128
-    """Images a step."""
+    """Images per step."""
     workdir: Path = Path("runs/experiments/batchnorm")
-    """Where the runs and the page are kept."""
+    """Directory for the runs and the page."""
 
     def variants(self) -> dict[str, Config]:
         """Returns all runs by name."""
@@ -52,7 +52,7 @@ class BatchNorm(Experiment):
         }
 
     def write_page(self, outcomes: Mapping[str, Outcome]) -> None:
-        """Writes index.html in workdir, from the logs of the runs."""
+        """Writes index.html to workdir from the logs of the runs."""
         accuracy: dict[str, dict[str, Any]] = {}
         drift: dict[str, dict[str, Any]] = {}
         for name, outcome in outcomes.items():
@@ -79,8 +79,8 @@ class BatchNorm(Experiment):
             figures.plot_lines(panels, path, xlabel="epoch", ylabel=ylabel)
             pictures.append(page.Picture(path, alt))
         sections: dict[str, list[page.Content]] = {
-            "What is seen": self._seen(outcomes),
-            "Speed, learning rates, initialisation": [pictures[0]],
+            "Observations": self._seen(outcomes),
+            "Speed, learning rates, initialization": [pictures[0]],
             "Covariate shift": [pictures[1]],
             "All runs": [table(outcomes, {"train - test, points": _gap})],
         }
@@ -106,25 +106,26 @@ class BatchNorm(Experiment):
             for label in NORMS
         }
         return [
-            "A run trains if its loss is finite and its last training accuracy exceeds "
-            "15 % (chance is 10 %).",
-            "Speed: after the first epoch the best run has this share of the test "
-            f"images right: {_each(first, '{:.2f} %')}.",
-            f"The largest learning rate that trains: {_each(largest, '{:g}')}.",
-            "Initialisation: the two end at most so many points of test accuracy "
-            f"apart at one learning rate: {_each(apart, '{:.2f}')}. (A diverged run "
-            "counts as chance.)",
-            "Training less test accuracy at the end of the best run, in points: "
-            f"{_each({k: _gap(o) for k, o in best.items()})}. (Training accuracy is "
-            "counted in each step, before its update, while dropout acts.)",
-            "Covariate shift: from before training to the end, the mean of the middle "
-            "convolution's input moved in the best run by so many of its spreads "
+            "A run counts as trained if its loss is finite and its last training "
+            "accuracy exceeds 15 % (chance is 10 %).",
+            "Speed: test accuracy of the best run after the first epoch: "
+            f"{_each(first, '{:.2f} %')}.",
+            f"Largest learning rate that trains: {_each(largest, '{:g}')}.",
+            "Initialization: largest difference in final test accuracy between the two "
+            "initializations at the same learning rate, in percentage points: "
+            f"{_each(apart, '{:.2f}')}. (A diverged run counts as chance.)",
+            "Gap: training minus test accuracy at the end of the best run, in "
+            f"percentage points: {_each({k: _gap(o) for k, o in best.items()})}. "
+            "(Training accuracy is computed in each step before its update, with "
+            "dropout active.)",
+            "Covariate shift: change in the mean of the middle convolution's input "
+            "from before training to the end of the best run, in standard deviations "
             f"before training: {_each({k: _moved(o) for k, o in best.items()})}.",
             self.setting,
         ]
 
     def _sensitivity(self, outcomes: Mapping[str, Outcome], label: str) -> float:
-        """Returns the largest difference of initialisations at one learning rate."""
+        """Returns the largest difference of initializations at one learning rate."""
         return max(
             abs(
                 _accuracy(outcomes[f"{label}-kaiming-{lr:g}"])
@@ -135,7 +136,7 @@ class BatchNorm(Experiment):
 
 
 def _each(values: Mapping[str, Any], form: str = "{}") -> str:
-    """ "a with BatchNorm, b without, c without but with dropout"."""
+    """Returns "a with BatchNorm, b without, c without but with dropout"."""
     return ", ".join(
         f"{'none' if value is None else form.format(value)} {_WORDS[label]}"
         for label, value in values.items()
@@ -147,7 +148,7 @@ def _of(outcomes: Mapping[str, Outcome], label: str) -> dict[str, Outcome]:
 
 
 def _accuracy(outcome: Outcome, epoch: int = -1) -> float:
-    """Returns test accuracy in percent; chance for a run that diverged."""
+    """Returns test accuracy in percent, or chance for a run that diverged."""
     if not outcome.records or (outcome.diverged and epoch == -1):
         return 10.0
     return 100 * outcome.records[epoch]["test_accuracy"]

@@ -1,4 +1,4 @@
-"""Vanishing gradients: depth, shortcuts, BatchNorm and initialisation."""
+"""Vanishing gradients: depth, shortcuts, BatchNorm and initialization."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from resnet_jax.report import figures, page
 _LABELS = {
     ("skip", "batch"): "shortcuts, BatchNorm",
     ("plain", "batch"): "plain, BatchNorm",
-    ("skip", "none"): "shortcuts alone",
+    ("skip", "none"): "shortcuts only",
     ("plain", "none"): "plain, no BatchNorm",
 }
 _KEYS = ("gradient", "gradient norm"), ("update_ratio", "update / weight")
@@ -20,24 +20,25 @@ _KEYS = ("gradient", "gradient norm"), ("update_ratio", "update / weight")
 
 @dataclass(frozen=True)
 class Gradients(Experiment):
-    """Measures how gradients reach the first layers: several depths, with and without
-    shortcuts and BatchNorm, both initialisations, before training and after some steps
-    of SGD; and a run that has converged, compared with one that has vanished."""
+    """Measures the gradients that reach the first layers, at several depths, with and
+    without shortcuts and BatchNorm, from both initializations, before training and
+    after some steps of SGD; and compares a run that converges with one whose gradients
+    vanish."""
 
     depths: tuple[int, ...] = (8, 20, 56, 110)
     """Depths of He et al.'s networks for CIFAR-10."""
     steps: int = 200
-    """Steps of training, for each of the networks."""
+    """Training steps for each network."""
     batch_size: int = 64
-    """Images a step."""
+    """Images per step."""
     lr: float = 0.01
-    """Constant, of SGD with momentum."""
+    """Constant learning rate of SGD with momentum."""
     pair_depth: int = 20
-    """Depth of the converged and of the vanished network."""
+    """Depth of the converged and the vanished network."""
     pair_epochs: int = 5
-    """Epochs of those two."""
+    """Epochs of these two networks."""
     workdir: Path = Path("runs/experiments/gradients")
-    """Where the runs and the page are kept."""
+    """Directory for the runs and the page."""
 
     def variants(self) -> dict[str, Config]:
         """Returns all runs by name."""
@@ -68,8 +69,8 @@ class Gradients(Experiment):
         return found
 
     def write_page(self, outcomes: Mapping[str, Outcome]) -> None:
-        """Writes index.html in workdir, from the logs of the runs."""
-        sections: dict[str, list[page.Content]] = {"What is seen": self._seen(outcomes)}
+        """Writes index.html to workdir from the logs of the runs."""
+        sections: dict[str, list[page.Content]] = {"Observations": self._seen(outcomes)}
         for when, place in (("before training", 0), ("after training", -1)):
             path = self.workdir / f"gradients-{when.split()[0]}.png"
             figures.plot_lines(
@@ -141,18 +142,19 @@ class Gradients(Experiment):
                     kind = "exploded"
                 found[kind].append(f"{label} ({init})")
         sentences = [
-            f"Before training, in {deepest} layers, the gradient has {kind} on its way "
-            f"from the last convolution to the first: {'; '.join(names)}."
+            f"Before training, with {deepest} layers, the gradient has {kind} on its "
+            f"way from the last convolution to the first: {'; '.join(names)}."
             for kind, names in found.items()
             if names and kind != "level"
         ]
         sentences.append(
-            "Within a factor of 100 of each other are the two ends of these: "
-            f"{'; '.join(found['level']) or 'none'}. Whether the whole is of a size "
-            "that can be trained with is another matter, which the loss tells:"
+            "The gradients of the first and last convolution are within a factor of "
+            "100 of each other in these networks: "
+            f"{'; '.join(found['level']) or 'none'}. The loss shows whether "
+            "the networks can be trained:"
         )
         loss = f"training loss of {self.steps} steps"
-        header = ("network", "initialisation", "first / last gradient", loss)
+        header = ("network", "initialization", "first / last gradient", loss)
         caption = f"Gradients of {deepest} layers before training"
         return [*sentences, page.Table(header, rows, caption), self.setting]
 
@@ -160,7 +162,7 @@ class Gradients(Experiment):
         found: list[page.Content] = []
         for name, outcome in pair.items():
             if not outcome.records or not outcome.layers:
-                found.append(f"The {name} run left no figures: {outcome.diverged}.")
+                found.append(f"The {name} run has no figures: {outcome.diverged}.")
                 continue
             losses = [f"{record['train_loss']:.3f}" for record in outcome.records]
             _, ratios = convolutions(outcome.layers[-1], "update_ratio")

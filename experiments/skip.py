@@ -1,4 +1,4 @@
-"""Deeper is worse without shortcuts, and better with them (He et al., figures 1, 6)."""
+"""Deeper networks: worse without shortcuts, better with (He et al., figures 1, 6)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ class Skip(Experiment):
     depths: tuple[int, ...] = (20, 56)
     """Depths of He et al.'s networks for CIFAR-10."""
     epochs: int = 40
-    """Epochs of SGD with a cosine from lr .1."""
+    """Epochs of SGD with a cosine schedule from a learning rate of 0.1."""
     batch_size: int = 128
-    """Images a step."""
+    """Images per step."""
     workdir: Path = Path("runs/experiments/skip")
-    """Where the runs and the page are kept."""
+    """Directory for the runs and the page."""
 
     def variants(self) -> dict[str, Config]:
         """Returns all runs by name."""
@@ -41,7 +41,7 @@ class Skip(Experiment):
         }
 
     def write_page(self, outcomes: Mapping[str, Outcome]) -> None:
-        """Writes index.html in workdir, from the logs of the runs."""
+        """Writes index.html to workdir from the logs of the runs."""
         panels = {}
         for key, title in (
             ("train_accuracy", "training error"),
@@ -73,7 +73,7 @@ class Skip(Experiment):
                     f"with {shallow} ({errors[1]:.2f} against {errors[0]:.2f} %)."
                 )
         sections: dict[str, list[page.Content]] = {
-            "What is seen": [*seen, self.setting, page.Picture(path, alt)],
+            "Observations": [*seen, self.setting, page.Picture(path, alt)],
             "All runs": [table(outcomes)],
         }
         sections["Origin"] = [where()]

@@ -1,4 +1,4 @@
-"""Runs several training runs, which differ in a few fields, one after another."""
+"""Runs several training runs that differ in a few fields, one after another."""
 
 import dataclasses
 import json
@@ -28,14 +28,14 @@ class Experiment:
     max_train_samples: int | None = None
     """Number of training images; None uses all."""
     max_test_samples: int | None = None
-    """Number of test images to score after each epoch; None uses all."""
+    """Number of test images to evaluate after each epoch; None uses all."""
     seed: int = 0
     """Seed of all runs."""
     data_dir: str | None = None
     """The data directory, as for train.py."""
 
     def config(self, **values: Any) -> Config:
-        """Returns a run's configuration: the shared one, with these fields changed."""
+        """Returns the shared configuration with these fields changed."""
         return fields.replace(
             Config(),
             optimizer="sgd",
@@ -48,7 +48,7 @@ class Experiment:
 
     @property
     def setting(self) -> str:
-        """A sentence on the numbers of images."""
+        """A sentence that states the numbers of images and the seed."""
         train, test = (
             f"{size:,} of {cifar.CIFAR10.num_examples[part]:,}" if size else "all"
             for part, size in (
@@ -63,7 +63,7 @@ class Experiment:
 
 
 class Outcome(NamedTuple):
-    """A variant's result."""
+    """The result of a variant."""
 
     cfg: Config
     records: list[dict[str, Any]]  # records of metrics.jsonl
@@ -88,8 +88,8 @@ def run(variants: Mapping[str, Config], root: Path) -> dict[str, Outcome]:
         said = _diverged(run_dir)
         if said is not None and said["config"] != _plain(cfg):
             raise ConfigError(
-                f"{run_dir} holds a run of another configuration, which diverged: "
-                "another --workdir, or remove it"
+                f"{run_dir} holds a run with another configuration, which diverged: "
+                "choose another --workdir, or remove the directory"
             )
         if said is None:
             print(f"-- {name}", flush=True)
@@ -121,7 +121,7 @@ def _plain(cfg: Config) -> dict[str, Any]:
 
 
 def where() -> page.Card:
-    """Returns a card with the command, date and version of a page."""
+    """Returns a card with the command, date and version that made a page."""
     found = origin.describe()
     words = shlex.join(sys.argv[1:])
     command = f"python -m experiments {words}"
@@ -134,7 +134,7 @@ def table(
     outcomes: Mapping[str, Outcome],
     columns: Mapping[str, Callable[[Outcome], str]] | None = None,
 ) -> page.Table:
-    """Returns a table of the last metrics of each variant, and further columns."""
+    """Returns a table of the last metrics of each variant and additional columns."""
     columns = columns or {}
     rows = []
     for name, outcome in outcomes.items():

@@ -122,7 +122,7 @@ def test_targets():
         ({"targets": ("h100:0",)}, "a number of GPUs after the colon"),
         ({"targets": ("here", "h100")}, "give `here` without"),
         ({"recipes": ("slow",)}, "no recipe 'slow': one of digits"),
-        ({"batch_per_chip": 0}, "batch_per_chip 0: at least 1"),
+        ({"batch_per_chip": 0}, "batch_per_chip 0 is too small"),
     ],
 )
 def test_what_cannot_be_asked_for(options, message):
@@ -147,7 +147,7 @@ def test_a_program_runs_where_there_is_a_device(recipe, kind):
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("json", "is in the way"), ("text", "there is no folder")]
+    ("name", "reason"), [("json", "is a folder"), ("text", "there is no folder")]
 )
 def test_a_place_that_cannot_be_written_to(name, reason, tmp_path):
     path = tmp_path if name == "json" else tmp_path / "no" / "where"
@@ -156,5 +156,5 @@ def test_a_place_that_cannot_be_written_to(name, reason, tmp_path):
 
 
 def test_a_device_whose_peaks_are_unknown_is_refused():
-    with pytest.raises(ConfigError, match="cpu is none of the chips known: v4, v5e"):
+    with pytest.raises(ConfigError, match="cpu is not a known chip: one of v4, v5e"):
         chip_of(jax.devices()[0])

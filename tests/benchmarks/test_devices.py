@@ -26,7 +26,7 @@ def faked(monkeypatch):
 
     def train(cfg, layout, run_dir, environ):
         highest = {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
-        assert environ == (highest if "otherwise" in run_dir.name else {})
+        assert environ == (highest if "differently" in run_dir.name else {})
 
     monkeypatch.setattr(devices, "train", train)
     monkeypatch.setattr(devices, "read", read)
@@ -67,10 +67,10 @@ def test_layouts_that_part_fail(faked, last, message):
 
 def test_a_control_that_parts_fails_nothing(faked, capsys):
     faked |= {name: (2.0, 1003) for name in CFG.layouts}
-    faked["1, rounded otherwise"] = (2.1, 1003)
+    faked["1, rounded differently"] = (2.1, 1003)
     devices.main(replace(CFG, control=True))
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == "| 1, rounded otherwise | 5.0e-02 | 1,003 |"
+    assert last == "| 1, rounded differently | 5.0e-02 | 1,003 |"
 
 
 def test_layouts_are_numbers():

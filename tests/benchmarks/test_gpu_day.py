@@ -43,9 +43,10 @@ def test_a_rehearsal_has_a_row_with_numbers_of_each_part(tmp_path):
         assert row["figures"] and None not in row["figures"].values(), row
         assert "WRONG" not in row["note"]
     found = {(row["part"], row["what"]): row["figures"] for row in measured}
-    steps = found["smoke", "3 steps of resnet8, SGD, compared with a CPU's"]
-    assert steps["loss apart"] == steps["parameters apart"] == 0  # both are the CPU's
-    scores = found["fast", "evaluate.py of it, all test images"]
+    steps = found["smoke", "3 steps of resnet8, SGD, compared with a CPU"]
+    # Both are computed on a CPU.
+    assert steps["loss difference"] == steps["parameters difference"] == 0
+    scores = found["fast", "evaluate.py, all test images"]
     assert all(0 < scores[f"{name} %"] < 100 for name in ("accuracy", "with --tta"))
     for part in ("seeds", "deterministic"):
         (ratio,) = [f["ratio"] for (name, _), f in found.items() if name == part]
@@ -57,20 +58,20 @@ def test_a_part_that_overruns_says_so_and_the_rest_goes_on(tmp_path):
     options = ("--parts", "deterministic", "smoke", "--bound", "smoke=1")
     record = rehearse(tmp_path, *options)
     first, second = record["parts"]
-    assert (first["part"], first["end"]) == ("smoke", "killed after 1 s, its time")
+    assert (first["part"], first["end"]) == ("smoke", "killed after 1 s, its maximum")
     assert (second["part"], second["end"]) == ("deterministic", "done")
     assert 1 <= first["seconds"] < 10
     text = (tmp_path / "gpu_day.md").read_text(encoding="utf-8")
     assert "| smoke | whole | seconds 1" in text
-    assert "| killed after 1 s, its time |" in text
+    assert "| killed after 1 s, its maximum |" in text
 
 
 @pytest.mark.process
 def test_no_part_outlasts_the_time_of_all(tmp_path):
     record = rehearse(tmp_path, "--minutes", ".09", "--parts", "fast", "seeds")
     assert [part["end"] for part in record["parts"]] == [
-        "killed after 5 s, the time of all",
-        "not begun: the time of all was over",
+        "killed after 5 s, the total time",
+        "not started: the total time was up",
     ]
 
 
@@ -86,7 +87,7 @@ def test_a_bad_option_is_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"minutes": 0.0}, "minutes 0.0 is no time"),
+        ({"minutes": 0.0}, "minutes 0.0 is not a finite"),
         ({"minutes": float("nan")}, "minutes nan"),
         ({"bound": ("fast",)}, "bound 'fast' is not PART=SECONDS"),
         ({"bound": ("fast=soon",)}, "bound 'fast=soon'"),
@@ -140,7 +141,7 @@ def test_without_pytorch_ours_is_measured_alone(tmp_path, monkeypatch):
     gpu_day_parts.speed(make_day(tmp_path), "resnet8")
     (row,) = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
     assert asked == [()]
-    assert row["note"] == "PyTorch's skipped: no torch and torchvision here"
+    assert row["note"] == "PyTorch skipped: no torch and torchvision here"
     assert row["figures"] == {"ours images/s": 9, "ours peak MB": 2, "ours first s": 3}
 
 

@@ -242,11 +242,11 @@ def test_what_makes_a_step_shorter():
     assert alone.step == (5.0, 3.0) and alone.efficiency == (1.0, 1.0)
 
 
-def test_the_table_says_that_it_is_modelled():
+def test_the_table_says_that_it_is_modeled():
     text = scaling.table(scaling.Scaling())
-    assert "modelled, not measured" in text
+    assert "modeled, not measured" in text
     header, _, *rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert header.count("modelled") == 4
+    assert header.count("modeled") == 4
     numbers = [int(row.split("|")[1].replace(",", "")) for row in rows]
     assert numbers == [8, 16, 32, 64, 128, 256, 512, 1024]
     assert f"{IN_BFLOAT16:,} bytes" in text
@@ -258,10 +258,10 @@ def test_the_table_says_that_it_is_modelled():
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"flops": 0.0}, "flops 0 is no speed: more than 0"),
-        ({"bandwidth": float("nan")}, "bandwidth nan is no speed"),
-        ({"host_bandwidth": float("inf")}, "host_bandwidth inf is no speed"),
-        ({"latency": -1e-6}, "latency -1e-06 is no time: 0 or more"),
+        ({"flops": 0.0}, "flops 0 is not a finite number above 0"),
+        ({"bandwidth": float("nan")}, "bandwidth nan is not a finite"),
+        ({"host_bandwidth": float("inf")}, "host_bandwidth inf is not a finite"),
+        ({"latency": -1e-6}, "latency -1e-06 is not a finite number of at least 0"),
         ({"devices": (8, 0)}, r"devices \(8, 0\) is too small: at least 1"),
         ({"devices": ()}, r"devices \(\) is too small"),
         ({"image_size": 0}, "image_size 0 is too small"),

@@ -43,8 +43,8 @@ def test_each_is_one_change_at_a_time_beside_the_recipe():
         ("optimizer=lion", "optimizer=lion is 'lion'"),
         ("epochs=1.5", "epochs=1.5 is 1.5"),
         ("lr=1-2", "lr=1-2 is '1-2'"),
-        ("seed=0,1", "a sweep says seed itself"),
-        ("validation_split=0", "a sweep says validation_split itself"),
+        ("seed=0,1", "a sweep sets seed itself"),
+        ("validation_split=0", "a sweep sets validation_split itself"),
         ("lr=-1", "lr -1.0 is not in"),
     ],
 )
@@ -63,13 +63,13 @@ def test_none_is_a_value_or_nothing_by_its_field():
 
 
 def test_of_all_runs_a_field_has_one_value():
-    with pytest.raises(ConfigError, match="several values: --grid or --each"):
+    with pytest.raises(ConfigError, match="several values: use --grid or --each"):
         sweep.trials(Sweep("hresnet", set=("lr=.1,.2",)))
 
 
 @pytest.mark.parametrize("option", ["set", "grid"])
 def test_a_field_given_twice_is_refused(option):
-    with pytest.raises(ConfigError, match="lr is given twice: as lr=VALUE,VALUE"):
+    with pytest.raises(ConfigError, match="lr is given twice: use lr=VALUE,VALUE"):
         sweep.trials(Sweep("hresnet", **{option: ("lr=.1", "lr=.2")}))
 
 
@@ -89,7 +89,7 @@ def test_what_is_set_is_in_the_name_so_that_two_sweeps_have_their_own_runs():
     [
         ({"recipe": "resnet21"}, "no recipe 'resnet21'"),
         ({"seeds": 0}, "seeds 0 is too small"),
-        ({"validation_split": 0.0}, "nothing to choose by"),
+        ({"validation_split": 0.0}, "no images to compare runs by"),
     ],
 )
 def test_a_sweep_that_cannot_choose_is_refused(values, message):

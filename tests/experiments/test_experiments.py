@@ -165,10 +165,10 @@ def test_the_sentences_of_batchnorm_are_those_of_known_figures(tmp_path):
     experiment.write_page({n: outcome_of(cfgs[n], *v) for n, v in known.items()})
     text = page_of(experiment)
     for sentence in (
-        "right: 35.00 % with BatchNorm, 20.00 % without, 10.00 % without but with drop",
+        "epoch: 35.00 % with BatchNorm, 20.00 % without, 10.00 % without but with drop",
         "that trains: 1 with BatchNorm, 0.1 without, none without but with dropout.",
-        "learning rate: 20.00 with BatchNorm, 20.00 without, 1.00 without but",
-        "in points: +10.00 with BatchNorm, -2.00 without, -1.00 without but",
+        "percentage points: 20.00 with BatchNorm, 20.00 without, 1.00 without but",
+        "percentage points: +10.00 with BatchNorm, -2.00 without, -1.00 without but",
         "before training: 0.50 with BatchNorm, 2.50 without, 0.00 without but",
         "CIFAR-10, 10,000 of 50,000 training images and all test images; one run "
         "of each network, seed 3.",
@@ -190,11 +190,12 @@ def test_the_sentences_of_gradients_are_those_of_known_figures(tmp_path):
     experiment.write_page({name: outcome(name, cfg) for name, cfg in cfgs.items()})
     text = page_of(experiment)
     assert (
-        "in 8 layers, the gradient has vanished on its way from the last convolution "
+        "with 8 layers, the gradient has vanished on its way from the last convolution "
         "to the first: plain, no BatchNorm (kaiming); plain, no BatchNorm (torch)."
     ) in text
     assert "has exploded on its way" in text
     assert "the first: plain, BatchNorm (kaiming); plain, BatchNorm (torch)." in text
     assert (
-        "of these: shortcuts, BatchNorm (kaiming); shortcuts alone (kaiming);" in text
+        "in these networks: shortcuts, BatchNorm (kaiming); shortcuts only (kaiming);"
+        in text
     )
