@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import shlex
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,7 +47,8 @@ def open_run(cfg: Config) -> Iterator[Run]:
                 with run:
                     yield run
                 if processes.is_first() and run.progress.times:
-                    log.info("done:     `python evaluate.py %s` scores it", workdir)
+                    quoted = shlex.quote(str(workdir))
+                    log.info("done:     `python evaluate.py %s` scores it", quoted)
             except Interrupted:
                 name = signals.received.name if signals.received else "a signal"
                 place = _place(run)

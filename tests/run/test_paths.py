@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import shlex
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -42,15 +43,18 @@ def score(run_dir, capsys, **options):
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_a_run_directory_may_have_any_name(
-    name, digits_run, tmp_path, capsys, monkeypatch
+    name, digits_run, tmp_path, capsys, caplog, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO", "resnet_jax")
     with redirect_stdout(Stream(sys.stdout)):  # as in commands
         cfg, run_dir = digits_run(workdir=name, keep_checkpoints=1, **SMALL)
         assert steps(tmp_path / name) == {1}
         train.main(fields.replace(cfg, epochs=2, override=True))
         assert steps(tmp_path / name) == {2}
         scores = score(run_dir, capsys).split()
+    (command,) = {m.split("`")[1] for m in caplog.messages if m.startswith("done:")}
+    assert shlex.split(command) == ["python", "evaluate.py", name]
     last = last_metrics(run_dir)
     assert last["epoch"] == last["step"] == 2
     assert float(scores[1]) == pytest.approx(100 * last["test_accuracy"])
