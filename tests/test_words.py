@@ -40,6 +40,11 @@ WORDS = {
     r"got ahead\b": "prefetched",
     r"to and fro\b": "back and forth",
     r"of every kind\b": "many types of",
+    # British spellings.
+    r"\w*(?:colour|behaviour|neighbour|favour)\w*": "color, behavior, neighbor, favor",
+    r"gre(?:y|yscale)\b": "gray",
+    r"cent(?:re|red)\b": "center",
+    r"\w*(?:al|im|nar|mor|yl)is(?:e|ed|es|ing|ation|er)\b": "-ize, -ization",
 }
 BANNED = re.compile(r"\b(" + "|".join(WORDS) + r")", re.IGNORECASE)
 BEGINS_WITH_OF = re.compile(r"(?:^|[.!?]\s+)(Of (?!course)\w+)")
@@ -107,6 +112,8 @@ def test_the_docstrings_of_the_package_are_sentences():
         "Of each image the label.",
         "It is done. Of two, one.",
         "anew",
+        "The initialisation is normalised.",
+        "a grey center of neighbouring colours",
     ],
 )
 def test_words_that_must_not_come_back_are_found(text):

@@ -83,8 +83,8 @@ def to_channels(images: Images, channels: int) -> Images:
             f"images with {own} channels cannot be converted to {channels} channels"
         )
     weights = jnp.asarray([19595, 38470, 7471], jnp.int32)
-    grey = (jnp.asarray(images, jnp.int32) @ weights + 2**15) >> 16
-    return grey[..., None].astype(jnp.uint8)
+    gray = (jnp.asarray(images, jnp.int32) @ weights + 2**15) >> 16
+    return gray[..., None].astype(jnp.uint8)
 
 
 def resize(x: jax.Array, size: tuple[int, int]) -> jax.Array:
@@ -267,10 +267,10 @@ def cutmix(
     for side_key, length in zip(
         jax.random.split(box_key), (height, width), strict=True
     ):
-        centre = jax.random.randint(side_key, (), 0, length)
+        center = jax.random.randint(side_key, (), 0, length)
         half = (side * length).astype(jnp.int32) // 2
         places = jnp.arange(length)
-        inside.append((places >= centre - half) & (places < centre + half))
+        inside.append((places >= center - half) & (places < center + half))
     rows, columns = inside
     box = rows.reshape(-1, 1) & columns.reshape(1, -1)
     share = 1 - box.mean(dtype=targets.dtype)

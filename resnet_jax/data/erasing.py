@@ -20,8 +20,8 @@ def cutout(key: jax.Array, x: jax.Array, size: int) -> jax.Array:
     keys = jax.random.split(key)
     inside = []
     for side_key, length in zip(keys, (height, width), strict=True):
-        centre = jax.random.randint(side_key, (batch, 1), 0, length)
-        first = centre - size // 2
+        center = jax.random.randint(side_key, (batch, 1), 0, length)
+        first = center - size // 2
         places = jnp.arange(length).reshape(1, -1)
         inside.append((places >= first) & (places < first + size))
     rows, columns = inside

@@ -62,9 +62,9 @@ class Arrays:
     def open(self, indices: np.ndarray) -> Iterable[Opened]:
         from PIL import Image
 
-        is_grey = self.images.shape[-1] == 1
+        is_gray = self.images.shape[-1] == 1
         for pixels in self(indices):
-            image = Image.fromarray(pixels[..., 0] if is_grey else pixels)
+            image = Image.fromarray(pixels[..., 0] if is_gray else pixels)
             yield contextlib.nullcontext(image)
 
     def fault(self, index: int, reason: str) -> DataError:

@@ -42,19 +42,19 @@ def moments(
     axes = tuple(range(x.ndim - 1))
     if shift is None:
         mean = keep(x.mean(axes))
-        centred = _kept(x - _expand(mean, x))
-        var = keep(jnp.square(centred).mean(axes))
+        centered = _kept(x - _expand(mean, x))
+        var = keep(jnp.square(centered).mean(axes))
     else:
         moved = x - _expand(shift, x)
         sums = _sums(moved, jnp.square(moved))
         beside, square = (total * (x.shape[-1] / x.size) for total in sums)
         mean = keep(shift + beside)
         var = keep(jnp.maximum(square - jnp.square(beside), 0))
-        centred = _kept(x - _expand(mean, x))
+        centered = _kept(x - _expand(mean, x))
     inverse = lax.rsqrt(var + epsilon)
     gain = scale.astype(x.dtype) * inverse
-    y = centred * _expand(gain, x) + _expand(bias.astype(x.dtype), x)
-    return (y, mean, var), (centred, inverse)
+    y = centered * _expand(gain, x) + _expand(bias.astype(x.dtype), x)
+    return (y, mean, var), (centered, inverse)
 
 
 @normalize.defjvp
@@ -62,15 +62,15 @@ def _normalize_jvp(
     epsilon: float, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[Any, Any]:
     x, scale, bias, shift = primals
-    found, (centred, inverse) = moments(x, scale, bias, epsilon, shift)
+    found, (centered, inverse) = moments(x, scale, bias, epsilon, shift)
     moves, axes = [jnp.asarray(t) for t in tangents[:3]], tuple(range(x.ndim - 1))
-    dy = linear_map(forward, backward, (centred, inverse, scale), *moves)
-    d_var = 2 * (centred * moves[0]).mean(axes)
+    dy = linear_map(forward, backward, (centered, inverse, scale), *moves)
+    d_var = 2 * (centered * moves[0]).mean(axes)
     return found, (dy, moves[0].mean(axes), d_var)
 
 
 def forward(
-    centred: jax.Array,
+    centered: jax.Array,
     inverse: jax.Array,
     scale: jax.Array,
     dx: jax.Array,
@@ -78,25 +78,25 @@ def forward(
     d_bias: jax.Array,
 ) -> jax.Array:
     axes, scale = tuple(range(dx.ndim - 1)), scale.astype(dx.dtype)
-    d_inverse = -(inverse**3) * (centred * dx).mean(axes)
+    d_inverse = -(inverse**3) * (centered * dx).mean(axes)
     d_gain = d_scale.astype(dx.dtype) * inverse + scale * d_inverse
     gain = scale * inverse
     moved = d_bias.astype(dx.dtype) - gain * dx.mean(axes)
-    return _expand(gain, dx) * dx + centred * _expand(d_gain, dx) + _expand(moved, dx)
+    return _expand(gain, dx) * dx + centered * _expand(d_gain, dx) + _expand(moved, dx)
 
 
 def backward(
-    centred: jax.Array, inverse: jax.Array, scale: jax.Array, dy: jax.Array
+    centered: jax.Array, inverse: jax.Array, scale: jax.Array, dy: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the transpose of `forward`; scale and bias have the same dtype."""
     count = dy.size // dy.shape[-1]
-    d_bias, along = _sums(dy, dy * centred)
+    d_bias, along = _sums(dy, dy * centered)
     d_scale = along * inverse
     gain = scale.astype(dy.dtype) * inverse
     dx = _expand(gain, dy) * (
         dy
         - _expand(d_bias / count, dy)
-        - centred * _expand(d_scale * inverse / count, dy)
+        - centered * _expand(d_scale * inverse / count, dy)
     )
     return dx, d_scale.astype(scale.dtype), d_bias.astype(scale.dtype)
 

@@ -48,12 +48,12 @@ def _normalize_jvp(
 ) -> tuple[Any, Any]:
     x, inputs, kernel, scale, bias, shift = primals
     # x's own tangent is omitted; it matters for second derivatives.
-    found, (centred, inverse) = norm.moments(x, scale, bias, epsilon, shift)
-    residuals = (centred, found[1], inverse, scale, inputs, kernel)
+    found, (centered, inverse) = norm.moments(x, scale, bias, epsilon, shift)
+    residuals = (centered, found[1], inverse, scale, inputs, kernel)
     dy = linear_map(_forward, _backward, residuals, *tangents[1:5])
     dx = _tangent(inputs, kernel, tangents[1], tangents[2])
     axes = tuple(range(x.ndim - 1))
-    return found, (dy, dx.mean(axes), 2 * (centred * dx).mean(axes))
+    return found, (dy, dx.mean(axes), 2 * (centered * dx).mean(axes))
 
 
 def _tangent(
@@ -68,9 +68,9 @@ def _tangent(
 
 
 def _forward(*args: jax.Array) -> jax.Array:
-    centred, _, inverse, scale, inputs, kernel, *tangents = args
+    centered, _, inverse, scale, inputs, kernel, *tangents = args
     dx = _tangent(inputs, kernel, *tangents[:2])
-    return norm.forward(centred, inverse, scale, dx, *tangents[2:])
+    return norm.forward(centered, inverse, scale, dx, *tangents[2:])
 
 
 def _backward(*args: jax.Array) -> tuple[jax.Array, ...]:
@@ -86,8 +86,8 @@ def by_output(*args: jax.Array) -> tuple[jax.Array, ...]:
     Args:
       args: x - mean, mean, 1 / standard deviation, scale, inputs, kernel, dy.
     """
-    centred, _, inverse, scale, inputs, kernel, dy = args
-    dx, d_scale, d_bias = norm.backward(centred, inverse, scale, dy)
+    centered, _, inverse, scale, inputs, kernel, dy = args
+    dx, d_scale, d_bias = norm.backward(centered, inverse, scale, dy)
     by_both = (1, 0, inputs, kernel, dx.astype(inputs.dtype))
     d_inputs = conv.gradient_by_x(*by_both)
     return d_inputs, conv.gradient_by_kernel(*by_both), d_scale, d_bias

@@ -155,7 +155,7 @@ def _card(info: Mapping[str, Any], usage: str, tag: str) -> str:
     architecture, shown = info["model"], info["preprocessing"]
     model, classes = architecture["model"], info["class_names"]
     scores = info["metrics"]
-    colour = "gray" if len(shown["mean"]) == 1 else "RGB"
+    color = "gray" if len(shown["mean"]) == 1 else "RGB"
     note = f" ({scores['note']})" if scores.get("note") else ""
     return f"""---
 library_name: {"timm" if tag == "pytorch" and is_timms(architecture) else "resnet_jax"}
@@ -181,7 +181,7 @@ On the {scores["count"]:,} test images{note}: accuracy \
 {100 * scores["accuracy"]:.2f} %, top 5 {100 * scores["accuracy_top5"]:.2f} %, \
 mean cross-entropy {scores["loss"]:.4f}.
 
-Images: {colour}, scaled to [0, 1], {shown["image_size"]}x{shown["image_size"]} \
+Images: {color}, scaled to [0, 1], {shown["image_size"]}x{shown["image_size"]} \
 (shorter side resized to {shown["size"]}, {shown["interpolation"]}, then \
 center-cropped), minus the mean {shown["mean"]}, divided by the standard deviation \
 {shown["std"]}.

@@ -22,7 +22,7 @@ def images():
     return jnp.asarray(rng.integers(0, 256, (6, 8, 8, 3), np.uint8))
 
 
-def test_evaluation_normalises_as_the_tutorial_does(images, key):
+def test_evaluation_normalizes_as_the_tutorial_does(images, key):
     labels = jnp.array([0, 1, 2, 3, 0, 1])
     x, targets = make()(key, images, labels)
     expected = (np.asarray(images, np.float64) / 255 - 0.5) / 0.25
@@ -263,15 +263,15 @@ def test_mixing_is_of_images_and_targets(key):
         assert (x != plain[0]).any() and (targets != plain[1]).any()
 
 
-def test_grey_is_made_as_pillow_makes_it_and_repeated():
+def test_gray_is_made_as_pillow_makes_it_and_repeated():
     images = np.random.default_rng(0).integers(0, 256, (3, 5, 4, 3), np.uint8)
-    grey = np.asarray(augment.to_channels(images, 1))
-    assert grey.dtype == np.uint8 and grey.shape == (3, 5, 4, 1)
-    for image, expected in zip(grey, images, strict=True):
+    gray = np.asarray(augment.to_channels(images, 1))
+    assert gray.dtype == np.uint8 and gray.shape == (3, 5, 4, 1)
+    for image, expected in zip(gray, images, strict=True):
         expected = np.asarray(Image.fromarray(expected).convert("L"))
         np.testing.assert_array_equal(image[..., 0], expected)
-    again = np.asarray(augment.to_channels(grey, 3))
-    np.testing.assert_array_equal(again, np.repeat(grey, 3, axis=-1))
+    again = np.asarray(augment.to_channels(gray, 3))
+    np.testing.assert_array_equal(again, np.repeat(gray, 3, axis=-1))
     assert augment.to_channels(images, 3) is images
     with pytest.raises(ConfigError, match="images with 3 channels cannot be convert"):
         augment.to_channels(images, 2)

@@ -69,11 +69,11 @@ def test_each_image_and_severity_has_noise_of_its_own(name):
 
 
 def test_noise_has_the_published_spread():
-    grey = np.full((8, 32, 32, 3), 128, np.uint8)
-    spread = [corrupt("gaussian noise", grey, s).std() / 255 for s in SEVERITIES]
+    gray = np.full((8, 32, 32, 3), 128, np.uint8)
+    spread = [corrupt("gaussian noise", gray, s).std() / 255 for s in SEVERITIES]
     np.testing.assert_allclose(spread, [0.04, 0.06, 0.08, 0.09, 0.10], rtol=0.03)
     # A Poisson variable divided by n has variance mean / n.
-    spread = [corrupt("shot noise", grey, s).std() / 255 for s in SEVERITIES]
+    spread = [corrupt("shot noise", gray, s).std() / 255 for s in SEVERITIES]
     photons = np.array([500, 250, 100, 75, 50])
     np.testing.assert_allclose(spread, np.sqrt(128 / 255 / photons), rtol=0.03)
 

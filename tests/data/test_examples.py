@@ -197,7 +197,7 @@ def test_images_of_any_size_are_described(prepare, tmp_path):
 
 
 @pytest.mark.parametrize("side", [None, 12])
-def test_grey_images_have_one_channel(prepare, tmp_path, side):
+def test_gray_images_have_one_channel(prepare, tmp_path, side):
     prepare(shape=(side, side, 1), side=side, mode="L")
     train, _ = load(tmp_path, image_size=16)
     assert train.images.shape == (7, side or 16, side or 16, 1)

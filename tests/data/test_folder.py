@@ -90,10 +90,10 @@ def test_a_gray_image_is_read_for_a_network_of_one_channel(root):
     gray.save(root / "gray.png")
     found = pillow.read_image(root / "gray.png", size=8, crop_pct=1.0, channels=1)
     np.testing.assert_array_equal(found, np.asarray(gray)[..., None])
-    coloured = pillow.read_image(
+    colored = pillow.read_image(
         root / "train" / "cat" / "0.png", size=8, crop_pct=1.0, channels=1
     )
-    assert coloured.shape == (8, 8, 1)
+    assert colored.shape == (8, 8, 1)
 
 
 def test_an_image_is_turned_as_its_exif_says(root):
@@ -287,8 +287,8 @@ def test_16_bits_are_scaled_and_not_cut_off(root, suffix):
         Image.fromarray(ramp).save(path)
     found = pillow.read_image(path, size=16, crop_pct=1.0, channels=1)
     np.testing.assert_array_equal(found[..., 0], ramp // 257)
-    coloured = pillow.read_image(path, size=16, crop_pct=1.0)
-    np.testing.assert_array_equal(coloured, np.repeat(found, 3, -1))
+    colored = pillow.read_image(path, size=16, crop_pct=1.0)
+    np.testing.assert_array_equal(colored, np.repeat(found, 3, -1))
 
 
 @pytest.mark.parametrize(

@@ -304,13 +304,13 @@ def spoiled(images, labels, fault):
         return parquet(images[1:], label=labels[1:]), "9 rows, not 10"
     if fault == "large":
         return parquet(np.zeros((10, 33, 32, 3), np.uint8), label=labels), "RGB 32x33"
-    if fault == "grey":
+    if fault == "gray":
         return parquet(images[..., 0], label=labels), "an image is L 32x32"
     whole = parquet(images, label=labels)
     return whole[: len(whole) // 2], "arquet"
 
 
-@pytest.mark.parametrize("fault", ["no column", "few", "large", "grey", "truncated"])
+@pytest.mark.parametrize("fault", ["no column", "few", "large", "gray", "truncated"])
 def test_files_of_the_hub_that_are_others_are_refused(
     everywhere, small_cifar, tmp_path, fault
 ):

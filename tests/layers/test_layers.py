@@ -20,7 +20,7 @@ def make_input(key, shape=(8, 4, 4, 3)):
     return 2.0 + 3.0 * jax.random.normal(key, shape)
 
 
-def test_batchnorm_train_normalises_by_the_biased_batch_statistics(key):
+def test_batchnorm_train_normalizes_by_the_biased_batch_statistics(key):
     x = make_input(key)
     layer = BatchNorm()
     variables = layer.init(key, x, train=True)

@@ -123,7 +123,7 @@ def test_conv_on_the_smallest_maps(size, stride, padding, shape):
     ],
     ids=["conv", "linear"],
 )
-def test_default_initialisation(ours, make, shape):
+def test_default_initialization(ours, make, shape):
     torch.manual_seed(0)
     theirs = make()
     params = ours.init(jax.random.key(0), jnp.zeros(shape))["params"]

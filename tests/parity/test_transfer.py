@@ -91,7 +91,7 @@ def test_resize_is_torchvisions(size):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_images_are_normalised_as_by_totensor_and_normalize():
+def test_images_are_normalized_as_by_totensor_and_normalize():
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
     found = make_preprocess((32, 32, 3), normalize="imagenet")(images)
     x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).float() / 255

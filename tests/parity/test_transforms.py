@@ -208,7 +208,7 @@ def test_erasing_is_torchvisions():
     assert (np.asarray(some)[:, 2] > 0).mean() == pytest.approx(0.1, abs=0.02)
 
 
-def test_erasing_leaves_the_mean_colour():
+def test_erasing_leaves_the_mean_color():
     cfg = AugmentConfig(normalize="imagenet", random_erasing=1.0)
     augment = make_augment(cfg, make_preprocess(cfg, (16, 16, 3)), 10)
     images = np.full((8, 16, 16, 3), 255, np.uint8)

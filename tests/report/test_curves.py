@@ -16,7 +16,7 @@ def records(offset, epochs=(1, 2, 3)):
     ]
 
 
-def colour_at(path, point):
+def color_at(path, point):
     """Returns the pixels near a point of an image."""
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
     height, width = pixels.shape[:2]
@@ -39,7 +39,7 @@ def test_a_history_is_drawn_with_its_points_on_the_curves(tmp_path):
         for index, point in enumerate(picture.points):
             hexadecimal = [*figures.COLOURS[:2], figures.COLOURS[-1]][index // 3]
             own = [int(hexadecimal[i : i + 2], 16) for i in (1, 3, 5)]
-            away = np.abs(colour_at(path, point) - own).sum(-1).min()
+            away = np.abs(color_at(path, point) - own).sum(-1).min()
             assert away < 60, (path.name, point)
 
 

@@ -2,8 +2,8 @@
 
 import json
 import os
-import shutil
 import shlex
+import shutil
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path

@@ -102,7 +102,7 @@ def test_a_regular_expression_freezes_what_it_finds(model):
     assert changed(before, after) == before.keys() - (frozen - running(frozen))
 
 
-def test_frozen_layers_normalise_by_their_running_statistics(model):
+def test_frozen_layers_normalize_by_their_running_statistics(model):
     """Compares training with inference, and with the statistics of the batch."""
     variables = init_variables(model, SHAPE, key=jax.random.key(0))
     images = jax.random.normal(jax.random.key(1), (6, *SHAPE))

@@ -239,7 +239,7 @@ def test_other_values_in_a_config_are_refused(run):
         (("model", "in_channels"), 10**12),
         (("model", "in_channels"), "3"),
         (("model", "stem"), 3),
-        (("model", "colour"), 3),
+        (("model", "color"), 3),
         (("model", "dtype"), "x"),
         (("model", "width"), "8"),
         (("model", "width"), -3),

@@ -242,7 +242,7 @@ def test_strides_that_no_name_tells_are_the_folders(tmp_path, monkeypatch):
         pretrained.begin_from({}, model, source=str(tmp_path), name="resnet50")
 
 
-def test_normalisation_follows_the_weights():
+def test_normalization_follows_the_weights():
     assert hub.normalization(None) is None  # the data's own
     assert hub.normalization("imagenet") == "imagenet"
     assert hub.normalization("some/file.pth") == "imagenet"
