@@ -162,8 +162,8 @@ def parse_recipe(description: str | None, args: Sequence[str] | None = None) -> 
         raise SystemExit(0)
     if name.startswith("-"):
         raise ConfigError(
-            f"name a recipe first, as in `{program} digits` (`{program} --help` lists "
-            "the recipes)"
+            f"specify a recipe first, as in `{program} digits` (`{program} --help` "
+            "lists the recipes)"
         )
     hint = usage.did_you_mean(name, RECIPES)
     raise ConfigError(

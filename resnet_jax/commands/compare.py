@@ -30,6 +30,6 @@ def main(options: CompareConfig) -> None:
     from resnet_jax.report import compare
 
     if not options.runs:
-        raise ConfigError("name the run directories: resnet-jax compare RUN RUN")
+        raise ConfigError("specify the run directories: resnet-jax compare RUN RUN")
     print(compare.compare(options.runs, Path(options.page)))
     print(f"page: {options.page}")

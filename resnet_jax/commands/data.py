@@ -68,7 +68,7 @@ def config_of(options: DataPageConfig) -> Config:
       ConfigError: if there is no such recipe, or no folder is given.
     """
     if not options.data_dir:
-        raise ConfigError("name the folder of images: resnet-jax data DIR")
+        raise ConfigError("specify the folder of images: resnet-jax data DIR")
     if options.recipe not in RECIPES:
         hint = did_you_mean(options.recipe, RECIPES)
         raise ConfigError(
@@ -99,8 +99,8 @@ def main(options: DataPageConfig) -> None:
     named = None if cfg.data.class_names is None else Path(cfg.data.class_names)
     if shards.is_shards(Path(options.data_dir)):
         raise ConfigError(
-            f"{options.data_dir} was written by `resnet-jax prepare`: name the folder "
-            "that it was made from"
+            f"{options.data_dir} was written by `resnet-jax prepare`: specify the "
+            "folder that it was made from"
         )
     listing = folder.scan(Path(options.data_dir), named)
     platform.prepare("cpu", None)

@@ -80,7 +80,7 @@ class EvaluateConfig(SubjectConfig):
         else:
             refuse(self, ["saliency"], "needs --images")
         if self.run is None or is_shipped(self.run):
-            refuse(self, ["report"], "is for runs only: name a run directory")
+            refuse(self, ["report"], "is for runs only: specify a run directory")
         self.check()
 
 

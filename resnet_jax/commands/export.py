@@ -66,7 +66,7 @@ def main(options: ExportConfig) -> None:
     if options.weights is not None and options.export is None:  # the only name is DIR
         options = dataclasses.replace(options, run=None, export=options.run)
     if options.export is None:
-        raise ConfigError("name the folder to write: resnet-jax export RUN DIR")
+        raise ConfigError("specify the folder to write: resnet-jax export RUN DIR")
     platform.prepare(options.platform, options.devices)
     directory = Path(options.export)
     files.check_writable(directory.parent, "folder", "DIR")

@@ -45,7 +45,7 @@ def main(options: ModelsConfig) -> None:
         print("\n".join(models.list_models()))
         return
     if options.name is None:
-        raise ConfigError("name a network: resnet-jax models summary resnet18")
+        raise ConfigError("specify a network: resnet-jax models summary resnet18")
     cfg = ModelConfig(model=options.name, stem=options.stem)
     model = models.create(cfg, options.num_classes, options.in_channels)
     side = options.image_size

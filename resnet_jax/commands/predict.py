@@ -60,7 +60,7 @@ def main(options: PredictConfig) -> None:
             options = dataclasses.replace(options, weights=_NETWORK)
             log.info("no run given: using %s, for the classes of CIFAR-10", _NETWORK)
     if not paths:
-        raise ConfigError("name the image files: resnet-jax predict RUN a.jpg")
+        raise ConfigError("specify the image files: resnet-jax predict RUN a.jpg")
     output = None if options.output is None else Path(options.output)
     if output is not None:
         tables.check(output, "--output")

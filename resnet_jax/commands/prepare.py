@@ -36,7 +36,7 @@ def main(options: PrepareConfig) -> None:
     from resnet_jax.data import shard_writer
 
     if options.source is None or options.target is None:
-        raise ConfigError("name both folders: resnet-jax prepare folder DIR OUT")
+        raise ConfigError("specify both folders: resnet-jax prepare folder DIR OUT")
     target = Path(options.target)
     counts = shard_writer.write(Path(options.source), target, options)
     num_bytes = sum(path.stat().st_size for path in target.iterdir())

@@ -77,12 +77,12 @@ def test_a_network_is_summarized(command):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("models", "summary"), "name a network: resnet-jax models summary"),
+        (("models", "summary"), "specify a network: resnet-jax models summary"),
         (("models", "summary", "resnet19"), "unknown model 'resnet19'"),
-        (("predict", "run"), "name the image files: resnet-jax predict RUN"),
+        (("predict", "run"), "specify the image files: resnet-jax predict RUN"),
         (("predict", "nowhere", "a.png"), "no run at nowhere"),
-        (("compare",), "name the run directories: resnet-jax compare RUN RUN"),
-        (("export", "run"), "name the folder to write: resnet-jax export RUN DIR"),
+        (("compare",), "specify the run directories: resnet-jax compare RUN RUN"),
+        (("export", "run"), "specify the folder to write: resnet-jax export RUN DIR"),
         (("export", "nowhere", "folder"), "no run at nowhere"),
         (("export", "--weights", "a.pth", "folder"), "--weights and --model must"),
     ],

@@ -165,7 +165,7 @@ def test_samples_are_spread_over_classes_and_images(root, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (("",), 2, "name the folder of images: resnet-jax data DIR"),
+        (("",), 2, "specify the folder of images: resnet-jax data DIR"),
         (("DIR", "--recipe", "best"), 2, "no recipe 'best' ("),
         (("DIR", "--output", "DIR/classes.txt/a.html"), 2, "--output"),
         (("DIR", "--class-names", "names"), 3, "names: class names cannot be read"),

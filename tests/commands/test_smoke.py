@@ -122,7 +122,7 @@ def test_the_commands_that_look():
     [
         (("python", "train.py", "digits", "--learning-rate", "1"), "--learning-rate"),
         ((SCRIPT, "nonsense"), "no command 'nonsense'"),
-        ((SCRIPT, "predict"), "name the image files"),
+        ((SCRIPT, "predict"), "specify the image files"),
     ],
 )
 def test_bad_usage_is_exit_2(command, part):

@@ -13,8 +13,8 @@ from resnet_jax.commands.evaluate import EvaluateConfig
     ("line", "said"),
     [
         ("train hresent", "no recipe 'hresent': did you mean hresnet?"),
-        ("train", "name a recipe first"),
-        ("train --lr 1", "name a recipe first"),
+        ("train", "specify a recipe first"),
+        ("train --lr 1", "specify a recipe first"),
         ("train digits --epoch 3", "no option --epoch: did you mean --epochs?"),
         ("train digits -epochs 3", "no option -epochs: did you mean --epochs?"),
         ("train digits --learning_rate 1", "did you mean --lr?"),
