@@ -44,7 +44,9 @@ class BatchNorm(nn.Module):
     (layers/projection.py).
 
     Raises:
-      ConfigError: in training with one value per channel, whose variance is undefined.
+      ConfigError: if momentum is not a number from 0 to 1 (PyTorch's None, a cumulative
+        average, is not supported), or in training with one value per channel, whose
+        variance is undefined.
       flax.errors.ModifyScopeVariableError: in training, if apply was called without
         mutable=["batch_stats"].
     """
@@ -59,6 +61,11 @@ class BatchNorm(nn.Module):
     def __call__(
         self, x: jax.Array, *, train: bool, factors: Factors | None = None
     ) -> jax.Array:
+        if self.momentum is None or not 0 <= self.momentum <= 1:
+            raise ConfigError(
+                f"{name_of(self)} has momentum {self.momentum}: use a number from 0 to "
+                "1, the weight of the new batch as in PyTorch"
+            )
         stats_dtype = storage_dtype(self.dtype)
         param_dtype = storage_dtype(self.dtype, self.param_dtype)
         shape = (x.shape[-1],)

@@ -2,6 +2,7 @@ from .diagnostics import make_layer_statistics as make_layer_statistics
 from .evaluation import flips_and_shifts as flips_and_shifts
 from .evaluation import make_evaluate as make_evaluate
 from .features import cache_features as cache_features
+from .freezing import inference_batch_norm as inference_batch_norm
 from .freezing import make_lr_scale as make_lr_scale
 from .freezing import make_trainable as make_trainable
 from .optim import make_ema_decay as make_ema_decay

@@ -71,6 +71,13 @@ def inference_batch_norm(trainable: Predicate | None) -> Iterator[None]:
 
     This implements `backbone_bn="frozen"`. Inside the context, even with train=True,
     they normalize with their running statistics and do not update them.
+
+    The context has an effect while `apply` is traced: enter it inside the function that
+    is passed to jax.jit, because a compiled function stays as it was traced.
+
+    Args:
+      trainable: predicate of a BatchNorm layer's weight, such as "layer1.0.bn1.weight".
+        None leaves all layers in training mode.
     """
 
     def in_inference(call: Any, args: Any, kwargs: Any, context: Any) -> Any:

@@ -34,7 +34,6 @@ NOT_RUN = {
 }
 SHORTER = {
     r"train\.py|train ": "--max-train-samples 64 --max-test-samples 64 --max-steps 2",
-    r"evaluate\.py": "--max-test-samples 64",
     r"experiments": "--max-train-samples 256 --max-test-samples 64",
     r"experiments (skip|batchnorm)": "--epochs 1",
     r"experiments batchnorm": "--lrs 0.1",
@@ -149,7 +148,9 @@ def test_most_commands_are_run():
     ours = [
         command
         for command in everything
-        if re.match(r"(python (train|evaluate)\.py|python -m exp|resnet-jax)", command)
+        if re.match(
+            r"(python (train|evaluate)\.py|python -(m exp|c)|resnet-jax)", command
+        )
     ]
     run = sum(map(len, RUN.values()))
     assert run == sum(reason_not_to_run(command) is None for command in ours)

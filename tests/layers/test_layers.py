@@ -162,6 +162,12 @@ def test_batchnorm_of_one_image_or_of_1x1_maps(key, shape):
     )
 
 
+@pytest.mark.parametrize("momentum", [None, -1, 1.5])
+def test_batchnorm_refuses_a_momentum_that_is_no_average(key, momentum):
+    with pytest.raises(ConfigError, match=f"^BatchNorm has momentum {momentum}: use"):
+        BatchNorm(momentum=momentum).init(key, jnp.ones((2, 3)), train=False)
+
+
 def test_batchnorm_of_one_value_per_channel_is_refused_in_training_only(key):
     x = jnp.ones((1, 1, 1, 3))
     layer = BatchNorm()

@@ -466,7 +466,11 @@ def test_the_width_of_resnet9_is_of_all_its_layers():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("resnet20", {"width": 8}, "resnet20 has no option width"),
+        (
+            "resnet20",
+            {"width": 8},
+            "resnet20 has no option width: choose from drop_path, dtype, in_channels, init",
+        ),
         ("hresnet", {"whiten": True}, "hresnet has no option whiten"),
         ("resnet9", {"stem": "cifar"}, "resnet9 has no option stem"),
         ("wrn28_10", {"zero_init_last": True}, "wrn28_10 has no last BatchNorm"),
