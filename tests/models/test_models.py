@@ -469,7 +469,7 @@ def test_the_width_of_resnet9_is_of_all_its_layers():
         (
             "resnet20",
             {"width": 8},
-            "resnet20 has no option width: choose from drop_path, dtype, in_channels, init",
+            "no option width: choose from drop_path, dropout, dtype, in",
         ),
         ("hresnet", {"whiten": True}, "hresnet has no option whiten"),
         ("resnet9", {"stem": "cifar"}, "resnet9 has no option stem"),
