@@ -23,7 +23,11 @@ def make_mesh(num_devices: int | None = None, platform: str | None = None) -> Me
     try:
         found = jax.devices(platform)
     except (RuntimeError, AssertionError) as error:  # jax 0.10 asserts
-        reason = (str(error) or "it has no device here").splitlines()[0][:150]
+        reason = (str(error) or "it has no device here").splitlines()[0]
+        # JAX's own advice, and its report on backends that were not asked for.
+        reason = reason.partition(" (set JAX_PLATFORMS")[0].rstrip(".")[:150]
+        if "is not in the list of known backends" in reason:
+            reason = "it has no device here"
         name = platform or jax.config.values["jax_platforms"]
         raise ConfigError(
             f"platform {name} cannot be used ({reason}): choose another --platform, or "
