@@ -41,7 +41,7 @@ def from_torch(
     variables: Mapping[str, Any],
     skip: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Returns a new tree like `variables` with the values of `state_dict`.
+    """Returns a new tree like `variables` with copies of the values of `state_dict`.
 
     Args:
       state_dict: maps names to arrays in PyTorch's layouts. Other names of layers (see
@@ -123,7 +123,8 @@ def fill(
             raise DataError(f"{name} is {match.describe(value)}, not a tensor")
         if not jnp.issubdtype(value.dtype, jnp.floating):
             raise DataError(f"{name} is {value.dtype}, not floating-point")
-        leaves.append(jnp.asarray(_to_flax(np.asarray(value)), leaf.dtype))
+        # A copy: on CPUs, asarray shares memory, which an optimizer of PyTorch changes.
+        leaves.append(jnp.array(_to_flax(np.asarray(value)), leaf.dtype))
     tree: dict[str, Any] = jax.tree.unflatten(
         jax.tree.structure(dict(variables)), leaves
     )
@@ -144,12 +145,13 @@ def head_of(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
 def to_torch(variables: Mapping[str, Any]) -> StateDict:
     """Returns the state_dict of `variables`, with PyTorch's names and layouts.
 
-    Its values are bitwise equal to the variables; num_batches_tracked, which Flax does
-    not have, is 0. Converted to tensors, it fits load_state_dict(strict=True) in torch.
+    Its values are copies, bitwise equal to the variables; num_batches_tracked, which
+    Flax does not have, is 0. {name: torch.from_numpy(array)} of it fits
+    load_state_dict(strict=True) in torch.
     """
     state_dict: StateDict = {}
     for name, leaf in _by_name(variables).items():
-        state_dict[name] = np.ascontiguousarray(_to_torch(np.asarray(leaf)))
+        state_dict[name] = np.array(_to_torch(np.asarray(leaf)), order="C")
         if name.endswith(".running_mean"):
             tracked = name.replace("running_mean", "num_batches_tracked")
             state_dict[tracked] = np.zeros((), np.int64)

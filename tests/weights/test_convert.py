@@ -266,3 +266,15 @@ def test_torch_is_never_imported(tmp_path, state_dict):
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
     assert adopt.read_state_dict is resnet_jax.read_state_dict
+
+
+def test_neither_direction_shares_memory(one_block):
+    model = resnet_jax.create_model(one_block, num_classes=5)
+    variables = training.init_variables(model, (8, 8, 3), key=jax.random.key(0))
+    before = jax.tree.map(np.array, variables)
+    state_dict = resnet_jax.to_torch(variables)
+    again = resnet_jax.from_torch(state_dict, variables)
+    for array in state_dict.values():
+        array += 1  # as optimizer.step() does with tensors of the same memory
+    for tree in (variables, again):
+        jax.tree.map(np.testing.assert_array_equal, tree, before)
