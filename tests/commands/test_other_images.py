@@ -84,6 +84,7 @@ def test_images_that_are_not_those_of_training_are_said_to_be_others(
     assert NOTE not in printed(capsys, exported, data_dir=str(root))[-1]
 
 
+@pytest.mark.process
 def test_a_run_that_moved_with_its_images_finds_them(trained, tmp_path, capsys):
     _, run_dir, _ = trained
     last = printed(capsys, run_dir)[-1]

@@ -63,6 +63,7 @@ def test_it_is_loaded_by_its_name(tmp_path, monkeypatch):
     assert hub.locate(NAME) == Path(NAME)
 
 
+@pytest.mark.process
 def test_where_only_images_are_named_it_classifies_them(
     command, image, tmp_path, monkeypatch
 ):

@@ -49,6 +49,7 @@ def test_the_gradient_is_the_same_up_to_the_rounding_of_bfloat16():
     assert np.linalg.norm(saved - expected) < 1.5 * away
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("dtype", "platform"), [("float32", "cuda"), ("bfloat16", "cpu")]
 )

@@ -327,7 +327,7 @@ def test_an_unknown_model_is_named_with_a_near_one():
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("hresnet", {}),
+        pytest.param("hresnet", {}, marks=pytest.mark.process),
         pytest.param("resnet18", {"stage_sizes": (1,) * 4}, marks=pytest.mark.process),
         pytest.param("resnet50", {"stage_sizes": (1,) * 4}, marks=pytest.mark.process),
         ("resnet20", {}),

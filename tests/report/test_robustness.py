@@ -64,6 +64,7 @@ def make(one_block):
     return make
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("seeds", [1, pytest.param(2, marks=pytest.mark.process)])
 def test_each_corruption_is_scored_on_every_image(seeds, make, monkeypatch):
     monkeypatch.setattr(robustness, "_IMAGES", 9)  # two whole batches

@@ -446,6 +446,7 @@ def test_tensorboard_without_its_package(cfg, monkeypatch):
     assert not os.path.exists(cfg.run.workdir)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("max_steps", [7, 15])  # within the traced steps, and after
 def test_profile_leaves_a_trace(cfg, max_steps):
     train.main(change(cfg, profile=True, max_steps=max_steps))

@@ -174,6 +174,7 @@ def test_steps_of_one_call_are_steps(one_block, held):
     assert int(state.step) == int(same_state.step) == 6
 
 
+@pytest.mark.process
 def test_streamed_steps_are_those_of_images_in_memory(one_block):
     pytest.importorskip("grain")
     _, losses, state = compiled_run(one_block, held=True)

@@ -97,6 +97,7 @@ def test_an_exported_folder_says_everything(run, capsys):
     assert "# resnet8, trained on digits" in card and "75,290 parameters" in card
 
 
+@pytest.mark.process
 def test_a_folder_that_says_less_of_the_network_is_read(run):
     """Versions before in_channels wrote such a config.json."""
     _, folder = run
