@@ -181,7 +181,7 @@ def make_augment(
         key: jax.Array, images: jax.Array, labels: jax.Array, step: Any = 0
     ) -> tuple[jax.Array, jax.Array]:
         crop_key, flip_key, cutout_key, mix_key = jax.random.split(key, 4)
-        if cfg.flip == "alternating":  # hashes the pixels of the whole image
+        if cfg.flip == "alternating":  # first, because it hashes the whole image
             images = alternating_flip(images, jnp.asarray(step) // steps_per_epoch)
         if cfg.crop_padding:
             images = random_crop(crop_key, images, cfg.crop_padding, cfg.crop_fill)

@@ -68,9 +68,11 @@ class Origin:
     """The sources of a data set.
 
     Attributes:
+      published: the published facts about the data set.
       binary: file name of the official binary archive.
       python: file name of the official Python archive.
       hub: folder of the two Parquet files on the Hugging Face Hub.
+      columns: names of the label columns in these files, and of their classes.
       mirrors: URLs of folders with an exact copy of the archive `python`.
       npm: whether npm has the data set.
     """

@@ -79,7 +79,7 @@ def find(name: str, data_dir: Path) -> Path:
 
 
 def _find(base: str, version: str | None, data_dir: Path) -> list[Path]:
-    """Returns a list with the directory of `base`, or an empty list."""
+    """Returns a list of the directory of `base`, or an empty list if there is none."""
     if version is None:
         newest = tfds.find(base, data_dir)
         return [] if newest is None else [newest]

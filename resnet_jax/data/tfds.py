@@ -73,7 +73,7 @@ def sha256(array: np.ndarray) -> str:
 
 
 def default_data_dir() -> Path:
-    """Returns $TFDS_DATA_DIR or ~/tensorflow_datasets, like tensorflow-datasets.
+    """Returns $TFDS_DATA_DIR or ~/tensorflow_datasets, as tensorflow-datasets does.
 
     Raises:
       ConfigError: if neither is available because the user has no home directory.
@@ -224,7 +224,7 @@ def _records(
 
 
 def write_cifar10(arrays: Arrays, data_dir: Path, old: Path | None = None) -> Path:
-    """Writes data_dir/cifar10/3.0.2 like tensorflow-datasets, and returns its path.
+    """Writes data_dir/cifar10/3.0.2 as tensorflow-datasets would, and returns its path.
 
     This replaces `old` atomically. If another process was faster, its copy is kept.
 
