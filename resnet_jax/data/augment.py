@@ -1,4 +1,4 @@
-"""On-device augmentation of uint8 images and labels to inputs and targets."""
+"""Turns uint8 images and labels into augmented inputs and targets on the device."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -22,18 +22,18 @@ Fill = Literal["black", "reflect"]
 NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "half": ((0.5,), (0.25,)),  # from the tutorial; any number of channels
+    "half": ((0.5,), (0.25,)),  # used in the tutorial; fits any number of channels
 }
 
 
 def parse_normalization(
     text: str, channels: int = 3
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns per-channel (mean, std) from a name, "r,g,b/r,g,b" or "all/all".
+    """Parses a name, "r,g,b/r,g,b" or "all/all" into per-channel (mean, std).
 
     Raises:
-      ConfigError: `text` is neither a known name nor numbers of that form, or its
-        number of channels is wrong.
+      ConfigError: if `text` is neither a known name nor numbers in one of these forms,
+        or if it has the wrong number of channels.
     """
     try:
         mean, std = NORMALIZATIONS.get(text) or (
@@ -48,7 +48,7 @@ def parse_normalization(
         ) from None
     if max(map(abs, mean)) > 1 or max(std) > 10:
         raise ConfigError(
-            f"normalize {text} is for images from 0 to 255, but images are scaled to "
+            f"normalize {text} is for pixels from 0 to 255, but images are scaled to "
             "[0, 1] first: divide its numbers by 255"
         )
     if len(mean) == 1:
@@ -71,7 +71,8 @@ def normalize(images: Images, *, mean: Any, std: Any) -> jax.Array:
 def to_channels(images: Images, channels: int) -> Images:
     """Converts uint8 images [B, H, W, C] to `channels` channels.
 
-    RGB is converted to grayscale with Pillow's weights; grayscale is repeated.
+    RGB images are converted to grayscale with Pillow's weights. The channel of
+    grayscale images is repeated.
     """
     own = images.shape[-1]
     if own == channels:
@@ -101,7 +102,7 @@ def random_crop(
 ) -> jax.Array:
     """Crops a random window from each padded image, like RandomCrop(size, padding).
 
-    The padding is black, or reflects the image (padding_mode="reflect").
+    The padding is black or, if `fill` is "reflect", a reflection of the image.
     """
     batch, height, width, channels = images.shape
     edge = (padding, padding)
@@ -123,11 +124,11 @@ def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
 
 
 def alternating_flip(images: jax.Array, epoch: jax.Array) -> jax.Array:
-    """Flips each image every other epoch: half of them in even epochs, half in odd.
+    """Flips half of the images in even epochs, and the other half in odd epochs.
 
     Any two consecutive epochs thus show every image in both orientations, whereas
-    random flips show half of the images in only one. This follows Jordan 2024
-    (airbench), but a hash of the pixels decides which half an image belongs to.
+    random flips show half of the images in only one. This follows airbench (Jordan
+    2024), except that a hash of its pixels decides which half an image belongs to.
     """
     # The multipliers are odd, so every bit of a pixel changes the sum.
     weights = 2 * jnp.arange(images[0].size, dtype=jnp.uint32) + 1
@@ -140,13 +141,13 @@ def alternating_flip(images: jax.Array, epoch: jax.Array) -> jax.Array:
 def make_preprocess(
     cfg: AugmentConfig, image_shape: tuple[int, int, int], default: str = "cifar10"
 ) -> Preprocess:
-    """Returns preprocess(images), which scales, normalizes and resizes.
+    """Returns a function `preprocess(images)` that scales, normalizes and resizes.
 
     Args:
-      default: the normalization if cfg.normalize is None.
+      default: the normalization to use if cfg.normalize is None.
 
     Raises:
-      ConfigError: the normalization is unknown, or its number of channels is wrong.
+      ConfigError: if the normalization is unknown or has the wrong number of channels.
     """
     text = cfg.normalize or default
     mean, std = parse_normalization(text, image_shape[2])
@@ -164,23 +165,23 @@ def make_augment(
     num_classes: int,
     steps_per_epoch: int = 1,
 ) -> Augment:
-    """Returns augment(key, images, labels, step) for training.
+    """Returns a function `augment(key, images, labels, step)` for training.
 
-    The function maps images [B, H, W, C] uint8 and labels [B] int32 to inputs
-    [B, H', W', C] float32, the output of `preprocess`, and target distributions
-    [B, num_classes]. Label smoothing spreads probability over all classes, like
-    torch.nn.CrossEntropyLoss. Cutout and random erasing follow the normalization, so
-    erased pixels get the mean color.
+    The function maps uint8 images [B, H, W, C] and int32 labels [B] to float32 inputs
+    [B, H', W', C], which have the shape that `preprocess` returns, and to target
+    distributions [B, num_classes]. Label smoothing spreads probability over all
+    classes, like torch.nn.CrossEntropyLoss. Cutout and random erasing are applied after
+    the normalization, so erased pixels get the mean color.
 
     Args:
-      steps_per_epoch: number of steps per epoch, for the alternating flip.
+      steps_per_epoch: number of steps per epoch, which the alternating flip needs.
     """
 
     def augment(
         key: jax.Array, images: jax.Array, labels: jax.Array, step: Any = 0
     ) -> tuple[jax.Array, jax.Array]:
         crop_key, flip_key, cutout_key, mix_key = jax.random.split(key, 4)
-        if cfg.flip == "alternating":  # hashes the pixels of the whole image
+        if cfg.flip == "alternating":  # first, because it hashes the whole image
             images = alternating_flip(images, jnp.asarray(step) // steps_per_epoch)
         if cfg.crop_padding:
             images = random_crop(crop_key, images, cfg.crop_padding, cfg.crop_fill)
@@ -203,7 +204,7 @@ def make_augment(
 def make_targets(
     labels: jax.Array, num_classes: int, label_smoothing: float = 0.0
 ) -> jax.Array:
-    """Returns target distributions [B, num_classes] of labels [B], smoothed."""
+    """Returns smoothed target distributions [B, num_classes] for labels [B]."""
     found: jax.Array = optax.smooth_labels(
         jax.nn.one_hot(labels, num_classes), label_smoothing
     )
@@ -245,9 +246,10 @@ def mix(
 
 
 def mixup(key: jax.Array, x: jax.Array, targets: jax.Array, alpha: float) -> Mixed:
-    """Blends each image and target with its partner in the reversed batch, like timm.
+    """Blends each image and its target with those of its partner.
 
-    The weight is drawn once per batch, from Beta(alpha, alpha) (Zhang et al. 2017).
+    As in timm, partners are paired by reversing the batch, and all pairs share one
+    weight, which is drawn from Beta(alpha, alpha) (Zhang et al. 2017).
     """
     share = jax.random.beta(key, alpha, alpha)
     return _blend(x, share), _blend(targets, share)
@@ -256,10 +258,11 @@ def mixup(key: jax.Array, x: jax.Array, targets: jax.Array, alpha: float) -> Mix
 def cutmix(
     key: jax.Array, box_key: jax.Array, x: jax.Array, targets: jax.Array, alpha: float
 ) -> Mixed:
-    """Replaces a box in each image with its partner's, and weights targets by area.
+    """Replaces a box in each image with its partner's, and blends targets by area.
 
-    The box covers 1 - Beta(alpha, alpha) of the area, minus any part outside the image
-    (Yun et al. 2019). The whole batch shares one box; partners are paired as in mixup.
+    The box covers a fraction 1 - Beta(alpha, alpha) of the image, minus any part that
+    lies outside (Yun et al. 2019). All images in a batch share one box, and partners
+    are paired as in mixup.
     """
     height, width = x.shape[1:3]
     side = jnp.sqrt(1 - jax.random.beta(key, alpha, alpha))

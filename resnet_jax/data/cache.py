@@ -26,7 +26,7 @@ def _fingerprint(directory: Path) -> str:
 
 
 def load(name: str, directory: Path) -> Arrays | None:
-    """Returns the cached arrays of `directory`, or None if missing or outdated."""
+    """Returns the cached arrays of `directory`, or None if none are up to date."""
     parts = [f"{split}_{kind}" for split in _SPLITS for kind in ("images", "labels")]
     found = _load(f"{name}.npz", directory, (*parts, "class_names"))
     if found is None:
@@ -38,7 +38,7 @@ def load(name: str, directory: Path) -> Arrays | None:
 
 
 def save(name: str, directory: Path, arrays: Arrays) -> None:
-    """Caches `arrays`, which were read from `directory`; a failure only warns."""
+    """Caches `arrays`, which were read from `directory`, or warns if that fails."""
     content = {
         "class_names": np.array(arrays.class_names),
         "train_images": arrays.train[0],
@@ -50,13 +50,13 @@ def save(name: str, directory: Path, arrays: Arrays) -> None:
 
 
 def load_labels(directory: Path, split: str) -> np.ndarray | None:
-    """Returns the labels cached by save_labels, or None if missing or outdated."""
+    """Returns the labels that save_labels cached, or None if none are up to date."""
     found = _load(_labels_name(directory, split), directory, ("labels",))
     return None if found is None else found[0]
 
 
 def save_labels(directory: Path, split: str, labels: np.ndarray) -> None:
-    """Caches the labels of `split`; a failure only warns."""
+    """Caches the labels of `split`, or warns if that fails."""
     _save(_labels_name(directory, split), directory, {"labels": labels})
 
 
@@ -70,7 +70,7 @@ def _load(
 ) -> list[np.ndarray] | None:
     try:
         path = cache_dir() / file_name
-    except FileNotFoundError:  # no home directory, as already reported
+    except FileNotFoundError:  # no home directory, which has already been reported
         return None
     try:
         # Opened here because np.load would leave a damaged file open.
@@ -80,7 +80,7 @@ def _load(
             return [file[name] for name in names]
     except FileNotFoundError:
         return None
-    except Exception as error:  # NumPy and zipfile raise many types
+    except Exception as error:  # NumPy and zipfile raise many exception types
         log.warning("the cache %s is damaged (%r) and will be rebuilt", path, error)
         return None
 
@@ -88,7 +88,7 @@ def _load(
 def _save(file_name: str, directory: Path, content: dict[str, np.ndarray]) -> None:
     try:
         path = cache_dir() / file_name
-    except FileNotFoundError:  # no home directory, as already reported
+    except FileNotFoundError:  # no home directory, which has already been reported
         return
     content = {"fingerprint": np.array(_fingerprint(directory)), **content}
     try:

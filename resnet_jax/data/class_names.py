@@ -18,12 +18,12 @@ def find(data_dir: Path, named: Path | None, folders: Sequence[str]) -> tuple[st
     """Returns the class names of `folders`, from a file or from the folders.
 
     Args:
-      named: the file; None uses data_dir/classes.txt if it exists, in which case a
-        class without a line keeps the name of its folder.
+      named: the file with the names. If it is None, data_dir/classes.txt is used if it
+        exists, and a class without a line there keeps the name of its folder.
 
     Raises:
-      DataError: the file cannot be read or gives a class two names, or `named` lacks a
-        class.
+      DataError: if the file cannot be read or gives a class two names, or if `named`
+        lacks a class.
     """
     path = data_dir / FILE if named is None else named
     if named is None and not path.is_file():
@@ -50,27 +50,27 @@ def find(data_dir: Path, named: Path | None, folders: Sequence[str]) -> tuple[st
 
 
 def read(path: Path, folders: Sequence[str]) -> dict[str, str]:
-    """Reads {folder: name} from lines "folder name", ignoring other folders.
+    """Reads {folder: name} from lines of the form "folder name".
 
-    The separator may be a tab. The first of several names separated by commas is used,
-    as in ImageNet's LOC_synset_mapping.txt. A line with only a folder keeps the
-    name of the folder.
+    Lines for other folders are ignored, and the separator may be a tab. If a line gives
+    several names separated by commas, as in ImageNet's LOC_synset_mapping.txt, the
+    first is used. If it gives none, the name is that of the folder.
 
     Raises:
-      DataError: the file cannot be read, or gives a folder two names.
+      DataError: if the file cannot be read or gives a folder two names.
     """
     try:
         text = unicodedata.normalize("NFC", path.read_text("utf-8-sig"))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise DataError(
-            f"{path}: class names cannot be read ({reason}): give a text file with one "
-            "line per class, the folder and then the name"
+            f"{path}: class names cannot be read ({reason}): give a text file with a "
+            "line 'FOLDER NAME' for each class"
         ) from None
     known, found = set(folders), dict[str, str]()
     for line in text.split("\n"):
         line = line.strip()
-        # The longest prefix that is a folder: folder names may contain spaces.
+        # Folder names may contain spaces, so the longest prefix is the folder.
         ends = [match.start() for match in re.finditer(r"\s+|$", line)]
         folder = next((line[:e] for e in reversed(ends) if line[:e] in known), None)
         if folder is None:

@@ -24,8 +24,8 @@ def load_class_weights(
     have the same ones.
 
     Raises:
-      ConfigError: `given` is balanced, and a class has no training examples.
-      DataError: the file cannot be read, or lacks a valid weight for each class.
+      ConfigError: if `given` is "balanced" and a class has no training examples.
+      DataError: if the file cannot be read or lacks a valid weight for a class.
     """
     if given is None:
         return None, splits
@@ -39,10 +39,10 @@ def load_class_weights(
 
 
 def balanced(train: Dataset) -> np.ndarray:
-    """Returns N / (C * count) per class [C] float32, like scikit-learn's "balanced".
+    """Returns float32 weights [C] of N / (C * count), like scikit-learn's "balanced".
 
     Raises:
-      ConfigError: a class has no examples.
+      ConfigError: if a class has no examples.
     """
     names = train.class_names
     counts = np.bincount(train.labels, minlength=len(names))
@@ -55,11 +55,11 @@ def balanced(train: Dataset) -> np.ndarray:
 
 
 def read(path: Path, names: Sequence[str]) -> np.ndarray:
-    """Reads weights [C] float32 from JSON {name: weight} or from one number per line.
+    """Reads float32 weights [C] from JSON {name: weight}, or from one number per line.
 
     Raises:
-      DataError: it cannot be read, lacks a class or has an unknown one, or its weights
-        are negative, not finite, or all 0.
+      DataError: if the file cannot be read, lacks a class or has an unknown one, or if
+        a weight is negative or not finite, or if all weights are 0.
     """
     try:
         text = path.read_text("utf-8-sig")
@@ -137,13 +137,14 @@ def weigh(augment: Augment, weights: np.ndarray, *, is_mixed: bool) -> Augment:
     """Wraps `augment` so that the mean cross-entropy of its targets is weighted.
 
     The loss then equals torch.nn.CrossEntropyLoss(weight): the sum over the whole batch
-    is divided by the total weight of its labels or, as in PyTorch if targets are
-    distributions, by the number of images. The targets include this division, so a
-    batch that is split over devices or into micro-batches has the same sum.
+    is divided by the total weight of its labels. If targets are distributions, it is
+    divided by the number of images instead, as in PyTorch. The targets include this
+    division, so splitting a batch over devices or into micro-batches does not change
+    the loss.
 
     Args:
-      is_mixed: whether images are blended (mixup, cutmix), which makes targets
-        distributions. With label smoothing only, each belongs to one label.
+      is_mixed: whether images are blended by mixup or CutMix, which makes the targets
+        distributions. With label smoothing alone, each target belongs to one label.
     """
 
     def weighted(
@@ -154,7 +155,7 @@ def weigh(augment: Augment, weights: np.ndarray, *, is_mixed: bool) -> Augment:
         targets = targets * by_class[None, :]
         if not is_mixed:
             mean = by_class[labels].mean()
-            # If all labels have weight 0, PyTorch divides by 0.
+            # If all labels have weight 0, PyTorch would divide by 0.
             targets = targets / jnp.where(mean > 0, mean, 1)
         return x, targets
 

@@ -1,11 +1,12 @@
 """Corrupts images at five severities, like CIFAR-10-C.
 
-Hendrycks and Dietterich 2019, "Benchmarking Neural Network Robustness to Common
-Corruptions and Perturbations". The parameters are CIFAR-10-C's, from
-ImageNet-C/create_c/make_cifar_c.py in github.com/hendrycks/robustness. Only the
-corruptions that need nothing but NumPy, SciPy and Pillow are included. The images are
-computed instead of downloaded, with different random numbers, and rounded instead of
-truncated, so accuracies are close to those on the published set, but not the same.
+CIFAR-10-C was introduced by Hendrycks and Dietterich (2019) in "Benchmarking Neural
+Network Robustness to Common Corruptions and Perturbations". The parameters here are the
+same; they are taken from ImageNet-C/create_c/make_cifar_c.py in
+github.com/hendrycks/robustness. Only the corruptions that need nothing but NumPy, SciPy
+and Pillow are included. The images are computed rather than downloaded, so the random
+numbers differ, and pixels are rounded rather than truncated. Accuracies are therefore
+close to those on the published data set, but not the same.
 """
 
 import io
@@ -22,34 +23,36 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SEVERITIES = (1, 2, 3, 4, 5)
-# Maps images [N, H, W, C] uint8, a severity and a seed to images; see corrupt.
+# Maps uint8 images [N, H, W, C], a severity, a seed and the index of the first image
+# to corrupted images; see corrupt.
 Corruption = Callable[[np.ndarray, int, int, int], np.ndarray]
 _SIDE = 32  # CIFAR-10's image size, which the parameters assume
-_CHUNK = 256  # images per chunk, to limit the memory for floats
+_CHUNK = 256  # images per chunk, which limits the memory for floats
 
 
 def corrupt(
     name: str, images: np.ndarray, severity: int, seed: int = 0, first: int = 0
 ) -> np.ndarray:
-    """Returns corrupted copies of `images` [N, H, W, C] uint8, of 1 or 3 channels.
+    """Returns corrupted copies of uint8 `images` [N, H, W, C] with 1 or 3 channels.
 
     Args:
       name: one of CORRUPTIONS.
-      severity: 1 to 5; 0 leaves the images unchanged.
+      severity: a number from 1 to 5; 0 leaves the images unchanged.
       seed: seed of the noise, which differs from image to image.
-      first: index of the first image in its data set, so an image gets the same noise
-        in any subset.
+      first: index of the first image in its data set, so that an image gets the same
+        noise in any subset.
 
     Raises:
-      ValueError: `severity` is out of range, or the images have the wrong dtype or
-        shape.
+      ValueError: if `severity` is out of range, or if the images have the wrong dtype
+        or shape.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise ValueError(
-            f"{images.dtype} {images.shape} is not uint8 [N, H, W, 1 or 3]"
+            "images must be uint8 [N, H, W, 1 or 3], not "
+            f"{images.dtype} {list(images.shape)}"
         )
     if severity not in (0, *SEVERITIES):
-        raise ValueError(f"severity {severity} is not 0 to 5")
+        raise ValueError(f"severity must be from 0 to 5, not {severity}")
     if severity == 0 or not len(images):
         return images.copy()
     chunks = range(0, len(images), _CHUNK)
@@ -87,7 +90,7 @@ def shot_noise(images: np.ndarray, severity: int, seed: int, first: int) -> np.n
 def gaussian_blur(
     images: np.ndarray, severity: int, seed: int, first: int
 ) -> np.ndarray:
-    """Blurs images; sigma scales with their shorter side."""
+    """Blurs images with a sigma that is proportional to their shorter side."""
     from scipy import ndimage
 
     sigma = (0.4, 0.6, 0.7, 0.8, 1.0)[severity - 1]
@@ -112,7 +115,7 @@ def brightness(images: np.ndarray, severity: int, seed: int, first: int) -> np.n
     x = _to_floats(images)
     value = x.max(-1, keepdims=True)
     raised = np.minimum(value + more, 1)
-    # Equal hue and saturation keep the channels' ratios; black becomes gray.
+    # Scaling all channels alike keeps hue and saturation; black becomes gray.
     scaled = x * (raised / np.where(value > 0, value, 1))
     return _to_bytes(np.where(value > 0, scaled, raised))
 
@@ -120,7 +123,7 @@ def brightness(images: np.ndarray, severity: int, seed: int, first: int) -> np.n
 def jpeg_compression(
     images: np.ndarray, severity: int, seed: int, first: int
 ) -> np.ndarray:
-    """Encodes each image as a low-quality JPEG, and decodes it."""
+    """Encodes each image as a low-quality JPEG and decodes it again."""
     from PIL import Image
 
     quality = (80, 65, 58, 50, 40)[severity - 1]
@@ -134,7 +137,7 @@ def jpeg_compression(
 
 
 def pixelate(images: np.ndarray, severity: int, seed: int, first: int) -> np.ndarray:
-    """Shrinks images by averaging boxes, and enlarges them by repeating pixels."""
+    """Shrinks images by averaging boxes and enlarges them by repeating pixels."""
     from PIL.Image import Resampling
 
     share = (0.95, 0.9, 0.85, 0.75, 0.65)[severity - 1]
@@ -168,12 +171,12 @@ def _generators(
 
 
 def _to_floats(images: np.ndarray) -> np.ndarray:
-    """Scales uint8 to [0, 1]."""
+    """Converts uint8 pixels to floats in [0, 1]."""
     return images.astype(np.float32) / 255
 
 
 def _to_bytes(x: np.ndarray) -> np.ndarray:
-    """Converts [0, 1] to uint8; values outside are clipped."""
+    """Clips floats to [0, 1] and converts them to uint8 pixels."""
     found: np.ndarray = np.rint(255 * np.clip(x, 0, 1)).astype(np.uint8)
     return found
 

@@ -19,7 +19,7 @@ UNREAD = "unread: "  # prefix of the digest of images that are not in memory
 class Dataset:
     """One split of a data set, in memory or with images that are read on demand."""
 
-    images: np.ndarray | Images  # [N, H, W, C] uint8; or features [N, F] float32
+    images: np.ndarray | Images  # [N, H, W, C] uint8, or features [N, F] float32
     labels: np.ndarray  # [N] int32
     class_names: tuple[str, ...]
     images_sha256: str | None = None  # if known
@@ -80,7 +80,7 @@ def changed(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
     def are_alike(one: Any, other: Any) -> bool:
         if isinstance(one, str) and one.startswith(UNREAD) != other.startswith(UNREAD):
-            return True  # only one covers the pixels
+            return True  # only one of them covers the pixels
         return bool(one == other)
 
     return [name for name in now if not are_alike(then[name], now[name])]
@@ -97,8 +97,8 @@ def differing(then: Sequence[str], now: Sequence[str]) -> str:
 def digest(dataset: Dataset, *, unread: bool = False) -> str:
     """Returns the sha256 of the images and labels, in their order.
 
-    If the images are not in memory, or `unread` is set, the digest covers only their
-    number and says so.
+    If the images are not in memory or `unread` is set, the digest covers only the
+    images' shape, not their pixels, and starts with UNREAD.
     """
     labels = sha256(dataset.labels)
     if unread or not isinstance(dataset.images, np.ndarray):
@@ -110,7 +110,10 @@ def digest(dataset: Dataset, *, unread: bool = False) -> str:
 
 
 def subset(dataset: Dataset, size: int | None) -> Dataset:
-    """Returns a fixed subset of `size` examples; all if `size` is None or too large."""
+    """Returns a fixed subset of `size` examples.
+
+    All examples are returned if `size` is None or too large.
+    """
     if size is None or size >= len(dataset):
         return dataset
     order = np.random.default_rng([0, 2**32 - 2]).permutation(len(dataset))
@@ -118,12 +121,13 @@ def subset(dataset: Dataset, size: int | None) -> Dataset:
 
 
 def hold_out(train: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
-    """Returns (train, validation), holding out the end of a fixed permutation.
+    """Returns (train, validation), where validation is `fraction` of the examples.
 
-    All seeds hold out the same images, so their runs can be compared.
+    The validation examples are the end of a fixed permutation, so all seeds hold out
+    the same ones, and their runs can be compared.
 
     Raises:
-      ConfigError: `fraction` leaves one of the parts empty.
+      ConfigError: if `fraction` leaves one of the parts empty.
     """
     if not fraction:
         return train, train.take(slice(0))
@@ -133,7 +137,7 @@ def hold_out(train: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
             f"validation_split {fraction} holds out {held} of {len(train)} examples: "
             "choose a fraction that leaves some in both splits"
         )
-    # The second word is not an epoch, so no training epoch uses this permutation.
+    # The second number is never an epoch, so no epoch uses this permutation.
     order = np.random.default_rng([0, 2**32 - 1]).permutation(len(train))
     cut = len(train) - held
     return train.take(np.sort(order[:cut])), train.take(np.sort(order[cut:]))
@@ -142,10 +146,12 @@ def hold_out(train: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
 def batch_sizes(
     num_examples: int, batch_size: int, *, drop_last: bool = False
 ) -> list[int]:
-    """Returns the sizes of an epoch's batches, including a partial one unless dropped.
+    """Returns the sizes of an epoch's batches.
+
+    A partial last batch is included unless `drop_last` is set.
 
     Raises:
-      ConfigError: no batch would be left.
+      ConfigError: if no batch is left.
     """
     whole, rest = divmod(num_examples, batch_size)
     sizes = [batch_size] * whole + ([rest] if rest and not drop_last else [])
@@ -158,15 +164,15 @@ def batch_sizes(
 
 
 def epoch_order(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
-    """Returns the permutation [num_examples] of an epoch, given (seed, epoch)."""
+    """Returns a permutation [num_examples], which `seed` and `epoch` determine."""
     return np.random.default_rng([seed, epoch]).permutation(num_examples)
 
 
 def balanced_order(labels: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
     """Returns N indices into `labels` [N], drawn with equal class probabilities.
 
-    They are drawn with replacement, like torch's WeightedRandomSampler with weights of
-    1 / count. The result is a function of (seed, epoch).
+    They are drawn with replacement, as by torch's WeightedRandomSampler with weights of
+    1 / count. The result depends only on `labels`, `seed` and `epoch`.
     """
     rng = np.random.default_rng([seed, epoch])
     # Only integers are used, so rounding cannot differ between machines.
@@ -187,12 +193,13 @@ def epoch_batches(
     repeats: int = 1,
     balanced: np.ndarray | None = None,
 ) -> list[np.ndarray]:
-    """Returns the indices of an epoch's batches of the given sizes.
+    """Returns the indices of an epoch's batches, which have the given sizes.
 
     Args:
       repeats: number of times that each index appears in a row, as in torchvision's
-        RASampler; the end of the order is then dropped.
-      balanced: labels [num_examples] for balanced_order; None shuffles instead.
+        RASampler. If it is more than 1, the end of the order is dropped.
+      balanced: labels [num_examples] that are passed to balanced_order; if None, the
+        examples are shuffled instead.
     """
     if balanced is None:
         order = epoch_order(num_examples, seed=seed, epoch=epoch)

@@ -13,7 +13,7 @@ from resnet_jax.errors import reason_for
 
 
 class Decoded(NamedTuple):
-    """A batch of files: the images that were read, and the errors of the others."""
+    """The images read from a batch of files, and the errors for the other files."""
 
     paths: list[Path]
     images: np.ndarray  # [len(paths), size, size, channels] uint8
@@ -25,7 +25,8 @@ def read_batches(
 ) -> Iterator[Decoded]:
     """Yields the images of `paths` in order, `batch_size` files at a time.
 
-    The next batch is read while one is in use; only these two are in memory.
+    The next batch is read while the current one is in use; only these two are in
+    memory.
 
     Args:
       how: crop_pct and interpolation; see pillow.fit.

@@ -5,16 +5,16 @@ import math
 import jax
 import jax.numpy as jnp
 
-_AREA = (0.02, 0.33)  # erased area, as fractions of the image
-_RATIO = (0.3, 3.3)  # height to width
+_AREA = (0.02, 0.33)  # range of the erased fraction of the image
+_RATIO = (0.3, 3.3)  # range of the ratio of height to width
 _TRIES = 10
 
 
 def cutout(key: jax.Array, x: jax.Array, size: int) -> jax.Array:
-    """Zeros a random square, at most size x size, in each image of x [B, H, W, C].
+    """Zeros a random square of size x size in each image of x [B, H, W, C].
 
-    Its center is a pixel of the image, so part of it may be outside (DeVries and Taylor
-    2017).
+    The center of the square is a pixel of the image, so part of the square may lie
+    outside the image (DeVries and Taylor 2017).
     """
     batch, height, width, _ = x.shape
     keys = jax.random.split(key)
@@ -29,9 +29,10 @@ def cutout(key: jax.Array, x: jax.Array, size: int) -> jax.Array:
 
 
 def random_erasing(key: jax.Array, x: jax.Array, probability: float) -> jax.Array:
-    """Zeros a rectangle in each image of x [B, H, W, C] with a given probability.
+    """Zeros a rectangle in each image of x [B, H, W, C] with the given probability.
 
-    Like torchvision's RandomErasing with scale (.02, .33), ratio (.3, 3.3) and value 0.
+    This follows torchvision's RandomErasing with scale (.02, .33), ratio (.3, 3.3) and
+    value 0.
     """
     boxes = draw_boxes(key, len(x), (x.shape[1], x.shape[2]), probability)
     return erase(x, boxes)
@@ -40,9 +41,10 @@ def random_erasing(key: jax.Array, x: jax.Array, probability: float) -> jax.Arra
 def draw_boxes(
     key: jax.Array, num: int, size: tuple[int, int], probability: float
 ) -> jax.Array:
-    """Draws rectangles [num, 4] int32: top, left, height, width; empty if not erased.
+    """Draws int32 rectangles [num, 4] of (top, left, height, width).
 
-    The first of ten candidates that fits into `size` is used.
+    Each rectangle is the first of ten candidates that fits into `size`. It is empty if
+    none fits, or if the image is not erased.
     """
     height, width = size
     area_key, ratio_key, place_key, choice_key = jax.random.split(key, 4)
@@ -60,7 +62,7 @@ def draw_boxes(
         jnp.where(is_chosen, jnp.take_along_axis(sides, first, 1)[:, 0], 0)
         for sides in (heights, widths)
     )
-    # An integer from 0 to the last place, inclusive.
+    # Each is an integer from 0 to the last possible position, inclusive.
     share = jax.random.uniform(place_key, (2, num))
     top = (share[0] * (height - h + 1)).astype(jnp.int32)
     left = (share[1] * (width - w + 1)).astype(jnp.int32)
@@ -68,7 +70,7 @@ def draw_boxes(
 
 
 def erase(x: jax.Array, boxes: jax.Array) -> jax.Array:
-    """Zeros x [B, H, W, C] in rectangles [B, 4]: top, left, height, width."""
+    """Zeros x [B, H, W, C] in rectangles [B, 4] of (top, left, height, width)."""
     rows, columns = (
         (jnp.arange(length).reshape(1, -1) >= boxes[:, axis, None])
         & (

@@ -1,4 +1,4 @@
-"""Reads image classification sets from tensorflow-datasets without TensorFlow."""
+"""Reads image classification data sets of tensorflow-datasets without TensorFlow."""
 
 import contextlib
 import io
@@ -36,20 +36,21 @@ class ImageSet(NamedTuple):
     side: int | None  # side of all images if they are squares of one size
     channels: int
     class_names: tuple[str, ...]
-    splits: tuple[str, str]  # to train on, and to score
+    splits: tuple[str, str]  # the one to train on and the one to score
     num_examples: tuple[int, int]
 
 
 def find(name: str, data_dir: Path) -> Path:
-    """Returns the directory of a prepared version, by its tensorflow-datasets name.
+    """Returns the directory of a prepared data set, given its tensorflow-datasets name.
 
     Args:
-      name: "tfds:NAME" or "tfds:NAME/CONFIG", optionally with ":VERSION", by default
-        the newest prepared version. CONFIG may be omitted if only one is prepared.
+      name: "tfds:NAME" or "tfds:NAME/CONFIG", optionally followed by ":VERSION". The
+        default is the newest prepared version. CONFIG may be omitted if only one
+        configuration is prepared.
 
     Raises:
-      ConfigError: `name` is malformed, or several configurations are prepared.
-      DataError: it is not prepared in `data_dir`.
+      ConfigError: if `name` is malformed, or if several configurations are prepared.
+      DataError: if the data set is not prepared in `data_dir`.
     """
     form = r"tfds:(\w[\w.+-]*(?:/\w[\w.+-]*)?)(?::(\d+\.\d+\.\d+))?"
     match = re.fullmatch(form, name, re.ASCII)
@@ -78,7 +79,7 @@ def find(name: str, data_dir: Path) -> Path:
 
 
 def _find(base: str, version: str | None, data_dir: Path) -> list[Path]:
-    """Returns a list with the directory of `base`, or an empty list."""
+    """Returns a list of the directory of `base`, or an empty list if there is none."""
     if version is None:
         newest = tfds.find(base, data_dir)
         return [] if newest is None else [newest]
@@ -90,9 +91,9 @@ def describe(directory: Path) -> ImageSet:
     """Returns the description of a prepared directory without reading records.
 
     Raises:
-      ConfigError: it is not an image classification data set, or lacks a training or
-        test split.
-      DataError: it cannot be read.
+      ConfigError: if it is not an image classification data set, or if it lacks a
+        training or test split.
+      DataError: if it cannot be read.
     """
     import tensorflow_datasets as library
 
@@ -133,7 +134,10 @@ def describe(directory: Path) -> ImageSet:
 
 
 def _choose(names: Sequence[str], usual: str, keys: Any) -> str | None:
-    """Returns the feature to use: the supervised, the usual or the only one."""
+    """Returns the name of the feature to use, or None if the choice is unclear.
+
+    The supervised feature comes first, then the usual one, and then the only one.
+    """
     supervised = [key for key in keys or () if isinstance(key, str) and key in names]
     if len(supervised) == 1:
         return supervised[0]
@@ -144,12 +148,12 @@ def _choose(names: Sequence[str], usual: str, keys: Any) -> str | None:
 
 @contextlib.contextmanager
 def _reading(directory: Path) -> Iterator[None]:
-    """Converts any exception into a DataError that `directory` cannot be read."""
+    """Converts any exception into a DataError saying that `directory` is unreadable."""
     try:
         yield
     except DataError:
         raise
-    except Exception as error:  # tfds and its readers raise many types
+    except Exception as error:  # tfds and its readers raise many exception types
         raise _unreadable(directory, first_line(error)) from error
 
 
@@ -164,8 +168,8 @@ class Reader:
     """Reads the examples of one split; each process opens its own files.
 
     Args:
-      how: size, crop_pct and interpolation of pillow.fit, for images of different
-        sizes; images of equal size are not resized.
+      how: size, crop_pct and interpolation for pillow.fit, which resizes images of
+        different sizes; images of equal size are not resized.
     """
 
     def __init__(self, source: ImageSet, split: str, **how: Any) -> None:
@@ -183,7 +187,7 @@ class Reader:
         """Returns the images [n, H, W, C] uint8 at `indices` [n].
 
         Raises:
-          DataError: one cannot be read.
+          DataError: if an image cannot be read.
         """
         images = np.empty((len(indices), *self.image_shape), np.uint8)
         for image, index in zip(images, indices, strict=True):
@@ -194,7 +198,7 @@ class Reader:
         """Returns (images [N, H, W, C] uint8, labels [N] int32) of all examples.
 
         Raises:
-          DataError: an example cannot be read, or its label is out of range.
+          DataError: if an example cannot be read, or if its label is out of range.
         """
         labels = self.labels()
         images = np.empty((len(labels), *self.image_shape), np.uint8)
@@ -206,10 +210,12 @@ class Reader:
         return images, labels
 
     def labels(self) -> np.ndarray:
-        """Returns the labels [N] int32, cached because this reads all records.
+        """Returns the labels [N] int32 of all examples.
+
+        The labels are cached because reading them requires reading all records.
 
         Raises:
-          DataError: they cannot be read, or one is out of range.
+          DataError: if the labels cannot be read, or if one is out of range.
         """
         source, split = self._source, self._split
         with _reading(source.directory):
@@ -246,7 +252,7 @@ class Reader:
             try:
                 with self._opened(index) as file:
                     return self._decode(file)
-            except Exception as error:  # Pillow's readers raise many types
+            except Exception as error:  # Pillow raises many exception types
                 raise ValueError(f"image {index} of {split}: {error}") from error
 
     @contextlib.contextmanager

@@ -14,17 +14,17 @@ FASHION_MNIST = Published(
     image_shape=(28, 28, 1),
     num_classes=10,
     num_examples={"train": 60_000, "test": 10_000},
-    sha256={},  # tensorflow-datasets does not keep the order of the files
+    sha256={},  # tensorflow-datasets does not keep the original order
 )
 _CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
-_BYTES = 2**26  # maximum bytes to read; the largest file has 60,000 images
+_BYTES = 2**26  # maximum number of bytes to read; the largest file has 60,000 images
 
 
 def read(data_dir: Path) -> Arrays:
-    """Reads Zalando's four files from `data_dir` or Debian's package."""
+    """Reads Zalando's four files from `data_dir`, or from Debian's package."""
     homes = (data_dir, Path("/usr/share/datasets/fashion-mnist"))
     home = next((h for h in homes if (h / "train-images-idx3-ubyte.gz").exists()), None)
     if home is None:

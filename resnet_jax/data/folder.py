@@ -1,4 +1,4 @@
-"""Reads a folder of images by class, in torchvision's ImageFolder layout."""
+"""Reads a folder of images sorted into classes, in torchvision's ImageFolder layout."""
 
 import logging
 import os
@@ -19,9 +19,9 @@ log = logging.getLogger(__name__)
 
 # As in torchvision.datasets.folder.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-SCORED = ("test", "val", "valid", "validation")  # the first that exists
+SCORED = ("test", "val", "valid", "validation")  # the first that exists is scored
 _HIDDEN = (".", "__MACOSX")
-_NO_IMAGES = ("Thumbs.db", "desktop.ini")  # Windows files, not worth a warning
+_NO_IMAGES = ("Thumbs.db", "desktop.ini")  # Windows files that deserve no warning
 
 
 class Split(NamedTuple):
@@ -44,21 +44,22 @@ class Listing(NamedTuple):
 def scan(data_dir: Path, names: Path | None = None) -> Listing:
     """Lists the files of data_dir/train/CLASS/* and data_dir/test/CLASS/*.
 
-    The classes are the folders in train, sorted; the index is the label. If there is no
-    test folder, the first of val, valid and validation is the test split.
+    The classes are the sorted folders in train, and a class's index is its label. If
+    there is no test folder, the first of val, valid and validation that exists is the
+    test split.
 
     Args:
       names: a file with class names; see class_names.find.
 
     Raises:
-      DataError: the folder is missing or has no classes; a class is empty, missing or
-        only in test; or see class_names.find.
+      DataError: if the folder is missing or has no classes; if a class is empty,
+        missing or only in test; or if class_names.find raises one.
     """
     train = data_dir / "train"
     if not train.is_dir():
         raise DataError(
             f"{train} is not a folder: put images in {train}/CLASS/* and "
-            f"{data_dir / 'test'}/CLASS/*, or name another with --data-dir"
+            f"{data_dir / 'test'}/CLASS/*, or name another folder with --data-dir"
         )
     found = tuple(sorted(_classes(train)))
     if not found:
@@ -76,11 +77,11 @@ def _scored(data_dir: Path) -> Path:
         if other.is_dir():
             log.info("scoring %s because there is no %s", other, first)
             return other
-    raise DataError(f"{first} is missing: create it, with the images to score")
+    raise DataError(f"{first} is missing: create it with the images to score")
 
 
 def _classes(root: Path) -> dict[str, Path]:
-    """Returns the class folders in `root`, by name.
+    """Returns the class folders in `root`, keyed by name.
 
     Hidden folders, such as .ipynb_checkpoints, are ignored.
     """
@@ -90,8 +91,8 @@ def _classes(root: Path) -> dict[str, Path]:
             name = as_text(entry.name)
             if name in found:
                 raise DataError(
-                    f"{root} has two folders named {name}, in composed and in "
-                    "decomposed Unicode: merge them"
+                    f"{root} has two folders named {name}, one in composed and one "
+                    "in decomposed Unicode: merge them"
                 )
             found[name] = entry
     return found
@@ -133,17 +134,17 @@ def load(
 
     Args:
       how: crop_pct and interpolation; see pillow.fit.
-      skip_bad: whether to skip files that cannot be read, with one warning.
+      skip_bad: whether to skip files that cannot be read and log a warning.
 
     Raises:
-      DataError: an image cannot be read, or a class has no readable images.
+      DataError: if an image cannot be read, or if a class has no readable images.
     """
     paths = split.paths
 
     def read(path: Path) -> np.ndarray | str:
         try:
             return pillow.read_image(path, size=size, **how)
-        except Exception as error:  # Pillow's readers raise many types
+        except Exception as error:  # Pillow raises many exception types
             return first_line(error)
 
     images = np.zeros((len(paths), size, size, 3), np.uint8)
@@ -177,14 +178,14 @@ def load(
 def list_images(directory: Path, ignored: Counter[str] | None = None) -> Iterator[Path]:
     """Yields the images under `directory`, in ImageFolder's order.
 
-    Hidden files and folders are ignored. Links are followed, except to a folder that
-    was already visited, such as a parent.
+    Hidden files and folders are ignored. Links are followed unless they lead to a
+    folder that was already visited, such as a parent.
 
     Args:
-      ignored: counter to which other files are added, by suffix.
+      ignored: a counter of suffixes, to which the files that are not images are added.
 
     Raises:
-      DataError: a folder cannot be read.
+      DataError: if a folder cannot be read.
     """
 
     def fail(error: OSError) -> None:
@@ -201,7 +202,7 @@ def list_images(directory: Path, ignored: Counter[str] | None = None) -> Iterato
         seen.add(place)
         return True
 
-    # The parents count as visited: they contain other classes.
+    # The parents count as visited because they contain other classes.
     seen = {directory.resolve(), *directory.resolve().parents}
     found: list[tuple[str, list[str]]] = []
     for folder, inside, names in os.walk(directory, onerror=fail, followlinks=True):

@@ -20,7 +20,7 @@ Source = dict[str, jax.Array]  # images [N, H, W, C], labels [N]; empty if not h
 
 
 def fetch(source: Source, batch: Batch) -> Batch:
-    """Returns `batch` with images and labels in place of its indices, if any."""
+    """Returns `batch` with any indices replaced by their images and labels."""
     if "indices" not in batch:
         return batch
     batch = dict(batch)
@@ -37,16 +37,16 @@ class Loader:
       order: the order of the training examples; None for evaluation only.
       epochs: number of training epochs.
       max_steps: maximum number of training steps; None for all epochs.
-      cfg: data options. Each call of the compiled step scans over steps_per_call full
-        batches, in groups that are the same in a resumed epoch. The default is 1 on
-        CPUs, where XLA's loops use one thread, and for streamed images; otherwise it is
-        20, which saves the time between steps.
-      held: whether to keep whole splits on each device, as uint8, and only indices in
-        batches; None keeps them if they fit.
+      cfg: data options. Each call of the compiled step scans over a group of
+        steps_per_call full batches; a resumed epoch has the same groups. The default is
+        1 on CPUs, where XLA's loops use one thread, and for images that are not held on
+        the devices. Otherwise it is 20, which saves the time between steps.
+      held: whether to hold whole splits on each device, as uint8, so that batches
+        contain only indices; None holds them if they fit.
 
     Raises:
-      ConfigError: drop_last leaves no batch, or several seeds have images that are not
-        in memory.
+      ConfigError: if drop_last leaves no batch, or if there are several seeds and the
+        images are not in memory.
     """
 
     def __init__(
@@ -64,12 +64,12 @@ class Loader:
         self._epochs, self._max_steps = epochs, max_steps
         self._in_memory = all(isinstance(p.images, np.ndarray) for p in splits[:3])
         self._given_held = held
-        # The next step of the run, and the reader that is positioned there.
+        # The next step of the run, and the reader that yields its batch next.
         self._ahead: tuple[int, Generator[dict[str, np.ndarray]]] | None = None
         self._sources: dict[int, tuple[Dataset, Source]] = {}
 
     def with_splits(self, splits: Splits) -> "Loader":
-        """Returns a loader with the same batches of other splits, held if they fit."""
+        """Returns a loader with the same options for other splits, held if they fit."""
         length = (self._epochs, self._max_steps)
         return Loader(self.mesh, splits, self._cfg, self._order, *length)
 
@@ -85,7 +85,7 @@ class Loader:
             return self._given_held
         num_bytes = sum(part.images.nbytes for part in self.splits[:3])
         fits = self._in_memory and devices.fits(num_bytes, self.mesh)
-        processes.agree()  # because a failed process does not answer the next line
+        processes.agree()  # first, because a failed process skips the next line
         return not processes.any_process(not fits)  # all processes must agree
 
     @cached_property
@@ -126,7 +126,7 @@ class Loader:
         """Yields the shuffled batches of an epoch, starting at step `start`.
 
         Raises:
-          ConfigError: several seeds need images in memory.
+          ConfigError: if there are several seeds and the images are not in memory.
         """
         first = epoch * self.steps_per_epoch
         steps = range(start, min(self.steps_per_epoch, self.total_steps - first))
@@ -172,7 +172,7 @@ class Loader:
 
     def examples(self) -> Iterator[Batch]:
         """Yields one batch of each shape that train yields, for compilation."""
-        # A run that resumes or ends within a group takes single steps.
+        # A run that resumes or ends within a group takes single steps there.
         sizes = self.sizes[: self.total_steps]
         forms = {(1, size) for size in sizes}
         if self._in_memory:  # otherwise all steps are single
@@ -188,9 +188,10 @@ class Loader:
             yield from self._batches(self.splits.train, [indices])
 
     def evaluation(self, dataset: Dataset) -> Iterator[Batch]:
-        """Yields every example once, in order; mask [B] is 0 for padding.
+        """Yields batches that contain every example once, in order.
 
-        The batch size is rounded up to a multiple of the number of devices.
+        The batch size is rounded up to a multiple of the number of devices, and `mask`
+        [B] is 0 for padding.
         """
         num_devices = self.mesh.size
         size = max(min(self._cfg.eval_batch_size, len(dataset)), 1)
@@ -206,7 +207,7 @@ class Loader:
             yield {**batch, "mask": self._place(mask[mine], mask.shape)}
 
     def _calls(self, steps: range) -> Iterator[list[int]]:
-        """Yields `steps` in aligned groups of equal batch size, else one by one."""
+        """Yields `steps` in aligned groups of one batch size, and others one by one."""
         start, together = steps.start, self._steps_per_call
         while start < steps.stop:
             call = list(range(start, min(start + together, steps.stop)))
@@ -238,7 +239,7 @@ class Loader:
         }
 
     def _rows(self, shape: tuple[int, ...]) -> slice:
-        """Returns the rows of a batch of this shape that this process loads."""
+        """Returns the rows that this process loads from a batch of the given shape."""
         return devices.local_rows(devices.spread(self.mesh, shape[-1]), shape[-1])
 
     def _place(

@@ -36,25 +36,26 @@ class Columns(NamedTuple):
 
 
 def fetch(folder: str, columns: Columns, published: Published, **how: float) -> Arrays:
-    """Downloads and reads the two files in a Hub folder, in official order.
+    """Downloads the two files in a Hub folder, and reads them in official order.
 
-    Only HTTP is needed, not huggingface_hub. HF_ENDPOINT and HF_HUB_OFFLINE are
+    This uses plain HTTP instead of huggingface_hub. HF_ENDPOINT and HF_HUB_OFFLINE are
     respected, and the files are not kept. If no digest of the pixels is published, the
     contents are checked, and a log message says what was verified.
 
     Args:
-      folder: for example "uoft-cs/cifar10/resolve/main/plain_text".
+      folder: the path of the folder, for example
+        "uoft-cs/cifar10/resolve/main/plain_text".
       how: min_rate; see download.fetch.
 
     Raises:
-      DataError: a file cannot be downloaded or read, or its content is wrong.
+      DataError: if a file cannot be downloaded or read, or if its content is wrong.
     """
     if os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "ON", "YES", "TRUE"}:
         raise DataError("HF_HUB_OFFLINE is set")
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or HUB
     with tempfile.TemporaryDirectory() as scratch:
         paths = {}
-        for split in ("test", "train"):  # the small one first
+        for split in ("test", "train"):  # the small file first
             name = f"{split}-00000-of-00001.parquet"
             paths[split] = Path(scratch, name)
             url = f"{endpoint}/datasets/{folder}/{name}"
@@ -95,8 +96,8 @@ def read(train: Path, test: Path, columns: Columns, published: Published) -> Arr
     """Reads two files with PNGs in the column `img`, in the order of their rows.
 
     Raises:
-      DataError: pyarrow is not installed, or a file cannot be read, or has another
-        number or size of images.
+      DataError: if pyarrow is not installed, or if a file cannot be read or has the
+        wrong number or size of images.
     """
     parts, coarse = [], []
     for split, path in (("train", train), ("test", test)):
@@ -155,8 +156,8 @@ def to_official_order(arrays: Arrays, published: Published) -> Arrays:
     """Returns `arrays` with the five training files in official order.
 
     The Hub's copy concatenates these files in the order in which they happen to be in
-    the archive. Only one of the 120 possible orders gives labels with the published
-    sha256. If none does, or the images differ, `arrays` is returned unchanged.
+    the archive. At most one of the 120 possible orders gives labels with the published
+    sha256. If none does, or if the images differ, `arrays` is returned unchanged.
     """
     images, labels = arrays.train
     digests = published.sha256["train"]
@@ -173,7 +174,7 @@ def to_official_order(arrays: Arrays, published: Published) -> Arrays:
 
 
 def find_fault(arrays: Arrays) -> str | None:
-    """Returns how `arrays` differ from CIFAR-100, or None.
+    """Returns how `arrays` differ from CIFAR-100, or None if no difference is found.
 
     No digest of the pixels is published, so this checks that all classes of a split
     have the same number of examples, and that coarse labels match the classes.

@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL import Image
 
-_MAX_PIXELS = 2**26  # of a resized image, enough for image_size 4096, crop_pct .5
+_MAX_PIXELS = 2**26  # after resizing; enough for image_size 4096 and crop_pct .5
 
 
 def read_image(path: Path, **how: Any) -> np.ndarray:
@@ -25,8 +25,8 @@ def opened(path: Path | BinaryIO) -> Iterator["Image.Image"]:
     """Opens an image file, reading only its header.
 
     Raises:
-      ValueError: it has so many pixels that it may be a decompression bomb.
-      OSError: Pillow cannot read it; some formats raise other types.
+      ValueError: if it has so many pixels that it may be a decompression bomb.
+      OSError: if Pillow cannot read it; some of its readers raise other exceptions.
     """
     from PIL import Image
 
@@ -38,14 +38,14 @@ def opened(path: Path | BinaryIO) -> Iterator["Image.Image"]:
 
 
 def decode(file: "Image.Image", channels: int = 3) -> "Image.Image":
-    """Decodes `file` to an image of mode RGB, or L for one channel.
+    """Decodes `file` to an image of mode RGB, or of mode L for one channel.
 
-    The image is rotated by its EXIF orientation. Only the first of several frames is
-    read.
+    The image is rotated according to its EXIF orientation. Only the first of several
+    frames is read.
 
     Raises:
-      ValueError: the range of its pixels is unknown.
-      OSError: Pillow cannot read it; some formats raise other types.
+      ValueError: if the range of its pixels is unknown.
+      OSError: if Pillow cannot read it; some of its readers raise other exceptions.
     """
     file.load()  # also rotates a TIFF
     image = upright(file, to_8_bits(file))
@@ -63,12 +63,12 @@ def fit(
 ) -> np.ndarray:
     """Decodes, resizes and crops `file` to [size, size, channels] uint8.
 
-    The shorter side is resized to size / crop_pct, antialiased, and the center is
-    cropped, like torchvision's Resize(256) and CenterCrop(224) for size 224 and
-    crop_pct .875.
+    The shorter side is resized to size / crop_pct with antialiasing, and the center is
+    cropped. With size 224 and crop_pct .875, this is like torchvision's Resize(256) and
+    CenterCrop(224).
 
     Raises:
-      ValueError: the resized image would be huge; or see decode.
+      ValueError: if the resized image would be huge, or if decode raises one.
     """
     image = crop_middle(decode(file, channels), size, crop_pct, interpolation)
     return np.asarray(image).reshape(size, size, channels)
@@ -80,7 +80,7 @@ def crop_middle(
     """Resizes `image` and crops its center to size x size; see fit.
 
     Raises:
-      ValueError: the resized image would be huge.
+      ValueError: if the resized image would be huge.
     """
     from PIL import Image
 
@@ -94,36 +94,39 @@ def resized(shape: tuple[int, int], side: int) -> tuple[int, int]:
     """Returns `shape` (width, height) resized so that the shorter side is `side`.
 
     Raises:
-      ValueError: the resized image would be huge.
+      ValueError: if the resized image would be huge.
     """
     width, height = shape
-    # Like torchvision's Resize(int), which truncates the longer side.
+    # The longer side is truncated, as in torchvision's Resize(int).
     if width <= height:
         found = side, int(side * height / width)
     else:
         found = int(side * width / height), side
-    # An image one pixel wide becomes huge when resized.
+    # An image that is one pixel wide becomes huge when it is resized.
     if found[0] * found[1] > _MAX_PIXELS:
         raise ValueError(f"{width}x{height} would become {found[0]}x{found[1]} pixels")
     return found
 
 
 def upright_size(file: "Image.Image") -> tuple[int, int]:
-    """Returns the upright (width, height) of a JPEG without reading its pixels."""
+    """Returns a JPEG's (width, height) when upright, without reading its pixels."""
     turned = orientation(file) >= 5
     return (file.height, file.width) if turned else (file.width, file.height)
 
 
 def orientation(file: "Image.Image") -> int:
-    """Returns the EXIF orientation of `file`, or 1, without reading its pixels."""
+    """Returns the EXIF orientation of `file`, or 1 if it has none that can be read.
+
+    The pixels are not read.
+    """
     try:
         return int(file.getexif().get(274, 1))
-    except Exception:  # Pillow's readers raise many types, and the pixels are fine
+    except Exception:  # Pillow raises many exception types, but the pixels are fine
         return 1
 
 
 def upright(file: "Image.Image", image: "Image.Image") -> "Image.Image":
-    """Rotates `image` by the EXIF orientation of `file`."""
+    """Rotates `image` according to the EXIF orientation of `file`."""
     from PIL.Image import Transpose
 
     turn = {
@@ -141,8 +144,8 @@ def upright(file: "Image.Image", image: "Image.Image") -> "Image.Image":
 def opaque(image: "Image.Image") -> "Image.Image":
     """Returns `image` without its transparency, keeping its colors.
 
-    Pillow's convert also drops transparency, as in torchvision's loader, but checks the
-    transparent color first, and warns about some colors and fails on others.
+    Pillow's convert, which torchvision's loader uses, also drops transparency. However,
+    it first checks the transparent color, warns about some colors and fails on others.
     """
     if "transparency" in image.info:
         image = image.copy()
@@ -151,10 +154,10 @@ def opaque(image: "Image.Image") -> "Image.Image":
 
 
 def to_8_bits(image: "Image.Image") -> "Image.Image":
-    """Scales a 16-bit `image` to 8 bits; Pillow itself clips at 255.
+    """Scales a 16-bit `image` to 8 bits, whereas Pillow would clip it at 255.
 
     Raises:
-      ValueError: its pixels are floats or 32-bit, whose range is unknown.
+      ValueError: if its pixels are floats or 32-bit integers, whose range is unknown.
     """
     from PIL import Image
 

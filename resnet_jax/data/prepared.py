@@ -15,22 +15,25 @@ log = logging.getLogger(__name__)
 
 
 def not_rebuilt(name: str) -> ConfigError:
-    """Returns the error for rebuild_data of a data set that is not prepared here."""
+    """Returns the error for rebuild_data if this library does not prepare the data."""
     return ConfigError(
-        f"rebuild_data is for cifar10 and cifar100: {name} is not prepared here"
+        "rebuild_data is only for cifar10 and cifar100: this library does not prepare "
+        f"{name}"
     )
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """How to obtain one data set.
+    """Describes how to obtain a data set.
 
     Attributes:
-      published: the published facts about it.
-      fetch: returns the arrays if a data directory, its argument, has no prepared ones;
-        with `write`, it also takes the source, if DataConfig.data_source chooses one.
-      write: prepares fetched arrays; takes them, the data directory and the directory
-        to replace, if any. None leaves them unprepared.
+      published: the published facts about the data set.
+      fetch: a function of the data directory that returns the arrays; it is used if
+        they are not prepared there. If `write` is given and DataConfig.data_source
+        chooses a source, the source is passed as a second argument.
+      write: a function that prepares fetched arrays and returns their directory. Its
+        arguments are the arrays, the data directory, and the directory to replace or
+        None. If `write` is None, the arrays are not prepared.
     """
 
     published: Published
@@ -38,10 +41,10 @@ class Prepared:
     write: Callable[[Arrays, Path, Path | None], Path] | None = None
 
     def load(self, cfg: DataConfig) -> tuple[Dataset, Dataset]:
-        """Returns (train, test), in memory or to be streamed.
+        """Returns (train, test), either in memory or to be streamed.
 
         Raises:
-          DataError: no source can be reached, or the prepared directory is damaged.
+          DataError: if no source can be reached, or the prepared directory is damaged.
         """
         if cfg.stream:
             found = self._find(cfg.data_dir, cfg.rebuild_data, cfg.data_source)
@@ -75,12 +78,12 @@ class Prepared:
     ) -> Arrays:
         """Returns the arrays from the first source that has them, or from `source`.
 
-        Fetched data are written once as a prepared directory; `rebuild` always
-        fetches, and replaces it.
+        Fetched data are written to a prepared directory, so they are fetched only once.
+        With `rebuild`, they are always fetched, and this directory is replaced.
 
         Raises:
-          ConfigError: `rebuild` of a data set that is not prepared here.
-          DataError: no source can be reached, or the prepared directory is damaged.
+          ConfigError: if `rebuild` is set but this library does not prepare the data.
+          DataError: if no source can be reached, or the prepared directory is damaged.
         """
         name = self.published.name
         found = self._find(data_dir, rebuild, source)
@@ -88,9 +91,9 @@ class Prepared:
             return found
         arrays = cache.load(name, found)
         if arrays is not None and self.published.find_fault(arrays) is None:
-            log.info("%s: from the cache of %s", name, found)
+            log.info("%s: reading from the cache of %s", name, found)
             return arrays
-        log.info("%s: from %s", name, found)
+        log.info("%s: reading %s", name, found)
         arrays = tfds.read(found)
         fault = self.published.find_fault(arrays)
         if fault is not None:
@@ -101,7 +104,7 @@ class Prepared:
     def _find(
         self, data_dir: str | Path | None, rebuild: bool, source: str
     ) -> Path | Arrays:
-        """Returns the prepared directory, or fetched arrays if it cannot be written."""
+        """Returns the prepared directory, or the fetched arrays if there is none."""
         name = self.published.name
         if rebuild and self.write is None:
             raise not_rebuilt(name)
@@ -115,7 +118,9 @@ class Prepared:
                 "tensorflow-datasets, or name its directory with --data-dir"
             )
         if source != "auto" and self.write is None:
-            raise ConfigError(f"data_source is for cifar10 and cifar100, not {name}")
+            raise ConfigError(
+                f"data_source is only for cifar10 and cifar100, not for {name}"
+            )
         arrays = self.fetch(home) if source == "auto" else self.fetch(home, source)
         fault = self.published.find_fault(arrays)
         if fault is not None:

@@ -1,4 +1,4 @@
-"""Image readers for each kind of source; see stream.Reader."""
+"""Image readers for the different kinds of sources; see stream.Reader."""
 
 import contextlib
 import logging
@@ -51,7 +51,7 @@ class _Folder:
 
 @dataclass(frozen=True)
 class Arrays:
-    """Reads images [N, H, W, C] uint8 in memory, for augmentation on the host."""
+    """Reads uint8 images [N, H, W, C] from memory, for augmentation on the host."""
 
     images: np.ndarray
 
@@ -73,7 +73,7 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Rows:
-    """Reads the images `rows` [N] of another reader, by position in `rows`."""
+    """Reads the images at `rows` [N] of another reader, by their position in `rows`."""
 
     reader: Reader
     rows: np.ndarray
@@ -97,7 +97,7 @@ class _Records:
         self._source: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_source": None}  # each process opens its own
+        return {**self.__dict__, "_source": None}  # each process opens the files itself
 
     def __call__(self, indices: np.ndarray) -> np.ndarray:
         directory, split = self._place
@@ -142,8 +142,8 @@ def from_records(
     """Returns (images, labels) of a prepared directory, ordered by id.
 
     Raises:
-      DataError: it cannot be read, has no array_record files, or its examples or
-        labels do not match `published`.
+      DataError: if the directory cannot be read or has no array_record files, or if
+        its examples or labels do not match `published`.
     """
     positions, labels = tfds.index(directory, split, published)
     read, rows = _Records(directory, split, positions), np.arange(len(labels))
@@ -154,7 +154,7 @@ def from_examples(reader: examples.Reader) -> tuple[Images, np.ndarray]:
     """Returns the same as reader.load, but with images that are read on demand.
 
     Raises:
-      DataError: the labels cannot be read.
+      DataError: if the labels cannot be read.
     """
     labels = reader.labels()
     rows, is_cropped = np.arange(len(labels)), reader.is_cropped

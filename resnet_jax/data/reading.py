@@ -17,7 +17,7 @@ Rows = dict[str, np.ndarray]  # images and labels
 
 
 def read(dataset: Dataset, indices: np.ndarray) -> Rows:
-    """Reads images and labels in the shape of `indices`, for evaluation."""
+    """Reads the images and labels at `indices`, keeping its shape, for evaluation."""
     flat = dataset.take(indices.reshape(-1))
     return _shaped(np.asarray(flat.images), flat.labels, indices)
 
@@ -25,7 +25,7 @@ def read(dataset: Dataset, indices: np.ndarray) -> Rows:
 def read_training(
     dataset: Dataset, indices: np.ndarray, epoch: int, turns: np.ndarray
 ) -> Rows:
-    """Reads images and labels to train on in `epoch`; see turns_of for `turns`."""
+    """Reads the images and labels to train on in `epoch`; see turns_of for `turns`."""
     flat = dataset.take(indices.reshape(-1))
     images = flat.images
     if isinstance(images, stream.Images):
@@ -54,7 +54,7 @@ def blank(dataset: Dataset, size: int) -> Rows:
 
 
 def turns_of(batches: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Counts how often each index has occurred before in the epoch's batches."""
+    """Counts how often each index has already occurred in the epoch's batches."""
     flat = np.concatenate([batch.reshape(-1) for batch in batches])
     order = np.argsort(flat, kind="stable")
     ordered = flat[order]
@@ -69,7 +69,7 @@ def turns_of(batches: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 @dataclass(frozen=True)
 class Reading(Sequence[Rows]):
-    """A sequence of batches, given their indices; each is read on access."""
+    """A sequence of batches with the given indices, each of which is read on access."""
 
     dataset: Dataset
     indices: list[np.ndarray]
@@ -87,7 +87,7 @@ class Training(Sequence[Rows]):
 
     dataset: Dataset
     sizes: tuple[int, ...]
-    rows: Mapping[int, slice]  # by batch size, the rows that this process loads
+    rows: Mapping[int, slice]  # the rows that this process loads, by batch size
     order: Order
     first: int
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-_MAX_RECORD = 2**30  # bytes; the length in a TFRECORD file may be damaged
+_MAX_RECORD = 2**30  # in bytes; the length in a damaged TFRECORD file may be larger
 
 
 class TFRecords(Sequence[bytes]):
@@ -18,7 +18,7 @@ class TFRecords(Sequence[bytes]):
     Checksums are not verified.
 
     Raises:
-      ValueError: a file ends in the middle of a record, or a length is impossible.
+      ValueError: if a file ends in the middle of a record, or a length is impossible.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -31,7 +31,8 @@ class TFRecords(Sequence[bytes]):
         return len(self._places)
 
     def __getitem__(self, position: Any) -> Any:
-        index = range(len(self))[position]  # handles negatives and raises IndexError
+        # The range handles negative positions and raises IndexError.
+        index = range(len(self))[position]
         path = self._paths[int(np.searchsorted(self._ends, index, side="right"))]
         start, length = map(int, self._places[index])
         with path.open("rb", buffering=0) as file:
@@ -67,9 +68,9 @@ def open_split(builder: Any, directory: Path, split: str) -> Sequence[bytes]:
       builder: the result of tfds.builder_from_directory.
 
     Raises:
-      ValueError: the number of records does not match the metadata, or the format is
-        neither array_record nor TFRECORD.
-      OSError: a file cannot be read.
+      ValueError: if the number of records does not match the metadata, or if the format
+        is neither array_record nor TFRECORD.
+      OSError: if a file cannot be read.
     """
     info = builder.info.splits[split]
     paths = [directory / name for name in sorted(info.filenames)]

@@ -1,4 +1,4 @@
-"""Options for images of different sizes, which are resized when read."""
+"""Options for images of different sizes, which are resized when they are read."""
 
 from resnet_jax import fields
 from resnet_jax.config import DataConfig
@@ -11,10 +11,13 @@ def check(cfg: DataConfig, *, is_cropped: bool, is_drawn: bool = False) -> None:
 
     Args:
       is_cropped: whether image sizes differ; see sources.is_cropped.
-      is_drawn: whether training resizes random regions on the host, which uses
-        interpolation.
+      is_drawn: whether the host resizes random regions for training, for which it uses
+        cfg.interpolation.
     """
     if not is_cropped:
         names = _ALWAYS if is_drawn else (*_ALWAYS, "interpolation")
-        why = f"is for images of different sizes; {cfg.dataset} images have one size"
+        why = (
+            f"is for images of different sizes, but all {cfg.dataset} images have the "
+            "same size"
+        )
         fields.refuse(cfg, names, f"{why}: leave it out")

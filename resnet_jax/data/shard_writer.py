@@ -29,28 +29,29 @@ class ShardsConfig(Group):
     """Shorter side in pixels to which larger images are resized."""
     encoding: Literal["jpeg", "pixels"] = "jpeg"
     """Encoding of the images: jpeg, or pixels, which is uncompressed and takes six
-    times the space."""
+    times as much space."""
     quality: int = ranged(90, at_least=1, at_most=100)
     """Quality of the JPEG encoding, from 1 to 100."""
     skip_bad_images: bool = False
-    """Skip images that cannot be read, and report how many."""
+    """Skip images that cannot be read, and report how many there are."""
 
 
 def write(source: Path, target: Path, how: ShardsConfig) -> dict[str, int]:
     """Writes the images of the folder `source` to array_record files in `target`.
 
-    They are rotated by EXIF orientation, converted to RGB, and kept in folder order.
-    `target` appears only when it is complete.
+    The images are rotated according to their EXIF orientation, converted to RGB, and
+    kept in the order of the folder. `target` appears only when it is complete.
 
     Returns:
       The number of images of each split.
 
     Raises:
-      ConfigError: `target` already exists.
-      DataError: `source` is not a folder of class folders, or an image cannot be read.
+      ConfigError: if `target` already exists.
+      DataError: if `source` is not a folder of class folders, or if an image cannot be
+        read.
     """
     if target.exists():
-        raise ConfigError(f"{target} already exists: name another, or remove it")
+        raise ConfigError(f"{target} already exists: name another folder, or remove it")
     listing = folder.scan(source)
     files.check_writable(target.parent, "folder", "OUT")
     info: dict[str, Any] = {
@@ -76,7 +77,7 @@ def write(source: Path, target: Path, how: ShardsConfig) -> dict[str, int]:
 def _write_split(
     target: Path, name: str, split: folder.Split, how: ShardsConfig
 ) -> tuple[dict[str, int], np.ndarray]:
-    """Writes one split; returns the number of images per file, and their labels."""
+    """Writes a split, and returns its number of images per file and its labels."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     counts: dict[str, int] = {}
@@ -85,7 +86,7 @@ def _write_split(
     def encode(path: Path) -> bytes | str:
         try:
             return encoded(path, how)
-        except Exception as error:  # Pillow's readers raise many types
+        except Exception as error:  # Pillow raises many exception types
             return first_line(error)
 
     # Pillow releases the GIL.

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 INFO = "shards.json"
 SPLITS = ("train", "test")
 _AT_A_TIME = 64  # images to load at a time
-SIZE = struct.Struct("<II")  # width and height, before raw pixels
+SIZE = struct.Struct("<II")  # width and height, which precede raw pixels
 
 
 def is_shards(directory: Path) -> bool:
@@ -40,7 +40,7 @@ class Listing:
     class_names: tuple[str, ...]
     encoding: str
     counts: dict[str, dict[str, int]]  # images per file, for each split
-    kind: str  # how they are stored
+    kind: str  # how the images are stored
 
     def __len__(self) -> int:
         return sum(sum(split.values()) for split in self.counts.values())
@@ -49,7 +49,7 @@ class Listing:
         """Returns the labels [N] int32 of a split.
 
         Raises:
-          DataError: they are damaged.
+          DataError: if they are damaged.
         """
         path = self.directory / f"{split}.labels.npy"
         try:
@@ -67,7 +67,7 @@ def read(directory: Path) -> Listing:
     """Reads the description of `directory`, but no images.
 
     Raises:
-      DataError: its description is damaged, or a file is missing.
+      DataError: if the description is damaged, or if a file is missing.
     """
     path = directory / INFO
     try:
@@ -105,7 +105,7 @@ class Reader:
         self._source: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_source": None}  # each process opens its own
+        return {**self.__dict__, "_source": None}  # each process opens the files itself
 
     def _records(self, indices: list[int]) -> list[bytes]:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -122,7 +122,7 @@ class Reader:
             found: list[bytes] = self._source.__getitems__(indices)
         except DataError:
             raise
-        except Exception as error:  # array_record raises many types
+        except Exception as error:  # array_record raises many exception types
             raise _damaged(home, first_line(error)) from None
         return found
 
@@ -135,7 +135,7 @@ class Reader:
             try:
                 with opened as file:
                     images[place] = pillow.fit(file, **self._how)
-            except Exception as error:  # Pillow's readers raise many types
+            except Exception as error:  # Pillow raises many exception types
                 raise self.fault(index, first_line(error)) from None
         return images
 
@@ -143,7 +143,7 @@ class Reader:
         """Returns all images [N, H, W, C] uint8, for evaluation.
 
         Raises:
-          DataError: one cannot be read.
+          DataError: if an image cannot be read.
         """
         num = sum(self._listing.counts[self._split].values())
         size = self._how["size"]
@@ -173,10 +173,10 @@ class Reader:
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Converts any exception into a DataError that the file at `path` is damaged."""
+    """Converts any exception into a DataError saying that `path` is damaged."""
     try:
         yield
-    except Exception as error:  # array_record raises many types
+    except Exception as error:  # array_record raises many exception types
         raise _damaged(path, first_line(error)) from None
 
 

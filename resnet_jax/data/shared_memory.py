@@ -1,8 +1,8 @@
 """Passes batches from worker processes through shared memory instead of a pipe.
 
 Grain itself shares bare arrays, but leaves some of them in shared memory when its
-workers stop. Here, each batch is a file that its receiver removes when it opens it, in
-a folder that is removed with the receiver.
+workers stop. Here, each batch is a file, which its receiver removes as soon as it has
+opened it. The folder of these files is removed when the receiver stops.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
-_SHARED_MEMORY = Path("/dev/shm")  # Linux; elsewhere batches go through pipes
+_SHARED_MEMORY = Path("/dev/shm")  # on Linux; elsewhere, batches go through pipes
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch to send: pickling it writes its arrays to a file in `directory`, if any.
+    """A batch to send; pickling it writes its arrays to a file in `directory`, if any.
 
     The content is None if the file was removed before it was received.
     """
@@ -40,7 +40,7 @@ class Batch:
             return Batch, (self.content, None)
         try:
             path = _write(arrays, self.directory)
-        except OSError:  # full: a container may have only 64 MB
+        except OSError:  # no space is left; a container may have only 64 MB
             return Batch, (self.content, None)
         forms = {name: (a.shape, a.dtype.str) for name, a in arrays.items()}
         return _receive, (path, forms)
@@ -62,7 +62,7 @@ class Batches(Sequence[Batch]):
 
 @contextlib.contextmanager
 def folder() -> Iterator[Path | None]:
-    """Makes a folder in shared memory, or yields None if the system has none."""
+    """Yields a new folder in shared memory, or None if it cannot be created."""
     try:
         made = Path(tempfile.mkdtemp(prefix="resnet_jax-", dir=_SHARED_MEMORY))
     except OSError:
@@ -75,7 +75,7 @@ def folder() -> Iterator[Path | None]:
 
 
 def remove(directory: Path | None) -> None:
-    """Removes a folder of batches; workers do so if their parent is killed."""
+    """Removes a folder of batches; workers call this if their parent is killed."""
     if directory is not None:
         shutil.rmtree(directory, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""Data sets by name, and how to load them; a new one needs an entry in SOURCES."""
+"""Data sets by name and how to load them; a new one needs an entry in SOURCES."""
 
 import logging
 from collections.abc import Callable
@@ -46,7 +46,7 @@ class Source(NamedTuple):
     """A named data set."""
 
     image_shape: tuple[int, int, int]  # (H, W, C) if image_size is None
-    # Returns the number of classes and a Load, without reading images.
+    # Returns the number of classes and a function to load the data; reads no images.
     open: Callable[[DataConfig], tuple[int, Load]]
     normalization: str = "cifar10"
 
@@ -55,8 +55,8 @@ def describe(cfg: DataConfig) -> Description:
     """Returns the description of a data set without reading images.
 
     Raises:
-      ConfigError: the name is unknown, or data_dir is missing for a folder.
-      DataError: data_dir does not have class folders.
+      ConfigError: if the name is unknown, or if a folder is used without data_dir.
+      DataError: if data_dir does not have class folders.
     """
     source = _source(cfg)
     num_classes, load = source.open(cfg)
@@ -66,8 +66,8 @@ def describe(cfg: DataConfig) -> Description:
 def image_shape(cfg: DataConfig) -> tuple[int, int, int]:
     """Returns (H, W, C) of a data set's images as network inputs.
 
-    Only tfds: sets read files; if such a set is not prepared here, image_size is used.
-    It raises the same errors as describe, but for tfds: sets only.
+    Files are read only for tfds: data sets; if one is not prepared here, image_size is
+    used. Only such a data set or an unknown name raises an error; see describe.
     """
     side = cfg.image_size
     try:
@@ -88,7 +88,7 @@ def train_shape(cfg: DataConfig) -> tuple[int, int, int]:
 def is_cropped(cfg: DataConfig) -> bool:
     """Returns whether image sizes differ, so that images are resized when read.
 
-    Also true for a tfds: set that is not prepared on this machine.
+    This is also assumed of a tfds: data set that is not prepared on this machine.
     """
     if not cfg.dataset.startswith(examples.PREFIX):
         return cfg.dataset == "folder"
@@ -102,11 +102,11 @@ def load(cfg: DataConfig, described: Description | None = None) -> Splits:
     """Loads the training, validation and test splits of a data set.
 
     Args:
-      described: the result of describe, which saves listing a folder again.
+      described: the result of describe, if known, so that a folder is not listed again.
 
     Raises:
-      ConfigError: see describe; or validation_split leaves a split empty.
-      DataError: the data cannot be fetched, or are damaged.
+      ConfigError: if describe raises one, or if validation_split leaves a split empty.
+      DataError: if the data cannot be fetched or are damaged.
     """
     train, test = (described or describe(cfg)).load()
     if not len(train):
@@ -140,8 +140,9 @@ def load_dataset(
       fields: other fields of DataConfig, such as image_size or stream.
 
     Raises:
-      ConfigError: the name is unknown, data_dir is missing, or a field has no effect.
-      DataError: the data cannot be fetched, or are damaged.
+      ConfigError: if the name is unknown, if data_dir is missing, or if a field has no
+        effect.
+      DataError: if the data cannot be fetched or are damaged.
     """
     home = None if data_dir is None else str(data_dir)
     described = describe(cfg := DataConfig(dataset=name, data_dir=home, **fields))
@@ -189,7 +190,8 @@ def _load_examples(
     read: Callable[..., tuple[Any, np.ndarray]] = readers.from_examples
     if not (cfg.stream or stream.is_large(num_bytes)):
         read = examples.Reader.load
-    log.info("%s: from %s, scored on %s", cfg.dataset, found.directory, found.splits[1])
+    home, scored = found.directory, found.splits[1]
+    log.info("%s: reading %s, scored on %s", cfg.dataset, home, scored)
     train, test = (Dataset(*read(reader), found.class_names) for reader in parts)
     return train, test
 
@@ -203,7 +205,7 @@ def _prepared(how: Prepared, normalization: str = "cifar10") -> Source:
 
 def _open_folder(cfg: DataConfig) -> tuple[int, Load]:
     if cfg.data_dir is None:
-        raise ConfigError("data set folder needs --data-dir, with train/ and test/")
+        raise ConfigError("data set folder needs --data-dir with train/ and test/")
     if shards.is_shards(Path(cfg.data_dir)):
         prepared = shards.read(Path(cfg.data_dir))
         return len(prepared.class_names), partial(_load_shards, prepared, cfg)
@@ -235,7 +237,7 @@ def _load_folder(listing: folder.Listing, cfg: DataConfig) -> tuple[Dataset, Dat
 
 def _load_shards(listing: shards.Listing, cfg: DataConfig) -> tuple[Dataset, Dataset]:
     if cfg.class_names is not None:
-        raise ConfigError("leave out class_names: shards store the names of classes")
+        raise ConfigError("leave out class_names: shards contain the class names")
     side = image_shape(cfg)[0]
     how = {"size": side, "crop_pct": cfg.kept, "interpolation": cfg.interpolation}
 
@@ -265,13 +267,13 @@ def _open_digits(cfg: DataConfig) -> tuple[int, Load]:
 
 
 def _load_digits() -> tuple[Dataset, Dataset]:
-    """Loads scikit-learn's 1,797 digits, scaled to 32x32x3: 1,437 train, 360 test."""
+    """Loads scikit-learn's 1,797 digits: 1,437 for training and 360 for testing."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
     small = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    images = np.kron(small, np.ones((1, 4, 4), np.uint8))
+    images = np.kron(small, np.ones((1, 4, 4), np.uint8))  # scaled to 32x32
     images = np.repeat(images[..., None], 3, axis=-1)
     labels = digits.target.astype(np.int32)
     train, test = train_test_split(

@@ -1,4 +1,4 @@
-"""Streams images during training, with Grain."""
+"""Streams images during training with Grain."""
 
 import contextlib
 import functools
@@ -29,10 +29,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Reader(Protocol):
-    """Reads images by their indices; it is pickled to worker processes."""
+    """Reads images by index; readers are pickled and sent to worker processes."""
 
     def __call__(self, indices: np.ndarray) -> np.ndarray:
-        """Returns images uint8 [n, H, W, C] at `indices` [n], for evaluation."""
+        """Returns the uint8 images [n, H, W, C] at `indices` [n], for evaluation."""
 
     def open(self, indices: np.ndarray) -> Iterable[Opened]:
         """Yields context managers that open the images at `indices` as stored."""
@@ -50,14 +50,14 @@ class Draw(Protocol):
     def __call__(
         self, indices: np.ndarray, epoch: int, turns: np.ndarray
     ) -> np.ndarray:
-        """Returns images uint8 [n, H, W, C] at `indices` [n], augmented for `epoch`."""
+        """Returns uint8 images [n, H, W, C], which are augmented for `epoch`."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """Images in files, in place of a uint8 array.
+    """Images in files, used in place of a uint8 array.
 
-    Indexing reads nothing; np.asarray reads the images.
+    Indexing selects images without reading them; np.asarray reads them.
     """
 
     read: Reader
@@ -65,7 +65,7 @@ class Images:
     image_shape: tuple[int, int, int]
     draw: Draw | None = None  # augmentation on the host, if any
     is_cropped: bool = False  # whether they are center crops of larger images
-    kind: str = ""  # distinguishes copies of the same images
+    kind: str = ""  # distinguishes differently stored copies of images
 
     dtype = np.dtype(np.uint8)
 
@@ -85,7 +85,10 @@ class Images:
         return self.image_shape if self.draw is None else self.draw.image_shape
 
     def drawn(self, epoch: int, turns: np.ndarray) -> np.ndarray:
-        """Returns uint8 [N, H, W, C], augmented for `epoch`; see reading.turns_of."""
+        """Returns the uint8 images [N, H, W, C], augmented for `epoch` if draw is set.
+
+        See reading.turns_of for `turns`.
+        """
         if self.draw is None:
             return self.read(self.indices)
         return self.draw(self.indices, epoch, turns)
@@ -109,7 +112,7 @@ def _begin_worker(directory: Path | None, index: int, count: int) -> None:
     """Ignores signals in a worker, and makes it exit with its parent.
 
     Ctrl-C in a terminal and a scheduler's SIGTERM reach workers too, but the main
-    process needs them to finish its step.
+    process needs the workers to finish its step.
     """
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -126,7 +129,7 @@ def _end_with_parent(directory: Path | None) -> None:
 
 @contextlib.contextmanager
 def _shielded() -> Iterator[None]:
-    """Blocks signals while workers start, because they inherit the mask.
+    """Blocks signals while workers start, because workers inherit the signal mask.
 
     Workers take seconds to reach _begin_worker. Meanwhile, a signal to this process is
     handled by another thread, or stays pending.
@@ -140,10 +143,12 @@ def _shielded() -> Iterator[None]:
 
 
 def prefetched(items: Sequence[T], workers: int) -> Generator[T]:
-    """Yields `items` in order, prefetched by `workers` processes, or by threads if 0.
+    """Yields `items` in order, prefetched by `workers` processes.
+
+    If `workers` is 0, threads prefetch them instead.
 
     Raises:
-      ConfigError: grain is not installed.
+      ConfigError: if grain is not installed.
     """
     try:
         import grain

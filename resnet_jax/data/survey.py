@@ -1,4 +1,4 @@
-"""Surveys the files of a split: sizes, formats, unreadable files."""
+"""Surveys the files of a split: their sizes and formats, and which are unreadable."""
 
 from collections import Counter
 from multiprocessing.pool import ThreadPool
@@ -17,14 +17,14 @@ class Survey(NamedTuple):
     """The result of reading every file of a split once."""
 
     split: Split
-    good: np.ndarray  # [N] bool, which files can be read
-    shapes: np.ndarray  # [good.sum(), 2] int, width and height, upright
-    kinds: Counter[str]  # such as "JPEG RGB", for each readable file
-    bad: list[tuple[Path, str]]  # unreadable files, with the reason
+    good: np.ndarray  # [N] bool: whether each file can be read
+    shapes: np.ndarray  # [good.sum(), 2] int: width and height once upright
+    kinds: Counter[str]  # of the readable files, such as "JPEG RGB"
+    bad: list[tuple[Path, str]]  # unreadable files and the reasons
 
     @property
     def counts(self) -> np.ndarray:
-        """Returns the number [C] of readable images per class."""
+        """Returns the numbers [C] of readable images per class."""
         labels = self.split.labels[self.good]
         return np.bincount(labels, minlength=len(self.split.folders))
 
@@ -33,7 +33,8 @@ def look(split: Split, side: int) -> Survey:
     """Reads every file of `split`, with a progress bar on a terminal.
 
     Args:
-      side: the shorter side in training; some images are too narrow for it.
+      side: the shorter side in training; a file that is too narrow to be resized to it
+        counts as unreadable.
     """
 
     def read(path: Path) -> tuple[tuple[int, int], str] | str:
@@ -44,7 +45,7 @@ def look(split: Split, side: int) -> Survey:
             pillow.resized(shape, side)
             return shape, kind
         except Exception as error:  # Pillow raises many exception types
-            # Pillow and the OS repeat the path, which is shown already.
+            # Pillow and the OS repeat the path, which is already shown.
             return first_line(error).replace(f" {str(path)!r}", "").rstrip(":")
 
     paths = split.paths
@@ -63,5 +64,5 @@ def look(split: Split, side: int) -> Survey:
 
 
 def imbalance(counts: np.ndarray) -> float:
-    """Returns the ratio of largest to smallest class size; inf if a class is empty."""
+    """Returns the ratio of the largest to the smallest count, or inf if one is 0."""
     return float(counts.max() / counts.min()) if counts.min() else float("inf")

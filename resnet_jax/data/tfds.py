@@ -1,4 +1,4 @@
-"""Reads and writes prepared tensorflow-datasets directories, without TensorFlow."""
+"""Reads and writes prepared tensorflow-datasets directories without TensorFlow."""
 
 import contextlib
 import hashlib
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class Coarse(NamedTuple):
-    """Coarse labels in addition to the labels."""
+    """Coarse labels, which a data set may have in addition to its labels."""
 
     train: np.ndarray  # [N] int32
     test: np.ndarray
@@ -44,12 +44,12 @@ class Published(NamedTuple):
     image_shape: tuple[int, int, int]  # (H, W, C)
     num_classes: int
     num_examples: dict[str, int]  # of train and test
-    # For each split: sha256 of images uint8 [N, H, W, C] and of labels uint8 [N], in
-    # the order of the official files; empty if not published.
+    # For each split, the sha256 of uint8 images [N, H, W, C] and of uint8 labels [N],
+    # in the order of the official files; empty if they are not published.
     sha256: dict[str, tuple[str, str]]
 
     def find_fault(self, arrays: Arrays) -> str | None:
-        """Returns how `arrays` differ from this data set, or None."""
+        """Returns how `arrays` differ from this data set, or None if they do not."""
         for split, (images, labels) in (("train", arrays.train), ("test", arrays.test)):
             count = self.num_examples[split]
             if images.shape != (count, *self.image_shape) or images.dtype != np.uint8:
@@ -73,14 +73,14 @@ def sha256(array: np.ndarray) -> str:
 
 
 def default_data_dir() -> Path:
-    """Returns $TFDS_DATA_DIR, or ~/tensorflow_datasets, as tensorflow-datasets does.
+    """Returns $TFDS_DATA_DIR or ~/tensorflow_datasets, as tensorflow-datasets does.
 
     Raises:
-      ConfigError: neither is available, because the user has no home directory.
+      ConfigError: if neither is available because the user has no home directory.
     """
     named = os.environ.get("TFDS_DATA_DIR")
     if not named and not has_home():
-        raise ConfigError("no home directory for data: name another with --data-dir")
+        raise ConfigError("there is no home directory for data: set --data-dir")
     return Path(expand(named or "~/tensorflow_datasets"))
 
 
@@ -101,7 +101,7 @@ def read(directory: Path) -> Arrays:
     """Reads the arrays in a prepared directory of array_record or TFRECORD files.
 
     Raises:
-      DataError: it cannot be read.
+      DataError: if it cannot be read.
     """
     train, train_labels, names = read_split(directory, "train")
     test, test_labels, _ = read_split(directory, "test")
@@ -111,10 +111,10 @@ def read(directory: Path) -> Arrays:
 def read_split(
     directory: Path, split: str
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Reads (images, labels int32, class names) of one split.
+    """Reads the images, int32 labels and class names of one split.
 
     Raises:
-      DataError: it cannot be read.
+      DataError: if the split cannot be read.
     """
     import tensorflow_datasets as tfds
 
@@ -139,12 +139,12 @@ def damaged(directory: Path, reason: str) -> DataError:
 
 @contextlib.contextmanager
 def reading(directory: Path) -> Iterator[None]:
-    """Converts any exception into a DataError that `directory` is damaged."""
+    """Converts any exception into a DataError saying that `directory` is damaged."""
     try:
         yield
     except DataError:
         raise
-    except Exception as error:  # tfds and its readers raise many types
+    except Exception as error:  # tfds and its readers raise many exception types
         raise damaged(directory, first_line(error)) from error
 
 
@@ -152,7 +152,7 @@ def class_names(directory: Path) -> tuple[str, ...]:
     """Returns the class names of a prepared directory.
 
     Raises:
-      DataError: they cannot be read.
+      DataError: if they cannot be read.
     """
     import tensorflow_datasets as tfds
 
@@ -165,7 +165,7 @@ def open_records(directory: Path, split: str, *, images: bool = True) -> Any:
     """Opens the records of `split` for reading by position, with or without images.
 
     Raises:
-      DataError: they are not array_record files.
+      DataError: if they are not in array_record files.
     """
     import tensorflow_datasets as tfds
 
@@ -185,8 +185,8 @@ def index(
     """Returns (positions [N], labels [N] int32) of the records of `split`, in id order.
 
     Raises:
-      DataError: it cannot be read by position, or its examples or labels do not match
-        `published`.
+      DataError: if the split cannot be read by position, or if its examples or labels
+        do not match `published`.
     """
     with reading(directory):
         source = open_records(directory, split, images=False)
@@ -218,18 +218,18 @@ def _records(
         source = builder.as_data_source(split)
         examples = (source[index] for index in range(len(source)))
     for example in examples:
-        key = example.get("id", "")  # without ids, they keep their order
+        key = example.get("id", "")  # without ids, records keep their order
         key = key.decode() if isinstance(key, bytes) else str(key)
         yield key, example["image"], int(example["label"])
 
 
 def write_cifar10(arrays: Arrays, data_dir: Path, old: Path | None = None) -> Path:
-    """Writes data_dir/cifar10/3.0.2 as tensorflow-datasets would; returns its path.
+    """Writes data_dir/cifar10/3.0.2 as tensorflow-datasets would, and returns its path.
 
-    It replaces `old` atomically. If another process was first, its version is kept.
+    This replaces `old` atomically. If another process was faster, its copy is kept.
 
     Raises:
-      OSError: data_dir cannot be written.
+      OSError: if data_dir cannot be written.
     """
     return _write("Cifar10", arrays, data_dir, old)
 
@@ -240,7 +240,7 @@ def write_cifar100(arrays: Arrays, data_dir: Path, old: Path | None = None) -> P
     Missing coarse labels are written as -1, which means unknown.
 
     Raises:
-      OSError: data_dir cannot be written.
+      OSError: if data_dir cannot be written.
     """
     return _write("Cifar100", arrays, data_dir, old)
 
@@ -248,8 +248,8 @@ def write_cifar100(arrays: Arrays, data_dir: Path, old: Path | None = None) -> P
 def _write(kind: str, arrays: Arrays, data_dir: Path, old: Path | None) -> Path:
     import tensorflow_datasets as tfds
 
-    # Their builder downloads, extracts and encodes with TensorFlow; its schema and
-    # writer, which define the directory, do not need it.
+    # The original builder needs TensorFlow to download, extract and encode. Its schema
+    # and writer, which define the directory, do not.
     base = getattr(tfds.image_classification, kind)
     name = base.name
 
@@ -267,7 +267,7 @@ def _write(kind: str, arrays: Arrays, data_dir: Path, old: Path | None) -> Path:
         builder = made(data_dir=scratch, file_format="array_record")
         if not sys.stderr.isatty():
             tfds.disable_progress_bar()
-        with contextlib.redirect_stdout(io.StringIO()):  # prints the scratch folder
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints the scratch folder
             builder.download_and_prepare()
         written = Path(builder.data_dir)
         directory = data_dir / written.relative_to(scratch)
@@ -287,7 +287,7 @@ def _write(kind: str, arrays: Arrays, data_dir: Path, old: Path | None) -> Path:
 def _examples(
     arrays: Arrays, split: str, name: str
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields (key, example) for each image, like the builder `name`."""
+    """Yields (key, example) for each image, as the builder `name` does."""
     from PIL import Image
 
     for index, (image, label) in enumerate(zip(*getattr(arrays, split), strict=True)):

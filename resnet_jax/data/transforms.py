@@ -1,8 +1,8 @@
 """Augmentation on the host, like torchvision's transforms of Pillow images.
 
-Random numbers are drawn from (seed, epoch, index of the example, turn), where `turn`
-counts earlier occurrences of the example in the epoch. Thus an augmented image is the
-same in any process, and after resuming.
+Random numbers depend only on (seed, epoch, index of the example, turn), where `turn`
+counts the earlier occurrences of the example in the epoch. An augmented image is
+therefore the same in any process, and after a run is resumed.
 """
 
 import importlib.util
@@ -20,9 +20,9 @@ from resnet_jax.errors import ConfigError, first_line
 if TYPE_CHECKING:
     from PIL import Image
 
-_RATIO = (3 / 4, 4 / 3)  # aspect ratios of a random region
+_RATIO = (3 / 4, 4 / 3)  # range of the aspect ratio of a random region
 _FILL = 0  # black
-_BINS = 31  # magnitudes of TrivialAugmentWide
+_BINS = 31  # number of magnitudes in TrivialAugmentWide
 # The largest magnitude of each operation, and whether its sign is random.
 _WIDE: dict[str, tuple[float, bool]] = {
     "Identity": (0.0, False),
@@ -35,7 +35,7 @@ _WIDE: dict[str, tuple[float, bool]] = {
     "Color": (0.99, True),
     "Contrast": (0.99, True),
     "Sharpness": (0.99, True),
-    "Posterize": (6.0, False),  # removed bits
+    "Posterize": (6.0, False),  # number of removed bits
     "Solarize": (255.0, False),  # distance of the threshold below 255
     "AutoContrast": (0.0, False),
     "Equalize": (0.0, False),
@@ -54,7 +54,7 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class Transform:
-    """Transforms an open image to [size, size, C] uint8, on the host.
+    """Transforms an open image to [size, size, C] uint8 on the host.
 
     C is 1 for data sets of grayscale images, otherwise 3.
     """
@@ -124,7 +124,7 @@ class Drawing:
 def drawn(train: Dataset, cfg: AugmentConfig, data: DataConfig, seed: int) -> Dataset:
     """Returns `train` with images that the host augments when it reads them.
 
-    Returns `train` itself if nothing is augmented on the host.
+    If nothing is augmented on the host, this is `train` itself.
     """
     images = train.images
     if not cfg.is_on_host:
@@ -134,7 +134,7 @@ def drawn(train: Dataset, cfg: AugmentConfig, data: DataConfig, seed: int) -> Da
             "augmentation on the host reads images during training, which needs grain: "
             "pip install -e '.[stream]'"
         )
-    # Indices in the split, whether or not it is in memory.
+    # These are indices into the split, whether or not it is in memory.
     rows = np.arange(len(images))
     if isinstance(images, np.ndarray):
         images = stream.Images(readers.Arrays(images), rows, images.shape[1:])
@@ -151,13 +151,13 @@ def drawn(train: Dataset, cfg: AugmentConfig, data: DataConfig, seed: int) -> Da
 
 
 def for_training(data: DataConfig, cfg: AugmentConfig) -> DataConfig:
-    """Returns `data`, streamed if the host augments images of different sizes.
+    """Returns `data`, with stream set if the host augments images of various sizes.
 
     Raises:
-      ConfigError: an option has no effect for this data set.
+      ConfigError: if an option has no effect for this data set.
     """
     is_cropped, is_drawn = sources.is_cropped(data), cfg.is_on_host
-    # describe refuses unknown names.
+    # Unknown names are left to describe, which refuses them.
     if data.dataset in sources.SOURCES or data.dataset.startswith("tfds:"):
         resizing.check(data, is_cropped=is_cropped, is_drawn=is_drawn)
     is_streamed = data.stream or (is_drawn and is_cropped)
@@ -169,7 +169,8 @@ def draw_region(
 ) -> Box:
     """Draws the region of RandomResizedCrop(scale=(smallest, 1)).
 
-    If none of ten candidates fits, the largest center crop within the ratios is used.
+    If none of ten candidates fits, the region is the largest center crop whose aspect
+    ratio is allowed.
     """
     low, high = map(math.log, _RATIO)
     for _ in range(10):
@@ -188,10 +189,10 @@ def draw_region(
 
 
 def reduce(file: "Image.Image", box: Box, size: int) -> Box:
-    """Reduces the scale at which a JPEG is decoded; returns `box` in the new pixels.
+    """Reduces the scale at which a JPEG is decoded, and returns `box` at that scale.
 
     The scale is the smallest of 1/8, 1/4 and 1/2 at which each side of the box still
-    has `size` pixels, if there is one.
+    has at least `size` pixels. If there is none, the JPEG is decoded at full scale.
     """
     before = pillow.upright_size(file)
     times = min(box.width, box.height) // size
@@ -209,7 +210,7 @@ def reduce(file: "Image.Image", box: Box, size: int) -> Box:
 def resized_crop(
     image: "Image.Image", box: Box, size: int, resample: "Image.Resampling"
 ) -> "Image.Image":
-    """Crops `box` from an image, and resizes it to size x size."""
+    """Crops `box` from an image and resizes it to size x size."""
     left, top, width, height = box
     region = image.crop((left, top, left + width, top + height))
     return region.resize((size, size), resample)
@@ -218,14 +219,15 @@ def resized_crop(
 def draw_jitter(rng: np.random.Generator, strength: float) -> list[tuple[str, float]]:
     """Draws the operations of ColorJitter(strength, strength, strength).
 
-    Returns brightness, contrast and saturation ("Color") in random order, with factors.
+    The operations are "Brightness", "Contrast" and "Color" (saturation), in random
+    order and each with its factor.
     """
     names = [_JITTERED[place] for place in rng.permutation(len(_JITTERED))]
     return [(name, rng.uniform(1 - strength, 1 + strength)) for name in names]
 
 
 def draw_operation(rng: np.random.Generator) -> tuple[str, float]:
-    """Draws an operation of TrivialAugmentWide, and its signed magnitude."""
+    """Draws an operation of TrivialAugmentWide and its signed magnitude."""
     name = list(_WIDE)[int(rng.integers(len(_WIDE)))]
     largest, is_signed = _WIDE[name]
     magnitude = largest * int(rng.integers(_BINS)) / (_BINS - 1)
@@ -240,9 +242,10 @@ def operate(
     """Applies an operation of TrivialAugmentWide to `image`.
 
     Args:
-      magnitude: tangent for shears; pixels for translations; degrees for rotations;
-        removed bits (rounded half to even) for Posterize; distance of the threshold
-        from 255 for Solarize; factor minus 1 for enhancements.
+      magnitude: the tangent of the angle for shears, pixels for translations, degrees
+        for rotations, the number of removed bits (rounded half to even) for Posterize,
+        the distance of the threshold from 255 for Solarize, and the factor minus 1 for
+        enhancements.
     """
     from PIL import Image, ImageOps
 

@@ -54,7 +54,7 @@ def test_an_archive_in_the_data_directory_is_prepared_once(
     np.testing.assert_array_equal(arrays.train[0], small_cifar.train[0])
     np.testing.assert_array_equal(arrays.train[1], small_cifar.train[1])
     np.testing.assert_array_equal(arrays.test[0], small_cifar.test[0])
-    assert f"from {path}" in caplog.text
+    assert f"reading {path}" in caplog.text
     path.unlink()
     again = load(path.parent)
     np.testing.assert_array_equal(again.test[1], small_cifar.test[1])

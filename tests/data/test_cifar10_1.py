@@ -60,7 +60,7 @@ def test_it_has_a_test_split_of_cifar10_s_classes(prepare, caplog):
     caplog.set_level("INFO")
     directory, images, labels = prepare("v4")
     train_split, test = data.load_dataset("cifar10_1")
-    assert f"cifar10_1: from {directory}" in caplog.text
+    assert f"cifar10_1: reading {directory}" in caplog.text
     assert len(train_split) == 0 and test.class_names == CLASS_NAMES
     assert as_set(test.images, test.labels) == as_set(images, labels)
     assert test.labels.dtype == np.int32
@@ -105,7 +105,7 @@ def test_a_network_of_cifar10_is_scored_on_it(
 
 @pytest.mark.parametrize("field", ["stream", "rebuild_data"])
 def test_it_is_neither_streamed_nor_fetched(field):
-    with pytest.raises(ConfigError, match=f"{field} is not for cifar10_1"):
+    with pytest.raises(ConfigError, match=f"{field} does not apply to cifar10_1"):
         data.load_dataset("cifar10_1", **{field: True})
 
 

@@ -126,7 +126,7 @@ def test_pixelate_repeats_means_of_boxes():
 
 @pytest.mark.parametrize("severity", [-1, 6])
 def test_there_are_five_severities(severity):
-    with pytest.raises(ValueError, match=f"severity {severity} is not 0 to 5"):
+    with pytest.raises(ValueError, match=f"must be from 0 to 5, not {severity}"):
         corrupt("contrast", make_images(1), severity)
 
 
@@ -134,5 +134,5 @@ def test_there_are_five_severities(severity):
     "images", [np.zeros((1, 8, 8, 3)), np.zeros((8, 8, 3), np.uint8)]
 )
 def test_other_arrays_are_refused(images):
-    with pytest.raises(ValueError, match=r"is not uint8 \[N, H, W, 1 or 3\]"):
+    with pytest.raises(ValueError, match=r"must be uint8 \[N, H, W, 1 or 3\], not "):
         corrupt("contrast", images, 1)

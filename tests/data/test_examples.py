@@ -395,7 +395,7 @@ def test_the_labels_are_read_once(prepare, tmp_path, monkeypatch):
 
 def test_such_a_set_is_not_rebuilt(prepare, tmp_path):
     prepare()
-    with pytest.raises(ConfigError, match="rebuild_data is for .*: tfds:animals is"):
+    with pytest.raises(ConfigError, match="rebuild_data is only for .* tfds:animals"):
         load(tmp_path, rebuild_data=True)
 
 

@@ -265,7 +265,7 @@ def test_a_class_is_the_same_in_both_forms_of_unicode(root):
     assert found.class_names == (composed, "dog")
     assert [len(split.paths) for split in found.splits] == [6, 2]
     (root / "train" / composed).mkdir()
-    with pytest.raises(DataError, match=f"train has two folders named {composed}, in"):
+    with pytest.raises(DataError, match=f"has two folders named {composed}, one in"):
         folder.scan(root)
 
 
@@ -353,7 +353,7 @@ def test_a_folder_for_validation_is_scored_where_there_is_no_test(root, caplog, 
 
 def test_without_any_images_to_score(root):
     (root / "test").rename(root / "other")
-    with pytest.raises(DataError, match="test is missing: create it, with"):
+    with pytest.raises(DataError, match="test is missing: create it with"):
         describe(root)
 
 

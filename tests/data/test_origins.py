@@ -451,7 +451,7 @@ def test_cifar100_of_the_hub_with_other_labels_is_refused(
 
 
 def test_other_sets_have_no_sources_to_choose(tmp_path):
-    with pytest.raises(ConfigError, match="data_source is for cifar10 and cifar100"):
+    with pytest.raises(ConfigError, match="data_source is only for cifar10 and"):
         data.load_dataset("fashion_mnist", tmp_path, data_source="hub")
 
 

@@ -170,7 +170,7 @@ def test_the_validation_split_is_of_the_chosen_training_images(numbered):
 def test_the_whole_test_split_is_had_alone_and_without_rebuilding():
     splits = data.load_test(DataConfig(dataset="digits", rebuild_data=True))
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (0, 0, 360)
-    with pytest.raises(ConfigError, match="rebuild_data is for cifar10"):
+    with pytest.raises(ConfigError, match="rebuild_data is only for cifar10"):
         load(rebuild_data=True)
 
 
