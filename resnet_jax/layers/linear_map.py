@@ -1,4 +1,4 @@
-"""Linear maps with a custom transpose, and derivatives of every order."""
+"""Linear maps with a custom transpose and derivatives of every order."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,7 +19,7 @@ def linear_map(
 
     In reverse mode, the gradient with respect to the values is `transpose(*residuals,
     cotangent)`, as with jax.custom_derivatives.linear_call. Unlike linear_call, this
-    function can also be differentiated with respect to the residuals, in both modes, to
+    function can also be differentiated with respect to the residuals: in both modes, to
     any order and under jax.vmap.
 
     Args:
