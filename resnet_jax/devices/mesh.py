@@ -23,7 +23,7 @@ def make_mesh(num_devices: int | None = None, platform: str | None = None) -> Me
     """
     try:
         found = jax.devices(platform)
-    except (RuntimeError, AssertionError) as error:  # jax 0.10 asserts
+    except (RuntimeError, AssertionError) as error:  # the latter in jax 0.10
         reason = (str(error) or "it has no device here").splitlines()[0]
         # Omit JAX's own advice, and its report on backends that were not requested.
         reason = reason.partition(" (set JAX_PLATFORMS")[0].rstrip(".")[:150]
@@ -45,7 +45,8 @@ def make_mesh(num_devices: int | None = None, platform: str | None = None) -> Me
         for process in range(jax.process_count())
         for device in [d for d in found if d.process_index == process][:num_devices]
     ]
-    # Auto: programs are written for the whole batch, and XLA partitions them.
+    # The axis is Auto: programs are written for the whole batch, and XLA partitions
+    # them.
     return Mesh(np.array(chosen), (AXIS,), axis_types=(AxisType.Auto,))
 
 
@@ -56,7 +57,7 @@ def _installation(platform: str) -> str:
 
 
 def layout(mesh: Mesh) -> dict[str, str]:
-    """Returns, by name, the properties of the devices that affect a run's bits."""
+    """Returns, by name, the device properties that affect a run's exact results."""
     return {
         "platform": mesh.devices.flat[0].platform,
         "devices": str(mesh.size),
@@ -97,9 +98,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def spread(mesh: Mesh, num_rows: int, *, axis: int = 0) -> NamedSharding:
     """Returns a sharding that splits the rows along `axis` over the devices.
 
-    If the rows cannot be split evenly, as in the last batch of an epoch, it replicates
-    them, so that each device computes the whole batch. The results then equal those on
-    one device, whereas padding would change BatchNorm's output.
+    If the rows cannot be split evenly, as in the last batch of an epoch, the sharding
+    replicates them, so that each device computes the whole batch. The results then
+    equal those on one device, whereas padding would change BatchNorm's output.
     """
     if num_rows % mesh.size:
         return replicated(mesh)
@@ -181,7 +182,7 @@ def local_statistics(
 
 
 def fits(num_bytes: int, mesh: Mesh) -> bool:
-    """Returns whether each device can hold `num_bytes` next to the training itself.
+    """Returns whether each device can hold `num_bytes` on top of what training needs.
 
     CPU devices share the machine's memory, half of which is reserved for data on the
     host.

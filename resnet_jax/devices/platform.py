@@ -18,7 +18,7 @@ from resnet_jax.files import cache_dir, make_private
 
 log = logging.getLogger(__name__)
 
-_NVIDIA = ("/dev/nvidia0", "/proc/driver/nvidia")  # exist if there is a driver
+_NVIDIA = ("/dev/nvidia0", "/proc/driver/nvidia")  # they exist if there is a driver
 
 
 @contextlib.contextmanager
@@ -55,8 +55,9 @@ def configured(cfg: DevicesConfig) -> Iterator[None]:
 def prepare(platform: str | None, num_devices: int | None) -> None:
     """Configures JAX's platform, number of CPU devices and compilation cache.
 
-    The platform and the number have no effect once JAX has initialized its devices;
-    mesh.make_mesh then raises an error if they cannot be used.
+    The platform and the number of CPU devices have no effect once JAX has initialized
+    its devices; mesh.make_mesh then raises an error if it needs devices that are not
+    available.
     """
     with contextlib.suppress(RuntimeError):
         if platform is not None:

@@ -65,7 +65,7 @@ def start(cfg: DevicesConfig) -> Iterator[None]:
 def joined(cfg: DevicesConfig) -> Iterator[None]:
     """Joins other processes inside a context, if `cfg` or a launcher requires it.
 
-    With num_processes=1, it joins none. Only the first process prints and logs. The
+    With num_processes=1, none are joined. Only the first process prints and logs. The
     context must be entered before JAX uses its devices.
 
     Raises:
@@ -131,7 +131,7 @@ def wait() -> None:
 
 
 def any_process(value: bool) -> bool:
-    """Returns whether `value` is true in any process; all must call this function."""
+    """Returns whether `value` is true in any process; every process must call this."""
     if is_alone():
         return value
     return bool(multihost_utils.process_allgather(np.array(value)).any())

@@ -12,7 +12,10 @@ def name_of(layer: nn.Module) -> str:
 
 
 def check_images(x: jax.Array, channels: int, name: str) -> None:
-    """Raises ConfigError unless x, the input of `name`, is [B, H, W, channels]."""
+    """Raises ConfigError unless x has the shape [B, H, W, channels].
+
+    The message calls the layer or network `name`.
+    """
     if x.ndim == 4 and x.shape[-1] == channels:
         return
     hint = f"put the {channels} channels last"

@@ -127,10 +127,10 @@ def _windows(x: jax.Array, axis: int) -> list[jax.Array]:
 
 
 def _give(windows: list[jax.Array], dy: jax.Array, axis: int) -> jax.Array:
-    """Returns the gradient of the pixels, given that of the maxima along `axis`, `dy`.
+    """Returns the gradient of the pixels.
 
-    Pixel 2q is the second of window q; pixel 2q + 1 is the third of window q and the
-    first of window q + 1.
+    `dy` is the gradient of the maxima along `axis`. Pixel 2q is the second of window q;
+    pixel 2q + 1 is the third of window q and the first of window q + 1.
     """
     # Comparing pixels with the maximum would be wrong: if XLA computes a pixel in two
     # loops, the results may differ in the last bit, so that no pixel would equal the

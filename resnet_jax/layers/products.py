@@ -99,7 +99,7 @@ def by_phases(
 def _copies(
     x: jax.Array, axis: int, padding: int, taps: int, stride: int, length: int
 ) -> jax.Array:
-    """Returns copies of x, concatenated in the last axis.
+    """Returns copies of x, concatenated along the last axis.
 
     There is one copy for each tap, shifted along `axis`.
     """

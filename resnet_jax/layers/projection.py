@@ -7,9 +7,9 @@ therefore be computed without x:
     dx @ kernel.T = dy @ (gain * kernel).T + inputs @ (along * kernel) @ kernel.T + ...
     inputs.T @ dx = gain * inputs.T @ dy + along * (inputs.T @ inputs) @ kernel + ...
 
-Likewise, sum(dy * x) is the sum of kernel * (inputs.T @ dy). This helps if the
-convolution has more output channels than input channels (the last one of a bottleneck
-has four times as many), because its output is neither kept nor read again.
+Likewise, sum(dy * x) is the sum of kernel * (inputs.T @ dy). These formulas pay off if
+the convolution has more output channels than input channels (the last one of a
+bottleneck has four times as many), because its output is neither kept nor read again.
 """
 
 from functools import partial
@@ -85,7 +85,7 @@ def by_output(*args: jax.Array) -> tuple[jax.Array, ...]:
     """Returns the gradients with respect to inputs, kernel, scale and bias.
 
     Args:
-      args: x - mean, mean, 1 / standard deviation, scale, inputs, kernel, dy.
+      args: x - mean, mean, 1 / standard deviation, scale, inputs, kernel and dy.
     """
     centered, _, inverse, scale, inputs, kernel, dy = args
     dx, d_scale, d_bias = norm.backward(centered, inverse, scale, dy)

@@ -92,7 +92,7 @@ def _tiles(transform: Transform, x: jax.Array, size: int) -> Line:
 
 
 def _at_once(transform: Transform, line: Line) -> Line:
-    """Applies `transform`, with a barrier so that XLA does not recompute it per sum."""
+    """Applies `transform` only once: a barrier keeps XLA from repeating it per sum."""
     found: Line = lax.optimization_barrier(transform(line))
     return found
 
@@ -155,9 +155,10 @@ def _to_taps(u: Line) -> Line:  # the transpose of _of_taps
 def split(*arrays: jax.Array, pixels: int) -> tuple[jax.Array, ...]:
     """Reshapes each array [B, ...] to [steps, groups, images, ...].
 
-    The last array is [B, H, W, C]; in each step, the images of a group have at most
-    `pixels` pixels in it, unless a single image has more. If several devices share the
-    batch, each has its own groups, so that no step needs images from another device.
+    The last array is [B, H, W, C]. Its images in one step of one group have at most
+    `pixels` pixels in total, unless a single image has more. If several devices share
+    the batch, each has its own groups, so that no step needs images from another
+    device.
     """
     batch, height, width = arrays[-1].shape[:3]
     groups = math.gcd(batch, jax.device_count())
@@ -212,8 +213,8 @@ def sum_chunks(function: Callable[..., Any], *parts: jax.Array) -> Any:
 def late_zero(x: jax.Array, dtype: Any) -> jax.Array:
     """Returns a 0 that XLA cannot compute before `x` on CPUs.
 
-    This keeps the buffers that depend on it from all being allocated at the beginning
-    of a training step. Inside shard_map, the 0 varies over devices like `x`.
+    Buffers that depend on it are therefore not all allocated when a training step
+    begins. Inside shard_map, the 0 varies over devices like `x`.
     """
     # With several devices, only one holds the first number, so none is read.
     first = x.reshape(-1)[: 1 if jax.device_count() == 1 else 0]

@@ -43,13 +43,14 @@ class Checkpoints:
     are kept.
 
     Args:
-      layout: the properties, besides versions, that affect the run's bits; see
+      layout: the properties, besides versions, that affect the run's exact results; see
         mesh.layout.
     """
 
     def __init__(self, run_dir: Path, keep: int, layout: dict[str, str]) -> None:
         self._dir, self._keep = run_dir, keep
-        # orbax does not create it for one of several processes or behind a link.
+        # orbax does not create the folder for one of several processes or behind a
+        # symbolic link.
         files.check_writable(run_dir / CHECKPOINTS, "folder", "--workdir")
         self._decide_bits = {
             **{name: importlib.metadata.version(name) for name in _PACKAGES},
@@ -175,7 +176,11 @@ class Checkpoints:
         )
 
     def wait(self) -> str | None:
-        """Waits for the current save and verifies it; if it failed, returns why."""
+        """Waits for the current save and verifies it.
+
+        Returns:
+          The reason if the save failed, or None.
+        """
         saving = self._saving
         try:
             self._manager.wait_until_finished()
@@ -209,7 +214,7 @@ class Checkpoints:
         self._has_failed = True
         reason = first_line(error)
         log.warning("%s: a checkpoint could not be saved: %s", self._dir, reason)
-        with contextlib.suppress(Exception):  # the same error again
+        with contextlib.suppress(Exception):  # it may be the same error again
             self._manager.close()
         if self._saving is not None:  # incomplete, but may look complete
             left = self._dir / CHECKPOINTS / str(self._saving["step"])
@@ -230,7 +235,7 @@ class Checkpoints:
             )
 
     def close(self) -> None:
-        """Waits for the save in progress, and closes orbax's manager."""
+        """Waits for the save in progress and closes orbax's manager."""
         self.wait()
         self._manager.close()
         if self._has_failed:  # orbax's threads may still write after an error

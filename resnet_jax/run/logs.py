@@ -29,7 +29,7 @@ _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 def read_metrics(run_dir: Path, *, of_ours: bool = True) -> list[Record]:
-    """Returns the records of metrics.jsonl in `run_dir`; without the file, returns [].
+    """Returns the records of metrics.jsonl in `run_dir`, or [] if there is no file.
 
     Args:
       of_ours: whether step and lr are required; other programs may omit them.
@@ -68,7 +68,7 @@ class JsonLines:
         self._unwritten = b""
 
     def write(self, record: Record) -> None:
-        """Appends `record` and syncs the file, or keeps the line if the disk is full.
+        """Appends `record` and syncs the file; if the disk is full, keeps it for later.
 
         Raises:
           ConfigError: if the file cannot be written for a permanent reason.
@@ -77,7 +77,7 @@ class JsonLines:
         self.flush()
 
     def flush(self) -> str | None:
-        """Writes pending lines; returns the reason if the disk is full, or None."""
+        """Writes pending lines; returns None, or the reason if the disk is full."""
         if not self._unwritten:
             return None
         try:

@@ -22,8 +22,9 @@ class Progress:
     """The completed steps of a run and their sums, which are fetched in groups.
 
     Args:
-      fail: called with a description and the step of the first non-finite loss.
-      shape: shape of the sums of one step.
+      fail: a function that is called with a description and the step of the first
+        non-finite loss.
+      shape: the shape of the sums of one step.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class Progress:
         Args:
           cfg: the options of the run.
           steps: the number of steps since the last call.
-          asks: whether to ask the other processes, with which this one saves together.
+          asks: whether to ask the other processes; all processes save together.
         """
         every, minutes = cfg.save_every_steps, cfg.save_every_minutes
         if every is not None and self.passed(every, steps):
@@ -188,7 +189,7 @@ class Trace:
         self._due = step + _BEFORE
 
     def step(self, step: int, state: Any) -> None:
-        """Starts or ends the trace if it is time after `step`; first awaits `state`."""
+        """Starts or ends the trace if it is due after `step`; first awaits `state`."""
         is_over = self._begun is not None and not self._running
         if is_over or step < self._due:
             return

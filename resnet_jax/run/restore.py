@@ -173,7 +173,7 @@ def _unfit(run_dir: Path, step: int, reason: Any) -> CheckpointError:
 def _check_fits(
     manager: ocp.CheckpointManager, run_dir: Path, step: int, variables: dict[str, Any]
 ) -> None:
-    """Raises CheckpointError unless the checkpoint has the names and shapes given.
+    """Raises CheckpointError unless a checkpoint has exactly these names and shapes.
 
     This is necessary because orbax's partial restore ignores arrays that are missing on
     either side.

@@ -154,7 +154,7 @@ class Run:
         Args:
           state: the initial state.
           schedule: the learning rate as a function of the step (from 0).
-          compile_seconds: the compilation time, for the first record to be written.
+          compile_seconds: the compilation time, which the next record will contain.
           measure: measures a state for layers.jsonl, at step 0 and after each epoch.
         """
         progress = self.progress
@@ -202,13 +202,13 @@ class Run:
             self._save(state)
 
     def _is_signalled(self) -> bool:
-        """Returns whether any process received a signal; all processes must call it."""
+        """Returns whether any process was signaled; all processes must call this."""
         return processes.any_process(self._signals.received is not None)
 
     def _raise_non_finite(self, what: str, step: int) -> NoReturn:
         self.is_training = False  # all processes have the same numbers and get here
         if self._checkpoints is not None:
-            self._checkpoints.wait()  # the last good state may still be being saved
+            self._checkpoints.wait()  # the last good state may not be saved yet
         good = f" (last good checkpoint here: {directory.newest_step(self.dir)})"
         raise NonFiniteLossError(
             f"{self._cfg.run.workdir}: {what} at step {step}, lr "
@@ -227,7 +227,7 @@ class Run:
 
         Args:
           evaluate: returns the sums of a state over a data set.
-          parts: the data sets to score, "test" and optionally "val".
+          parts: the data sets to score, by name: "test" and, optionally, "val".
 
         Raises:
           NonFiniteLossError: if a score is not finite; then nothing is written.

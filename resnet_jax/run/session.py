@@ -27,7 +27,7 @@ def open_run(cfg: Config) -> Iterator[Run]:
 
     Raises:
       ConfigError: if the directory cannot be written, is in use, contains other files,
-        or contains a run with another configuration; or if a device is missing.
+        or contains a run with another configuration; or if a device is not available.
       StoppedError: if a signal stopped the run. All completed steps have been saved.
     """
     with contextlib.ExitStack() as stack:

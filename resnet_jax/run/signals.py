@@ -1,4 +1,4 @@
-"""Handles SIGINT, SIGTERM and SIGHUP at once if nothing is lost, or else when safe."""
+"""Handles SIGINT, SIGTERM and SIGHUP, at once if nothing is lost, else when safe."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(BaseException):
-    """A signal, raised when nothing remains to be finished.
+    """A request to stop, raised once nothing remains to be finished.
 
     This is not a subclass of Exception, so libraries do not handle it as a failure.
     """
@@ -37,7 +37,8 @@ class Signals:
     """Records the first signal inside a context; a second one ends the process.
 
     In a process of another program, such as Jupyter, the second signal raises
-    KeyboardInterrupt. Python delivers signals only to the main thread.
+    KeyboardInterrupt. In threads other than the main one, to which Python delivers all
+    signals, the context does nothing.
     """
 
     def __init__(self) -> None:

@@ -59,8 +59,8 @@ class WandbLog:
         """Waits up to one minute for the upload and ends the wandb run.
 
         Args:
-          exit_code: exit code of the command. 0 marks the run as finished, 75 (stopped
-            by a signal, to be resumed) as preempted, and others as failed.
+          exit_code: the exit code of the command. 0 marks the run as finished, 75
+            (stopped by a signal, to be resumed) as preempted, and others as failed.
         """
         run, self._run = self._run, None
         if run is None:

@@ -1,4 +1,4 @@
-"""Statistics of each layer in a training step: gradients, activations, updates."""
+"""Statistics of each layer in a training step: gradients, activations and updates."""
 
 from collections.abc import Callable
 from functools import cache, partial

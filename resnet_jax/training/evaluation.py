@@ -28,7 +28,7 @@ def flips_and_shifts(x: jax.Array) -> list[tuple[float, jax.Array]]:
 
     The views are x, x shifted by one pixel down and to the right, x shifted by one
     pixel up and to the left, and the mirror images of all three (Jordan 2024). Shifts
-    repeat the pixels at the edges, and shifted views have half the weight of others.
+    repeat the pixels at the edges, and each shifted view has half as much weight as x.
     """
     _, height, width, _ = x.shape
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), "edge")

@@ -25,9 +25,9 @@ def head_of(model: nn.Module) -> Head:
 def cache_features(
     model: nn.Module, preprocess: Preprocess, variables: dict[str, Any], loader: Loader
 ) -> tuple[Head, Preprocess, Loader]:
-    """Returns a network, a preprocessing and a loader that work on cached features.
+    """Returns replacements for the network, its preprocessing and its loader.
 
-    They replace those of the whole network.
+    They operate on cached features instead of images.
     """
     splits = loader.splits
     cached = splits._replace(

@@ -43,7 +43,7 @@ def eval_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Sums:
     by_class = jax.nn.one_hot(labels, num_classes)
     predicted = jax.nn.one_hot(logits.argmax(-1), num_classes)
     return {
-        # This is not a product, because the loss of a padded row may be NaN.
+        # This uses jnp.where because the loss of a padded row may be NaN.
         "loss": jnp.where(mask > 0, losses, 0).sum(),
         "correct": correct.sum(),
         "correct_top5": ((rank < 5) * mask).sum(),

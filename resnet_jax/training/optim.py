@@ -244,7 +244,7 @@ def _orthogonalize(matrix: jax.Array) -> jax.Array:
     found = matrix
     for steps in (3, 2):
         gram = times(found.T, found)  # [M, M]
-        change = b * gram + times(c * gram, gram)  # the polynomial except for a I
+        change = b * gram + times(c * gram, gram)  # the polynomial without a I
         product = a * jnp.eye(len(gram), dtype=gram.dtype) + change
         for _ in range(steps - 1):
             for _ in range(2):

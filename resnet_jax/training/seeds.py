@@ -74,7 +74,7 @@ def shapes(tree: Any, num_seeds: int) -> Any:
 
 
 def make_keys(seed: int, num_seeds: int) -> Keys:
-    """Returns keys [num_seeds] for the seeds from `seed` on, or [] for one seed."""
+    """Returns the keys of the seeds from `seed` on: [num_seeds], or [] for one seed."""
     keys: Keys = stack([state.make_keys(n) for n in range(seed, seed + num_seeds)])
     return keys
 

@@ -31,7 +31,7 @@ class TrainState:
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     def with_variables(self, variables: dict[str, Any]) -> "TrainState":
-        """Returns this state, before its first step, with other initial variables."""
+        """Replaces the initial variables of a state before its first step."""
         ema = None if self.ema is None else jax.tree.map(jnp.array, variables)
         found: TrainState = self.replace(**variables, ema=ema)  # type: ignore[attr-defined]
         return found

@@ -26,8 +26,7 @@ from resnet_jax.training.state import Batch, TrainState
 log = logging.getLogger(__name__)
 
 Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, metrics.Sums]]
-# A constant decay, or a function of the step.
-EmaDecay = float | Callable[[jax.Array], jax.Array]
+EmaDecay = float | Callable[[jax.Array], jax.Array]  # constant or given the step
 
 
 def model_key(step_key: jax.Array) -> jax.Array:
@@ -177,9 +176,10 @@ def loss_and_gradient(
     """Returns ((loss, (logits, new statistics)), gradients) of loss_fn.
 
     Args:
-      grad_accum_steps: the number of micro-batches. Loss and gradient are those of the
-        whole batch, but BatchNorm sees one micro-batch at a time, as in PyTorch. Row i
-        is in micro-batch i % grad_accum_steps, so each has rows on all devices.
+      grad_accum_steps: the number of micro-batches, computed one after another. The
+        loss and the gradient are those of the whole batch, but BatchNorm sees one
+        micro-batch at a time, as in PyTorch. Row i belongs to micro-batch
+        i % grad_accum_steps, so that each micro-batch has rows on all devices.
       local_bn: the mesh, if BatchNorm should use separate statistics on each device.
     """
     loss: Callable[..., Any] = partial(loss_fn, model)
@@ -245,12 +245,12 @@ def compile_step(
 ) -> tuple[Callable[[TrainState, Batch], tuple[TrainState, metrics.Sums]], float]:
     """Compiles `step` for the loader's batches; returns it and the time in seconds.
 
-    No step is run. The result is called as step(state, batch) and donates `state`. For
-    a batch [steps, rows], it runs several steps and returns the sums of each. With
+    No step is run. Call the result as step(state, batch); it donates `state`. For a
+    batch [steps, rows], it runs several steps and returns the sums of each. With
     several seeds, batches are [seeds, rows].
 
     Args:
-      state: the state, which must be on the devices, like the key [] or [seeds].
+      state: the state, which must be on the devices, as must the key, [] or [seeds].
 
     Raises:
       ConfigError: if the model cannot train on batches of one of these shapes.
