@@ -11,20 +11,21 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from resnet_jax import limits
 from resnet_jax.errors import ConfigError
 
-AXIS = "data"  # the only axis of the mesh, over the rows of a batch
+AXIS = "data"  # the only axis of the mesh; the rows of a batch are split along it
 
 
 def make_mesh(num_devices: int | None = None, platform: str | None = None) -> Mesh:
     """Returns a mesh of all devices, or of the first `num_devices` of each process.
 
     Raises:
-      ConfigError: if there are fewer devices, or the platform cannot be used.
+      ConfigError: if this process has fewer than `num_devices` devices, or if the
+        platform cannot be used.
     """
     try:
         found = jax.devices(platform)
-    except (RuntimeError, AssertionError) as error:  # jax 0.10 asserts
+    except (RuntimeError, AssertionError) as error:  # the latter in jax 0.10
         reason = (str(error) or "it has no device here").splitlines()[0]
-        # JAX's own advice, and its report on backends that were not asked for.
+        # Omit JAX's own advice, and its report on backends that were not requested.
         reason = reason.partition(" (set JAX_PLATFORMS")[0].rstrip(".")[:150]
         if "is not in the list of known backends" in reason:
             reason = "it has no device here"
@@ -44,18 +45,19 @@ def make_mesh(num_devices: int | None = None, platform: str | None = None) -> Me
         for process in range(jax.process_count())
         for device in [d for d in found if d.process_index == process][:num_devices]
     ]
-    # Auto: programs are written for the whole batch, and XLA partitions them.
+    # The axis is Auto: programs are written for the whole batch, and XLA partitions
+    # them.
     return Mesh(np.array(chosen), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def _installation(platform: str) -> str:
-    """Returns how to install JAX for `platform`, if an extra of this package does."""
+    """Returns how to install JAX for `platform` if this package has an extra for it."""
     extra = {"cuda": "cuda", "gpu": "cuda", "tpu": "tpu"}.get(platform)
     return f" (in a checkout: pip install -e '.[{extra}]')" if extra else ""
 
 
 def layout(mesh: Mesh) -> dict[str, str]:
-    """Returns the properties of the devices that affect a run's bits, by name."""
+    """Returns, by name, the device properties that affect a run's exact results."""
     return {
         "platform": mesh.devices.flat[0].platform,
         "devices": str(mesh.size),
@@ -66,7 +68,10 @@ def layout(mesh: Mesh) -> dict[str, str]:
 def check_batch_size(
     batch_size: int, num_devices: int, grad_accum_steps: int = 1
 ) -> None:
-    """Raises ConfigError unless devices and micro-batches divide `batch_size`."""
+    """Raises ConfigError unless `batch_size` splits evenly.
+
+    It must be divisible by the number of devices times the number of micro-batches.
+    """
     parts = num_devices * grad_accum_steps
     if batch_size % parts:
         below = batch_size // parts * parts
@@ -91,10 +96,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def spread(mesh: Mesh, num_rows: int, *, axis: int = 0) -> NamedSharding:
-    """Returns a sharding of rows along `axis`, replicated if they do not divide evenly.
+    """Returns a sharding that splits the rows along `axis` over the devices.
 
-    Each device then computes the whole batch, which is the last of an epoch: the
-    results equal those on one device, whereas padding would change BatchNorm's output.
+    If the rows cannot be split evenly, as in the last batch of an epoch, the sharding
+    replicates them, so that each device computes the whole batch. The results then
+    equal those on one device, whereas padding would change BatchNorm's output.
     """
     if num_rows % mesh.size:
         return replicated(mesh)
@@ -102,14 +108,14 @@ def spread(mesh: Mesh, num_rows: int, *, axis: int = 0) -> NamedSharding:
 
 
 def local_rows(sharding: NamedSharding, num_rows: int) -> slice:
-    """Returns the rows on the devices of this process."""
+    """Returns the slice of the rows that are on the devices of this process."""
     rows = sharding.addressable_devices_indices_map((num_rows,)).values()
     bounds = [part[0].indices(num_rows) for part in rows if part is not None]
     return slice(min(b[0] for b in bounds), max(b[1] for b in bounds))
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """Copies `tree`, which is equal in all processes, to all devices of the mesh.
+    """Copies `tree`, which must be equal in all processes, to all devices of the mesh.
 
     The tree may contain random keys.
     """
@@ -128,7 +134,7 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
 
 
 def local(tree: Any) -> Any:
-    """Returns a replicated `tree` as arrays on this process's first device."""
+    """Returns the replicated `tree` as arrays on this process's first device."""
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
 
@@ -145,8 +151,8 @@ def local_statistics(
     def of_part(
         params: Any, batch_stats: Any, images: Any, targets: Any, key: Any
     ) -> Any:
-        # Explicit, because gradients of custom_vjp (linear_map) are not summed
-        # otherwise.
+        # This cast is explicit because gradients of functions with a custom transpose
+        # (linear_map) would not be summed over devices otherwise.
         params = jax.lax.pcast(params, AXIS, to="varying")
         own_key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
         loss, (logits, moved) = loss_fn(params, batch_stats, images, targets, own_key)
@@ -176,7 +182,7 @@ def local_statistics(
 
 
 def fits(num_bytes: int, mesh: Mesh) -> bool:
-    """Returns whether each device can hold `num_bytes` in addition to training.
+    """Returns whether each device can hold `num_bytes` on top of what training needs.
 
     CPU devices share the machine's memory, half of which is reserved for data on the
     host.

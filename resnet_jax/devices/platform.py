@@ -18,7 +18,7 @@ from resnet_jax.files import cache_dir, make_private
 
 log = logging.getLogger(__name__)
 
-_NVIDIA = ("/dev/nvidia0", "/proc/driver/nvidia")  # exist if there is a driver
+_NVIDIA = ("/dev/nvidia0", "/proc/driver/nvidia")  # they exist if there is a driver
 
 
 @contextlib.contextmanager
@@ -55,8 +55,9 @@ def configured(cfg: DevicesConfig) -> Iterator[None]:
 def prepare(platform: str | None, num_devices: int | None) -> None:
     """Configures JAX's platform, number of CPU devices and compilation cache.
 
-    The first two have no effect once JAX has initialized its devices; mesh.make_mesh
-    reports that.
+    The platform and the number of CPU devices have no effect once JAX has initialized
+    its devices; mesh.make_mesh then raises an error if it needs devices that are not
+    available.
     """
     with contextlib.suppress(RuntimeError):
         if platform is not None:
@@ -67,22 +68,24 @@ def prepare(platform: str | None, num_devices: int | None) -> None:
 
 
 def lacks_cuda() -> bool:
-    """Returns whether there is an NVIDIA GPU, but no CUDA plugin of JAX."""
+    """Returns whether there is an NVIDIA GPU but JAX's CUDA plugin is not installed."""
     plugins = importlib.metadata.entry_points(group="jax_plugins")
     has_gpu = any(os.path.exists(path) for path in _NVIDIA)
     return has_gpu and not any("cuda" in plugin.name for plugin in plugins)
 
 
 def _keep_compiled() -> None:
-    """Makes JAX cache compiled programs in the user's cache folder, unless configured.
+    """Makes JAX cache compiled programs in the user's cache folder.
 
-    Anyone who can write to the folder can make this user run any program, so it must be
-    owned by the user and writable only by the user.
+    If a cache is already configured, this does nothing. Anyone who can write to the
+    folder can make this user run any program, so the user must own it, and nobody else
+    may have access to it.
     """
     if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
         return
     try:
-        # CPU programs run on one kind of CPU only, and machines may share home folders.
+        # A compiled program may run only on one kind of CPU, and machines with other
+        # kinds may share the home folder.
         directory = cache_dir() / f"xla-{_cpu_kind()}"
         make_private(directory)
         directory = directory.resolve()
@@ -92,12 +95,15 @@ def _keep_compiled() -> None:
         log.warning("compiled programs are not cached: %s: %s", where, error.strerror)
         return
     if status.st_uid != os.getuid() or status.st_mode & 0o077:
-        log.warning("%s is not used: others can write to it; chmod 700", directory)
+        log.warning(
+            "%s is not used because other users can access it: run `chmod 700` on it",
+            directory,
+        )
         return
     if exposed is not None:
         log.warning(
-            "%s is not used: others can write to %s; chmod go-w, or set "
-            "RESNET_JAX_CACHE",
+            "%s is not used because other users can write to %s: run `chmod go-w` on "
+            "it, or set RESNET_JAX_CACHE",
             directory,
             exposed,
         )
@@ -121,7 +127,7 @@ def _exposed(directory: Path) -> Path | None:
 
 
 def _cpu_kind() -> str:
-    """Returns a name for CPUs with the same instruction set."""
+    """Returns a name that all CPUs with the same instruction set share."""
     found = machine.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -131,7 +137,7 @@ def _cpu_kind() -> str:
 
 
 def _reason(error: FloatingPointError) -> str:
-    """Returns the first sentence of the error and the line of this package it is in."""
+    """Returns the first sentence of `error` and the failing line of this package."""
     where = ""
     trace = error.__traceback__
     while trace is not None:

@@ -1,4 +1,4 @@
-"""Several processes that run as one program: joining, agreeing, sharing errors."""
+"""Several processes that run as one program: how they join, agree and share errors."""
 
 import contextlib
 import importlib.util
@@ -21,7 +21,7 @@ from resnet_jax.errors import ConfigError, UserError, first_line
 
 _MESSAGE = 1024  # bytes of an error message exchanged between processes
 _PATIENCE = 3600  # seconds that a process may prepare data while the others wait
-_barriers = itertools.count()  # numbers for their names, equal in all processes
+_barriers = itertools.count()  # for the barriers' names, which all processes share
 
 
 def detect(environ: Mapping[str, str]) -> str | None:
@@ -65,12 +65,12 @@ def start(cfg: DevicesConfig) -> Iterator[None]:
 def joined(cfg: DevicesConfig) -> Iterator[None]:
     """Joins other processes inside a context, if `cfg` or a launcher requires it.
 
-    num_processes=1 prevents this. Only the first process prints and logs. The context
-    must be entered before JAX uses its devices.
+    With num_processes=1, none are joined. Only the first process prints and logs. The
+    context must be entered before JAX uses its devices.
 
     Raises:
-      ConfigError: if the fields or the environment are incomplete, or the other
-        processes cannot be reached.
+      ConfigError: if the fields or the environment variables are incomplete, or if the
+        other processes cannot be reached.
     """
     by_hand = (cfg.coordinator, cfg.num_processes, cfg.process_id)
     if cfg.num_processes == 1 or jax.distributed.is_initialized():
@@ -105,7 +105,7 @@ def joined(cfg: DevicesConfig) -> Iterator[None]:
 
 
 def keep_apart(error: UserError) -> None:
-    """Marks `error` as one that the other processes cannot receive while computing."""
+    """Marks `error` as one that other processes, busy computing, cannot receive."""
     error.__dict__["is_apart"] = True
 
 
@@ -120,9 +120,9 @@ def is_alone() -> bool:
 
 
 def wait() -> None:
-    """Waits until all processes have called it.
+    """Waits until all processes have called this function.
 
-    Without this barrier, the first collective would time out after half a minute.
+    Without it, the first collective operation would time out after half a minute.
     """
     if not is_alone():
         everyone = set(range(jax.process_count()))
@@ -131,17 +131,17 @@ def wait() -> None:
 
 
 def any_process(value: bool) -> bool:
-    """Returns whether `value` is true in any process; all processes must call it."""
+    """Returns whether `value` is true in any process; every process must call this."""
     if is_alone():
         return value
     return bool(multihost_utils.process_allgather(np.array(value)).any())
 
 
 def agree(error: UserError | None = None) -> None:
-    """Waits until all processes have called it, and raises the error of any of them.
+    """Waits until all processes have called this function, and shares their errors.
 
     Raises:
-      UserError: if any process passed an error; it is raised in every process.
+      UserError: if any process passed an error. It is raised in every process.
     """
     if is_alone():
         if error is not None:
@@ -181,7 +181,10 @@ def is_shared(error: UserError) -> bool:
 
 
 def from_first(tree: Any) -> Any:
-    """Returns the first process's `tree` of arrays; all have the same shapes."""
+    """Returns the first process's `tree` of arrays.
+
+    The arrays must have the same shapes in all processes.
+    """
     return tree if is_alone() else multihost_utils.broadcast_one_to_all(tree)
 
 

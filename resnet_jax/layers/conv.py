@@ -20,16 +20,16 @@ from resnet_jax.layers.linear_map import linear_map
 _FEW = 32  # taps times channels; below this, a matrix product is faster
 _LITTLE = 2**25  # multiply-adds; below this, compiling a loop does not pay off
 _MUCH = 2**28  # multiply-adds; above this, Winograd's algorithm pays off
-_MANY = 32  # channels; fewest for Winograd's algorithm (half for kernel gradients)
+_MANY = 32  # minimum channels for Winograd's algorithm (half for kernel gradients)
 
 
 def convolve(
     x: jax.Array, kernel: jax.Array, *, stride: int, padding: int, groups: int = 1
 ) -> jax.Array:
-    """Convolves x [B, H, W, C] with kernel [K, K, C // groups, F] and zero padding.
+    """Convolves x [B, H, W, C] with kernel [K, K, C // groups, F], using zero padding.
 
-    To take the gradient inside shard_map, first apply `jax.lax.pcast(kernel, axis,
-    to="varying")` to a kernel that is replicated over the devices.
+    Inside shard_map, before taking a gradient with respect to a kernel that is
+    replicated over the devices, apply `jax.lax.pcast(kernel, axis, to="varying")`.
     """
     x, kernel = jnp.asarray(x), jnp.asarray(kernel)
     if is_plain():
@@ -54,8 +54,8 @@ def _convolve(stride: int, padding: int, x: jax.Array, kernel: jax.Array) -> jax
 def _suits_dot(x: jax.Array, kernel: jax.Array) -> bool:
     """Returns whether XLA's CPU convolution is much slower than a matrix product.
 
-    It is for feature maps of few pixels, which ImageNet networks have for small images,
-    for 1x1 kernels and for few channels.
+    This is the case for 1x1 kernels, for few channels, and for feature maps of few
+    pixels, which ImageNet networks produce from small images.
     """
     few = math.prod(kernel.shape[:3]) <= _FEW
     return _is_small(x) or kernel.shape[0] == 1 or few
@@ -66,8 +66,8 @@ def _suits_winograd(
 ) -> bool:
     """Returns whether Winograd's algorithm is faster than plain products.
 
-    Its rounding errors are three times as large, so it is not used with JAX's highest
-    precision.
+    Its rounding errors are three times as large as those of plain products, so it is
+    not used with JAX's highest matmul precision.
     """
     size, _, channels, features = kernel.shape
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
@@ -182,8 +182,9 @@ class Conv(nn.Module):
     """A 2-D convolution with torch.nn.Conv2d's padding and initialization.
 
     Maps x [B, H, W, C] to [B, H', W', features] with
-    H' = (H + 2 * padding - kernel_size) // stride + 1. Features and channels are split
-    into `groups` equal parts; each part of the features depends on one of the channels.
+    H' = (H + 2 * padding - kernel_size) // stride + 1. The channels and the features
+    are each split into `groups` equal parts, and each part of the features depends only
+    on the corresponding part of the channels.
     """
 
     features: int

@@ -1,4 +1,4 @@
-"""Checks of the inputs of layers."""
+"""Checks the inputs of layers."""
 
 import flax.linen as nn
 import jax
@@ -7,12 +7,15 @@ from resnet_jax.errors import ConfigError
 
 
 def name_of(layer: nn.Module) -> str:
-    """Returns the type of a layer and, inside a network, its name."""
+    """Returns the type of a layer, followed by its path if it is part of a network."""
     return " ".join(filter(None, [type(layer).__name__, ".".join(layer.path)]))
 
 
 def check_images(x: jax.Array, channels: int, name: str) -> None:
-    """Raises ConfigError unless x is [B, H, W, channels], as `name` requires."""
+    """Raises ConfigError unless x has the shape [B, H, W, channels].
+
+    The message calls the layer or network `name`.
+    """
     if x.ndim == 4 and x.shape[-1] == channels:
         return
     hint = f"put the {channels} channels last"

@@ -24,10 +24,11 @@ def keep(x: jax.Array) -> jax.Array:
 
 
 def policy(primitive: Any, *inputs: Any, **params: Any) -> bool:
-    """Keeps marked values and small ones like statistics, as jax.checkpoint's policy.
+    """Returns whether to keep a value; this is a policy for jax.checkpoint.
 
-    The outputs of BatchNorm and ReLU are recomputed; otherwise GPU programs would
-    keep them in addition to the feature map.
+    Marked values and small values, such as statistics, are kept. The outputs of
+    BatchNorm and ReLU are recomputed; otherwise, GPU programs would keep them in
+    addition to the feature maps.
     """
     if primitive.name == "name":
         return bool(_named(primitive, *inputs, **params))
@@ -37,9 +38,10 @@ def policy(primitive: Any, *inputs: Any, **params: Any) -> bool:
 
 @contextlib.contextmanager
 def compiling_for(platform: str) -> Iterator[None]:
-    """Traces steps for `platform` instead of JAX's default inside the context.
+    """Makes steps that are traced inside the context target `platform`.
 
-    For ANY, they consist of standard operations, and the batch size may be symbolic.
+    Outside the context, they target JAX's default platform. Steps for ANY consist of
+    standard operations only, and their batch size may be symbolic.
     """
     token = _platform.set(platform)
     try:
@@ -49,16 +51,16 @@ def compiling_for(platform: str) -> Iterator[None]:
 
 
 def is_worthwhile(dtype: Any) -> bool:
-    """Returns whether to keep feature maps of `dtype` this way.
+    """Returns whether rematerialization pays off for feature maps of `dtype`.
 
-    Only bfloat16 on GPUs needs it: the TPU compiler fuses recomputation into the
+    It does only for bfloat16 on GPUs: the TPU compiler fuses recomputation into the
     convolutions by itself.
     """
     return dtype == jnp.bfloat16 and platform() in ("gpu", "cuda", "rocm")
 
 
 def is_plain() -> bool:
-    """Returns whether the current trace is for ANY platform."""
+    """Returns whether the current trace is for the platform ANY."""
     return _platform.get() == ANY
 
 

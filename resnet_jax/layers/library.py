@@ -1,4 +1,4 @@
-"""Convolutions by oneDNN on CPUs, as in PyTorch, if jaxlib includes oneDNN."""
+"""Convolutions on CPUs with oneDNN, as in PyTorch, if jaxlib includes oneDNN."""
 
 import functools
 import math
@@ -14,26 +14,27 @@ from resnet_jax.layers import keep
 
 _OPTIONS: dict[str, Any] = {
     "xla_cpu_experimental_onednn_custom_call": True,
-    # XLA's default without convolutions, which YNNPACK would otherwise take first.
+    # XLA's default except for convolutions, which YNNPACK would otherwise take over.
     "xla_cpu_experimental_ynn_fusion_type": (
         "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
     ),
 }
-_LEAST = "jax_persistent_cache_min_compile_time_secs"  # faster ones are not stored
+# Programs that compile in less time are not cached.
+_LEAST = "jax_persistent_cache_min_compile_time_secs"
 _is_used: ContextVar[bool] = ContextVar("is_used", default=False)
 
 
 def jit(function: Callable[..., Any], **options: Any) -> Any:
     """Applies jax.jit; with RESNET_JAX_ONEDNN=1, convolutions on CPUs use oneDNN.
 
-    oneDNN fuses bias, sum and ReLU into convolutions, and also computes large matrix
-    products. It is not the default because jaxlib cannot serialize such programs into
-    the compilation cache: each process compiles its own and caches nothing from then
-    on.
+    oneDNN fuses biases, additions and ReLU into convolutions, and it also computes
+    large matrix products. It is not the default because jaxlib cannot serialize its
+    programs for the compilation cache: each process has to compile its own programs,
+    and from then on it caches none.
     """
     if not _can_be_used():
         return jax.jit(function, **options)
-    # Serializing raises std::bad_alloc.
+    # Serializing a program with oneDNN raises std::bad_alloc.
     jax.config.update(_LEAST, math.inf)
 
     @functools.wraps(function)

@@ -67,7 +67,7 @@ def storage_dtype(dtype: jnp.dtype, param_dtype: jnp.dtype | None = None) -> jnp
 
 
 class Linear(nn.Module):
-    """torch.nn.Linear with its initialization: x [..., C] to [..., features]."""
+    """torch.nn.Linear with its initialization; maps x [..., C] to [..., features]."""
 
     features: int
     dtype: jnp.dtype = jnp.float32

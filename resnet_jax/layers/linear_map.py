@@ -1,4 +1,4 @@
-"""Linear maps with a custom transpose, and derivatives of every order."""
+"""Linear maps with a custom transpose and derivatives of every order."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,13 +19,13 @@ def linear_map(
 
     In reverse mode, the gradient with respect to the values is `transpose(*residuals,
     cotangent)`, as with jax.custom_derivatives.linear_call. Unlike linear_call, this
-    function can also be differentiated with respect to the residuals, in both modes, to
-    any order and under jax.vmap.
+    function can also be differentiated with respect to the residuals. It supports both
+    modes, derivatives of every order, and jax.vmap.
 
     Args:
-      forward: maps arrays to one array.
-      transpose: maps arrays to a tuple with one array per value, or to one array if
-        there is a single value.
+      forward: a function that maps arrays to one array.
+      transpose: a function that maps arrays to a tuple with one array per value, or to
+        one array if there is a single value.
     """
     found = _linear_map.bind(
         *map(jnp.asarray, (*residuals, *values)),

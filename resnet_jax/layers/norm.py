@@ -16,14 +16,17 @@ from resnet_jax.layers.normalize import normalize
 
 
 class Factors(NamedTuple):
-    """Factors of a BatchNorm input: a 1x1 convolution of stride 1 without bias."""
+    """Inputs and kernel of the 1x1 convolution whose output BatchNorm normalizes.
+
+    The convolution has stride 1 and no bias.
+    """
 
     inputs: jax.Array  # [B, H, W, D]
     kernel: jax.Array  # [1, 1, D, C]
 
 
 class BatchNorm(nn.Module):
-    """torch.nn.BatchNorm2d over all axes but the last: x [..., C] to [..., C].
+    """torch.nn.BatchNorm2d over all axes but the last; maps x [..., C] to [..., C].
 
     In training (`train=True`), x is normalized by the mean and the *biased* variance of
     the batch, computed in two passes. The running statistics in the `batch_stats`
@@ -37,16 +40,16 @@ class BatchNorm(nn.Module):
     float32). Under jit with a sharded batch, the statistics are computed over the
     global batch.
 
-    In bfloat16, the variance is E[d^2] - E[d]^2 with d = x - running mean, in float32
-    and in one pass, which compilers fuse with the preceding convolution. Its rounding
-    error is smaller than the error of the values themselves, which have 8 bits. Given
-    `factors` of x, TPUs compute the same gradient in another way
-    (layers/projection.py).
+    For bfloat16 inputs, the variance is computed in float32 as E[d^2] - E[d]^2, where
+    d = x - running mean. This takes a single pass, which compilers can fuse with the
+    preceding convolution. The rounding error is smaller than that of the inputs
+    themselves, which have 8 significant bits. If `factors` is given, TPUs compute the
+    same gradient differently (see layers/projection.py).
 
     Raises:
-      ConfigError: if momentum is not a number from 0 to 1 (PyTorch's None, a cumulative
-        average, is not supported), or in training with one value per channel, whose
-        variance is undefined.
+      ConfigError: if momentum is not a number from 0 to 1 (None, which means a
+        cumulative average in PyTorch, is not supported); or, in training, if there is
+        only one value per channel, whose variance is undefined.
       flax.errors.ModifyScopeVariableError: in training, if apply was called without
         mutable=["batch_stats"].
     """
@@ -64,7 +67,7 @@ class BatchNorm(nn.Module):
         if self.momentum is None or not 0 <= self.momentum <= 1:
             raise ConfigError(
                 f"{name_of(self)} has momentum {self.momentum}: use a number from 0 to "
-                "1, the weight of the new batch as in PyTorch"
+                "1, which is the weight of the new batch, as in PyTorch"
             )
         stats_dtype = storage_dtype(self.dtype)
         param_dtype = storage_dtype(self.dtype, self.param_dtype)
@@ -112,7 +115,11 @@ class BatchNorm(nn.Module):
 
 
 def normalized(conv: Any, norm: Any, x: jax.Array, train: bool) -> jax.Array:
-    """Returns norm(conv(x)) for a 1x1 convolution, passing small factors."""
+    """Returns norm(conv(x)) for a 1x1 convolution `conv`.
+
+    In training, `norm` also receives the Factors of its input if the convolution has at
+    least twice as many output channels as input channels.
+    """
     y: jax.Array = conv(x)
     options: dict[str, Any] = {}
     # Modules of other types do not take factors.

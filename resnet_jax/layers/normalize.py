@@ -19,15 +19,16 @@ def normalize(
     epsilon: float,
     shift: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalizes x by its mean and biased variance, and also returns both.
+    """Normalizes x by its mean and biased variance; returns (y, mean, variance).
 
-    Everything is computed in the dtype of x [..., C]; scale, bias and shift are [C].
-    The gradient has a closed form, which reads memory less often than the one that JAX
-    derives from the two passes of the variance.
+    Everything is computed in the dtype of x [..., C]; scale, bias and shift have the
+    shape [C]. The gradient is computed in closed form, which reads memory less often
+    than the gradient that JAX would derive from the two-pass variance.
 
     Args:
-      shift: a value near the mean, to compute the variance in one pass. This is less
-        precise if the mean is far from it (see BatchNorm).
+      shift: values near the mean, with which the variance is computed in one pass. The
+        result is less precise if they are far from the mean (see BatchNorm). If None,
+        the variance is computed in two passes.
     """
     return moments(x, scale, bias, epsilon, shift)[0]
 
@@ -88,7 +89,7 @@ def forward(
 def backward(
     centered: jax.Array, inverse: jax.Array, scale: jax.Array, dy: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the transpose of `forward`; scale and bias have the same dtype."""
+    """Applies the transpose of `forward` to `dy`; the bias has the dtype of `scale`."""
     count = dy.size // dy.shape[-1]
     d_bias, along = _sums(dy, dy * centered)
     d_scale = along * inverse
@@ -121,7 +122,7 @@ def _sums(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _kept(x: jax.Array) -> jax.Array:
-    """Returns x behind a barrier, so XLA on CPUs does not recompute it for each use."""
+    """Wraps x in a barrier so that XLA does not recompute it for each use on CPUs."""
     found: jax.Array = lax.platform_dependent(
         x, cpu=lax.optimization_barrier, default=lambda x: x
     )
@@ -129,5 +130,5 @@ def _kept(x: jax.Array) -> jax.Array:
 
 
 def _expand(value: jax.Array, x: jax.Array) -> jax.Array:
-    """Returns `value` [C] with as many dimensions as `x`."""
+    """Reshapes `value` [C] to [1, ..., C], with as many dimensions as `x`."""
     return value.reshape((1,) * (x.ndim - 1) + value.shape)

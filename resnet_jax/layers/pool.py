@@ -12,7 +12,10 @@ Arrays = tuple[jax.Array, ...]
 
 
 def avg_pool(x: jax.Array) -> jax.Array:
-    """Applies torch.nn.AvgPool2d(2, 2): x [B, H, W, C] to [B, H // 2, W // 2, C]."""
+    """Applies torch.nn.AvgPool2d(2, 2) to x [B, H, W, C].
+
+    The result has the shape [B, H // 2, W // 2, C].
+    """
     x = jnp.asarray(x)
     batch, height, width, channels = x.shape
     x = x[:, : height // 2 * 2, : width // 2 * 2]
@@ -21,7 +24,7 @@ def avg_pool(x: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def _mean_of_four(x: jax.Array) -> jax.Array:
-    # XLA fuses sums with the preceding operations, but not reductions.
+    # XLA fuses additions, but not reductions, with the preceding operations.
     top, bottom = x[:, :, 0], x[:, :, 1]
     rows = top + bottom
     return (rows[..., 0, :] + rows[..., 1, :]) / 4
@@ -40,9 +43,10 @@ def _mean_of_four_backward(dy: jax.Array) -> jax.Array:
 
 
 def max_pool_2x2(x: jax.Array) -> jax.Array:
-    """Applies torch.nn.MaxPool2d(2, 2): x [B, H, W, C] to [B, H // 2, W // 2, C].
+    """Applies torch.nn.MaxPool2d(2, 2) to x [B, H, W, C].
 
-    Equal pixels share the gradient; PyTorch gives it to the first.
+    The result has the shape [B, H // 2, W // 2, C]. If several pixels of a window equal
+    its maximum, they share the gradient, whereas PyTorch gives it to the first.
     """
     batch, height, width, channels = x.shape
     x = x[:, : height // 2 * 2, : width // 2 * 2]
@@ -52,16 +56,18 @@ def max_pool_2x2(x: jax.Array) -> jax.Array:
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """Applies torch.nn.MaxPool2d(3, 2, 1): x [B, H, W, C] to half its height and width.
+    """Applies torch.nn.MaxPool2d(3, 2, 1) to x [B, H, W, C].
 
-    The first of equal pixels in a window gets the gradient.
+    This halves the height and the width, rounding up. If several pixels of a window
+    equal its maximum, the first of them gets the gradient.
     """
     x = jnp.asarray(x)
     return _max_pool_of_padded(x) if is_plain() else _max_pool(x)
 
 
 def _max_pool_of_padded(x: jax.Array) -> jax.Array:
-    # jax2onnx 0.17 drops nn.max_pool's padding, and reads only a named window_shape.
+    # jax2onnx 0.17 ignores nn.max_pool's padding, and it reads window_shape only if
+    # that is passed by name.
     edges = ((0, 0), (1, 1), (1, 1), (0, 0))
     x = jnp.pad(x, edges, constant_values=-jnp.inf)
     found: jax.Array = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2))
@@ -84,7 +90,7 @@ def _max_pool_jvp(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Arr
 
 
 def _forward(x: jax.Array, dx: jax.Array) -> jax.Array:
-    """Returns the tangent `dx` at the maxima of x."""
+    """Returns the values of the tangent `dx` at the maxima of x's windows."""
     across = _windows(x, 2)
     rows = jnp.maximum(jnp.maximum(across[0], across[1]), across[2])
     return _pick(_windows(rows, 1), _windows(_pick(across, _windows(dx, 2)), 1))
@@ -121,13 +127,14 @@ def _windows(x: jax.Array, axis: int) -> list[jax.Array]:
 
 
 def _give(windows: list[jax.Array], dy: jax.Array, axis: int) -> jax.Array:
-    """Returns the pixels' gradient, given the gradient `dy` of the maxima along `axis`.
+    """Returns the gradient of the pixels.
 
-    Pixel 2q is the second of window q; pixel 2q + 1 is the third of window q and the
-    first of window q + 1.
+    `dy` is the gradient of the maxima along `axis`. Pixel 2q is the second of window q;
+    pixel 2q + 1 is the third of window q and the first of window q + 1.
     """
     # Comparing pixels with the maximum would be wrong: if XLA computes a pixel in two
-    # loops, the last bit may differ, and no pixel would equal the maximum.
+    # loops, the results may differ in the last bit, so that no pixel would equal the
+    # maximum.
     a, b, c = windows
     first = (a >= b) & (a >= c)
     second = ~first & (b >= c)

@@ -49,7 +49,8 @@ def kernel_gradient(
 ) -> jax.Array:
     """Returns the gradient of convolve(x, kernel) with respect to `kernel`.
 
-    It sums products of dy and the columns of x (im2col), a few images at a time.
+    The products of the columns of x (im2col) and dy are computed and summed for a few
+    images at a time.
     """
     size, _, channels, features = kernel.shape
     height, width = dy.shape[1:3]
@@ -71,8 +72,9 @@ def by_phases(
 ) -> jax.Array:
     """Returns the gradient with respect to `x`, for the cotangent `dy`.
 
-    Pixels of x that are `stride` apart meet the same taps, and their gradient is a
-    convolution of dy with those taps. XLA would use all taps, with zeros in dy.
+    Pixels of x that are `stride` apart are multiplied by the same taps, so their
+    gradient is a convolution of dy with those taps. XLA would instead insert zeros into
+    dy and use all taps.
     """
     counts = [-(-(length + padding) // stride) for length in x.shape[1:3]]
 
@@ -97,7 +99,10 @@ def by_phases(
 def _copies(
     x: jax.Array, axis: int, padding: int, taps: int, stride: int, length: int
 ) -> jax.Array:
-    """Concatenates copies of x, shifted along `axis` for each tap, in the last axis."""
+    """Returns copies of x, concatenated along the last axis.
+
+    There is one copy for each tap, shifted along `axis`.
+    """
     axis %= x.ndim
     x = lax.pad(
         x,

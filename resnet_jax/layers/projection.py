@@ -1,14 +1,15 @@
-"""BatchNorm of a 1x1 convolution, with a TPU gradient that does not need its output.
+"""BatchNorm of a 1x1 convolution, whose output the gradient on TPUs does not need.
 
-With x = inputs @ kernel, the gradient with respect to x is gain * dy + along * x +
-offset, with one value of each per channel. Its products therefore do not need x:
+Let x = inputs @ kernel. The gradient with respect to x is dx = gain * dy + along * x +
+offset, where gain, along and offset have one value per channel. The products of dx can
+therefore be computed without x:
 
     dx @ kernel.T = dy @ (gain * kernel).T + inputs @ (along * kernel) @ kernel.T + ...
     inputs.T @ dx = gain * inputs.T @ dy + along * (inputs.T @ inputs) @ kernel + ...
 
-Likewise, sum(dy * x) is the sum of kernel * (inputs.T @ dy). If the convolution has
-more output than input channels, like the last one of a bottleneck with four times as
-many, its output is neither kept nor read again.
+Likewise, sum(dy * x) is the sum of kernel * (inputs.T @ dy). These formulas pay off if
+the convolution has more output channels than input channels (the last one of a
+bottleneck has four times as many), because its output is neither kept nor read again.
 """
 
 from functools import partial
@@ -34,10 +35,10 @@ def normalize(
     shift: jax.Array,
     epsilon: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns norm.normalize(x, ...), differentiated through x's factors instead of x.
+    """Returns norm.normalize(x, ...); gradients flow to x's factors instead of to x.
 
     Args:
-      x: float32, the convolution of inputs [B, H, W, D] with kernel [1, 1, D, C].
+      x: the convolution of inputs [B, H, W, D] with kernel [1, 1, D, C], in float32.
     """
     return norm.normalize(x, scale, bias, epsilon, shift)
 
@@ -47,7 +48,7 @@ def _normalize_jvp(
     epsilon: float, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[Any, Any]:
     x, inputs, kernel, scale, bias, shift = primals
-    # x's own tangent is omitted; it matters for second derivatives.
+    # x's own tangent is ignored here; it matters only for second derivatives.
     found, (centered, inverse) = norm.moments(x, scale, bias, epsilon, shift)
     residuals = (centered, found[1], inverse, scale, inputs, kernel)
     dy = linear_map(_forward, _backward, residuals, *tangents[1:5])
@@ -84,7 +85,7 @@ def by_output(*args: jax.Array) -> tuple[jax.Array, ...]:
     """Returns the gradients with respect to inputs, kernel, scale and bias.
 
     Args:
-      args: x - mean, mean, 1 / standard deviation, scale, inputs, kernel, dy.
+      args: x - mean, mean, 1 / standard deviation, scale, inputs, kernel and dy.
     """
     centered, _, inverse, scale, inputs, kernel, dy = args
     dx, d_scale, d_bias = norm.backward(centered, inverse, scale, dy)
@@ -120,14 +121,14 @@ def by_factors(*args: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def _product(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Returns x.T @ y [D, C] for pixels [..., D] and [..., C], at least in float32."""
+    """Returns x.T @ y [D, C] for x [..., D] and y [..., C] as float32 or wider."""
     pixels = tuple(range(x.ndim - 1))
     sides = ((pixels, pixels), ((), ()))
     return lax.dot_general(x, y, sides, preferred_element_type=storage_dtype(x.dtype))
 
 
 def _by_pixel(x: jax.Array, matrix: jax.Array) -> jax.Array:
-    """Returns x @ matrix, at least in float32."""
+    """Returns x @ matrix as float32 or wider."""
     kernel = matrix.astype(x.dtype)[None, None]
     y = conv.convolve(x, kernel, stride=1, padding=0)
     return y.astype(storage_dtype(y.dtype))

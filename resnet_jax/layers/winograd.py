@@ -1,9 +1,10 @@
 """3x3 convolutions of stride 1 using Winograd's algorithm F(4x4, 3x3).
 
-A 4x4 tile of the result takes 36 multiplications per channel instead of 144: products
-of 6x6 sums of pixels and 6x6 sums of taps. Each of the 36 is a matrix product. The sums
-evaluate polynomials at 0, +-3/4, +-3/2 and infinity, with smaller rounding errors than
-at the usual 0, +-1, +-2 and infinity.
+For each channel, a 4x4 tile of the result takes 36 multiplications instead of 144: 6x6
+sums of pixels are multiplied by 6x6 sums of taps. Over all tiles and channels, each of
+the 36 becomes a matrix product. The sums evaluate polynomials at 0, +-3/4, +-3/2 and
+infinity, which causes smaller rounding errors than the usual points 0, +-1, +-2 and
+infinity.
 """
 
 import math
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-_PIXELS = 2**14  # per step
+_PIXELS = 2**14  # maximum number per step of a loop
 _P, _Q = 3 / 4, 3 / 2
 _P2, _Q2 = _P**2, _Q**2
 _OF_0, _OF_P, _OF_Q = _P2 * _Q2, 2 * _P2 * (_P2 - _Q2), 2 * _Q2 * (_Q2 - _P2)
@@ -24,7 +25,7 @@ Line = Sequence[jax.Array]
 Transform = Callable[[Line], Line]
 
 
-# Traced once per shape, because networks repeat shapes.
+# jax.jit traces it only once per shape; networks repeat the same shapes.
 @partial(jax.jit, static_argnums=2)
 def convolve(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
     """Convolves x [B, H, W, C] with kernel [3, 3, C, F]."""
@@ -75,9 +76,10 @@ def _pixels(x: jax.Array, padding: int) -> Line:
 
 
 def _tiles(transform: Transform, x: jax.Array, size: int) -> Line:
-    """Applies `transform` to rows, then columns, of tiles of `size` pixels, 4 apart.
+    """Applies `transform` to the rows and then to the columns of tiles of x.
 
-    Returns 6 arrays [6, ..., h, w, C], one per column, each with all rows.
+    The tiles have `size` x `size` pixels and are 4 pixels apart. Returns 6 arrays
+    [6, ..., h, w, C], one per column of the transformed tiles, each with all 6 rows.
     """
 
     def along(axis: int, x: jax.Array) -> Line:
@@ -90,7 +92,7 @@ def _tiles(transform: Transform, x: jax.Array, size: int) -> Line:
 
 
 def _at_once(transform: Transform, line: Line) -> Line:
-    """Applies `transform` behind a barrier, so XLA does not recompute it per sum."""
+    """Applies `transform` only once: a barrier keeps XLA from repeating it per sum."""
     found: Line = lax.optimization_barrier(transform(line))
     return found
 
@@ -147,15 +149,16 @@ def _to_taps(u: Line) -> Line:  # the transpose of _of_taps
     ]
 
 
-# The batch is processed a few images at a time, so they stay in the cache.
+# The batch is processed a few images at a time, so that they stay in the cache.
 
 
 def split(*arrays: jax.Array, pixels: int) -> tuple[jax.Array, ...]:
-    """Reshapes each [B, ...] to [steps, groups, images, ...], with at most `pixels`.
+    """Reshapes each array [B, ...] to [steps, groups, images, ...].
 
-    Each [images, ...] has at most that many pixels in the last array, [B, H, W, C]. If
-    several devices share the batch, each has its own groups, so no step needs the
-    images of another device.
+    The last array is [B, H, W, C]. Its images in one step of one group have at most
+    `pixels` pixels in total, unless a single image has more. If several devices share
+    the batch, each has its own groups, so that no step needs images from another
+    device.
     """
     batch, height, width = arrays[-1].shape[:3]
     groups = math.gcd(batch, jax.device_count())
@@ -167,7 +170,7 @@ def split(*arrays: jax.Array, pixels: int) -> tuple[jax.Array, ...]:
 
 
 def contract(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Multiplies x [groups, ..., C] and y [groups, ..., F] to [groups, C, F]."""
+    """Contracts x [groups, ..., C] with y [groups, ..., F] to [groups, C, F]."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     x, y = (v.reshape(len(v), -1, v.shape[-1]) for v in (x, y))
     sides = (((1,), (1,)), ((0,), (0,)))
@@ -177,7 +180,7 @@ def contract(x: jax.Array, y: jax.Array) -> jax.Array:
 def map_chunks(
     function: Callable[[jax.Array], jax.Array], parts: jax.Array
 ) -> jax.Array:
-    """Applies `function` to each step of `parts`; returns a whole batch [B, ...]."""
+    """Applies `function` to each step of `parts`; returns the whole batch [B, ...]."""
 
     def put(step: jax.Array, values: jax.Array) -> jax.Array:
         of_step = function(lax.dynamic_index_in_dim(parts, step, keepdims=False))
@@ -208,12 +211,12 @@ def sum_chunks(function: Callable[..., Any], *parts: jax.Array) -> Any:
 
 
 def late_zero(x: jax.Array, dtype: Any) -> jax.Array:
-    """Returns 0 as a value that XLA on CPUs cannot compute before `x`.
+    """Returns a 0 that XLA cannot compute before `x` on CPUs.
 
-    Buffers that depend on it are not all allocated when a step begins. Inside shard_map
-    it varies over devices like `x`.
+    Buffers that depend on it are therefore not all allocated when a training step
+    begins. Inside shard_map, the 0 varies over devices like `x`.
     """
-    # Only one of several devices holds the first number.
+    # With several devices, only one holds the first number, so none is read.
     first = x.reshape(-1)[: 1 if jax.device_count() == 1 else 0]
     ones = lax.population_count(lax.bitcast_convert_type(first, jnp.uint8))
     return (ones >> 4).sum(dtype=jnp.uint8).astype(dtype)

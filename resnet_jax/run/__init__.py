@@ -1,11 +1,13 @@
 """A training run: its directory, its progress, and how it resumes.
 
-Resuming is exact: a checkpoint contains the whole state (step, parameters, running
-statistics, optimizer state, moving average) and the sums of the epoch so far; the keys
-of a step are folded from the seed and the step (training/step.py), and the order of an
-epoch is a function of (seed, epoch) (data/dataset.py). Run.restore (run.py) reads the
-state and the step; Progress.epoch and Progress.steps (progress.py) derive the epoch and
-its first remaining step; Loader.train (data/loader.py) starts the epoch at that step.
+Resuming is exact. A checkpoint contains the whole state (step, parameters, running
+statistics, optimizer state and moving average) and the sums of the epoch so far. The
+keys of a step are derived from the seed and the step (training/step.py), and the order
+of an epoch is a function of the seed and the epoch (data/dataset.py).
+
+Run.restore (run.py) reads the state and the step. From the step, Progress.epoch and
+Progress.steps (progress.py) derive the epoch and its first remaining step, at which
+Loader.train (data/loader.py) starts the epoch.
 """
 
 import lazy_loader

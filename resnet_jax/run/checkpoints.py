@@ -1,4 +1,4 @@
-"""Writes a run's checkpoints, and keeps no incomplete one."""
+"""Writes a run's checkpoints and removes incomplete ones."""
 
 import contextlib
 import importlib.metadata
@@ -36,19 +36,21 @@ _FIRST: dict[str, Any] = {
 
 
 class Checkpoints:
-    """The checkpoints of the run in `run_dir`: the last `keep`, and the best.
+    """The checkpoints of the run in `run_dir`: the last `keep`, and the best one.
 
-    A save is complete once its index has been read back; only then are older ones
-    deleted. A failed save logs a warning and keeps the older checkpoints.
+    A save is complete once its index has been read back; only then are older
+    checkpoints deleted. If a save fails, a warning is logged, and the older checkpoints
+    are kept.
 
     Args:
-      layout: properties that affect the run's bits, other than versions; see
+      layout: the properties, besides versions, that affect the run's exact results; see
         mesh.layout.
     """
 
     def __init__(self, run_dir: Path, keep: int, layout: dict[str, str]) -> None:
         self._dir, self._keep = run_dir, keep
-        # orbax creates it neither for one of several processes nor behind a link.
+        # orbax does not create the folder for one of several processes or behind a
+        # symbolic link.
         files.check_writable(run_dir / CHECKPOINTS, "folder", "--workdir")
         self._decide_bits = {
             **{name: importlib.metadata.version(name) for name in _PACKAGES},
@@ -56,7 +58,7 @@ class Checkpoints:
         }
         self._records: list[Record] = []  # of the epochs, to find the best
         self._has_failed = False
-        self._saving: Manifest | None = None  # of a save that was not read back yet
+        self._saving: Manifest | None = None  # of a save that is not yet read back
         self._stack = contextlib.ExitStack()
         self._named = self._stack.enter_context(restore.plainly_named(run_dir))
         self._manager = self._make_manager()
@@ -70,15 +72,15 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """Step of the newest checkpoint, or None."""
+        """The step of the newest checkpoint, or None if there is none."""
         step: int | None = self._manager.latest_step()
         return step
 
     def restore(self, state: Any) -> tuple[Any, Manifest | None]:
         """Returns the newest valid checkpoint as NumPy arrays, and its manifest.
 
-        Returns (`state`, None) if there is no checkpoint. Moves newer, damaged
-        checkpoints to another folder.
+        Returns (`state`, None) if there is no checkpoint. Moves damaged checkpoints
+        that are newer than the valid one to another folder.
 
         Raises:
           CheckpointError: if there are checkpoints but all are damaged.
@@ -102,7 +104,11 @@ class Checkpoints:
         self._records = manifest["metrics"]
         notice = self._changes(manifest["versions"])
         if notice:
-            log.warning("%s: %s, so bits may differ from here on", self._dir, notice)
+            log.warning(
+                "%s: %s, so results may no longer be identical bit for bit",
+                self._dir,
+                notice,
+            )
         return found, manifest
 
     def _changes(self, then: dict[str, str]) -> str:
@@ -114,7 +120,7 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: Any, manifest: Manifest) -> str | None:
-        """Starts to save `state`, which the caller may overwrite on return.
+        """Starts saving `state`, which the caller may overwrite once this returns.
 
         Returns:
           The reason if the save has already failed, or None.
@@ -125,7 +131,7 @@ class Checkpoints:
         self._check_there()
         self.wait()
         state = jax.device_get(state)
-        # A copy, because orbax writes it while the run continues.
+        # Copies the manifest, because orbax writes it while the run continues.
         manifest = json.loads(json.dumps(manifest))
         self._records = manifest["metrics"]
         versions, digests = self._decide_bits, restore.digests(state)
@@ -148,14 +154,14 @@ class Checkpoints:
         manifest: Manifest,
         flush: Callable[[], str | None],
     ) -> None:
-        """Saves `state` unless it is already saved, and waits; tries twice.
+        """Saves `state`, unless that is already done, and waits; tries up to twice.
 
         Args:
-          flush: writes the pending records, which must precede a checkpoint; returns
-            the reason if it fails.
+          flush: a function that writes the pending records, which must precede a
+            checkpoint. It returns the reason if it fails, or None.
 
         Raises:
-          CheckpointError: if it could not be saved.
+          CheckpointError: if `state` could not be saved.
         """
         for _ in range(2):
             failure = flush()
@@ -170,7 +176,11 @@ class Checkpoints:
         )
 
     def wait(self) -> str | None:
-        """Waits for the save in progress and verifies it; returns why, if it failed."""
+        """Waits for the current save and verifies it.
+
+        Returns:
+          The reason if the save failed, or None.
+        """
         saving = self._saving
         try:
             self._manager.wait_until_finished()
@@ -199,12 +209,12 @@ class Checkpoints:
                 )
 
     def _give_up(self, error: Exception) -> str:
-        """Logs a warning and prepares another attempt."""
+        """Logs a warning, prepares another attempt and returns the reason."""
         self._check_there()
         self._has_failed = True
         reason = first_line(error)
         log.warning("%s: a checkpoint could not be saved: %s", self._dir, reason)
-        with contextlib.suppress(Exception):  # the same error again
+        with contextlib.suppress(Exception):  # it may be the same error again
             self._manager.close()
         if self._saving is not None:  # incomplete, but may look complete
             left = self._dir / CHECKPOINTS / str(self._saving["step"])
@@ -214,7 +224,10 @@ class Checkpoints:
         return reason
 
     def _check_there(self) -> None:
-        """Raises ConfigError if the directory is gone, as orbax would recreate it."""
+        """Raises ConfigError if the directory is gone.
+
+        Otherwise, orbax would recreate it.
+        """
         if not (self._dir / CHECKPOINTS).is_dir():
             raise ConfigError(
                 f"{self._dir} no longer exists, so the run ends here: restore it, or "
@@ -222,7 +235,7 @@ class Checkpoints:
             )
 
     def close(self) -> None:
-        """Waits for the save in progress, and closes orbax's manager."""
+        """Waits for the save in progress and closes orbax's manager."""
         self.wait()
         self._manager.close()
         if self._has_failed:  # orbax's threads may still write after an error

@@ -28,14 +28,15 @@ CHECKPOINTS = "checkpoints"  # a folder
 WANDB = "wandb.json"  # the run's id in Weights & Biases
 FILES = (CONFIG, CLASSES, METRICS, LAYERS, WANDB)
 LOCK, SOFT_LOCK, HOLDER = ".lock", ".lock.soft", ".holder.json"
-_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}  # file system lacks locks
+# The errors of file systems without locks.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 def write_config(run_dir: Path, cfg: Config, class_names: list[str]) -> None:
     """Writes config.json, which has the fields of `cfg` by group, and classes.json.
 
-    The run directory is stored as an absolute path, so that files next to it can be
-    found after both have moved.
+    The run directory is stored as an absolute path, so that files next to it can still
+    be found after they have been moved together with it.
     """
     cfg = fields.replace(cfg, workdir=str(Path(cfg.run.workdir).absolute()))
     files.write_json(run_dir / CONFIG, dataclasses.asdict(cfg))
@@ -70,7 +71,7 @@ def read_run(run_dir: Path) -> Config:
 
 
 def moved(then: str | None, cfg: Config, run_dir: Path) -> str | None:
-    """Returns the current path of `then`, which may have moved with the run."""
+    """Returns the current path of `then`, which may have been moved with the run."""
     if then is None or Path(then).exists():
         return then
     way = os.path.relpath(then, cfg.run.workdir)
@@ -82,7 +83,7 @@ def read_classes(run_dir: Path) -> tuple[str, ...] | None:
     """Returns the class names of the run in `run_dir`, if it has any.
 
     Raises:
-      ConfigError: if the file is not a list of names.
+      ConfigError: if the file does not contain a list of names.
     """
     path = run_dir / CLASSES
     if not path.exists():
@@ -99,7 +100,10 @@ def read_classes(run_dir: Path) -> tuple[str, ...] | None:
 
 
 def newest_step(run_dir: Path) -> int | None:
-    """Returns the newest complete checkpoint's step in `run_dir`, from its name."""
+    """Returns the step of the newest complete checkpoint in `run_dir`, if any.
+
+    The step is the name of the checkpoint's folder.
+    """
     names = [path.name for path in run_dir.glob(f"{CHECKPOINTS}/*")]
     return max((int(name) for name in names if name.isdecimal()), default=None)
 
@@ -130,7 +134,7 @@ def check_data(run_dir: Path, then: dict[str, Any], now: dict[str, Any]) -> None
 
 
 def check_resumable(cfg: Config, run_dir: Path) -> str:
-    """Returns a description of what `cfg` overrides in the run in `run_dir`, if any.
+    """Returns a description of what `cfg` overrides in the run in `run_dir`, or "".
 
     Raises:
       ConfigError: if the directory contains another run.
@@ -168,7 +172,7 @@ def claim(run_dir: Path) -> Iterator[None]:
     if this process dies.
 
     Raises:
-      ConfigError: if it cannot be written, or another process uses it.
+      ConfigError: if the directory cannot be written, or if another process uses it.
     """
     files.check_writable(run_dir, "run directory", "--workdir")
     lock: filelock.BaseFileLock = filelock.FileLock(run_dir / LOCK)

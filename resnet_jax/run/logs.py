@@ -29,14 +29,14 @@ _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 def read_metrics(run_dir: Path, *, of_ours: bool = True) -> list[Record]:
-    """Returns the records of metrics.jsonl in `run_dir`, or none if it does not exist.
+    """Returns the records of metrics.jsonl in `run_dir`, or [] if there is no file.
 
     Args:
       of_ours: whether step and lr are required; other programs may omit them.
 
     Raises:
-      ConfigError: if a line lacks the fields in docs/training.md; the message names the
-        line.
+      ConfigError: if a line lacks a field that docs/training.md lists. The message
+        names the line.
     """
     records = files.read_jsonl(run_dir / METRICS)
     names = [*_FORM, *(["step", "lr"] if of_ours else [])]
@@ -55,7 +55,7 @@ def read_metrics(run_dir: Path, *, of_ours: bool = True) -> list[Record]:
 
 
 class JsonLines:
-    """A JSON Lines file, which is first rewritten with `records`.
+    """A JSON Lines file, whose contents are first replaced with `records`.
 
     Raises:
       ConfigError: if the file cannot be written.
@@ -68,7 +68,7 @@ class JsonLines:
         self._unwritten = b""
 
     def write(self, record: Record) -> None:
-        """Appends `record`, and syncs the file to disk unless the disk is full.
+        """Appends `record` and syncs the file; if the disk is full, keeps it for later.
 
         Raises:
           ConfigError: if the file cannot be written for a permanent reason.
@@ -77,11 +77,11 @@ class JsonLines:
         self.flush()
 
     def flush(self) -> str | None:
-        """Writes what did not fit on a full disk; returns why, if it fails again."""
+        """Writes pending lines; returns None, or the reason if the disk is full."""
         if not self._unwritten:
             return None
         try:
-            # "r+", so that a file that was removed is not recreated empty.
+            # The mode is "r+", so that a removed file is not recreated empty.
             with self._path.open("r+b", buffering=0) as file:
                 file.truncate(self._size)  # removes the rest of a failed attempt
                 file.seek(self._size)
@@ -105,7 +105,16 @@ class JsonLines:
 
 
 def last_line(run_dir: Path, records: list[Record], step: int) -> list[Record]:
-    """Returns the record of the checkpoint's step if it followed the checkpoint."""
+    """Returns the record of `step` if it was written after the step's checkpoint.
+
+    Args:
+      run_dir: the run directory.
+      records: the records in the checkpoint.
+      step: the step of the checkpoint.
+
+    Returns:
+      A list of at most one record.
+    """
     try:
         lines = read_metrics(run_dir)
     except ConfigError as error:
@@ -118,8 +127,8 @@ def last_line(run_dir: Path, records: list[Record], step: int) -> list[Record]:
 class Logs:
     """The records of the run in `run_dir`, continued after `step`.
 
-    Removes the records of later steps, which a run wrote before it was killed; they
-    will be written again.
+    The records of later steps, which the run wrote before it was killed, are removed
+    because they will be written again.
 
     Args:
       records: the records so far, from the checkpoint and last_line.
@@ -129,7 +138,8 @@ class Logs:
       wandb: a log that also receives the records, if any.
 
     Raises:
-      ConfigError: if the file cannot be written, or `tensorboard` lacks its package.
+      ConfigError: if a file cannot be written, or if the package that `tensorboard`
+        needs is missing.
     """
 
     def __init__(
@@ -169,7 +179,7 @@ class Logs:
 
     @property
     def last_step(self) -> int | None:
-        """Returns the step of the last record, or None."""
+        """The step of the last record, or None if there are no records."""
         return self.records[-1]["step"] if self.records else None
 
     def flush(self) -> str | None:
@@ -184,7 +194,8 @@ class Logs:
         for record in files.read_jsonl(path) if self._step else []:
             if type(record.get("step")) is not int:
                 raise ConfigError(f"{path} has a line without a step: remove the line")
-            # metrics.jsonl is written later; without its record, both are rewritten.
+            # metrics.jsonl is written after this file. If it lacks a record, both files
+            # will get that record again.
             if record["step"] <= (self.last_step or 0):
                 kept.append(record)
         return JsonLines(path, kept)
@@ -206,7 +217,8 @@ def open_logs(cfg: Config, run_dir: Path, records: list[Record], step: int) -> L
     """Returns the Logs that `cfg` asks for, continued after `step`.
 
     Raises:
-      ConfigError: as for Logs, or if the package for --wandb is missing.
+      ConfigError: for the reasons given in Logs, or if the package that --wandb needs
+        is missing.
     """
     wandb = None
     if cfg.run.wandb is not None and processes.is_first():
@@ -222,7 +234,7 @@ def open_logs(cfg: Config, run_dir: Path, records: list[Record], step: int) -> L
 
 
 def _make_writer(run_dir: Path, step: int) -> Any:
-    """Returns a TensorBoard writer that purges a killed run's steps after `step`."""
+    """Returns a TensorBoard writer that purges what a killed run wrote after `step`."""
     try:
         from tensorboardX import SummaryWriter
     except ImportError:

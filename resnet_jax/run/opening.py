@@ -29,7 +29,8 @@ def announce(
       mesh: the devices.
       params: the parameters of the network, or of the networks of all seeds.
       loader: the loader of the images.
-      trainable: predicate on PyTorch parameter names; None trains all parameters.
+      trainable: a predicate on PyTorch parameter names, or None if all parameters are
+        trained.
     """
     if processes.is_first():
         for line in describe(cfg, mesh, params, loader, trainable):

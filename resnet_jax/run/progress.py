@@ -22,8 +22,9 @@ class Progress:
     """The completed steps of a run and their sums, which are fetched in groups.
 
     Args:
-      fail: called with a description and the step of the first non-finite loss.
-      shape: shape of the sums of one step.
+      fail: a function that is called with a description and the step of the first
+        non-finite loss.
+      shape: the shape of the sums of one step.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Progress:
 
     @property
     def epochs_begun(self) -> int:
-        """Returns the epoch of the last step, from 1; 0 before the first step."""
+        """Returns the epoch (from 1) of the last step; 0 before the first step."""
         return -(-self.step // self.steps_per_epoch)
 
     @property
@@ -72,7 +73,7 @@ class Progress:
 
     @property
     def is_unscored(self) -> bool:
-        """Returns whether an epoch's steps are done but its record is not written."""
+        """Returns whether an epoch is trained but its record is not yet written."""
         is_new = 0 < self.step <= self.total_steps and self.step != self._scored
         return is_new and self.at_epoch_end
 
@@ -108,7 +109,7 @@ class Progress:
         Args:
           cfg: the options of the run.
           steps: the number of steps since the last call.
-          asks: whether to ask the other processes, because all save together.
+          asks: whether to ask the other processes; all processes save together.
         """
         every, minutes = cfg.save_every_steps, cfg.save_every_minutes
         if every is not None and self.passed(every, steps):
@@ -142,8 +143,8 @@ class Progress:
     def add(self, sums: metrics.Sums) -> int:
         """Counts the steps in `sums`, [[steps,] *shape], and returns their number.
 
-        Waits for all earlier steps, because a program far ahead of the device could not
-        stop at a signal.
+        Waits for all earlier steps, because a program that runs far ahead of the device
+        could not stop soon after a signal.
         """
         steps: int = sums["loss"].size // math.prod(self._shape)
         self.step += steps
@@ -173,8 +174,8 @@ class Progress:
 class Trace:
     """A JAX profiler trace of the sixth to tenth step of a process, in `directory`.
 
-    The trace starts and ends between calls, which may run several steps: with 20 steps
-    per call, it covers the second call.
+    The trace starts and ends between calls of the compiled step, each of which may run
+    several steps: with 20 steps per call, the trace covers the second call.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -188,7 +189,7 @@ class Trace:
         self._due = step + _BEFORE
 
     def step(self, step: int, state: Any) -> None:
-        """Starts or ends the trace if due after `step`, once `state` is ready."""
+        """Starts or ends the trace if it is due after `step`; first awaits `state`."""
         is_over = self._begun is not None and not self._running
         if is_over or step < self._due:
             return

@@ -28,8 +28,8 @@ Manifest = dict[str, Any]  # see checkpoints.py
 def plainly_named(run_dir: Path) -> Iterator[Path]:
     """Yields a path to the checkpoints in `run_dir` that orbax can open.
 
-    orbax interprets * ? [ ] as patterns, and TensorStore requires UTF-8 names, so other
-    folders are accessed through a link.
+    orbax interprets * ? [ ] as patterns, and TensorStore requires UTF-8 names. Folders
+    with other names are therefore accessed through a symbolic link.
     """
     directory = (run_dir / CHECKPOINTS).absolute()
     if re.fullmatch(r"[\w/.,+=@ -]*", str(directory), re.ASCII):
@@ -60,14 +60,19 @@ def reading(run_dir: Path) -> Iterator[ocp.CheckpointManager]:
 def best_step(
     records: Iterable[Record], among: Iterable[int] | None = None
 ) -> int | None:
-    """Returns the step `among` these with the best validation accuracy, or None."""
+    """Returns the step with the best validation accuracy, or None if there is none.
+
+    Args:
+      records: the records of the epochs.
+      among: the steps to choose from; None means all steps in `records`.
+    """
     scores = {r["step"]: r["val_accuracy"] for r in records if "val_accuracy" in r}
     steps = scores.keys() if among is None else scores.keys() & set(among)
     return max(sorted(steps), key=lambda step: scores[step], default=None)
 
 
 def digests(tree: Any) -> dict[str, str]:
-    """Returns the sha256 of each array in `tree` and its dtype and shape, by path."""
+    """Returns, by path, the sha256 of the dtype, shape and values of each array."""
 
     def digest(leaf: Any) -> str:
         array = np.asarray(leaf)
@@ -88,7 +93,7 @@ def manifest_sha256(manifest: Manifest) -> str:
 
 
 def check_written(manager: ocp.CheckpointManager, manifest: Manifest) -> None:
-    """Raises ValueError unless a checkpoint has its manifest and an index of arrays.
+    """Raises ValueError unless a checkpoint's manifest and index are complete.
 
     Storage may report success without having stored anything.
     """
@@ -109,10 +114,17 @@ def check_written(manager: ocp.CheckpointManager, manifest: Manifest) -> None:
 def read_step(
     manager: ocp.CheckpointManager, run_dir: Path, step: int, state: Any
 ) -> tuple[Any, Manifest]:
-    """Restores checkpoint `step` with orbax's arguments `state`, and its manifest.
+    """Restores the state and the manifest of checkpoint `step`.
+
+    Args:
+      manager: the manager of the checkpoints.
+      run_dir: the run directory, which error messages name.
+      step: the step of the checkpoint.
+      state: orbax's arguments for restoring the state.
 
     Raises:
-      CheckpointError: if it is damaged, even by one bit, or does not fit `state`.
+      CheckpointError: if the checkpoint is damaged, even by one bit, or does not fit
+        `state`.
     """
     try:
         items = ocp.args.Composite(state=state, manifest=ocp.args.JsonRestore())
@@ -134,7 +146,7 @@ def newest(
     """Returns read(step) for the last valid step, and the damaged steps after it.
 
     Raises:
-      CheckpointError: if no step is valid; the message describes the last.
+      CheckpointError: if no step is valid. The message describes the last step.
     """
     damaged: list[int] = []
     first: CheckpointError | None = None
@@ -161,9 +173,10 @@ def _unfit(run_dir: Path, step: int, reason: Any) -> CheckpointError:
 def _check_fits(
     manager: ocp.CheckpointManager, run_dir: Path, step: int, variables: dict[str, Any]
 ) -> None:
-    """Raises CheckpointError unless the checkpoint has exactly these names and shapes.
+    """Raises CheckpointError unless a checkpoint has exactly these names and shapes.
 
-    orbax's partial restore ignores arrays that are missing on either side.
+    This is necessary because orbax's partial restore ignores arrays that are missing on
+    either side.
     """
 
     def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -216,9 +229,9 @@ def load_variables(
     *,
     averaged: bool = False,
 ) -> Loaded:
-    """Reads the variables of a checkpoint: "last", "best" or a step.
+    """Reads the variables of a checkpoint.
 
-    If the last one is damaged, logs a warning and reads the one before it.
+    If the last checkpoint is damaged, logs a warning and reads the one before it.
 
     Args:
       run_dir: the run directory.
@@ -227,7 +240,7 @@ def load_variables(
       averaged: whether to read the moving average; see training/step.py.
 
     Raises:
-      ConfigError: if `checkpoint` is none of these.
+      ConfigError: if `checkpoint` is not "last", "best" or a step.
       CheckpointError: if there is no such checkpoint, or it is damaged or belongs to
         another model.
     """

@@ -1,4 +1,4 @@
-"""A run in progress: config.json, metrics.jsonl, checkpoints, exact resumes."""
+"""A run in progress: its config.json, metrics.jsonl, checkpoints and exact resuming."""
 
 import contextlib
 import dataclasses
@@ -29,11 +29,11 @@ Measure = Callable[[Any], Layers]  # measures a state, see training/diagnostics.
 
 
 class Run:
-    """A run in progress, from open_run; a context that finishes the last save.
+    """A run in progress, returned by open_run; its context waits for the last save.
 
     Before the first step and during evaluations, a signal ends the run at once
-    (Interrupted); otherwise, the step is finished and saved first. Several processes,
-    once synchronized, stop together at the points where all check for signals.
+    (Interrupted); otherwise, the step is finished and saved first. Once processes are
+    synchronized, they stop together, at points where all of them check for signals.
     """
 
     def __init__(
@@ -78,10 +78,10 @@ class Run:
     def restore(self, state: Any, loader: Loader) -> Any:
         """Returns the state of the newest checkpoint, or `state` if there is none.
 
-        The first of several processes reads and broadcasts it.
+        With several processes, the first one reads the state and broadcasts it.
 
         Raises:
-          CheckpointError: if no checkpoint is readable and fits `state`.
+          CheckpointError: if there are checkpoints but none is valid and fits `state`.
           ConfigError: if the run was started with other data.
         """
         progress = self.progress
@@ -116,7 +116,7 @@ class Run:
         return state
 
     def _meet(self) -> None:
-        """Waits for the other processes; all stop if one has an error or a signal."""
+        """Waits for the other processes; all stop if one fails or receives a signal."""
         if processes.is_alone():
             return
         # A signal that interrupts the exchange would leave the others waiting.
@@ -153,9 +153,9 @@ class Run:
 
         Args:
           state: the initial state.
-          schedule: learning rate as a function of the step, from 0.
-          compile_seconds: compilation time, recorded in the first line of metrics.
-          measure: makes the records of layers.jsonl, at step 0 and after each epoch.
+          schedule: the learning rate as a function of the step (from 0).
+          compile_seconds: the compilation time, which the next record will contain.
+          measure: measures a state for layers.jsonl, at step 0 and after each epoch.
         """
         progress = self.progress
         self._schedule = schedule
@@ -202,13 +202,13 @@ class Run:
             self._save(state)
 
     def _is_signalled(self) -> bool:
-        """Returns whether any process received a signal; all processes must call it."""
+        """Returns whether any process was signaled; all processes must call this."""
         return processes.any_process(self._signals.received is not None)
 
     def _raise_non_finite(self, what: str, step: int) -> NoReturn:
         self.is_training = False  # all processes have the same numbers and get here
         if self._checkpoints is not None:
-            self._checkpoints.wait()  # the save of the last good one may be in progress
+            self._checkpoints.wait()  # the last good state may not be saved yet
         good = f" (last good checkpoint here: {directory.newest_step(self.dir)})"
         raise NonFiniteLossError(
             f"{self._cfg.run.workdir}: {what} at step {step}, lr "
@@ -227,12 +227,12 @@ class Run:
 
         Args:
           evaluate: returns the sums of a state over a data set.
-          parts: the data sets to score, "test" and optionally "val".
+          parts: the data sets to score, by name: "test" and, optionally, "val".
 
         Raises:
-          NonFiniteLossError: if a score is not finite; nothing is written.
-          Interrupted: if a signal arrived; the state is saved first, and the same
-            command evaluates it.
+          NonFiniteLossError: if a score is not finite; then nothing is written.
+          Interrupted: if a signal arrived. The state is saved first, and running the
+            same command again evaluates it.
           CheckpointError: if the last checkpoint could not be saved.
         """
         progress, step = self.progress, self.progress.step
@@ -271,10 +271,10 @@ class Run:
         progress.note_scored(step)
 
     def _save(self, state: Any, *, last: bool = False) -> None:
-        """Starts to save a checkpoint unless it exists; waits for the `last` one.
+        """Starts saving a checkpoint unless it exists; waits for it if `last` is true.
 
-        All processes call it at the same step, so all detect non-finite values. If the
-        first process cannot save the last checkpoint, all raise its error.
+        All processes call this at the same step, so all detect non-finite values. If
+        the first process cannot save the last checkpoint, all raise its error.
         """
         progress = self.progress
         if last:

@@ -1,4 +1,4 @@
-"""A run as a context manager, from the lock on its directory to its end."""
+"""A run as a context manager, from locking its directory to its end."""
 
 import contextlib
 import logging
@@ -20,15 +20,15 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def open_run(cfg: Config) -> Iterator[Run]:
-    """Opens the run in cfg.run.workdir, either a new one or one to resume.
+    """Opens the run in cfg.run.workdir, which is either a new run or one to resume.
 
-    With several processes, the first owns the directory; the others use temporary
+    With several processes, the first one owns the directory; the others use temporary
     directories.
 
     Raises:
-      ConfigError: if the directory cannot be written, is in use, or contains something
-        else or a run with another configuration; or if a device is missing.
-      StoppedError: if a signal stopped the run, after all completed steps were saved.
+      ConfigError: if the directory cannot be written, is in use, contains other files,
+        or contains a run with another configuration; or if a device is not available.
+      StoppedError: if a signal stopped the run. All completed steps have been saved.
     """
     with contextlib.ExitStack() as stack:
         workdir = run_dir = Path(cfg.run.workdir)

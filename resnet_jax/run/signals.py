@@ -1,4 +1,4 @@
-"""Handles SIGINT, SIGTERM and SIGHUP: at once if nothing is lost, or when safe."""
+"""Handles SIGINT, SIGTERM and SIGHUP, at once if nothing is lost, else when safe."""
 
 import contextlib
 import os
@@ -16,9 +16,9 @@ _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(BaseException):
-    """A signal that arrived while nothing had to be finished.
+    """A request to stop, raised once nothing remains to be finished.
 
-    It is not an Exception, so libraries do not handle it as a failure.
+    This is not a subclass of Exception, so libraries do not handle it as a failure.
     """
 
 
@@ -37,7 +37,8 @@ class Signals:
     """Records the first signal inside a context; a second one ends the process.
 
     In a process of another program, such as Jupyter, the second signal raises
-    KeyboardInterrupt. Python delivers signals only to the main thread.
+    KeyboardInterrupt. In threads other than the main one, to which Python delivers all
+    signals, the context does nothing.
     """
 
     def __init__(self) -> None:
@@ -49,7 +50,7 @@ class Signals:
         if threading.current_thread() is threading.main_thread():
             for number in _NUMBERS:
                 if number == signal.SIGHUP and _is_ignored(number):
-                    continue  # as nohup set it
+                    continue  # nohup has set it to be ignored
                 before = signal.signal(number, self._note)
                 self._stack.callback(signal.signal, number, before)
             self._watch()
@@ -68,9 +69,9 @@ class Signals:
     def _watch(self) -> None:
         """Ends the process at the second signal, even while the main thread compiles.
 
-        Python runs handlers between bytecode instructions, and a compilation is a
-        single instruction. The signal's number, however, is written to a socket at
-        once.
+        Python runs signal handlers between bytecode instructions, and a compilation is
+        a single instruction. However, Python writes the signal's number to a socket at
+        once, and another thread can read it there.
         """
         reader, writer = socket.socketpair()
         writer.setblocking(False)
@@ -93,7 +94,7 @@ class Signals:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Raises Interrupted for a signal before or inside this context."""
+        """Raises Interrupted if a signal arrived earlier or arrives in this context."""
         if self.received:
             raise Interrupted
         self._at_once = True

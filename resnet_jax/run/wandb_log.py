@@ -19,8 +19,8 @@ _END = 60.0  # seconds to upload the remaining data; `wandb sync` can do it late
 class WandbLog:
     """Logs the records of metrics.jsonl by epoch to a wandb run in `project`.
 
-    A resumed run continues the same wandb run. If wandb fails, for example without a
-    network or an API key, it logs one warning and sends nothing more.
+    A resumed run continues the same wandb run. If wandb fails, for example because
+    there is no network or no API key, this logs one warning and sends nothing more.
 
     Args:
       run_dir: the run directory, whose name becomes the name of the wandb run.
@@ -59,8 +59,8 @@ class WandbLog:
         """Waits up to one minute for the upload and ends the wandb run.
 
         Args:
-          exit_code: exit code of the command. 0 marks the run as finished, 75 (stopped
-            by a signal, to be resumed) as preempted, and others as failed.
+          exit_code: the exit code of the command. 0 marks the run as finished, 75
+            (stopped by a signal, to be resumed) as preempted, and others as failed.
         """
         run, self._run = self._run, None
         if run is None:
@@ -72,14 +72,15 @@ class WandbLog:
     def _begin(self) -> None:
         wandb, run_dir = self._wandb, self._dir.absolute()
         run_dir.mkdir(parents=True, exist_ok=True)
-        # There may be nobody to enter an API key. The run prints its own output.
+        # Time limits are set because there may be nobody to enter an API key, and the
+        # console is off because the run prints its own output.
         known = {
             "console": "off",
             "init_timeout": _START,
             "login_timeout": _START,
             "finish_timeout": _END,
         }
-        fields = getattr(wandb.Settings, "model_fields", known)  # depend on the version
+        fields = getattr(wandb.Settings, "model_fields", known)  # varies by version
         settings = {name: value for name, value in known.items() if name in fields}
         run = wandb.init(
             project=self._project,
@@ -90,8 +91,8 @@ class WandbLog:
             settings=wandb.Settings(**settings),
         )
         self._run = run
-        # By epoch instead of by wandb's own count, which would be ahead of a record
-        # that is written again after a kill.
+        # Values are plotted by epoch because wandb's own count of steps would be ahead
+        # of a record that is written again after the run was killed.
         run.define_metric("*", step_metric="epoch")
         run.config.update(self._config, allow_val_change=True)
 

@@ -1,4 +1,4 @@
-"""Statistics of each layer in a training step: gradients, activations, updates."""
+"""Statistics of each layer in a training step: gradients, activations and updates."""
 
 from collections.abc import Callable
 from functools import cache, partial
@@ -18,7 +18,7 @@ from resnet_jax.training.freezing import Predicate, inference_batch_norm
 from resnet_jax.training.state import Batch, TrainState
 from resnet_jax.training.step import loss_fn, model_key
 
-# Keys are PyTorch's names, in the order of the forward pass.
+# The keys are the layers' PyTorch names, in the order of the forward pass.
 Layers = dict[str, dict[str, Any]]
 
 
@@ -33,7 +33,7 @@ def layer_statistics(
     trainable: Predicate | None = None,
     backbone_bn: str = "update",
 ) -> Layers:
-    """Returns statistics of each layer in a step on `batch`, without updating it.
+    """Returns statistics of each layer in a step on `batch`; `state` does not change.
 
     For every convolution, linear layer and BatchNorm, these are float32 scalars:
       gradient: L2 norm of the gradient with respect to the layer's parameters.
@@ -43,8 +43,8 @@ def layer_statistics(
       update_ratio: L2 norm of the update divided by that of the parameters.
 
     Args:
-      key: see train_step. Augmentation and dropout are always those of step 0, so that
-        two measurements differ only in the network.
+      key: the key that train_step takes. Augmentation and dropout are always those of
+        step 0, so that two measurements differ only in the network.
     """
     key = jax.random.fold_in(key, 0)
     images, targets = augment(key, batch["images"], batch["labels"])
@@ -110,10 +110,11 @@ def make_layer_statistics(
     trainable: Predicate | None = None,
     backbone_bn: str = "update",
 ) -> Callable[[TrainState], Layers]:
-    """Returns layer_statistics as a compiled function from the state to floats.
+    """Returns layer_statistics as a compiled function of the state that returns floats.
 
     Args:
-      first_batch: returns the batch to measure on; called only once, on first use.
+      first_batch: a function that returns the batch to measure on. It is called only
+        once, when it is first needed.
     """
     first_batch = cache(first_batch)
     order: list[str] = []  # because jit sorts the keys of dictionaries

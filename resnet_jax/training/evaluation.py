@@ -26,8 +26,9 @@ Views = Callable[[jax.Array], list[tuple[float, jax.Array]]]
 def flips_and_shifts(x: jax.Array) -> list[tuple[float, jax.Array]]:
     """Returns views of x for test-time augmentation, with their weights.
 
-    The views are x, x shifted by one pixel up and left or down and right (with half the
-    weight, repeating the edges), and the mirror images of these (Jordan 2024).
+    The views are x, x shifted by one pixel down and to the right, x shifted by one
+    pixel up and to the left, and the mirror images of all three (Jordan 2024). Shifts
+    repeat the pixels at the edges, and each shifted view has half as much weight as x.
     """
     _, height, width, _ = x.shape
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), "edge")
@@ -46,11 +47,11 @@ def logits_of(
     """Returns the outputs of `model` for a batch: logits [B, C], or features.
 
     Args:
-      views: test-time augmentation, over which logits are averaged, or None.
+      views: the test-time augmentation over whose views logits are averaged, or None.
     """
     images = preprocess(batch["images"])
     shown = [(1.0, images)] if views is None else views(images)
-    if library.is_used():  # fuses bias and ReLU with a convolution
+    if library.is_used():  # oneDNN fuses bias and ReLU with a convolution
         model, variables = folding.fold(model, variables)
     apply: Callable[..., Any] = model.apply
     total = sum(share * apply(variables, view, train=False) for share, view in shown)
@@ -67,12 +68,13 @@ def eval_step(
     each: Each = lambda function: function,
     combine: Callable[[jax.Array], jax.Array] = lambda logits: logits,
 ) -> metrics.Sums:
-    """Returns the metric sums over a batch's unmasked examples, in inference mode.
+    """Returns the metric sums over the examples whose mask is 1, in inference mode.
 
     Args:
       views: see logits_of.
-      each: see seeds.make_each; with several seeds, the sums are [num_seeds].
-      combine: applied to the logits before they are scored; see seeds.with_ensemble.
+      each: see seeds.make_each. With several seeds, the sums have a leading seed axis.
+      combine: a function that is applied to the logits before they are scored, such as
+        seeds.with_ensemble.
     """
 
     def predict(variables: Any) -> jax.Array:
@@ -88,7 +90,7 @@ def eval_step(
 def make_evaluate(
     model: nn.Module, preprocess: Preprocess, loader: Loader, **options: Any
 ) -> Callable[[TrainState, Dataset], metrics.Sums]:
-    """Returns evaluate as a compiled function of (state, dataset).
+    """Returns `evaluate` as a function of (state, dataset) with a compiled step.
 
     Args:
       options: see eval_step.
@@ -113,7 +115,7 @@ def evaluate(
     state: TrainState,
     dataset: Sized,
 ) -> metrics.Sums:
-    """Returns the sums over `dataset`, and checks that each example counts once."""
+    """Returns the sums over `dataset`; checks that every example was counted once."""
     total = None
     with waiting.bar(len(dataset), "evaluation") as bar:
         for batch in make_batches(dataset):

@@ -1,4 +1,4 @@
-"""Caches the features of a frozen backbone, so that only the last layer is trained."""
+"""Caches a frozen backbone's features, from which only the last layer is trained."""
 
 from typing import Any
 
@@ -25,7 +25,10 @@ def head_of(model: nn.Module) -> Head:
 def cache_features(
     model: nn.Module, preprocess: Preprocess, variables: dict[str, Any], loader: Loader
 ) -> tuple[Head, Preprocess, Loader]:
-    """Returns replacements for the network, its preprocessing and its loader."""
+    """Returns replacements for the network, its preprocessing and its loader.
+
+    They operate on cached features instead of images.
+    """
     splits = loader.splits
     cached = splits._replace(
         train=compute(model, preprocess, variables, loader, splits.train),
@@ -42,7 +45,7 @@ def compute(
     loader: Loader,
     dataset: Dataset,
 ) -> Dataset:
-    """Returns `dataset` with features [N, F] float32 instead of images.
+    """Returns `dataset` with float32 features [N, F] instead of images.
 
     Args:
       model: a model with any number of classes; its last layer is not applied.

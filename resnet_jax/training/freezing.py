@@ -20,11 +20,11 @@ Predicate = Callable[[str], bool]  # on a parameter's PyTorch name
 def make_trainable(
     freeze: str, model: nn.Module, image_shape: tuple[int, int, int]
 ) -> Predicate | None:
-    """Returns a predicate that is true for trainable parameters; None if all are.
+    """Returns a predicate that is true for trainable parameters, or None if all are.
 
     Args:
-      freeze: "none", "backbone" (all but the last layer) or a regular expression to
-        search for in the names.
+      freeze: "none", "backbone" (all but the last layer), or a regular expression that
+        is searched for in the parameters' names.
       model: the network.
       image_shape: (H, W, C) of the model's images.
 
@@ -59,7 +59,11 @@ def make_trainable(
 
 
 def make_lr_scale(scale: float, model: nn.Module) -> Callable[[str], float] | None:
-    """Returns the learning rate factor of each parameter; 1 for the last layer."""
+    """Returns a function from a parameter's name to its learning rate factor.
+
+    The factor is 1 for the last layer and `scale` for all other layers. If `scale` is
+    1, returns None.
+    """
     if scale == 1.0:
         return None
     return lambda name: 1.0 if torch_names.is_in(name, [model.head]) else scale
@@ -69,15 +73,15 @@ def make_lr_scale(scale: float, model: nn.Module) -> Callable[[str], float] | No
 def inference_batch_norm(trainable: Predicate | None) -> Iterator[None]:
     """Puts BatchNorm layers that are not trainable into inference mode.
 
-    This implements `backbone_bn="frozen"`. Inside the context, even with train=True,
-    they normalize with their running statistics and do not update them.
+    This implements `backbone_bn="frozen"`. Inside the context, these layers normalize
+    with their running statistics and do not update them, even with train=True.
 
-    The context has an effect while `apply` is traced: enter it inside the function that
+    The context takes effect while `apply` is traced. Enter it inside the function that
     is passed to jax.jit, because a compiled function stays as it was traced.
 
     Args:
-      trainable: predicate of a BatchNorm layer's weight, such as "layer1.0.bn1.weight".
-        None leaves all layers in training mode.
+      trainable: a predicate on the name of a BatchNorm layer's weight, such as
+        "layer1.0.bn1.weight". None leaves all layers in training mode.
     """
 
     def in_inference(call: Any, args: Any, kwargs: Any, context: Any) -> Any:

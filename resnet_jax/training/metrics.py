@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-Sums = dict[str, Any]  # name -> array; sums can be added over batches
+Sums = dict[str, Any]  # name -> array; the sums of several batches can be added
 
 
 def train_sums(loss: jax.Array, logits: jax.Array, labels: jax.Array) -> Sums:
-    """Returns the sums over a training batch from its mean loss []."""
+    """Returns the sums over a training batch, given its mean loss []."""
     count = labels.shape[0]
     return {
         "loss": loss * count,
@@ -25,9 +25,11 @@ def train_sums(loss: jax.Array, logits: jax.Array, labels: jax.Array) -> Sums:
 def eval_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Sums:
     """Returns the sums over the examples whose mask is 1.
 
+    An example counts as correct in the top k if fewer than k classes have a larger
+    logit than its label. As in argmax, the lower class wins a tie.
+
     Args:
-      logits: [B, C]. An example is correct in the top k if fewer than k logits exceed
-        that of its label; as in argmax, the lower class wins a tie.
+      logits: [B, C].
       labels: [B] int32.
       mask: [B] float32.
     """
@@ -41,7 +43,7 @@ def eval_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Sums:
     by_class = jax.nn.one_hot(labels, num_classes)
     predicted = jax.nn.one_hot(logits.argmax(-1), num_classes)
     return {
-        # jnp.where instead of a product, because a padded row may be NaN.
+        # This uses jnp.where because the loss of a padded row may be NaN.
         "loss": jnp.where(mask > 0, losses, 0).sum(),
         "correct": correct.sum(),
         "correct_top5": ((rank < 5) * mask).sum(),
@@ -63,7 +65,7 @@ def add(total: Sums | None, more: Sums) -> Sums:
 def means(sums: Sums, prefix: str) -> dict[str, Any]:
     """Returns the means per example as {prefix_loss, prefix_accuracy}.
 
-    For sums [num_seeds], returns the means over the seeds.
+    If the sums have a seed axis, returns the means over the seeds.
     """
     return {
         f"{prefix}_{name}": float(np.mean(np.asarray(sums[counted] / sums["count"])))
@@ -77,7 +79,11 @@ def json_line(record: dict[str, Any]) -> str:
 
 
 def summary_line(sums: Sums) -> str:
-    """Returns `Acc@1 .. Acc@5 .. loss .. n ..`: percent, cross-entropy, examples."""
+    """Returns a line of the form `Acc@1 .. Acc@5 .. loss .. n ..`.
+
+    It shows the accuracies in percent, the mean cross-entropy and the number of
+    examples.
+    """
     count = float(sums["count"])
     top1, top5 = (
         100 * float(sums[name]) / count for name in ("correct", "correct_top5")
@@ -107,8 +113,8 @@ def epoch_line(record: dict[str, Any]) -> str:
 def balance(sums: Sums) -> dict[str, float]:
     """Returns balanced_accuracy and macro_f1, as fractions.
 
-    As in scikit-learn, both means exclude classes without images, except that a class
-    that is predicted has an F1 of 0.
+    As in scikit-learn, both means exclude classes without images, with one exception:
+    if such a class is predicted, it is included in macro_f1 with an F1 of 0.
     """
     correct, there, predicted = (
         np.asarray(sums[f"class_{name}"]) for name in ("correct", "count", "predicted")
@@ -120,14 +126,14 @@ def balance(sums: Sums) -> dict[str, float]:
 
 
 def balance_line(sums: Sums) -> str:
-    """Returns `balanced accuracy .. macro-F1 ..`, in percent."""
+    """Returns a line of the form `balanced accuracy .. macro-F1 ..`, in percent."""
     found = balance(sums)
     accuracy, f1 = 100 * found["balanced_accuracy"], 100 * found["macro_f1"]
     return f"balanced accuracy {accuracy:.3f} macro-F1 {f1:.3f}"
 
 
 def report(sums: Sums, class_names: Sequence[str]) -> dict[str, Any]:
-    """Returns the metrics from eval_sums: accuracies, cross-entropy, counts."""
+    """Returns metrics computed from eval_sums: accuracies, cross-entropy and counts."""
     count = float(sums["count"])
     by_class = zip(class_names, sums["class_correct"], sums["class_count"], strict=True)
     return {
@@ -144,7 +150,7 @@ def report(sums: Sums, class_names: Sequence[str]) -> dict[str, Any]:
 
 
 def class_table(sums: Sums, class_names: Sequence[str]) -> str:
-    """Returns the accuracy of each class, one per line."""
+    """Returns a table with the accuracy of each class, one class per line."""
     width = max(map(len, class_names))
     rows = zip(class_names, sums["class_correct"], sums["class_count"], strict=True)
     return "\n".join(

@@ -21,19 +21,22 @@ DECOUPLED = ("adamw", "muon")  # optimizers with decoupled weight decay
 def make_schedule(
     cfg: OptimConfig, total_steps: int, steps_per_epoch: int = 1
 ) -> optax.Schedule:
-    """Returns the learning rate as a function of the step, a scalar array.
+    """Returns the learning rate, a scalar array, as a function of the step.
 
-    The schedules are constant; cosine from lr to 0 over `total_steps`
-    (CosineAnnealingLR); linear from lr to 0; step, which multiplies the rate by
-    lr_gamma at each of lr_milestones (MultiStepLR) or every lr_step_size epochs
-    (StepLR); and onecycle, from lr / 25 to lr over pct_start of the steps and then to
-    lr / 250,000 (OneCycleLR, without cycling momentum). All count in steps.
+    The schedules are:
+      constant: always lr.
+      cosine: from lr to 0 over `total_steps` (CosineAnnealingLR).
+      linear: from lr to 0 over `total_steps`.
+      step: multiplies the rate by lr_gamma at each of lr_milestones, which are steps
+        (MultiStepLR), or every lr_step_size epochs (StepLR).
+      onecycle: from lr / 25 to lr over pct_start of the steps, and then to lr / 250,000
+        (OneCycleLR, without cycling momentum).
 
-    If warmup_epochs amount to w steps, the rate at step s (from 0) is multiplied by
-    (s + 1) / (w + 1). With warmup_decay, the rate is instead lr times a factor that
+    If warmup_epochs amounts to w steps, the rate at step s < w (from 0) is multiplied
+    by (s + 1) / (w + 1). With warmup_decay, the rate is instead lr times a factor that
     increases from warmup_decay to 1 in w steps, and the schedule spans the remaining
-    steps (SequentialLR of LinearLR and the schedule). Without sched_on_updates, each
-    step uses the rate of the first step of its epoch.
+    steps (like SequentialLR of LinearLR and the schedule). Without sched_on_updates,
+    each step uses the rate of the first step of its epoch.
 
     Raises:
       ConfigError: if the name of the schedule is unknown.
@@ -64,7 +67,8 @@ def make_schedule(
     }
     name = cfg.schedule
     if name not in schedules:
-        raise ConfigError(f"no schedule {name!r}: one of {', '.join(schedules)}")
+        every_name = ", ".join(schedules)
+        raise ConfigError(f"no schedule {name!r}: choose one of {every_name}")
     schedule = schedules[name]()
     if not warmup_steps:
         return schedule
@@ -94,10 +98,10 @@ def make_ema_decay(
 ) -> float | Callable[[jax.Array], jax.Array]:
     """Returns the decay of the moving average, for step.average.
 
-    With ema_steps, it follows torchvision's references: every ema_steps steps of an
-    epoch, starting with the first, the decay is
-    1 - (1 - ema_decay) * batch_size * ema_steps / epochs. During warm-up, the average
-    is a copy of the variables at those steps.
+    If ema_steps is above 1, it follows torchvision's reference scripts: every ema_steps
+    steps of an epoch, starting with the first, the decay is
+    1 - (1 - ema_decay) * batch_size * ema_steps / epochs. At other steps, the average
+    does not change. During warm-up, the updated average is a copy of the variables.
     """
     optim = cfg.optim
     if optim.ema_steps == 1:
@@ -121,19 +125,20 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Returns SGD, Adam or AdamW as in torch.optim, or Muon.
 
-    As in torch.optim, SGD and Adam add weight decay to the gradient as an L2 penalty,
-    before the moments; AdamW and Muon decouple it and multiply it by the learning rate.
-    Adam uses betas (.9, .999) and adds eps 1e-8 outside the square root. Muon (from
-    optax.contrib) orthogonalizes the momentum of each convolution kernel as a matrix
-    [K * K * C, F], scaled to a root mean square of .2, similar to AdamW's updates; all
-    other parameters use AdamW. clip_grad is the maximum global norm of the gradient
+    As in torch.optim, SGD and Adam add weight decay to the gradient as an L2 penalty
+    before they compute the moments; AdamW and Muon decouple it from the gradient and
+    multiply it by the learning rate. Adam uses betas (0.9, 0.999) and adds eps 1e-8
+    outside the square root. Muon (from optax.contrib) orthogonalizes the momentum of
+    each convolution kernel as a matrix [K * K * C, F] and scales it to a root mean
+    square of 0.2, which is similar to AdamW's updates; all other parameters use AdamW.
+    clip_grad is the maximum global norm of the gradient
     (torch.nn.utils.clip_grad_norm_).
 
     Args:
-      trainable: predicate on PyTorch parameter names; other parameters do not change by
-        a single bit and have no moments (requires_grad=False).
-      lr_scale: returns the learning rate factor of a parameter, given its name (like
-        the lr of a param_group).
+      trainable: a predicate on PyTorch parameter names. Parameters for which it is
+        false do not change by a single bit and have no moments (requires_grad=False).
+      lr_scale: a function that returns the learning rate factor of a parameter, given
+        its name (like the lr of a param_group).
 
     Raises:
       ConfigError: if the name of the optimizer is unknown.
@@ -146,7 +151,8 @@ def make_optimizer(
     }
     name = cfg.optimizer
     if name not in moments:
-        raise ConfigError(f"no optimizer {name!r}: one of {', '.join(moments)}")
+        every_name = ", ".join(moments)
+        raise ConfigError(f"no optimizer {name!r}: choose one of {every_name}")
     rest = cfg.weight_decay
     decay = _decay(
         {
@@ -216,18 +222,20 @@ def _orthogonal_kernels(kernels: Any) -> Any:
 def _orthogonalize(matrix: jax.Array) -> jax.Array:
     """Applies Muon's five Newton-Schulz steps (Jordan et al. 2024).
 
-    A step multiplies X [N, M] by a I + b G + c G^2, where G = X^T X. All of these
-    commute, so each G follows from the previous one, and X is only multiplied by the
-    product of the polynomials (Gram Newton-Schulz, Zhang, Amsel, Chen and Dao 2026).
-    This takes 8 N M^2 + 28 M^3 operations instead of 20 N M^2 + 10 M^3. Because G
-    squares the singular values, rounding matters more: G is recomputed after three
-    steps, and all products use full precision, not TF32 or bfloat16.
+    A step multiplies X [N, M] by a I + b G + c G^2, where G = X^T X. Since these
+    polynomials commute, each G can be computed from the previous one, and X need only
+    be multiplied by the product of the polynomials (Gram Newton-Schulz; Zhang, Amsel,
+    Chen and Dao 2026). This takes 8 N M^2 + 28 M^3 operations instead of
+    20 N M^2 + 10 M^3. Because G squares the singular values, rounding matters more, so
+    G is recomputed after three steps, and all products use full precision instead of
+    TF32 or bfloat16.
 
     Args:
       matrix: [N, M], with a Frobenius norm of at most 1.
 
     Returns:
-      [N, M], with singular values between about .7 and 1.2, unless they were tiny.
+      A matrix [N, M] whose singular values are between about 0.7 and 1.2, except those
+      that were tiny.
     """
     if matrix.shape[0] < matrix.shape[1]:
         return _orthogonalize(matrix.T).T
@@ -236,7 +244,7 @@ def _orthogonalize(matrix: jax.Array) -> jax.Array:
     found = matrix
     for steps in (3, 2):
         gram = times(found.T, found)  # [M, M]
-        change = b * gram + times(c * gram, gram)  # the step's polynomial, without a I
+        change = b * gram + times(c * gram, gram)  # the polynomial without a I
         product = a * jnp.eye(len(gram), dtype=gram.dtype) + change
         for _ in range(steps - 1):
             for _ in range(2):

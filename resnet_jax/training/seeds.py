@@ -21,10 +21,10 @@ from resnet_jax.training.state import Each, Keys, TrainState
 
 
 def make_each(num_seeds: int, mesh: Mesh) -> Each:
-    """Returns a transformation that maps functions over seeds; the identity for one.
+    """Returns a transformation that maps functions over seeds, or the identity for one.
 
-    Accelerators compute all seeds in each operation (vmap); CPUs compute one seed after
-    another, because their convolutions take one kernel at a time.
+    On accelerators, each operation computes all seeds (vmap). On CPUs, one seed is
+    computed after another, because convolutions take one kernel at a time.
     """
     if num_seeds == 1:
         return lambda function: function
@@ -40,7 +40,7 @@ def unrolled(function: Callable[..., Any]) -> Callable[..., Any]:
         num = len(jax.tree.leaves(args)[0])
         found: list[Any] = []
         for index in range(num):
-            # Forces sequential calls: interleaved ones would compete for the caches.
+            # Forces sequential calls, because interleaved ones compete for the caches.
             args, found = jax.lax.optimization_barrier((args, found))
             found.append(function(*take(args, index)))
         return stack(found)
@@ -61,12 +61,12 @@ def take(tree: Any, index: int) -> Any:
 
 
 def shape(num_seeds: int) -> tuple[int, ...]:
-    """Returns the leading axes of `num_seeds` seeds: none for one seed."""
+    """Returns the shape of the seed axis, which is () for a single seed."""
     return () if num_seeds == 1 else (num_seeds,)
 
 
 def shapes(tree: Any, num_seeds: int) -> Any:
-    """Returns the shapes of a tree of several seeds, given those of one seed."""
+    """Returns the shapes of `tree` for several seeds, given those for one seed."""
     axes = shape(num_seeds)
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((*axes, *leaf.shape), leaf.dtype), tree
@@ -74,7 +74,7 @@ def shapes(tree: Any, num_seeds: int) -> Any:
 
 
 def make_keys(seed: int, num_seeds: int) -> Keys:
-    """Returns the keys of the seeds starting at `seed`, [num_seeds], or [] for one."""
+    """Returns the keys of the seeds from `seed` on: [num_seeds], or [] for one seed."""
     keys: Keys = stack([state.make_keys(n) for n in range(seed, seed + num_seeds)])
     return keys
 
@@ -85,11 +85,11 @@ def make_order(
     balanced: np.ndarray | None = None,
     repeats: int = 1,
 ) -> Callable[[int, tuple[int, ...], int], list[np.ndarray]]:
-    """Returns the order of the training examples of each seed; see data.reading.Order.
+    """Returns a function that orders each seed's examples; see data.reading.Order.
 
     Args:
       balanced: see data.epoch_batches.
-      repeats: see data.epoch_batches; for a single seed only.
+      repeats: see data.epoch_batches. It applies to a single seed only.
     """
     if num_seeds == 1:
         return partial(epoch_batches, seed=seed, balanced=balanced, repeats=repeats)
@@ -115,7 +115,7 @@ def _epoch_batches(
 def for_each(
     function: Callable[[dict[str, Any]], dict[str, Any]], begun: TrainState
 ) -> TrainState:
-    """Replaces the initial variables of each seed by function(variables)."""
+    """Replaces the initial variables of each seed with function(variables)."""
     if begun.step.ndim == 0:
         return begun.with_variables(function(begun.variables))
     each = (take(begun.variables, index) for index in range(len(begun.step)))
@@ -123,9 +123,9 @@ def for_each(
 
 
 def means(sums: Sums, prefix: str) -> dict[str, Any]:
-    """Returns metrics.means; for several seeds, also standard deviations and values.
+    """Returns metrics.means; for several seeds, adds standard deviations and values.
 
-    These are prefix_loss_std and prefix_loss_seeds, and likewise for the accuracy.
+    The names are prefix_loss_std and prefix_loss_seeds, and likewise for the accuracy.
     """
     found = metrics.means(sums, prefix)
     if np.ndim(sums["loss"]):
@@ -152,7 +152,8 @@ def index_of(
       one: the option that needs a single network, if any.
 
     Raises:
-      ConfigError: if the run has no such seed, or `one` requires a choice.
+      ConfigError: if the run has no such seed, or if `one` requires the choice of a
+        seed.
     """
     last = first + num_seeds - 1
     known = f"seed {first}" if num_seeds == 1 else f"seeds {first} to {last}"
@@ -176,7 +177,7 @@ def with_ensemble(logits: jax.Array) -> jax.Array:
 class Scores(NamedTuple):
     """The result of one pass over a data set."""
 
-    lines: list[str]  # for each seed, their mean and the ensemble; none for one seed
+    lines: list[str]  # one per seed, the mean and the ensemble; empty for one seed
     sums: Sums  # of the predictions of all seeds
     best: Sums  # of the ensemble, or of the only seed
     figures: dict[str, Any]  # see metrics.report
@@ -188,13 +189,13 @@ def score(
     dataset: Dataset,
     of_seeds: Sequence[int],
 ) -> Scores:
-    """Returns the scores of `state`, which has the arrays of these seeds.
+    """Returns the scores of `state` on `dataset`.
 
     Args:
-      make: evaluation.make_evaluate with all arguments bound but `combine`.
+      make: evaluation.make_evaluate with all arguments but `combine` bound.
       state: the state to score.
       dataset: the data set to score it on.
-      of_seeds: the seeds.
+      of_seeds: the seeds whose arrays `state` contains.
     """
     report = metrics.report
     if len(of_seeds) == 1:

@@ -27,18 +27,18 @@ class TrainState:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """Variables for the model's apply."""
+        """The variables to pass to the model's `apply`."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     def with_variables(self, variables: dict[str, Any]) -> "TrainState":
-        """Returns a state before its first step with other initial variables."""
+        """Replaces the initial variables of a state before its first step."""
         ema = None if self.ema is None else jax.tree.map(jnp.array, variables)
         found: TrainState = self.replace(**variables, ema=ema)  # type: ignore[attr-defined]
         return found
 
     @property
     def scored(self) -> dict[str, Any]:
-        """Variables to evaluate and export: the moving average, if there is one."""
+        """The variables to evaluate and export: the moving average, if there is one."""
         return self.variables if self.ema is None else self.ema
 
 
@@ -65,7 +65,7 @@ def init_variables(
 def variable_shapes(
     model: nn.Module, image_shape: tuple[int, int, int]
 ) -> dict[str, Any]:
-    """Returns the shapes and dtypes of init_variables, without computing it."""
+    """Returns the shapes and dtypes of init_variables' result without computing it."""
     init = partial(init_variables, model, image_shape)
     found: dict[str, Any] = jax.eval_shape(init, key=jax.random.key(0))
     return found
@@ -86,7 +86,8 @@ def init_state(
       tx: the optimizer.
       image_shape: (H, W, C).
       key: the key of the run, or of each seed.
-      has_ema: whether the state has a moving average, for the ema_decay of train_step.
+      has_ema: whether the state has a moving average, which train_step updates with
+        ema_decay.
       each: see seeds.make_each.
     """
 

@@ -1,4 +1,4 @@
-"""A training step: loss, gradient and update; and its compiled form."""
+"""A training step (loss, gradient and update) and its compilation."""
 
 import logging
 import time
@@ -26,14 +26,13 @@ from resnet_jax.training.state import Batch, TrainState
 log = logging.getLogger(__name__)
 
 Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, metrics.Sums]]
-# A constant decay, or a function of the step.
-EmaDecay = float | Callable[[jax.Array], jax.Array]
+EmaDecay = float | Callable[[jax.Array], jax.Array]  # constant or given the step
 
 
 def model_key(step_key: jax.Array) -> jax.Array:
     """Returns the network's key in a step, derived from the step's key.
 
-    The augmentation splits the step's key by folding in 0, 1, ...; this number differs.
+    The augmentation folds 0, 1, ... into the step's key; this folds in another number.
     """
     return jax.random.fold_in(step_key, 2**31)
 
@@ -52,16 +51,16 @@ def train_step(
     local_bn: Mesh | None = None,
     ema_decay: EmaDecay = 0.0,
 ) -> tuple[TrainState, metrics.Sums]:
-    """Performs one update on the mean cross-entropy of `batch`; returns state and sums.
+    """Takes one step on the mean cross-entropy of `batch`; returns (state, sums).
 
     Args:
-      trainable: predicate on PyTorch parameter names; other parameters do not change.
-      backbone_bn: mode of BatchNorm layers that are not trainable: "update" updates
+      trainable: a predicate on PyTorch names, true for the parameters to update.
+      backbone_bn: the mode of BatchNorm layers that are not trainable. "update" updates
         their statistics, like a PyTorch module in training mode with
         requires_grad=False; "frozen" uses inference mode.
       grad_accum_steps: see loss_and_gradient.
       local_bn: see loss_and_gradient.
-      ema_decay: decay of the moving average, if the state has one.
+      ema_decay: the decay of the moving average, if the state has one.
     """
     frozen_bn = trainable if backbone_bn == "frozen" else None
     step_key = jax.random.fold_in(key, state.step)
@@ -149,7 +148,7 @@ def loss_fn(
 
     Args:
       images: [B, H, W, C], preprocessed.
-      targets: distributions [B, num_classes].
+      targets: target distributions [B, num_classes].
       key: the network's key in the step, from which the dropout key is derived.
     """
     logits, moved = model.apply(
@@ -177,10 +176,11 @@ def loss_and_gradient(
     """Returns ((loss, (logits, new statistics)), gradients) of loss_fn.
 
     Args:
-      grad_accum_steps: number of micro-batches, computed one after another. Loss and
-        gradient are the whole batch's, but BatchNorm sees one micro-batch at a time, as
-        in PyTorch. Row i is in micro-batch i % grad_accum_steps, on all devices.
-      local_bn: the mesh, if BatchNorm should use each device's rows separately.
+      grad_accum_steps: the number of micro-batches, computed one after another. The
+        loss and the gradient are those of the whole batch, but BatchNorm sees one
+        micro-batch at a time, as in PyTorch. Row i belongs to micro-batch
+        i % grad_accum_steps, so that each micro-batch has rows on all devices.
+      local_bn: the mesh, if BatchNorm should use separate statistics on each device.
     """
     loss: Callable[..., Any] = partial(loss_fn, model)
     if local_bn is not None:
@@ -245,12 +245,12 @@ def compile_step(
 ) -> tuple[Callable[[TrainState, Batch], tuple[TrainState, metrics.Sums]], float]:
     """Compiles `step` for the loader's batches; returns it and the time in seconds.
 
-    Nothing runs. The compiled step is called as step(state, batch) and donates `state`.
-    A batch [steps, rows] runs several steps and returns the sums of each. With several
-    seeds, batches are [seeds, rows].
+    No step is run. Call the result as step(state, batch); it donates `state`. For a
+    batch [steps, rows], it runs several steps and returns the sums of each. With
+    several seeds, batches are [seeds, rows].
 
     Args:
-      state: the state on the devices, as is the key, [] or [seeds].
+      state: the state, which must be on the devices, as must the key, [] or [seeds].
 
     Raises:
       ConfigError: if the model cannot train on batches of one of these shapes.

@@ -60,7 +60,7 @@ def test_a_cache_that_others_could_write_is_not_used(no_cache, tmp_path, caplog)
     jax.config.update("jax_compilation_cache_dir", None)
     platform.prepare(None, None)
     assert jax.config.jax_compilation_cache_dir is None
-    assert "others can write to it; chmod 700" in caplog.text
+    assert "other users can access it: run `chmod 700` on it" in caplog.text
 
 
 def test_the_folders_made_for_the_cache_are_the_user_s_alone(
@@ -89,7 +89,7 @@ def test_nor_is_one_that_others_could_replace(
     monkeypatch.setenv("RESNET_JAX_CACHE", str(parent / "mine"))
     platform.prepare(None, None)
     assert (jax.config.jax_compilation_cache_dir is not None) == is_used
-    told = f"is not used: others can write to {parent}; chmod go-w"
+    told = f"is not used because other users can write to {parent}: run `chmod go-w`"
     assert (told in caplog.text) != is_used
 
 
@@ -108,7 +108,7 @@ def test_nor_is_one_in_the_folder_of_another(no_cache, tmp_path, monkeypatch, ca
     platform.prepare(None, None)
     monkeypatch.undo()
     assert jax.config.jax_compilation_cache_dir is None
-    assert f"others can write to {parent}" in caplog.text
+    assert f"other users can write to {parent}" in caplog.text
 
 
 def test_without_a_home_it_is_said_once_and_the_work_goes_on(
