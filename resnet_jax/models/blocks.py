@@ -34,7 +34,8 @@ def _shortcut(
     - identity: x itself.
     - pad: every stride-th pixel, padded with zero channels (He et al.'s option A).
     - conv: a 1x1 convolution, even if the shape stays the same (the tutorial's block).
-    - conv_bn: if the shape changes, torchvision's 1x1 convolution and BatchNorm (B).
+    - conv_bn: a 1x1 convolution and BatchNorm if the shape changes, as in torchvision
+      (option B).
     - none: 0, which makes a plain network of the same depth.
     """
     if block.shortcut not in get_args(Shortcut):
@@ -85,8 +86,8 @@ class BasicBlock(nn.Module):
 
     Attributes:
       shortcut: see _shortcut.
-      drop_path: probability of dropping an image's residual in training. The others are
-        scaled up (timm's DropPath). It needs the RNG stream "dropout".
+      drop_path: probability of dropping an image's residual in training; the remaining
+        ones are scaled up (timm's DropPath). It needs the RNG stream "dropout".
       zero_init_last: whether to initialize the scale of the last BatchNorm to 0, so
         that the block starts as its shortcut (torchvision's zero_init_residual).
     """
@@ -200,8 +201,7 @@ class Network(nn.Module, kw_only=True):
       num_classes: number of logits; if 0, the network returns features.
       in_channels: number of image channels.
       norm: "batch", or "none" for a network without BatchNorm.
-      dropout: fraction of the features that training sets to 0 before the last layer.
-        It needs the RNG stream "dropout".
+      dropout: dropout rate before the last layer; it needs the RNG stream "dropout".
       weight_init: initialization of the convolutions: "kaiming" (normal, fan out, as in
         torchvision's ResNet) or "torch" (nn.Conv2d's default).
       drop_path: rate in the last block; the rates rise linearly from 0. See BasicBlock.

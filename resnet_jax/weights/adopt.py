@@ -75,9 +75,7 @@ def adopt(
     key: str | None = None,
     new_head: bool | None = False,
 ) -> tuple[dict[str, Any], Match]:
-    """Returns the variables of `model` with a file's weights, and their match.
-
-    A log line says which weights of the file are used.
+    """Fills the variables of `model` with a file's weights, and logs which are used.
 
     Args:
       content: the content of the file.
@@ -87,6 +85,9 @@ def adopt(
       key: selects one of several sets of weights; see Match.label.
       new_head: whether the last layer keeps its values in `variables`. If None, it
         keeps them only if the file has no layer of its shape.
+
+    Returns:
+      The filled variables, and the match in the file that they come from.
 
     Raises:
       ConfigError: if the file has no weights under `key`.
@@ -225,7 +226,7 @@ def _describe_empty(value: Any) -> str:
 
 
 def _modules(value: Any) -> list[StandIn]:
-    """Returns those of `value` and its items that stand in for torch.nn.Modules."""
+    """Lists the stand-ins for torch.nn.Modules among `value` and its direct items."""
     inside = dict.values(value) if isinstance(value, dict) else ()
     return [
         one
@@ -244,7 +245,7 @@ def _count(dictionary: Mapping[str, Any]) -> int:
 
 
 def _are_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Returns whether both have the same names, apart from wrappers, and shapes."""
+    """Returns whether both have equal names and shapes, disregarding wrappers."""
     mine, yours = without_wrappers(one), without_wrappers(other)
     return mine.keys() == yours.keys() and all(
         match.shape_of(one[mine[name]]) == match.shape_of(other[yours[name]])

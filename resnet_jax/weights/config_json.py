@@ -54,8 +54,8 @@ class Described(NamedTuple):
 def read_described(directory: str | Path) -> Described:
     """Returns the description of weights in timm's or transformers' JSON files.
 
-    timm's config.json has the field "architecture". That of transformers has the field
-    "model_type"; preprocessor_config.json describes the images.
+    timm writes the field "architecture" to config.json. transformers writes the field
+    "model_type" there, and describes the images in preprocessor_config.json.
 
     Raises:
       DataError: if config.json is missing, or a file is not in either library's format.
@@ -206,7 +206,7 @@ def _one_each(names: Sequence[str] | None, classes: int | None) -> Any:
 def _per_channel(
     content: Mapping[str, Any], field: str, channels: int, averaged: bool = False
 ) -> tuple[float, ...] | None:
-    """Returns one value per channel; if `averaged`, one channel gets their mean."""
+    """Returns one value per channel or, if `averaged`, their mean for gray images."""
     found = content.get(field)
     if found is None:
         return None

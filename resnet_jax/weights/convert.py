@@ -28,7 +28,7 @@ def _by_name(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _to_flax(array: np.ndarray) -> np.ndarray:
-    """Transposes a kernel from OIHW to HWIO, or the weight of a linear layer."""
+    """Transposes a convolution kernel (OIHW to HWIO) or a linear layer's weight."""
     return array.transpose({4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim))
 
 
@@ -41,12 +41,14 @@ def from_torch(
     variables: Mapping[str, Any],
     skip: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Returns a tree with the structure of `variables` and copies of the weights.
+    """Returns a tree with the structure of `variables` and the values of `state_dict`.
+
+    The values are copied. The layer names of other projects (see names.py), prefixes of
+    wrappers, and other names of the last layer are recognized.
 
     Args:
-      state_dict: maps names to arrays in PyTorch's layouts. Prefixes of wrappers, the
-        layer names of other projects (see names.py) and, with a log line, other names
-        of the last layer are recognized. num_batches_tracked is ignored.
+      state_dict: maps names to arrays in PyTorch's layouts. num_batches_tracked is
+        ignored.
       variables: the model's "params" and "batch_stats", which determine the names,
         shapes and dtypes. If `skip` is empty, their shapes (from jax.eval_shape)
         suffice.

@@ -29,8 +29,8 @@ def write(directory: Path, variables: Mapping[str, Any], info: dict[str, Any]) -
       directory: the folder to write; it is created if necessary.
       variables: the variables of the network.
       info: the fields model, dataset, class_names, preprocessing and metrics of
-        config.json; architecture, parameters, sha256, versions and what timm needs are
-        added.
+        config.json. The fields parameters, sha256 and versions, and those that timm
+        reads, are added.
 
     Raises:
       ConfigError: if `directory` cannot be written, or holds another network.
@@ -188,8 +188,8 @@ On the {scores["count"]:,} test images{note}, it has an accuracy of \
 {100 * scores["accuracy"]:.2f} %, a top-5 accuracy of \
 {100 * scores["accuracy_top5"]:.2f} % and a mean cross-entropy of {scores["loss"]:.4f}.
 
-It takes {color} images. The shorter side of an image is resized to {shown["size"]} \
-pixels ({shown["interpolation"]} interpolation), and a square of \
+The network takes {color} images. The shorter side of an image is resized to \
+{shown["size"]} pixels ({shown["interpolation"]} interpolation), and a square of \
 {shown["image_size"]}x{shown["image_size"]} pixels is cropped from the center. Pixel \
 values are scaled to [0, 1]; then the mean {shown["mean"]} is subtracted, and the \
 result is divided by the standard deviation {shown["std"]}.

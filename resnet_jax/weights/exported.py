@@ -11,7 +11,7 @@ from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.fields import from_json
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-_SIDES = range(1, 4097)  # of images, in pixels
+_SIDES = range(1, 4097)  # possible sides of images, in pixels
 
 
 def is_exported(path: str | Path) -> bool:

@@ -30,7 +30,7 @@ class _Silent(tqdm):  # type: ignore[misc]
     """A disabled progress bar, for files that are already in the cache."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        options.pop("name", None)  # only huggingface_hub's bars take it
+        options.pop("name", None)  # an option of huggingface_hub's own bars
         super().__init__(*args, **{**options, "disable": True})
 
 
@@ -90,10 +90,10 @@ def fetch(source: str) -> Path:
 def choose(names: Iterable[str], where: str) -> tuple[str, ...]:
     """Returns the names of the files in a repository that contain its weights.
 
-    The first choice is model.safetensors, or its shards and their index; the second,
-    the only other .safetensors file. If there is neither, the same rules apply to
-    pytorch_model.bin and to files that end in .bin, .pth or .pt. Files in subfolders
-    and optimizer states are ignored.
+    They are model.safetensors or, if it is split, its shards and their index. If there
+    is no such file, they are the only other .safetensors file. If there is none either,
+    the same rules apply to pytorch_model.bin and to files that end in .bin, .pth or
+    .pt. Files in subfolders and optimizer states are ignored.
 
     Args:
       names: the names of all files in the repository.
@@ -196,7 +196,7 @@ def _parse(hub: ModuleType, source: str) -> tuple[str, str]:
 
 
 def _cached(hub: ModuleType, repo: str, revision: str) -> Path | None:
-    """Returns the cached folder of a revision, or None if weights are missing."""
+    """Returns the cached folder of a revision, or None if it lacks the weights."""
     try:
         # The pattern matches nothing, so the library requires no file.
         found = hub.snapshot_download(
@@ -209,7 +209,7 @@ def _cached(hub: ModuleType, repo: str, revision: str) -> Path | None:
 
 
 def _checked(folder: Path, name: str) -> Path:
-    """Returns `folder`, after checking that it has all weights of `name`.
+    """Returns `folder`, after checking that the weights in it are complete.
 
     Args:
       folder: the cached copy of the repository.
@@ -272,7 +272,7 @@ def _reason(hub: ModuleType, name: str, error: BaseException) -> str:
 
 
 def _is_of_disk(error: OSError, cache: str) -> bool:
-    """Returns whether creating the folder `cache`, or writing to it, failed."""
+    """Returns whether `error` means that the folder `cache` cannot be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):  # these errors name no file
         return True
     path = str(error.filename or "")

@@ -74,9 +74,9 @@ def locate(source: str, model: str | None = None) -> Path:
 
 
 def describe(source: str, path: Path, model: str | None = None) -> Network | None:
-    """Returns what is known about weights, or None if nothing says more about them.
+    """Returns the description of weights, or None if they come without one.
 
-    For example, a file without a config.json next to it says nothing more.
+    For example, a weights file without a config.json next to it has no description.
 
     Args:
       source: see locate.
@@ -250,7 +250,7 @@ def _published_file(source: str, model: str) -> Path:
 
 
 def weights_folders() -> list[Path]:
-    """Returns the cache folders for published weights: ours and torch.hub's."""
+    """Returns the caches of published weights: this package's and torch.hub's."""
     found = []
     with contextlib.suppress(FileNotFoundError):  # no home folder
         found.append(files.cache_dir())

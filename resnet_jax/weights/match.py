@@ -199,7 +199,7 @@ def _counts(name: str, value: Any) -> bool:
 
 
 def _nearest(rest: dict[str, str], prefix: str) -> dict[str, str]:
-    """Returns the names in `rest` that share as much of `prefix` as any name does."""
+    """Returns the names in `rest` that share the longest part of `prefix`."""
     parts = prefix.split(".")[:-1]
     for count in range(len(parts), 0, -1):
         around = ".".join(parts[:count]) + "."

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 
 Table = Callable[[str], str]
 
-# Names that wrappers of modules add: DataParallel, DistributedDataParallel and
-# AveragedModel (module), torch.compile, FullyShardedDataParallel, and activation
-# checkpointing.
+# Names that wrappers of modules add. In order, they come from DataParallel,
+# DistributedDataParallel and AveragedModel; from torch.compile; from
+# FullyShardedDataParallel; and from activation checkpointing.
 _WRAPPERS = (
     *("module", "_orig_mod"),
     *("_fsdp_wrapped_module", "_checkpoint_wrapped_module"),
@@ -80,7 +80,7 @@ def _wide_resnet(name: str) -> str:
 
 
 def _sequential(first_stage: int) -> Table:
-    """Returns the table of nn.Sequential(*children), for the first stage's index."""
+    """Returns the table of nn.Sequential(*children), given its first stage's index."""
 
     def rename(name: str) -> str:
         name = re.sub(r"^conv1\.", "0.", name)

@@ -71,8 +71,8 @@ def read_legacy(path: Path) -> Any:
     def plain(file: mmap.mmap) -> Any:
         return unpickle.load(file, allocate)
 
-    # The file is mapped because read() would allocate as much memory as a length in it
-    # specifies, even if that length is damaged.
+    # The file is memory-mapped because read() would allocate as much memory as a
+    # damaged length in it demands.
     with (
         path.open("rb") as opened,
         mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as file,

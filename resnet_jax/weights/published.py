@@ -67,7 +67,8 @@ def check_name(path: Path) -> None:
     if path.name in {*IMAGENET.values(), *IMAGENET_V2.values(), *_CIFAR}:
         files.check_sha256(path, digits[1])
     elif not files.file_digest(path).startswith(digits[1]):
-        log.info("weights: %s: its name has other digits than its sha256", path.name)
+        hint = "weights: %s: the digits in its name differ from its sha256"
+        log.info(hint, path.name)
 
 
 def is_shipped(source: str) -> bool:

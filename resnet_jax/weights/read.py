@@ -155,7 +155,7 @@ def _read_by_content(path: Path, head: bytes, is_inside: bool) -> Any:
     ):
         raise DataError(
             f"{path} is ONNX, a program without PyTorch's names: save the state_dict "
-            "of the model that it was made from"
+            "of the model that it was exported from"
         )
     if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
         raise DataError(
@@ -177,15 +177,15 @@ def _read_zip(path: Path, is_inside: bool = False) -> Any:
         parts = [name.split("/", 1)[-1] for name in names]
         if "constants.pkl" in parts or any(p.startswith("code/") for p in parts):
             raise DataError(
-                f"{path} is TorchScript, a program: save model.state_dict() of the "
-                "model instead (torch.jit.load(FILE).state_dict() has it)"
+                f"{path} is TorchScript, a program: save "
+                "torch.jit.load(FILE).state_dict() instead"
             )
         if "data.pkl" in parts:
             return pth.read_zip(path)
         if "archive_format" in parts or any(p.endswith("model.json") for p in parts):
             raise DataError(
-                f"{path} is a program of torch.export: save its state_dict instead "
-                "(torch.export.load(FILE).state_dict has it)"
+                f"{path} is a program of torch.export: save "
+                "torch.export.load(FILE).state_dict instead"
             )
         if names and all(name.endswith(".npy") for name in names):
             raise DataError(

@@ -95,7 +95,8 @@ def _explain_stem(
         plural = "" if channels == 1 else "s"
         option = f"--in-channels {channels}"
         is_known = channels in (1, 3)
-        hint = f"use {option}" if is_known else f"{option} is not available for images"
+        others = f"{option} is not available for image files"
+        hint = f"use {option}" if is_known else others
         return (
             f"takes images with {channels} channel{plural}, but the network takes "
             f"{model.in_channels}: {hint}"
