@@ -17,7 +17,7 @@ LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def read_zip(path: Path) -> Any:
-    """Reads the object in a torch.save file in zip format, with NumPy arrays.
+    """Reads the object in a torch.save zip file, with tensors as NumPy arrays.
 
     Raises:
       RefusedError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError, KeyError,

@@ -31,7 +31,7 @@ _OTHERS = {
 def explain(
     content: Any, found: Sequence[Match], name: str, model: nn.Module
 ) -> str | None:
-    """Describes the network in a weights file, and the options with which it fits.
+    """Describes the network in a weights file, and the options with which it loads.
 
     Args:
       content: the content of the file.
