@@ -18,7 +18,7 @@ from resnet_jax.layers.norm import BatchNorm, normalized
 
 Norm = Literal["batch", "none"]
 Shortcut = Literal["identity", "pad", "conv", "conv_bn", "none"]
-ModuleDef = Callable[..., Any]  # makes a module, or a callable like one
+ModuleDef = Callable[..., Any]  # returns a module, or a function that acts like one
 
 
 def no_norm(*, name: str, **options: Any) -> Callable[..., jax.Array]:
@@ -29,12 +29,14 @@ def no_norm(*, name: str, **options: Any) -> Callable[..., jax.Array]:
 def _shortcut(
     block: nn.Module, x: jax.Array, features: int, train: bool
 ) -> jax.Array | float:
-    """Returns the shortcut of `block`: x with `features` channels, strided.
+    """Returns the output of the shortcut of `block`, which has `features` channels.
 
-    identity: x itself. pad: He et al.'s option A, every stride-th pixel and zero
-    channels. conv: a 1x1 convolution, always (the tutorial's block). conv_bn: option B
-    as in torchvision, a 1x1 convolution and BatchNorm if the shape changes. none:
-    nothing, which makes a plain network of the same depth.
+    - identity: x itself.
+    - pad: every stride-th pixel, padded with zero channels (He et al.'s option A).
+    - conv: a 1x1 convolution, even if the shape stays the same (the tutorial's block).
+    - conv_bn: a 1x1 convolution and BatchNorm if the shape changes, as in torchvision
+      (option B).
+    - none: 0, which makes a plain network of the same depth.
     """
     if block.shortcut not in get_args(Shortcut):
         raise ConfigError(
@@ -78,16 +80,16 @@ def _drop_path(block: nn.Module, y: jax.Array, train: bool) -> jax.Array:
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with a shortcut: x [B, H, W, C] to [B, H', W', features].
+    """Two 3x3 convolutions and a shortcut, from [B, H, W, C] to [B, H', W', features].
 
-    He et al. 2015, figure 5 left; torchvision.models.resnet.BasicBlock.
+    See He et al. 2015, figure 5 (left), and torchvision.models.resnet.BasicBlock.
 
     Attributes:
       shortcut: see _shortcut.
-      drop_path: probability of dropping the residual of an image in training, which
-        scales up the others (timm's DropPath); it needs the RNG stream "dropout".
-      zero_init_last: initialize the scale of the last BatchNorm to 0, so the block
-        starts as its shortcut (torchvision's zero_init_residual).
+      drop_path: probability of dropping an image's residual in training; the remaining
+        ones are scaled up (timm's DropPath). It needs the RNG stream "dropout".
+      zero_init_last: whether to initialize the scale of the last BatchNorm to 0, so
+        that the block starts as its shortcut (torchvision's zero_init_residual).
     """
 
     features: int
@@ -112,14 +114,14 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions: x [B, H, W, C] to [B, H', W', 4 * features].
+    """1x1, 3x3 and 1x1 convolutions, from [B, H, W, C] to [B, H', W', 4 * features].
 
     The 3x3 convolution has the stride ("V1.5"), as in torchvision's Bottleneck.
 
     Attributes:
       groups: number of groups of the 3x3 convolution (ResNeXt, Xie et al. 2017).
-      base_width: channels per group if `features` is 64 (wide_resnet50_2: 128).
-      stride_in_1x1: give the first convolution the stride, as in He et al. 2015.
+      base_width: channels per group if `features` is 64 (128 in wide_resnet50_2).
+      stride_in_1x1: whether the first convolution has the stride, as in He et al. 2015.
     """
 
     features: int
@@ -154,13 +156,13 @@ class Bottleneck(nn.Module):
 
 
 class PreActBlock(nn.Module):
-    """Two 3x3 convolutions, each after BatchNorm and ReLU; shapes as in BasicBlock.
+    """Two 3x3 convolutions, each preceded by BatchNorm and ReLU.
 
-    He et al. 2016, figure 4 (e). See BasicBlock for drop_path.
+    See He et al. 2016, figure 4 (e), and BasicBlock for the shapes and drop_path.
 
     Attributes:
-      shortcut: "conv", a 1x1 convolution of the first convolution's input if the shape
-        changes, otherwise x itself; "none" omits it.
+      shortcut: "conv" is a 1x1 convolution of the first convolution's input if the
+        shape changes, and x itself otherwise. "none" omits the shortcut.
     """
 
     features: int
@@ -196,17 +198,16 @@ class Network(nn.Module, kw_only=True):
     """Base class of all residual networks.
 
     Attributes:
-      num_classes: number of logits; 0 returns features.
-      in_channels: channels of the images.
+      num_classes: number of logits; if 0, the network returns features.
+      in_channels: number of image channels.
       norm: "batch", or "none" for a network without BatchNorm.
-      dropout: fraction of the features that training sets to 0 before the last layer;
-        it needs the RNG stream "dropout".
+      dropout: dropout rate before the last layer; it needs the RNG stream "dropout".
       weight_init: initialization of the convolutions: "kaiming" (normal, fan out, as in
         torchvision's ResNet) or "torch" (nn.Conv2d's default).
-      drop_path: rate in the last block, rising linearly from 0; see BasicBlock.
+      drop_path: rate in the last block; the rates rise linearly from 0. See BasicBlock.
       zero_init_last: see BasicBlock.
-      remat: keep only each block's input for the backward pass, and recompute the rest:
-        the same gradients with less memory and a third more arithmetic.
+      remat: whether the backward pass recomputes everything but each block's input.
+        Gradients stay the same; memory decreases, and arithmetic increases by a third.
     """
 
     num_classes: int
@@ -234,19 +235,19 @@ class Network(nn.Module, kw_only=True):
         variables: dict[str, Any],
         inputs: Callable[[int], Iterable[np.ndarray]],
     ) -> dict[str, Any]:
-        """Fits variables to the images before training; only resnet9 has such ones.
+        """Fits variables to images before training; only resnet9 has such variables.
 
         Args:
-          inputs: returns a given number of preprocessed images.
+          inputs: a function that yields a given number of preprocessed images in parts.
         """
         return variables
 
     def make_layers(self, x: jax.Array, use_bias: bool) -> tuple[ModuleDef, ModuleDef]:
-        """Returns (conv, norm); without BatchNorm, convolutions have biases."""
+        """Returns (conv, norm). Without BatchNorm, convolutions always have biases."""
         check_images(x, self.in_channels, "the network")
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ConfigError(
-                f"the network expects normalized images, got {x.dtype} as loaded: pass "
+                f"the network expects normalized images, not {x.dtype} as loaded: pass "
                 "them to preprocessing(images) or to data.make_preprocess's function"
             )
         if self.norm not in get_args(Norm):
@@ -259,18 +260,18 @@ class Network(nn.Module, kw_only=True):
 
 
 def check_halved_thrice(name: str, x: jax.Array) -> None:
-    """Raises ConfigError if images x are too small for the network `name`."""
+    """Raises ConfigError if the images x are too small for the network `name`."""
     if min(x.shape[1:3]) < 8:
         raise ConfigError(
             f"{name} halves images three times: {x.shape[1]}x{x.shape[2]} is too "
-            "small (at least 8x8)"
+            "small; use 8x8 or larger"
         )
 
 
 def apply_block(block: nn.Module, x: jax.Array, train: bool, remat: bool) -> jax.Array:
-    """Returns block(x); with `remat`, the backward pass recomputes all but x.
+    """Returns block(x). With `remat`, the backward pass recomputes all but x.
 
-    Otherwise, on GPUs in bfloat16, only one feature map per convolution is kept.
+    Without it, bfloat16 training on GPUs keeps only one feature map per convolution.
     """
 
     def apply(block: Any, x: jax.Array) -> Any:
@@ -292,7 +293,7 @@ def dropout(x: jax.Array, rate: float, train: bool) -> jax.Array:
 def classify(
     x: jax.Array, num_classes: int, name: str, types: dict[str, Any], scale: float = 1.0
 ) -> jax.Array:
-    """Applies the last layer, `name`, and scales its output, if there are classes."""
+    """Applies the last layer and scales its output, unless `num_classes` is 0."""
     if num_classes:
         x = Linear(num_classes, name=name, **types)(x)
         x = x if scale == 1.0 else scale * x

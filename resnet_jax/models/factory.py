@@ -16,8 +16,7 @@ from resnet_jax.models.hresnet import HResNet
 from resnet_jax.models.resnet import ResNet, Stem
 from resnet_jax.models.resnet9 import ResNet9
 
-# torchvision's depths; the networks of He et al. section 4.2 have three stages of n
-# basic blocks and depth 6n + 2.
+# torchvision's networks: the type of their blocks, and the number in each stage.
 _IMAGENET = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
     "resnet34": (BasicBlock, (3, 4, 6, 3)),
@@ -25,7 +24,7 @@ _IMAGENET = {
     "resnet101": (Bottleneck, (3, 4, 23, 3)),
     "resnet152": (Bottleneck, (3, 8, 36, 3)),
 }
-# Also in torchvision: Zagoruyko and Komodakis 2016, Xie et al. 2017.
+# Also in torchvision; see Zagoruyko and Komodakis 2016 and Xie et al. 2017.
 _WIDE: dict[str, tuple[str, dict[str, Any]]] = {
     "wide_resnet50_2": ("resnet50", {"width_per_group": 128}),
     "wide_resnet101_2": ("resnet101", {"width_per_group": 128}),
@@ -33,9 +32,11 @@ _WIDE: dict[str, tuple[str, dict[str, Any]]] = {
     "resnext101_32x8d": ("resnet101", {"groups": 32, "width_per_group": 8}),
     "resnext101_64x4d": ("resnet101", {"groups": 64, "width_per_group": 4}),
 }
+# The networks of He et al. 2015, section 4.2, have three stages of n basic blocks each,
+# and a depth of 6n + 2.
 _CIFAR = {f"resnet{6 * n + 2}": n for n in (1, 3, 5, 7, 9, 18)}
 
-# For 32x32 images, as in their papers.
+# Networks for 32x32 images, with the sizes in their papers.
 _PREACT: dict[str, dict[str, Any]] = {
     "preact_resnet18": {"stage_sizes": (2, 2, 2, 2), "widths": (64, 128, 256, 512)},
     "wrn28_10": {
@@ -74,7 +75,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-# Hints for options of timm and torchvision.
+# Hints on options that have other names in timm and torchvision.
 _ELSEWHERE = {
     "in_chans": ": use in_channels",
     "pretrained": ": load_pretrained(name) returns a network with its weights",
@@ -98,17 +99,17 @@ def create(cfg: ModelConfig, num_classes: int, in_channels: int = 3) -> nn.Modul
 
 
 def create_model(name: str, *, num_classes: int, **options: Any) -> nn.Module:
-    """Returns the model `name`, for model.apply(variables, images, train=...).
+    """Returns the model `name`, to call as model.apply(variables, images, train=...).
 
     Args:
       name: one of list_models().
-      num_classes: number of logits; 0 returns features.
-      options: fields of ModelConfig, or of the model's class (ResNet, ResNet9 or
-        HResNet). None, or the default of ModelConfig, means the model's own default.
-        `skip=False` means shortcut="none", and `init` sets the class's weight_init.
+      num_classes: number of logits; if 0, the model returns features.
+      options: fields of ModelConfig or of the model's class (ResNet, ResNet9 or
+        HResNet). None and the default value in ModelConfig select the model's own
+        default. `skip=False` means shortcut="none", and `init` sets weight_init.
 
     Raises:
-      ConfigError: the name or an option is unknown, or options conflict.
+      ConfigError: if the name or an option is unknown, or if options conflict.
     """
     if name not in MODELS:
         close = difflib.get_close_matches(name, MODELS, n=1)

@@ -1,4 +1,4 @@
-"""Folds BatchNorm in inference mode into the convolution before it."""
+"""Folds BatchNorm in inference mode into the preceding convolution."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,11 +22,11 @@ _NORMS = {
 
 
 def fold(model: nn.Module, variables: Any) -> tuple[nn.Module, Any]:
-    """Returns (network without BatchNorm, variables) with the same inference outputs.
+    """Returns `model` without BatchNorm, and its variables.
 
-    They are equal up to rounding. Model and variables are returned unchanged if a
-    BatchNorm does not follow a convolution, or if the arithmetic is less precise
-    than float32.
+    In inference mode, its outputs are equal to those of `model` up to rounding. If a
+    BatchNorm does not follow a convolution, or if the arithmetic is less precise than
+    float32, the model and the variables are returned unchanged.
     """
     if not _can_fold(model):
         return model, variables
@@ -35,7 +35,7 @@ def fold(model: nn.Module, variables: Any) -> tuple[nn.Module, Any]:
 
 
 def _can_fold(model: nn.Module) -> bool:
-    """Returns whether each BatchNorm of `model` follows its convolution in _NORMS."""
+    """Returns whether every BatchNorm of `model` can be folded (see fold)."""
     if not isinstance(model, Network) or model.norm != "batch":
         return False
     if jnp.dtype(model.dtype).itemsize < 4:
@@ -46,7 +46,7 @@ def _can_fold(model: nn.Module) -> bool:
 
 
 def _folded(params: Mapping[str, Any], stats: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `params` of a module and its children with BatchNorm folded in."""
+    """Returns a module's `params` with its BatchNorms folded into convolutions."""
     found: dict[str, Any] = {}
     for name, layer in params.items():
         if name in _NORMS.values():

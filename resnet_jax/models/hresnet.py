@@ -17,14 +17,17 @@ from resnet_jax.models.blocks import (
 
 
 class HResNet(Network):
-    """The tutorial's network: three blocks with average pooling, three linear layers.
+    """The tutorial's network.
 
-    Maps images [B, 32, 32, 3] to logits [B, num_classes] in at least float32, or, with
-    `num_classes=0`, to the features [B, 512] before the last layer. Convolutions have
-    biases, each shortcut is a 1x1 convolution without BatchNorm, the features are
-    flattened in PyTorch's order C, H, W, and every layer has PyTorch's default
-    initialization. shortcut, norm, dropout (after fc1 and fc2), weight_init, drop_path,
-    zero_init_last and remat are as in ResNet.
+    It consists of three blocks with average pooling and three linear layers, and maps
+    images [B, 32, 32, 3] to logits [B, num_classes] or, if `num_classes` is 0, to the
+    features [B, 512] before the last layer. The outputs are float32 or more precise.
+    Convolutions have biases, and the features are flattened in PyTorch's order: C, H,
+    W. By default, each shortcut is a 1x1 convolution without BatchNorm, and every layer
+    has PyTorch's default initialization.
+
+    The attributes shortcut, norm, dropout (which is applied after fc1 and fc2),
+    weight_init, drop_path, zero_init_last and remat are as in ResNet.
     """
 
     shortcut: Shortcut = "conv"

@@ -1,4 +1,4 @@
-"""Residual networks of He et al., of any block, depth and width."""
+"""Residual networks of He et al. with any type of block, depth and width."""
 
 from typing import Any, Literal
 
@@ -21,26 +21,26 @@ Stem = Literal["imagenet", "cifar"]
 
 
 class ResNet(Network):
-    """A residual network of any block, depth and width.
+    """A residual network with any type of block, depth and width.
 
-    Maps images [B, H, W, C] to logits [B, num_classes] in at least float32, or, with
-    `num_classes=0`, to the pooled features [B, widths[-1] * block.expansion]. The stem
-    and each stage sow their output into "intermediates" as stem, layer1, ...
+    It maps images [B, H, W, C] to logits [B, num_classes] or, if `num_classes` is 0, to
+    the pooled features [B, widths[-1] * block.expansion]. The outputs are float32 or
+    more precise. The stem and each stage sow their output into "intermediates", under
+    the names stem, layer1, layer2 and so on.
 
     Attributes:
-      block: BasicBlock, Bottleneck, or a module with their attributes.
+      block: BasicBlock, Bottleneck, or another module with their attributes.
       stage_sizes: number of blocks per stage; every stage after the first halves the
         height and width.
-      widths: `features` of the blocks, per stage.
-      stem: "imagenet", a 7x7 convolution of stride 2 and 3x3 max pooling of stride 2;
-        or "cifar", a 3x3 convolution for small images.
-      stem_width: channels of the stem; widths[0] by default.
-      shortcut: identity | pad | conv | conv_bn, see BasicBlock; "none" makes the plain
-        network of the same depth.
+      widths: `features` of the blocks in each stage.
+      stem_width: number of channels of the stem; widths[0] by default.
+      stem: "imagenet" is a 7x7 convolution with stride 2, followed by 3x3 max pooling
+        with stride 2. "cifar" is a 3x3 convolution for small images.
+      shortcut: "identity", "pad", "conv", "conv_bn" or "none"; see blocks._shortcut.
       groups: see Bottleneck, the only block that takes it.
       width_per_group: base_width of Bottleneck, the only block that takes it.
       stride_in_1x1: see Bottleneck, the only block that takes it.
-      use_bias: whether convolutions have biases; without BatchNorm they always do.
+      use_bias: whether convolutions have biases. Without BatchNorm, they always do.
     """
 
     block: Any
@@ -113,7 +113,7 @@ class ResNet(Network):
 
 
 class Head(nn.Module):
-    """The last layer of a network: features [B, F] to logits [B, num_classes].
+    """The last layer of a network, from features [B, F] to logits [B, num_classes].
 
     Apply it to the variables of the network, from which it reads only `layer`.
     """

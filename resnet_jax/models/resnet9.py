@@ -1,4 +1,4 @@
-"""ResNet-9 of the DAWNBench family, a small network that trains fast."""
+"""ResNet-9 of the DAWNBench family, a small network that trains quickly."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -21,25 +21,26 @@ from resnet_jax.models.blocks import (
 
 
 class ResNet9(Network):
-    """Eight convolutions and a linear layer (Page 2018): images [B, H, W, 3] to logits.
+    """A network of eight convolutions and a linear layer (Page 2018).
 
-    It has a convolution to `width` channels; three stages that double them, each a
-    convolution, 2x2 max pooling, BatchNorm and ReLU, the first and the last followed by
-    a residual block; global max pooling; and a linear layer, scaled by 1/8. With
-    `num_classes=0`, it returns features [B, 8 * width]. Other attributes are as in
-    ResNet.
+    It maps images [B, H, W, 3] to logits [B, num_classes] or, if `num_classes` is 0, to
+    features [B, 8 * width]. The first convolution has `width` output channels, and each
+    of three stages doubles the number of channels. A stage consists of a convolution,
+    2x2 max pooling, BatchNorm and ReLU; in the first and the last stage, a residual
+    block follows. The network ends in global max pooling and a linear layer, whose
+    output is multiplied by 1/8. Other attributes are as in ResNet.
 
     Attributes:
-      width: channels of the first convolution.
-      whiten: make the first convolution 1x1, after a fixed 3x3 one that whitens the
-        images (see whitening.py).
+      width: number of output channels of the first convolution.
+      whiten: whether to make the first convolution 1x1 and to precede it with a fixed
+        3x3 convolution that whitens the images (see whitening.py).
     """
 
     width: int = 64
     whiten: bool = False
     shortcut: Shortcut = "identity"
 
-    logit_scale = 0.125  # from Page 2018; keeps the first losses small
+    logit_scale = 0.125  # as in Page 2018; keeps the initial losses small
 
     @nn.nowrap
     def fit_to_images(

@@ -1,4 +1,4 @@
-"""A model's layers and blocks: shapes, parameters, multiply-adds."""
+"""Lists the shapes, parameters and multiply-adds of a model's layers and blocks."""
 
 import math
 from typing import Any, NamedTuple
@@ -14,22 +14,22 @@ from resnet_jax.models.blocks import BasicBlock, Bottleneck, PreActBlock
 
 
 class Layer(NamedTuple):
-    """A convolution, linear, BatchNorm or whitening layer, for one image."""
+    """A convolution, linear, BatchNorm or whitening layer, applied to one image."""
 
     name: str  # PyTorch's name
     kind: str  # Conv, Linear, BatchNorm or Whitening
-    size: str  # "3x3 /2" for a convolution, else ""
+    size: str  # such as "3x3 /2" for a convolution; "" for other layers
     output: tuple[int, ...]  # (H, W, C) or (C,)
     num_params: int
     num_macs: int  # multiply-adds, as torchvision and the papers count them
 
 
 class Block(NamedTuple):
-    """A residual block, for one image."""
+    """A residual block, applied to one image."""
 
     name: str
     kind: str  # BasicBlock, Bottleneck or PreActBlock
-    shortcut: str  # the actual one: identity | pad | conv | conv_bn | none
+    shortcut: str  # the actual one: identity, pad, conv, conv_bn or none
     input: tuple[int, ...]  # (H, W, C)
     output: tuple[int, ...]
 
@@ -44,7 +44,7 @@ class Structure(NamedTuple):
 def structure(model: nn.Module, image_shape: tuple[int, int, int]) -> Structure:
     """Returns the layers and blocks of `model` for an image of image_shape (H, W, C).
 
-    Only shapes are computed.
+    This computes only shapes and does not run the model.
     """
     found = Structure([], [])
 
@@ -94,7 +94,7 @@ def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> str:
     """Returns a table of the layers of `model` for an image of image_shape (H, W, C).
 
     Multiply-adds are counted for convolutions and linear layers, as in torchvision and
-    the papers. Only shapes are computed.
+    the papers. This computes only shapes and does not run the model.
     """
     layers = structure(model, image_shape).layers
     header = ("layer", "type", "output", "parameters", "multiply-adds")
@@ -124,5 +124,5 @@ def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> str:
 
 
 def shape(sizes: tuple[int, ...]) -> str:
-    """Formats `sizes` like 32x32x3."""
+    """Formats `sizes` in the style of 32x32x3."""
     return "x".join(map(str, sizes))

@@ -14,21 +14,24 @@ LEAVES = {
 
 
 def torch_name(path: Sequence[Any]) -> str:
-    """Returns the state_dict key of a leaf, from its jax.tree_util path."""
+    """Returns the state_dict key of the leaf at a jax.tree_util path."""
     *modules, leaf = (key.key for key in path)
     return ".".join([*modules, LEAVES.get(leaf, leaf)])
 
 
 def map_names(fn: Callable[[str], Any], tree: Mapping[str, Any]) -> Any:
-    """Returns a tree like `tree`, with fn(PyTorch's name) at each leaf."""
+    """Returns a tree with the structure of `tree` in which each leaf is fn(name).
+
+    The argument name is the leaf's name in PyTorch.
+    """
     return jax.tree_util.tree_map_with_path(lambda path, _: fn(torch_name(path)), tree)
 
 
 def list_names(tree: Mapping[str, Any]) -> list[str]:
-    """Returns PyTorch's names of all leaves in a collection."""
+    """Returns the PyTorch names of all leaves in `tree`."""
     return [torch_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def is_in(name: str, modules: Sequence[str]) -> bool:
-    """Returns whether `name` is one of `modules` or inside one."""
+    """Returns whether `name` is one of `modules` or belongs to one of them."""
     return any(name == module or name.startswith(f"{module}.") for module in modules)

@@ -12,16 +12,16 @@ from resnet_jax.devices import processes
 from resnet_jax.layers.conv import Conv, convolve
 from resnet_jax.layers.linear import storage_dtype
 
-LAYER = "whiten"  # its name in a network
+LAYER = "whiten"  # name of the layer in a network
 _IMAGES = 5000
 _EPSILON = 5e-4  # added to each variance, in case it is 0 (Jordan 2024)
 
 
 class Whitening(Conv):
-    """A fixed convolution, padded: x [B, H, W, C] to [B, H, W, kernel_size**2 * C].
+    """A fixed, padded convolution from [B, H, W, C] to [B, H, W, kernel_size**2 * C].
 
     Its kernel is in `batch_stats` because it is fitted to the data (see fit) and not
-    trained. Initially the layer copies the patches.
+    trained. Initially, the layer copies the patches.
     """
 
     @nn.compact
@@ -38,9 +38,10 @@ class Whitening(Conv):
 
 
 def first_convolution(net: Any, conv: Callable[..., Any], x: jax.Array) -> jax.Array:
-    """Applies the first convolution of a ResNet9: x [B, H, W, C] to [B, H, W, width].
+    """Applies a ResNet9's first convolution, from [B, H, W, C] to [B, H, W, width].
 
-    It is 3x3, or 1x1 after a Whitening layer if `net.whiten`.
+    If `net.whiten` is True, this is a 1x1 convolution after a Whitening layer;
+    otherwise, it is a 3x3 convolution.
     """
     if not net.whiten:
         y: jax.Array = conv(net.width, 3, padding=1, name="conv1")(x)
@@ -56,18 +57,19 @@ def fit(
 ) -> dict[str, Any]:
     """Returns `variables` with the layer "whiten", if any, fitted to the images.
 
-    The fit always uses the same 5,000 images. Over all patches inside these images, the
-    layer's outputs are then uncorrelated, with mean squares of at most 1.
+    The fit always uses the same 5,000 images. After it, the layer's outputs are
+    uncorrelated over all patches inside these images, with mean squares of at most 1.
 
     Args:
-      inputs: returns a given number of preprocessed images.
+      variables: the model's variables.
+      inputs: a function that yields a given number of preprocessed images in parts.
     """
     statistics = dict(variables["batch_stats"])
     if LAYER not in statistics:
         return variables
     shape = statistics[LAYER]["kernel"].shape
     kernel = whitening_kernel(inputs(_IMAGES), shape[0]).astype(np.float32)
-    # The first process computes it, because rounding may differ between processes.
+    # All processes use the first one's kernel, because rounding may differ among them.
     statistics[LAYER] = {"kernel": processes.from_first(kernel)}
     return {**variables, "batch_stats": statistics}
 
@@ -77,10 +79,11 @@ def whitening_kernel(parts: Iterable[np.ndarray], size: int) -> np.ndarray:
 
     Args:
       parts: chunks of the images, each [N, H, W, C].
+      size: height and width of the patches.
 
     Returns:
-      A convolution kernel [size, size, C, size * size * C], in order of decreasing
-      variance.
+      A convolution kernel [size, size, C, size * size * C], whose outputs are in order
+      of decreasing variance.
     """
     total, count = 0.0, 0
     for x in parts:

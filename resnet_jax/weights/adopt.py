@@ -21,18 +21,21 @@ log = logging.getLogger(__name__)
 
 
 def read_state_dict(path: str | Path, key: str | None = None) -> convert.StateDict:
-    """Reads the arrays of a weights file or folder, by PyTorch's names.
+    """Reads the arrays of a weights file or folder, keyed by their PyTorch names.
 
-    They come from its largest dictionary, without the prefixes of wrappers (module.,
-    _orig_mod.). Classes in a pickle other than tensors are neither imported nor called.
+    The arrays come from the largest dictionary in the file. The prefixes of wrappers
+    (module., _orig_mod.) are removed from their names. Classes in a pickle other than
+    tensors are neither imported nor called.
 
     Args:
-      path: see read.read.
-      key: the dictionary's dotted key, such as model_ema, if the file has several.
+      path: the file or folder; see read.read.
+      key: the dotted key of the dictionary to read, such as model_ema. It is required
+        if several dictionaries in the file fit the same network.
 
     Raises:
-      ConfigError: the file has no such key.
-      DataError: the file has no weights, or several sets of them.
+      ConfigError: if the file has no weights under `key`.
+      DataError: if the file has no weights, or if it has several sets of weights and
+        `key` is None.
     """
     content = read(path)
     found = match.dictionaries(content.value)
@@ -50,7 +53,8 @@ def read_state_dict(path: str | Path, key: str | None = None) -> convert.StateDi
         alike = [name for name in found if _are_alike(found[name], found[chosen])]
         if len(alike) > 1:
             raise DataError(
-                f"{content.path} has weights under {_list(alike)}: choose one with key"
+                f"{content.path} has weights under {_list(alike)}: pass one of them as "
+                "key"
             )
     arrays = {n: v for n, v in found[chosen].items() if isinstance(v, np.ndarray)}
     names = without_wrappers(arrays)
@@ -71,17 +75,24 @@ def adopt(
     key: str | None = None,
     new_head: bool | None = False,
 ) -> tuple[dict[str, Any], Match]:
-    """Returns `variables` of `model` with a file's weights, and logs what was done.
+    """Fills the variables of `model` with a file's weights, and logs which are used.
 
     Args:
+      content: the content of the file.
+      variables: the model's initial variables.
+      model: the network.
       name: the model's name.
-      key: chooses among several weights; see Match.label.
-      new_head: whether the last layer keeps the values in `variables`; None means only
-        if the file has no layer of its shape.
+      key: selects one of several sets of weights; see Match.label.
+      new_head: whether the last layer keeps its values in `variables`. If None, it
+        keeps them only if the file has no layer of its shape.
+
+    Returns:
+      The filled variables, and the match in the file that they come from.
 
     Raises:
-      ConfigError: the file has no weights under `key`.
-      DataError: the file has none for this network, or several and `key` is None.
+      ConfigError: if the file has no weights under `key`.
+      DataError: if the file has no usable weights for this network, or if it has
+        several sets of weights and `key` is None.
     """
     path, shapes = content.path, convert.shapes_of(variables)
     head = model.head if f"{model.head}.weight" in shapes else None
@@ -95,11 +106,12 @@ def adopt(
         numbers = _normalization_in(one, model.in_channels)
         if numbers is not None and title == sound.key:
             raise DataError(
-                f"{path} normalizes images itself, with {numbers}: save the state_dict "
-                "of the network inside, and pass these numbers to --normalize"
+                f"{path} normalizes images itself, with {numbers}: save only the "
+                "state_dict of the network inside it, and pass these numbers to "
+                "--normalize"
             )
         if numbers is not None:
-            hint = "weights: %s has a normalization: use --normalize %s"
+            hint = "weights: %s specifies a normalization: use --normalize %s"
             log.info(hint, path, numbers)
     values = convert.with_names_of(sound, inside[sound.key], None)
     own = (f"{head}.weight", f"{head}.bias")
@@ -119,7 +131,7 @@ def adopt(
         adopted = convert.fill(variables, values, skip)
     except DataError as error:
         raise DataError(f"{path} cannot be used: {error}") from None
-    # Exported folders contain exactly this package's names.
+    # The weights of exported folders always have this package's names.
     is_own = is_exported(path.parent) and not skip
     level = logging.DEBUG if is_own else logging.INFO
     log.log(level, "weights: %s", _say(path, sound, head, skip))
@@ -127,7 +139,10 @@ def adopt(
 
 
 def _normalization_in(dictionary: Mapping[str, Any], channels: int) -> str | None:
-    """Returns the mean and standard deviation of images in a dictionary, or None."""
+    """Returns the mean and standard deviation that a dictionary stores for images.
+
+    They are in the format of --normalize. Returns None if either is missing.
+    """
     found: dict[str, str] = {}
     for name, value in dictionary.items():
         leaf = re.search(r"(^|[._])(?<!running_)(mean|std)$", name)
@@ -181,7 +196,7 @@ def _say(path: Path, found: Match, head: str | None, skip: Sequence[str]) -> str
 def _describe_head(
     found: Match, theirs: list[Any] | None, shape: tuple[int, ...]
 ) -> str:
-    remedy = "draw a new last layer with train.py --pretrained FILE"
+    remedy = "train a new last layer with train.py --pretrained FILE"
     if theirs is not None:
         return (
             f"has {len(theirs[0])} classes, but the data has {shape[0]}: choose "
@@ -196,7 +211,7 @@ def _describe_head(
 
 
 def _describe_empty(value: Any) -> str:
-    """Describes a file without weights."""
+    """Describes a file without weights, for an error message."""
     modules = _modules(value)
     if modules:
         return (
@@ -211,7 +226,7 @@ def _describe_empty(value: Any) -> str:
 
 
 def _modules(value: Any) -> list[StandIn]:
-    """Returns the torch.nn.Modules in `value` or one level inside it."""
+    """Lists the stand-ins for torch.nn.Modules among `value` and its direct items."""
     inside = dict.values(value) if isinstance(value, dict) else ()
     return [
         one
@@ -230,7 +245,7 @@ def _count(dictionary: Mapping[str, Any]) -> int:
 
 
 def _are_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Returns whether both fit the same network, by names and shapes."""
+    """Returns whether both have equal names and shapes, disregarding wrappers."""
     mine, yours = without_wrappers(one), without_wrappers(other)
     return mine.keys() == yours.keys() and all(
         match.shape_of(one[mine[name]]) == match.shape_of(other[yours[name]])

@@ -1,4 +1,4 @@
-"""The initial weights of a run: random, pretrained, or fitted to its images."""
+"""Initial weights of a run: random, pretrained, or fitted to the training images."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +13,7 @@ from resnet_jax.training import seeds
 from resnet_jax.training.state import TrainState
 from resnet_jax.weights import pretrained
 
-_AT_A_TIME = 100  # images; their patches take nine times the memory
+_AT_A_TIME = 100  # images per chunk; their patches take nine times as much memory
 
 
 def load_into(
@@ -26,14 +26,15 @@ def load_into(
 ) -> TrainState:
     """Returns the initial `state`, with pretrained weights if `cfg` names any.
 
-    With several seeds, each has its own head. Without pretrained weights, a model that
-    supports it is fitted to the training images.
+    If there are several seeds, each keeps its own last layer. If there are no
+    pretrained weights, models that support it are fitted to the training images.
 
     Args:
       name: the model's name.
 
     Raises:
-      ConfigError, DataError: see pretrained.begin_from.
+      ConfigError, DataError: if the weights cannot be used (see
+        pretrained.begin_from).
     """
 
     def inputs(count: int) -> Iterator[np.ndarray]:

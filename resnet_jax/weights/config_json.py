@@ -1,4 +1,4 @@
-"""Reads config.json and similar files of timm and transformers."""
+"""Reads config.json and similar files that timm and transformers write."""
 
 import math
 import os
@@ -14,7 +14,7 @@ from resnet_jax.weights.published import IMAGENET
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 
-# (layer type, depths) of networks in timm, transformers and torchvision.
+# Names of networks in timm and torchvision, by their layer type and depths.
 _FAMILY = {
     ("basic", (2, 2, 2, 2)): "resnet18",
     ("basic", (3, 4, 6, 3)): "resnet34",
@@ -28,14 +28,15 @@ _HARMLESS = {
     *("in_chans", "num_classes", "drop_rate", "drop_path_rate", "drop_block_rate"),
     *("zero_init_last", "img_size"),
 }
-_RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's
-# Image sides in pixels; from the second on, ConvNext's processor does not crop.
+# Pillow's interpolation methods, by number.
+_RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+# The largest image side, and the side from which ConvNext's processor does not crop.
 _MAX_SIDE, _SQUASHED = 4096, 384
 T = TypeVar("T")
 
 
 class Described(NamedTuple):
-    """The description of weights in a folder's JSON; a field that it lacks is None."""
+    """What a folder's JSON files say about its weights. Missing fields are None."""
 
     architecture: str | None  # one of published.IMAGENET, or None
     num_classes: int | None  # 0 for a network without a head
@@ -43,21 +44,21 @@ class Described(NamedTuple):
     mean: tuple[float, ...] | None  # per channel, of images scaled to [0, 1]
     std: tuple[float, ...] | None
     crop: int | None  # side of the network's square input
-    resize: int | None  # of the shorter side; None for other procedures
+    resize: int | None  # length of the shorter side; None if resized in another way
     interpolation: str | None  # nearest, bilinear, bicubic, lanczos, box or hamming
     class_names: tuple[str, ...] | None
-    stride_in_1x1: bool  # a bottleneck's first convolution has the stride
-    stated: str  # the architecture as the file calls it, for messages
+    stride_in_1x1: bool  # whether a bottleneck's first convolution has the stride
+    stated: str  # what the file calls the architecture, for messages
 
 
 def read_described(directory: str | Path) -> Described:
-    """Returns the description of weights in timm's or transformers' JSON.
+    """Returns the description of weights in timm's or transformers' JSON files.
 
-    timm writes config.json with "architecture". transformers writes it with
-    "model_type", and preprocessor_config.json for the images.
+    timm writes the field "architecture" to config.json. transformers writes the field
+    "model_type" there, and describes the images in preprocessor_config.json.
 
     Raises:
-      DataError: config.json is missing, or a file is not what those libraries write.
+      DataError: if config.json is missing, or a file is not in either library's format.
     """
     path = Path(directory) / CONFIG
     try:
@@ -73,16 +74,15 @@ def read_described(directory: str | Path) -> Described:
         return _with_processor(described, _object(files.read_json(path), "it"))
     except ValueError as error:
         raise DataError(
-            f"{path} is missing, or not what timm and transformers write "
-            f"({_line(error)}): fetch it again, or pass the weights file itself"
+            f"{path} is missing, or is not in the format of timm or transformers "
+            f"({_line(error)}): download it again, or pass the weights file itself"
         ) from None
 
 
 def _of_timm(config: Mapping[str, Any]) -> Described:
     name = _text(config["architecture"], "architecture")
-    # Older files have only one level.
     pretrained = _get(config, "pretrained_cfg", _object)
-    pretrained = config if pretrained is None else pretrained
+    pretrained = config if pretrained is None else pretrained  # older, flat files
     options = _get(config, "model_args", _object) or {}
     pool = options.get("global_pool", config.get("global_pool"))
     changed = [key for key in options if key not in {*_HARMLESS, "global_pool"}]
@@ -119,7 +119,7 @@ def _of_transformers(config: Mapping[str, Any]) -> Described:
     unsaid = Described(None, None, 3, *(None,) * 6, stride_in_1x1=False, stated=stated)
     if kind != "resnet":
         return unsaid
-    # Missing fields have the defaults of ResNetConfig().
+    # Missing fields have the default values of ResNetConfig().
     layer = _get(config, "layer_type", _text) or "bottleneck"
     depths = _get(config, "depths", _sizes) or (3, 4, 6, 3)
     widths = _get(config, "hidden_sizes", _sizes) or _WIDTHS["bottleneck"]
@@ -130,11 +130,11 @@ def _of_transformers(config: Mapping[str, Any]) -> Described:
     is_ours = is_usual and widths == _WIDTHS.get(layer)
     labels = _get(config, "id2label", _object)
     is_head = config.get("architectures") == ["ResNetForImageClassification"]
-    without = 2 if is_head else None  # transformers omits two unnamed classes
+    without = 2 if is_head else None  # transformers omits its default, two classes
     classes = without if labels is None else len(labels)
     names = _names(labels, "id2label") if labels is not None else ()
     if all(name == f"LABEL_{index}" for index, name in enumerate(names)):
-        names = ()  # transformers' placeholders
+        names = ()  # they are only transformers' placeholders
     sizes = f"depths {list(depths)}, hidden sizes {list(widths)}, embedding size {stem}"
     early = ", downsampling in the first stage" * is_early
     return unsaid._replace(
@@ -172,7 +172,7 @@ def _with_processor(described: Described, content: Mapping[str, Any]) -> Describ
 
 
 def _crop(content: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """Returns (side of the crop, shorter side before it), each None if not given."""
+    """Returns (crop side, resized shorter side); None replaces a missing value."""
     size = content.get("size")
     is_named = isinstance(size, Mapping) and "shortest_edge" in size
     is_shorter = is_named or isinstance(size, int)
@@ -197,7 +197,7 @@ def _resized(crop: int | None, crop_pct: float | None) -> int | None:
 
 
 def _one_each(names: Sequence[str] | None, classes: int | None) -> Any:
-    """Returns `names` as a tuple, or None if there are none."""
+    """Returns `names`, one per class, as a tuple, or None if there are none."""
     if names and classes is not None and len(names) != classes:
         raise ValueError(f"it has {len(names)} names for {classes} classes")
     return tuple(names) if names else None
@@ -206,7 +206,7 @@ def _one_each(names: Sequence[str] | None, classes: int | None) -> Any:
 def _per_channel(
     content: Mapping[str, Any], field: str, channels: int, averaged: bool = False
 ) -> tuple[float, ...] | None:
-    """Returns one number per channel; if `averaged`, their mean for one channel."""
+    """Returns one value per channel or, if `averaged`, their mean for gray images."""
     found = content.get(field)
     if found is None:
         return None
@@ -223,7 +223,7 @@ def _per_channel(
 
 
 def _get(content: Mapping[str, Any], field: str, parse: Callable[[Any, str], T]) -> Any:
-    """Returns the field as `parse` reads it, or None if it is missing or null."""
+    """Returns the field, converted by `parse`, or None if it is missing or null."""
     value = content.get(field)
     return None if value is None else parse(value, field)
 
@@ -268,7 +268,7 @@ def _sizes(value: Any, field: str) -> tuple[int, ...]:
 
 
 def _input_size(value: Any, field: str) -> tuple[int, int | None]:
-    """Parses timm's [channels, height, width]; the side is None unless it is square."""
+    """Returns (channels, side) from timm's [C, H, W]; the side is None if H != W."""
     if not isinstance(value, list) or len(value) != 3:
         raise _wrong(value, field)
     height, width = (_side(side, field) for side in value[1:])
@@ -276,7 +276,7 @@ def _input_size(value: Any, field: str) -> tuple[int, int | None]:
 
 
 def _square(value: Any, field: str) -> int | None:
-    """Parses a side in one of transformers' formats; None unless it is square."""
+    """Returns the side in one of transformers' formats, or None if not square."""
     if not isinstance(value, dict):
         return _side(value, field)
     if "shortest_edge" in value:
@@ -286,7 +286,7 @@ def _square(value: Any, field: str) -> int | None:
 
 
 def _names(value: Any, field: str) -> tuple[str, ...]:
-    """Parses class names, given as a list or by number; () if some are missing."""
+    """Parses a list or a numbered dictionary of names; returns () if any is missing."""
     if isinstance(value, dict):
         numbers = [str(number) for number in range(len(value))]
         value = [value[number] for number in numbers if number in value]
@@ -296,5 +296,5 @@ def _names(value: Any, field: str) -> tuple[str, ...]:
 
 
 def _line(text: object) -> str:
-    """Returns one printable line for any value in a file."""
+    """Returns any value in a file as one printable line."""
     return "".join(c if c.isprintable() else "?" for c in first_line(text))

@@ -18,17 +18,17 @@ log = logging.getLogger(__name__)
 
 StateDict = dict[str, np.ndarray]
 
-_SHOWN = 5  # names of each kind that an error lists
+_SHOWN = 5  # maximum number of names of each kind in an error message
 
 
 def _by_name(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the leaves of `variables`, in the tree's order, by PyTorch's names."""
+    """Maps PyTorch's names to the leaves of `variables`, in the order of the tree."""
     leaves = jax.tree_util.tree_leaves_with_path(dict(variables))
     return {torch_names.torch_name(path[1:]): leaf for path, leaf in leaves}
 
 
 def _to_flax(array: np.ndarray) -> np.ndarray:
-    """Transposes OIHW to HWIO, or a linear layer's weight."""
+    """Transposes a convolution kernel (OIHW to HWIO) or a linear layer's weight."""
     return array.transpose({4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim))
 
 
@@ -41,20 +41,24 @@ def from_torch(
     variables: Mapping[str, Any],
     skip: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Returns a new tree like `variables` with copies of the values of `state_dict`.
+    """Returns a tree with the structure of `variables` and the values of `state_dict`.
+
+    The values are copied. The layer names of other projects (see names.py), prefixes of
+    wrappers, and other names of the last layer are recognized.
 
     Args:
-      state_dict: maps names to arrays in PyTorch's layouts. Other names of layers (see
-        names.py), other names of the last layer, and prefixes of wrappers are
-        recognized and logged; num_batches_tracked is ignored.
-      variables: the model's {"params", "batch_stats"}, or their shapes
-        (jax.eval_shape) if nothing is skipped; they give names, shapes and dtypes.
-      skip: modules that keep their values in `variables`, such as "fc"; they are
+      state_dict: maps names to arrays in PyTorch's layouts. num_batches_tracked is
+        ignored.
+      variables: the model's "params" and "batch_stats", which determine the names,
+        shapes and dtypes. If `skip` is empty, their shapes (from jax.eval_shape)
+        suffice.
+      skip: modules, such as "fc", that keep their values in `variables`. They are
         ignored in `state_dict`.
 
     Raises:
-      DataError: names of the network are missing or unexpected, or shapes differ; the
-        first five of each are listed. Other arrays are counted in a log line.
+      DataError: if names of the network are missing or unexpected, or if shapes differ.
+        The message lists the first five of each kind. Arrays that do not belong to
+        the network are only counted, in a log line.
     """
     shapes = shapes_of(variables)
     wanted = {n: s for n, s in shapes.items() if not torch_names.is_in(n, skip)}
@@ -69,7 +73,8 @@ def from_torch(
     if len(found) > 1:
         labels = " and ".join(repr(one.label) for one in found)
         raise DataError(
-            f"the state_dict has several such networks, under {labels}: pass one"
+            f"the state_dict holds several networks that fit, under {labels}: pass "
+            "only one of them"
         )
     if len(found) == 1 and not found[0].misshapen:
         renamed = with_names_of(found[0], given, last if head is None else head)
@@ -89,7 +94,7 @@ def from_torch(
 def with_names_of(
     found: Match, dictionary: Mapping[str, Any], head: str | None
 ) -> dict[str, Any]:
-    """Returns `dictionary` with the network's own names for the weights in `found`."""
+    """Returns `dictionary` with the weights in `found` renamed as in the network."""
     names = dict(found.names)
     if head is not None and found.head is not None:
         theirs = match.head_names(found.head)
@@ -108,10 +113,15 @@ def with_names_of(
 def fill(
     variables: Mapping[str, Any], values: Mapping[str, Any], skip: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Returns a tree like `variables` with `values` in PyTorch's names and layouts.
+    """Returns a tree with the structure of `variables` and copies of `values`.
+
+    Args:
+      variables: see from_torch.
+      values: maps PyTorch's names to arrays in PyTorch's layouts.
+      skip: see from_torch.
 
     Raises:
-      DataError: a value is not an array of floating-point numbers.
+      DataError: if a value is not an array of floating-point numbers.
     """
     leaves = []
     for name, leaf in _by_name(variables).items():
@@ -123,7 +133,8 @@ def fill(
             raise DataError(f"{name} is {match.describe(value)}, not a tensor")
         if not jnp.issubdtype(value.dtype, jnp.floating):
             raise DataError(f"{name} is {value.dtype}, not floating-point")
-        # A copy: on CPUs, asarray shares memory, which an optimizer of PyTorch changes.
+        # This must be a copy: on CPUs, asarray would share the memory of the tensor,
+        # which a PyTorch optimizer may change later.
         leaves.append(jnp.array(_to_flax(np.asarray(value)), leaf.dtype))
     tree: dict[str, Any] = jax.tree.unflatten(
         jax.tree.structure(dict(variables)), leaves
@@ -132,12 +143,12 @@ def fill(
 
 
 def shapes_of(variables: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Returns PyTorch's shapes of all leaves, by PyTorch's names."""
+    """Maps the PyTorch names of all leaves to their shapes in PyTorch."""
     return {name: _torch_shape(leaf) for name, leaf in _by_name(variables).items()}
 
 
 def head_of(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """Returns the last linear layer of a network, which computes logits, or None."""
+    """Returns the name of a network's last linear layer, or None if it has none."""
     linear = [name for name, shape in shapes.items() if len(shape) == 2]
     return linear[-1].rpartition(".")[0] if linear else None
 
@@ -145,9 +156,9 @@ def head_of(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
 def to_torch(variables: Mapping[str, Any]) -> StateDict:
     """Returns the state_dict of `variables`, with PyTorch's names and layouts.
 
-    Its values are copies, bitwise equal to the variables; num_batches_tracked, which
-    Flax does not have, is 0. {name: torch.from_numpy(array)} of it fits
-    load_state_dict(strict=True) in torch.
+    Its values are copies that are bitwise equal to the variables. num_batches_tracked,
+    which Flax does not have, is 0. Once torch.from_numpy has been applied to each
+    array, load_state_dict(strict=True) accepts the result.
     """
     state_dict: StateDict = {}
     for name, leaf in _by_name(variables).items():
@@ -165,7 +176,7 @@ def _torch_shape(leaf: Any) -> tuple[int, ...]:
 def list_problems(
     found: Mapping[str, Any], wanted: Mapping[str, tuple[int, ...]]
 ) -> str:
-    """Returns the names that are missing, unexpected or misshapen; "" if all fit."""
+    """Lists the names that are missing, unexpected or misshapen; "" if all fit."""
     kinds = {
         "missing": [name for name in wanted if name not in found],
         "unexpected": [

@@ -23,14 +23,17 @@ _VERSIONS = ("resnet-flax-linen", "jax", "flax", "numpy", "safetensors")
 def write(directory: Path, variables: Mapping[str, Any], info: dict[str, Any]) -> None:
     """Writes model.safetensors, config.json and README.md into `directory`.
 
-    The weights have torchvision's keys and layouts. They are written last.
+    The weights have torchvision's names and layouts. Their file is written last.
 
     Args:
-      info: architecture, dataset, class_names, preprocessing and metrics for
-        config.json; parameters, sha256 and versions are added.
+      directory: the folder to write; it is created if necessary.
+      variables: the variables of the network.
+      info: the fields model, dataset, class_names, preprocessing and metrics of
+        config.json. The fields parameters, sha256 and versions, and those that timm
+        reads, are added.
 
     Raises:
-      ConfigError: `directory` cannot be written.
+      ConfigError: if `directory` cannot be written, or holds another network.
     """
     from safetensors.numpy import save_file
 
@@ -44,9 +47,9 @@ def write(directory: Path, variables: Mapping[str, Any], info: dict[str, Any]) -
 
 
 def check_free(directory: Path, name: str) -> None:
-    """Raises ConfigError if `directory` has a network in a file other than `name`.
+    """Raises ConfigError if `directory` holds a network in a file other than `name`.
 
-    config.json and the card describe only one file.
+    config.json and the model card can describe only one file.
     """
     others = sorted(one.name for one in directory.glob("model.*") if one.name != name)
     if others:
@@ -66,15 +69,19 @@ def write_folder(
     usage: str,
     tag: str,
 ) -> None:
-    """Writes config.json, README.md and, last, the file `name`, with `save`.
+    """Writes config.json, README.md and, last, the file `name`.
 
     Args:
+      directory: see write.
+      name: the name of the file with the network.
+      save: writes that file to the path that it is given.
       info: see write.
-      usage: the card's section on how to use the file.
-      tag: the card's tag for the file's format.
+      variables: see write.
+      usage: the section of the model card on how to use the file.
+      tag: the tag of the model card for the file's format.
 
     Raises:
-      ConfigError: `directory` cannot be written.
+      ConfigError: if `directory` cannot be written, or holds another network.
     """
     check_free(directory, name)
     files.check_writable(directory, "folder", "--export")
@@ -88,12 +95,12 @@ def write_folder(
             "sha256": file_digest(whole),
             "versions": versions(),
         }
-        (directory / name).unlink(missing_ok=True)  # not left with a new config
+        # An old file must not be left with the new config.json.
+        (directory / name).unlink(missing_ok=True)
         files.write_json(directory / CONFIG, info)
         files.write_text(directory / CARD, _card(info, usage, tag))
-        shutil.copymode(
-            directory / CARD, whole
-        )  # safetensors makes files that only their owner can read
+        # safetensors creates files that only their owner can read.
+        shutil.copymode(directory / CARD, whole)
         whole.replace(directory / name)
 
 
@@ -133,12 +140,12 @@ def is_torchvisions(model: Mapping[str, Any]) -> bool:
 
 
 def is_timms(model: Mapping[str, Any]) -> bool:
-    """Returns whether timm has this network under its name, with the same stem."""
+    """Returns whether timm has this network with the same name and stem."""
     return is_torchvisions(model) and model.get("stem") in (None, "imagenet")
 
 
 def versions() -> dict[str, str | None]:
-    """Returns the versions of Python and of packages; None if not installed."""
+    """Returns the versions of Python and of packages; None for missing packages."""
     found = {name: version(name) for name in _VERSIONS}
     return {"python": platform.python_version(), **found}
 
@@ -147,7 +154,7 @@ def version(name: str) -> str | None:
     """Returns the version of the package `name`, or None if it is not installed."""
     try:
         return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:  # running from a checkout
+    except importlib.metadata.PackageNotFoundError:  # for example, in a checkout
         return None
 
 
@@ -174,17 +181,18 @@ model-index:
 
 # {model}, trained on {info["dataset"]}
 
-{info["parameters"]:,} parameters, {len(classes)} classes: \
+The network has {info["parameters"]:,} parameters and {len(classes)} classes: \
 {", ".join(classes[:20])}{", ..." if len(classes) > 20 else ""}.
 
-On the {scores["count"]:,} test images{note}: accuracy \
-{100 * scores["accuracy"]:.2f} %, top 5 {100 * scores["accuracy_top5"]:.2f} %, \
-mean cross-entropy {scores["loss"]:.4f}.
+On the {scores["count"]:,} test images{note}, it has an accuracy of \
+{100 * scores["accuracy"]:.2f} %, a top-5 accuracy of \
+{100 * scores["accuracy_top5"]:.2f} % and a mean cross-entropy of {scores["loss"]:.4f}.
 
-Images: {color}, scaled to [0, 1], {shown["image_size"]}x{shown["image_size"]} \
-(shorter side resized to {shown["size"]}, {shown["interpolation"]}, then \
-center-cropped), minus the mean {shown["mean"]}, divided by the standard deviation \
-{shown["std"]}.
+The network takes {color} images. The shorter side of an image is resized to \
+{shown["size"]} pixels ({shown["interpolation"]} interpolation), and a square of \
+{shown["image_size"]}x{shown["image_size"]} pixels is cropped from the center. Pixel \
+values are scaled to [0, 1]; then the mean {shown["mean"]} is subtracted, and the \
+result is divided by the standard deviation {shown["std"]}.
 
 {usage}
 Written by resnet_jax with {_list_versions(info["versions"])}.
@@ -203,10 +211,11 @@ names = [preprocessing.class_names[label] for label in logits.argmax(-1)]
 """
     stem = _stem_code(architecture)
     timm_code = """
-In timm: `timm.create_model("local-dir:DIRECTORY", pretrained=True)`.
+To load the network in timm, use \
+`timm.create_model("local-dir:DIRECTORY", pretrained=True)`.
 """
     torch_code = f"""
-In PyTorch:
+To load the network in PyTorch, run:
 
 ```python
 import torch, torchvision
@@ -216,7 +225,7 @@ model = torchvision.models.{model}(num_classes={len(classes)})
 {stem}model.load_state_dict(load_file("model.safetensors"))
 ```
 """
-    return f"""`model.safetensors` has torchvision's names and layouts.
+    return f"""The weights in `model.safetensors` have torchvision's names and layouts.
 
 ```python
 {code}```

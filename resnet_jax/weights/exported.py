@@ -1,4 +1,4 @@
-"""Reads config.json of folders that `resnet-jax export` wrote."""
+"""Reads the config.json of folders that `resnet-jax export` wrote."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.fields import from_json
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-_SIDES = range(1, 4097)  # of images, in pixels
+_SIDES = range(1, 4097)  # possible sides of images, in pixels
 
 
 def is_exported(path: str | Path) -> bool:
@@ -28,12 +28,12 @@ def read_info(directory: str | Path) -> dict[str, Any]:
     """Reads the config.json of an exported folder, with its network under "model".
 
     Raises:
-      DataError: it is missing, or `export` did not write it.
+      DataError: if the file is missing, or `export` did not write it.
     """
     path = Path(directory) / CONFIG
     try:
         info = files.read_json(path)
-        if "model" not in info:  # written before timm could read it
+        if "model" not in info:  # a file from before timm could read it
             info["model"] = info["architecture"]
         model, shown = info["model"], info["preprocessing"]
         model_config(model)
@@ -61,11 +61,14 @@ def read_info(directory: str | Path) -> dict[str, Any]:
 
 
 def model_config(model: Mapping[str, Any]) -> ModelConfig:
-    """Returns the network of an exported folder.
+    """Returns the configuration of an exported network.
+
+    Args:
+      model: the field "model" of config.json.
 
     Raises:
-      KeyError: no network is named.
-      ConfigError: an option is unknown.
+      KeyError: if `model` does not name a network.
+      ConfigError: if an option is unknown.
     """
     others = ("num_classes", "in_channels")
     own = {name: value for name, value in model.items() if name not in others}

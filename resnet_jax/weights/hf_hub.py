@@ -17,20 +17,20 @@ from resnet_jax.files import file_digest
 log = logging.getLogger(__name__)
 
 PREFIX = "hf-hub:"
-# Descriptions of the weights.
+# Files that describe the weights.
 _DESCRIPTIONS = ("config.json", "preprocessor_config.json")
-# Files that training tools write in the same formats.
+# Names of other files that training tools write in the formats of weights.
 _NOT_WEIGHTS = re.compile(
     r"(training_args|optimizer|scheduler|scaler|rng_state|random_states)[\w.-]*"
 )
-_SHOWN = 8  # files that an error lists
+_SHOWN = 8  # maximum number of files in an error message
 
 
 class _Silent(tqdm):  # type: ignore[misc]
-    """A disabled progress bar, for files that are in the cache."""
+    """A disabled progress bar, for files that are already in the cache."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        options.pop("name", None)  # huggingface_hub's own
+        options.pop("name", None)  # an option of huggingface_hub's own bars
         super().__init__(*args, **{**options, "disable": True})
 
 
@@ -40,21 +40,21 @@ def is_hub(source: str) -> bool:
 
 
 def fetch(source: str) -> Path:
-    """Returns the local folder of a repository's weights, downloaded if necessary.
+    """Returns the local folder of a repository's weights, downloading it if necessary.
 
-    huggingface_hub downloads it, with HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE,
-    HF_ENDPOINT and HF_TOKEN as they were when it was first imported. Only the weights
-    (see choose) and their JSON descriptions are downloaded. If the Hub does not answer,
-    the cached copy is used, which is logged. The sha256 of large files is checked each
-    time.
+    huggingface_hub does the download. It reads HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE,
+    HF_ENDPOINT and HF_TOKEN when it is first imported. Only the weights (see choose)
+    and the JSON files that describe them are downloaded. If the Hub does not answer,
+    the cached copy is used, and a warning is logged. The sha256 of large files is
+    checked each time.
 
     Args:
-      source: "hf-hub:OWNER/NAME", or "hf-hub:OWNER/NAME@REVISION" for a branch, a tag
-        or a commit other than "main".
+      source: "hf-hub:OWNER/NAME", or "hf-hub:OWNER/NAME@REVISION" for a branch, tag or
+        commit other than "main".
 
     Raises:
-      ConfigError: `source` is malformed, or huggingface_hub is not installed.
-      DataError: the repository is not available, or has no weights.
+      ConfigError: if `source` is malformed, or huggingface_hub is not installed.
+      DataError: if the repository is not available, or has no weights.
     """
     hub = _library()
     repo, revision = _parse(hub, source)
@@ -88,14 +88,20 @@ def fetch(source: str) -> Path:
 
 
 def choose(names: Iterable[str], where: str) -> tuple[str, ...]:
-    """Returns which of the files `names` of a repository are its weights.
+    """Returns the names of the files in a repository that contain its weights.
 
-    They are model.safetensors, or its shards with their index; else the only other
-    .safetensors; else the same for pytorch_model.bin and .pth, .pt or .bin. Files in
-    subfolders and optimizer states are ignored.
+    They are model.safetensors or, if it is split, its shards and their index. If there
+    is no such file, they are the only other .safetensors file. If there is none either,
+    the same rules apply to pytorch_model.bin and to files that end in .bin, .pth or
+    .pt. Files in subfolders and optimizer states are ignored.
+
+    Args:
+      names: the names of all files in the repository.
+      where: what error messages call the repository.
 
     Raises:
-      DataError: `where` has none, shards are missing, or several files qualify.
+      DataError: if there are no weights, if shards are missing, or if several files
+        qualify.
     """
     names = sorted(names)
     files = [name for name in names if "/" not in name and not _is_other(name)]
@@ -125,15 +131,15 @@ def choose(names: Iterable[str], where: str) -> tuple[str, ...]:
 
 
 def _shards(files: list[str], stem: str, suffix: str, where: str) -> list[str]:
-    """Returns the shards of weights: model-00001-of-00002.safetensors, ..."""
+    """Returns the names of all shards, such as model-00001-of-00002.safetensors."""
     form = re.compile(rf"{stem}-(\d{{5}})-of-(\d{{5}}){re.escape(suffix)}")
     found = {name: match for name in files if (match := form.fullmatch(name))}
     totals = {int(match[2]) for match in found.values()}
     numbers = [int(match[1]) for match in found.values()]
     if len(totals) != 1 or sorted(numbers) != list(range(1, max(totals) + 1)):
         raise DataError(
-            f"{where} has an index of {stem}{suffix}, but not all of its shards, only "
-            f"{_listed(sorted(found)) or 'none'}: choose another revision"
+            f"{where} has an index of {stem}{suffix}, but not all of its shards (it "
+            f"has {_listed(sorted(found)) or 'none'}): choose another revision"
         )
     return list(found)
 
@@ -144,13 +150,13 @@ def _is_other(name: str) -> bool:
 
 def _listed(names: list[str]) -> str:
     more = f", ... ({len(names)} in all)" if len(names) > _SHOWN else ""
-    # A repository may have files of any name.
+    # The names of files in a repository can contain any characters.
     shown = (name if name.isprintable() else ascii(name) for name in names[:_SHOWN])
     return first_line(", ".join(shown)) + more if names else ""
 
 
 def _library() -> ModuleType:
-    """Imports huggingface_hub."""
+    """Imports and returns huggingface_hub."""
     try:
         import huggingface_hub
         import huggingface_hub.constants
@@ -162,7 +168,7 @@ def _library() -> ModuleType:
         raise ConfigError(
             f"{PREFIX}... needs huggingface_hub: pip install -e '.[hub]'"
         ) from None
-    except Exception as error:  # such as HF_HUB_ETAG_TIMEOUT=soon
+    except Exception as error:  # for example, with HF_HUB_ETAG_TIMEOUT=soon
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise ConfigError(f"huggingface_hub cannot be imported ({reason})") from None
     return huggingface_hub
@@ -176,12 +182,12 @@ def _parse(hub: ModuleType, source: str) -> tuple[str, str]:
         if repo.count("/") != 1:
             raise ValueError
         hub.utils.validate_repo_id(repo)
-        # The cache has a file with this name, which must not point outside.
+        # The cache uses the revision in a path, which must not lead out of the cache.
         if not re.fullmatch(r"\w[\w.+/-]*", revision, re.ASCII) or any(
             part in ("", ".") or ".." in part for part in revision.split("/")
         ):
             raise ValueError
-    except ValueError:  # the library's check, or this one
+    except ValueError:  # from the library's check, or from this one
         raise ConfigError(
             f"{source!r} does not name a repository on the Hub: write "
             f"{PREFIX}OWNER/NAME or {PREFIX}OWNER/NAME@REVISION"
@@ -190,23 +196,27 @@ def _parse(hub: ModuleType, source: str) -> tuple[str, str]:
 
 
 def _cached(hub: ModuleType, repo: str, revision: str) -> Path | None:
-    """Returns the cached folder of a revision, or None if weights are missing."""
+    """Returns the cached folder of a revision, or None if it lacks the weights."""
     try:
         # The pattern matches nothing, so the library requires no file.
         found = hub.snapshot_download(
             repo, revision=revision, local_files_only=True, allow_patterns=["/"]
         )
         choose(os.listdir(found), repo)
-    except Exception:  # for whatever reason, it is not in the cache
+    except Exception:  # whatever the reason, no cached copy can be used
         return None
     return Path(found)
 
 
 def _checked(folder: Path, name: str) -> Path:
-    """Returns `folder` if the weights of the repository `name` are complete there.
+    """Returns `folder`, after checking that the weights in it are complete.
+
+    Args:
+      folder: the cached copy of the repository.
+      name: the repository.
 
     Raises:
-      DataError: they are missing, or a file does not have the Hub's sha256.
+      DataError: if weights are missing, or if a file's sha256 is not the Hub's.
     """
     try:
         files = sorted(path.name for path in folder.iterdir() if path.is_file())
@@ -231,7 +241,7 @@ def _literal(name: str) -> str:
 
 
 def _reason(hub: ModuleType, name: str, error: BaseException) -> str:
-    """Returns a line that says why the library could not fetch `name`."""
+    """Returns a one-line explanation of why the library could not fetch `name`."""
     errors, constants = hub.errors, hub.constants
     chain = _chain(error)
     host, cache = constants.ENDPOINT, constants.HF_HUB_CACHE
@@ -242,7 +252,7 @@ def _reason(hub: ModuleType, name: str, error: BaseException) -> str:
         "private: check the name, or set HF_TOKEN",
         errors.RevisionNotFoundError: f"{host} has no such revision: {name}",
         errors.OfflineModeIsEnabled: f"{name} is not in the cache {cache}, and "
-        "HF_HUB_OFFLINE is set: unset it once",
+        "HF_HUB_OFFLINE is set: unset it to download the repository",
     }.items():
         if any(isinstance(cause, kind) for cause in chain):
             return reason
@@ -262,7 +272,7 @@ def _reason(hub: ModuleType, name: str, error: BaseException) -> str:
 
 
 def _is_of_disk(error: OSError, cache: str) -> bool:
-    """Returns whether `error` comes from writing to or creating the folder `cache`."""
+    """Returns whether `error` means that the folder `cache` cannot be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):  # these errors name no file
         return True
     path = str(error.filename or "")
@@ -270,7 +280,7 @@ def _is_of_disk(error: OSError, cache: str) -> bool:
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """Returns `error` and its causes."""
+    """Returns `error` followed by its chain of causes."""
     chain = [error]
     while chain[-1].__cause__ is not None and chain[-1].__cause__ not in chain:
         chain.append(chain[-1].__cause__)

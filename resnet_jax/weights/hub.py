@@ -1,4 +1,4 @@
-"""Locates weights by name, file or folder, with their preprocessing and classes."""
+"""Locates and describes weights that are given by name, as a file or as a folder."""
 
 import contextlib
 import logging
@@ -24,7 +24,7 @@ from resnet_jax.weights.read import Content, read
 
 log = logging.getLogger(__name__)
 
-# Files that tools write; a folder with one of them holds a network.
+# Names of files that tools write. A folder with one of them holds a network.
 _USUAL = (
     *(exported.WEIGHTS, f"{exported.WEIGHTS}.index.json"),
     *("pytorch_model.bin", "pytorch_model.bin.index.json"),
@@ -33,35 +33,36 @@ _PUBLISHED = {"imagenet": IMAGENET, "imagenet-v2": IMAGENET_V2}
 
 
 class Network(NamedTuple):
-    """The network, images and classes that belong to weights."""
+    """The network, preprocessing and classes that go with a set of weights."""
 
     model: ModelConfig
     num_classes: int
     in_channels: int
     normalize: str  # see data.augment.parse_normalization
-    resize: int | None  # of the shorter side, in pixels
+    resize: int | None  # length of the shorter side, in pixels
     crop: int | None  # side of the square that the network sees
     interpolation: str
     class_names: tuple[str, ...] | None
     dataset: str  # "folder" for images of any size
-    test_data: str | None = None  # digest of the images it was evaluated on
+    test_data: str | None = None  # digest of the images that it was evaluated on
 
 
 def is_network(path: str | Path) -> bool:
-    """Returns whether `path` is a folder with weights, and not a run directory."""
+    """Returns whether `path` is a folder with weights rather than a run directory."""
     return any((Path(path) / name).is_file() for name in _USUAL)
 
 
 def locate(source: str, model: str | None = None) -> Path:
-    """Returns the file or folder of `source`, downloaded if necessary.
+    """Returns the file or folder of `source`, downloading it if necessary.
 
     Args:
-      source: a path; imagenet or imagenet-v2, for torchvision's weights of `model`;
-        hf-hub:OWNER/NAME for those on the Hugging Face Hub; or one of SHIPPED.
+      source: a path; imagenet or imagenet-v2 for torchvision's weights of `model`;
+        hf-hub:OWNER/NAME for weights on the Hugging Face Hub; or one of SHIPPED.
+      model: the model's name, which only imagenet and imagenet-v2 need.
 
     Raises:
-      ConfigError: `model` has no such weights.
-      DataError: they are not available.
+      ConfigError: if `model` has no such weights.
+      DataError: if the weights are not available.
     """
     if source in _PUBLISHED:
         return _published_file(source, str(model))
@@ -73,10 +74,17 @@ def locate(source: str, model: str | None = None) -> Path:
 
 
 def describe(source: str, path: Path, model: str | None = None) -> Network | None:
-    """Returns what is known about the weights `source` at `path`; None for a bare file.
+    """Returns the description of weights, or None if they come without one.
+
+    For example, a weights file without a config.json next to it has no description.
+
+    Args:
+      source: see locate.
+      path: the location of `source`, from locate.
+      model: see locate.
 
     Raises:
-      DataError: a folder's config.json is damaged, or names another network.
+      DataError: if a folder's config.json is damaged or cannot be used.
     """
     if source in _PUBLISHED:
         cfg = ModelConfig(model=str(model))
@@ -117,16 +125,16 @@ def describe(source: str, path: Path, model: str | None = None) -> Network | Non
     try:
         parse_normalization(known.normalize, known.in_channels)
         if known.in_channels not in (1, 3):
-            raise ConfigError(f"images with {known.in_channels} channels, not 1 or 3")
+            raise ConfigError(f"images have {known.in_channels} channels, not 1 or 3")
         if resize is not None and crop is not None and crop > resize:
-            raise ConfigError(f"a crop of {crop} pixels out of {resize}")
+            raise ConfigError(f"the crop ({crop}) is larger than the image ({resize})")
     except ConfigError as error:
         raise DataError(f"{path / exported.CONFIG} cannot be used: {error}") from None
     return known
 
 
 def _normalization_of(path: Path, found: config_json.Described) -> str:
-    """Returns a folder's mean and standard deviation, by name if they have one."""
+    """Returns a folder's normalization: its name if it has one, or else MEAN/STD."""
     if found.mean is None or found.std is None:
         log.info("weights: %s does not specify a normalization: using imagenet", path)
         return "imagenet"
@@ -137,10 +145,11 @@ def _normalization_of(path: Path, found: config_json.Described) -> str:
 
 
 def refuse_unknown(source: str, path: Path) -> NoReturn:
-    """Raises an error about weights at `path` whose network is unknown.
+    """Raises an error that explains why the network of the weights is unknown.
 
     Raises:
-      ConfigError, DataError: always.
+      ConfigError: if nothing says which network the weights at `path` belong to.
+      DataError: if the network is not supported, or its description is damaged.
     """
     if path.is_dir() and (path / exported.CONFIG).is_file():
         if _is_foreign(path):
@@ -154,10 +163,10 @@ def refuse_unknown(source: str, path: Path) -> NoReturn:
 
 
 def _is_foreign(folder: Path) -> bool:
-    """Returns whether a folder's config.json is timm's or transformers'.
+    """Returns whether timm or transformers wrote a folder's config.json.
 
     Raises:
-      DataError: it is not JSON.
+      DataError: if the file is not valid JSON.
     """
     path = folder / exported.CONFIG
     try:
@@ -192,9 +201,9 @@ def _interpolation(shown: dict[str, Any]) -> str:
 
 
 def normalization(source: str | None, model: str | None = None) -> str | None:
-    """Returns the normalization for a pretrained `source`, or None without one.
+    """Returns the normalization for the weights `source`, or None if it is None.
 
-    For bare files, which do not specify it, it is ImageNet's.
+    For bare files, which do not specify a normalization, this is ImageNet's.
     """
     if source is None:
         return None
@@ -206,7 +215,7 @@ def read_weights(path: Path) -> Content:
     """Reads the content of the weights at `path` (see locate).
 
     Raises:
-      DataError: they cannot be read, or are damaged.
+      DataError: if the weights cannot be read, or are damaged.
     """
     if exported.is_exported(path):
         info = exported.read_info(path)
@@ -215,7 +224,7 @@ def read_weights(path: Path) -> Content:
 
 
 def _published_file(source: str, model: str) -> Path:
-    """Returns torchvision's file for `model`, from a cache folder or downloaded."""
+    """Returns torchvision's file for `model`, downloading it unless it is cached."""
     known = _PUBLISHED[source]
     if model not in known:
         raise ConfigError(
@@ -241,7 +250,7 @@ def _published_file(source: str, model: str) -> Path:
 
 
 def weights_folders() -> list[Path]:
-    """Returns folders for published weights: this package's cache, and torch.hub's."""
+    """Returns the caches of published weights: this package's and torch.hub's."""
     found = []
     with contextlib.suppress(FileNotFoundError):  # no home folder
         found.append(files.cache_dir())

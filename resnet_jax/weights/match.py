@@ -13,28 +13,28 @@ _DEEPEST = 8  # levels of nested dictionaries that are searched
 
 
 class Match(NamedTuple):
-    """A dictionary in a file that has all of a network's names."""
+    """A dictionary in a file that contains all names of a network."""
 
     key: str  # the dictionary's dotted key in the file; "" for the file itself
-    prefix: str  # prefix of the names in it, with a dot
+    prefix: str  # prefix of the names in the dictionary, ending in a dot
     table: str  # see names.TABLES
     names: dict[str, str]  # maps the network's names, except its head's, to the file's
-    head: str | None  # name of the remaining linear layer in the file
-    head_key: str  # key of the dictionary that has the head
+    head: str | None  # name in the file of the only other linear layer, if any
+    head_key: str  # key of the dictionary that contains the head
     rest: tuple[str, ...]  # unmatched names, if there is no head
     misshapen: tuple[str, ...]  # the network's names whose shapes differ
-    num_unused: int  # tensors in the dictionary
+    num_unused: int  # number of other tensors in the dictionary
 
     @property
     def label(self) -> str:
-        """Key and prefix, which distinguish the match from others."""
+        """The key and the prefix, which distinguish this match from others."""
         return ".".join(part for part in (self.key, self.prefix.rstrip(".")) if part)
 
 
 def dictionaries(content: Any) -> dict[str, dict[str, Any]]:
-    """Returns the dictionaries of arrays in a file, by their dotted keys.
+    """Returns the dictionaries in a file that contain arrays, by their dotted keys.
 
-    dict's own methods are used, because a pickle can override an OrderedDict's.
+    This calls dict's own methods because a pickle can override those of an OrderedDict.
     """
     found: dict[str, dict[str, Any]] = {}
     seen: set[int] = set()
@@ -65,7 +65,7 @@ def shape_of(value: Any) -> tuple[int, ...] | None:
 
 
 def describe(value: Any) -> str:
-    """Describes a value that is not weights."""
+    """Describes a value that is not an array, for an error message."""
     if isinstance(value, type) and issubclass(value, StandIn):
         return f"the class {value.origin}"
     if isinstance(value, StandIn):
@@ -74,20 +74,22 @@ def describe(value: Any) -> str:
 
 
 def is_tracked(name: str) -> bool:
-    """Returns whether `name` is num_batches_tracked, which Flax does not have."""
+    """Returns whether `name` ends in num_batches_tracked, which Flax does not have."""
     return name.rsplit(".", 1)[-1] == "num_batches_tracked"
 
 
 def find(content: Any, shapes: Shapes, head: str | None) -> list[Match]:
-    """Returns every place in `content` that has all of a network's names.
+    """Finds the dictionaries in `content` that contain all names of a network.
 
     Args:
+      content: the content of a file.
       shapes: shapes of the network's parameters and running statistics.
-      head: its last layer, which may be missing or have another name.
+      head: the network's last layer, which may be missing from the file or have another
+        name there.
 
     Returns:
-      Matches; misshapen ones only if there are no others, and only the first of equal
-      ones.
+      The matches, without duplicates. Matches with wrong shapes are returned only if
+      there are no others.
     """
     own = (f"{head}.weight", f"{head}.bias")
     backbone = {name: shape for name, shape in shapes.items() if name not in own}
@@ -136,7 +138,7 @@ def _match(
     backbone: Shapes,
     width: int | None,
 ) -> Match | None:
-    """Returns the match, or None if the network in the dictionary is larger."""
+    """Returns the match, or None if the dictionary holds a larger network."""
     taken = set(stand.values())
     rest = {
         name: original
@@ -176,7 +178,7 @@ def _match(
 def _with_head_beside(
     match: Match, inside: Mapping[str, Mapping[str, Any]], width: int | None
 ) -> Match:
-    """Returns the match with a head from a sibling dictionary."""
+    """Returns the match; if it has no head, a sibling dictionary may provide one."""
     if width is None or match.head is not None or match.rest:
         return match
     parent = match.key.rpartition(".")[0]
@@ -190,14 +192,14 @@ def _with_head_beside(
 
 
 def _counts(name: str, value: Any) -> bool:
-    """Returns whether the value may be a parameter: not a counter, metric or option."""
+    """Returns whether a value may be a parameter, not a counter, metric or option."""
     if isinstance(value, np.ndarray):
         return value.dtype.kind not in "biu" and value.ndim > 0
     return isinstance(value, StandIn) and "." in name
 
 
 def _nearest(rest: dict[str, str], prefix: str) -> dict[str, str]:
-    """Returns the names in `rest` under the longest part of `prefix` that has any."""
+    """Returns the names in `rest` that share the longest part of `prefix`."""
     parts = prefix.split(".")[:-1]
     for count in range(len(parts), 0, -1):
         around = ".".join(parts[:count]) + "."
@@ -224,7 +226,7 @@ def _linear(
 def _distinct(
     found: list[Match], inside: Mapping[str, Mapping[str, Any]]
 ) -> list[Match]:
-    """Returns `found` without duplicates by value; those with a head are preferred."""
+    """Returns `found` without matches of equal values, preferring those with a head."""
 
     def is_same(names: Iterable[Any], others: Iterable[Any]) -> bool:
         pairs = zip(names, others, strict=True)
@@ -258,7 +260,8 @@ def _without_rivals(
         return match
     dictionary = inside[match.key]
     taken = {name for one in others for name in one.names.values()}
-    around = {one.prefix for one in others} - {match.prefix}  # usual names of heads
+    # The heads of other matches are not rivals.
+    around = {one.prefix for one in others} - {match.prefix}
     rivals = []
     for name in dictionary:
         layer = name.removesuffix(".weight")

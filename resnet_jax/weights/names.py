@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 
 Table = Callable[[str], str]
 
-# Wrappers of modules: torch.nn.DataParallel and DistributedDataParallel, torch.compile,
-# FullyShardedDataParallel, activation checkpointing and AveragedModel.
+# Names that wrappers of modules add. In order, they come from DataParallel,
+# DistributedDataParallel and AveragedModel; from torch.compile; from
+# FullyShardedDataParallel; and from activation checkpointing.
 _WRAPPERS = (
     *("module", "_orig_mod"),
     *("_fsdp_wrapped_module", "_checkpoint_wrapped_module"),
@@ -114,7 +115,7 @@ def wrappers_in(names: Iterable[str]) -> list[str]:
 def without_wrappers(names: Iterable[str]) -> dict[str, str]:
     """Returns a map from names without wrapper prefixes to the original names.
 
-    Names that would become equal stay unchanged.
+    If two names would become equal, all names stay unchanged.
     """
     names = list(names)
     stripped = {

@@ -1,4 +1,4 @@
-"""Exports a network as an ONNX graph, checked with onnxruntime against JAX."""
+"""Exports a network as an ONNX graph and compares onnxruntime's logits with JAX's."""
 
 import logging
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from resnet_jax.weights.program import (
 FILE = "model.onnx"
 INPUT, OUTPUT = "images", "logits"
 OPSET = 18  # supported by onnxruntime since 1.14, and by most other runtimes
-TOLERANCE = 1e-4  # relative to the largest logit; rounding errors are a hundredth of it
+TOLERANCE = 1e-4  # relative to the largest logit; rounding errors are 100 times less
 _LIBRARIES = ("jax2onnx", "onnxruntime")
 
 
@@ -41,16 +41,19 @@ def check_installed() -> None:
 def write(directory: Path, network: Network, info: dict[str, Any]) -> None:
     """Writes model.onnx, config.json and a model card into `directory`.
 
-    The graph takes `images` [batch, C, H, W], float32 and normalized, for any batch
-    size, and returns `logits` [batch, num_classes]. It computes in float32, with
-    BatchNorm folded into preceding convolutions.
+    The graph takes normalized float32 `images` [batch, C, H, W] of any batch size and
+    returns `logits` [batch, num_classes]. It computes in float32, with BatchNorm folded
+    into the preceding convolutions.
 
     Args:
+      directory: see export.write.
+      network: the network, and images to check the graph with.
       info: see export.write.
 
     Raises:
-      ConfigError: a library is missing, or the folder cannot be written.
-      DataError: onnxruntime's logits differ from JAX's; nothing is written.
+      ConfigError: if a library is missing, or the folder cannot be written.
+      DataError: if the network cannot be converted, or if onnxruntime's logits differ
+        from JAX's. Then nothing is written.
     """
     check_installed()
     model = network.model.clone(dtype=jnp.dtype(jnp.float32))
@@ -80,15 +83,15 @@ def write(directory: Path, network: Network, info: dict[str, Any]) -> None:
 
 
 def convert(network: Network) -> bytes:
-    """Returns the graph of a network, serialized.
+    """Returns the serialized graph of a network.
 
     Raises:
-      DataError: jax2onnx cannot convert it.
+      DataError: if jax2onnx cannot convert the network.
     """
     import jax2onnx
 
     logits = make_logits(*folding.fold(network.model, network.variables))
-    narrator = logging.getLogger("onnx_ir.serde")  # warns of missing type annotations
+    narrator = logging.getLogger("onnx_ir.serde")  # warns about missing annotations
     level = narrator.level
     narrator.setLevel(logging.ERROR)
     try:
@@ -100,10 +103,10 @@ def convert(network: Network) -> bytes:
             input_names=[INPUT],
             output_names=[OUTPUT],
         )
-    except Exception as error:  # a library that traces code raises any type
+    except Exception as error:  # a library that traces code may raise any type
         raise DataError(
             f"jax2onnx {export.version('jax2onnx')} cannot convert the network "
-            f"({first_line(error)}): install another version of it"
+            f"({first_line(error)}): install another version"
         ) from error
     finally:
         narrator.setLevel(level)
@@ -115,7 +118,8 @@ def check(graph: bytes, network: Network) -> float:
     """Returns how much onnxruntime's logits differ from JAX's (see check_agrees).
 
     Raises:
-      DataError: the difference exceeds TOLERANCE, or onnxruntime cannot run the graph.
+      DataError: if the difference exceeds TOLERANCE, or onnxruntime cannot run the
+        graph.
     """
     images = network.images
     apply = jax.jit(partial(network.model.apply, train=False))
@@ -167,10 +171,10 @@ def _usage(info: dict[str, Any]) -> str:
     known = info["onnx"]
     shape = ", ".join(map(str, known["input"]["shape"]))
     _, channels, height, width = known["input"]["shape"]
-    return f"""`{FILE}` (opset {OPSET}) takes `{INPUT}` [{shape}], float32 and \
-normalized, channels first, in batches of any size, and returns `{OUTPUT}` \
+    return f"""`{FILE}` (opset {OPSET}) takes normalized float32 `{INPUT}` [{shape}], \
+in which the channels come first, in batches of any size. It returns `{OUTPUT}` \
 [batch, {len(info["class_names"])}]. On test images, onnxruntime's logits differ from \
-JAX's by at most {known["difference"]:.1e} of the largest.
+JAX's by at most {known["difference"]:.1e} relative to the largest logit.
 
 ```python
 import onnxruntime

@@ -1,4 +1,4 @@
-"""Preprocessing of images for a pretrained network."""
+"""Preprocesses images for a pretrained network."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,10 +16,10 @@ from resnet_jax.data.augment import normalize, resize
 class Preprocessing(NamedTuple):
     """The preprocessing of a network's images, and its class names.
 
-    Call it as `preprocessing(images)`.
+    Call an instance as `preprocessing(images)`.
     """
 
-    size: int  # of the shorter side, before the crop
+    size: int  # length of the shorter side before the crop
     crop: int  # side of the square that the network sees
     mean: tuple[float, ...]  # per channel, of images scaled to [0, 1]
     std: tuple[float, ...]
@@ -34,11 +34,12 @@ class Preprocessing(NamedTuple):
             images, file paths or uint8 arrays [H, W, C]); or one path or Pillow image.
 
         Returns:
-          float32 [B, crop, crop, C]: the shorter side resized to `size`, the center
-          cropped, scaled to [0, 1], minus `mean`, divided by `std`.
+          A float32 array [B, crop, crop, C]. The shorter side of each image is resized
+          to `size`, and the center is cropped. The pixel values are scaled to [0, 1];
+          then `mean` is subtracted, and the result is divided by `std`.
 
         Raises:
-          ValueError: arrays are not uint8, or have another shape.
+          ValueError: if an array is not uint8, or has another shape.
         """
         if isinstance(images, str | Path | Image.Image):
             images = [images]
@@ -49,7 +50,7 @@ class Preprocessing(NamedTuple):
                     f"expected a uint8 array [B, H, W, {len(self.mean)}] or a list of "
                     f"images or files, got {images.dtype} {list(images.shape)}"
                 )
-            # Resize on the device, as for datasets with images of one size.
+            # Resize on the device, as for datasets whose images all have one size.
             if self.size == self.crop and images.shape[1] == images.shape[2]:
                 x = normalize(images, mean=self.mean, std=self.std)
                 return resize(x, (self.crop, self.crop))

@@ -1,4 +1,4 @@
-"""A pretrained network, ready for use."""
+"""Loads pretrained networks."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +19,7 @@ from resnet_jax.weights.published import IMAGENET, IMAGENET_V2, SHIPPED, is_ship
 
 
 class Pretrained(NamedTuple):
-    """A network ready for use: model.apply(variables, images, train=False)."""
+    """A network that is ready for model.apply(variables, images, train=False)."""
 
     model: nn.Module
     variables: dict[str, Any]
@@ -35,13 +35,23 @@ def begin_from(
     key: str | None = None,
     reset_head: bool = False,
 ) -> dict[str, Any]:
-    """Returns `variables` of `model`, called `name`, with the values of `source`.
+    """Returns the variables of `model` with the weights in `source`.
 
-    The last layer keeps its own values if `reset_head`, or if `source` (see hub.locate)
-    has no layer of its shape; this is logged.
+    The last layer keeps its values in `variables` if `reset_head` is True, or if
+    `source` has no layer of its shape. A log line says which weights are used.
+
+    Args:
+      variables: the model's initial variables.
+      model: the network.
+      source: see hub.locate.
+      name: the model's name.
+      key: see adopt.
+      reset_head: whether the last layer always keeps its values in `variables`.
 
     Raises:
-      ConfigError, DataError: see hub.read_weights and adopt; or the strides differ.
+      ConfigError: if `source` or `key` is unknown, or if the network in `source` has
+        its strides in other layers.
+      DataError: if the weights are not available, are damaged, or do not fit.
     """
     path = hub.locate(source, name)
     known = hub.describe(source, path, name)
@@ -64,16 +74,18 @@ def load_pretrained(
     """Returns a pretrained network with its variables and preprocessing.
 
     Args:
-      source: resnet18, 34, 50, 101, 152, a wide_resnet or resnext for torchvision's
-        ImageNet weights, with "-v2" for IMAGENET1K_V2; resnet20-cifar10, which comes
-        with this package; "hf-hub:OWNER/NAME" for weights on the Hugging Face Hub; or a
-        folder that `export`, timm or transformers wrote.
-      num_classes: if it differs from the network's own, the last layer is new.
-      key: PRNG key for the new layer; None means jax.random.key(0).
+      source: resnet18, resnet34, resnet50, resnet101, resnet152, a wide_resnet or a
+        resnext for torchvision's ImageNet weights, with the suffix "-v2" for
+        IMAGENET1K_V2; resnet20-cifar10, which comes with this package;
+        "hf-hub:OWNER/NAME" for weights on the Hugging Face Hub; or a folder that
+        `export`, timm or transformers wrote.
+      num_classes: number of classes. If it differs from that of the pretrained network,
+        the last layer is initialized at random.
+      key: PRNG key for the random layer; None means jax.random.key(0).
 
     Raises:
-      ConfigError: the name is unknown.
-      DataError: the weights are not available, or are damaged.
+      ConfigError: if the name is unknown.
+      DataError: if the weights are not available, or are damaged.
     """
     source, name = expand(str(source)), None
     if source.removesuffix("-v2") in IMAGENET:

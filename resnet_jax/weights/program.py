@@ -10,7 +10,7 @@ import numpy as np
 from resnet_jax.errors import DataError
 from resnet_jax.layers import keep
 
-_FEW = 7  # images in the second batch
+_FEW = 7  # largest batch size of the second comparison
 
 
 class Network(NamedTuple):
@@ -26,10 +26,10 @@ def make_logits(
 ) -> Callable[[jax.Array], jax.Array]:
     """Returns a function from images [batch, H, W, C] to logits [batch, num_classes].
 
-    It consists of standard operations, without this package's custom ones, and can be
-    traced with an unknown batch size.
+    The function uses only standard operations, none of this package's custom ones, and
+    can be traced with an unknown batch size.
     """
-    model = model.clone(remat=False)  # changes only gradients
+    model = model.clone(remat=False)  # remat affects only gradients
 
     def logits(images: jax.Array) -> jax.Array:
         with keep.compiling_for(keep.ANY):
@@ -42,7 +42,7 @@ def make_logits(
 def difference(found: np.ndarray, expected: np.ndarray) -> float:
     """Returns the largest difference, relative to the largest value of `expected`.
 
-    It is NaN if either array contains NaN.
+    The result is NaN if either array contains NaN.
     """
     largest = np.maximum(np.abs(expected).max(), np.finfo(np.float32).tiny)
     return float(np.abs(found - expected).max() / largest)
@@ -57,16 +57,21 @@ def check_agrees(
     what: str,
     hint: str,
 ) -> float:
-    """Returns the largest difference between `run` and `expected` at two batch sizes.
+    """Compares the logits of `run` with `expected` at two batch sizes.
 
     Args:
       run: maps images [batch, ...] to logits [batch, num_classes].
+      images: all images to run.
       expected: JAX's logits for all images.
-      what: what differs, for the error message.
-      hint: what to do, for the error message.
+      tolerance: the largest acceptable difference, relative to the largest logit.
+      what: what the error message calls the logits of `run`.
+      hint: the remedy that the error message suggests.
+
+    Returns:
+      The larger of the two differences (see difference).
 
     Raises:
-      DataError: the difference exceeds `tolerance`, or is NaN.
+      DataError: if a difference exceeds `tolerance`, or is NaN.
     """
     largest = 0.0
     for size in (len(images), min(_FEW, (len(images) + 1) // 2)):
@@ -75,14 +80,14 @@ def check_agrees(
         differs = difference(found, expected)
         if not differs <= tolerance:  # false for NaN
             raise DataError(
-                f"{what} differ from JAX's by {differs:.1e} of the largest at a batch "
-                f"size of {size}, but only {tolerance:g} is allowed: {hint}"
+                f"{what} differ from JAX's by {differs:.1e} relative to the largest at "
+                f"a batch size of {size}, but only {tolerance:g} is allowed: {hint}"
             )
         largest = max(largest, differs)
     return largest
 
 
 def pixels_to_input(preprocessing: Mapping[str, Any]) -> str:
-    """Returns the line of a model card that normalizes uint8 images for the network."""
+    """Returns a line of Python code that normalizes uint8 images, for model cards."""
     mean, std = preprocessing["mean"], preprocessing["std"]
     return f'x = ((pixels / 255 - {mean}) / {std}).astype("float32")'

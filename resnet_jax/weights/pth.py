@@ -17,20 +17,21 @@ LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def read_zip(path: Path) -> Any:
-    """Reads the object in a torch.save file in zip format, with NumPy arrays.
+    """Reads the object in a torch.save zip file, with tensors as NumPy arrays.
 
     Raises:
       RefusedError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError, KeyError,
-      EOFError: it is not such a file, is damaged, or names something else; the zip's
-      checksums detect a flipped bit.
+        EOFError: if the file is not a torch.save zip file, is damaged, or refers to
+        objects that are not tensors' storages. The zip's checksums detect flipped bits.
     """
     with zipfile.ZipFile(path) as archive:
         entries = {info.filename: info for info in archive.infolist()}
-        # torch.save does not compress, so a file that unpacks to more is a bomb.
+        # torch.save does not compress files, so one that unpacks to more than its own
+        # size may be a zip bomb.
         if sum(info.file_size for info in entries.values()) > path.stat().st_size:
             raise unpickle.UnreadableError(
-                "unpacks to more than its own size, unlike files of torch.save: it is "
-                "a zip bomb, or was compressed again"
+                "unpacks to more than its own size, unlike files from torch.save: it "
+                "is a zip bomb, or was compressed again"
             )
         pickles = [name for name in entries if name.split("/", 1)[-1] == "data.pkl"]
         if len(pickles) != 1:
@@ -70,7 +71,8 @@ def read_legacy(path: Path) -> Any:
     def plain(file: mmap.mmap) -> Any:
         return unpickle.load(file, allocate)
 
-    # Mapped because a damaged length would make read() allocate as much memory.
+    # The file is memory-mapped because read() would allocate as much memory as a
+    # damaged length in it demands.
     with (
         path.open("rb") as opened,
         mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as file,
@@ -81,7 +83,7 @@ def read_legacy(path: Path) -> Any:
         system = plain(file)
         _check_order(bool(system["little_endian"]))
         content = plain(file)
-        for key in plain(file):  # the storages' bytes follow, each after its length
+        for key in plain(file):  # the storages follow, each after its length
             storage = storages[key]
             count = int.from_bytes(file.read(8), "little")
             if count != len(storage):

@@ -1,4 +1,4 @@
-"""Published weights by name, each with the first digits of its sha256."""
+"""Names of published weights files, each with the first digits of its sha256."""
 
 import logging
 import os
@@ -9,9 +9,9 @@ from resnet_jax import files
 
 log = logging.getLogger(__name__)
 
-SHIPPED = ("resnet20-cifar10",)  # folders in this package, as `export` writes them
+SHIPPED = ("resnet20-cifar10",)  # folders in this package that `export` wrote
 URL = "https://download.pytorch.org/models/"
-# torchvision's weights; a file's sha256 begins with the last eight digits.
+# torchvision's weights. The last eight digits of a name begin the file's sha256.
 IMAGENET = {
     "resnet18": "resnet18-f37072fd.pth",
     "resnet34": "resnet34-b627a593.pth",
@@ -36,7 +36,7 @@ IMAGENET_V2 = {
 
 
 def resize_of(source: str, model: str) -> int:
-    """Returns torchvision's size for an image's shorter side."""
+    """Returns the size to which torchvision resizes an image's shorter side."""
     is_new = source == "imagenet-v2" or model == "resnext101_64x4d"
     return 232 if is_new else 256
 
@@ -55,11 +55,11 @@ _CIFAR = (
 def check_name(path: Path) -> None:
     """Compares the digits at the end of a file's name with its sha256.
 
-    Published files must match. The names of others may end in a date or a run number,
-    so a difference is only logged.
+    Published files must match. Other names may end in a date or a run number, so a
+    mismatch is only logged.
 
     Raises:
-      DataError: a published file is damaged.
+      DataError: if a published file is damaged.
     """
     digits = re.search(r"-([0-9a-f]{8,64})\.[^.]+$", path.name)
     if digits is None:
@@ -67,10 +67,11 @@ def check_name(path: Path) -> None:
     if path.name in {*IMAGENET.values(), *IMAGENET_V2.values(), *_CIFAR}:
         files.check_sha256(path, digits[1])
     elif not files.file_digest(path).startswith(digits[1]):
-        log.info("weights: %s: the digits in its name are not its sha256", path.name)
+        hint = "weights: %s: the digits in its name differ from its sha256"
+        log.info(hint, path.name)
 
 
 def is_shipped(source: str) -> bool:
-    """Returns whether `source` names weights in this package, and not a local file."""
+    """Returns whether `source` names weights in this package, not a local file."""
     lying = (source, f"{source}/config.json", f"{source}/model.safetensors")
     return source in SHIPPED and not any(map(os.path.isfile, lying))

@@ -21,14 +21,16 @@ from resnet_jax.weights.unpickle import UnreadableError
 
 WEIGHTS = "model.safetensors"
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".th", ".tar", ".zip")
-# Other files that accelerate, transformers and fairseq write.
+# Names of files without weights that accelerate, transformers and fairseq write.
 _OTHERS = re.compile(
     r"(optimizer|scheduler|sampler|scaler|random_states|rng_state|training_args)"
 )
 _PART = re.compile(r"-\d{5}-of-\d{5}\.")
-_MOST = 10  # largest file in a .zip, in sizes of the .zip: weights hardly shrink
+# Weights can hardly be compressed, so a file in a .zip archive may be at most this many
+# times as large as the archive.
+_MOST = 10
 
-# First bytes of files without readable weights, and what to do.
+# First bytes of files whose weights cannot be read, and what to do about them.
 _MAGICS = {
     b"\x89HDF": "is HDF5 (Keras): load it in Keras and save a state_dict",
     b"\x1f\x8b": "is compressed with gzip: unpack it first",
@@ -36,27 +38,28 @@ _MAGICS = {
     b"\xfd7zXZ": "is compressed with xz: unpack it first",
     b"7z\xbc\xaf": "is a 7z archive: unpack it first",
     b"\x93NUMPY": "is one NumPy array, not a state_dict",
-    b"GGUF": "is GGUF, which is not used for ResNets: name a .safetensors or .pth file",
+    b"GGUF": "is GGUF, which is not used for ResNets: pass a .safetensors or .pth file",
 }
 
 
 class Content(NamedTuple):
-    """The content of a file, or of the files of a folder."""
+    """The content of a weights file, including its shards if it is an index."""
 
     path: Path
     value: Any  # tensors are NumPy arrays
 
 
 def read(source: str | Path) -> Content:
-    """Reads a weights file, or the one in a folder.
+    """Reads a weights file, or the weights file in a folder.
 
-    A file is .safetensors, from torch.save (zip or legacy), the index of shards of
-    either, or a .zip of one of these; its content determines which. A folder is one
-    that timm, transformers, accelerate or huggingface_hub writes, or has one weights
-    file.
+    The file may be a .safetensors file, a file from torch.save (zip or legacy), an
+    index of shards of either type, or a .zip archive of one of these. Its content, not
+    its name, determines how it is read. The folder may be one that timm, transformers,
+    accelerate or huggingface_hub wrote, or any other with a single weights file.
 
     Raises:
-      DataError: there is none, or it is damaged or in another format, which is named.
+      DataError: if there is no such file, or if it is damaged or in another format. The
+        message names the format.
     """
     path = Path(source)
     if path.is_dir():
@@ -89,13 +92,13 @@ def _find(folder: Path) -> Path:
         ]
         if found := sorted(indices or weights):
             return _only(folder, found)
-    raise DataError(f"{folder} holds no weights file: name a .safetensors or .pth file")
+    raise DataError(f"{folder} holds no weights file: pass a .safetensors or .pth file")
 
 
 def _only(folder: Path, found: Sequence[Path]) -> Path:
     if len(found) > 1:
         names = ", ".join(str(path.relative_to(folder)) for path in found[:5])
-        raise DataError(f"{folder} has several weights files: name one of {names}")
+        raise DataError(f"{folder} has several weights files: pass one of {names}")
     return found[0]
 
 
@@ -107,7 +110,7 @@ def _read_file(path: Path, *, is_inside: bool = False) -> Any:
     except OSError as error:
         raise DataError(
             f"weights {path} cannot be read ({error.strerror}): "
-            "name a .safetensors or .pth file"
+            "pass a .safetensors or .pth file"
         ) from None
     try:
         return _read_by_content(path, head, is_inside)
@@ -115,13 +118,13 @@ def _read_file(path: Path, *, is_inside: bool = False) -> Any:
         raise DataError(f"{path} {error}") from None
     except unpickle.RefusedError as error:
         raise DataError(
-            f"{path} is refused and was not run ({error}): save model.state_dict() "
-            "instead"
+            f"{path} was refused, and nothing in it was run ({error}): save "
+            "model.state_dict() instead"
         ) from None
     except (
         *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, ValueError, KeyError),
         *(TypeError, AttributeError, IndexError, OSError, OverflowError, MemoryError),
-        *(zlib.error, RuntimeError),  # also for an unknown compression
+        *(zlib.error, RuntimeError),  # also if the compression is unknown
     ) as error:
         raise DataError(
             f"{path} is damaged or truncated: {first_line(error)}"
@@ -152,7 +155,7 @@ def _read_by_content(path: Path, head: bytes, is_inside: bool) -> Any:
     ):
         raise DataError(
             f"{path} is ONNX, a program without PyTorch's names: save the state_dict "
-            "of the model that it was made from"
+            "of the model that it was exported from"
         )
     if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
         raise DataError(
@@ -174,22 +177,22 @@ def _read_zip(path: Path, is_inside: bool = False) -> Any:
         parts = [name.split("/", 1)[-1] for name in names]
         if "constants.pkl" in parts or any(p.startswith("code/") for p in parts):
             raise DataError(
-                f"{path} is TorchScript, a program: save model.state_dict() of the "
-                "model instead (torch.jit.load(FILE).state_dict() has it)"
+                f"{path} is TorchScript, a program: save "
+                "torch.jit.load(FILE).state_dict() instead"
             )
         if "data.pkl" in parts:
             return pth.read_zip(path)
         if "archive_format" in parts or any(p.endswith("model.json") for p in parts):
             raise DataError(
-                f"{path} is a program of torch.export: save its state_dict instead "
-                "(torch.export.load(FILE).state_dict has it)"
+                f"{path} is a program of torch.export: save "
+                "torch.export.load(FILE).state_dict instead"
             )
         if names and all(name.endswith(".npy") for name in names):
             raise DataError(
-                f"{path} is a NumPy .npz file: name a .safetensors or .pth file"
+                f"{path} is a NumPy .npz file: pass a .safetensors or .pth file"
             )
         if is_inside:
-            raise UnreadableError("is an archive in an archive: unpack it")
+            raise UnreadableError("is an archive inside an archive: unpack it first")
         inside = [
             info
             for info in infos
@@ -200,8 +203,8 @@ def _read_zip(path: Path, is_inside: bool = False) -> Any:
         if len(inside) != 1:
             found = ", ".join(info.filename for info in inside[:5]) or "none"
             raise DataError(
-                f"{path} is a .zip archive without a single weights file ({found}): "
-                "unpack it, and name the file"
+                f"{path} is a .zip archive that does not hold exactly one weights file "
+                f"({found}): unpack it, and pass the file"
             )
         info = inside[0]
         if info.file_size > _MOST * path.stat().st_size:
@@ -218,7 +221,7 @@ def _read_zip(path: Path, is_inside: bool = False) -> Any:
 
 
 def _read_index(path: Path) -> dict[str, np.ndarray]:
-    """Reads the arrays of sharded weights from an index as Hugging Face writes it."""
+    """Reads the arrays of sharded weights from an index in Hugging Face's format."""
     try:
         parts: dict[str, str] = files.read_json(path)["weight_map"]
         names = sorted(set(parts.values()))
@@ -227,7 +230,7 @@ def _read_index(path: Path) -> dict[str, np.ndarray]:
             raise ValueError("it names no files next to it")
     except (ValueError, KeyError, TypeError, AttributeError):
         raise DataError(
-            f"{path} is JSON, but not an index of weights: name the .safetensors or "
+            f"{path} is JSON, but not an index of weights: pass the .safetensors or "
             ".pth file"
         ) from None
     found: dict[str, np.ndarray] = {}
@@ -248,9 +251,9 @@ def _safetensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():
                 yield name, file.get_tensor(name)
-    except (AttributeError, TypeError) as error:  # NumPy does not have the type
+    except (AttributeError, TypeError) as error:  # NumPy lacks the type
         reason = first_line(error)
-        said = f"has tensors of a type that NumPy does not have: {reason}"
+        said = f"has tensors of a type that NumPy lacks: {reason}"
         raise UnreadableError(said) from None
     except SafetensorError as error:
         raise ValueError(str(error)) from None

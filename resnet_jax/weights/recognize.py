@@ -1,4 +1,4 @@
-"""Recognizes the network of a weights file that does not fit the named one."""
+"""Recognizes the network in a weights file that does not fit the chosen network."""
 
 import functools
 import re
@@ -12,7 +12,7 @@ from resnet_jax.training.state import variable_shapes
 from resnet_jax.weights import convert, match
 from resnet_jax.weights.match import Match
 
-_SIDE = 32  # pixels, as hresnet requires; no other network depends on it
+_SIDE = 32  # image side in pixels: hresnet needs it, other networks take any
 
 # Unsupported types of networks, by patterns in the names of their parameters.
 _OTHERS = {
@@ -31,13 +31,16 @@ _OTHERS = {
 def explain(
     content: Any, found: Sequence[Match], name: str, model: nn.Module
 ) -> str | None:
-    """Describes the network of the weights in `content`, and the option to read them.
+    """Describes the network in a weights file, and the options with which it loads.
 
     Args:
-      found: the misshapen matches of `model`, called `name`.
+      content: the content of the file.
+      found: the matches of `model`, all with wrong shapes.
+      name: the model's name.
+      model: the chosen network.
 
     Returns:
-      The rest of a line after the file's name; None if the file has no weights.
+      The text to print after the file name, or None if the file has no weights.
     """
     dictionaries = match.dictionaries(content)
     if not dictionaries:
@@ -55,7 +58,7 @@ def explain(
                 channels = _shape(dictionaries[one.key], one, "conv1.weight")[1]
                 if other == name and not options and channels == model.in_channels:
                     return f"is a {other} without the options that were given"
-                return f"is a {other}: {_flags(other, options, channels)}"
+                return f"is a {other}: use {_flags(other, options, channels)}"
     for pattern, kind in _OTHERS.items():
         shown = next((n for n in largest if re.search(pattern, n)), None)
         if shown is not None:
@@ -72,7 +75,7 @@ def explain(
 def _shapes(
     name: str, make: Any, options: tuple[tuple[str, Any], ...]
 ) -> tuple[match.Shapes, str]:
-    """Returns (shapes, head) of the network `name` from `make`."""
+    """Returns (shapes, head) of the network `name`; `make` is part of the cache key."""
     model: Any = create_model(name, num_classes=2, **dict(options))
     variables = variable_shapes(model, (_SIDE, _SIDE, model.in_channels))
     return convert.shapes_of(variables), model.head
@@ -81,19 +84,22 @@ def _shapes(
 def _explain_stem(
     found: Match, dictionary: Mapping[str, Any], model: Any
 ) -> str | None:
-    """Returns the option to use if only the first convolution has another shape."""
+    """Explains a match in which only the first convolution has another shape."""
     if found.misshapen != ("conv1.weight",):
         return None
     _, channels, side, _ = _shape(dictionary, found, "conv1.weight")
     stem = {3: "cifar", 7: "imagenet"}.get(side)
     if stem is not None and stem != getattr(model, "stem", stem):
-        return f"has a first convolution of {side}x{side}: --stem {stem}"
+        return f"has a first convolution of {side}x{side}: use --stem {stem}"
     if channels != model.in_channels:
         plural = "" if channels == 1 else "s"
+        option = f"--in-channels {channels}"
+        is_known = channels in (1, 3)
+        others = f"{option} is not available for image files"
+        hint = f"use {option}" if is_known else others
         return (
             f"takes images with {channels} channel{plural}, but the network takes "
-            f"{model.in_channels}: --in-channels {channels}"
-            + ("" if channels in (1, 3) else " is not available for image files")
+            f"{model.in_channels}: {hint}"
         )
     return None
 
@@ -101,7 +107,7 @@ def _explain_stem(
 def _candidates(
     dictionary: Mapping[str, Any],
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields networks with as many convolutions, and their options."""
+    """Yields (name, options) of networks that may have as many convolutions."""
     count = sum(len(match.shape_of(value) or ()) == 4 for value in dictionary.values())
     for name, make in MODELS.items():
         known = getattr(make, "keywords", {})

@@ -26,16 +26,19 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 def write(directory: Path, network: Network, info: dict[str, Any]) -> None:
     """Writes model.stablehlo, config.json and a model card into `directory`.
 
-    The program takes images [batch, H, W, C], float32 and normalized, for any batch
-    size, and returns logits [batch, num_classes], float32. It contains the weights, and
-    is compiled when it is called, for CPUs, NVIDIA GPUs or TPUs.
+    The program takes normalized float32 images [batch, H, W, C] of any batch size and
+    returns float32 logits [batch, num_classes]. It contains the weights. When it is
+    called, it is compiled for a CPU, an NVIDIA GPU or a TPU.
 
     Args:
+      directory: see export.write.
+      network: the network, and images to check the program with.
       info: see export.write.
 
     Raises:
-      ConfigError: the folder cannot be written.
-      DataError: the program's logits differ from the network's; nothing is written.
+      ConfigError: if the folder cannot be written.
+      DataError: if the program's logits differ from the network's. Then nothing is
+        written.
     """
     program = convert(network)
     differs = check(program, network)
@@ -62,13 +65,13 @@ def write(directory: Path, network: Network, info: dict[str, Any]) -> None:
 
 
 def convert(network: Network) -> bytearray:
-    """Returns the program of a network, as jax.export serializes it."""
+    """Returns the program of a network, serialized by jax.export."""
     (batch,) = jax_export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *network.images.shape[1:]), jnp.float32)
 
     def logits(images: jax.Array) -> jax.Array:
-        # Behind a barrier, weights are like arguments. Otherwise, XLA would spend
-        # seconds folding large constants, and round the results differently.
+        # The barrier makes XLA treat the weights like arguments. Otherwise, it would
+        # spend seconds folding large constants, and would round results differently.
         variables = lax.optimization_barrier(network.variables)
         return make_logits(network.model, variables)(images)
 
@@ -80,7 +83,8 @@ def check(program: bytearray, network: Network) -> float:
     """Returns how much the program's logits differ from the network's own.
 
     Raises:
-      DataError: the difference exceeds what a different order of summation explains.
+      DataError: if the difference is larger than a different order of summation can
+        explain.
     """
     apply = jax.jit(partial(network.model.apply, train=False))
     expected = np.asarray(apply(network.variables, network.images))
@@ -99,11 +103,11 @@ def check(program: bytearray, network: Network) -> float:
 def _usage(info: dict[str, Any]) -> str:
     known = info["stablehlo"]
     shape = ", ".join(map(str, known["input"]["shape"]))
-    return f"""`{FILE}` is a StableHLO program with its weights, as `jax.export` \
-serializes it, for {", ".join(PLATFORMS)}. It needs only JAX, version \
-{jax.__version__} or a release of the six months after it. It takes images [{shape}], \
-float32 and normalized, in batches of any size, and returns logits \
-[batch, {len(info["class_names"])}], float32.
+    return f"""`{FILE}` is a StableHLO program that contains its weights, serialized \
+by `jax.export` for {", ".join(PLATFORMS[:-1])} and {PLATFORMS[-1]}. To run it, you \
+need only JAX {jax.__version__} or a version that was released up to six months later. \
+The program takes normalized float32 images [{shape}] in batches of any size and \
+returns float32 logits [batch, {len(info["class_names"])}].
 
 ```python
 from jax import export

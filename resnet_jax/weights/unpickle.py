@@ -23,12 +23,12 @@ DTYPES: dict[str, Any] = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-MAX_PICKLE = 2**26  # bytes; names and shapes of a large network need a thousandth
+MAX_PICKLE = 2**26  # bytes; the names and shapes of a large network need 0.1 % of this
 _MAX_OPCODES = 2**20  # a network of a thousand tensors has 50,000
-_MAX_SIZE = 2**24  # objects, counting repeated ones again
+_MAX_SIZE = 2**24  # objects, counted each time they are referred to
 _MAX_DEPTH = 200  # depth of nested objects
 
-LoadStorage = Callable[[str, Any, int], np.ndarray]  # a key, a dtype and a count
+LoadStorage = Callable[[str, Any, int], np.ndarray]  # takes a key, a dtype and a count
 
 
 class RefusedError(pickle.UnpicklingError):
@@ -36,14 +36,14 @@ class RefusedError(pickle.UnpicklingError):
 
 
 class UnreadableError(ValueError):
-    """A valid file that cannot be read; the message follows its name."""
+    """A valid file that cannot be read. The message is printed after its name."""
 
 
 class StandIn:
     """A placeholder for an object of a class that a pickle names.
 
-    The class is neither imported nor called. The object's content is dropped, except
-    whether it is a torch.nn.Module.
+    The class is neither imported nor called. The object's content is dropped; only
+    whether it is a torch.nn.Module is recorded.
     """
 
     origin = ""  # "module.name" of the class
@@ -66,14 +66,14 @@ class StandIn:
 
 
 def load(file: io.BytesIO | mmap.mmap, load_storage: LoadStorage) -> Any:
-    """Returns the object of the pickle that starts here, after checking its opcodes.
+    """Returns the object of the pickle that starts at the file's current position.
 
-    Tensors become NumPy arrays; numbers, strings and containers stay unchanged; and
-    everything else becomes a StandIn.
+    The opcodes of the pickle are checked first. Tensors become NumPy arrays; numbers,
+    strings and containers stay unchanged; and everything else becomes a StandIn.
 
     Raises:
-      RefusedError: it has an opcode that torch.save does not write.
-      ValueError, pickle.UnpicklingError, EOFError, ...: it is damaged.
+      RefusedError: if the pickle has an opcode that torch.save does not write.
+      ValueError, pickle.UnpicklingError, EOFError, ...: if the pickle is damaged.
     """
     start = file.tell()
     _check_opcodes(file)
@@ -81,17 +81,19 @@ def load(file: io.BytesIO | mmap.mmap, load_storage: LoadStorage) -> Any:
     return _Unpickler(file, load_storage).load()  # type: ignore[arg-type]
 
 
-# Opcodes that fill the object below their operands on the stack, that hash every second
-# or every operand, that make hashable containers, and that make integers.
+# Opcodes that fill the object below their operands on the stack.
 _FILLING = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}
+# Opcodes that hash every second operand, and those that hash every operand.
 _KEYED = {"SETITEM", "SETITEMS", "DICT"}
 _SETS = {"ADDITEMS", "FROZENSET"}
+# Opcodes that make hashable containers, and those that make integers.
 _HASHABLE = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET"}
 _INTEGERS = {"INT", "LONG", "LONG1", "LONG4"}
 
-# Opcodes that pickle writes in any of its protocols, without EXT's registry and
-# out-of-band buffers. find_class decides what GLOBAL and INST may name. BYTEARRAY8
-# allocates memory before it reads, but _check_opcodes runs first and reads what exists.
+# Opcodes that pickle writes in any of its protocols, except those for EXT's registry
+# and out-of-band buffers. find_class decides what GLOBAL and INST may refer to.
+# BYTEARRAY8 allocates memory before it reads, but _check_opcodes runs first, and reads
+# only as many bytes as the file has.
 _OPCODES = frozenset(
     {
         *("PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "NONE"),
@@ -114,20 +116,21 @@ class _Item(NamedTuple):
     """What is known about an object on the stack."""
 
     size: int = 1  # number of objects in it
-    depth: int = 0  # of nested objects
-    is_wide: bool = False  # has an integer of more than 64 bits
+    depth: int = 0  # levels of nested objects in it
+    is_wide: bool = False  # whether it has an integer of more than 64 bits
 
 
 _MARK = _Item(0)
 
 
 def _check_opcodes(file: io.BytesIO | mmap.mmap) -> None:
-    """Raises if a pickle needs more resources than a network's weights.
+    """Raises an error if a pickle needs more resources than a network's weights do.
 
-    Python's reader allocates a table as long as the largest index of a PUT. A hundred
-    bytes suffice for a tuple of two references to a tuple of two, and so on: hashing it
-    as a key would take forever, as would many keys or integers with equal hashes, and
-    hashing a deep one crashes the process. Therefore, the stack is simulated here.
+    Python's reader allocates a table as long as the largest index of a PUT. A pickle of
+    a hundred bytes can describe a tuple of two references to a tuple of two references,
+    and so on. Hashing that tuple as a key would take forever, as would hashing many
+    keys or integers with equal hashes. Hashing a deeply nested tuple would crash the
+    process. To find such pickles, this function simulates the stack.
     """
     stack: list[_Item] = []
     memo: dict[int, _Item] = {}
@@ -145,7 +148,7 @@ def _check_opcodes(file: io.BytesIO | mmap.mmap) -> None:
         elif name.endswith("PUT") or name == "MEMOIZE":
             number = len(memo) if argument is None else int(str(argument))
             if number > num_opcodes:
-                raise ValueError(f"it numbers an object {number}")
+                raise ValueError(f"it gives an object the number {number}")
             memo[number] = stack[-1]
         elif name.endswith("GET"):
             stack.append(memo[int(str(argument))])
@@ -156,7 +159,7 @@ def _check_opcodes(file: io.BytesIO | mmap.mmap) -> None:
                 while (top := stack.pop()) is not _MARK:
                     parts.append(top)
                 before = before[: before.index("mark")]
-            parts += [stack.pop() for _ in before]  # the lowest last
+            parts += [stack.pop() for _ in before]  # the lowest one is last
             filled = [parts.pop()] if name in _FILLING and parts else []
             hashed = parts[1::2] if name in _KEYED else parts if name in _SETS else []
             if any(one.is_wide for one in hashed):
@@ -200,21 +203,21 @@ class _Unpickler(pickle.Unpickler):
         return self._stand_ins[origin]
 
     def persistent_load(self, saved_id: Any) -> Any:
-        if len(saved_id) == 4 and saved_id[0] == "module":  # class of a legacy file
+        if len(saved_id) == 4 and saved_id[0] == "module":  # a class in a legacy file
             return saved_id[1]
         kind, dtype, key, _, count, *view = saved_id
         known = kind == "storage" and type(key) is str and type(count) is int
         if not known or any(view):
             raise ValueError("it refers to something that is not a storage")
         if isinstance(dtype, type) and issubclass(dtype, StandIn):
-            return dtype()  # a dtype that networks here do not have
+            return dtype()  # a dtype that no network here has
         if type(dtype) is not str or dtype not in DTYPES:
             raise ValueError("it refers to something that is not a storage")
         return self._load(key, DTYPES[dtype], count)
 
 
 class _Ordered(OrderedDict[Any, Any]):
-    """An OrderedDict; Python 2 passed its items to the constructor."""
+    """An OrderedDict that accepts its items as Python 2's pickles pass them."""
 
     def __init__(self, items: Any = ()) -> None:
         if any(type(key) is not str for key, _ in items):
@@ -238,14 +241,14 @@ class _Rebuild:
 def _rebuild_tensor(
     storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
 ) -> Any:
-    """Returns a view [size] of the one-dimensional storage, after checking bounds."""
+    """Returns a view of shape `size` of the one-dimensional storage, if it fits."""
     if isinstance(storage, StandIn):
         return storage
     numbers = (offset, *size, *stride)
     if type(storage) is not np.ndarray or {type(n) for n in numbers} != {int}:
         raise ValueError("a tensor lacks a storage, an offset, sizes or strides")
     if len(size) != len(stride) or min(numbers) < 0:
-        raise ValueError(f"a tensor has size {size}, stride {stride}")
+        raise ValueError(f"a tensor has the size {size} and the stride {stride}")
     empty = 0 in size
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     count = int(np.prod(size, dtype=object))
@@ -264,7 +267,7 @@ def _rebuild_tensor(
 
 
 def _rebuild_subclass(function: Any, kind: Any, args: tuple[Any, ...], _: Any) -> Any:
-    """Returns the tensor of a subclass, or of a tensor with attributes."""
+    """Returns the plain tensor for a tensor subclass or a tensor with attributes."""
     return function(*args) if isinstance(function, _Rebuild) else StandIn()
 
 

@@ -78,7 +78,7 @@ def test_images_that_are_not_those_of_training_are_said_to_be_others(
     exported, said = texts("others")
     assert [NOTE in text for text in said] == [True] * 5
     assert said[1].endswith(f" n 6 ({NOTE})")
-    assert f"On the 6 test images ({NOTE}): accuracy" in said[-1]
+    assert f"On the 6 test images ({NOTE}), it has an accuracy of" in said[-1]
     # An exported network knows which images its scores belong to.
     assert NOTE in printed(capsys, before, data_dir=str(root))[-1]
     assert NOTE not in printed(capsys, exported, data_dir=str(root))[-1]

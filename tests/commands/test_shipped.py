@@ -24,7 +24,7 @@ def test_it_is_small_whole_and_what_its_card_says():
     assert (folder / exported.WEIGHTS).stat().st_size <= 1_200_000
     assert files.file_digest(folder / exported.WEIGHTS) == info["sha256"]
     assert info["metrics"]["accuracy"] >= 0.92 and info["metrics"]["count"] == 10_000
-    shown = f"accuracy {100 * info['metrics']['accuracy']:.2f} %"
+    shown = f"accuracy of {100 * info['metrics']['accuracy']:.2f} %"
     assert shown in (folder / exported.CARD).read_text()
     assert info["metrics"]["note"] == ""
 
@@ -99,7 +99,7 @@ def test_where_only_images_are_named_it_classifies_them(
         (("empty",), 2, "specify the image files: resnet-jax predict RUN a.jpg"),
         (("lost",), 2, "specify the image files: resnet-jax predict RUN a.jpg"),
         (("a.png", "--checkpoint", "best"), 2, "--checkpoint applies only to a run: "),
-        (("a.png", "--model", "resnet18"), 3, "is a resnet20: --model resnet20"),
+        (("a.png", "--model", "resnet18"), 3, "is a resnet20: use --model resnet20"),
         (("model.pth", "a.png"), 2, "no run at model.pth"),
         (("runs", "a.png"), 2, "runs is not a run: it has no config.json"),
         (("a.png", "--data-dir", "x"), 2, "--data-dir is not for resnet20-cifar10"),

@@ -302,7 +302,7 @@ def test_shortcuts_by_convolutions(tmp_path):
 REFUSED = {
     "another depth": (
         lambda: torchvision.models.resnet34(num_classes=10).state_dict(),
-        "is a resnet34: --model resnet34",
+        "is a resnet34: use --model resnet34",
     ),
     "a wide one": (
         lambda: torchvision.models.wide_resnet50_2(num_classes=10).state_dict(),
@@ -320,7 +320,7 @@ REFUSED = {
     ),
     "one channel": (
         lambda: _one_channel().state_dict(),
-        "takes images with 1 channel, but the network takes 3: --in-channels 1",
+        "takes images with 1 channel, but the network takes 3: use --in-channels 1",
     ),
     "squeeze and excitation": (
         lambda: {
@@ -390,7 +390,7 @@ def test_a_small_stem_is_named_and_read(tmp_path):
     net = resnet18()
     net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
     torch.save(net.state_dict(), tmp_path / "w.pth")
-    with pytest.raises(DataError, match="convolution of 3x3: --stem cifar"):
+    with pytest.raises(DataError, match="convolution of 3x3: use --stem cifar"):
         adopted(tmp_path / "w.pth", name="resnet18")
     assert_read(tmp_path / "w.pth", net, name="resnet18", stem="cifar")
 

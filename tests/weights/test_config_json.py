@@ -301,7 +301,7 @@ def test_transformers_normalization(read, refused):
 @pytest.mark.parametrize(
     "config, words",
     [
-        ("{", "config.json is missing, or not what"),
+        ("{", "config.json is missing, or is not in"),
         ("", "Expecting value"),
         ("[" * 10**5, "nested too deeply"),
         ("[]", "it is []"),

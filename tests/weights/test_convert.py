@@ -239,7 +239,7 @@ def test_another_name_may_end_in_a_date_or_the_number_of_a_run(
     caplog.set_level("INFO")
     save_file(arrays_only(state_dict), tmp_path / name)
     assert resnet_jax.read_state_dict(tmp_path / name).keys() == state_dict.keys()
-    assert f"{name}: the digits in its name are not its sha256" in caplog.text
+    assert f"{name}: the digits in its name differ from its sha256" in caplog.text
     digest = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
     caplog.clear()
     (tmp_path / name).rename(tmp_path / f"net-{digest[:10]}.pth")

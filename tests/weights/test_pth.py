@@ -129,10 +129,10 @@ def test_a_large_number_of_an_object_takes_no_memory(tmp_path):
     path = write_zip(tmp_path / "a.pth", put(0, 1))
     assert pth.read_zip(path) == {}
     write_zip(path, put(2**31 - 1, 4))  # Python's reader would allocate 2**32 pointers
-    with pytest.raises(ValueError, match="numbers an object 2147483647"):
+    with pytest.raises(ValueError, match="gives an object the number 2147483647"):
         pth.read_zip(path)
     path.write_bytes(legacy(put(2**31 - 1, 4), {}))
-    with pytest.raises(ValueError, match="numbers an object 2147483647"):
+    with pytest.raises(ValueError, match="gives an object the number 2147483647"):
         pth.read_legacy(path)
 
 
