@@ -26,8 +26,8 @@ def check_writable(directory: Path, what: str, option: str) -> None:
     """Creates `directory` and checks that it is writable before hours of work.
 
     Raises:
-      ConfigError: if it cannot be written; the message names `what` it is and the
-        `option` that sets it.
+      ConfigError: if it is not writable; the message contains `what`, a description of
+        the directory, and `option`, the flag that sets it.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def _read(path: Path) -> str:
     try:
         size = path.stat().st_size
         if size > _MAX_JSON or not path.is_file():
-            raise ValueError(f"{path} has {size} bytes, or is not a file")
+            raise ValueError(f"{path} is too large ({size} bytes) or is not a file")
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(str(error)) from None

@@ -26,7 +26,7 @@ from resnet_jax.weights.published import SHIPPED, is_shipped
 
 log = logging.getLogger(__name__)
 
-UNUSED = ("batch_size",)  # fields of SubjectConfig
+UNUSED = ("batch_size",)  # fields of SubjectConfig that do not apply
 _NETWORK = SHIPPED[0]  # if no run is given
 
 
@@ -88,7 +88,7 @@ def predict(
     output: Path | None = None,
     top_k: int = 5,
 ) -> None:
-    """Prints the classes of the files, and saves Grad-CAM maps with `saliency`."""
+    """Prints or writes the classes of image files; `saliency` saves Grad-CAM maps."""
     from resnet_jax.report import subject
     from resnet_jax.report.predict import predict_files
 
