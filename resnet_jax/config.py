@@ -222,8 +222,8 @@ class RunConfig(Group):
     epochs: int = ranged(30, at_least=1, resume="override")
     """Number of passes over the training set."""
     max_steps: int | None = ranged(None, at_least=1, resume="override")
-    """Stop after this many steps even if the epochs are not complete. By default, there is
-    no limit."""
+    """Stop after this many steps even if the epochs are not complete. By default, there
+    is no limit."""
     num_seeds: int = ranged(1, at_least=1)
     """Number of networks to train at once in one program, with seeds --seed, --seed +
     1, and so on."""

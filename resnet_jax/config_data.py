@@ -54,8 +54,8 @@ class DataConfig(Group):
     train_size: int | None = ranged(
         None, at_least=1, at_most=4096, alters_features=True
     )
-    """Side length of the training images in pixels, if it differs from that of the images
-    in evaluation. Defaults to --image-size."""
+    """Side length of the training images in pixels. Defaults to --image-size, which
+    evaluation uses."""
     resize: int | None = ranged(None, at_least=1, at_most=8192)
     """For images of varying sizes: shorter side in pixels before the center crop to
     --image-size. Defaults to the image size divided by --crop-pct."""

@@ -132,7 +132,7 @@ RECIPES: dict[str, tuple[str, Config]] = {
     ),
     # On a folder of 180 synthetic images, it reaches 98 % on 60 test images.
     "finetune": (
-        "all layers of a ResNet-18 pretrained on ImageNet, the backbone with a tenth of "
+        "all layers of a ResNet-18 pretrained on ImageNet, the backbone at a tenth of "
         "the learning rate",
         Config(
             model=_RESNET18,
