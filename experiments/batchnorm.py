@@ -1,7 +1,7 @@
-"""The effects of BatchNorm on speed, learning rates, initialization and the gap.
+"""The effects of BatchNorm on speed, learning rates and initialization.
 
-The gap is that between training and test accuracy. The covariate shift of the input of
-a convolution is measured as well.
+Also compares the gaps between training and test accuracy, and the covariate shifts of
+the input of a convolution.
 """
 
 from collections.abc import Mapping
@@ -187,7 +187,7 @@ def _gap(outcome: Outcome) -> str:
 
 
 def _drift(outcome: Outcome) -> tuple[list[int], list[float]]:
-    """Returns the epochs, and the means of the middle convolution's input in each.
+    """Returns epochs, and the mean of the middle convolution's input at each of them.
 
     The means are in units of the input's standard deviation in the first record.
     """

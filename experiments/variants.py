@@ -32,10 +32,10 @@ class Experiment:
     seed: int = 0
     """Seed for all runs."""
     data_dir: str | None = None
-    """The data directory, as for train.py."""
+    """Data directory, as for train.py."""
 
     def config(self, **values: Any) -> Config:
-        """Returns the shared configuration with these fields changed."""
+        """Returns the shared configuration with the fields `values` changed."""
         return fields.replace(
             Config(),
             optimizer="sgd",
@@ -75,7 +75,7 @@ def run(variants: Mapping[str, Config], root: Path) -> dict[str, Outcome]:
     """Trains each of `variants` in root/NAME, or reads the result of an earlier call.
 
     A run whose loss becomes non-finite counts as a result. A signal stops all runs
-    (StoppedError), and the same call resumes them.
+    with a StoppedError; the same call resumes them.
     """
     from resnet_jax.commands import train
 

@@ -46,8 +46,8 @@ class DataConfig(Group):
     """Sampling of the training images: shuffle uses each image once per epoch; balanced
     draws the same number of images, from all classes with equal probability."""
     class_names: str | None = ranged(None, resume="free", path="absolute")
-    """For a folder: file with one line per class, with the folder, a space and the
-    name. Defaults to DATA_DIR/classes.txt if it exists."""
+    """For a folder: file with one line per class: its folder, a space and its name.
+    Defaults to DATA_DIR/classes.txt if it exists."""
     image_size: int | None = ranged(None, at_least=1, at_most=4096)
     """Side length in pixels to which images are resized. Defaults to the data set's
     own, or to 224 for images of varying sizes."""

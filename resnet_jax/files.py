@@ -102,7 +102,7 @@ def _read(path: Path) -> str:
     try:
         size = path.stat().st_size
         if size > _MAX_JSON or not path.is_file():
-            raise ValueError(f"{path} is too large ({size} bytes) or is not a file")
+            raise ValueError(f"{path} has {size} bytes, or is not a file")
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(str(error)) from None

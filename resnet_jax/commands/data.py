@@ -30,7 +30,7 @@ class DataPageConfig(fields.Group):
     output: str = fields.ranged("data.html", path="as typed")
     """HTML page to write."""
     recipe: str = "finetune"
-    """Recipe whose image size and augmentation to show."""
+    """Recipe that sets the image size and the augmentation to show."""
     class_names: str | None = fields.ranged(None, path="absolute")
     """File with one line per class: the folder, a space and the name. Defaults to
     DATA_DIR/classes.txt if it exists."""
@@ -58,7 +58,7 @@ class DataPageConfig(fields.Group):
     """Seed for the augmentation."""
 
 
-_OWN = ("output", "recipe")  # fields that a run does not have
+_OWN = ("output", "recipe")  # fields that are not in a run's configuration
 
 
 def config_of(options: DataPageConfig) -> Config:

@@ -9,7 +9,7 @@ from resnet_jax.errors import ConfigError, first_line
 
 log = logging.getLogger(__name__)
 
-# These variables would also make JAX reject code of other libraries.
+# These variables would also make JAX strict about the code of other libraries.
 _STRICT = ("JAX_NUMPY_DTYPE_PROMOTION", "JAX_TRANSFER_GUARD")
 
 

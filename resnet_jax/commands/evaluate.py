@@ -39,8 +39,8 @@ class EvaluateConfig(SubjectConfig):
     """What to score, and what to write."""
 
     tta: bool = False
-    """Also score with test-time augmentation: the mean logits of each image, its shifts
-    by one pixel, and their mirror images."""
+    """Also score with test-time augmentation, which averages the logits of each image,
+    its shifts by one pixel, and their mirror images."""
     report: bool = False
     """Write RUN/report, a page with the curves, the confusion matrix, predictions and
     the network."""
@@ -174,7 +174,7 @@ def evaluate(
     Args:
       one: the option that needs a single network, if any; see subject.load.
       tta: whether to score with test-time augmentation as well.
-      check: called with the subject before scoring; raises to prevent it.
+      check: called with the subject before scoring, which it prevents by raising.
     """
     from resnet_jax import data, devices, training
     from resnet_jax.report import subject

@@ -7,8 +7,8 @@
 
 Writes model.safetensors with torchvision's names and layouts, config.json and a model
 card with the scores on the test images. `train.py --pretrained DIR`, `evaluate.py DIR`
-and resnet_jax.load_pretrained(DIR) read the folder. If timm has the network, so does
-timm.create_model("local-dir:DIR", pretrained=True).
+and resnet_jax.load_pretrained(DIR) read the folder. If timm has the network,
+timm.create_model("local-dir:DIR", pretrained=True) reads it as well.
 
 With --format onnx, the command instead writes model.onnx, which takes images
 [batch, C, H, W]. With --format stablehlo, it writes model.stablehlo, which takes images

@@ -2,13 +2,13 @@
 
     resnet-jax predict cat.png                          with resnet20-cifar10
     resnet-jax predict runs/hresnet a.jpg b.png photographs/
-    resnet-jax predict runs/hresnet a.jpg --saliency    and a Grad-CAM map
+    resnet-jax predict runs/hresnet a.jpg --saliency    also saves a Grad-CAM map
     resnet-jax predict runs/hresnet photographs/ --output p.csv
     resnet-jax predict --weights FILE --model resnet18 a.jpg
 
 If only images are given, the network is resnet20-cifar10, which is included in this
-package and knows the ten classes of CIFAR-10. Weights with 1,000 classes get ImageNet's
-class names.
+package and knows the ten classes of CIFAR-10. For weights with 1,000 classes, the class
+names are those of ImageNet.
 """
 
 import dataclasses

@@ -23,8 +23,8 @@ def choose(
     """Returns the most confident mistakes and a sample of the correct predictions.
 
     Args:
-      probabilities: predicted probabilities of the test split, [N, C].
-      labels: true labels of the test split, [N] int.
+      probabilities: predicted probabilities [N, C] of the test split.
+      labels: true labels [N] int.
     """
     predicted, confidence = probabilities.argmax(1), probabilities.max(1)
     wrong = np.flatnonzero(predicted != labels)
@@ -40,7 +40,7 @@ def choose(
         Chosen(name, alt, indices, [captions[i] for i in indices])
         for name, alt, indices in (
             ("mistakes", "Mistakes, the most confident first", wrong),
-            ("right", "Sample of the correct predictions on the test split", right),
+            ("right", "Correct predictions, sampled from the whole test split", right),
         )
     ]
 

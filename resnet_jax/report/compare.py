@@ -31,7 +31,7 @@ def compare(run_dirs: Sequence[str], page: Path) -> str:
         run_dir = Path(name)
         records[name] = read_metrics(run_dir, of_ours=False)
         if not records[name]:
-            raise ConfigError(f"{run_dir} has no {METRICS} with an epoch: train first")
+            raise ConfigError(f"{run_dir} has no epoch in {METRICS}: train it first")
         fields[name] = {}
         if (run_dir / CONFIG).exists():
             cfg = read_run(run_dir)

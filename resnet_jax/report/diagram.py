@@ -28,8 +28,8 @@ _SHORTCUTS = {
 def draw(model: nn.Module, image_shape: tuple[int, int, int], path: Path) -> None:
     """Draws a diagram of `model` for images of shape (H, W, C), as a PNG at `path`.
 
-    The rows show the stem, the blocks of each stage, the layers between stages, if any,
-    and the head. Each stage has a row for its first block, and another for the
+    The rows show the stem, the blocks of each stage, any layers between stages, and the
+    head. Each stage has a row for its first block, and another for the
     remaining blocks if they differ from the first.
     """
     from matplotlib.figure import Figure

@@ -115,10 +115,10 @@ def plot_prediction(
     """Draws an image, the same image with a heat map, and bars for likely classes.
 
     Args:
-      image: [H, W, 3] uint8.
+      image: the image, [H, W, 3] uint8.
       heat: the heat map [h, w] in [0, 1], which is stretched to the size of the image.
-      likely: the most likely classes with their probabilities in [0, 1], most likely
-        first.
+      likely: the most likely classes with their probabilities in [0, 1], in descending
+        order.
     """
     figure = new_figure(10, 3.6)
     height, width = image.shape[:2]
@@ -169,7 +169,7 @@ def plot_maps(
 
 
 def plot_filters(kernels: np.ndarray, path: Path) -> None:
-    """Draws the filters [K, K, C, N] of the first convolution, in which gray is 0."""
+    """Draws the filters [K, K, C, N] of the first convolution, with gray for 0."""
     count = min(kernels.shape[-1], 64)
     columns = min(16, count)
     rows = -(-count // columns)

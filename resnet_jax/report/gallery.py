@@ -62,8 +62,8 @@ def plot_samples(
     """Draws a row for each class: its images before and after augmentation.
 
     Args:
-      images: [N, H, W, 3] uint8.
-      augmented: `images` after augmentation, [N, H, W, 3] uint8.
+      images: images before augmentation, [N, H, W, 3] uint8.
+      augmented: the same images after augmentation, [N, H, W, 3] uint8.
       names: the class name of each image.
     """
     classes = list(dict.fromkeys(names))

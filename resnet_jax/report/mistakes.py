@@ -26,10 +26,10 @@ def contents(
     The most frequent confusions come first, each with its most confident mistakes.
 
     Args:
-      probabilities: [N, C].
-      images: [N, H, W, C'] uint8, in memory or in files.
-      labels: [N] int.
-      confusion: [C][C] counts; rows are true classes.
+      probabilities: predicted probabilities [N, C].
+      images: the test images [N, H, W, C'] uint8, in memory or in files.
+      labels: true labels [N] int.
+      confusion: counts [C][C], in which rows are true classes.
     """
     predicted, confidence = probabilities.argmax(1), probabilities.max(1)
     counts = np.array(confusion)

@@ -23,7 +23,7 @@ class NetworkConfig(fields.Group):
     checkpoint: str = "last"
     """Checkpoint of a run: last, best (by validation accuracy) or a step number."""
     seed: int | None = None
-    """For a run with several seeds: the seed to score. By default, each network and
+    """For a run with several seeds: the seed to score. By default, all seeds and
     their ensemble are scored."""
     weights: str | None = fields.ranged(None, path="as typed")
     """Weights to use instead of a run: a file or folder, hf-hub:OWNER/NAME, imagenet,

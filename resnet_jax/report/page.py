@@ -275,7 +275,7 @@ def _matrix(matrix: Matrix) -> str:
         rows.append(f'<tr><th scope="row">{name}</th>{"".join(cells)}</tr>')
     caption = (
         "Confusion matrix: rows are true classes, columns are predicted classes. "
-        "Linked counts lead to the mistakes."
+        "Linked counts lead to example mistakes."
     )
     return _scrolled(
         f'<table class="matrix">{_caption(caption)}<thead><tr>'

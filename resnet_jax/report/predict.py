@@ -51,7 +51,8 @@ def predict_files(
     cfg, class_names = subject.cfg, subject.class_names
     if class_names is None:  # the weights have none: use the data set's
         class_names = sources.describe(cfg.data).load()[1].class_names
-    # Only images of varying sizes are resized on the host; others, on the device.
+    # Only images of varying sizes are resized on the host; the others are resized on
+    # the device.
     is_cropped = sources.is_cropped(cfg.data)
     stored = fields.replace(cfg.data, in_channels=None)
     stored = stored if is_cropped else fields.replace(stored, image_size=None)

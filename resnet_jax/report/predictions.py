@@ -22,10 +22,16 @@ def write_predictions(
 ) -> int:
     """Writes a row for each test image to `path`, and returns the number of rows.
 
-    The columns are index; path, only for a folder of images; label and class;
-    predicted, predicted_class and probability, for the most likely class; correct; and
-    the probability of each class if there are at most 100. The probabilities are
-    averaged over the seeds of a run, as in an ensemble.
+    The columns are:
+
+    * index.
+    * path, for a folder of images only.
+    * label and class.
+    * predicted, predicted_class and probability, which describe the prediction.
+    * correct.
+    * the probability of each class, if there are at most 100 classes.
+
+    The probabilities are averaged over the seeds of a run, as in an ensemble.
 
     Raises:
       ConfigError: if the file cannot be written.

@@ -35,10 +35,12 @@ def measure(
       seed: seed of the noise.
 
     Returns:
-      A dict with count, seed and severities; clean, the accuracy without corruption;
-      accuracy, which maps each corruption to its accuracies by severity; and
-      mean_accuracy, the mean over all corruptions and severities. Accuracies are
-      fractions.
+      A dict with these keys, in which accuracies are fractions:
+
+      * count, seed and severities.
+      * clean: the accuracy without corruption.
+      * accuracy: a dict that maps each corruption to its accuracies by severity.
+      * mean_accuracy: the mean over all corruptions and severities.
     """
     test, cfg = loader.splits.test, subject.cfg
     none = test.take(slice(0))
@@ -101,7 +103,7 @@ def contents(
     Args:
       picture: makes a figure from a name, a text alternative, a function that draws it
         to a path, and the arguments of that function.
-      images: [1, H, W, C] uint8, the image to show under each corruption.
+      images: the image to show under each corruption, [1, H, W, C] uint8.
     """
     header, rows = _cells(found)
     mean, clean = 100 * found["mean_accuracy"], 100 * found["clean"]

@@ -20,8 +20,8 @@ def score(
     """Returns the accuracy, NLL, ECE, confusion matrix and metrics of each class.
 
     Args:
-      probabilities: [N, C]; each row sums to 1.
-      labels: [N] int.
+      probabilities: predicted probabilities [N, C]; each row sums to 1.
+      labels: true labels [N] int.
 
     Returns:
       A dict with these keys:
@@ -81,8 +81,8 @@ def top_k_accuracy(probabilities: np.ndarray, labels: np.ndarray, k: int) -> flo
     """Returns the fraction of images whose label is among the k likeliest classes.
 
     Args:
-      probabilities: [N, C].
-      labels: [N] int.
+      probabilities: predicted probabilities [N, C].
+      labels: true labels [N] int.
     """
     own = probabilities[np.arange(len(labels)), labels]
     return float(((probabilities > own[:, None]).sum(1) < k).mean())

@@ -134,7 +134,7 @@ def _count_classes(cfg: Config, class_names: tuple[str, ...] | None) -> int:
 
 
 def _describe_normalization(cfg: Config, model: nn.Module, found: Match) -> str:
-    """Describes the normalization of a bare weights file and what is usual for it."""
+    """Describes the normalization used for a bare weights file and the usual one."""
     chosen = cfg.augment.normalize
     is_small = found.table in OF_CIFAR or getattr(model, "stem", "cifar") == "cifar"
     usual = "cifar10" if is_small else "imagenet"

@@ -155,7 +155,7 @@ def test_runs_are_compared(digits_run, run_dir, tmp_path, capsys, caplog):
     assert text.count("data:image/png") == 3
     evaluate.main(EvaluateConfig(compare=names, page=str(page)))  # its old name
     assert capsys.readouterr().out == printed and "compare RUNS" in caplog.text
-    with pytest.raises(ConfigError, match=r"has no metrics\.jsonl with an epoch"):
+    with pytest.raises(ConfigError, match=r"has no epoch in metrics\.jsonl"):
         compare.main(CompareConfig((str(tmp_path),), page=str(page)))
 
 
