@@ -4,8 +4,8 @@
     python -m experiments skip           deeper plain networks train worse
     python -m experiments batchnorm      the effects of BatchNorm
 
-Each command trains its variants on CIFAR-10, or resumes if it was stopped, and writes
-index.html and its plots to its --workdir.
+Each command trains its variants on CIFAR-10, or resumes training if it was stopped, and
+writes index.html and the plots to --workdir.
 """
 
 import tyro

@@ -1,4 +1,8 @@
-"""Effects of BatchNorm: speed, learning rates, initialization, gap, covariate shift."""
+"""The effects of BatchNorm on speed, learning rates and initialization.
+
+Also compares the gaps between training and test accuracy, and the covariate shifts of
+the input of a convolution.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,23 +17,23 @@ NORMS = {"BatchNorm": ("batch", 0.0), "none": ("none", 0.0), "dropout": ("none",
 _WORDS = {
     "BatchNorm": "with BatchNorm",
     "none": "without",
-    "dropout": "without but with dropout",
+    "dropout": "with dropout instead",
 }
 
 
 @dataclass(frozen=True)
 class BatchNorm(Experiment):
-    """Trains one network with BatchNorm, without it, and without it but with dropout,
-    at several learning rates and from both initializations."""
+    """Trains a network with BatchNorm, without it, and with dropout instead, each at
+    several learning rates and from both initializations."""
 
     model: str = "resnet20"
     """The network."""
     lrs: tuple[float, ...] = (0.01, 0.1, 1.0)
     """Constant learning rates of SGD with momentum."""
     epochs: int = 10
-    """Epochs of each run."""
+    """Number of epochs of each run."""
     batch_size: int = 128
-    """Images per step."""
+    """Number of images per step."""
     workdir: Path = Path("runs/experiments/batchnorm")
     """Directory for the runs and the page."""
 
@@ -108,24 +112,27 @@ class BatchNorm(Experiment):
         return [
             "A run counts as trained if its loss is finite and its last training "
             "accuracy exceeds 15 % (chance is 10 %).",
-            "Speed: test accuracy of the best run after the first epoch: "
+            "Speed: after the first epoch, the test accuracy of the best run is "
             f"{_each(first, '{:.2f} %')}.",
-            f"Largest learning rate that trains: {_each(largest, '{:g}')}.",
-            "Initialization: largest difference in final test accuracy between the two "
-            "initializations at the same learning rate, in percentage points: "
-            f"{_each(apart, '{:.2f}')}. (A diverged run counts as chance.)",
-            "Gap: training minus test accuracy at the end of the best run, in "
-            f"percentage points: {_each({k: _gap(o) for k, o in best.items()})}. "
-            "(Training accuracy is computed in each step before its update, with "
-            "dropout active.)",
-            "Covariate shift: change in the mean of the middle convolution's input "
-            "from before training to the end of the best run, in standard deviations "
-            f"before training: {_each({k: _moved(o) for k, o in best.items()})}.",
+            "Learning rates: the largest at which a run trains is "
+            f"{_each(largest, '{:g}')}.",
+            "Initialization: at the same learning rate, the final test accuracies of "
+            "the two initializations differ by at most the following percentage "
+            f"points: {_each(apart, '{:.2f}')}. A diverged run counts as chance.",
+            "Gap: at the end of the best run, the training accuracy minus the test "
+            "accuracy is, in percentage points, "
+            f"{_each({k: _gap(o) for k, o in best.items()})}. "
+            "Training accuracy is computed in each step before its update, with "
+            "dropout active.",
+            "Covariate shift: from before training to the end of the best run, the "
+            "mean of the middle convolution's input changes by the following number of "
+            "standard deviations before training: "
+            f"{_each({k: _moved(o) for k, o in best.items()})}.",
             self.setting,
         ]
 
     def _sensitivity(self, outcomes: Mapping[str, Outcome], label: str) -> float:
-        """Returns the largest difference of initializations at one learning rate."""
+        """Returns the largest difference in accuracy between the initializations."""
         return max(
             abs(
                 _accuracy(outcomes[f"{label}-kaiming-{lr:g}"])
@@ -136,7 +143,7 @@ class BatchNorm(Experiment):
 
 
 def _each(values: Mapping[str, Any], form: str = "{}") -> str:
-    """Returns "a with BatchNorm, b without, c without but with dropout"."""
+    """Returns "a with BatchNorm, b without, c with dropout instead"."""
     return ", ".join(
         f"{'none' if value is None else form.format(value)} {_WORDS[label]}"
         for label, value in values.items()
@@ -148,7 +155,7 @@ def _of(outcomes: Mapping[str, Outcome], label: str) -> dict[str, Outcome]:
 
 
 def _accuracy(outcome: Outcome, epoch: int = -1) -> float:
-    """Returns test accuracy in percent, or chance for a run that diverged."""
+    """Returns the test accuracy in percent, which is 10 if the run diverged."""
     if not outcome.records or (outcome.diverged and epoch == -1):
         return 10.0
     return 100 * outcome.records[epoch]["test_accuracy"]
@@ -180,7 +187,10 @@ def _gap(outcome: Outcome) -> str:
 
 
 def _drift(outcome: Outcome) -> tuple[list[int], list[float]]:
-    """Returns (epochs, mean of the middle convolution's input over its first std)."""
+    """Returns epochs, and the mean of the middle convolution's input at each of them.
+
+    The means are in units of the input's standard deviation in the first record.
+    """
     names = [n for n in outcome.layers[0]["layers"] if n.rsplit(".", 1)[-1] == "conv1"]
     middle = names[len(names) // 2]
     spread = outcome.layers[0]["layers"][middle]["input_std"] or 1.0

@@ -1,4 +1,4 @@
-"""Vanishing gradients: depth, shortcuts, BatchNorm and initialization."""
+"""Vanishing gradients by depth, shortcuts, BatchNorm and initialization."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,23 +20,23 @@ _KEYS = ("gradient", "gradient norm"), ("update_ratio", "update / weight")
 
 @dataclass(frozen=True)
 class Gradients(Experiment):
-    """Measures the gradients that reach the first layers, at several depths, with and
-    without shortcuts and BatchNorm, from both initializations, before training and
-    after some steps of SGD; and compares a run that converges with one whose gradients
-    vanish."""
+    """Measures the gradients that reach the first layers at several depths, with and
+    without shortcuts and BatchNorm, and from both initializations. They are measured
+    before training and after some steps of SGD. A run that converges is also compared
+    with one whose gradients vanish."""
 
     depths: tuple[int, ...] = (8, 20, 56, 110)
     """Depths of He et al.'s networks for CIFAR-10."""
     steps: int = 200
-    """Training steps for each network."""
+    """Number of training steps for each network."""
     batch_size: int = 64
-    """Images per step."""
+    """Number of images per step."""
     lr: float = 0.01
     """Constant learning rate of SGD with momentum."""
     pair_depth: int = 20
-    """Depth of the converged and the vanished network."""
+    """Depth of the network that converges and of the one whose gradients vanish."""
     pair_epochs: int = 5
-    """Epochs of these two networks."""
+    """Number of epochs for these two networks."""
     workdir: Path = Path("runs/experiments/gradients")
     """Directory for the runs and the page."""
 
@@ -143,12 +143,13 @@ class Gradients(Experiment):
                 found[kind].append(f"{label} ({init})")
         sentences = [
             f"Before training, with {deepest} layers, the gradient has {kind} on its "
-            f"way from the last convolution to the first: {'; '.join(names)}."
+            "way from the last convolution to the first in these networks: "
+            f"{'; '.join(names)}."
             for kind, names in found.items()
             if names and kind != "level"
         ]
         sentences.append(
-            "The gradients of the first and last convolution are within a factor of "
+            "The gradients of the first and last convolutions are within a factor of "
             "100 of each other in these networks: "
             f"{'; '.join(found['level']) or 'none'}. The loss shows whether "
             "the networks can be trained:"
@@ -167,16 +168,16 @@ class Gradients(Experiment):
             losses = [f"{record['train_loss']:.3f}" for record in outcome.records]
             _, ratios = convolutions(outcome.layers[-1], "update_ratio")
             found.append(
-                f"{name.capitalize()}: training loss by epoch {', '.join(losses)}; at "
-                "the end an update changes the weights of the first convolution by "
-                f"{ratios[0]:.1e} of their norm and those of the last by "
-                f"{ratios[-1]:.1e}."
+                f"{name.capitalize()}: the training loss by epoch is "
+                f"{', '.join(losses)}. At the end, an update changes the weights of "
+                f"the first convolution by {ratios[0]:.1e} of their norm, and those of "
+                f"the last by {ratios[-1]:.1e}."
             )
         return found
 
 
 def convolutions(record: Mapping[str, Any], key: str) -> tuple[list[int], list[float]]:
-    """Returns (indices, values) of `key` for the 3x3 convolutions of a record."""
+    """Returns the indices of the 3x3 convolutions and their values of `key`."""
     values = [
         values[key]
         for name, values in record["layers"].items()

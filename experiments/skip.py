@@ -1,4 +1,7 @@
-"""Deeper networks: worse without shortcuts, better with (He et al., figures 1, 6)."""
+"""Deeper networks are worse without shortcuts and better with them.
+
+See He et al. 2015, figures 1 and 6.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,9 +19,9 @@ class Skip(Experiment):
     depths: tuple[int, ...] = (20, 56)
     """Depths of He et al.'s networks for CIFAR-10."""
     epochs: int = 40
-    """Epochs of SGD with a cosine schedule from a learning rate of 0.1."""
+    """Number of epochs of SGD, with a cosine schedule from a learning rate of 0.1."""
     batch_size: int = 128
-    """Images per step."""
+    """Number of images per step."""
     workdir: Path = Path("runs/experiments/skip")
     """Directory for the runs and the page."""
 
@@ -68,7 +71,7 @@ class Skip(Experiment):
             if len(errors) == 2:
                 more = errors[1] - errors[0]
                 seen.append(
-                    f"{kind.capitalize()}: with {deep} layers the training error ends "
+                    f"{kind.capitalize()}: with {deep} layers, the training error ends "
                     f"{abs(more):.2f} points {'higher' if more > 0 else 'lower'} than "
                     f"with {shallow} ({errors[1]:.2f} against {errors[0]:.2f} %)."
                 )

@@ -1,4 +1,4 @@
-"""Runs several training runs that differ in a few fields, one after another."""
+"""Trains variants of a configuration that differ in a few fields, in sequence."""
 
 import dataclasses
 import json
@@ -30,12 +30,12 @@ class Experiment:
     max_test_samples: int | None = None
     """Number of test images to evaluate after each epoch; None uses all."""
     seed: int = 0
-    """Seed of all runs."""
+    """Seed for all runs."""
     data_dir: str | None = None
-    """The data directory, as for train.py."""
+    """Data directory, as for train.py."""
 
     def config(self, **values: Any) -> Config:
-        """Returns the shared configuration with these fields changed."""
+        """Returns the shared configuration with the fields `values` changed."""
         return fields.replace(
             Config(),
             optimizer="sgd",
@@ -48,7 +48,7 @@ class Experiment:
 
     @property
     def setting(self) -> str:
-        """A sentence that states the numbers of images and the seed."""
+        """Sentences that state the numbers of images and the seed."""
         train, test = (
             f"{size:,} of {cifar.CIFAR10.num_examples[part]:,}" if size else "all"
             for part, size in (
@@ -57,8 +57,8 @@ class Experiment:
             )
         )
         return (
-            f"CIFAR-10, {train} training images and {test} test images; "
-            f"one run of each network, seed {self.seed}."
+            f"The runs use {train} training images and {test} test images of CIFAR-10. "
+            f"There is one run of each network, with seed {self.seed}."
         )
 
 
@@ -75,7 +75,7 @@ def run(variants: Mapping[str, Config], root: Path) -> dict[str, Outcome]:
     """Trains each of `variants` in root/NAME, or reads the result of an earlier call.
 
     A run whose loss becomes non-finite counts as a result. A signal stops all runs
-    (StoppedError), and the same call resumes them.
+    with a StoppedError; the same call resumes them.
     """
     from resnet_jax.commands import train
 
@@ -88,7 +88,7 @@ def run(variants: Mapping[str, Config], root: Path) -> dict[str, Outcome]:
         said = _diverged(run_dir)
         if said is not None and said["config"] != _plain(cfg):
             raise ConfigError(
-                f"{run_dir} holds a run with another configuration, which diverged: "
+                f"{run_dir} contains a diverged run with another configuration: "
                 "choose another --workdir, or remove the directory"
             )
         if said is None:
@@ -121,7 +121,7 @@ def _plain(cfg: Config) -> dict[str, Any]:
 
 
 def where() -> page.Card:
-    """Returns a card with the command, date and version that made a page."""
+    """Returns a card with the command, date and version for the origin of a page."""
     found = origin.describe()
     words = shlex.join(sys.argv[1:])
     command = f"python -m experiments {words}"
@@ -134,7 +134,7 @@ def table(
     outcomes: Mapping[str, Outcome],
     columns: Mapping[str, Callable[[Outcome], str]] | None = None,
 ) -> page.Table:
-    """Returns a table of the last metrics of each variant and additional columns."""
+    """Returns a table of the last metrics of each variant, with more columns."""
     columns = columns or {}
     rows = []
     for name, outcome in outcomes.items():

@@ -1,4 +1,4 @@
-"""Runs `python -m resnet_jax COMMAND ...`, which is `resnet-jax COMMAND ...`."""
+"""Makes `python -m resnet_jax COMMAND ...` equivalent to `resnet-jax COMMAND`."""
 
 from resnet_jax.commands import main
 

@@ -133,9 +133,9 @@ class OptimConfig(Group):
     statistics, such as 0.999. The average is then scored and exported. 0 disables
     it."""
     ema_steps: int = ranged(1, at_least=1)
-    """Number of steps between updates of the moving average. If more than 1, the
-    average is torchvision's: the decay is scaled by the batch size, steps and epochs,
-    and warm-up epochs copy the parameters."""
+    """Number of steps between updates of the moving average. If it is greater than 1,
+    the average is computed as in torchvision: the decay is scaled by the batch size,
+    steps and epochs, and the parameters are copied during warm-up epochs."""
     schedule: Literal["constant", "cosine", "linear", "step", "onecycle"] = "constant"
     """Learning rate schedule: constant, cosine or linear (both to 0), step (multiplied
     by --lr-gamma at each milestone) or onecycle (like torch's OneCycleLR)."""
@@ -152,11 +152,11 @@ class OptimConfig(Group):
     lr_gamma: float = ranged(0.1, within="[0, inf)")
     """Factor by which the step schedule multiplies the learning rate."""
     warmup_epochs: float = ranged(0.0, within="[0, inf)")
-    """Number of epochs (may be a fraction) of linear learning rate warm-up."""
+    """Length of the linear learning rate warm-up in epochs, which may be fractional."""
     warmup_decay: float | None = ranged(None, within="(0, 1]")
     """Factor of the learning rate at the start of the warm-up, like torchvision's
     --lr-warmup-decay; cosine and linear then start after the warm-up. By default, the
-    factor is one step's share of the warm-up."""
+    factor is 1 / (number of warm-up steps + 1)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -222,8 +222,8 @@ class RunConfig(Group):
     epochs: int = ranged(30, at_least=1, resume="override")
     """Number of passes over the training set."""
     max_steps: int | None = ranged(None, at_least=1, resume="override")
-    """Stop after this many steps even if the epochs are not over. By default, there is
-    no limit."""
+    """Stop after this many steps even if the epochs are not complete. By default, there
+    is no limit."""
     num_seeds: int = ranged(1, at_least=1)
     """Number of networks to train at once in one program, with seeds --seed, --seed +
     1, and so on."""
@@ -232,10 +232,10 @@ class RunConfig(Group):
     resumes the run."""
     save_every_steps: int | None = ranged(None, at_least=1, resume="override")
     """Also save checkpoints within an epoch, at this interval in steps. By default,
-    they are saved after each epoch only."""
+    they are saved only after each epoch."""
     save_every_minutes: float | None = ranged(None, at_least=0, resume="override")
     """Also save checkpoints within an epoch, at this interval in minutes. By default,
-    they are saved after each epoch only."""
+    they are saved only after each epoch."""
     keep_checkpoints: int = ranged(3, at_least=1, resume="override")
     """Number of recent checkpoints to keep. The one with the best validation accuracy
     is also kept."""

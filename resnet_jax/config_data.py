@@ -37,38 +37,38 @@ class DataConfig(Group):
     max_train_samples: int | None = ranged(None, at_least=1)
     """Train on a fixed subset of this many training images. Defaults to all of them."""
     max_test_samples: int | None = ranged(None, at_least=1)
-    """Number of test images to score after each epoch; evaluate.py scores all of them.
-    Defaults to all of them."""
+    """Number of test images to score after each epoch. Defaults to all test images,
+    which evaluate.py always scores."""
     validation_split: float = ranged(0.0, within="[0, 1)")
     """Fraction of the training set to hold out and score after each epoch. 0 disables
     validation."""
     sampler: Literal["shuffle", "balanced"] = "shuffle"
     """Sampling of the training images: shuffle uses each image once per epoch; balanced
-    draws as many images, from all classes with equal probability."""
+    draws the same number of images, from all classes with equal probability."""
     class_names: str | None = ranged(None, resume="free", path="absolute")
-    """For a folder: file with a line "folder name" for each class. Defaults to
-    DATA_DIR/classes.txt if it exists."""
+    """For a folder: file with one line per class: its folder, a space and its name.
+    Defaults to DATA_DIR/classes.txt if it exists."""
     image_size: int | None = ranged(None, at_least=1, at_most=4096)
     """Side length in pixels to which images are resized. Defaults to the data set's
-    own, or to 224 for images of any size."""
+    own, or to 224 for images of varying sizes."""
     train_size: int | None = ranged(
         None, at_least=1, at_most=4096, alters_features=True
     )
-    """Side length of the training images in pixels, if it differs from evaluation.
-    Defaults to --image-size."""
+    """Side length of the training images in pixels. Defaults to --image-size, which
+    evaluation uses."""
     resize: int | None = ranged(None, at_least=1, at_most=8192)
-    """Images of any size: shorter side in pixels before the center crop to
-    --image-size. Defaults to image size / --crop-pct."""
+    """For images of varying sizes: shorter side in pixels before the center crop to
+    --image-size. Defaults to the image size divided by --crop-pct."""
     in_channels: Literal[1, 3] | None = None
     """Input channels of the network: 1 converts color images to grayscale, 3 repeats a
     gray channel. Defaults to the data set's own."""
     crop_pct: float = ranged(0.875, within="(0, 1]")
-    """Images of any size: fraction of the resized shorter side that the center crop
-    keeps."""
+    """For images of varying sizes: fraction of the resized shorter side that the center
+    crop keeps."""
     interpolation: Literal[
         "bilinear", "bicubic", "nearest", "lanczos", "box", "hamming"
     ] = "bilinear"
-    """Images of any size: interpolation used to resize them."""
+    """For images of varying sizes: interpolation used to resize them."""
     repeated_augmentation: int = ranged(1, at_least=1, one_seed=True)
     """Number of consecutive copies of each image, each augmented differently; an epoch
     has correspondingly fewer distinct images."""
@@ -148,8 +148,8 @@ class AugmentConfig(Group):
     """Alpha of CutMix, which pastes a box from another image into each image. With
     --mixup, each batch uses one of the two. 0 disables it."""
     class_weights: str | None = ranged(None, path="as typed")
-    """Weights of the classes in the training loss: balanced, or a file with JSON
-    {class: weight} or one number per line. By default, all are 1."""
+    """Weights of the classes in the training loss: balanced, or a file that contains
+    JSON {class: weight} or one number per line. By default, all weights are 1."""
     label_smoothing: float = ranged(0.0, within="[0, 1)")
     """Probability mass of the target that is spread over all classes."""
 

@@ -85,9 +85,9 @@ def fetch(
       digest: the sha256 of the file or its first digits, or "md5:DIGEST"; "" leaves
         verification to the caller.
       timeout: seconds without a connection or data before the download is aborted.
-      min_rate: bytes per second, averaged over `window` seconds, below which the
-        download is aborted, unless the rest would arrive within another window; 0
-        never aborts.
+      min_rate: minimum rate in bytes per second, averaged over `window` seconds. A
+        slower download is aborted unless the rest would arrive within another window.
+        0 allows any rate.
 
     Raises:
       DataError: if the host is unreachable, stalls or is too slow, or if the file does
@@ -130,7 +130,7 @@ def fetch(
     except _TooSlow as error:
         (rate,) = error.args
         raise DataError(
-            f"{host} sends less than {min_rate / 1e3:g} kB/s ({rate / 1e3:.0f})"
+            f"{host} sends less than {min_rate / 1e3:g} kB/s ({rate / 1e3:.0f} kB/s)"
         ) from None
     except requests.RequestException as error:
         raise DataError(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """Base class; the message is one line that says what is wrong and what to do."""
+    """Base class whose message says in one line what is wrong and what to do."""
 
     exit_code = 2
 

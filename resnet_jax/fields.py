@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 from resnet_jax.errors import ConfigError
 from resnet_jax.paths import expand
 
-# Whether a resumed run may change a field: no ("same"), with --override, or freely
+# Whether a resumed run may change a field: no ("same"), only with --override, or freely
 # because the field belongs to one invocation rather than to the run.
 Resume = Literal["same", "override", "free"]
 PathKind = Literal["", "as typed", "absolute"]
@@ -42,8 +42,9 @@ def ranged(
       alters_features: whether values other than the default make the features of an
         image differ from step to step.
       one_seed: whether runs with several seeds do not support the field.
-      path: whether the field is a path, in which ~ is the home folder. "absolute" also
-        makes it absolute, so that it means the same in another folder.
+      path: "as typed" for a path, in which ~ stands for the home folder; "absolute" for
+        a path that is also made absolute, so that it means the same in another folder;
+        or "" for other values.
     """
     known = {
         "within": within,
@@ -75,7 +76,7 @@ class Group:
 
 
 def _as_path(value: Any, kind: PathKind) -> Any:
-    """Returns the path, or tuple of paths, that a field stores."""
+    """Returns the path or tuple of paths that a field stores for `value`."""
     if isinstance(value, tuple):
         return tuple(_as_path(one, kind) for one in value)
     found = expand(value)
@@ -108,7 +109,7 @@ def flat(group: Any) -> Iterator[tuple["dataclasses.Field[Any]", Any]]:
 
 
 def replace(group: T, **values: Any) -> T:
-    """Returns a copy of `group` with other values, by field name.
+    """Returns a copy of `group` in which the named fields have other values.
 
     Raises:
       ConfigError: if there is no such field, or a value is out of range.
@@ -197,7 +198,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
             return tuple(_typed(item, options[0], where) for item in value)
     elif hint is float:
         if isinstance(value, int | float) and not isinstance(value, bool):
-            with contextlib.suppress(OverflowError):  # an integer beyond all floats
+            with contextlib.suppress(OverflowError):  # an integer too large for a float
                 return float(value)
     elif type(value) is hint:
         return value

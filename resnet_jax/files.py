@@ -26,8 +26,8 @@ def check_writable(directory: Path, what: str, option: str) -> None:
     """Creates `directory` and checks that it is writable before hours of work.
 
     Raises:
-      ConfigError: if it cannot be written; the message names `what` it is and the
-        `option` that sets it.
+      ConfigError: if it is not writable; the message contains `what`, a description of
+        the directory, and `option`, the flag that sets it.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -9,8 +9,8 @@ _OURS = ("train.py", "evaluate.py", "resnet-jax")
 def owns_process() -> bool:
     """Returns whether this process was started for one of our commands.
 
-    In Jupyter, under runpy or in a debugger, the process belongs to another program: a
-    command must not restart or end it, and must undo all of its changes.
+    In Jupyter, under runpy or in a debugger, the process belongs to another program. A
+    command must not restart or end such a process, and must undo its changes to it.
     """
     arguments = iter(sys.orig_argv[1:])
     for argument in arguments:

@@ -10,7 +10,7 @@ _GROUPS, _MINE = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def memory() -> int:
-    """Returns the memory in bytes of the machine, or of the tightest control group."""
+    """Returns the memory in bytes that the machine and control groups allow."""
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     found = [whole]
     for folder in _folders("memory"):

@@ -1,6 +1,6 @@
 """The recipes: a configuration and a one-line description for each name.
 
-The accuracies in the comments were measured on two cores of a server; RESULTS.md lists
+The comments state test accuracies measured on two cores of a server; RESULTS.md lists
 seeds, standard deviations, machines and versions. The times are training times, without
 compilation and evaluation; those of hresnet, resnet20 and resnet18 are computed from
 the throughput of undisturbed epochs.
@@ -30,7 +30,8 @@ _RESNET18 = ModelConfig(model="resnet18")
 
 RECIPES: dict[str, tuple[str, Config]] = {
     # python train.py digits
-    #   99.7 % of 360 test images (three seeds), in 38 s from start to finish.
+    #   Classifies 99.7 % of 360 test images correctly (three seeds), in 38 s from start
+    #   to finish.
     "digits": (
         "ResNet-8 on scikit-learn's digits: a first run in a minute",
         Config(
@@ -44,18 +45,19 @@ RECIPES: dict[str, tuple[str, Config]] = {
         ),
     ),
     # python train.py hresnet --epochs 15
-    #   80.9 % of the test images, 81.8 in the best epoch (one initialization from
-    #   PyTorch), in 51 minutes.
+    #   Reaches 80.9 %, and 81.8 % in the best epoch, in 51 minutes (one initialization
+    #   from PyTorch).
     "hresnet": (
         "the tutorial's network and recipe: Adam at 1e-4, no augmentation",
         Config(augment=AugmentConfig(normalize="half")),
     ),
     # python train.py fast --whiten --width 16 --epochs 1 --batch-size 128 --lr .1
-    #   81.8 % of the test images (three seeds, sd .3) in 62 s.
+    #   Reaches 81.8 % (three seeds, standard deviation 0.3) in 62 s.
     # python train.py fast
-    #   91.5 % (three seeds, sd .1), 92.5 with --tta, in 15 minutes; 90 % in 12.3.
+    #   Reaches 91.5 %, or 92.5 % with --tta, in 15 minutes (three seeds, standard
+    #   deviation 0.1). It reaches 90 % in 12.3 minutes.
     # python train.py fast --nesterov --whiten --width 64 --epochs 12
-    #   93.9 % (one seed), 94.8 with --tta, in 90 minutes.
+    #   Reaches 93.9 %, or 94.8 % with --tta, in 90 minutes (one seed).
     "fast": (
         "ResNet-9 with Muon on CIFAR-10: 91 % in minutes",
         Config(
@@ -67,7 +69,8 @@ RECIPES: dict[str, tuple[str, Config]] = {
         ),
     ),
     # python train.py hresnet-plus
-    #   90.6 % (three seeds, sd .1), 91.5 with --tta, in 19 minutes.
+    #   Reaches 90.6 %, or 91.5 % with --tta, in 19 minutes (three seeds, standard
+    #   deviation 0.1).
     "hresnet-plus": (
         "the tutorial's network with a modern recipe: Muon, augmentation",
         Config(
@@ -77,7 +80,8 @@ RECIPES: dict[str, tuple[str, Config]] = {
         ),
     ),
     # python train.py resnet20
-    #   92.3 % (one seed; He et al. 91.25), 93.6 with --tta, in 114 minutes.
+    #   Reaches 92.3 %, or 93.6 % with --tta, in 114 minutes (one seed). He et al.
+    #   report 91.25 %.
     "resnet20": (
         "ResNet-20 of He et al. 2015, section 4.2, in a third of the original steps",
         Config(
@@ -88,7 +92,7 @@ RECIPES: dict[str, tuple[str, Config]] = {
         ),
     ),
     # python train.py resnet18
-    #   93.5 % of the test images (one seed), 94.2 with --tta, in 102 minutes.
+    #   Reaches 93.5 %, or 94.2 % with --tta, in 102 minutes (one seed).
     "resnet18": (
         "ResNet-18 with a 3x3 stem on CIFAR-10, two hours on two cores",
         Config(
@@ -99,10 +103,10 @@ RECIPES: dict[str, tuple[str, Config]] = {
             run=RunConfig(epochs=8, workdir="runs/resnet18"),
         ),
     ),
-    # Measured with a backbone trained on five classes of CIFAR-10: 52.5 % on all ten.
+    # With a backbone trained on five classes of CIFAR-10, it reaches 52.5 % on all ten.
     "transfer": (
-        "ResNet-18 pretrained on ImageNet with a new head; all else is frozen except "
-        "the running statistics",
+        "ResNet-18 pretrained on ImageNet with a new head; everything else is frozen "
+        "except the running statistics",
         Config(
             model=_RESNET18,
             transfer=TransferConfig(
@@ -111,9 +115,9 @@ RECIPES: dict[str, tuple[str, Config]] = {
             run=RunConfig(workdir="runs/transfer"),
         ),
     ),
-    # Measured with the same backbone: 52.6 %.
+    # With the same backbone, it reaches 52.6 %.
     "probe": (
-        "linear classifier on the features of a frozen ResNet-18",
+        "a linear classifier on the features of a frozen ResNet-18",
         Config(
             model=_RESNET18,
             transfer=TransferConfig(
@@ -126,10 +130,10 @@ RECIPES: dict[str, tuple[str, Config]] = {
             run=RunConfig(workdir="runs/probe"),
         ),
     ),
-    # Measured on a folder of 180 synthetic images: 98 % of 60 test images.
+    # On a folder of 180 synthetic images, it reaches 98 % on 60 test images.
     "finetune": (
-        "all of a ResNet-18 pretrained on ImageNet, the backbone at a tenth of the "
-        "learning rate",
+        "all layers of a ResNet-18 pretrained on ImageNet, the backbone at a tenth of "
+        "the learning rate",
         Config(
             model=_RESNET18,
             augment=AugmentConfig(crop_padding=4, flip="random"),
@@ -140,7 +144,8 @@ RECIPES: dict[str, tuple[str, Config]] = {
             run=RunConfig(epochs=10, workdir="runs/finetune"),
         ),
     ),
-    # Not yet run in full. torchvision: 69.76 % (resnet18), 76.13 % (resnet50).
+    # Not yet run in full. torchvision reports 69.76 % for resnet18 and 76.13 % for
+    # resnet50.
     "imagenet": (
         "torchvision's IMAGENET1K_V1 recipe on a folder of images, 90 epochs (not yet "
         "run in full)",
@@ -160,7 +165,7 @@ RECIPES: dict[str, tuple[str, Config]] = {
             run=RunConfig(epochs=90, workdir="runs/imagenet"),
         ),
     ),
-    # Not yet run in full. torchvision: 80.86 % (resnet50).
+    # Not yet run in full. torchvision reports 80.86 % for resnet50.
     "imagenet-v2": (
         "torchvision's IMAGENET1K_V2 recipe on a folder of images, 600 epochs (not yet "
         "run in full)",

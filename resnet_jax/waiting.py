@@ -48,7 +48,7 @@ def over(items: Iterable[T], total: int, what: str, unit: str = "image") -> Iter
 
 
 def first(what: str, is_first: bool) -> contextlib.AbstractContextManager[None]:
-    """Returns a clock for the first of several steps, which includes compilation."""
+    """Returns a clock if `is_first`, because the first step includes compilation."""
     return clock(f"{what}, first batch") if is_first else contextlib.nullcontext()
 
 

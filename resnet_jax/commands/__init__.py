@@ -42,8 +42,8 @@ def _print_version() -> typing.NoReturn:
 def run(name: str, program: str) -> typing.NoReturn:
     """Runs the command `name` with the options of the command line, and exits.
 
-    The type hint of its main function decides how they are parsed: as a Config, from a
-    recipe, or as the command's own class of options.
+    The type hint of the command's main function determines how the options are parsed:
+    as a Config that starts from a recipe, or as the command's own class of options.
     """
     if "--version" in sys.argv[1:]:
         _print_version()

@@ -42,8 +42,8 @@ def command_line(
     Args:
       owns_process: whether the process ends with the command. If not, as in Jupyter,
         the state of the process is restored.
-      is_printed: whether the command prints its result, and so fails if stdout cannot
-        be written. Training writes its result to files instead.
+      is_printed: whether the command prints its result, and therefore fails if stdout
+        cannot be written. Training writes its result to files instead.
     """
     if owns_process:
         start_with_huge_pages()
@@ -59,7 +59,7 @@ def command_line(
             code = error.exit_code
             if isinstance(error, StoppedError) and owns_process:
                 # Threads of XLA and TensorStore may still be working on what the
-                # signal interrupted; a normal exit then crashed (-11).
+                # signal interrupted, in which case a normal exit crashed (code -11).
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)
@@ -98,8 +98,8 @@ def _settings(owns_process: bool) -> Iterator[tuple[contextlib.ExitStack, Stream
         for each, level in ((ours, logging.INFO), (narrator, logging.CRITICAL)):
             stack.callback(each.setLevel, each.level)
             each.setLevel(level)
-        # Only show libraries' warnings: their errors are also raised, and are reported
-        # where they are caught.
+        # Show only the warnings of libraries. Their errors are also raised, and are
+        # reported where they are caught.
         theirs = waiting.LogHandler()
         theirs.addFilter(lambda record: record.levelno == logging.WARNING)
         _hand_to(logging.getLogger("absl"), theirs, stack)
@@ -116,7 +116,7 @@ def _settings(owns_process: bool) -> Iterator[tuple[contextlib.ExitStack, Stream
 def _hand_to(
     log: logging.Logger, handler: logging.Handler, stack: contextlib.ExitStack
 ) -> None:
-    """Makes `handler` the only handler of the records of `log`."""
+    """Makes `handler` the only handler that receives the records of `log`."""
     stack.callback(setattr, log, "propagate", log.propagate)
     stack.callback(log.removeHandler, handler)
     log.addHandler(handler)
@@ -124,7 +124,7 @@ def _hand_to(
 
 
 def _end(code: int) -> None:
-    """Ends the process ten seconds after the main thread.
+    """Ends the process ten seconds after the main thread has ended.
 
     Python waits for all threads, but orbax's threads never end after a failed save.
     """
@@ -143,7 +143,7 @@ def parse(options: type[T], description: str | None) -> T:
 
 
 def parse_recipe(description: str | None, args: Sequence[str] | None = None) -> Config:
-    """Returns the configuration of a recipe, with the changes that the flags make.
+    """Returns the configuration of a recipe as changed by the flags.
 
     Raises:
       ConfigError: if the command line is invalid.

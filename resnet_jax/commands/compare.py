@@ -2,8 +2,8 @@
 
     resnet-jax compare runs/hresnet runs/resnet20
 
-A run is any directory with a metrics.jsonl in this format, so runs of PyTorch programs
-can be compared as well.
+A run is any directory with a metrics.jsonl file in the format that train.py writes, so
+runs of PyTorch programs can be compared as well.
 """
 
 from dataclasses import dataclass

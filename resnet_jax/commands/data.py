@@ -4,8 +4,8 @@
     resnet-jax data pets --recipe finetune --output pets.html
 
 `train.py RECIPE --dataset folder --data-dir pets` trains on such a folder. Every image
-is read once. The page shows some of them, both unchanged and augmented as set by the
-recipe and the flags.
+is read once. The page shows some images, both unchanged and with the augmentation that
+the recipe and the flags set.
 """
 
 from dataclasses import dataclass
@@ -30,10 +30,10 @@ class DataPageConfig(fields.Group):
     output: str = fields.ranged("data.html", path="as typed")
     """HTML page to write."""
     recipe: str = "finetune"
-    """Recipe whose image size and augmentation to show."""
+    """Recipe that sets the image size and the augmentation to show."""
     class_names: str | None = fields.ranged(None, path="absolute")
-    """File with a line "folder name" for each class. Defaults to DATA_DIR/classes.txt
-    if it exists."""
+    """File with one line per class: the folder, a space and the name. Defaults to
+    DATA_DIR/classes.txt if it exists."""
     image_size: int | None = fields.ranged(None, at_least=1, at_most=4096)
     """Side length of the images in pixels. Defaults to the recipe's, or to 224."""
     crop_padding: int | None = fields.ranged(None, at_least=0)
@@ -58,7 +58,7 @@ class DataPageConfig(fields.Group):
     """Seed for the augmentation."""
 
 
-_OWN = ("output", "recipe")  # fields that a run does not have
+_OWN = ("output", "recipe")  # fields that are not in a run's configuration
 
 
 def config_of(options: DataPageConfig) -> Config:
@@ -119,7 +119,7 @@ def main(options: DataPageConfig) -> None:
 
 
 def _table(rows: list[list[str]]) -> str:
-    """Formats the rows as text: the first column left-aligned, the others right."""
+    """Formats rows as text, with the first column left-aligned, the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(

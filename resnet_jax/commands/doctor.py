@@ -4,7 +4,8 @@
 
 Some JAX releases computed wrong results for some programs on some machines (jax#39103).
 This command therefore compiles a convolution, a BatchNorm training step and a reduction
-over 32,769 rows, and compares them with NumPy. It exits with 1 if one of them is wrong.
+over 32,769 rows, and compares their results with those of NumPy. It exits with 1 if a
+result is wrong.
 """
 
 from collections.abc import Callable
@@ -64,7 +65,7 @@ def main(options: DoctorConfig) -> None:
         # By default, GPUs and TPUs round the factors of products to fewer bits.
         with jax.default_matmul_precision("highest"):
             difference = check()
-        is_right = difference < _TOLERANCE  # a NaN is wrong
+        is_right = difference < _TOLERANCE  # a NaN counts as wrong
         wrong += not is_right
         verdict = "right" if is_right else "WRONG"
         print(f"{'check: ' + name:24}{verdict}, differs by {difference:.1e}")
@@ -79,7 +80,7 @@ def differs(found: Any, expected: np.ndarray) -> float:
 
 
 def check_convolution() -> float:
-    """Compares a 3x3 convolution with stride 1 with the sum of its nine taps."""
+    """Compares a 3x3 convolution of stride 1 with the sum over its nine taps."""
     import jax
 
     from resnet_jax.layers import convolve
@@ -125,7 +126,10 @@ def check_batch_norm() -> float:
 
 
 def check_reduction() -> float:
-    """Compares means and variances over 32,769 rows; jax#39103 was off by 1 %."""
+    """Compares means and variances over 32,769 rows.
+
+    In jax#39103, they were wrong by 1 %.
+    """
     import jax
     import jax.numpy as jnp
 

@@ -7,9 +7,9 @@
     python evaluate.py --weights FILE --model resnet20 --normalize imagenet
 
 Prints the accuracy of each class and of a single batch, and the means over the classes
-(balanced accuracy, macro-F1). The last line is Acc@1 .. Acc@5 .. loss .. n .. (percent,
-percent, mean cross-entropy, number of images). See also `resnet-jax predict`, `export`
-and `compare`.
+(balanced accuracy, macro-F1). The last line, Acc@1 .. Acc@5 .. loss .. n .., shows both
+accuracies in percent, the mean cross-entropy and the number of images. See also
+`resnet-jax predict`, `export` and `compare`.
 """
 
 import logging
@@ -39,8 +39,8 @@ class EvaluateConfig(SubjectConfig):
     """What to score, and what to write."""
 
     tta: bool = False
-    """Also score with test-time augmentation: the mean logits of each image, its shifts
-    by one pixel, and their mirror images."""
+    """Also score with test-time augmentation, which averages the logits of each image,
+    its shifts by one pixel, and their mirror images."""
     report: bool = False
     """Write RUN/report, a page with the curves, the confusion matrix, predictions and
     the network."""
@@ -55,11 +55,11 @@ class EvaluateConfig(SubjectConfig):
     images: tuple[str, ...] = ranged((), path="as typed")
     """Deprecated: use `resnet-jax predict RUN FILES`. The next release removes it."""
     saliency: bool = False
-    """Deprecated, with --images: use `resnet-jax predict --saliency`."""
+    """Deprecated; applies to --images only: use `resnet-jax predict --saliency`."""
     compare: tuple[str, ...] = ranged((), path="as typed")
     """Deprecated: use `resnet-jax compare RUNS`. The next release removes it."""
     page: str = ranged("comparison.html", path="as typed")
-    """Deprecated, with --compare: the page to write."""
+    """Deprecated; applies to --compare only: HTML page to write."""
     export: str | None = ranged(None, path="as typed")
     """Deprecated: use `resnet-jax export RUN DIR`. The next release removes it."""
 
@@ -93,7 +93,7 @@ class Evaluation(NamedTuple):
     all: "Scores"
     one_batch: "Scores"
     augmented: "Scores | None"
-    note: str  # on the test images; "" if they belong to the training data
+    note: str  # about the test images; "" if they are those of the run
 
 
 def main(options: EvaluateConfig) -> None:
@@ -169,12 +169,12 @@ def evaluate(
     tta: bool = False,
     check: Callable[["Subject"], None] = lambda subject: None,
 ) -> Evaluation:
-    """Scores the network that `options` specify, with the same functions as training.
+    """Scores the network that `options` specify with the same functions as training.
 
     Args:
       one: the option that needs a single network, if any; see subject.load.
-      tta: whether to score with test-time augmentation, too.
-      check: called with the subject before scoring; raises to prevent it.
+      tta: whether to score with test-time augmentation as well.
+      check: called with the subject before scoring, which it prevents by raising.
     """
     from resnet_jax import data, devices, training
     from resnet_jax.report import subject

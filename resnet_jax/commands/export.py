@@ -7,11 +7,12 @@
 
 Writes model.safetensors with torchvision's names and layouts, config.json and a model
 card with the scores on the test images. `train.py --pretrained DIR`, `evaluate.py DIR`
-and resnet_jax.load_pretrained(DIR) read the folder, and so does timm if it has the
-network: timm.create_model("local-dir:DIR", pretrained=True). --format onnx instead
-writes model.onnx, which takes images [batch, C, H, W]; --format stablehlo writes
-model.stablehlo, which takes images [batch, H, W, C] and which jax.export loads without
-this package.
+and resnet_jax.load_pretrained(DIR) read the folder. If timm has the network,
+timm.create_model("local-dir:DIR", pretrained=True) reads it as well.
+
+With --format onnx, the command instead writes model.onnx, which takes images
+[batch, C, H, W]. With --format stablehlo, it writes model.stablehlo, which takes images
+[batch, H, W, C] and can be loaded by jax.export without this package.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ if TYPE_CHECKING:  # these import JAX
     from resnet_jax.report.subject import Subject
     from resnet_jax.weights.program import Network
 
-_TRIED = 64  # test images to check a program on
+_TRIED = 64  # number of test images on which a program is checked
 
 Format = Literal["torch", "timm", "onnx", "stablehlo"]
 
@@ -43,9 +44,10 @@ class ExportConfig(SubjectConfig):
     export: Positional[str | None] = ranged(None, path="as typed")
     """Folder to write."""
     format: Format = "torch"
-    """torch: weights for PyTorch and this package. timm: the same, for networks that
-    timm has. onnx: a graph for onnxruntime and others, checked against JAX. stablehlo:
-    a program that JAX runs without this package."""
+    """Format of the network: torch (weights for PyTorch and this package), timm (the
+    same, but only for networks that timm has), onnx (a graph for onnxruntime and
+    others, checked against JAX) or stablehlo (a program that JAX runs without this
+    package)."""
 
 
 class Writer(NamedTuple):

@@ -13,10 +13,10 @@ _SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 def start_with_huge_pages() -> None:
     """Restarts this program with huge pages if Linux provides them on request.
 
-    XLA allocates new memory for every step, which the kernel provides and clears in
-    pages of 4 KiB: 100,000 of them for a step of hresnet. glibc requests pages of 2 MiB
-    if GLIBC_TUNABLES is set to do so when the process starts. If the variable already
-    has this setting, the user's choice is kept.
+    XLA allocates new memory for every step. The kernel provides and clears this memory
+    in pages of 4 KiB, of which a step of hresnet needs 100,000. glibc requests pages of
+    2 MiB instead if GLIBC_TUNABLES says so when the process starts. If the variable
+    already contains this tunable, the user's choice is kept.
     """
     environ = with_huge_pages(os.environ)
     if sys.executable and environ != os.environ:
@@ -24,7 +24,7 @@ def start_with_huge_pages() -> None:
 
 
 def with_huge_pages(environ: Mapping[str, str]) -> dict[str, str]:
-    """Returns `environ`, with the setting for huge pages if they are available."""
+    """Returns `environ`, with huge pages turned on if they are available."""
     tunables = environ.get("GLIBC_TUNABLES", "")
     if _TUNABLE in tunables or not _are_on_request():
         return dict(environ)

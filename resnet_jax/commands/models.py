@@ -3,7 +3,8 @@
     resnet-jax models list
     resnet-jax models summary resnet18 --stem cifar --image-size 32
 
-The summary shows layers, shapes, parameters and multiply-adds, without computation.
+The summary shows layers, shapes, parameters and multiply-adds without running the
+network.
 """
 
 from dataclasses import dataclass
@@ -21,18 +22,19 @@ class ModelsConfig(fields.Group):
     """What to print."""
 
     what: Positional[Literal["list", "summary"]]
-    """list prints the names of the networks; summary prints the layers, shapes,
-    parameters and multiply-adds of one."""
+    """list prints the names of all networks; summary prints the layers, shapes,
+    parameters and multiply-adds of one network."""
     name: Positional[str | None] = None
     """With summary: name of the network."""
     stem: Literal["imagenet", "cifar"] | None = None
-    """With summary: stem of the network, imagenet or cifar. Defaults to its own."""
+    """With summary: stem of the network, imagenet or cifar. Defaults to the network's
+    own."""
     num_classes: int = fields.ranged(1000, at_least=0)
     """With summary: number of classes; 0 leaves out the last layer."""
     image_size: int = fields.ranged(224, at_least=1)
     """With summary: side length of the images in pixels."""
     in_channels: int = fields.ranged(3, at_least=1)
-    """With summary: channels of the images."""
+    """With summary: number of channels of the images."""
 
 
 def main(options: ModelsConfig) -> None:

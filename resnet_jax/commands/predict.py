@@ -2,13 +2,13 @@
 
     resnet-jax predict cat.png                          with resnet20-cifar10
     resnet-jax predict runs/hresnet a.jpg b.png photographs/
-    resnet-jax predict runs/hresnet a.jpg --saliency    and a Grad-CAM map
+    resnet-jax predict runs/hresnet a.jpg --saliency    also saves a Grad-CAM map
     resnet-jax predict runs/hresnet photographs/ --output p.csv
     resnet-jax predict --weights FILE --model resnet18 a.jpg
 
 If only images are given, the network is resnet20-cifar10, which is included in this
-package and knows the ten classes of CIFAR-10. Weights with 1,000 classes get ImageNet's
-class names.
+package and knows the ten classes of CIFAR-10. For weights with 1,000 classes, the class
+names are those of ImageNet.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from resnet_jax.weights.published import SHIPPED, is_shipped
 
 log = logging.getLogger(__name__)
 
-UNUSED = ("batch_size",)  # fields of SubjectConfig
+UNUSED = ("batch_size",)  # fields of SubjectConfig that do not apply
 _NETWORK = SHIPPED[0]  # if no run is given
 
 
@@ -88,7 +88,7 @@ def predict(
     output: Path | None = None,
     top_k: int = 5,
 ) -> None:
-    """Prints the classes of the files, and saves Grad-CAM maps with `saliency`."""
+    """Prints or writes the classes of image files; `saliency` saves Grad-CAM maps."""
     from resnet_jax.report import subject
     from resnet_jax.report.predict import predict_files
 

@@ -3,9 +3,10 @@
     resnet-jax prepare folder photographs photographs-256
     python train.py imagenet --data-dir photographs-256
 
-Images are resized to a shorter side of 256 pixels if they are larger, rotated upright,
-converted to RGB and stored as JPEG with quality 90, or uncompressed with --encoding
-pixels. The files are in array_record format and replace the folder in training.
+Images whose shorter side exceeds 256 pixels are resized to that size. All images are
+rotated upright, converted to RGB and stored as JPEG with quality 90 or, with --encoding
+pixels, uncompressed. The files are in array_record format, and training reads them
+instead of the folder.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Standard streams that may be closed, full or gone without failing a command."""
+"""Standard streams that may fail or be closed without failing the command."""
 
 import contextlib
 import errno
@@ -61,7 +61,7 @@ class Stream:
 
 
 def open_missing() -> None:
-    """Opens /dev/null for those of the descriptors 0 to 2 that are closed.
+    """Opens /dev/null in place of each of the descriptors 0 to 2 that is closed.
 
     Otherwise, the next file to be opened would get that number, and code that writes to
     standard error, such as XLA, would write to the file.

@@ -91,7 +91,7 @@ def train(
         )
     state, key = devices.replicate(this_run.mesh, (state, keys.augment))
 
-    # Pure functions, compiled once; a step donates the input state.
+    # Pure functions, compiled once; each step donates its input state.
     if cfg.data.train_size is not None:
         train_shape = data.train_shape(cfg.data)
         resized = data.make_preprocess(cfg.augment, train_shape)

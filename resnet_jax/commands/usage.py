@@ -83,7 +83,7 @@ def _flags(options: Any) -> Iterator[tuple[str, bool]]:
 
 @contextlib.contextmanager
 def one_line(caller: str) -> Iterator[None]:
-    """A context in which each of tyro's usage errors becomes one line.
+    """Reports tyro's usage errors inside this context in one line each.
 
     Raises:
       ConfigError: if the command line is invalid.
@@ -133,9 +133,10 @@ def _shown(name: str) -> str:
 
 
 def describe(options: Any) -> None:
-    """Adds to the fields of the class `options` the texts that --help shows.
+    """Adds the texts that --help shows to the fields of the class `options`.
 
-    A default is shown once: by the help text if it is None, and otherwise after it.
+    Each default is shown once: in the help text if the default is None, and after the
+    help text otherwise.
     """
     import tyro
 
@@ -160,7 +161,7 @@ def describe(options: Any) -> None:
 def in_groups(options: Any) -> Any:
     """Returns a class with a group of fields for each class that `options` inherits.
 
-    --help shows a box for each group. `describe` must have been called before.
+    --help shows a box for each group. Call `describe` first.
     """
     hints = typing.get_type_hints(options, include_extras=True)
     seen: set[str] = set()
@@ -182,7 +183,7 @@ def in_groups(options: Any) -> Any:
 
 
 def from_groups(options: Any, groups: Any) -> Any:
-    """Returns an instance of `options` from one of the class made by in_groups."""
+    """Converts an instance of the class made by in_groups to one of `options`."""
     parts = [getattr(groups, one.name) for one in dataclasses.fields(groups)]
     return options(**{name: v for part in parts for name, v in vars(part).items()})
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-NUM_SHOWN = 24  # images of each kind
+NUM_SHOWN = 24  # maximum number of predictions of each kind
 
 
 class Chosen(NamedTuple):
@@ -20,11 +20,11 @@ class Chosen(NamedTuple):
 def choose(
     probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
 ) -> list[Chosen]:
-    """Returns the most confident mistakes, and a sample of the correct predictions.
+    """Returns the most confident mistakes and a sample of the correct predictions.
 
     Args:
-      probabilities: [N, C] of the test split.
-      labels: [N] int.
+      probabilities: predicted probabilities [N, C] of the test split.
+      labels: true labels [N] int.
     """
     predicted, confidence = probabilities.argmax(1), probabilities.max(1)
     wrong = np.flatnonzero(predicted != labels)
@@ -40,11 +40,11 @@ def choose(
         Chosen(name, alt, indices, [captions[i] for i in indices])
         for name, alt, indices in (
             ("mistakes", "Mistakes, the most confident first", wrong),
-            ("right", "Correct predictions, a sample of the whole test split", right),
+            ("right", "Correct predictions, sampled from the whole test split", right),
         )
     ]
 
 
 def spread(count: int, most: int) -> np.ndarray:
-    """Returns up to `most` of `count` indices, evenly from the first to the last."""
+    """Returns up to `most` evenly spaced indices from 0 to `count` - 1."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))

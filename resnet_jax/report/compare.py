@@ -1,4 +1,4 @@
-"""Compares runs: a table, and a page with their results and curves."""
+"""Compares runs in a table and on a page with their results and curves."""
 
 import tempfile
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from resnet_jax.run.logs import Record, read_metrics
 def compare(run_dirs: Sequence[str], page: Path) -> str:
     """Writes a page that compares runs, and returns its tables as text.
 
-    The page has the last and best metrics, the time of training, the fields in which
-    the configurations differ, commands that repeat the runs, and the curves. A folder
-    that has only a metrics.jsonl, such as one written by a PyTorch program, has no
-    configuration.
+    The page shows the last and best metrics, the training times, the fields in which
+    the configurations differ, the commands that repeat the runs, and the curves. A
+    folder that contains only metrics.jsonl, such as one written by a PyTorch program,
+    can be compared as well, but has no configuration to show.
 
     Raises:
-      ConfigError: a folder is not a run, or the page cannot be written.
+      ConfigError: if a folder is not a run, or the page cannot be written.
     """
     records: dict[str, list[Record]] = {}
     fields: dict[str, dict[str, Any]] = {}
@@ -31,7 +31,7 @@ def compare(run_dirs: Sequence[str], page: Path) -> str:
         run_dir = Path(name)
         records[name] = read_metrics(run_dir, of_ours=False)
         if not records[name]:
-            raise ConfigError(f"{run_dir} has no epoch in a {METRICS}: train it first")
+            raise ConfigError(f"{run_dir} has no epoch in {METRICS}: train it first")
         fields[name] = {}
         if (run_dir / CONFIG).exists():
             cfg = read_run(run_dir)
@@ -74,7 +74,7 @@ def _configuration(
         contents.append("The configurations are the same.")
     without = [name for name, own in fields.items() if not own]
     if without:
-        contents.append(f"Without a {CONFIG}: {', '.join(without)}.")
+        contents.append(f"Runs without a {CONFIG}: {', '.join(without)}.")
     if commands:
         caption = "Commands that repeat the training"
         contents.append(Table(("run", "command"), commands, caption))

@@ -24,7 +24,7 @@ _RATE = "learning rate"
 def plot_history(
     records: Records, loss_path: Path, accuracy_path: Path
 ) -> list[Picture]:
-    """Draws loss and accuracy of a run by epoch, with the learning rate below.
+    """Draws the loss and accuracy of a run by epoch, with the learning rate below.
 
     Returns:
       The figures at `loss_path` and `accuracy_path`.
@@ -81,7 +81,7 @@ def plot_runs(runs: Mapping[str, Records], directory: Path) -> list[Picture]:
         show = _percent if ylabel == "%" else _number
         columns: dict[str, dict[float, str]] = {}
         for name, (x, y) in lines.items():
-            own = losses[name][0]  # its epochs
+            own = losses[name][0]  # the epochs of this run
             if xlabel != "epoch":
                 times = [f"{one:.1f}" for one in x]
                 columns[f"{name}, minutes"] = dict(zip(own, times, strict=True))
@@ -119,13 +119,15 @@ def plot(
     ylabel: str,
     rates: Line | None = None,
 ) -> list[Point]:
-    """Draws a line for each label through its (x, y) as a PNG at `path`.
+    """Draws a line for each label and saves the figure to `path` as a PNG.
 
     Args:
-      rates: learning rates, drawn below.
+      lines: maps each label to the coordinates (x, y) of its line.
+      rates: coordinates of the learning rate, which is drawn below the lines, or None
+        to omit it.
 
     Returns:
-      The points of all lines, each with a text that has its label and value.
+      The points of all lines, each with a text that states its label and value.
     """
     figure = new_figure(5.2, 4.6 if rates else 3.8)
     if rates is None:

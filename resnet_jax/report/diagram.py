@@ -26,10 +26,11 @@ _SHORTCUTS = {
 
 
 def draw(model: nn.Module, image_shape: tuple[int, int, int], path: Path) -> None:
-    """Draws `model` for images of image_shape (H, W, C) as a PNG at `path`.
+    """Draws a diagram of `model` for images of shape (H, W, C), as a PNG at `path`.
 
-    The rows are the stem; the first block of each stage, followed by a second if the
-    other blocks differ; the layers between two stages; and the head.
+    The rows show the stem, the blocks of each stage, any layers between stages, and the
+    head. Each stage has a row for its first block, and another for the
+    remaining blocks if they differ from the first.
     """
     from matplotlib.figure import Figure
 
@@ -51,13 +52,15 @@ def draw(model: nn.Module, image_shape: tuple[int, int, int], path: Path) -> Non
 
 
 def list_rows(found: Structure, pooling: str | None = None) -> list[Row]:
-    """Returns (title, boxes as (text, kind), shortcut or None) for each row.
+    """Returns a tuple (title, boxes, shortcut) for each row.
+
+    Each box is a tuple (text, kind). The shortcut of a row without blocks is None.
 
     Args:
       pooling: "average" or "max" if the head begins with global pooling.
     """
     inside: dict[str, list[Layer]] = {b.name: [] for b in found.blocks}
-    outside: dict[str, list[Layer]] = {"": []}  # by preceding block; "" is the stem
+    outside: dict[str, list[Layer]] = {"": []}  # by preceding block; "" for the stem
     latest = ""
     for layer in found.layers:
         owner = layer.name.split(".downsample")[0]
@@ -65,7 +68,7 @@ def list_rows(found: Structure, pooling: str | None = None) -> list[Row]:
         latest = owner if owner in inside else latest
         (inside if owner in inside else outside).setdefault(latest, []).append(layer)
     before, behind = outside.pop(""), outside.pop(latest, [])
-    # The first pre-activation block activates the output of the stem itself.
+    # A pre-activation block begins with ReLU, so the stem before it ends without one.
     activated = not any(block.kind == "PreActBlock" for block in found.blocks)
     stem = _boxes(before, last=activated)
     rows: list[Row] = [(_title("stem", before), stem, None)] if before else []
@@ -119,7 +122,11 @@ def _title(name: str, layers: Sequence[Layer]) -> str:
 
 
 def _boxes(layers: Sequence[Layer], *, last: bool = False) -> list[tuple[str, str]]:
-    """Returns (text, kind) for each box; ReLU follows all but the last convolution."""
+    """Returns a tuple (text, kind) for each box, including those of ReLU.
+
+    Args:
+      last: whether a ReLU also follows the last layer, unless that layer is linear.
+    """
     boxes = []
     for index, layer in enumerate(layers):
         text = layer.name.rsplit(".", 1)[-1]
@@ -168,7 +175,7 @@ def _draw_row(
     joined = shortcut != "none"
     _arrow(axes, (start - 0.3, y), (start - 0.02, y))
     axes.text(x + 0.1, y, "+" if joined else "", ha="center", va="center", fontsize=14)
-    if boxes[1] != _RELU:  # a block that begins with ReLU does not end with it
+    if boxes[1] != _RELU:  # a block that begins with ReLU does not end with one
         axes.text(x + 0.3, y, "ReLU", va="center", fontsize=8)
     if joined:
         top = y + 0.45

@@ -13,7 +13,7 @@ Records = Sequence[Mapping[str, Any]]  # the records of metrics.jsonl, one per e
 
 # Okabe and Ito's colors, which color-blind readers can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-GREY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}  # one channel
+GREY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}  # for one channel
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -24,7 +24,7 @@ def new_figure(width: float, height: float) -> Any:
 
 def save_figure(figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():  # the font may lack the script of a name
+    with warnings.catch_warnings():  # the font may lack characters of a name
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(path, dpi=120)
 
@@ -40,14 +40,14 @@ def style_of(index: int) -> dict[str, Any]:
 
 
 def plain(text: str) -> str:
-    """Returns `text` with dollar signs escaped, so matplotlib sees no formula."""
+    """Returns `text` with `$` escaped, so that matplotlib does not see a formula."""
     return shown(text).replace("$", r"\$")
 
 
 def plot_confusion(
     confusion: Sequence[Sequence[int]], class_names: Sequence[str], path: Path
 ) -> None:
-    """Draws the confusion matrix as counts, and as percentages of each true class."""
+    """Draws the confusion matrix as counts and as percentages of each true class."""
     counts = np.asarray(confusion)
     percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     size = min(3.5 + 0.35 * len(counts), 14)
@@ -112,12 +112,13 @@ def plot_predictions(
 def plot_prediction(
     image: np.ndarray, heat: np.ndarray, likely: Sequence[tuple[str, float]], path: Path
 ) -> None:
-    """Draws an image, the image under a heat map, and its likeliest classes as bars.
+    """Draws an image, the same image with a heat map, and bars for likely classes.
 
     Args:
-      image: [H, W, 3] uint8.
-      heat: [h, w] in [0, 1], resized to the image.
-      likely: the likeliest classes, with their probabilities in [0, 1].
+      image: the image, [H, W, 3] uint8.
+      heat: the heat map [h, w] in [0, 1], which is stretched to the size of the image.
+      likely: the most likely classes with their probabilities in [0, 1], in descending
+        order.
     """
     figure = new_figure(10, 3.6)
     height, width = image.shape[:2]
@@ -148,7 +149,12 @@ def plot_prediction(
 def plot_maps(
     groups: Mapping[str, np.ndarray], path: Path, *, columns: int = 12
 ) -> None:
-    """Draws maps [H, W, N] in gray; a row has the first `columns` of a group."""
+    """Draws feature maps in gray, with a row for each group.
+
+    Args:
+      groups: maps the name of each group to its feature maps [H, W, N].
+      columns: maximum number of feature maps per group to draw.
+    """
     figure = new_figure(0.9 * columns, 1.05 * len(groups))
     grid = figure.subplots(len(groups), columns, squeeze=False)
     for row, (name, maps) in zip(grid, groups.items(), strict=True):
@@ -163,7 +169,7 @@ def plot_maps(
 
 
 def plot_filters(kernels: np.ndarray, path: Path) -> None:
-    """Draws kernels [K, K, 3, N] of the first convolution as colors around gray."""
+    """Draws the filters [K, K, C, N] of the first convolution, with gray for 0."""
     count = min(kernels.shape[-1], 64)
     columns = min(16, count)
     rows = -(-count // columns)
@@ -180,7 +186,8 @@ def plot_statistics(statistics: Mapping[str, Any], path: Path) -> None:
     """Draws the median, quartiles and range of each layer's running statistics.
 
     Args:
-      statistics: the arrays mean [C] and var [C] of each BatchNorm layer, by name.
+      statistics: maps the name of each BatchNorm layer to its arrays mean [C] and
+        var [C].
     """
     names = list(statistics)
     figure = new_figure(max(6, 0.22 * len(names) + 2), 6)
@@ -216,9 +223,13 @@ def plot_lines(
     log: bool = False,
     columns: int = 3,
 ) -> None:
-    """Draws a panel for each title, with a line for each label through its (x, y).
+    """Draws panels of lines that share a legend.
 
-    A label has the same style in all panels, which share a legend.
+    Args:
+      panels: maps the title of each panel to its lines, and these map each label to its
+        coordinates (x, y). A label has the same style in all panels.
+      log: whether the y-axes are logarithmic.
+      columns: maximum number of panels in a row.
     """
     from matplotlib.ticker import MaxNLocator
 

@@ -7,15 +7,18 @@ import numpy as np
 
 from resnet_jax.report.figures import COLOURS, new_figure, plain, save_figure
 
-_MOST_NAMED = 60  # classes with their own bar and name
+_MOST_NAMED = 60  # maximum number of classes with their own bars and names
 
 
 def plot_counts(
     counts: np.ndarray, names: Sequence[str], splits: Sequence[str], path: Path
 ) -> None:
-    """Draws counts [C, splits] of images as bars, or as curves for many classes.
+    """Draws the number of images of each class as bars, or as curves for many classes.
 
-    Curves are sorted by the first split.
+    In the curves, classes are sorted by their counts in the first split, largest first.
+
+    Args:
+      counts: [C, S] int, the number of images of each class in each split.
     """
     num_classes, num_splits = counts.shape
     if num_classes > _MOST_NAMED:
@@ -59,13 +62,13 @@ def plot_samples(
     """Draws a row for each class: its images before and after augmentation.
 
     Args:
-      images: [N, H, W, 3] uint8.
-      augmented: `images` after augmentation, [N, H, W, 3] uint8.
-      names: the class name of each image; equal names are adjacent.
+      images: images before augmentation, [N, H, W, 3] uint8.
+      augmented: the same images after augmentation, [N, H, W, 3] uint8.
+      names: the class name of each image.
     """
     classes = list(dict.fromkeys(names))
     rows = [[i for i, one in enumerate(names) if one == name] for name in classes]
-    columns = max(3, *map(len, rows))  # a name needs the width of three
+    columns = max(3, *map(len, rows))  # a class name needs the width of three images
     figure = new_figure(1.15 * (2 * columns + 0.2), 1.35 * len(rows) + 0.4)
     halves = figure.subfigures(1, 2, wspace=0.02)
     titles = "before augmentation", "after augmentation"

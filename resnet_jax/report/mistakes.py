@@ -21,15 +21,15 @@ def contents(
     class_names: Sequence[str],
     confusion: Sequence[Sequence[int]],
 ) -> tuple[Matrix, list[Content]]:
-    """Returns the matrix, and a gallery of the mistakes that it links to.
+    """Returns the matrix and a gallery of the mistakes that it links to.
 
     The most frequent confusions come first, each with its most confident mistakes.
 
     Args:
-      probabilities: [N, C].
-      images: [N, H, W, C'] uint8, in memory or in files.
-      labels: [N] int.
-      confusion: [C][C] counts; rows are true classes.
+      probabilities: predicted probabilities [N, C].
+      images: the test images [N, H, W, C'] uint8, in memory or in files.
+      labels: true labels [N] int.
+      confusion: counts [C][C], in which rows are true classes.
     """
     predicted, confidence = probabilities.argmax(1), probabilities.max(1)
     counts = np.array(confusion)
@@ -56,7 +56,7 @@ def contents(
 
 
 def _png(image: np.ndarray) -> bytes:
-    """Returns an image [1, H, W, C] uint8 as a PNG, resized to at most _SIDE pixels."""
+    """Returns a uint8 image [1, H, W, C] as a PNG whose sides are at most _SIDE."""
     from PIL import Image as pillow
 
     pixels = image[0, :, :, 0] if image.shape[-1] == 1 else image[0]

@@ -35,7 +35,7 @@ def _command() -> str:
 
 
 def _commit() -> str | None:
-    """Returns the commit of this package's checkout, or None if it is installed."""
+    """Returns the commit of this package's checkout, or None if there is none."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None

@@ -1,5 +1,5 @@
-// Values at the nearest point of a curve, and tables that sort. Without JavaScript the
-// curves are images whose points have titles, and the tables stay in their order.
+// Shows the value at the nearest point of a curve, and makes tables sortable. Without
+// JavaScript, the points of the curves have titles, and the tables keep their order.
 document.querySelectorAll(".image svg").forEach((svg) => {
   const tip = document.createElement("div");
   tip.className = "tip";
@@ -7,7 +7,7 @@ document.querySelectorAll(".image svg").forEach((svg) => {
   svg.parentElement.append(tip);
   const points = [...svg.querySelectorAll("circle")].map((circle) => {
     const text = circle.firstElementChild.textContent;
-    circle.firstElementChild.remove(); // else the browser shows it as well
+    circle.firstElementChild.remove(); // otherwise, the browser shows it as well
     return { circle, text, x: +circle.dataset.x, y: +circle.dataset.y };
   });
   const clear = () => {

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from resnet_jax import files
 
-_SHRINKS = 700  # a wider figure, in pixels, scrolls on a narrow screen
-_LEAST = 0.6  # of its width, at which its text is still legible
+_SHRINKS = 700  # width in pixels above which figures scroll on a narrow screen
+_LEAST = 0.6  # fraction of a figure's width at which its text is still legible
 
 
 class Point(NamedTuple):
@@ -39,8 +39,8 @@ class Picture(NamedTuple):
     """A figure as a PNG file, with its text alternative.
 
     Args:
-      points: values that are shown when the pointer is near them.
-      values: the values of the figure, folded below it.
+      points: points of curves, whose texts are shown when the pointer is near them.
+      values: a table of the figure's values, which is folded below the figure.
       has_images: whether the figure contains images. Their colors stay the same on a
         dark page; those of other figures are inverted.
     """
@@ -53,7 +53,7 @@ class Picture(NamedTuple):
 
 
 class Card(NamedTuple):
-    """Names and values: headline numbers in large type, then others, then long ones."""
+    """Names and values, of which headline numbers are shown in large type."""
 
     headline: Mapping[str, str]
     others: Mapping[str, str]
@@ -74,7 +74,7 @@ class Folded(NamedTuple):
 
 
 class Matrix(NamedTuple):
-    """A square matrix of counts; the shade of a cell is its share of the row.
+    """A square matrix of counts; the shade of a cell shows its share of the row.
 
     Args:
       links: maps (row, column) to the id of the Image that the cell links to.
@@ -110,10 +110,10 @@ def write(
     *,
     lang: str = "en",
 ) -> None:
-    """Writes a page that needs no other file to `path`; all text is escaped.
+    """Writes a self-contained page to `path`, with all text escaped.
 
     Raises:
-      ConfigError: the page cannot be written there.
+      ConfigError: if the page cannot be written there.
     """
     text = resources.files("resnet_jax.report")
     style, script = (
@@ -193,7 +193,7 @@ def _figure(picture: Picture) -> str:
     )
     above = f'<svg aria-hidden="true">{circles}</svg>' if circles else ""
     png = picture.path.read_bytes()
-    width, height = struct.unpack(">II", png[16:24])  # of its first chunk
+    width, height = struct.unpack(">II", png[16:24])  # from its first chunk
     is_wide = width > _SHRINKS
     least = f' style="min-width: {_LEAST * width:.0f}px"' if is_wide else ""
     image = (
@@ -218,7 +218,7 @@ def _table(table: Table) -> str:
     header = "".join(
         f'<th scope="col">{html.escape(str(cell))}</th>'
         if str(cell)
-        else "<td></td>"  # a header without text says nothing
+        else "<td></td>"  # a cell without text is not a header
         for cell in table.header
     )
     rows = ""
@@ -240,7 +240,7 @@ def _caption(text: str) -> str:
 
 
 def _scrolled(content: str, label: str) -> str:
-    """Returns `content` in a box that scrolls, also with the keyboard."""
+    """Returns `content` in a box that can also be scrolled with the keyboard."""
     how = f'class="scroll" tabindex="0" role="group" aria-label="{label}"'
     return f"<div {how}>{content}</div>"
 
@@ -275,7 +275,7 @@ def _matrix(matrix: Matrix) -> str:
         rows.append(f'<tr><th scope="row">{name}</th>{"".join(cells)}</tr>')
     caption = (
         "Confusion matrix: rows are true classes, columns are predicted classes. "
-        "Linked counts lead to the mistakes."
+        "Linked counts lead to example mistakes."
     )
     return _scrolled(
         f'<table class="matrix">{_caption(caption)}<thead><tr>'

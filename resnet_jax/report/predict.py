@@ -33,24 +33,26 @@ def predict_files(
     output: Path | None = None,
     top_k: int = 5,
 ) -> None:
-    """Prints the most likely classes of each image with their probabilities.
+    """Prints or writes the most likely classes of each image with their probabilities.
 
-    Images are resized like those of a folder, to the size of the data set, and
-    preprocessed like its images. Batches affect only the rounding.
+    Images are resized like those of a folder to the image size of the data set, and
+    preprocessed like images of the data set. The batch size affects only the rounding.
 
     Args:
-      saliency_dir: folder for the Grad-CAM figure of each image, NUMBER-NAME.png.
-      output: a file for the predictions, one row per image; see tables.
-      top_k: maximum number of classes to print.
+      saliency_dir: folder for a Grad-CAM figure of each image, NUMBER-NAME.png, or None
+        to draw no figures.
+      output: file to write instead of printing, with a row for each image; see tables.
+      top_k: maximum number of classes to show for each image.
 
     Raises:
-      ConfigError: a file cannot be written.
-      DataError: some images cannot be read; the others have been predicted.
+      ConfigError: if a file cannot be written.
+      DataError: if some images cannot be read; the others are classified first.
     """
     cfg, class_names = subject.cfg, subject.class_names
     if class_names is None:  # the weights have none: use the data set's
         class_names = sources.describe(cfg.data).load()[1].class_names
-    # Only images of any size are resized on the host; others on the device.
+    # Only images of varying sizes are resized on the host; the others are resized on
+    # the device.
     is_cropped = sources.is_cropped(cfg.data)
     stored = fields.replace(cfg.data, in_channels=None)
     stored = stored if is_cropped else fields.replace(stored, image_size=None)
@@ -76,7 +78,7 @@ def predict_files(
         if output is not None:
             columns = _columns(min(top_k, len(class_names)))
             show = _to_rows(stack.enter_context(tables.writing(output, columns)))
-        # Printed lines already show progress; None means only on a terminal.
+        # Printed lines already show progress. None shows a bar only on a terminal.
         has_bar = output is not None and len(every) > BATCH
         disable = None if has_bar else True
         bar = waiting.bar(len(every), "prediction", disable=disable)
@@ -96,7 +98,7 @@ def predict_files(
                 num_read += 1
             bar.update(len(batch.paths) + len(batch.bad))
         if not num_read and not bad:
-            raise DataError(f"{', '.join(paths)}: there is no image")
+            raise DataError(f"{', '.join(paths)}: there are no images")
         failure = f"{len(bad)} of {len(every)} cannot be read: {', '.join(bad)}"
         if not num_read:
             raise DataError(failure)
@@ -117,7 +119,7 @@ def _print(path: Path, likely: Likely) -> None:
 
 
 def _columns(num: int) -> dict[str, type]:
-    """Returns the columns of a file for `num` classes, with their types."""
+    """Returns the columns of a file with `num` classes per image, and their types."""
     each = range(1, num + 1)
     return {
         **{"path": str, "label": int, "class": str, "probability": float},
@@ -148,9 +150,9 @@ def _save_saliency(
 def _make_probabilities(
     subject: Subject, preprocess: Any
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns a function from images [N, H, W, C] to probabilities [N, classes].
+    """Returns a function that maps images [N, H, W, C] to probabilities [N, classes].
 
-    Batches are padded to a power of two, so few programs are compiled.
+    Batches are padded to a power of two, so that few programs are compiled.
     """
     variables = mesh.replicate(mesh.make_mesh(1), subject.state.variables)
 
@@ -175,17 +177,17 @@ def grad_cam(
 ) -> jax.Array:
     """Returns Grad-CAM maps [B, h, w] in [0, 1] of the last block.
 
-    Each map is the output of the block, with its channels weighted by the mean gradient
+    Each map is the sum of the block's output channels, weighted by the mean gradients
     of the class's logit (Selvaraju et al. 2017, equations 1 and 2). Negative values are
-    set to 0, and the map is scaled to a maximum of 1, or is 0 everywhere if there is no
-    evidence for the class.
+    set to 0, and the map is scaled to a maximum of 1. If there is no evidence for the
+    class, the map is 0 everywhere.
 
     Args:
-      images: [B, H, W, C], preprocessed.
-      classes: [B] int, the class to explain for each image.
+      images: preprocessed images [B, H, W, C].
+      classes: the class to explain for each image, [B] int.
 
     Raises:
-      ConfigError: the network has no residual block.
+      ConfigError: if the network has no residual blocks.
     """
     _, height, width, channels = images.shape
     blocks = structure(model, (height, width, channels)).blocks

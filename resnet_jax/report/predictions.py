@@ -1,4 +1,4 @@
-"""Writes the predictions on all test images to a file."""
+"""Writes the predictions for all test images to a file."""
 
 from pathlib import Path
 
@@ -14,21 +14,28 @@ from resnet_jax.report.subject import Subject
 from resnet_jax.training import evaluation, seeds
 
 _MAX_CLASSES = 100  # up to this number of classes, all probabilities are written
-_ROWS = 1000  # rows that are written at a time
+_ROWS = 1000  # number of rows to write at a time
 
 
 def write_predictions(
     path: Path, subject: Subject, preprocess: Preprocess, loader: Loader
 ) -> int:
-    """Writes a row for each image of the test split to `path`; returns their number.
+    """Writes a row for each test image to `path`, and returns the number of rows.
 
-    A row has the index; the path, for a folder of images; label and class; predicted,
-    predicted_class and its probability; correct; and, for up to 100 classes, the
-    probability of each class. Several seeds are averaged as an ensemble.
+    The columns are:
+
+    * index.
+    * path, for a folder of images only.
+    * label and class.
+    * predicted, predicted_class and probability, which describe the prediction.
+    * correct.
+    * the probability of each class, if there are at most 100 classes.
+
+    The probabilities are averaged over the seeds of a run, as in an ensemble.
 
     Raises:
-      ConfigError: the file cannot be written.
-      DataError: the folder changed while it was read.
+      ConfigError: if the file cannot be written.
+      DataError: if the folder changed while it was read.
     """
     test, cfg = loader.splits.test, subject.cfg
     class_names = test.class_names
@@ -81,9 +88,9 @@ def _probabilities(
 
 
 def _paths(cfg: DataConfig, count: int) -> list[Path] | None:
-    """Returns the files of a folder's `count` readable test images.
+    """Returns the paths of a folder's `count` readable test images.
 
-    Returns None for data sets that are not image files.
+    Returns None for data sets that do not consist of image files.
     """
     if cfg.dataset != "folder" or shards.is_shards(Path(str(cfg.data_dir))):
         return None

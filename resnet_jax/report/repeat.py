@@ -11,7 +11,7 @@ _PATHS = ("data_dir", "class_names", "workdir")
 
 
 def command(cfg: Config) -> str:
-    """Returns the shortest command that trains with `cfg`: a recipe, and flags.
+    """Returns the shortest command that trains with `cfg`: a recipe and flags.
 
     Fields that belong to one invocation, such as the devices, are left out.
     """

@@ -60,7 +60,7 @@ def write_report(
       The path of index.html.
 
     Raises:
-      ConfigError: the report cannot be written there.
+      ConfigError: if the report cannot be written there.
     """
     directory = run_dir / "report"
     files.check_writable(directory, "folder", "RUN")
@@ -140,7 +140,7 @@ def _calibration(picture: Any, found: Mapping[str, Any]) -> list[Content]:
         "A calibrated network is correct for 80 % of the images that it predicts with "
         "a confidence of 80 %. The expected calibration error (ECE) is the mean "
         "absolute difference between confidence and accuracy over 15 bins, weighted by "
-        "their numbers of images.",
+        "the number of images in each bin.",
         picture("reliability", alt, figures.plot_reliability, found["bins"], ece),
     ]
 
@@ -174,7 +174,7 @@ def _result(found: Mapping[str, Any], top5: float, num_params: int) -> Card:
 
 
 def _scored(cfg: Config, found: Mapping[str, Any]) -> list[Content]:
-    """Explains why the accuracy of the last epoch may differ from the page's."""
+    """Returns a note on the last epoch's accuracy if only some images were scored."""
     most = cfg.data.max_test_samples
     if most is None or most >= found["count"]:
         return []
@@ -185,7 +185,7 @@ def _scored(cfg: Config, found: Mapping[str, Any]) -> list[Content]:
 
 
 def _last(records: figures.Records) -> list[Content]:
-    """Returns a table of the best and the last epoch, and the time of training.
+    """Returns a table of the best and the last epoch, and the training time.
 
     The best epoch is chosen by validation accuracy, if there is a validation split.
     """

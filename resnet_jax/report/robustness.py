@@ -19,7 +19,7 @@ from resnet_jax.report.subject import Subject
 from resnet_jax.training import evaluation, metrics, seeds
 
 _IMAGES = 2000  # maximum number of test images at a time
-_BYTES = 2**28  # maximum size of these: images of a folder may be large
+_BYTES = 2**28  # maximum size of these images; those of a folder may be large
 _SHOWN = (1, 3, 5)  # severities in the grid
 Found = dict[str, Any]
 
@@ -29,19 +29,22 @@ def measure(
 ) -> Found:
     """Measures the accuracy on the test split of `loader` under each corruption.
 
-    Several seeds of a run are averaged.
+    For a run with several seeds, the accuracies are averaged over the seeds.
 
     Args:
       seed: seed of the noise.
 
     Returns:
-      A dict of count, seed and severities; clean, the accuracy without corruption;
-      accuracy, which maps each corruption to its accuracies by severity; and
-      mean_accuracy, the mean of these. Accuracies are fractions.
+      A dict with these keys, in which accuracies are fractions:
+
+      * count, seed and severities.
+      * clean: the accuracy without corruption.
+      * accuracy: a dict that maps each corruption to its accuracies by severity.
+      * mean_accuracy: the mean over all corruptions and severities.
     """
     test, cfg = loader.splits.test, subject.cfg
     none = test.take(slice(0))
-    # Not held on the device, where the images of each corruption would stay.
+    # Do not hold images on the device, where those of each corruption would stay.
     own = Loader(loader.mesh, Splits(none, none, test, {}), cfg.data, held=False)
     each = seeds.make_each(cfg.run.num_seeds, loader.mesh)
     evaluate = evaluation.make_evaluate(subject.model, preprocess, own, each=each)
@@ -80,7 +83,7 @@ def measure(
 
 
 def text(found: Found) -> str:
-    """Formats the result of `measure` as percentages by corruption and severity."""
+    """Formats the result of `measure` as a table of percentages."""
     header, rows = _cells(found)
     width = max(len(row[0]) for row in [header, *rows])
     lines = [
@@ -99,14 +102,15 @@ def contents(
 
     Args:
       picture: makes a figure from a name, a text alternative, a function that draws it
-        to a path, and the arguments of this function.
-      images: [1, H, W, C] uint8, the image to show under each corruption.
+        to a path, and the arguments of that function.
+      images: the image to show under each corruption, [1, H, W, C] uint8.
     """
     header, rows = _cells(found)
     mean, clean = 100 * found["mean_accuracy"], 100 * found["clean"]
     return [
-        f"Test images with the corruptions of CIFAR-10-C (Hendrycks and Dietterich "
-        f"2019): mean accuracy {mean:.2f} %, without corruption {clean:.2f} %.",
+        f"The mean accuracy is {mean:.2f} % on test images with the corruptions of "
+        f"CIFAR-10-C (Hendrycks and Dietterich 2019), and {clean:.2f} % without "
+        "corruption.",
         Table(header, rows, "Accuracy in percent by corruption and severity"),
         picture(
             "robustness",
@@ -155,7 +159,7 @@ def plot_severities(found: Found, path: Path) -> None:
 
 
 def plot_corruptions(images: np.ndarray, seed: int, path: Path) -> None:
-    """Draws the first of `images` [N, H, W, C] under each corruption, by column."""
+    """Draws the first of `images` [N, H, W, C], with a column for each corruption."""
     names = list(corruptions.CORRUPTIONS)
     columns = ["original", *names]
     figure = figures.new_figure(1.35 * len(columns) + 0.3, 1.45 * len(_SHOWN) + 0.4)

@@ -1,4 +1,4 @@
-"""Writes the page of a folder of images: counts, and samples after augmentation."""
+"""Writes a page about a folder of images, with class counts and augmented samples."""
 
 import tempfile
 from collections import Counter
@@ -16,12 +16,12 @@ from resnet_jax.report import chosen, gallery
 from resnet_jax.report.page import Content, Picture, Table, write
 
 NUM_CLASSES, PER_CLASS, NUM_NAMED = 10, 5, 20
-_MANY = 3.0  # ratio of the largest to the smallest class that is worth a hint
+_MANY = 3.0  # ratio of the largest class to the smallest above which to give a hint
 _SIZES = "Width and height of the images in pixels"
 
 
 def count_rows(surveys: Sequence[Survey], names: Sequence[str]) -> list[list[str]]:
-    """Returns rows (name, counts by split) for each class, and one for all classes."""
+    """Returns a row (name, counts by split) for each class and one for all classes."""
     counts = np.stack([survey.counts for survey in surveys], axis=1)
     rows = [*zip(names, counts, strict=True), ("all", counts.sum(0))]
     return [[name, *(f"{count:,}" for count in row)] for name, row in rows]
@@ -39,25 +39,25 @@ def size_rows(surveys: Sequence[Survey]) -> list[list[str]]:
 
 
 def unreadable(surveys: Sequence[Survey]) -> tuple[str, list[list[str]]]:
-    """Returns a line about unreadable files, and rows (file, reason) of the first."""
+    """Returns a line about unreadable files, and (file, reason) for the first ones."""
     bad = [one for survey in surveys for one in survey.bad]
     if not bad:
         return "every image can be read", []
-    said = f"cannot be read: {len(bad):,}; --skip-bad-images trains without them"
+    said = f"unreadable images: {len(bad):,}; --skip-bad-images skips them in training"
     if len(bad) > NUM_NAMED:
-        said += f"; the first {NUM_NAMED}"
+        said += f"; the first {NUM_NAMED}:"
     return said, [[str(path), why] for path, why in bad[:NUM_NAMED]]
 
 
 def notes(surveys: Sequence[Survey], names: Sequence[str]) -> list[str]:
-    """Returns lines about formats, ignored files, and unequal classes."""
+    """Returns lines about formats, ignored files and class imbalance."""
     kinds = sum((survey.kinds for survey in surveys), Counter[str]())
     lines = [f"formats: {_counted(kinds)}"] if kinds else []
     for split in (survey.split for survey in surveys):
         if split.ignored:
             kinds_of = _counted(split.ignored)
             lines.append(
-                f"{split.root}: ignored, not images by their names: {kinds_of}"
+                f"{split.root}: ignored files without an image suffix: {kinds_of}"
             )
     counts = surveys[0].counts
     most, least = int(counts.argmax()), int(counts.argmin())
@@ -69,7 +69,8 @@ def notes(surveys: Sequence[Survey], names: Sequence[str]) -> list[str]:
     if ratio > _MANY:
         lines.append(
             "hint: --class-weights balanced gives rare classes more weight in the "
-            "loss, --sampler balanced draws them more often; one of the two is enough"
+            "loss, and --sampler balanced draws them more often; one of the two is "
+            "enough"
         )
     return lines
 
@@ -85,10 +86,10 @@ def write_page(
     names: Sequence[str],
     cfg: Config,
 ) -> None:
-    """Writes the page: counts as bars, and images before and after augmentation.
+    """Writes a page with the class counts and images before and after augmentation.
 
     Raises:
-      ConfigError: the page cannot be written there, or cfg.augment cannot be used.
+      ConfigError: if the page cannot be written there, or cfg.augment cannot be used.
     """
     splits = [survey.split.root.name for survey in surveys]
     counts = np.stack([survey.counts for survey in surveys], axis=1)
@@ -146,8 +147,8 @@ def _describe(cfg: Config) -> str:
     ]
     made = ", ".join(part for part in parts if part) or "none"
     return (
-        f"{size}x{size}: center crop after resizing the shorter side to "
-        f"{round(size / kept)}. Augmentation: {made}."
+        f"For evaluation, the shorter side is resized to {round(size / kept)} pixels, "
+        f"and the center {size}x{size} pixels are cropped. Augmentation: {made}."
     )
 
 
@@ -166,11 +167,11 @@ def _train_side(cfg: Config) -> int:
 def read_samples(
     survey: Survey, cfg: Config
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Reads up to 5 images of up to 10 classes, spread over the readable images.
+    """Reads up to 5 images of each of up to 10 classes, evenly spread over the data.
 
     Returns:
-      A tuple of images [N, S, S, 3] uint8 as for evaluation, the same images with the
-      augmentation of the host [N, T, T, 3], and labels [N].
+      A tuple of images [N, S, S, 3] uint8 as in evaluation, the same images [N, T, T,
+      3] uint8 with the part of the augmentation that runs on the host, and labels [N].
     """
     transform = transforms.Transform(
         cfg.augment, cfg.seed, _train_side(cfg), cfg.data.kept, cfg.data.interpolation
@@ -196,7 +197,7 @@ def read_samples(
 def augment_samples(
     images: np.ndarray, labels: np.ndarray, num_classes: int, cfg: Config
 ) -> np.ndarray:
-    """Returns `images` as uint8 after the augmentation of training."""
+    """Returns `images` as uint8 after the augmentation that runs on the device."""
     shape = images.shape[1:]
     preprocess = make_preprocess(cfg.augment, shape)
     augment = jax.jit(make_augment(cfg.augment, preprocess, num_classes))

@@ -7,7 +7,7 @@ import numpy as np
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Returns the probabilities [N, C] float64 of logits [N, C]."""
+    """Converts logits [N, C] to probabilities [N, C] in float64."""
     shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
     exponentials = np.exp(shifted)
     found: np.ndarray = exponentials / exponentials.sum(1, keepdims=True)
@@ -17,17 +17,23 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def score(
     probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
 ) -> dict[str, Any]:
-    """Returns accuracy, NLL, ECE, the confusion matrix, and metrics by class.
+    """Returns the accuracy, NLL, ECE, confusion matrix and metrics of each class.
 
     Args:
-      probabilities: [N, C], rows sum to 1.
-      labels: [N] int.
+      probabilities: predicted probabilities [N, C]; each row sums to 1.
+      labels: true labels [N] int.
 
     Returns:
-      A dict of count; accuracy; balanced_accuracy and macro_f1, means over the classes
-      that occur; nll, the mean negative log-likelihood; ece and bins, see calibration;
-      confusion, [C][C] counts whose rows are true classes; and classes, the name,
-      precision, recall, f1 and support of each class (undefined values are 0).
+      A dict with these keys:
+
+      * count: the number of images.
+      * accuracy: the top-1 accuracy.
+      * balanced_accuracy and macro_f1: means over the classes that occur.
+      * nll: the mean negative log-likelihood.
+      * ece and bins: the result of `calibration`.
+      * confusion: [C][C] counts, in which rows are true classes.
+      * classes: the name, precision, recall, f1 and support of each class, in which
+        undefined values are 0.
     """
     from sklearn.metrics import (
         confusion_matrix,
@@ -72,11 +78,11 @@ def score(
 
 
 def top_k_accuracy(probabilities: np.ndarray, labels: np.ndarray, k: int) -> float:
-    """Returns the share of images whose label is among the k likeliest classes.
+    """Returns the fraction of images whose label is among the k likeliest classes.
 
     Args:
-      probabilities: [N, C].
-      labels: [N] int.
+      probabilities: predicted probabilities [N, C].
+      labels: true labels [N] int.
     """
     own = probabilities[np.arange(len(labels)), labels]
     return float(((probabilities > own[:, None]).sum(1) < k).mean())
@@ -85,10 +91,11 @@ def top_k_accuracy(probabilities: np.ndarray, labels: np.ndarray, k: int) -> flo
 def calibration(
     confidences: np.ndarray, correct: np.ndarray, num_bins: int = 15
 ) -> tuple[float, list[dict[str, float]]]:
-    """Returns the expected calibration error, and the bins that have images.
+    """Returns the expected calibration error and the bins that contain images.
 
-    The bins have equal widths over (0, 1] (Guo et al. 2017, section 2). Each has its
-    low and high end, its count, its mean confidence and its accuracy.
+    The bins divide (0, 1] into equal widths (Guo et al. 2017, section 2). Each is a
+    dict with its ends (low and high), the number of its images (count), their mean
+    confidence and their accuracy.
     """
     edges = np.linspace(0.0, 1.0, num_bins + 1)
     places = np.clip(np.digitize(confidences, edges, right=True) - 1, 0, num_bins - 1)

@@ -49,22 +49,22 @@ class Subject(NamedTuple):
     class_names: tuple[str, ...] | None  # None if unknown
     seed_index: int | None = None  # index among the seeds of a run
     data: dict[str, Any] | None = None  # identifies its training data; None if unknown
-    is_resized: bool = False  # by the options, so pixels cannot be compared
+    is_resized: bool = False  # by an option, so that pixels cannot be compared
 
 
 def load(
     options: SubjectConfig, *, one: str = "", is_prediction: bool = False
 ) -> Subject:
-    """Loads the subject that the options name.
+    """Loads the subject that the options specify.
 
     Args:
-      one: the option that needs a single network, for an error message.
+      one: the option that needs a single network, if any; an error message names it.
       is_prediction: whether image files are classified, which needs no data set.
 
     Raises:
-      ConfigError: there is no run, or a name is unknown.
-      DataError: weights or an exported folder cannot be read.
-      CheckpointError: the checkpoint of the run cannot be read.
+      ConfigError: if there is no such run, or a name is unknown.
+      DataError: if weights or an exported folder cannot be read.
+      CheckpointError: if the checkpoint of the run cannot be read.
     """
     options.check()
     source, run_dir = options.weights, Path(str(options.run))
@@ -79,8 +79,8 @@ def load(
     for name in ("model.onnx", "model.stablehlo"):
         if (run_dir / name).is_file():
             raise DataError(
-                f"{run_dir} holds {name}, a program, whose card says how to run it: "
-                "name the run that it was exported from"
+                f"{run_dir} contains a program, {name}; its model card says how to run "
+                "it. To evaluate the network, specify the run it was exported from"
             )
     cfg = _config_of_run(options)
     class_names = read_classes(run_dir)
@@ -134,7 +134,7 @@ def _count_classes(cfg: Config, class_names: tuple[str, ...] | None) -> int:
 
 
 def _describe_normalization(cfg: Config, model: nn.Module, found: Match) -> str:
-    """Describes the normalization for a bare file, and the usual one of its kind."""
+    """Describes the normalization used for a bare weights file and the usual one."""
     chosen = cfg.augment.normalize
     is_small = found.table in OF_CIFAR or getattr(model, "stem", "cifar") == "cifar"
     usual = "cifar10" if is_small else "imagenet"
@@ -234,7 +234,7 @@ def _given(chosen: dict[str, Any]) -> dict[str, Any]:
 
 
 def info(subject: Subject, class_names: Sequence[str]) -> dict[str, Any]:
-    """Returns the description for an exported folder, without metrics."""
+    """Returns the description of the network in an exported folder, without metrics."""
     cfg, shape = subject.cfg, subject.image_shape
     normalize, side = str(cfg.augment.normalize), shape[0]
     mean, std = parse_normalization(normalize, shape[2])
@@ -263,7 +263,7 @@ def check_data(subject: Subject, test: Dataset) -> str:
     """Returns a note if the test images differ from the training run's, else "".
 
     Raises:
-      DataError: the classes differ from those of the training run.
+      DataError: if the classes differ from those of the training run.
     """
     known = subject.class_names
     if known is not None and known != test.class_names:

@@ -1,4 +1,4 @@
-"""Writes tables as CSV, JSON, JSON lines or parquet, depending on the suffix."""
+"""Writes tables as CSV, JSON, JSON Lines or Parquet, depending on the suffix."""
 
 import contextlib
 import csv
@@ -16,13 +16,13 @@ from resnet_jax.paths import shown
 
 Columns = Mapping[str, type]  # name to str, int, float or bool
 Write = Callable[[Sequence[Sequence[Any]]], None]  # takes rows of values
-_GROUP = 16_384  # rows of a parquet row group
+_GROUP = 16_384  # number of rows in a Parquet row group
 
 
 def check(path: Path, option: str) -> None:
-    """Raises ConfigError unless the file `path` of the flag `option` can be written.
+    """Raises ConfigError unless `path`, given by the flag `option`, can be written.
 
-    The suffix must be known, and parquet needs pyarrow.
+    The suffix must be known, and Parquet needs pyarrow.
     """
     if path.suffix.lower() not in _WRITERS:
         raise ConfigError(
@@ -34,11 +34,11 @@ def check(path: Path, option: str) -> None:
             importlib.import_module("pyarrow.parquet")
         except ImportError:
             raise ConfigError(
-                f"{option} {path} needs pyarrow: pip install -e . brings it, or end "
-                "it with .csv"
+                f"{option} {path} needs pyarrow: pip install -e . installs it, or use "
+                "the suffix .csv"
             ) from None
     if path.is_dir():
-        raise ConfigError(f"{option} {path} is a folder: name a file")
+        raise ConfigError(f"{option} {path} is a folder: specify a file")
     files.check_writable(path.parent, "folder", option)
 
 
@@ -49,7 +49,7 @@ def writing(path: Path, columns: Columns) -> Iterator[Write]:
     If the context ends with an error, an existing file is kept.
 
     Raises:
-      ConfigError: the file cannot be written there.
+      ConfigError: if the file cannot be written there.
     """
     with contextlib.ExitStack() as stack:
         with _said(path):
@@ -81,7 +81,7 @@ def _said(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or error
         raise ConfigError(
-            f"{path} cannot be written ({reason}): choose another place"
+            f"{path} cannot be written ({reason}): choose another path"
         ) from None
 
 
@@ -110,7 +110,7 @@ def _for_csv(value: Any) -> Any:
 
 
 def _text(value: Any) -> Any:
-    """Returns `value`; a str is made valid for every file format."""
+    """Returns `value`, which is made valid for every file format if it is a str."""
     return shown(value) if isinstance(value, str) else value
 
 
@@ -153,7 +153,7 @@ def _parquet(path: Path, columns: Columns) -> Iterator[Write]:
     kinds = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
     schema = pa.schema([(shown(name), kinds[kind]) for name, kind in columns.items()])
     waiting: list[Sequence[Any]] = []
-    # Given a name, pyarrow misinterprets some as URLs and rejects others.
+    # If given file names, pyarrow misinterprets some as URLs and rejects others.
     with path.open("wb") as file, parquet.ParquetWriter(file, schema) as writer:
 
         def flush() -> None:

@@ -59,13 +59,13 @@ def test_a_folder_is_described_and_shown(root, command, tmp_path, monkeypatch):
     ]
     assert lines[9:11] == [
         "formats: 14 PNG RGB",
-        f"{root / 'train'}: ignored, not images by their names: 1 .gif",
+        f"{root / 'train'}: ignored files without an image suffix: 1 .gif",
     ]
     assert lines[11] == (
         "imbalance of train: 8 (largest class giant ant 8, smallest c$_1$ 1)"
     )
     assert "--class-weights balanced" in lines[12] and "--sampler bal" in lines[12]
-    assert lines[13].startswith("cannot be read: 1; --skip-bad-images")
+    assert lines[13].startswith("unreadable images: 1; --skip-bad-images")
     assert lines[14].startswith(
         f"  {root}/train/ant/bad.jpg: cannot identify image file"
     )
@@ -96,7 +96,7 @@ def test_of_many_unreadable_files_the_first_are_named(root, command, tmp_path):
     for index in range(25):
         (root / "train" / "bee" / f"bad{index:02d}.png").write_bytes(b"")
     code, out, _ = command("data", root, "--output", tmp_path / "page.html")
-    assert code == 0 and "cannot be read: 25; " in out and "; the first 20\n" in out
+    assert code == 0 and "unreadable images: 25; " in out and "; the first 20:\n" in out
     assert out.count("bad") == 21 and "bad19.png" in out  # and --skip-bad-images
 
 

@@ -55,7 +55,10 @@ def test_gradients(tmp_path):
     assert places == [1, 2, 3]
     assert f"<td>kaiming</td><td>{values[0] / values[-1]:.2g}</td>" in text
     vanished = files.read_jsonl(tmp_path / "vanished" / "metrics.jsonl")
-    assert f"Vanished: training loss by epoch {vanished[0]['train_loss']:.3f}" in text
+    assert (
+        f"Vanished: the training loss by epoch is {vanished[0]['train_loss']:.3f}"
+        in text
+    )
 
 
 @pytest.mark.process
@@ -79,10 +82,12 @@ def test_skip(tmp_path):
     )
     text = page_of(experiment)
     assert (
-        "Plain: with 14 layers the training error ends 10.00 points higher than with 8 "
-        "(60.00 against 50.00 %)."
+        "Plain: with 14 layers, the training error ends 10.00 points higher than with "
+        "8 (60.00 against 50.00 %)."
     ) in text
-    assert "Residual: with 14 layers the training error ends 10.00 points lower" in text
+    assert (
+        "Residual: with 14 layers, the training error ends 10.00 points lower" in text
+    )
 
 
 def record_of(accuracy):
@@ -106,7 +111,7 @@ def test_a_variant_that_diverges_is_a_result_and_is_kept(tmp_path, capsys):
     assert len(trained.records) == 2 and len(trained.layers) == 3
     changed = {name: fields.replace(cfg, epochs=3) for name, cfg in few.items()}
     del changed["BatchNorm-torch-0.1"]
-    with pytest.raises(ConfigError, match="another configuration, which diverged"):
+    with pytest.raises(ConfigError, match="a diverged run with another configuration"):
         variants.run(changed, tmp_path)
 
 
@@ -165,13 +170,13 @@ def test_the_sentences_of_batchnorm_are_those_of_known_figures(tmp_path):
     experiment.write_page({n: outcome_of(cfgs[n], *v) for n, v in known.items()})
     text = page_of(experiment)
     for sentence in (
-        "epoch: 35.00 % with BatchNorm, 20.00 % without, 10.00 % without but with drop",
-        "that trains: 1 with BatchNorm, 0.1 without, none without but with dropout.",
-        "percentage points: 20.00 with BatchNorm, 20.00 without, 1.00 without but",
-        "percentage points: +10.00 with BatchNorm, -2.00 without, -1.00 without but",
-        "before training: 0.50 with BatchNorm, 2.50 without, 0.00 without but",
-        "CIFAR-10, 10,000 of 50,000 training images and all test images; one run "
-        "of each network, seed 3.",
+        "the best run is 35.00 % with BatchNorm, 20.00 % without, 10.00 % with dropout",
+        "run trains is 1 with BatchNorm, 0.1 without, none with dropout instead.",
+        "percentage points: 20.00 with BatchNorm, 20.00 without, 1.00 with dropout",
+        "percentage points, +10.00 with BatchNorm, -2.00 without, -1.00 with dropout",
+        "before training: 0.50 with BatchNorm, 2.50 without, 0.00 with dropout",
+        "The runs use 10,000 of 50,000 training images and all test images of "
+        "CIFAR-10. There is one run of each network, with seed 3.",
     ):
         assert sentence in text, sentence
 
@@ -191,10 +196,11 @@ def test_the_sentences_of_gradients_are_those_of_known_figures(tmp_path):
     text = page_of(experiment)
     assert (
         "with 8 layers, the gradient has vanished on its way from the last convolution "
-        "to the first: plain, no BatchNorm (kaiming); plain, no BatchNorm (torch)."
+        "to the first in these networks: plain, no BatchNorm (kaiming); plain, no "
+        "BatchNorm (torch)."
     ) in text
     assert "has exploded on its way" in text
-    assert "the first: plain, BatchNorm (kaiming); plain, BatchNorm (torch)." in text
+    assert "networks: plain, BatchNorm (kaiming); plain, BatchNorm (torch)." in text
     assert (
         "in these networks: shortcuts, BatchNorm (kaiming); shortcuts only (kaiming);"
         in text

@@ -184,7 +184,7 @@ def test_no_run_to_evaluate(trained, tmp_path):
     cases = ((tmp_path / "nowhere",), (), (tmp_path,), (half,))
     nowhere, nothing, empty, begun = run_each("evaluate.py", *cases)
     assert_one_line(nowhere, 2, "nowhere: there is no such directory")
-    assert_one_line(nothing, 2, "name a run directory, or --weights FILE")
+    assert_one_line(nothing, 2, "specify a run directory, or --weights FILE")
     assert_one_line(empty, 2, "is not a run: it has no config.json")
     assert_one_line(begun, 4, "has no checkpoint yet")
 

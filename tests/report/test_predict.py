@@ -165,7 +165,7 @@ def test_files_that_cannot_be_read_are_named_and_the_others_written(
         predict.predict_files(subject, ["gone.png"], None, output)
     shutil.rmtree(images)
     images.mkdir()
-    with pytest.raises(DataError, match=r"images: there is no image"):
+    with pytest.raises(DataError, match=r"images: there are no images"):
         predict.predict_files(subject, [str(images)], None, output)
     assert output.read_bytes() == before and capsys.readouterr().out == ""
     assert {"p.csv", "images"} == set(os.listdir(tmp_path)) - {"cache", "tfds"}

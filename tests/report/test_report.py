@@ -151,11 +151,11 @@ def test_runs_are_compared(digits_run, run_dir, tmp_path, capsys, caplog):
     assert differing == ["dropout", "validation_split", "epochs"]
     row = '<th scope="row">dropout</th><td>0.0</td><td>0.25</td><td>-</td>'
     assert row in configuration
-    assert f"<p>Without a config.json: {foreign}.</p>" in configuration
+    assert f"<p>Runs without a config.json: {foreign}.</p>" in configuration
     assert text.count("data:image/png") == 3
     evaluate.main(EvaluateConfig(compare=names, page=str(page)))  # its old name
     assert capsys.readouterr().out == printed and "compare RUNS" in caplog.text
-    with pytest.raises(ConfigError, match=r"has no epoch in a metrics\.jsonl"):
+    with pytest.raises(ConfigError, match=r"has no epoch in metrics\.jsonl"):
         compare.main(CompareConfig((str(tmp_path),), page=str(page)))
 
 

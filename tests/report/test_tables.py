@@ -118,7 +118,7 @@ def test_a_row_that_cannot_be_written_is_said(suffix, tmp_path, monkeypatch):
     [
         ("p.txt", r"--output .*p.txt has no known suffix: end it with one of .csv, "),
         ("p", "has no known suffix"),
-        ("folder.csv", "is a folder: name a file"),
+        ("folder.csv", "is a folder: specify a file"),
         ("file/p.csv", "folder .*file cannot be written .File exists"),
     ],
 )

@@ -214,8 +214,8 @@ def test_a_folder_that_cannot_be_written(run, tmp_path):
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        ({}, "name a run directory, or --weights"),
-        ({"run": "a", "weights": "b", "model": "resnet8"}, "name a run directory, or"),
+        ({}, "specify a run directory, or --weights"),
+        ({"run": "a", "weights": "b", "model": "resnet8"}, "specify a run directory"),
         ({"weights": "b"}, "--weights and --model must be"),
         ({"run": "a", "model": "resnet8"}, "--weights and --model must be"),
         ({"run": "a", "batch_size": 0}, "batch_size 0 is too small"),
