@@ -239,7 +239,7 @@ def fast(day: Day) -> None:
 
 
 def seeds(day: Day) -> None:
-    """Times four networks (two in a rehearsal) trained in one program, and one alone."""
+    """Times training four networks (two in a rehearsal) at once, and training one."""
     count = 2 if day.tiny else 4
     one = last_epochs(baseline(day), "seconds")
     records = train(day, "seeds", 2 if day.tiny else 3, "--num-seeds", str(count))
