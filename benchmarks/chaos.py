@@ -103,7 +103,9 @@ def main(cfg: Chaos) -> None:
             begun = time.monotonic()
             code, errors = finish(start(cfg, run_dir, variant))
             if code:
-                raise SystemExit(f"undisturbed run: exit code {code}: {errors}")
+                raise SystemExit(
+                    f"an undisturbed run ended with exit code {code}: {errors}"
+                )
         seconds.append(time.monotonic() - begun)
         alone.append(outcome(run_dir))
     counts: Counter[str] = Counter()

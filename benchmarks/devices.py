@@ -48,7 +48,7 @@ class Devices:
     num_test: int = 1003
     """Number of test images; it need not be divisible by the number of devices."""
     layouts: tuple[str, ...] = ("1", "2", "4", "8", "2x2")
-    """Layouts, as DEVICES or PROCESSESxDEVICES with the devices of each process; the
+    """Layouts to compare: DEVICES, or PROCESSESxDEVICES with DEVICES per process; the
     first one is the reference."""
     tolerance: float = 1e-5
     """The largest allowed difference, relative to the largest value."""

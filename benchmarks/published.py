@@ -81,7 +81,9 @@ def main(cfg: Published) -> None:
         print(f"{name:8} accuracy {100 * accuracy:.2f} %  loss {losses.mean():.7f}")
     largest = np.abs(logits["here"] - logits["PyTorch"]).max()
     differ = (logits["here"].argmax(-1) != logits["PyTorch"].argmax(-1)).sum()
-    print(f"largest difference of a logit {largest:.2e}; {differ} predictions differ")
+    print(
+        f"largest difference between logits {largest:.2e}; {differ} predictions differ"
+    )
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def main(cfg: ReferenceRun) -> None:
     print(table(runs["torch"], runs["jax"]))
     named = {"PyTorch": runs["torch"], "resnet_jax": runs["jax"]}
     pictures = curves.plot_runs(named, root)
-    print(f"curves in {', '.join(str(picture.path) for picture in pictures)}")
+    print(f"curves written to {', '.join(str(picture.path) for picture in pictures)}")
 
 
 def _torch_epoch(root: Path, recipe: Any, loaded: Any, epoch: int) -> None:

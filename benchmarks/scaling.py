@@ -39,7 +39,8 @@ class Scaling:
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Dtype of the arithmetic and of the sums of gradients over the devices."""
     sync_bn: bool = True
-    """As in train.py. With --no-sync-bn, BatchNorm does not wait for other devices."""
+    """Synchronize BatchNorm as in train.py; with --no-sync-bn, it does not wait for
+    other devices."""
 
     flops: float = 62e12
     """Assumed FLOP/s that a device sustains over a whole training step: a fifth of the

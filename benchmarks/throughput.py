@@ -69,7 +69,7 @@ class Throughput:
     models: tuple[str, ...] = tuple(BATCH_SIZES)
     """Networks to measure; those for ImageNet, except resnet18, use 224 pixels."""
     modes: tuple[Literal["train", "infer"], ...] = ("train", "infer")
-    """Training steps, or forward passes in inference mode."""
+    """What to measure: training steps, or forward passes in inference mode."""
     torch_modes: tuple[TorchMode, ...] = ("eager", "channels_last", "compile")
     """PyTorch's modes to measure; the best one is compared with our program."""
     batch_size: int | None = None
@@ -83,11 +83,12 @@ class Throughput:
     warm: bool = True
     """Start each program twice to also measure its first step with a filled cache."""
     epoch: bool = False
-    """Measure whole epochs of CIFAR-10 instead, from images in memory."""
+    """Measure whole epochs of CIFAR-10, with the images in memory, instead of steps."""
     max_train_samples: int | None = None
     """With --epoch: number of images, from the beginning of the training set."""
     scaling: str | None = None
-    """Measure instead how training of this model grows with batch size and depth."""
+    """Model for which to measure how the training cost grows with batch size and depth,
+    instead of comparing with PyTorch."""
     batch_sizes: tuple[int, ...] = (32, 64, 128, 256, 512, 1024)
     """Batch sizes for --scaling."""
     depths: tuple[int, ...] = (20, 32, 44, 56, 110)

@@ -30,7 +30,7 @@ class Transfer:
     file: str = "backbone.pth"
     """The weights file, which `backbone` writes and the other steps read."""
     framework: Literal["torch", "jax"] = "torch"
-    """Framework to run."""
+    """Framework to use."""
     epochs: int = 30
     """Passes over the training set."""
     lr: float = 1e-4
