@@ -1,1 +1,1 @@
-"""Measurements against PyTorch on the same machine: `python -m benchmarks.NAME`."""
+"""Benchmarks, most of which compare with PyTorch: run `python -m benchmarks.NAME`."""

@@ -1,29 +1,30 @@
-"""Analyzes steps compiled by an accelerator's own compiler.
+"""Analyzes training and evaluation steps as compiled for TPUs and GPUs.
 
     pip install -e '.[tpu,cuda]'
     python -m benchmarks.accelerators                     # resnet50 on v5e and H100
     python -m benchmarks.accelerators --models resnet20 --targets v6e h100:8
     python -m benchmarks.accelerators --recipes fast --kinds train --targets v5e:4x4
-    python -m benchmarks.accelerators --targets here      # on a device, timed
+    python -m benchmarks.accelerators --targets here      # run on a device
 
-No device is needed: libtpu and XLA's compiler for CUDA can compile for absent chips.
-The figures that they report about the program are real: flops, bytes and memory per
-chip, collectives, kernels and convolutions. Nothing runs, so the only time is the
-roofline: the larger of bytes over bandwidth and flops over peak. `here` compiles for
-JAX's own devices, runs the same programs, and adds the measured time.
+No device is needed, because libtpu and XLA's compiler for CUDA can compile for chips
+that are not present. The figures that they report about a program are the real ones:
+flops, bytes and memory per chip, collectives, kernels and convolutions. Nothing is
+executed, so the only time shown is the roofline estimate: bytes / bandwidth or
+flops / peak, whichever is larger. The target `here` compiles for JAX's own devices,
+runs the programs there, and adds the measured time.
 
-"Bytes accessed" is the compiler's count, in which data that a TPU prefetches count more
-than once. The bytes of main memory are derived from the program's text: the operands
-and results that are in main memory, each once per kernel. The roofline uses these, at
-the bfloat16 peak; caching can make a program faster than that.
+"Bytes accessed" is the compiler's own count, which counts prefetched data on TPUs more
+than once. The main-memory traffic is derived from the program's text: each operand and
+result in main memory counts once per kernel. The roofline estimate uses this traffic
+and the chip's bfloat16 peak; because of caching, a program can be faster than that.
 
-The contestants are `ours`; `flax`, the network of Flax's ImageNet example; and
-`flax-norm`, our network with flax.linen.BatchNorm. All use our training step with SGD
-and momentum, on uint8 images. A recipe is trained as in train.py, with its
-augmentation.
+There are three versions of each network: `ours`; `flax`, from Flax's ImageNet example;
+and `flax-norm`, our network with flax.linen.BatchNorm. All of them use our training
+step with SGD and momentum, on uint8 images. Recipes are compiled as train.py trains
+them, including their augmentation.
 
-The compiler for CUDA reports neither bytes nor flops: the bytes of main memory are used
-for both byte counts, and the flops are the model's own.
+The compiler for CUDA reports neither bytes nor flops. For GPUs, both byte counts are
+therefore the main-memory traffic, and the flops are computed from the model.
 """
 
 import json
@@ -55,41 +56,45 @@ class Accelerators:
     """The programs to compile, and their targets."""
 
     models: tuple[str, ...] = ("resnet50",)
-    """Networks, as benchmarks.throughput trains them."""
+    """Networks to compile, trained as in benchmarks.throughput."""
     recipes: tuple[str, ...] = ()
-    """Recipes of train.py, also in bfloat16."""
+    """Recipes of train.py to compile, with the arithmetic in --dtype."""
     targets: tuple[str, ...] = ("v5e:2x2", "h100")
-    """Chips: v4, v5e, v5p or v6e with a topology, such as v5e:4x4; a100, h100 or h200
-    with a number of chips, such as h100:8; or `here`."""
+    """TPUs (v4, v5e, v5p or v6e), optionally with a topology, such as v5e:4x4; GPUs
+    (a100, h100 or h200), optionally with their number, such as h100:8; or `here`."""
     kinds: tuple[Kind, ...] = ("train", "evaluate")
     """Steps to compile: training and evaluation."""
     contestants: tuple[Contestant, ...] = ("ours", "flax", "flax-norm")
-    """Versions of each network, if they exist."""
+    """Versions of each network to compile; any that do not exist are skipped."""
     batch_per_chip: int = 256
     """Images per step on each chip."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Dtype of the arithmetic."""
     recipe_model: str | None = None
-    """A network to use instead of the recipes' own; small ones compile faster."""
+    """Network to use in the recipes instead of their own; small ones compile faster."""
     stage_sizes: tuple[int, ...] = ()
-    """Number of blocks per stage instead of the models' own; may have fewer stages."""
+    """Number of blocks in each stage, instead of the models' own; later stages can be
+    left out."""
     remat: bool = False
     """Recompute each block in the backward pass."""
     seconds: float = 10.0
-    """Time to run each program, with `here`."""
+    """With `here`: how many seconds to run each program."""
     text: Path | None = None
-    """Folder for the text of the programs."""
+    """Folder for the text (HLO) of the compiled programs."""
     json: Path | None = None
     """JSON file for all figures, written after each program."""
 
     def __post_init__(self) -> None:
         if self.batch_per_chip < 1:
             raise ConfigError(
-                f"batch_per_chip {self.batch_per_chip} is too small: at least 1"
+                f"batch_per_chip {self.batch_per_chip} is too small: "
+                "it must be at least 1"
             )
         for name in self.recipes:
             if name not in RECIPES:
-                raise ConfigError(f"no recipe {name!r}: one of {', '.join(RECIPES)}")
+                raise ConfigError(
+                    f"no recipe {name!r}: use one of {', '.join(RECIPES)}"
+                )
         for target in self.targets:
             if target != HERE:
                 chips.parse(target)
@@ -104,7 +109,7 @@ class Accelerators:
                 raise ConfigError(f"{name} {path}: there is no folder {path.parent}")
         if HERE in self.targets and len(self.targets) > 1:
             raise ConfigError(
-                "give `here` without other targets, which hide the device"
+                "give `here` without other targets: compiling for them hides the device"
             )
 
 
@@ -124,12 +129,12 @@ class Lowered(NamedTuple):
     stage: Any
     arguments: tuple[Any, ...]  # shapes with shardings
     model_flops: float  # per chip
-    least_map: int  # number of values; more than any parameter has
+    least_map: int  # arrays with at least this many values are feature maps
 
 
 @dataclass(frozen=True)
 class Reading:
-    """The content of a compiled program, per chip."""
+    """Figures for a compiled program, per chip."""
 
     target: str
     program: str
@@ -139,7 +144,7 @@ class Reading:
     gflops: float
     model_gflops: float
     gigabytes: float  # the compiler's "bytes accessed"
-    memory_gigabytes: float  # in main memory, from the program's text
+    memory_gigabytes: float  # main-memory traffic, from the program's text
     roofline_ms: float
     temporaries_mib: float
     arguments_mib: float
@@ -168,9 +173,9 @@ def tasks(cfg: Accelerators) -> Iterator[Task]:
 
 
 def lower(task: Task, cfg: Accelerators, devices: Any, platform: str) -> Lowered | None:
-    """Returns the step of a task, lowered for `devices`, or None without a network.
+    """Returns the lowered step of a task, or None if its network does not exist.
 
-    Nothing is computed; all arrays are shapes.
+    Nothing is computed: shapes stand in for all arrays.
     """
     import jax
     import numpy as np
@@ -187,7 +192,9 @@ def lower(task: Task, cfg: Accelerators, devices: Any, platform: str) -> Lowered
     ours = models.create(chosen.model, num_classes, shape[-1])
     if cfg.stage_sizes and not task.is_recipe:
         if not isinstance(ours, models.ResNet):
-            raise ConfigError(f"stage_sizes: {task.name} has no stages to choose")
+            raise ConfigError(
+                f"stage_sizes: {task.name} has no stages whose sizes can be set"
+            )
         widths = ours.widths[: len(cfg.stage_sizes)]
         ours = ours.clone(stage_sizes=cfg.stage_sizes, widths=widths)
     model = contestant(task, chosen, ours)
@@ -266,7 +273,7 @@ def described(
 
 
 def contestant(task: Task, cfg: Config, ours: Any) -> Any:
-    """Returns the network of a task, if there is one; `ours` for our contestant."""
+    """Returns the network of a task, or None if that version does not exist."""
     from benchmarks import peers
 
     if task.contestant == "flax":
@@ -276,7 +283,7 @@ def contestant(task: Task, cfg: Config, ours: Any) -> Any:
 
 
 def read(task: Task, cfg: Accelerators) -> Reading | None:
-    """Compiles the program of a task and analyzes it."""
+    """Compiles and analyzes the program of a task; returns None if there is none."""
     import jax
 
     from benchmarks.programs import Program
@@ -337,17 +344,17 @@ def chip_of(device: Any) -> chips.Chip:
     """Returns the chip of a device.
 
     Raises:
-      ConfigError: the peaks of the chip are unknown.
+      ConfigError: if the peak rates of the chip are unknown.
     """
     for chip in chips.CHIPS.values():
         if device.device_kind in chip.kinds:
             return chip
     known = ", ".join(chips.CHIPS)
-    raise ConfigError(f"{device.device_kind} is not a known chip: one of {known}")
+    raise ConfigError(f"{device.device_kind} is not a known chip: use one of {known}")
 
 
 def measure(compiled: Any, lowered: Lowered, cfg: Accelerators) -> float:
-    """Returns the median milliseconds per step over cfg.seconds."""
+    """Runs the program for cfg.seconds; returns the median time of a step in ms."""
     import statistics
 
     import jax
@@ -434,7 +441,7 @@ def main(cfg: Accelerators) -> None:
         if cfg.json is not None:
             cfg.json.write_text(json.dumps({**about, "programs": readings}, indent=1))
 
-    write()  # fails now and not after minutes of compiling
+    write()  # so that an error occurs now, not after minutes of compiling
     for task in tasks(cfg):
         found = read(task, cfg)
         if found is not None:

@@ -1,11 +1,11 @@
-"""Times CPU convolutions of few channels with several pixels of a row merged.
+"""Times CPU convolutions with few channels when neighboring pixels are merged.
 
     python -m benchmarks.blocked
 
-[N, H, W, C] and [N, H, W / P, P * C] have the same memory layout, so a whole stage of a
-network could use the second form without a copy. A kernel [3, 3, C, C] then becomes a
-banded kernel [3, 3, P * C, P * C] of mostly zeros: the matrix products are wider but
-take more multiply-adds.
+Arrays of shape [N, H, W, C] and [N, H, W / P, P * C] have the same memory layout, so a
+whole stage of a network could use the second shape without a copy. A kernel
+[3, 3, C, C] then becomes a banded kernel [3, 3, P * C, P * C] that is mostly zeros: the
+matrix products are wider, but they require more multiply-adds.
 """
 
 import statistics
@@ -23,7 +23,7 @@ from resnet_jax.layers.grouped import by_xla
 
 @dataclass(frozen=True)
 class Blocked:
-    """A stage: `depth` convolutions with ReLU."""
+    """The stage to time: `depth` convolutions, each followed by ReLU."""
 
     batch_size: int = 128
     """Images in the batch."""
@@ -34,13 +34,13 @@ class Blocked:
     depth: int = 6
     """Number of consecutive convolutions."""
     pixels: tuple[int, ...] = (1, 2, 4)
-    """Numbers of neighboring pixels in a row to merge; 1 is the usual form."""
+    """Numbers of neighboring pixels in a row to merge; 1 is the usual shape."""
     rounds: int = 5
-    """Alternating measurements of each form."""
+    """Number of times to measure each shape; the shapes alternate."""
 
 
 def banded(kernel: np.ndarray, pixels: int) -> np.ndarray:
-    """Returns a kernel [3, 3, C, F] for merged pixels, as [3, 3, P * C, P * F]."""
+    """Converts a kernel [3, 3, C, F] to [3, 3, P * C, P * F] for merged pixels."""
     _, _, channels, features = kernel.shape
     whole = np.zeros((3, 3, pixels, channels, pixels, features), kernel.dtype)
     for output in range(pixels):
@@ -57,7 +57,7 @@ def stage(x: jax.Array, kernels: list[jax.Array]) -> jax.Array:
 
 
 def main(cfg: Blocked) -> None:
-    """Prints the milliseconds of each form, and the ratio to the first form."""
+    """Prints the time of each shape in ms, and its ratio to that of the first shape."""
     rng = np.random.default_rng(0)
     shape = (cfg.batch_size, cfg.side, cfg.side, cfg.channels)
     x = rng.normal(size=shape).astype("f4")
@@ -80,7 +80,7 @@ def main(cfg: Blocked) -> None:
             run()
             seconds[pixels].append(time.perf_counter() - begun)
     first = cfg.pixels[0]
-    print("| pixels as one | ms | ratio | largest difference |\n|---|---|---|---|")
+    print("| merged pixels | ms | ratio | largest difference |\n|---|---|---|---|")
     for pixels, values in seconds.items():
         pairs = zip(values, seconds[first], strict=True)
         ratio = statistics.median(mine / usual for mine, usual in pairs)

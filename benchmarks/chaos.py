@@ -1,18 +1,24 @@
-"""Disturbs small training runs until they end, and compares them with undisturbed ones.
+"""Injects faults into small training runs and compares them with undisturbed runs.
 
     python -m benchmarks.chaos                        # 200 faults, about half an hour
     python -m benchmarks.chaos --faults 20 --seed 1
 
-The faults are: SIGKILL, SIGTERM, SIGINT and two signals at a random moment, half of
-them during steps and saves; a full disk (a small tmpfs, which only root can mount) that
-is emptied after a while or only after the run has given up; storage that reports a save
-as done but keeps nothing, or no index; standard streams that are full, are closed, or
-lose their reader at a random moment; and, between two processes, a file of the newest
-checkpoint that is truncated, has one bit flipped, or is removed. After each fault the
-same command resumes. At the end, the metrics and arrays of a run must be bit-identical
-to those of an undisturbed run; otherwise the run counts as lost. It is also lost if a
-process ends with an exit code that docs/reliability.md does not list for the fault,
-does not report a save that was not kept, or removes the checkpoint before it.
+The faults are:
+
+- SIGKILL, SIGTERM, SIGINT, or two signals in a row, at a random moment; half of these
+  moments are during steps and saves
+- a full disk (a small tmpfs, which only root can mount), which is emptied either after
+  a while or only after the run has given up
+- storage that reports a save as complete but does not keep it, or loses its index
+- standard streams that are full or closed, or whose reader goes away at a random moment
+- a file of the newest checkpoint that is truncated, removed, or has one bit flipped
+  between two processes
+
+After each fault, the same command resumes the run. At the end, the metrics and arrays
+of the run must be bit-identical to those of an undisturbed run; otherwise, the run
+counts as lost. A run also counts as lost if a process ends with an exit code that
+docs/reliability.md does not list for the fault, does not report a save that was not
+kept, or removes the checkpoint before that save.
 """
 
 import contextlib
@@ -54,7 +60,7 @@ DAMAGES = ("truncated", "bit flipped", "removed")
 DISKS = ("disk full for a while", "disk full to the end")
 READERS = ("reader of stdout gone", "readers of stdout and stderr gone")
 STORES = ("store keeps nothing", "store keeps no index")
-STREAMS = {  # for a whole process, in shell syntax
+STREAMS = {  # redirections for a whole process, in shell syntax
     "stdout full": ">/dev/full",
     "stdout and stderr full": ">/dev/full 2>&1",
     "stdout closed": ">&-",
@@ -72,7 +78,7 @@ class Chaos:
     seed: int = 0
     """Seed of the faults; their exact moments depend on the speed of the machine."""
     out: Path = Path("runs/chaos")
-    """Folder for the runs; it is emptied first."""
+    """Folder for the runs, which is emptied first."""
 
 
 @dataclass
@@ -97,7 +103,9 @@ def main(cfg: Chaos) -> None:
             begun = time.monotonic()
             code, errors = finish(start(cfg, run_dir, variant))
             if code:
-                raise SystemExit(f"an undisturbed run ended with {code}: {errors}")
+                raise SystemExit(
+                    f"an undisturbed run ended with exit code {code}: {errors}"
+                )
         seconds.append(time.monotonic() - begun)
         alone.append(outcome(run_dir))
     counts: Counter[str] = Counter()
@@ -127,7 +135,7 @@ def main(cfg: Chaos) -> None:
         print(f"{count:4d}  {kind}")
     print(
         f"{sum(counts.values())} faults (seed {cfg.seed}) in {lost + survived} runs: "
-        f"{survived} survived to the bit, {lost} lost"
+        f"{survived} survived bit-identically, {lost} lost"
     )
     if lost:
         raise SystemExit(1)
@@ -136,7 +144,11 @@ def main(cfg: Chaos) -> None:
 def start(
     cfg: Chaos, run_dir: Path, variant: int, fault: str = "", save: int = 0
 ) -> subprocess.Popen[str]:
-    """Starts the command with a fault of STREAMS, or of STORES at a certain save."""
+    """Starts train.py, optionally with a fault from STREAMS or STORES.
+
+    Args:
+      save: for STORES, the number of saves before the one that is lost.
+    """
     program = ["train.py"]
     if fault in STORES:
         code = "from benchmarks import chaos; chaos.train_forgetting()"
@@ -180,7 +192,7 @@ def train_forgetting() -> None:
         known = steps(Path(manager.directory).parent)
         if before and before not in known:
             print(f"chaos: step {before} is gone", file=sys.stderr, flush=True)
-        before = before and 0  # later ones may remove it
+        before = before and 0  # later saves may remove the checkpoint
         is_kept: bool = keep(manager, step, **options)
         left -= 1
         if left < 0 and known and before is None:
@@ -194,7 +206,7 @@ def train_forgetting() -> None:
         return is_kept
 
     ocp.CheckpointManager.save = save
-    # Shows train.py that the process is its own.
+    # Makes this process look to train.py as if it had been started as train.py.
     sys.orig_argv = [sys.executable, *sys.argv]
     runpy.run_path("train.py", run_name="__main__")
 
@@ -213,10 +225,11 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
 def live(
     cfg: Chaos, life: Life, kinds: list[str], rng: random.Random, seconds: float
 ) -> None:
-    """Disturbs a run of about `seconds` one to five times, then lets it end.
+    """Disturbs a run one to five times, and then lets it end.
 
     Args:
       kinds: the types of fault that may happen to a running process.
+      seconds: the approximate duration of an undisturbed run.
     """
     left = rng.randint(1, 5)
     while not life.problems:
@@ -243,7 +256,7 @@ def live(
             life.problems.append(f"exit {code}: {errors[-2000:]}")
         if code == 0 and not left:
             return
-        if code == 0:  # it ended before all faults happened
+        if code == 0:  # the run ended before all faults happened
             left = 0
 
 
@@ -256,7 +269,7 @@ def disturb(
         if kind == DISKS[0]:
             time.sleep(rng.uniform(0.1, 1))
             filler.unlink()
-        # The disk is full at the last save, or before there is a run directory.
+        # The disk may be full at the last save, or before the run directory exists.
         return {2, 4}
     if kind in READERS:
         for stream in (process.stdout, process.stderr)[: 1 + READERS.index(kind)]:
@@ -268,7 +281,7 @@ def disturb(
         process.send_signal(signal.Signals[first])
         time.sleep(rng.uniform(0, 0.2))
         process.send_signal(signal.Signals[second])
-        # Signals have their default effect before a handler is set and after the work.
+        # Before a handler is installed and after the work, signals act as by default.
         return {75, 130, -signal.SIGTERM, -signal.SIGINT}
     process.send_signal(signal.Signals[kind])
     saved = set() if kind == "SIGKILL" else {75, 130}
@@ -333,7 +346,7 @@ def damage_newest(run_dir: Path, how: str, rng: random.Random) -> bool:
 
 @contextlib.contextmanager
 def small_disk(folder: Path) -> Iterator[Path | None]:
-    """Mounts a tmpfs of DISK megabytes; returns None if it cannot be mounted."""
+    """Mounts a tmpfs of DISK megabytes; yields `folder`, or None if this fails."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}m", "tmpfs", str(folder)]
     try:
@@ -359,7 +372,7 @@ def fill(disk: Path) -> Path:
 
 
 def outcome(run_dir: Path) -> dict[str, Any]:
-    """Returns the results that must not differ: logs without times, and arrays."""
+    """Returns what must not differ: the logs without times, and digests of arrays."""
     from resnet_jax import models, training
     from resnet_jax.run import restore
 

@@ -1,8 +1,8 @@
-"""Accelerators as compile targets, without a device.
+"""Accelerators for which JAX can compile without a device.
 
-The peaks for dense bfloat16 products and memory bandwidth are from the data sheets:
-cloud.google.com/tpu/docs (v4, v5e, v5p, v6e), and nvidia.com for the A100 SXM with
-80 GB, the H100 SXM and the H200 SXM.
+The peak rates of dense bfloat16 matrix products and the memory bandwidths are from the
+data sheets: those at cloud.google.com/tpu/docs for the TPU v4, v5e, v5p and v6e, and
+those at nvidia.com for the A100 SXM with 80 GB, the H100 SXM and the H200 SXM.
 """
 
 import os
@@ -21,7 +21,7 @@ _PLUGINS = {
 
 @dataclass(frozen=True)
 class Chip:
-    """One accelerator, as XLA's compilers know it."""
+    """An accelerator, as described to XLA's compilers."""
 
     platform: str  # tpu | cuda
     topology: str  # for the compiler; {} is the number of GPUs
@@ -80,14 +80,14 @@ CHIPS = {
 
 
 def parse(target: str) -> tuple[Chip, str]:
-    """Returns (chip, topology) of "v5e:4x4", "h100:8" or just the name of a chip.
+    """Parses a target such as "v5e:4x4", "h100:8" or "v5e" into (chip, topology).
 
     Raises:
-      ConfigError: the chip is unknown.
+      ConfigError: if the chip is unknown or the number of GPUs is invalid.
     """
     name, _, topology = target.partition(":")
     if name not in CHIPS:
-        raise ConfigError(f"no chip {name!r}: one of {', '.join(CHIPS)}")
+        raise ConfigError(f"no chip {name!r}: use one of {', '.join(CHIPS)}")
     chip = CHIPS[name]
     if chip.platform == "cuda":
         if not (topology or "1").isdigit() or int(topology or 1) < 1:
@@ -99,10 +99,11 @@ def parse(target: str) -> tuple[Chip, str]:
 
 
 def prepare() -> None:
-    """Sets the environment variables with which JAX compiles for absent chips.
+    """Sets environment variables that let JAX compile for chips that are not present.
 
-    Call it before the first use of JAX. Otherwise libtpu would query a metadata server,
-    and the GPU compiler would time kernels on a GPU instead of using defaults.
+    Call this function before JAX is first used. Otherwise, libtpu would query a
+    metadata server, and the GPU compiler would time kernels on a GPU instead of using
+    its defaults.
     """
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["XLA_FLAGS"] = (
@@ -116,10 +117,10 @@ def prepare() -> None:
 
 
 def devices(target: str) -> Any:
-    """Returns the devices of a target, to compile for.
+    """Returns the devices of a target, for which JAX can then compile.
 
     Raises:
-      ConfigError: the chip or topology is unknown, or its compiler is not installed.
+      ConfigError: if the chip or topology is unknown, or no compiler is installed.
     """
     from jax.experimental import topologies
 

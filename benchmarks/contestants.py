@@ -1,8 +1,8 @@
 """The programs that benchmarks.throughput times, each in its own process.
 
-A process gets a Task as JSON, runs the first step, reports it on stdout, and then
-answers each line on stdin with a line of JSON: `block SECONDS`, `matmul`, `memory`,
-`macs`.
+A process receives a Task as JSON, runs its first step, and reports this on stdout. It
+then reads commands from stdin and answers each one with a line of JSON. The commands
+are `block SECONDS`, `matmul`, `memory` and `macs`.
 """
 
 import json
@@ -26,7 +26,7 @@ OURS = "ours"
 AT_224 = ("resnet34", "resnet50", "resnet101", "resnet152")  # others use 32 pixels
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # for PyTorch
 
-Run = Callable[[int], int]  # the number of steps (epochs) to the number of images
+Run = Callable[[int], int]  # maps a number of steps or epochs to a number of images
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Task:
     """The task of a process."""
 
     program: str  # OURS, or a PyTorch mode: eager, channels_last, compile, ...
-    kind: str  # train | infer (steps on one batch), epoch, describe (only the machine)
+    kind: str  # train or infer (on one batch), epoch, or describe (only the machine)
     model: str = ""
     batch_size: int = 0
     dtype: str = "float32"
     gpu: bool = False
-    data: str | None = None  # for epoch: an .npz file with images and labels
+    data: str | None = None  # for epoch: .npz file with images and labels
 
     @property
     def matmul_size(self) -> int:
@@ -57,7 +57,7 @@ class Program(NamedTuple):
 
 
 def recipe(model: str) -> Config:
-    """Returns the configuration that trains `model`, the tutorial's or He et al.'s."""
+    """Returns the settings to train `model`: the tutorial's or those of He et al."""
     if model == "hresnet":
         return RECIPES[model][1]
     found = fields.replace(
@@ -104,7 +104,7 @@ def num_threads() -> int:
 
 
 def peak_resident_bytes() -> int | None:
-    """Returns the peak memory of this process, on Linux."""
+    """Returns the peak resident memory of this process, or None if not on Linux."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     peaks = [1024 * int(x.split()[1]) for x in lines if x.startswith("VmHWM")]
@@ -152,7 +152,7 @@ def our_multiply(task: Task) -> Callable[[], Any]:
 def our_step(
     cfg: Config, model: Any, is_augmented: bool = False
 ) -> tuple[Any, Any, Any]:
-    """Returns (train step, not compiled; state; augmentation key) for `cfg`.
+    """Returns (train_step, state, augment_key) for `cfg`; the step is not compiled.
 
     Args:
       is_augmented: whether to augment images; they are always normalized.
@@ -246,7 +246,7 @@ def our_inference(task: Task, cfg: Config, model: Any) -> Run:
 
 
 def our_epochs(task: Task, cfg: Config, model: Any) -> Run:
-    """Returns a run of epochs as in train.py: order, batches, augmentation, sums."""
+    """Returns a function that trains epochs as train.py does, with its data loading."""
     import jax
 
     from resnet_jax import data
@@ -280,7 +280,7 @@ def torch_program(task: Task) -> Program:
 
     torch.set_num_threads(num_threads())
     device = torch.device("cuda" if task.gpu else "cpu")
-    if task.gpu:  # as XLA does: benchmark algorithms, and use TF32 for float32 products
+    if task.gpu:  # like XLA: benchmarks algorithms, and uses TF32 for float32
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
     is_eager = task.program == "eager"
@@ -376,7 +376,7 @@ class Images:
 def torch_epochs(
     task: Task, cfg: Config, step: Callable[..., Any], **place: Any
 ) -> Run:
-    """Returns a run of epochs as in PyTorch's tutorials: transforms, a DataLoader."""
+    """Returns a function that trains epochs as in PyTorch's tutorials."""
     import torch
     from torchvision import transforms as T
 
@@ -396,7 +396,7 @@ def torch_epochs(
         pin_memory=task.gpu,
     )
     sizes = {min(task.batch_size, len(labels)), len(labels) % task.batch_size} - {0}
-    for size in sizes:  # compiles, like compile_step for ours
+    for size in sizes:  # compiles the step, like compile_step for our program
         noise, targets = torch.rand(size, 3, 32, 32), torch.zeros(size).long()
         step(noise.to(**place), targets.to(device))
 
@@ -432,7 +432,7 @@ def describe(task: Task) -> dict[str, Any]:
 
 
 def gflops(task: Task, multiply: Callable[[], Any]) -> float:
-    """Returns the best rate of five matrix products, after one that compiles."""
+    """Returns the best GFLOP/s of five matrix products, after one that compiles."""
     seconds = []
     for _ in range(6):
         begun = time.perf_counter()
@@ -453,8 +453,8 @@ def serve(task: Task, answer: Callable[[dict[str, Any]], None]) -> None:
     for line in sys.stdin:
         command, *arguments = line.split()
         if command == "block":
-            # The host of a virtual machine may have reclaimed memory that was freed
-            # while waiting; getting it back once took our program 1.5 s.
+            # While the program waits, the host of a virtual machine may reclaim memory
+            # that the program has freed. Getting it back once took 1.5 s.
             if task.kind != "epoch":
                 program.run(1)
             begun = time.perf_counter()
@@ -479,7 +479,7 @@ def main() -> None:
 
     try:
         serve(Task(**json.loads(sys.argv[1])), answer)
-    except Exception as error:  # frameworks raise any type; the parent continues
+    except Exception as error:  # frameworks raise many types; the parent continues
         reason = (str(error).strip() or "no reason given").splitlines()[0]
         answer({"error": f"{type(error).__name__}: {reason[:200]}"})
         sys.exit(1)

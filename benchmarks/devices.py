@@ -1,15 +1,15 @@
-"""Compares a run on 1, 2, 4 and 8 CPU devices, and on two processes with two each.
+"""Compares runs on 1, 2, 4 and 8 CPU devices, and on two processes of two devices.
 
     python -m benchmarks.devices --model hresnet --steps 20
 
-Runs train.py for each layout in separate processes, with one seed. Prints how far the
-loss, parameters and running statistics differ from those of the first layout, as the
-largest difference relative to the largest value of the same type, and how many test
-images evaluate.py counts on the same number of devices. Exits with 1 if a difference
-exceeds --tolerance.
+Runs train.py for each layout in separate processes, always with the same seed. Prints
+how far the loss, the parameters and the running statistics differ from those of the
+first layout: for each of these, the largest difference divided by the largest value.
+Also prints how many test images evaluate.py counts on the same number of devices. Exits
+with code 1 if a difference exceeds --tolerance or a count differs.
 
---control adds a run of the first layout with different rounding in convolutions, which
-shows how far float32 runs differ because of rounding only.
+--control adds a run of the first layout in which convolutions round differently. It
+shows how far float32 runs differ because of rounding alone.
 """
 
 import json
@@ -40,7 +40,7 @@ class Devices:
     """Options of the benchmark."""
 
     model: str = "hresnet"
-    """Recipe."""
+    """Recipe to train."""
     steps: int = 20
     """Training steps."""
     batch_size: int = 128
@@ -48,17 +48,20 @@ class Devices:
     num_test: int = 1003
     """Number of test images; it need not be divisible by the number of devices."""
     layouts: tuple[str, ...] = ("1", "2", "4", "8", "2x2")
-    """Devices, or processes x devices per process; the first is the reference."""
+    """Layouts to compare: DEVICES, or PROCESSESxDEVICES with DEVICES per process; the
+    first one is the reference."""
     tolerance: float = 1e-5
     """The largest allowed difference, relative to the largest value."""
     control: bool = False
-    """Also run with JAX_DEFAULT_MATMUL_PRECISION=highest, which cannot fail."""
+    """Also run with JAX_DEFAULT_MATMUL_PRECISION=highest; differences in this run are
+    not treated as failures."""
 
     def __post_init__(self) -> None:
         for layout in self.layouts:
             if not re.fullmatch(r"([1-9]\d*x)?[1-9]\d*", layout):
                 raise ConfigError(
-                    f"layout {layout!r} is not devices, or processes x devices"
+                    f"layout {layout!r} is invalid: use DEVICES or PROCESSESxDEVICES, "
+                    "for example 8 or 2x4"
                 )
 
 
@@ -98,7 +101,10 @@ def main(cfg: Devices) -> None:
             if last.count != first.count:
                 apart.append(f"{layout}: {last.count} test images, not {first.count}")
     if apart:
-        sys.exit(f"benchmarks.devices: more than {cfg.tolerance:g}: {'; '.join(apart)}")
+        reasons = "; ".join(apart)
+        sys.exit(
+            f"benchmarks.devices: differences of more than {cfg.tolerance:g}: {reasons}"
+        )
 
 
 def sizes(layout: str) -> tuple[int, int]:
@@ -108,7 +114,7 @@ def sizes(layout: str) -> tuple[int, int]:
 
 
 def train(cfg: Devices, layout: str, run_dir: Path, environ: Mapping[str, str]) -> None:
-    """Trains cfg.steps steps on `layout` in `run_dir`."""
+    """Trains for cfg.steps steps on `layout`, with the run directory `run_dir`."""
     processes, devices = sizes(layout)
     command = [sys.executable, "train.py", cfg.model, "--workdir", str(run_dir)]
     command += ["--max-steps", str(cfg.steps), "--batch-size", str(cfg.batch_size)]
@@ -129,7 +135,9 @@ def train(cfg: Devices, layout: str, run_dir: Path, environ: Mapping[str, str]) 
     ]
     said = [process.communicate()[0] for process in started]
     if any(process.returncode for process in started):
-        raise ConfigError(f"layout {layout} failed: {said[0][-300:]} {said[-1][-300:]}")
+        raise ConfigError(
+            f"training failed on layout {layout}: {said[0][-300:]} {said[-1][-300:]}"
+        )
 
 
 def count(layout: str, run_dir: Path) -> int:
@@ -139,7 +147,7 @@ def count(layout: str, run_dir: Path) -> int:
     command += ["--platform", "cpu", "--devices", str(math.prod(sizes(layout)))]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
-        raise ConfigError(f"layout {layout} cannot be scored: {done.stderr[-300:]}")
+        raise ConfigError(f"evaluation failed on layout {layout}: {done.stderr[-300:]}")
     return json.loads(figures.read_text())["count"]
 
 
@@ -166,7 +174,7 @@ def read(run_dir: Path) -> dict[str, list[np.ndarray]]:
 
 
 def part(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
-    """Returns the largest difference divided by the largest value."""
+    """Returns the largest difference divided by the largest value of `theirs`."""
     largest = max(np.abs(leaf).max() for leaf in theirs)
     differences = (np.abs(a - b).max() for a, b in zip(ours, theirs, strict=True))
     return float(max(differences) / largest)

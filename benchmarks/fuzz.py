@@ -1,16 +1,17 @@
-"""Feeds damaged and malicious files to all readers, which must read them or raise.
+"""Feeds damaged and malicious files to all readers, which must accept or reject them.
 
     python -m benchmarks.fuzz                          # 12,000 inputs, a few minutes
     python -m benchmarks.fuzz --inputs 500 --seed 1
 
-Valid files of each type (.pth, zip and legacy; .safetensors; config.json;
-metrics.jsonl; layers.jsonl; classes.json; the config.json of an exported network; the
-cache of arrays; Fashion-MNIST's archives; images) are mutated: bits are flipped; parts
-are removed, duplicated, or overwritten with malicious lengths; and pickles, headers and
-JSON values are changed inside, with checksums and lengths corrected. Each input is read
-as the commands read it, in a process with bounded memory. Failures are any exception
-other than a UserError, the end of the process, five seconds without an answer, and more
-than 1 GB of memory. Needs torch, because torch.save writes the first two types.
+The inputs are mutations of valid files of these types: .pth files (zip and legacy),
+.safetensors, config.json, metrics.jsonl, layers.jsonl, classes.json, the config.json of
+an exported network, the cache of arrays, Fashion-MNIST's archives, and images.
+Mutations flip bits; remove or duplicate parts; overwrite parts with malicious lengths;
+and change pickles, headers and JSON values, with checksums and lengths updated to
+match. Each input is read as the commands read it, in a process with limited memory. An
+input fails if reading it raises any exception other than a UserError, ends the process,
+takes more than five seconds, or needs more than 1 GB of memory. The benchmark needs
+torch, because torch.save writes the .pth files.
 """
 
 import dataclasses
@@ -109,7 +110,8 @@ def fuzz(index: int, count: int, *, seed: int) -> tuple[Counter[str], list[str],
         except EOFError:
             worker.join()
             failures.append(
-                f"kind {index}, input {done}: its process ended with {worker.exitcode}"
+                f"kind {index}, input {done}: its process ended with exit code "
+                f"{worker.exitcode}"
             )
             done += 1
         worker.join()
@@ -118,7 +120,7 @@ def fuzz(index: int, count: int, *, seed: int) -> tuple[Counter[str], list[str],
 
 
 def mutated(kind: Kind, number: int, seed: int) -> bytes:
-    """Returns input `number` of a type, a function of (kind, number, seed)."""
+    """Returns input `number` of a type, which depends on nothing but the arguments."""
     rng = random.Random(f"{seed} {kind.name} {number}")
     content = kind.sound
     if kind.within is not None and rng.random() < 0.6:
@@ -128,7 +130,7 @@ def mutated(kind: Kind, number: int, seed: int) -> bytes:
 
 
 def _work(index: int, first: int, count: int, seed: int, report: Any) -> None:
-    """Reads the inputs from `first` on, and reports each outcome."""
+    """Reads the inputs, beginning with number `first`, and reports each outcome."""
     from resnet_jax.errors import UserError
 
     kind = make_kinds()[index]
@@ -142,7 +144,7 @@ def _work(index: int, first: int, count: int, seed: int, report: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         sound = Path(folder, kind.name)
         sound.write_bytes(kind.sound)
-        kind.read(sound)  # otherwise later results would be meaningless
+        kind.read(sound)  # if this fails, all results would be meaningless
         for number in range(first, count):
             path = Path(folder, kind.name)
             path.write_bytes(mutated(kind, number, seed))
@@ -155,7 +157,7 @@ def _work(index: int, first: int, count: int, seed: int, report: Any) -> None:
             except UserError as error:
                 outcome = f"exit {error.exit_code}"
                 if len(str(error).splitlines()) != 1:
-                    outcome = f"FAILED with more than one line: {error}"
+                    outcome = f"FAILED: a message of more than one line: {error}"
             except TimeoutError:
                 outcome = f"FAILED: no answer in {SECONDS} s"
             except BaseException as error:
@@ -204,7 +206,7 @@ def mutate(content: bytes, rng: random.Random) -> bytes:
 
 
 def mutate_json(content: bytes, rng: random.Random) -> bytes:
-    """Returns `content`, JSON or JSON lines, with one value or name replaced."""
+    """Changes or removes a value or name in `content`, which is JSON or JSON lines."""
     lines = content.decode().splitlines() if content.count(b"\n") > 1 else []
     if lines and lines[0].endswith("}"):
         index = rng.randrange(len(lines))
@@ -242,7 +244,7 @@ def mutate_json(content: bytes, rng: random.Random) -> bytes:
 
 
 def _mutate_zip(content: bytes, rng: random.Random) -> bytes:
-    """Returns torch.save's archive with a changed pickle or storage and checksum."""
+    """Mutates a file in a zip archive, usually its pickle, and updates the checksum."""
     target = io.BytesIO()
     with (
         zipfile.ZipFile(io.BytesIO(content)) as old,
@@ -268,7 +270,7 @@ def _mutate_safetensors(content: bytes, rng: random.Random) -> bytes:
 
 
 def make_kinds() -> list[Kind]:
-    """Returns the types: valid files, which it makes, and the commands' readers."""
+    """Creates a valid file of each type, and pairs it with the commands' reader."""
     import logging
 
     from PIL import Image
@@ -346,7 +348,7 @@ def make_kinds() -> list[Kind]:
             shutil.copy(path, path.parent / f"{name}-ubyte.gz")
         fashion_mnist.read(path.parent)
 
-    # cache.load returns the arrays of a folder; this folder is empty.
+    # cache.load returns the cached arrays of a folder; this one is empty.
     empty = Path(tempfile.gettempdir(), "resnet_jax-fuzz")
     empty.mkdir(exist_ok=True)
     arrays = tfds.Arrays(*[(np.zeros((2, 4)), np.arange(2))] * 2, ("a", "b"))
@@ -359,7 +361,8 @@ def make_kinds() -> list[Kind]:
         os.environ["RESNET_JAX_CACHE"] = str(home)
         cache.load("cifar10", empty)
 
-    # 784 bytes of images after a 16-byte header, or of labels after an 8-byte one.
+    # As images, these are 784 bytes each after a 16-byte header; as labels, the header
+    # has 8 bytes.
     fashion = gzip.compress(rng.integers(0, 10, 8 * 784 + 16, np.uint8).tobytes())
     layers = [json.dumps({"step": n, "layers": {}}) + "\n" for n in range(5)]
     image = Image.fromarray(rng.integers(0, 256, (40, 30, 3), np.uint8))

@@ -4,17 +4,22 @@
     python -m benchmarks.gpu_day --parts fast seeds          # only these
     python -m benchmarks.gpu_day --platform cpu --tiny       # a rehearsal
 
-The parts are: smoke (checks of the arithmetic, and steps of small networks compared
-with a CPU), throughput of three networks compared with PyTorch, the `fast` recipe to
-94 % on CIFAR-10, four seeds at once compared with one, and --deterministic compared
-with the default. Each part is a process, which is killed with its children when its
-time is up; its measurements up to then are kept. After each part OUT/gpu_day.json and
-OUT/gpu_day.md are rewritten; OUT/gpu_day.log has the output of the programs, and
-OUT/work the runs.
+The parts are:
 
-No network connection is needed. CIFAR-10 comes from .npz files with `images` and
-`labels`, train*.npz and test*.npz; the parts of a split are joined in the order of
-their names. This makes four files of at most 51 MB from a prepared CIFAR-10:
+- smoke: checks of the arithmetic, and steps of small networks compared with a CPU
+- resnet50, resnet18 and resnet20: training throughput compared with PyTorch
+- fast: the `fast` recipe, trained to 94 % on CIFAR-10
+- seeds: four seeds at once compared with one
+- deterministic: --deterministic compared with the default
+
+Each part runs in its own process, which is killed together with its children when its
+time is up; the measurements that it has made are kept. After each part,
+OUT/gpu_day.json and OUT/gpu_day.md are rewritten. OUT/gpu_day.log contains the output
+of the programs, and OUT/work contains the runs.
+
+No network connection is needed. CIFAR-10 is read from train*.npz and test*.npz, which
+contain `images` and `labels`; the files of a split are joined in the order of their
+names. The following command writes a prepared CIFAR-10 to four files of at most 51 MB:
 
     python -c "import numpy as np; from resnet_jax import data; [np.savez(
       f'cifar/{name}{i}.npz', images=x, labels=y) for name, part, n in
@@ -63,24 +68,24 @@ class GpuDay:
     minutes: float = 8.0
     """Total time of all parts."""
     out: Path = Path("gpu_day")
-    """Folder for the results; its folder `work` is emptied first."""
+    """Folder for the results; its subfolder `work` is emptied first."""
     platform: Literal["cuda", "cpu"] = "cuda"
     """Platform to compute on."""
     tiny: bool = False
     """Rehearse with small networks, few steps, and scikit-learn's digits."""
     data: Path | None = None
-    """Folder with CIFAR-10 as train*.npz and test*.npz; None looks for a prepared
-    data set, as train.py does."""
+    """Folder with CIFAR-10 as train*.npz and test*.npz; if None, a prepared data set is
+    used, as in train.py."""
     wheels: Path | None = None
     """Folder of wheels to install first with pip, without a network connection."""
     parts: tuple[str, ...] = ()
     """Measure only these parts, in the usual order."""
     bound: tuple[str, ...] = ()
-    """PART=SECONDS: the maximum time of a part."""
+    """PART=SECONDS: the maximum time of this part."""
 
     def __post_init__(self) -> None:
         if not 0 < self.minutes < math.inf:
-            refuse(f"minutes {self.minutes} is not a finite number above 0")
+            refuse(f"minutes {self.minutes} is not a finite number greater than 0")
         for name in self.parts:
             self._check_part(name)
         for one in self.bound:
@@ -101,7 +106,7 @@ class GpuDay:
 
     def _check_part(self, name: str) -> None:
         if name not in self._known:
-            refuse(f"no part {name!r}: one of {', '.join(self._known)}")
+            refuse(f"no part {name!r}: use one of {', '.join(self._known)}")
 
     @property
     def _known(self) -> dict[str, float]:
@@ -131,7 +136,7 @@ def main(cfg: GpuDay) -> None:
     shutil.rmtree(out / "work", ignore_errors=True)
     (out / "work").mkdir()
     (out / "gpu_day.log").unlink(missing_ok=True)
-    # Exits as usual, so that the running part is ended as well.
+    # Raises SystemExit, so that the running part is killed as well.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     parts: list[Row] = []
     rows: list[Row] = []
@@ -159,7 +164,7 @@ def main(cfg: GpuDay) -> None:
 def carry_out(
     cfg: GpuDay, name: str, bound: float, left: float, out: Path
 ) -> tuple[list[Row], str]:
-    """Runs a part within its time, or the time left; returns its rows and its end."""
+    """Runs a part within its time limit; returns its rows and how it ended."""
     rows, work = out / "work" / f"{name}.json", out / "work"
     day = {
         **{"platform": cfg.platform, "tiny": cfg.tiny, "work": str(work)},
@@ -181,7 +186,7 @@ def carry_out(
         try:
             code = process.wait(min(bound, left))
         except BaseException as error:
-            os.killpg(process.pid, signal.SIGKILL)  # the id is still its own
+            os.killpg(process.pid, signal.SIGKILL)  # not reaped: the id is its own
             process.wait()
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
@@ -195,8 +200,9 @@ def carry_out(
 
 
 def environment(cfg: GpuDay, part: str, work: Path) -> dict[str, str]:
-    """Returns the environment of a part, with its own caches and no preallocation."""
-    # Only smoke may use the CPU as well: JAX would fall back to it if the GPU fails.
+    """Returns the environment variables of a part, with its own caches."""
+    # Only smoke may also use the CPU: elsewhere, JAX must not fall back to the CPU if
+    # the GPU fails.
     platforms = {cfg.platform: None, **({"cpu": None} if part == "smoke" else {})}
     found = {
         **os.environ,
@@ -230,7 +236,7 @@ def shown(value: float | None) -> str:
 
 
 def install(arguments: Sequence[str]) -> None:
-    """Installs the wheels of --wheels, which may include packages needed here."""
+    """Installs the wheels of --wheels, which may include packages imported below."""
     split = [part for one in arguments for part in one.split("=", 1)]
     named = [b for a, b in itertools.pairwise(split) if a == "--wheels"]
     wheels = [str(path) for one in named for path in Path(one).glob("*.whl")]

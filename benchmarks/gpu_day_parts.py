@@ -1,7 +1,7 @@
 """The parts of benchmarks.gpu_day, each in its own process.
 
-Started as `gpu_day_parts PART DAY FILE` with DAY as JSON. Each row is written to FILE
-as soon as it is known, so it outlives the process.
+The command line is `gpu_day_parts PART DAY FILE`, where DAY is a JSON object. Each row
+is written to FILE as soon as it is known, so it is kept if the process is killed.
 """
 
 import json
@@ -26,18 +26,18 @@ from resnet_jax.errors import ConfigError, DataError, UserError, first_line
 from resnet_jax.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parent.parent
-# For float32 with the highest precision. With other kernels of XLA on a CPU, errors
-# reached a seventh of these; a wrong kernel is off by percents. Muon is excluded
-# because it enlarges rounding errors (0.2 after three steps): `fast` shows whether it
-# learns.
+# These apply to float32 with the highest precision. When XLA used other kernels on a
+# CPU, differences reached a seventh of these tolerances; a wrong kernel is off by
+# several percent. Muon is excluded because it amplifies rounding errors (to 0.2 after
+# three steps); `fast` shows whether it learns.
 LOSS_TOLERANCE, PARAMETERS_TOLERANCE = 5e-4, 5e-3
 BATCH_SIZES = {"resnet50": 256, "resnet18": 1024, "resnet20": 2048, "resnet8": 8}
 GOAL = 0.94
 FAST = ("fast", "--nesterov", "--whiten")
 WIDE = ("--width", "64", "--dtype", "bfloat16")
-# In float32, because bfloat16 inference on CPUs gives NaNs with jax 0.12, from its
-# fusions for YNNPACK (correct with
-# XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=).
+# A rehearsal uses float32, because bfloat16 inference on CPUs returns NaNs with jax
+# 0.12. They come from its fusions for YNNPACK: the results are correct with
+# XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=.
 TINY = (
     *("--width", "4", "--batch-size", "64"),
     *("--dataset", "digits", "--max-train-samples", "256"),
@@ -63,7 +63,7 @@ class Day:
         return self.platform != "cpu"
 
     def tell(self, what: str, figures: dict[str, float], note: str = "") -> None:
-        """Writes the row for `what`, replacing an earlier one."""
+        """Writes the row for `what`, and replaces any earlier one."""
         finite = {k: v if math.isfinite(v) else None for k, v in figures.items()}
         self._rows[what] = {"what": what, "figures": finite, "note": note}
         files.write_json(self.file, list(self._rows.values()))
@@ -83,7 +83,7 @@ def smoke(day: Day) -> None:
     for precision in ("highest", "default"):
         with jax.default_matmul_precision(precision):
             apart = {name: check() for name, check in doctor.CHECKS.items()}
-        # By default, matrix products on a GPU use TensorFloat-32 with 10 bits.
+        # By default, GPUs use TensorFloat-32 (a 10-bit mantissa) for matrix products.
         tolerance = 1e-4 if precision == "highest" else 1e-2
         what = f"doctor's checks, {precision} precision"
         day.tell(
@@ -117,7 +117,7 @@ def smoke(day: Day) -> None:
 
 
 def networks_of(day: Day) -> dict[str, Config]:
-    """Returns small networks whose optimizers do not enlarge rounding errors."""
+    """Returns small networks whose optimizers do not amplify rounding errors."""
     sgd = {"optimizer": "sgd", "lr": 0.01, "weight_decay": 1e-4}
     first = {"resnet8, SGD": fields.replace(contestants.recipe("resnet8"), **sgd)}
     if day.tiny:
@@ -160,7 +160,9 @@ def few_steps(
 def speed(day: Day, model: str) -> None:
     """Times training steps of `model` and PyTorch's two fastest modes."""
     missing = [name for name in ("torch", "torchvision") if not util.find_spec(name)]
-    reason = f"PyTorch skipped: no {' and '.join(missing)} here" if missing else ""
+    reason = (
+        f"PyTorch skipped: {' and '.join(missing)} not installed" if missing else ""
+    )
     modes: tuple[throughput.TorchMode, ...] = ("channels_last", "compile")
     cfg = throughput.Throughput(
         torch_modes=() if missing else modes[:1] if day.tiny else modes,
@@ -237,7 +239,7 @@ def fast(day: Day) -> None:
 
 
 def seeds(day: Day) -> None:
-    """Times four networks in one program (two in a rehearsal), and one."""
+    """Times training four networks (two in a rehearsal) at once, and training one."""
     count = 2 if day.tiny else 4
     one = last_epochs(baseline(day), "seconds")
     records = train(day, "seeds", 2 if day.tiny else 3, "--num-seeds", str(count))
@@ -247,7 +249,7 @@ def seeds(day: Day) -> None:
         f"epoch of {count} s": all_of_them,
         "epoch of 1 s": one,
     }
-    day.tell(f"{count} seeds against 1", figures, f"a ratio of {count} is no gain")
+    day.tell(f"{count} seeds against 1", figures, f"a ratio of {count} means no gain")
 
 
 def deterministic(day: Day) -> None:
@@ -260,7 +262,7 @@ def deterministic(day: Day) -> None:
 
 
 def last_epochs(records: list[Record], name: str) -> float:
-    """Returns the median over all epochs except the first."""
+    """Returns the median of a figure over all epochs except the first."""
     return float(statistics.median(record[name] for record in records[1:]))
 
 
@@ -289,14 +291,15 @@ def run(program: str, *arguments: str) -> None:
 
 
 def images(day: Day) -> tuple[str, ...]:
-    """Returns the options of train.py that select the images.
+    """Returns the options with which train.py reads the images.
 
-    A prepared directory whose arrays are in the cache is not read, so it needs neither
-    tensorflow-datasets nor the time to encode and decode 60,000 images.
+    The arrays of --data are written to the cache of a prepared directory. Because
+    train.py then reads only the cache, this needs neither tensorflow-datasets nor the
+    time to encode and decode 60,000 images.
 
     Raises:
-      ConfigError: CIFAR-10 is missing.
-      DataError: a file cannot be read, or has the wrong images.
+      ConfigError: if CIFAR-10 is missing.
+      DataError: if a file cannot be read or contains the wrong images.
     """
     from resnet_jax.data import archives, cache, cifar, tfds
 
@@ -305,7 +308,7 @@ def images(day: Day) -> tuple[str, ...]:
     if day.data is None:
         if tfds.find("cifar10", tfds.default_data_dir()) is None:
             raise ConfigError(
-                "no prepared CIFAR-10 found: name a folder with it by --data"
+                "no prepared CIFAR-10 found: pass a folder with it as --data"
             )
         return ()
     home = Path(day.work, "data")
@@ -323,13 +326,13 @@ def images(day: Day) -> tuple[str, ...]:
 
 
 def read_npz(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (images, labels) of a split, its files joined in the order of names."""
+    """Returns (images, labels) of a split, joining its files in the order of names."""
     parts = []
     for path in sorted(folder.glob(f"{split}*.npz")):
         try:
             with np.load(path, allow_pickle=False) as found:
                 parts.append((found["images"], found["labels"].astype(np.int32)))
-        except Exception as error:  # NumPy and zipfile raise many types
+        except Exception as error:  # NumPy and zipfile raise many types of error
             raise DataError(f"{path} cannot be read ({first_line(error)})") from None
     images, labels = (np.concatenate(each) for each in zip(*parts, strict=True))
     return images, labels

@@ -1,4 +1,4 @@
-"""Times the kernel gradient of a grouped convolution, ours and XLA's.
+"""Times the kernel gradient of a grouped convolution, in our version and XLA's.
 
 python -m benchmarks.grouped
 """
@@ -26,11 +26,11 @@ class Grouped:
     groups: int = 32
     """Groups of channels, as in ResNeXt-50 32x4d."""
     rounds: int = 3
-    """Alternating measurements of each contestant."""
+    """Number of times to measure each version; the versions alternate."""
 
 
 def main(cfg: Grouped) -> None:
-    """Prints the seconds of each and their ratio, as median and range."""
+    """Prints the seconds of each version and their ratio, as medians and ranges."""
     import jax
     import numpy as np
 

@@ -1,15 +1,15 @@
-"""Measures the input pipeline's throughput against PyTorch's DataLoader.
+"""Compares the throughput of the input pipeline with that of PyTorch's DataLoader.
 
     python -m benchmarks.jpegs photos --photos --train 5000 --test 500
     resnet-jax prepare folder photos photos-256
     python -m benchmarks.input photos --shards photos-256
 
-All contestants decode and crop (RandomResizedCrop) batches of 128 with the same number
-of worker processes, taking turns within each round; the time to start the workers is
-not counted. PyTorch's batches are float32 tensors, flipped and normalized; ours are
-uint8 arrays, which the training step flips and normalizes. The benchmark also measures
-the time that one thread takes to decode an image at full scale and to crop it, and the
-peak memory of each contestant's processes.
+All contestants decode images and crop them with RandomResizedCrop, in batches of 128
+and with the same number of worker processes. They take turns in each round; the time to
+start the workers is not counted. PyTorch's batches are float32 tensors that are already
+flipped and normalized; ours are uint8 arrays, which the training step flips and
+normalizes. The benchmark also measures how long one thread takes to decode an image at
+full scale and to crop it, and the peak memory of each contestant's processes.
 """
 
 import json
@@ -32,7 +32,7 @@ class Input:
     """Options of the benchmark."""
 
     folder: Positional[Path]
-    """A folder with train/CLASS/* and test/CLASS/*."""
+    """Folder with images in train/CLASS/ and test/CLASS/."""
     shards: Path | None = None
     """Shards made from the same folder by `resnet-jax prepare`."""
     workers: int = 2
@@ -40,15 +40,15 @@ class Input:
     batch_size: int = 128
     """Images per batch."""
     batches: int = 20
-    """Batches per contestant and round, after some uncounted ones."""
+    """Number of timed batches per contestant and round, after some untimed ones."""
     rounds: int = 3
     """Number of rounds of measurements."""
     size: int = 224
-    """Side of the crops."""
+    """Height and width of the crops."""
     output: Path | None = None
     """JSON file for the figures."""
     only: str | None = None
-    """Measure only this contestant in one round; prints images/s and MB as JSON."""
+    """Measure only this contestant, in one round, and print images/s and MB as JSON."""
 
 
 def main(cfg: Input) -> None:
@@ -124,7 +124,7 @@ def measure(cfg: Input, begin: Callable[[], Iterator[Any]]) -> tuple[float, floa
 
 
 def memory_of_all() -> float:
-    """Returns the MB of this process and its children (proportional set size)."""
+    """Returns the proportional set size of this process and its children in MB."""
     import os
 
     children: dict[int, list[int]] = {}
@@ -204,7 +204,7 @@ def ours(cfg: Input, folder: Path) -> Iterator[Any]:
 
 
 def parts_of(cfg: Input, folder: Path, num: int = 200) -> tuple[float, float]:
-    """Returns the milliseconds in one thread to decode an image and to crop it."""
+    """Returns the ms that one thread takes to decode an image and to crop it."""
     from PIL import Image
 
     from resnet_jax import data

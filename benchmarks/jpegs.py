@@ -4,10 +4,10 @@
     python -m benchmarks.jpegs OUT --side 96 --train 8000 --test 2000 --skew 10
     python -m benchmarks.jpegs OUT --photos --train 5000 --test 500
 
-With --photos each file has 500x375 pixels and about as many bytes as a typical file of
-ImageNet: it is an enlarged grid of 12 x 9 images of a class. With --skew the first
-class keeps all its training images, the last class 1/SKEW of them, and the others a
-share in geometric progression.
+With --photos, each file is an enlarged grid of 12 x 9 images of a class; it has 500x375
+pixels and about as many bytes as a typical ImageNet file. With --skew, the first class
+keeps all of its training images, and the last class keeps 1/SKEW of them; the shares of
+all classes form a geometric progression.
 """
 
 import sys
@@ -23,7 +23,7 @@ from tyro.conf import Positional
 from resnet_jax import data
 from resnet_jax.data.dataset import Dataset
 
-WALL = (12, 9)  # images across and down a photograph
+WALL = (12, 9)  # images across and down with --photos
 PHOTO = (500, 375)
 
 
@@ -32,8 +32,9 @@ class Jpegs:
     """Write CIFAR-10 as a folder of JPEGs."""
 
     out: Positional[Path]
+    """Folder to create."""
     side: int = 96
-    """Side to which images are enlarged, with bicubic interpolation."""
+    """Height and width to which images are enlarged, with bicubic interpolation."""
     photos: bool = False
     """Write images of 500x375 pixels instead, each made of 108 images of a class."""
     train: int = 8000
@@ -59,7 +60,7 @@ def main(options: Jpegs) -> None:
 
 
 def write(options: Jpegs, folder: Path, split: Dataset, num: int, skew: float) -> None:
-    """Writes `num` images (before the skew) of a split by class."""
+    """Writes `num` images of a split (fewer with a skew) into a folder per class."""
     names = split.class_names
     for label, name in enumerate(tqdm(names, folder.name, file=sys.stderr)):
         images = split.images[split.labels == label]

@@ -1,11 +1,11 @@
-"""Profiles where a training step spends its time on a CPU, by type of operation.
+"""Profiles which operations take the time of a training step on a CPU.
 
     python -m benchmarks.ops --model resnet20
 
-Runs XLA's profiler over some steps and adds up the times of the operations by layer.
-Operations may overlap, so the sum is not the time of the step. The bound is the time of
-the multiply-adds of each type of layer at the rate of the fastest matrix product, which
-is measured in the same process.
+Runs XLA's profiler for several steps, and adds up the times of the operations for each
+type of layer. Operations can overlap, so the sum is not the time of the step. The lower
+bound for a type of layer is the time that its multiply-adds would take at the rate of
+the fastest matrix product, which is measured in the same process.
 """
 
 import collections
@@ -29,7 +29,7 @@ class Ops:
     batch_size: int = 128
     """Images per step."""
     steps: int = 5
-    """Steps under the profiler, after two warm-up steps."""
+    """Number of steps to profile, after two warm-up steps."""
     most: int = 12
     """Number of individual operations to list."""
 
@@ -75,7 +75,7 @@ def main(cfg: Ops) -> None:
     print(table(spent, {k: 2e-9 * n / peak for k, n in macs.items()}, cfg))
 
 
-Spent = Mapping[tuple[str, str, str], float]  # (layer, part, operation): seconds
+Spent = Mapping[tuple[str, str, str], float]  # from (layer, part, operation) to seconds
 
 
 def operations(folder: Path, program: str) -> Spent:
@@ -107,7 +107,9 @@ def kind_of(path: str) -> str:
     ):
         if re.search(rf"(^|[/.]){pattern}", path):
             return kind
-    return "other" if path else "unnamed"  # XLA renames some, such as products in loops
+    return (
+        "other" if path else "unnamed"
+    )  # XLA drops some paths, such as those of products in loops
 
 
 def part_of(path: str) -> str:
@@ -118,7 +120,7 @@ def part_of(path: str) -> str:
 
 
 def table(spent: Spent, bounds: Mapping[str, float], cfg: Ops) -> str:
-    """Returns times and bounds as Markdown, in milliseconds per step."""
+    """Returns a Markdown table of times and bounds in ms per step."""
     parts: dict[tuple[str, str], float] = collections.defaultdict(float)
     names: dict[tuple[str, str], float] = collections.defaultdict(float)
     for (kind, part, name), seconds in spent.items():

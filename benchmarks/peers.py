@@ -1,4 +1,4 @@
-"""Networks to compare with, as Flax users write them."""
+"""Networks for comparison, written as Flax users write them."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -17,13 +17,13 @@ _WIDTHS = (64, 128, 256, 512)
 class FlaxExample(nn.Module):
     """The ResNet of Flax's ImageNet example, written from its description.
 
-    It uses flax.linen.BatchNorm (E[x^2] - E[x]^2, axis_name None) and, except for the
-    first convolution, flax.linen.Conv with "SAME" padding. The last BatchNorm of a
-    block starts with a scale of zero.
+    It uses flax.linen.BatchNorm, which computes the variance as E[x^2] - E[x]^2, with
+    axis_name=None. It also uses flax.linen.Conv, with "SAME" padding except in the
+    first convolution. The scale of the last BatchNorm of a block starts at zero.
     """
 
     stage_sizes: tuple[int, ...]
-    is_deep: bool  # 1x1, 3x3, 1x1 convolutions in a block
+    is_deep: bool  # whether a block has 1x1, 3x3 and 1x1 convolutions
     num_classes: int
     dtype: Any = jnp.float32
 
@@ -85,7 +85,7 @@ class WithFlaxNorm(ResNet):
 
 
 def flax_example(ours: Any) -> FlaxExample | None:
-    """Returns Flax's network with the same blocks, if its example has them."""
+    """Returns Flax's network with the blocks of `ours`, or None if it has none."""
     if not isinstance(ours, ResNet) or ours.widths != _WIDTHS[: len(ours.widths)]:
         return None
     is_deep = ours.block is Bottleneck

@@ -1,4 +1,4 @@
-"""Analyzes the text (HLO) of a compiled program: kernels, bytes, collectives."""
+"""Analyzes the text (HLO) of a compiled program: kernels, bytes and collectives."""
 
 import math
 import re
@@ -98,7 +98,7 @@ class Program:
     def memory_bytes(self) -> int:
         """Returns an upper bound of the bytes read from and written to main memory.
 
-        Each operand and result counts once, although a fusion may read only a part.
+        Each operand and result counts in full, although a fusion may read only a part.
         """
         types = {i.name: i.results for c in self.computations.values() for i in c}
 
@@ -135,7 +135,7 @@ class Program:
         ]
 
     def convolutions(self) -> list[Instruction]:
-        """Returns the convolutions, cuDNN's or XLA's."""
+        """Returns the convolutions, including those that cuDNN computes."""
         return [
             i
             for c in self.computations.values()
@@ -155,7 +155,7 @@ class Program:
         ]
 
     def moved_maps(self, least: int) -> list[Instruction]:
-        """Returns the kernels that only transpose a feature map."""
+        """Returns the kernels that reorder the dimensions of a feature map."""
         return [
             kernel
             for kernel in self.kernels()

@@ -1,11 +1,11 @@
-"""Compares every prediction of a published model in PyTorch and here.
+"""Compares all predictions of a published model in PyTorch and in this package.
 
     python -m benchmarks.published resnet20 resnet20-12fca82f.th --normalize imagenet
 
-Evaluates the file on CIFAR-10's 10,000 test images in both programs, and prints their
-accuracies and mean cross-entropies, the largest difference of the logits, and the
-number of predictions that differ. (`python evaluate.py --weights FILE --model NAME`
-evaluates it without PyTorch.)
+Evaluates the file on CIFAR-10's 10,000 test images in both frameworks. Prints the
+accuracies and mean cross-entropies, the largest difference between the logits, and the
+number of predictions that differ. To evaluate a file without PyTorch, run `python
+evaluate.py --weights FILE --model NAME`.
 """
 
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ class Published:
     model: Positional[str]
     """Name of the network."""
     file: Positional[str]
-    """The file with the weights."""
+    """File with the weights."""
     normalize: str = "imagenet"
     """Normalization of the images, as in train.py."""
     data_dir: str | None = None
-    """A tensorflow-datasets directory, as in train.py."""
+    """Data directory of tensorflow-datasets, as in train.py."""
 
 
 def main(cfg: Published) -> None:
@@ -81,7 +81,9 @@ def main(cfg: Published) -> None:
         print(f"{name:8} accuracy {100 * accuracy:.2f} %  loss {losses.mean():.7f}")
     largest = np.abs(logits["here"] - logits["PyTorch"]).max()
     differ = (logits["here"].argmax(-1) != logits["PyTorch"].argmax(-1)).sum()
-    print(f"largest difference of a logit {largest:.2e}; {differ} predictions differ")
+    print(
+        f"largest difference between logits {largest:.2e}; {differ} predictions differ"
+    )
 
 
 if __name__ == "__main__":

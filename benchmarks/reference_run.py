@@ -1,11 +1,11 @@
-"""Trains the tutorial's network in PyTorch and here, from the same weights and batches.
+"""Trains the tutorial's network in PyTorch and in JAX, with identical batches.
 
     python -m benchmarks.reference_run --epochs 3
 
-Both programs train on the real CIFAR-10 from PyTorch's initial weights, on the same
-batches in the same order, alternating by epoch. Writes the runs torch/ and jax/ and
-their curves to --workdir, and prints a table. The same command resumes, with at least
-as many epochs.
+Both programs start from PyTorch's initial weights and train on the real CIFAR-10, with
+the same batches in the same order. They alternate after each epoch. The runs torch/ and
+jax/ and their curves are written to --workdir, and a table is printed. The same command
+resumes the runs; --epochs must be at least as large as before.
 """
 
 import json
@@ -27,11 +27,11 @@ class ReferenceRun:
     seed: int = 0
     """Seed of the weights and the order."""
     data_dir: str | None = None
-    """A tensorflow-datasets directory, as in train.py."""
+    """Data directory of tensorflow-datasets, as in train.py."""
     workdir: str = "runs/reference"
     """Folder for both runs."""
     num_train: int | None = None
-    """Train only on this many images, from the beginning of the data set."""
+    """Number of training images to use, from the beginning of the data set."""
 
 
 def main(cfg: ReferenceRun) -> None:
@@ -64,7 +64,7 @@ def main(cfg: ReferenceRun) -> None:
     paths = {name: root / name / "metrics.jsonl" for name in ("torch", "jax")}
     original = sources.SOURCES["cifar10"]
     held = original._replace(open=lambda cfg: (10, lambda: loaded))
-    sources.SOURCES["cifar10"] = held  # loaded once for all epochs
+    sources.SOURCES["cifar10"] = held  # the data are loaded once for all epochs
     try:
         for epoch in range(cfg.epochs):
             if len(files.read_jsonl(paths["torch"])) <= epoch:
@@ -77,11 +77,11 @@ def main(cfg: ReferenceRun) -> None:
     print(table(runs["torch"], runs["jax"]))
     named = {"PyTorch": runs["torch"], "resnet_jax": runs["jax"]}
     pictures = curves.plot_runs(named, root)
-    print(f"curves in {', '.join(str(picture.path) for picture in pictures)}")
+    print(f"curves written to {', '.join(str(picture.path) for picture in pictures)}")
 
 
 def _torch_epoch(root: Path, recipe: Any, loaded: Any, epoch: int) -> None:
-    """Trains `epoch` (from 0) in PyTorch, and writes its record and checkpoint."""
+    """Trains `epoch` (counted from 0) in PyTorch; writes its record and checkpoint."""
     import torch
 
     from benchmarks.torch_models import HResNet
@@ -155,7 +155,7 @@ def _save(content: Any, path: Path) -> None:
 
 
 def table(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> str:
-    """Returns the figures of both programs by epoch as Markdown."""
+    """Returns a Markdown table of the figures of both programs for each epoch."""
     lines = [
         "| epoch | loss PyTorch / here | difference | test % PyTorch / here | "
         "difference | images/s PyTorch / here |",

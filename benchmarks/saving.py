@@ -2,10 +2,11 @@
 
     python -m benchmarks.saving
 
-Alternates series of training steps with and without a save at the start. The save is
-the same as in train.py: a check for NaN, digests, and a copy for orbax, whose threads
-then write during the steps. The next series starts once everything is on disk. The cost
-of a save is the difference between the means; an epoch has 391 steps and one save.
+Series of training steps that start with a save alternate with series that do not. A
+save works as in train.py: it checks for NaN, computes digests, and makes a copy for
+orbax, whose threads then write it during the steps. The next series starts once
+everything is on disk. The cost of a save is the difference between the mean times of
+the two types of series. An epoch has 391 steps and one save.
 """
 
 import statistics
@@ -53,7 +54,7 @@ def main(cfg: Saving) -> None:
     blocked, seconds = [], {True: [], False: []}
     with tempfile.TemporaryDirectory() as folder:
         store = Checkpoints(Path(folder), recipe.run.keep_checkpoints, {})
-        for pair in range(-1, cfg.pairs):  # one pair to warm up
+        for pair in range(-1, cfg.pairs):  # the first pair is a warm-up
             for saves in (True, False) if pair % 2 else (False, True):
                 begun = time.monotonic()
                 if saves:
@@ -75,7 +76,8 @@ def main(cfg: Saving) -> None:
     print(f"the loop waits {statistics.mean(blocked):.2f} s for the save itself")
     print(
         f"a save costs {saving - alone:.2f} s (standard error "
-        f"{statistics.stdev(spread) / len(spread) ** 0.5:.2f} of {len(spread)} pairs), "
+        f"{statistics.stdev(spread) / len(spread) ** 0.5:.2f} from "
+        f"{len(spread)} pairs), "
         f"{100 * (saving - alone) / epoch:.2f} % of an epoch of {epoch:.0f} s"
     )
 

@@ -4,11 +4,11 @@
     python -m benchmarks.scaling --model resnet18 --batch-per-device 256 --held
     python -m benchmarks.scaling --flops 150e12 --bandwidth 50e9      # another chip
 
-The model adds up three times: the arithmetic for the images of a device, the
-all-reduces, and the transfer of images to a device. The bytes of the all-reduces are
-exact: they follow from the shapes of the network's variables, and
+The model adds the times of the arithmetic for the images of a device, of the
+all-reduces, and of the transfer of images to the device. The number of bytes in the
+all-reduces is exact: it follows from the shapes of the network's variables, and
 tests/benchmarks/test_scaling.py finds the same number in the program that XLA compiles.
-The rest depends on the assumptions below.
+Everything else depends on the assumptions below.
 """
 
 import math
@@ -24,47 +24,50 @@ from resnet_jax.errors import ConfigError
 
 @dataclass(frozen=True)
 class Scaling:
-    """The network, and assumptions about the machine (GPUs of the A100 class)."""
+    """The network, and assumptions about the machine (GPUs similar to an A100)."""
 
     model: str = "resnet50"
     """Name of the network; resnet_jax.list_models() lists all names."""
     image_size: int = 224
-    """Side of the images."""
+    """Height and width of the images."""
     num_classes: int = 1000
     """Number of outputs of the network."""
     batch_per_device: int = 128
     """Images per step on each device, for any number of devices (weak scaling)."""
     devices: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512, 1024)
-    """Numbers of devices; each has a row."""
+    """Numbers of devices; the table has a row for each."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Dtype of the arithmetic, in which gradients are also summed."""
+    """Dtype of the arithmetic and of the sums of gradients over the devices."""
     sync_bn: bool = True
-    """As in train.py: with --no-sync-bn, BatchNorm does not wait for other devices."""
+    """Synchronize BatchNorm as in train.py; with --no-sync-bn, it does not wait for
+    other devices."""
 
     flops: float = 62e12
     """Assumed FLOP/s that a device sustains over a whole training step: a fifth of the
     A100's 312e12 in bfloat16, because such networks often wait for memory."""
     bandwidth: float = 25e9
-    """Assumed bytes/s that a device sends and also receives on the slowest link of the
-    ring: one 200 Gbit/s network card per device."""
+    """Assumed bytes/s in each direction on the slowest link of the ring of devices: one
+    200 Gbit/s network card per device."""
     latency: float = 5e-6
-    """Assumed seconds that a collective of any size takes for each doubling of the
-    number of devices."""
+    """Assumed seconds that each doubling of the number of devices adds to a collective
+    of any size."""
     host_bandwidth: float = 10e9
     """Assumed bytes/s of decoded images from the host to a device."""
     held: bool = False
-    """The data are kept on the device, so a step transfers no images."""
+    """Assume that the data are kept on the device, so that steps transfer no images."""
 
     def __post_init__(self) -> None:
         for name in ("image_size", "num_classes", "batch_per_device", "devices"):
             value = getattr(self, name)
             least = min(value, default=0) if isinstance(value, tuple) else value
             if least < 1:
-                raise ConfigError(f"{name} {value} is too small: at least 1")
+                raise ConfigError(f"{name} {value} is too small: it must be at least 1")
         for name in ("flops", "bandwidth", "host_bandwidth"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
-                raise ConfigError(f"{name} {value:g} is not a finite number above 0")
+                raise ConfigError(
+                    f"{name} {value:g} is not a finite number greater than 0"
+                )
         if not 0 <= self.latency < math.inf:
             raise ConfigError(
                 f"latency {self.latency:g} is not a finite number of at least 0"
@@ -75,35 +78,36 @@ class Reduced(NamedTuple):
     """Bytes that a device contributes to the all-reduces of a training step."""
 
     gradients: int  # of convolutions and linear layers
-    batch_norm: int  # sums for mean, variance, and in the backward pass bias and scale
+    batch_norm: int  # sums for mean and variance, and for bias and scale (backward)
     metrics: int  # the loss and the number of correct predictions
 
 
 class Prediction(NamedTuple):
-    """Seconds of a step; pairs are (no overlap, maximal overlap)."""
+    """Modeled seconds of a step; pairs are (without overlap, with maximal overlap)."""
 
     compute: float
     input: float
-    gradients: float  # the whole time of their sums over the devices
+    gradients: float  # to sum them over the devices, without overlap
     batch_norm: float
     step: tuple[float, float]
     efficiency: tuple[float, float]  # time on one device divided by this time
 
 
 def reduced(variables: Mapping[str, Any], dtype: str = "float32") -> Reduced:
-    """Returns the bytes that are summed over the devices, from the variables.
+    """Computes the bytes that are summed over the devices from a network's variables.
 
     Every gradient is summed once, in the dtype of the arithmetic. A BatchNorm layer
-    with C channels has four sums of C float32 values: the mean, the variance, and in
-    the backward pass the gradients of bias and scale, which the gradient of its input
-    needs first. Without sync_bn the same number of bytes is summed: the new running
-    mean and variance instead of those of the batch. (In that case XLA sums equal values
-    of two layers only once: the bias gradients of the last BatchNorm of a block and of
-    its shortcut.) The count is for a step without micro-batches.
+    with C channels has four sums of C float32 values: the mean, the variance, and, in
+    the backward pass, the gradients of bias and scale, which are needed to compute the
+    gradient of the input. Without sync_bn, the number of bytes is the same, because the
+    new running mean and variance are summed instead of those of the batch. (In that
+    case, XLA sums the bias gradients of the last BatchNorm of a block and of its
+    shortcut only once, because they are equal.) The count is for a step without
+    micro-batches.
 
     Args:
-      variables: {"params", "batch_stats"} of the network.
-      dtype: dtype of the arithmetic.
+      variables: the variables of the network, with "params" and "batch_stats".
+      dtype: the dtype of the arithmetic.
     """
     import jax
 
@@ -141,8 +145,8 @@ def collective_seconds(
 ) -> float:
     """Returns the seconds to sum `num_bytes` in `count` parts over a ring of devices.
 
-    Each device sends 2 (n - 1) / n of the bytes: once to reduce, once to broadcast. In
-    addition, each part takes `latency` for each doubling of n.
+    Each of the n devices sends (n - 1) / n of the bytes twice: once to reduce, and once
+    to broadcast. In addition, each part takes `latency` for each doubling of n.
     """
     if num_devices == 1:
         return 0.0
@@ -153,7 +157,8 @@ def collective_seconds(
 def training_flops(num_macs: int) -> int:
     """Returns the FLOPs of a training step for one image.
 
-    A multiply-add counts as two; the backward pass computes two products for each.
+    A multiply-add counts as two FLOPs, and the backward pass computes two multiply-adds
+    for each one of the forward pass.
     """
     return 2 * 3 * num_macs
 
@@ -161,13 +166,14 @@ def training_flops(num_macs: int) -> int:
 def predict(
     cfg: Scaling, *, num_macs: int, parts: Reduced, batch_norms: int, num_devices: int
 ) -> Prediction:
-    """Returns the modeled step on `num_devices` devices.
+    """Models a step on `num_devices` devices.
 
     Args:
-      num_macs: multiply-adds of the forward pass for one image.
-      batch_norms: number of layers; each waits for two sums: the sum of mean and
-        variance, which are together in bfloat16 and separate in float32, and the sum in
-        the backward pass.
+      num_macs: the number of multiply-adds of the forward pass for one image.
+      parts: the bytes that are summed over the devices.
+      batch_norms: the number of BatchNorm layers. Each waits for the sums of mean and
+        variance, which are one collective in bfloat16 and two in float32, and for one
+        collective in the backward pass.
     """
     link = {"bandwidth": cfg.bandwidth, "latency": cfg.latency}
     compute = training_flops(num_macs) * cfg.batch_per_device / cfg.flops
@@ -181,7 +187,8 @@ def predict(
     batch_norm = collective_seconds(waited, num_devices, count=count, **link)
     alone = (compute + brought, max(compute, brought))
     # Layers wait for BatchNorm's sums. Gradients can be summed during the backward
-    # pass, two thirds of the arithmetic, and images come in the previous step.
+    # pass, which is two thirds of the arithmetic, and images can be transferred during
+    # the previous step.
     hidden = compute + batch_norm + max(0.0, gradients - compute * 2 / 3)
     step = (alone[0] + gradients + batch_norm, max(hidden, brought))
     efficiency = (alone[0] / step[0], alone[1] / step[1])
@@ -189,7 +196,7 @@ def predict(
 
 
 def table(cfg: Scaling) -> str:
-    """Returns the modeled steps of `cfg` for all numbers of devices, as Markdown."""
+    """Returns the modeled steps of `cfg` for each number of devices, as Markdown."""
     from resnet_jax.models.factory import create_model
     from resnet_jax.models.summary import structure
     from resnet_jax.training import variable_shapes

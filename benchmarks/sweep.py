@@ -4,9 +4,10 @@
     python -m benchmarks.sweep fast --each crop_padding=0 flip=none --seeds 3
     python -m benchmarks.sweep resnet20 --set epochs=30 --grid lr=.02,.03,.06
 
-Trains every combination of --grid, or the recipe with one change of --each at a time,
-and prints a table with the best run first. The same command resumes. Test accuracies
-are in the metrics.jsonl of each run; the sweep does not read them.
+Trains every combination of the values in --grid, or the recipe with one change from
+--each at a time, and prints a table with the best configuration first. The same command
+resumes the sweep. Test accuracies are in the metrics.jsonl of each run; the sweep does
+not read them.
 """
 
 import ast
@@ -40,11 +41,11 @@ class Sweep:
     recipe: tyro.conf.Positional[str]
     """Name of the recipe to start from."""
     grid: tuple[str, ...] = ()
-    """FIELD=VALUE,VALUE,...: fields of the recipe, in all combinations."""
+    """FIELD=VALUE,VALUE,...: values of fields, which are tried in all combinations."""
     each: tuple[str, ...] = ()
-    """FIELD=VALUE,...: one change at a time, compared with the unchanged recipe."""
+    """FIELD=VALUE,...: values to try one at a time, compared with the recipe's own."""
     set: tuple[str, ...] = ()
-    """FIELD=VALUE: changes for all runs."""
+    """FIELD=VALUE: changes that apply to all runs."""
     seeds: int = 1
     """Number of seeds for each configuration."""
     validation_split: float = 0.1
@@ -54,12 +55,15 @@ class Sweep:
 
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
-            raise ConfigError(f"no recipe {self.recipe!r}: one of {', '.join(RECIPES)}")
+            raise ConfigError(
+                f"no recipe {self.recipe!r}: use one of {', '.join(RECIPES)}"
+            )
         if self.seeds < 1:
-            raise ConfigError(f"seeds {self.seeds} is too small: at least 1")
+            raise ConfigError(f"seeds {self.seeds} is too small: it must be at least 1")
         if not self.validation_split:
             raise ConfigError(
-                "validation_split 0 holds out no images to compare runs by: choose more"
+                "validation_split 0 holds out no images to compare runs on: use a "
+                "larger fraction, such as 0.1"
             )
 
 
@@ -72,7 +76,7 @@ def trials(cfg: Sweep) -> dict[str, Config]:
     """Returns the configuration of each run, by name.
 
     Raises:
-      ConfigError: a field or value is unknown.
+      ConfigError: if a field is unknown or a value is invalid.
     """
     fixed: Fields = {}
     for name, values in _axes(cfg.set).items():
@@ -138,7 +142,7 @@ def name_of(recipe: str, values: Mapping[str, Any]) -> str:
 
 
 def table(outcomes: Mapping[str, variants.Outcome]) -> str:
-    """Returns validation accuracy, loss and training seconds as Markdown."""
+    """Returns a Markdown table of validation accuracy, loss and training seconds."""
     groups: dict[str, list[variants.Outcome]] = {}
     for name, outcome in outcomes.items():
         groups.setdefault(re.sub(r"-seed=\d+$", "", name), []).append(outcome)
@@ -167,7 +171,7 @@ def table(outcomes: Mapping[str, variants.Outcome]) -> str:
 
 
 def spread(values: Iterable[float]) -> str:
-    """Returns the standard deviation of several values as text."""
+    """Returns the standard deviation as text, or "" for a single value."""
     every = list(values)
     return f" ± {statistics.stdev(every):.2f}" if len(every) > 1 else ""
 

@@ -4,21 +4,25 @@
     python -m benchmarks.throughput --epoch --max-train-samples 12800
     python -m benchmarks.throughput --scaling resnet20 --plot scaling.png
 
-Each program runs in its own process. The programs take turns, each with a block of
-steps after a step that is not timed, and the order is reversed every round, so other
-load on the machine affects all alike. Ratios compare blocks of the same round, ours to
-PyTorch's best mode by the median of its rates: eager (NCHW), channels_last, compile
-(torch.compile and channels_last), and, if requested, reduce-overhead (the same with
-CUDA graphs); all with the fused optimizer. Both programs take uint8 images on the
-device, normalize them, and use the same number of threads; PyTorch uses torch.autocast
-for bfloat16. The time to the first step counts from the start of the process and
-includes imports: cold with an empty cache of compiled programs, warm with a filled one.
-Peak memory is that of the process with its imports, and of the compilers if cold; on a
-GPU, it is that of the arrays.
+Each program runs in its own process. The programs take turns: each runs a step that is
+not timed, and then a block of timed steps. The order is reversed in every round, so
+that other load on the machine affects all programs alike. Both frameworks start from
+uint8 images on the device, normalize them, and use the same number of threads. PyTorch
+uses its fused optimizers, and torch.autocast for bfloat16.
+
+PyTorch's modes are eager (NCHW), channels_last, compile (torch.compile and
+channels_last) and, if requested, reduce-overhead (compile with CUDA graphs). The mode
+with the highest median rate is the best one; ratios compare our blocks with the blocks
+of that mode in the same round.
+
+The time to the first step is measured from the start of the process and includes
+imports. It is "cold" with an empty cache of compiled programs, and "warm" with a filled
+one. On a CPU, peak memory is that of the process, including its imports and, if cold,
+the compilers. On a GPU, it is that of the arrays.
 
 --epoch measures whole epochs of CIFAR-10, with each program's own data loading and the
-recipe's augmentation. --scaling measures how our training step grows with the batch
-size, and with the depth of the CIFAR networks.
+recipe's augmentation. --scaling measures how the cost of our training step grows with
+the batch size, and with the depth of the CIFAR networks.
 """
 
 import contextlib
@@ -51,9 +55,9 @@ BATCH_SIZES = {  # on a CPU, on a GPU
     "resnet50": (16, 128),
 }
 OTHER_BATCH_SIZES = (128, 512)
-CLIFF = 1.5  # times the cost of the next smaller size
+CLIFF = 1.5  # ratio to the cost of the next smaller size
 
-Ask = Callable[..., dict[str, Any]]  # a command and its arguments to the answer
+Ask = Callable[..., dict[str, Any]]  # maps a command and its arguments to the answer
 Row = dict[str, Any]
 TorchMode = Literal["eager", "channels_last", "compile", "reduce-overhead"]
 
@@ -63,31 +67,32 @@ class Throughput:
     """The programs to measure, and the time to do so."""
 
     models: tuple[str, ...] = tuple(BATCH_SIZES)
-    """Names of networks; ImageNet's, except for resnet18, take 224 pixels."""
+    """Networks to measure; those for ImageNet, except resnet18, use 224 pixels."""
     modes: tuple[Literal["train", "infer"], ...] = ("train", "infer")
-    """Training steps, or forward passes in inference mode."""
+    """What to measure: training steps, or forward passes in inference mode."""
     torch_modes: tuple[TorchMode, ...] = ("eager", "channels_last", "compile")
-    """PyTorch's modes; the best one counts."""
+    """PyTorch's modes to measure; the best one is compared with our program."""
     batch_size: int | None = None
-    """Images per step, instead of the default of each model."""
+    """Images per step; by default, this depends on the model."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the arithmetic."""
     rounds: int = 5
-    """Blocks (epochs) of each program, after one block to warm up."""
+    """Timed blocks of each program after a warm-up block, or epochs with --epoch."""
     seconds: float = 5.0
-    """Approximate length of a block."""
+    """Approximate length of a block, in seconds."""
     warm: bool = True
-    """Start each program twice, to measure its first step with a filled cache."""
+    """Start each program twice to also measure its first step with a filled cache."""
     epoch: bool = False
-    """Measure whole epochs of CIFAR-10 instead, from images in memory."""
+    """Measure whole epochs of CIFAR-10, with the images in memory, instead of steps."""
     max_train_samples: int | None = None
     """With --epoch: number of images, from the beginning of the training set."""
     scaling: str | None = None
-    """Measure instead how training of this model grows with batch size and depth."""
+    """Model for which to measure how the training cost grows with batch size and depth,
+    instead of comparing with PyTorch."""
     batch_sizes: tuple[int, ...] = (32, 64, 128, 256, 512, 1024)
     """Batch sizes for --scaling."""
     depths: tuple[int, ...] = (20, 32, 44, 56, 110)
-    """Depths for --scaling with batches of 128 (20 is resnet20); may be empty."""
+    """Depths for --scaling with batches of 128 (20 means resnet20); can be empty."""
     plot: Path | None = None
     """With --scaling: PNG file for the figure."""
     json: Path | None = None
@@ -97,17 +102,21 @@ class Throughput:
         for name in ("batch_size", "rounds", "max_train_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"{name} {value} is too small: at least 1")
+                raise ConfigError(f"{name} {value} is too small: it must be at least 1")
         if not self.batch_sizes or min(self.batch_sizes) < 1:
-            raise ConfigError(f"batch_sizes {self.batch_sizes} are not all at least 1")
+            raise ConfigError(
+                f"batch_sizes {self.batch_sizes} must be numbers of at least 1"
+            )
         if self.plot is not None and self.scaling is None:
             raise ConfigError(f"plot {self.plot} needs --scaling MODEL")
         if not self.seconds > 0:
-            raise ConfigError(f"seconds {self.seconds} is too small: above 0")
+            raise ConfigError(
+                f"seconds {self.seconds} is too small: it must be greater than 0"
+            )
 
 
 class ProgramError(Exception):
-    """Raised if a program cannot run, with the reason."""
+    """Raised with the reason if a program cannot run."""
 
 
 def main(cfg: Throughput) -> None:
@@ -116,12 +125,14 @@ def main(cfg: Throughput) -> None:
     depths = [f"resnet{depth}" for depth in cfg.depths]
     for name in [cfg.scaling, *depths] if cfg.scaling else cfg.models:
         if name not in list_models():
-            raise ConfigError(f"no model {name!r}: one of {', '.join(list_models())}")
+            raise ConfigError(
+                f"no model {name!r}: use one of {', '.join(list_models())}"
+            )
     for package in () if cfg.scaling else ("torch", "torchvision"):
         if importlib.util.find_spec(package) is None:
             raise ConfigError(f"needs {package}: pip install -e '.[torch]'")
     for path in (cfg.json, cfg.plot):
-        if path is not None:  # fails now and not after the measurements
+        if path is not None:  # so that an error occurs now, not after the measurements
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch()
@@ -145,7 +156,9 @@ def main(cfg: Throughput) -> None:
             record |= {"data": source, "rows": [measure(cfg, task) for task in tasks]}
         text = f"{table(record['rows'])}\n- Images: {source}."
         for model in set(cfg.models) & set(AT_224) if cfg.epoch else ():
-            text += f"\n- {model} epoch: not measured, CIFAR-10 has no such images."
+            text += (
+                f"\n- {model} epoch: not measured, because its images have 224 pixels."
+            )
     if cfg.json is not None:
         cfg.json.write_text(json.dumps(record, indent=1, default=str), encoding="utf-8")
     print(f"{machine['text']}\n\n{text}")
@@ -159,19 +172,20 @@ def note(text: str) -> None:
 def started(task: Task, cache: Path | None = None) -> Iterator[tuple[Ask, Row]]:
     """Starts a process for `task`.
 
-    Yields a function that asks it, and its first answer with the `seconds` to get it.
+    Yields (ask, first), where ask(command, ...) sends a command to the process and
+    returns its answer, and first is the process's first answer, to which the `seconds`
+    that it took are added.
 
     Args:
-      cache: the folder of compiled programs; None uses the user's environment.
+      cache: the folder for compiled programs; if None, the user's environment decides.
 
     Raises:
-      ProgramError: the process cannot run; also raised by `ask` if it ended later.
+      ProgramError: if the process cannot run. `ask` raises it if the process has ended.
     """
     # The programs share a GPU, so none may preallocate most of its memory.
     environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    if (
-        task.program == OURS
-    ):  # as train.py does; PyTorch has them if the user's environment does
+    # Huge pages as in train.py; PyTorch uses them if the user's environment says so.
+    if task.program == OURS:
         environment = hugepages.with_huge_pages(environment)
     if not task.gpu and task.kind != "describe":
         environment["JAX_PLATFORMS"] = "cpu"
@@ -224,7 +238,7 @@ def describe(programs: Sequence[str]) -> Row:
     """Returns processor, versions, threads, and the GPU if all programs can use it.
 
     Raises:
-      ConfigError: one of the programs cannot be imported.
+      ConfigError: if one of the programs cannot run.
     """
     said = []
     for program in programs:
@@ -248,7 +262,7 @@ def describe(programs: Sequence[str]) -> Row:
 
 
 def write_images(path: Path, count: int | None) -> str:
-    """Writes CIFAR-10's training images or similar noise; returns a description."""
+    """Writes CIFAR-10's training images, or noise instead; returns a description."""
     from resnet_jax import data
     from resnet_jax.data import tfds
 
@@ -268,7 +282,7 @@ def write_images(path: Path, count: int | None) -> str:
 
 
 def make_tasks(cfg: Throughput, *, gpu: bool, data: str) -> list[Task]:
-    """Returns our task for each row of the table."""
+    """Returns the task of our program for each row of the table."""
     tasks = []
     for model in cfg.models:
         options: Row = {"model": model, "dtype": cfg.dtype, "gpu": gpu}
@@ -288,7 +302,7 @@ def measure(
     """Measures our program and each mode of PyTorch, alternating by block.
 
     Args:
-      seen: called with the row so far, after each start and each round.
+      seen: a function that is called with the row so far after each start and round.
     """
     in_steps = ours.kind != "epoch"
     programs: dict[str, Row] = {}
@@ -305,7 +319,7 @@ def measure(
                     programs[name]["cold"] = cold["seconds"]
                 if in_steps and cfg.warm:
                     with started(task, cache) as (ask, warm):
-                        ask("block", cfg.seconds)  # a second step, with known shapes
+                        ask("block", cfg.seconds)  # a second step, with the same shapes
                         warm_bytes = ask("memory")["bytes"]
                     again = {"warm": warm["seconds"], "warm_bytes": warm_bytes}
                     programs[name] |= again
@@ -315,7 +329,7 @@ def measure(
                 program, ask = programs[name], asks[name]
                 with left_out_if_failing(name, programs, asks):
                     block = ask("block", cfg.seconds if in_steps else 0)
-                    if number == 0:  # before the matrices of the product take memory
+                    if number == 0:  # before the matrix product takes memory
                         program |= ask("memory")
                     else:
                         program["rates"].append(block["images"] / block["seconds"])
@@ -341,7 +355,7 @@ def conclude(row: Row) -> Row:
             pairs = zip(program["rates"], program["matmul"], strict=True)
             program["share"] = statistics.median(rate * work / x for rate, x in pairs)
     rates = {name: programs[name]["rate"] for name in measured if name != OURS}
-    row.pop("ratio", None)  # may be to a program that has failed since
+    row.pop("ratio", None)  # it may refer to a program that has failed since
     row["best"] = max(rates, key=lambda name: rates[name], default=None)
     if OURS in measured and row["best"]:
         row["ratio"] = spread(programs[OURS]["rates"], programs[row["best"]]["rates"])
@@ -352,7 +366,7 @@ def conclude(row: Row) -> Row:
 def left_out_if_failing(
     name: str, programs: dict[str, Row], asks: dict[str, Ask]
 ) -> Iterator[None]:
-    """Replaces the figures of program `name` with the reason if it fails inside."""
+    """Replaces the figures of program `name` with the reason if the body fails."""
     try:
         yield
     except ProgramError as error:
@@ -362,14 +376,14 @@ def left_out_if_failing(
 
 
 def spread(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """Returns median, minimum and maximum of the ratios by round."""
+    """Returns the median, minimum and maximum of the ratios of the rounds."""
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     median = statistics.median(ratios)
     return {"median": median, "min": min(ratios), "max": max(ratios)}
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Returns the rows as Markdown, with the peaks and the programs that failed."""
+    """Returns a Markdown table of the rows, and lists peaks and failed programs."""
     header = (
         *("model", "what", "batch", "dtype", "images/s ours / PyTorch"),
         *("PyTorch's best", "ratio (of rounds)", "GFLOP/s", "of the matmul peak"),
@@ -415,9 +429,10 @@ def both(pair: Sequence[Row], key: str, form: str, *, scale: float = 1) -> str:
 
 
 def scaling(cfg: Throughput, model: str, gpu: bool) -> dict[str, list[Row]]:
-    """Times our training step by batch size and depth, each in its own process.
+    """Times our training step for each batch size and depth, in separate processes.
 
-    The cost of a point is in seconds per image or, by depth, per multiply-add.
+    The cost of a point is in seconds per image or, in the curve by depth, in seconds
+    per image and multiply-add.
     """
     curves = {"batch": [(size, model, size) for size in sorted(cfg.batch_sizes)]}
     if cfg.depths:
@@ -474,7 +489,7 @@ def scaling_table(curves: Mapping[str, Sequence[Row]]) -> str:
 
 
 def plot(curves: Mapping[str, Sequence[Row]], path: Path) -> None:
-    """Plots step time and peak memory by batch size and depth to `path`."""
+    """Plots step time and peak memory by batch size and depth, and writes `path`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 7), layout="constrained")

@@ -1,4 +1,4 @@
-"""PyTorch twins of the networks that torchvision does not have."""
+"""PyTorch versions of the networks that torchvision does not have."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 class HBlock(nn.Module):
-    """The tutorial's block: with biases and a 1x1 shortcut without BatchNorm."""
+    """The tutorial's block, which has biases and a 1x1 shortcut without BatchNorm."""
 
     def __init__(self, channels: int, features: int) -> None:
         super().__init__()
@@ -44,7 +44,10 @@ class HResNet(nn.Module):
 
 
 class CifarBlock(nn.Module):
-    """He et al.'s basic block with option A: every other pixel and zero channels."""
+    """He et al.'s basic block with option A.
+
+    The shortcut takes every `stride`-th pixel and pads the channels with zeros.
+    """
 
     def __init__(self, channels: int, features: int, stride: int) -> None:
         super().__init__()
@@ -64,7 +67,7 @@ class CifarBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """He et al. 2015, section 4.2: three stages of n blocks, depth 6n + 2."""
+    """The network of He et al. 2015, section 4.2: 6n + 2 layers in three stages."""
 
     def __init__(self, n: int, num_classes: int = 10) -> None:
         super().__init__()
@@ -108,7 +111,7 @@ class PreActBlock(nn.Module):
 
 
 class PreActResNet(nn.Module):
-    """Stages of PreActBlocks, then BatchNorm, ReLU and the mean of the image."""
+    """Stages of PreActBlocks, and then BatchNorm, ReLU and global average pooling."""
 
     def __init__(
         self, sizes: Sequence[int], widths: Sequence[int], stem: int, num_classes: int
@@ -134,7 +137,7 @@ class PreActResNet(nn.Module):
 
 
 class ResNet9(nn.Module):
-    """DAWNBench's ResNet-9: a convolution before each pooling, two residual blocks."""
+    """DAWNBench's ResNet-9, with three pooled convolutions and two residual blocks."""
 
     def __init__(self, width: int = 64, num_classes: int = 10) -> None:
         super().__init__()

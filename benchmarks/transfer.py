@@ -5,11 +5,12 @@
     python -m benchmarks.transfer probe --file FILE --framework jax --num-train 1000
 
 `backbone` trains torchvision's resnet18 on the first five classes of CIFAR-10 and saves
-it with torch.save. `transfer` and `probe` train a new head for all ten classes: the
-backbone's parameters are frozen, and its BatchNorm is in training mode (statistics are
-updated) or in inference mode, respectively. Prints a line per epoch. With --framework
-jax, the recipe of the same name runs instead; on all images this is the same as `python
-train.py transfer --pretrained FILE`.
+it with torch.save. `transfer` and `probe` train a new head for all ten classes on top
+of the backbone, whose parameters are frozen. Its BatchNorm layers are in training mode
+in `transfer`, so that their statistics are updated, and in inference mode in `probe`.
+One line per epoch is printed. With --framework jax, the recipe of the same name runs
+instead; on all images, this is the same as `python train.py transfer --pretrained
+FILE`.
 """
 
 import json
@@ -29,7 +30,7 @@ class Transfer:
     file: str = "backbone.pth"
     """The weights file, which `backbone` writes and the other steps read."""
     framework: Literal["torch", "jax"] = "torch"
-    """Framework to run."""
+    """Framework to use."""
     epochs: int = 30
     """Passes over the training set."""
     lr: float = 1e-4
@@ -37,11 +38,11 @@ class Transfer:
     batch_size: int = 128
     """Images per step."""
     image_size: int | None = None
-    """Side to resize images to, with antialiasing as in torchvision's Resize."""
+    """Height and width to resize images to, with antialiasing as in torchvision."""
     num_train: int | None = None
-    """Train only on this many images, from the beginning of the data set."""
+    """Number of training images to use, from the beginning of the data set."""
     num_test: int | None = None
-    """Test only on this many images, from the beginning of the data set."""
+    """Number of test images to use, from the beginning of the data set."""
     workdir: str = "runs/transfer-benchmark"
     """Run directory of the recipe."""
     seed: int = 0
@@ -113,7 +114,7 @@ def _run_torch(cfg: Transfer, train: Any, test: Any) -> None:
             x = T.resize(x, [cfg.image_size, cfg.image_size], antialias=True)
         return x, torch.from_numpy(part.labels[indices]).long()
 
-    if cfg.mode == "probe":  # the features do not change: compute them once
+    if cfg.mode == "probe":  # the features do not change, so they are computed once
         head, model.fc = model.fc, torch.nn.Identity()
         model.eval()
         cached = {}

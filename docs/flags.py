@@ -1,4 +1,4 @@
-"""Writes docs/flags.md, all options of `train.py` by group: python docs/flags.py"""
+"""Writes docs/flags.md, a page of all options of train.py: `python docs/flags.py`."""
 
 import ast
 import dataclasses

@@ -1,7 +1,7 @@
-"""Generates the notebooks of the tutorials: python docs/notebook.py
+"""Generates the notebooks of the tutorials: `python docs/notebook.py`.
 
 docs/tutorial.ipynb and docs/tutorial.ko.ipynb contain the tutorials with their Python
-code as cells. Terminal commands stay text, and so do excerpts of the package's code,
+code as cells. Terminal commands remain text, as do excerpts of the package's code,
 which start with the name of their file.
 """
 

@@ -1,8 +1,9 @@
 """Hooks for `mkdocs build` that add RESULTS.md and convert formulas to MathML.
 
-Links are written as GitHub needs them, such as `../RESULTS.md` in docs/ and
-`docs/notes.md` in RESULTS.md, and are rewritten here for the site. Formulas are in TeX
-between dollar signs, which GitHub renders; browsers render MathML without a script.
+The pages contain links as GitHub needs them, such as `../RESULTS.md` in docs/ and
+`docs/notes.md` in RESULTS.md; the hooks rewrite them for the site. Formulas are written
+in TeX between dollar signs, which GitHub renders. On the site, they become MathML,
+which browsers render without a script.
 """
 
 import posixpath
@@ -15,7 +16,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
-# From the path on GitHub, relative to the root, to the page of the site.
+# Maps paths on GitHub, relative to the root, to pages of the site.
 PAGES = {
     "RESULTS.md": "results.md",
     "README.md#a-map-of-the-repository": "notes/code.md",
@@ -40,10 +41,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(
     markdown: str, page: Page, config: MkDocsConfig, files: Files
 ) -> str:
-    r"""Redirects links to files outside docs/ and to folders to pages of the site.
+    r"""Redirects links to folders and to files outside docs/ to pages of the site.
 
-    Also removes the backslash from `\|` in table code, which GitHub needs and MkDocs
-    would show, and converts formulas.
+    Also converts formulas, and removes the backslash from `\|` in the code in tables,
+    where GitHub needs it but MkDocs would show it.
     """
     folder = posixpath.dirname(page.file.src_uri)
 

@@ -117,11 +117,11 @@ def test_targets():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"targets": ("h1000",)}, "no chip 'h1000': one of v4, v5e"),
+        ({"targets": ("h1000",)}, "no chip 'h1000': use one of v4, v5e"),
         ({"targets": ("h100:2x2",)}, "a number of GPUs after the colon"),
         ({"targets": ("h100:0",)}, "a number of GPUs after the colon"),
         ({"targets": ("here", "h100")}, "give `here` without"),
-        ({"recipes": ("slow",)}, "no recipe 'slow': one of digits"),
+        ({"recipes": ("slow",)}, "no recipe 'slow': use one of digits"),
         ({"batch_per_chip": 0}, "batch_per_chip 0 is too small"),
     ],
 )
@@ -156,5 +156,7 @@ def test_a_place_that_cannot_be_written_to(name, reason, tmp_path):
 
 
 def test_a_device_whose_peaks_are_unknown_is_refused():
-    with pytest.raises(ConfigError, match="cpu is not a known chip: one of v4, v5e"):
+    with pytest.raises(
+        ConfigError, match="cpu is not a known chip: use one of v4, v5e"
+    ):
         chip_of(jax.devices()[0])

@@ -76,5 +76,5 @@ def test_a_control_that_parts_fails_nothing(faked, capsys):
 def test_layouts_are_numbers():
     assert [devices.sizes(layout) for layout in CFG.layouts] == [(1, 1), (1, 4), (2, 2)]
     for layout in ("0", "x2", "2x", "a"):
-        with pytest.raises(ConfigError, match="devices, or processes x devices"):
+        with pytest.raises(ConfigError, match="use DEVICES or PROCESSESxDEVICES"):
             devices.Devices(layouts=(layout,))

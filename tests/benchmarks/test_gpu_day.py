@@ -79,7 +79,7 @@ def test_no_part_outlasts_the_time_of_all(tmp_path):
 def test_a_bad_option_is_one_line(tmp_path):
     done = day("--parts", "smok", "--out", tmp_path)
     assert done.returncode == 2
-    line = "benchmarks.gpu_day: no part 'smok': one of smoke, resnet50"
+    line = "benchmarks.gpu_day: no part 'smok': use one of smoke, resnet50"
     assert done.stderr.startswith(line) and done.stderr.count("\n") == 1
     assert not any(tmp_path.iterdir())
 
@@ -141,7 +141,7 @@ def test_without_pytorch_ours_is_measured_alone(tmp_path, monkeypatch):
     gpu_day_parts.speed(make_day(tmp_path), "resnet8")
     (row,) = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
     assert asked == [()]
-    assert row["note"] == "PyTorch skipped: no torch and torchvision here"
+    assert row["note"] == "PyTorch skipped: torch and torchvision not installed"
     assert row["figures"] == {"ours images/s": 9, "ours peak MB": 2, "ours first s": 3}
 
 

@@ -258,11 +258,11 @@ def test_the_table_says_that_it_is_modeled():
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"flops": 0.0}, "flops 0 is not a finite number above 0"),
+        ({"flops": 0.0}, "flops 0 is not a finite number greater than 0"),
         ({"bandwidth": float("nan")}, "bandwidth nan is not a finite"),
         ({"host_bandwidth": float("inf")}, "host_bandwidth inf is not a finite"),
         ({"latency": -1e-6}, "latency -1e-06 is not a finite number of at least 0"),
-        ({"devices": (8, 0)}, r"devices \(8, 0\) is too small: at least 1"),
+        ({"devices": (8, 0)}, r"devices \(8, 0\) is too small: it must be at least 1"),
         ({"devices": ()}, r"devices \(\) is too small"),
         ({"image_size": 0}, "image_size 0 is too small"),
         ({"num_classes": 0}, "num_classes 0 is too small"),

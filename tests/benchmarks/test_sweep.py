@@ -89,7 +89,7 @@ def test_what_is_set_is_in_the_name_so_that_two_sweeps_have_their_own_runs():
     [
         ({"recipe": "resnet21"}, "no recipe 'resnet21'"),
         ({"seeds": 0}, "seeds 0 is too small"),
-        ({"validation_split": 0.0}, "no images to compare runs by"),
+        ({"validation_split": 0.0}, "no images to compare runs on"),
     ],
 )
 def test_a_sweep_that_cannot_choose_is_refused(values, message):

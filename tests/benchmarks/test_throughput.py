@@ -70,7 +70,7 @@ def test_a_model_that_does_not_exist_is_one_line():
     command = [sys.executable, "-m", "benchmarks.throughput", "--models", "resnet21"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert done.stderr.startswith("throughput: no model 'resnet21': one of hresnet")
+    assert done.stderr.startswith("throughput: no model 'resnet21': use one of hresnet")
     assert done.stderr.count("\n") == 1
 
 
