@@ -59,8 +59,8 @@ def test_a_checkpoint_of_somebodys_training(
     assert (code, last_line(out)) == (0, expected)
     adopted = f"weights: {path}, key state_dict, prefix net., without module., "
     normalized = (
-        "weights: images normalized as half; usual for such a file, which does not "
-        "say, is --normalize cifar10\n"
+        "weights: images normalized as half; the file does not specify it, and "
+        "--normalize cifar10 is usual for its kind\n"
     )
     assert err == f"{adopted}with its fc\n{normalized}"
 
@@ -164,7 +164,7 @@ def test_a_folder_that_timm_wrote_says_its_network(
     assert code == 0 and "digit " not in out and len(out.splitlines()) == 6
     (folder / "config.json").write_text(json.dumps({**theirs, "architecture": "vit"}))
     code, out, err = command("predict", folder, image)
-    assert (code, out) == (3, "") and "is of timm's vit, which is not in the" in err
+    assert (code, out) == (3, "") and "holds timm's vit, which is not supp" in err
     (folder / "config.json").write_text("{")
     code, out, err = command("predict", folder, image)
     assert (code, out) == (3, "") and "config.json is damaged" in err
