@@ -1,4 +1,4 @@
-"""Class weights of the training loss, like CrossEntropyLoss(weight=)."""
+"""Class weights for the training loss, like CrossEntropyLoss(weight=...)."""
 
 import json
 import math
@@ -21,7 +21,7 @@ def load_class_weights(
     """Returns (weights [C] float32, splits) for AugmentConfig.class_weights.
 
     The identity of the returned splits includes the weights, so a resumed run must
-    have the same ones.
+    use the same weights.
 
     Raises:
       ConfigError: if `given` is "balanced" and a class has no training examples.
@@ -137,8 +137,8 @@ def weigh(augment: Augment, weights: np.ndarray, *, is_mixed: bool) -> Augment:
     """Wraps `augment` so that the mean cross-entropy of its targets is weighted.
 
     The loss then equals torch.nn.CrossEntropyLoss(weight): the sum over the whole batch
-    is divided by the total weight of its labels. If targets are distributions, it is
-    divided by the number of images instead, as in PyTorch. The targets include this
+    is divided by the total weight of its labels. If targets are distributions, the sum
+    is divided by the number of images instead, as in PyTorch. The targets include this
     division, so splitting a batch over devices or into micro-batches does not change
     the loss.
 

@@ -11,7 +11,7 @@ def check(cfg: DataConfig, *, is_cropped: bool, is_drawn: bool = False) -> None:
 
     Args:
       is_cropped: whether image sizes differ; see sources.is_cropped.
-      is_drawn: whether the host resizes random regions for training, for which it uses
+      is_drawn: whether the host resizes random regions of training images, which uses
         cfg.interpolation.
     """
     if not is_cropped:

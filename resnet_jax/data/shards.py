@@ -49,7 +49,7 @@ class Listing:
         """Returns the labels [N] int32 of a split.
 
         Raises:
-          DataError: if they are damaged.
+          DataError: if the labels are damaged.
         """
         path = self.directory / f"{split}.labels.npy"
         try:
@@ -100,7 +100,7 @@ class Reader:
     """Reads the images of one split; see stream.Reader."""
 
     def __init__(self, listing: Listing, split: str, **how: Any) -> None:
-        """Initializes the reader; `how` is passed to pillow.fit, for evaluation."""
+        """Initializes the reader; `how` is passed to pillow.fit during evaluation."""
         self._listing, self._split, self._how = listing, split, how
         self._source: Any = None
 

@@ -1,4 +1,4 @@
-"""Several processes that run as one program: how they join, agree and share errors."""
+"""Runs with several processes: connecting them, and sharing values and errors."""
 
 import contextlib
 import importlib.util
@@ -21,11 +21,11 @@ from resnet_jax.errors import ConfigError, UserError, first_line
 
 _MESSAGE = 1024  # bytes of an error message exchanged between processes
 _PATIENCE = 3600  # seconds that a process may prepare data while the others wait
-_barriers = itertools.count()  # for the barriers' names, which all processes share
+_barriers = itertools.count()  # numbers the barriers alike in all processes
 
 
 def detect(environ: Mapping[str, str]) -> str | None:
-    """Returns the launcher that started this process as one of several, if any."""
+    """Returns the launcher that started this as one of several processes, or None."""
     slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
     if all(name in environ for name in slurm):
         if int(environ.get("SLURM_STEP_NUM_TASKS", environ.get("SLURM_NTASKS", 1))) > 1:
@@ -36,7 +36,7 @@ def detect(environ: Mapping[str, str]) -> str | None:
         return "Cloud TPU"
     if {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environ.keys():
         return "Kubernetes"
-    # On a TPU virtual machine, the number of processes is known only later.
+    # On a TPU virtual machine, the number of processes is not known until later.
     has_tpu = glob("/dev/accel*") or glob("/dev/vfio/*")
     if has_tpu and importlib.util.find_spec("libtpu") is not None:
         return "Cloud TPU"
@@ -45,9 +45,9 @@ def detect(environ: Mapping[str, str]) -> str | None:
 
 @contextlib.contextmanager
 def start(cfg: DevicesConfig) -> Iterator[None]:
-    """Configures JAX and joins the processes in `cfg` inside a context.
+    """Context manager that configures JAX and connects the processes in `cfg`.
 
-    An error in one process is raised in all of them, unless keep_apart marked it.
+    An error in one process is raised in all processes unless keep_apart marked it.
 
     Raises:
       ConfigError: if the devices or the other processes are not available.
@@ -63,10 +63,11 @@ def start(cfg: DevicesConfig) -> Iterator[None]:
 
 @contextlib.contextmanager
 def joined(cfg: DevicesConfig) -> Iterator[None]:
-    """Joins other processes inside a context, if `cfg` or a launcher requires it.
+    """Context manager that connects this process to the others, if there are several.
 
-    With num_processes=1, none are joined. Only the first process prints and logs. The
-    context must be entered before JAX uses its devices.
+    The processes are specified by `cfg` or by a launcher; with num_processes=1, this
+    process runs alone. Only the first process prints and logs. The context must be
+    entered before JAX uses its devices.
 
     Raises:
       ConfigError: if the fields or the environment variables are incomplete, or if the
@@ -80,7 +81,7 @@ def joined(cfg: DevicesConfig) -> Iterator[None]:
         if detect(os.environ) is None:
             yield
             return
-    # JAX would install a handler for SIGTERM, which the run handles itself.
+    # Otherwise, JAX would install a handler for SIGTERM, which the run itself handles.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(*by_hand)
@@ -105,7 +106,7 @@ def joined(cfg: DevicesConfig) -> Iterator[None]:
 
 
 def keep_apart(error: UserError) -> None:
-    """Marks `error` as one that other processes, busy computing, cannot receive."""
+    """Marks `error` as not shared, because the other processes are busy computing."""
     error.__dict__["is_apart"] = True
 
 
@@ -122,7 +123,7 @@ def is_alone() -> bool:
 def wait() -> None:
     """Waits until all processes have called this function.
 
-    Without it, the first collective operation would time out after half a minute.
+    Without this, the first collective operation would time out after half a minute.
     """
     if not is_alone():
         everyone = set(range(jax.process_count()))
@@ -141,7 +142,7 @@ def agree(error: UserError | None = None) -> None:
     """Waits until all processes have called this function, and shares their errors.
 
     Raises:
-      UserError: if any process passed an error. It is raised in every process.
+      UserError: if any process passed an error. Every process then raises it.
     """
     if is_alone():
         if error is not None:

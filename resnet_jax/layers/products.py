@@ -49,8 +49,8 @@ def kernel_gradient(
 ) -> jax.Array:
     """Returns the gradient of convolve(x, kernel) with respect to `kernel`.
 
-    The products of the columns of x (im2col) and dy are computed and summed for a few
-    images at a time.
+    The columns of x (im2col) are multiplied by dy for a few images at a time, and the
+    products are summed.
     """
     size, _, channels, features = kernel.shape
     height, width = dy.shape[1:3]
