@@ -73,7 +73,7 @@ class Loader:
         """Returns a loader with the same options for `splits`.
 
         The splits are held on the devices if they fit.
-       """
+        """
         length = (self._epochs, self._max_steps)
         return Loader(self.mesh, splits, self._cfg, self._order, *length)
 
@@ -214,7 +214,7 @@ class Loader:
         """Yields the steps of each call of the compiled step.
 
         A call takes an aligned group of steps of one batch size, or a single step.
-       """
+        """
         start, together = steps.start, self._steps_per_call
         while start < steps.stop:
             call = list(range(start, min(start + together, steps.stop)))
@@ -255,7 +255,7 @@ class Loader:
         """Returns the global array of `shape`, of which this process has `rows`.
 
         The array is sharded along axis num_axes - 1, by default the last axis.
-       """
+        """
         axis = (num_axes or len(shape)) - 1
         sharding = devices.spread(self.mesh, shape[axis], axis=axis)
         found: jax.Array = jax.make_array_from_process_local_data(sharding, rows, shape)

@@ -18,7 +18,7 @@ class TFRecords(Sequence[bytes]):
     Checksums are not verified.
 
     Raises:
-      ValueError: if a file ends in the middle of a record or contains an impossible length.
+      ValueError: if a file ends in the middle of a record or has an impossible length.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
