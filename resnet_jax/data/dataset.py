@@ -12,7 +12,7 @@ from resnet_jax.data.stream import Images
 from resnet_jax.data.tfds import sha256
 from resnet_jax.errors import ConfigError
 
-UNREAD = "unread: "  # prefix of the digest of images that are not in memory
+UNREAD = "unread: "  # prefix of digests that do not cover the pixels
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Splits(NamedTuple):
     train: Dataset
     validation: Dataset
     test: Dataset
-    identity: dict[str, Any]  # what a resumed run must match: class names and digests
+    identity: dict[str, Any]  # class names and digests; a resumed run must match them
 
     def __repr__(self) -> str:
         """Returns one line: the sizes of the splits and the shape of the examples."""
@@ -95,7 +95,7 @@ def differing(then: Sequence[str], now: Sequence[str]) -> str:
 
 
 def digest(dataset: Dataset, *, unread: bool = False) -> str:
-    """Returns the sha256 of the images and labels, in their order.
+    """Returns the sha256 of the images and labels, in order.
 
     If the images are not in memory or `unread` is set, the digest covers only the
     images' shape, not their pixels, and starts with UNREAD.
@@ -123,8 +123,8 @@ def subset(dataset: Dataset, size: int | None) -> Dataset:
 def hold_out(train: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
     """Returns (train, validation), where validation is `fraction` of the examples.
 
-    The validation examples are the end of a fixed permutation, so runs with
-    different seeds hold out the same examples and can be compared.
+    The validation examples are the end of a fixed permutation, so runs with different
+    seeds hold out the same examples and can be compared.
 
     Raises:
       ConfigError: if `fraction` leaves one of the parts empty.
@@ -137,7 +137,7 @@ def hold_out(train: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
             f"validation_split {fraction} holds out {held} of {len(train)} examples: "
             "choose a fraction that leaves some in both splits"
         )
-    # The second seed is never an epoch, so no epoch uses this permutation.
+    # The second number is never that of an epoch, so no epoch uses this permutation.
     order = np.random.default_rng([0, 2**32 - 1]).permutation(len(train))
     cut = len(train) - held
     return train.take(np.sort(order[:cut])), train.take(np.sort(order[cut:]))
@@ -171,8 +171,9 @@ def epoch_order(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
 def balanced_order(labels: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
     """Returns N indices into `labels` [N], drawn with equal class probabilities.
 
-    The indices are drawn with replacement, as torch's WeightedRandomSampler does with
-    weights of 1 / count. The result depends only on `labels`, `seed` and `epoch`.
+    The indices are drawn with replacement, like those of torch's WeightedRandomSampler
+    with weights of 1 / count. The result depends only on `labels`, `seed`
+    and `epoch`.
     """
     rng = np.random.default_rng([seed, epoch])
     # Only integers are used, so rounding cannot differ between machines.

@@ -25,8 +25,8 @@ def read_batches(
 ) -> Iterator[Decoded]:
     """Yields the images of `paths` in order, `batch_size` files at a time.
 
-    The next batch is read while the current one is in use; only these two batches
-    are in memory.
+    The next batch is read while the current one is in use; only these two batches are
+    in memory.
 
     Args:
       how: crop_pct and interpolation; see pillow.fit.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PREFIX = "tfds:"
-_SCORED = ("validation", "val", "test")  # the first that exists is scored
+_SCORED = ("validation", "val", "test")  # the first of these that exists is scored
 _opening = threading.Lock()
 
 
@@ -31,8 +31,8 @@ class ImageSet(NamedTuple):
     """Description of the images and labels in a prepared directory."""
 
     directory: Path
-    image: str  # name of the feature with the image
-    label: str  # name of the feature with the label
+    image: str  # name of the image feature
+    label: str  # name of the label feature
     side: int | None  # side of the images if all are squares of one size
     channels: int
     class_names: tuple[str, ...]
@@ -136,7 +136,8 @@ def describe(directory: Path) -> ImageSet:
 def _choose(names: Sequence[str], usual: str, keys: Any) -> str | None:
     """Returns the name of the feature to use, or None if the choice is unclear.
 
-    A supervised feature is preferred to the usual one, and that to the only one.
+    The first choice is the supervised feature, the second is the feature with the usual
+    name, and the third is the only feature.
     """
     supervised = [key for key in keys or () if isinstance(key, str) and key in names]
     if len(supervised) == 1:
@@ -165,11 +166,11 @@ def _unreadable(directory: Path, reason: str) -> DataError:
 
 
 class Reader:
-    """Reads the examples of one split; each process opens its own files.
+    """Reads the examples of one split; each process opens the files itself.
 
     Args:
-      how: size, crop_pct and interpolation for pillow.fit. It resizes the images only
-        if their sizes differ.
+      how: size, crop_pct and interpolation for pillow.fit, which is used only if image
+        sizes differ.
     """
 
     def __init__(self, source: ImageSet, split: str, **how: Any) -> None:

@@ -31,11 +31,11 @@ class Split(NamedTuple):
     folders: tuple[str, ...]  # one per class
     paths: list[Path]
     labels: np.ndarray  # [N] int32
-    ignored: Counter[str]  # number of files that are not images, by suffix
+    ignored: Counter[str]  # numbers of files that are not images, by suffix
 
 
 class Listing(NamedTuple):
-    """The contents of a folder, found in one walk."""
+    """The contents of a folder, found in a single walk through it."""
 
     class_names: tuple[str, ...]
     splits: tuple[Split, Split]  # train and test
@@ -134,7 +134,7 @@ def load(
 
     Args:
       how: crop_pct and interpolation; see pillow.fit.
-      skip_bad: whether to skip files that cannot be read, and to log a warning.
+      skip_bad: whether to skip files that cannot be read, logging a warning.
 
     Raises:
       DataError: if an image cannot be read, or if a class has no readable images.

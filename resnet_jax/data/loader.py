@@ -20,7 +20,7 @@ Source = dict[str, jax.Array]  # images [N, H, W, C], labels [N]; empty if not h
 
 
 def fetch(source: Source, batch: Batch) -> Batch:
-    """Returns `batch` with any indices replaced by their images and labels."""
+    """Returns `batch` with any indices replaced by the images and labels at them."""
     if "indices" not in batch:
         return batch
     batch = dict(batch)
@@ -176,7 +176,7 @@ class Loader:
 
     def examples(self) -> Iterator[Batch]:
         """Yields one batch of each shape that train yields, for compilation."""
-        # A run that resumes or ends within a group takes single steps there.
+        # A run that resumes or ends within a group of steps takes single steps there.
         sizes = self.sizes[: self.total_steps]
         forms = {(1, size) for size in sizes}
         if self._in_memory:  # otherwise all steps are single
@@ -211,9 +211,10 @@ class Loader:
             yield {**batch, "mask": self._place(mask[mine], mask.shape)}
 
     def _calls(self, steps: range) -> Iterator[list[int]]:
-        """Yields the steps of each call of the compiled step.
+        """Yields the numbers of the steps that each call of the compiled step takes.
 
-        A call takes an aligned group of steps of one batch size, or a single step.
+        A call takes either a full, aligned group of steps with the same batch size, or
+        a single step.
         """
         start, together = steps.start, self._steps_per_call
         while start < steps.stop:

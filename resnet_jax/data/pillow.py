@@ -26,7 +26,7 @@ def opened(path: Path | BinaryIO) -> Iterator["Image.Image"]:
 
     Raises:
       ValueError: if the image has so many pixels that it may be a decompression bomb.
-      OSError: if Pillow cannot read the file. Some readers raise other exceptions.
+      OSError: if Pillow cannot read the file (some readers raise other exceptions).
     """
     from PIL import Image
 
@@ -38,14 +38,14 @@ def opened(path: Path | BinaryIO) -> Iterator["Image.Image"]:
 
 
 def decode(file: "Image.Image", channels: int = 3) -> "Image.Image":
-    """Decodes `file` to an image of mode RGB, or of mode L for one channel.
+    """Decodes `file` to an image in mode RGB, or in mode L for one channel.
 
-    The image is rotated according to its EXIF orientation. Only the first of several
-    frames is read.
+    The image is rotated according to its EXIF orientation. If there are
+    several frames, only the first is read.
 
     Raises:
       ValueError: if the range of the pixel values is unknown.
-      OSError: if Pillow cannot read the file. Some readers raise other exceptions.
+      OSError: if Pillow cannot read the file (some readers raise other exceptions).
     """
     file.load()  # also rotates TIFF images
     image = upright(file, to_8_bits(file))
@@ -145,7 +145,8 @@ def opaque(image: "Image.Image") -> "Image.Image":
     """Returns `image` without its transparency, keeping its colors.
 
     Pillow's convert, which torchvision's loader uses, also drops transparency. However,
-    it first checks the transparent color, warns about some colors and fails on others.
+    convert first checks the transparent color, and it warns about some colors and fails
+    on others.
     """
     if "transparency" in image.info:
         image = image.copy()

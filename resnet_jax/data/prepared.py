@@ -28,9 +28,9 @@ class Prepared:
 
     Attributes:
       published: the published facts about the data set.
-      fetch: a function of the data directory that returns the arrays. It is called if
+      fetch: a function that maps the data directory to the arrays. It is called if
         the arrays are not prepared in that directory. If `write` is given
-        and DataConfig.data_source chooses a source, the source is passed as a second
+        and DataConfig.data_source names a source, the source is passed as a second
         argument.
       write: a function that prepares fetched arrays and returns their directory. Its
         arguments are the arrays, the data directory, and the directory to replace or
@@ -80,7 +80,7 @@ class Prepared:
         """Returns the arrays from the first source that has them, or from `source`.
 
         Fetched data are written to a prepared directory, so they are fetched only once.
-        With `rebuild`, they are always fetched, and this directory is replaced.
+        With `rebuild`, they are always fetched, and the directory is replaced.
 
         Raises:
           ConfigError: if `rebuild` is set but this library does not prepare the data.

@@ -41,7 +41,7 @@ def _shaped(images: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> Rows
 
 
 def blank(dataset: Dataset, size: int) -> Rows:
-    """Returns a batch of zeros, shaped like one from read_training."""
+    """Returns a batch of zeros with the shapes of a batch from read_training."""
     images = dataset.images
     if isinstance(images, stream.Images):
         shape: tuple[int, ...] = images.train_shape

@@ -1,4 +1,4 @@
-"""Options for images of different sizes, which are resized when they are read."""
+"""Checks the options for images that are resized when they are read."""
 
 from resnet_jax import fields
 from resnet_jax.config import DataConfig

@@ -40,7 +40,7 @@ def write(source: Path, target: Path, how: ShardsConfig) -> dict[str, int]:
     """Writes the images of the folder `source` to array_record files in `target`.
 
     The images are rotated according to their EXIF orientation, converted to RGB, and
-    kept in the order of the folder. `target` appears only when it is complete.
+    kept in the order of the folder. `target` appears only when all files are complete.
 
     Returns:
       The number of images in each split.

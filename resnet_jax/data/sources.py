@@ -1,4 +1,4 @@
-"""Loads data sets by name. To add a data set, add an entry to SOURCES."""
+"""Finds and loads data sets by name; a new data set needs an entry in SOURCES."""
 
 import logging
 from collections.abc import Callable
@@ -88,7 +88,7 @@ def train_shape(cfg: DataConfig) -> tuple[int, int, int]:
 def is_cropped(cfg: DataConfig) -> bool:
     """Returns whether image sizes differ, so that images are resized when read.
 
-    A tfds: data set that is not prepared is assumed to have images of many sizes.
+    Image sizes are assumed to differ in a tfds: data set that is not prepared.
     """
     if not cfg.dataset.startswith(examples.PREFIX):
         return cfg.dataset == "folder"

@@ -35,7 +35,7 @@ class Reader(Protocol):
         """Returns the uint8 images [n, H, W, C] at `indices` [n], for evaluation."""
 
     def open(self, indices: np.ndarray) -> Iterable[Opened]:
-        """Yields context managers that open the images at `indices` as stored."""
+        """Yields context managers that open the stored images at `indices`."""
 
     def fault(self, index: int, reason: str) -> DataError:
         """Returns the error for an image that cannot be read."""
@@ -55,7 +55,7 @@ class Draw(Protocol):
 
 @dataclass(frozen=True)
 class Images:
-    """Images in files, used in place of a uint8 array.
+    """Images in files, which can be used in place of a uint8 array.
 
     Indexing selects images without reading them; np.asarray reads them.
     """
@@ -65,7 +65,7 @@ class Images:
     image_shape: tuple[int, int, int]
     draw: Draw | None = None  # augmentation on the host, if any
     is_cropped: bool = False  # whether these are center crops of larger images
-    kind: str = ""  # distinguishes differently stored copies of images
+    kind: str = ""  # distinguishes copies of images that are stored differently
 
     dtype = np.dtype(np.uint8)
 

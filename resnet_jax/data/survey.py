@@ -45,7 +45,7 @@ def look(split: Split, side: int) -> Survey:
             pillow.resized(shape, side)
             return shape, kind
         except Exception as error:  # Pillow raises many exception types
-            # Pillow and the OS repeat the path, which is already shown.
+            # Messages from Pillow and the OS repeat the path, which is already shown.
             return first_line(error).replace(f" {str(path)!r}", "").rstrip(":")
 
     paths = split.paths

@@ -34,7 +34,7 @@ class Arrays(NamedTuple):
     train: tuple[np.ndarray, np.ndarray]  # [N, H, W, C] uint8, [N] int32
     test: tuple[np.ndarray, np.ndarray]
     class_names: tuple[str, ...]
-    coarse: Coarse | None = None  # written, but not read back
+    coarse: Coarse | None = None  # these are written, but not read back
 
 
 class Published(NamedTuple):
@@ -49,7 +49,7 @@ class Published(NamedTuple):
     sha256: dict[str, tuple[str, str]]
 
     def find_fault(self, arrays: Arrays) -> str | None:
-        """Returns how `arrays` differ from this data set, or None if they do not."""
+        """Returns how `arrays` differ from this data set, or None if they match it."""
         for split, (images, labels) in (("train", arrays.train), ("test", arrays.test)):
             count = self.num_examples[split]
             if images.shape != (count, *self.image_shape) or images.dtype != np.uint8:
@@ -226,7 +226,7 @@ def _records(
 def write_cifar10(arrays: Arrays, data_dir: Path, old: Path | None = None) -> Path:
     """Writes data_dir/cifar10/3.0.2 as tensorflow-datasets would, and returns its path.
 
-    This replaces `old` atomically. If another process was faster, its copy is kept.
+    This replaces `old` atomically. If another process finished first, its copy is kept.
 
     Raises:
       OSError: if data_dir cannot be written.

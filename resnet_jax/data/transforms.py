@@ -1,7 +1,7 @@
 """Augmentation on the host, like torchvision's transforms of Pillow images.
 
 Random numbers depend only on (seed, epoch, index of the example, turn), where `turn`
-counts the earlier occurrences of the example in the epoch. An augmented image is
+is the number of earlier occurrences of the example in the epoch. An augmented image is
 therefore the same in every process and in a resumed run.
 """
 

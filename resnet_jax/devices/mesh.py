@@ -51,13 +51,13 @@ def make_mesh(num_devices: int | None = None, platform: str | None = None) -> Me
 
 
 def _installation(platform: str) -> str:
-    """Returns a hint for installing JAX for `platform`, or "" if there is no extra."""
+    """Returns a hint for installing JAX for `platform`, or "" if no extra exists."""
     extra = {"cuda": "cuda", "gpu": "cuda", "tpu": "tpu"}.get(platform)
     return f" (in a checkout: pip install -e '.[{extra}]')" if extra else ""
 
 
 def layout(mesh: Mesh) -> dict[str, str]:
-    """Returns, by name, the properties of the devices that affect exact results."""
+    """Returns, by name, the properties of a run's devices that affect exact results."""
     return {
         "platform": mesh.devices.flat[0].platform,
         "devices": str(mesh.size),
@@ -68,7 +68,7 @@ def layout(mesh: Mesh) -> dict[str, str]:
 def check_batch_size(
     batch_size: int, num_devices: int, grad_accum_steps: int = 1
 ) -> None:
-    """Raises ConfigError unless `batch_size` splits evenly.
+    """Raises ConfigError unless `batch_size` can be split evenly.
 
     The batch size must be divisible by the number of devices times the number of
     micro-batches.
@@ -100,8 +100,8 @@ def spread(mesh: Mesh, num_rows: int, *, axis: int = 0) -> NamedSharding:
     """Returns a sharding that splits the rows along `axis` over the devices.
 
     If the rows cannot be split evenly, as in the last batch of an epoch, the sharding
-    replicates them, so that each device computes the whole batch. The results then
-    equal those on one device, whereas padding would change BatchNorm's output.
+    replicates them, so that each device computes the whole batch. The results are
+    then the same as on one device, whereas padding would change BatchNorm's output.
     """
     if num_rows % mesh.size:
         return replicated(mesh)
@@ -183,7 +183,7 @@ def local_statistics(
 
 
 def fits(num_bytes: int, mesh: Mesh) -> bool:
-    """Returns whether each device can hold `num_bytes` on top of what training needs.
+    """Returns whether each device can hold `num_bytes` in addition to training's needs.
 
     CPU devices share the machine's memory, half of which is reserved for data on the
     host.

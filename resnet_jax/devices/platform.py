@@ -1,4 +1,4 @@
-"""JAX settings: platform, determinism and the compilation cache."""
+"""Configures JAX's platform, determinism and compilation cache."""
 
 import contextlib
 import hashlib
@@ -85,7 +85,7 @@ def _keep_compiled() -> None:
     if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
         return
     try:
-        # A compiled program may run only on the kind of CPU that it was compiled for,
+        # A compiled program may run only on the kind of CPU for which it was compiled,
         # and machines with different CPUs may share the home folder.
         directory = cache_dir() / f"xla-{_cpu_kind()}"
         make_private(directory)
@@ -128,7 +128,7 @@ def _exposed(directory: Path) -> Path | None:
 
 
 def _cpu_kind() -> str:
-    """Returns an identifier that is the same for all CPUs with one instruction set."""
+    """Returns an identifier that CPUs with the same instruction set have in common."""
     found = machine.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Runs with several processes: connecting them, and sharing values and errors."""
+"""Connects the processes of a run, and shares values and errors among them."""
 
 import contextlib
 import importlib.util
@@ -19,13 +19,13 @@ from resnet_jax.config import DevicesConfig
 from resnet_jax.devices import platform
 from resnet_jax.errors import ConfigError, UserError, first_line
 
-_MESSAGE = 1024  # bytes of an error message exchanged between processes
+_MESSAGE = 1024  # size in bytes of an error message sent between processes
 _PATIENCE = 3600  # seconds that a process may prepare data while the others wait
-_barriers = itertools.count()  # numbers the barriers alike in all processes
+_barriers = itertools.count()  # gives barriers the same names in all processes
 
 
 def detect(environ: Mapping[str, str]) -> str | None:
-    """Returns the launcher that started this as one of several processes, or None."""
+    """Returns the launcher that started this and other processes, if any."""
     slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
     if all(name in environ for name in slurm):
         if int(environ.get("SLURM_STEP_NUM_TASKS", environ.get("SLURM_NTASKS", 1))) > 1:
@@ -81,7 +81,7 @@ def joined(cfg: DevicesConfig) -> Iterator[None]:
         if detect(os.environ) is None:
             yield
             return
-    # Otherwise, JAX would install a handler for SIGTERM, which the run itself handles.
+    # The run handles SIGTERM itself, so JAX must not install a handler of its own.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(*by_hand)
@@ -123,7 +123,8 @@ def is_alone() -> bool:
 def wait() -> None:
     """Waits until all processes have called this function.
 
-    Without this, the first collective operation would time out after half a minute.
+    Without this barrier, the first collective operation would time out after half a
+    minute.
     """
     if not is_alone():
         everyone = set(range(jax.process_count()))
@@ -161,7 +162,7 @@ def agree(error: UserError | None = None) -> None:
 def _to_bytes(error: UserError) -> bytes:
     """Encodes an error for _shared in fewer than _MESSAGE bytes."""
     message = str(error)[:_MESSAGE]
-    # An escape sequence has up to six bytes and must not be cut.
+    # An escape sequence has up to six bytes and must not be cut in two.
     while len(text := json.dumps([error.exit_code, message])) >= _MESSAGE:
         message = message[:-1]
     return text.encode("ascii")
