@@ -28,9 +28,9 @@ def convolve(
 ) -> jax.Array:
     """Convolves x [B, H, W, C] with kernel [K, K, C // groups, F], using zero padding.
 
-    If the kernel is replicated over the devices inside shard_map, apply
-    `jax.lax.pcast(kernel, axis, to="varying")` before differentiating with respect to
-    it.
+    Inside shard_map, the kernel may be replicated over the devices. To differentiate
+    with respect to such a kernel, first apply `jax.lax.pcast(kernel, axis,
+    to="varying")` to it.
     """
     x, kernel = jnp.asarray(x), jnp.asarray(kernel)
     if is_plain():
@@ -55,8 +55,8 @@ def _convolve(stride: int, padding: int, x: jax.Array, kernel: jax.Array) -> jax
 def _suits_dot(x: jax.Array, kernel: jax.Array) -> bool:
     """Returns whether XLA's CPU convolution is much slower than a matrix product.
 
-    This is the case for 1x1 kernels, for few channels, and for feature maps with
-    few pixels, such as those that ImageNet networks compute from small images.
+    This is the case for 1x1 kernels, for few channels, and for feature maps with few
+    pixels, such as those that ImageNet networks compute from small images.
     """
     few = math.prod(kernel.shape[:3]) <= _FEW
     return _is_small(x) or kernel.shape[0] == 1 or few

@@ -14,7 +14,7 @@ from resnet_jax.layers import keep
 
 _OPTIONS: dict[str, Any] = {
     "xla_cpu_experimental_onednn_custom_call": True,
-    # This is XLA's default minus convolutions, which YNNPACK would otherwise compute.
+    # This is XLA's default without convolutions, which YNNPACK would otherwise compute.
     "xla_cpu_experimental_ynn_fusion_type": (
         "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
     ),

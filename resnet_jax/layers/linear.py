@@ -39,7 +39,7 @@ def _draw(
     shape: tuple[int, ...],
     dtype: jnp.dtype,
 ) -> jax.Array:
-    # XLA compiles a draw of a flat array up to ten times as fast as one of `shape`.
+    # XLA compiles random draws up to ten times as fast for a flat array as for `shape`.
     return distribution(key, (math.prod(shape),), dtype).reshape(shape)
 
 

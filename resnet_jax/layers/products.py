@@ -9,7 +9,7 @@ from jax import lax
 
 from resnet_jax.layers.winograd import contract, split, sum_chunks
 
-_COLUMNS = 2**18  # values in a chunk of copies, small enough for the cache
+_COLUMNS = 2**18  # number of values in a chunk of copies, which fits into the cache
 
 
 def convolve(stride: int, padding: int, x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""BatchNorm after a 1x1 convolution, with a faster gradient on TPUs.
+"""BatchNorm after a 1x1 convolution, with a special gradient for TPUs.
 
 On TPUs, the gradient is computed without the output of the convolution. Let
 x = inputs @ kernel. The gradient with respect to x is dx = gain * dy + along * x +
@@ -89,7 +89,8 @@ def by_output(*args: jax.Array) -> tuple[jax.Array, ...]:
     """Returns the gradients with respect to inputs, kernel, scale and bias.
 
     Args:
-      args: x - mean, mean, 1 / standard deviation, scale, inputs, kernel and dy.
+      args: x - mean, mean, 1 / standard deviation, scale, inputs, kernel and dy,
+        in this order.
     """
     centered, _, inverse, scale, inputs, kernel, dy = args
     dx, d_scale, d_bias = norm.backward(centered, inverse, scale, dy)

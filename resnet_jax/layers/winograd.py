@@ -3,8 +3,8 @@
 For each channel, a 4x4 tile of the result takes 36 multiplications instead of 144: 6x6
 sums of pixels are multiplied by 6x6 sums of taps. Over all tiles and channels, each of
 these 36 multiplications becomes a matrix product. The sums evaluate polynomials at 0,
-+-3/4, +-3/2 and infinity, which causes smaller rounding errors than the usual points 0,
-+-1, +-2 and infinity.
++-3/4, +-3/2 and infinity. These points cause smaller rounding errors than the usual
+points 0, +-1, +-2 and infinity.
 """
 
 import math
