@@ -28,9 +28,8 @@ def convolve(
 ) -> jax.Array:
     """Convolves x [B, H, W, C] with kernel [K, K, C // groups, F], using zero padding.
 
-    Inside shard_map, the kernel may be replicated over the devices. To differentiate
-    with respect to such a kernel, first apply `jax.lax.pcast(kernel, axis,
-    to="varying")` to it.
+    To differentiate with respect to a kernel that is replicated over the devices inside
+    shard_map, first apply `jax.lax.pcast(kernel, axis, to="varying")` to the kernel.
     """
     x, kernel = jnp.asarray(x), jnp.asarray(kernel)
     if is_plain():
