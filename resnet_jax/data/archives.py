@@ -26,7 +26,7 @@ CLASS_NAMES = (
     "ship",
     "truck",
 )
-# In the official order, which is alphabetical.
+# The names are in the official order, which is alphabetical.
 CLASS_NAMES_100 = tuple(
     """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy
     bridge bus butterfly camel can castle caterpillar cattle chair chimpanzee clock
@@ -46,7 +46,7 @@ COARSE_NAMES_100 = tuple(
     large_omnivores_and_herbivores medium_mammals non-insect_invertebrates people
     reptiles small_mammals trees vehicles_1 vehicles_2""".split()
 )
-# The coarse class of each fine class.
+# Maps each fine class to its coarse class.
 COARSE_100 = (
     *(4, 1, 14, 8, 0, 6, 7, 7, 18, 3, 3, 14, 9, 18, 7, 11, 3, 9, 7, 11),
     *(6, 11, 5, 10, 7, 6, 13, 15, 3, 15, 0, 11, 1, 10, 12, 14, 16, 9, 11, 5),
@@ -73,7 +73,7 @@ def read(
     """Returns the arrays in an archive.
 
     Args:
-      read_parts: one of the functions below that yield the parts of an archive, with
+      read_parts: one of the functions below, which yield the parts of an archive, with
         the test split last.
     """
     is_100 = read_parts in (binary_100, python_100)
@@ -151,7 +151,7 @@ def _unpickle(content: bytes) -> Any:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles only NumPy arrays, because an md5 does not prove a file's origin."""
+    """Unpickles only NumPy arrays, because an md5 digest cannot prove the origin."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in {
@@ -170,7 +170,7 @@ def npm(read: Callable[[str], bytes]) -> Iterator[Part]:
     from PIL import Image
 
     labels = {
-        # The misspelling is the package's own.
+        # The package itself misspells "labels".
         split: np.array(json.loads(read(f"package/{split}_lables.json")), np.uint8)
         for split in ("train", "test")
     }

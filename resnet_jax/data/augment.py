@@ -71,8 +71,8 @@ def normalize(images: Images, *, mean: Any, std: Any) -> jax.Array:
 def to_channels(images: Images, channels: int) -> Images:
     """Converts uint8 images [B, H, W, C] to `channels` channels.
 
-    RGB images are converted to grayscale with Pillow's weights. The channel of
-    grayscale images is repeated.
+    RGB images are converted to grayscale with Pillow's weights. The single
+    channel of grayscale images is repeated.
     """
     own = images.shape[-1]
     if own == channels:
@@ -89,7 +89,7 @@ def to_channels(images: Images, channels: int) -> Images:
 
 
 def resize(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Resizes x [B, H, W, C] to [B, *size, C], bilinearly with antialiasing."""
+    """Resizes x [B, H, W, C] to [B, *size, C] bilinearly, with antialiasing."""
     if x.shape[1:3] == size:
         return x
     shape = (x.shape[0], *size, x.shape[3])
@@ -128,9 +128,9 @@ def alternating_flip(images: jax.Array, epoch: jax.Array) -> jax.Array:
 
     Any two consecutive epochs thus show every image in both orientations, whereas
     random flips show half of the images in only one. This follows airbench (Jordan
-    2024), except that a hash of its pixels decides which half an image belongs to.
+    2024), except that each image is assigned to a half by a hash of its pixels.
     """
-    # The multipliers are odd, so every bit of a pixel changes the sum.
+    # The multipliers are odd, so a change in any bit of a pixel changes the sum.
     weights = 2 * jnp.arange(images[0].size, dtype=jnp.uint32) + 1
     pixels = images.reshape(len(images), -1).astype(jnp.uint32)
     sums = (pixels * (weights * jnp.uint32(2654435761)).reshape(1, -1)).sum(1)
@@ -141,7 +141,7 @@ def alternating_flip(images: jax.Array, epoch: jax.Array) -> jax.Array:
 def make_preprocess(
     cfg: AugmentConfig, image_shape: tuple[int, int, int], default: str = "cifar10"
 ) -> Preprocess:
-    """Returns a function `preprocess(images)` that scales, normalizes and resizes.
+    """Returns a function `preprocess` that scales, normalizes and resizes images.
 
     Args:
       default: the normalization to use if cfg.normalize is None.
@@ -181,7 +181,7 @@ def make_augment(
         key: jax.Array, images: jax.Array, labels: jax.Array, step: Any = 0
     ) -> tuple[jax.Array, jax.Array]:
         crop_key, flip_key, cutout_key, mix_key = jax.random.split(key, 4)
-        if cfg.flip == "alternating":  # first, because it hashes the whole image
+        if cfg.flip == "alternating":  # done first because it hashes the whole image
             images = alternating_flip(images, jnp.asarray(step) // steps_per_epoch)
         if cfg.crop_padding:
             images = random_crop(crop_key, images, cfg.crop_padding, cfg.crop_fill)
@@ -191,7 +191,7 @@ def make_augment(
         if cfg.cutout:
             x = erasing.cutout(cutout_key, x, cfg.cutout)
         if cfg.random_erasing:
-            erasing_key = jax.random.fold_in(key, 2**30)  # differs from the keys above
+            erasing_key = jax.random.fold_in(key, 2**30)  # a key unlike those above
             x = erasing.random_erasing(erasing_key, x, cfg.random_erasing)
         targets = make_targets(labels, num_classes, cfg.label_smoothing)
         if cfg.mixup or cfg.cutmix:
@@ -246,7 +246,7 @@ def mix(
 
 
 def mixup(key: jax.Array, x: jax.Array, targets: jax.Array, alpha: float) -> Mixed:
-    """Blends each image and its target with those of its partner.
+    """Blends each image and target with those of a partner from the same batch.
 
     As in timm, partners are paired by reversing the batch, and all pairs share one
     weight, which is drawn from Beta(alpha, alpha) (Zhang et al. 2017).
@@ -258,11 +258,11 @@ def mixup(key: jax.Array, x: jax.Array, targets: jax.Array, alpha: float) -> Mix
 def cutmix(
     key: jax.Array, box_key: jax.Array, x: jax.Array, targets: jax.Array, alpha: float
 ) -> Mixed:
-    """Replaces a box in each image with its partner's, and blends targets by area.
+    """Pastes a box from each image's partner into it, and blends targets by area.
 
-    The box covers a fraction 1 - Beta(alpha, alpha) of the image, minus any part that
-    lies outside (Yun et al. 2019). All images in a batch share one box, and partners
-    are paired as in mixup.
+    The box covers a fraction 1 - Beta(alpha, alpha) of the image, minus any part of
+    the box that lies outside (Yun et al. 2019). All images in a batch share one box,
+    and partners are paired as in mixup.
     """
     height, width = x.shape[1:3]
     side = jnp.sqrt(1 - jax.random.beta(key, alpha, alpha))

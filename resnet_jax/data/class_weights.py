@@ -1,4 +1,4 @@
-"""Class weights of the training loss, like CrossEntropyLoss(weight=)."""
+"""Class weights for the training loss, like CrossEntropyLoss(weight=...)."""
 
 import json
 import math
@@ -21,7 +21,7 @@ def load_class_weights(
     """Returns (weights [C] float32, splits) for AugmentConfig.class_weights.
 
     The identity of the returned splits includes the weights, so a resumed run must
-    have the same ones.
+    use the same weights.
 
     Raises:
       ConfigError: if `given` is "balanced" and a class has no training examples.
@@ -58,8 +58,8 @@ def read(path: Path, names: Sequence[str]) -> np.ndarray:
     """Reads float32 weights [C] from JSON {name: weight}, or from one number per line.
 
     Raises:
-      DataError: if the file cannot be read, lacks a class or has an unknown one, or if
-        a weight is negative or not finite, or if all weights are 0.
+      DataError: if the file cannot be read, lacks a class or has an unknown class; if a
+        weight is negative or not finite; or if all weights are 0.
     """
     try:
         text = path.read_text("utf-8-sig")
@@ -137,8 +137,8 @@ def weigh(augment: Augment, weights: np.ndarray, *, is_mixed: bool) -> Augment:
     """Wraps `augment` so that the mean cross-entropy of its targets is weighted.
 
     The loss then equals torch.nn.CrossEntropyLoss(weight): the sum over the whole batch
-    is divided by the total weight of its labels. If targets are distributions, it is
-    divided by the number of images instead, as in PyTorch. The targets include this
+    is divided by the total weight of the labels. If targets are distributions, the sum
+    is divided by the number of images instead, as in PyTorch. The targets include this
     division, so splitting a batch over devices or into micro-batches does not change
     the loss.
 

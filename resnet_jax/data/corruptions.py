@@ -2,11 +2,12 @@
 
 CIFAR-10-C was introduced by Hendrycks and Dietterich (2019) in "Benchmarking Neural
 Network Robustness to Common Corruptions and Perturbations". The parameters here are the
-same; they are taken from ImageNet-C/create_c/make_cifar_c.py in
-github.com/hendrycks/robustness. Only the corruptions that need nothing but NumPy, SciPy
-and Pillow are included. The images are computed rather than downloaded, so the random
-numbers differ, and pixels are rounded rather than truncated. Accuracies are therefore
-close to those on the published data set, but not the same.
+same: they are taken from ImageNet-C/create_c/make_cifar_c.py in
+github.com/hendrycks/robustness. Only the corruptions that require no packages other
+than NumPy, SciPy and Pillow are included. The images are computed rather than
+downloaded, so the random numbers differ from those of CIFAR-10-C, and pixels are
+rounded rather than truncated. Accuracies are therefore close to those on the published
+data set, but not the same.
 """
 
 import io
@@ -38,9 +39,9 @@ def corrupt(
     Args:
       name: one of CORRUPTIONS.
       severity: a number from 1 to 5; 0 leaves the images unchanged.
-      seed: seed of the noise, which differs from image to image.
-      first: index of the first image in its data set, so that an image gets the same
-        noise in any subset.
+      seed: seed of the noise. Each image gets different noise.
+      first: index of the first image in the data set. It ensures that an image gets the
+        same noise in any subset.
 
     Raises:
       ValueError: if `severity` is out of range, or if the images have the wrong dtype
@@ -102,7 +103,7 @@ def gaussian_blur(
 
 
 def contrast(images: np.ndarray, severity: int, seed: int, first: int) -> np.ndarray:
-    """Moves each pixel toward the mean of its image and channel."""
+    """Moves each pixel toward the mean of the same channel of the image."""
     share = (0.75, 0.5, 0.4, 0.3, 0.15)[severity - 1]
     x = _to_floats(images)
     mean = x.mean((1, 2), keepdims=True)
@@ -110,7 +111,7 @@ def contrast(images: np.ndarray, severity: int, seed: int, first: int) -> np.nda
 
 
 def brightness(images: np.ndarray, severity: int, seed: int, first: int) -> np.ndarray:
-    """Raises the value in HSV; hue and saturation stay the same."""
+    """Increases the V component in HSV; hue and saturation stay the same."""
     more = (0.05, 0.1, 0.15, 0.2, 0.3)[severity - 1]
     x = _to_floats(images)
     value = x.max(-1, keepdims=True)

@@ -12,7 +12,7 @@ from resnet_jax.data.stream import Images
 from resnet_jax.data.tfds import sha256
 from resnet_jax.errors import ConfigError
 
-UNREAD = "unread: "  # prefix of the digest of images that are not in memory
+UNREAD = "unread: "  # prefix of digests that do not cover the pixels
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Splits(NamedTuple):
     train: Dataset
     validation: Dataset
     test: Dataset
-    identity: dict[str, Any]  # what a resumed run must match: class names and digests
+    identity: dict[str, Any]  # class names and digests; a resumed run must match them
 
     def __repr__(self) -> str:
         """Returns one line: the sizes of the splits and the shape of the examples."""
@@ -76,11 +76,11 @@ def identify(train: Dataset, test: Dataset) -> dict[str, Any]:
 
 
 def changed(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Returns the entries in which two identities differ."""
+    """Returns the names of the entries in which two identities differ."""
 
     def are_alike(one: Any, other: Any) -> bool:
         if isinstance(one, str) and one.startswith(UNREAD) != other.startswith(UNREAD):
-            return True  # only one of them covers the pixels
+            return True  # only one of the digests covers the pixels
         return bool(one == other)
 
     return [name for name in now if not are_alike(then[name], now[name])]
@@ -95,7 +95,7 @@ def differing(then: Sequence[str], now: Sequence[str]) -> str:
 
 
 def digest(dataset: Dataset, *, unread: bool = False) -> str:
-    """Returns the sha256 of the images and labels, in their order.
+    """Returns the sha256 of the images and labels, in order.
 
     If the images are not in memory or `unread` is set, the digest covers only the
     images' shape, not their pixels, and starts with UNREAD.
@@ -123,8 +123,8 @@ def subset(dataset: Dataset, size: int | None) -> Dataset:
 def hold_out(train: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
     """Returns (train, validation), where validation is `fraction` of the examples.
 
-    The validation examples are the end of a fixed permutation, so all seeds hold out
-    the same ones, and their runs can be compared.
+    The validation examples are the end of a fixed permutation, so runs with different
+    seeds hold out the same examples and can be compared.
 
     Raises:
       ConfigError: if `fraction` leaves one of the parts empty.
@@ -137,7 +137,7 @@ def hold_out(train: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
             f"validation_split {fraction} holds out {held} of {len(train)} examples: "
             "choose a fraction that leaves some in both splits"
         )
-    # The second number is never an epoch, so no epoch uses this permutation.
+    # The second number is never that of an epoch, so no epoch uses this permutation.
     order = np.random.default_rng([0, 2**32 - 1]).permutation(len(train))
     cut = len(train) - held
     return train.take(np.sort(order[:cut])), train.take(np.sort(order[cut:]))
@@ -164,15 +164,16 @@ def batch_sizes(
 
 
 def epoch_order(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
-    """Returns a permutation [num_examples], which `seed` and `epoch` determine."""
+    """Returns the permutation [num_examples] that `seed` and `epoch` determine."""
     return np.random.default_rng([seed, epoch]).permutation(num_examples)
 
 
 def balanced_order(labels: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
     """Returns N indices into `labels` [N], drawn with equal class probabilities.
 
-    They are drawn with replacement, as by torch's WeightedRandomSampler with weights of
-    1 / count. The result depends only on `labels`, `seed` and `epoch`.
+    The indices are drawn with replacement, like those of torch's WeightedRandomSampler
+    with weights of 1 / count. The result depends only on `labels`, `seed`
+    and `epoch`.
     """
     rng = np.random.default_rng([seed, epoch])
     # Only integers are used, so rounding cannot differ between machines.

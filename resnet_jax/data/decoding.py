@@ -13,11 +13,11 @@ from resnet_jax.errors import reason_for
 
 
 class Decoded(NamedTuple):
-    """The images read from a batch of files, and the errors for the other files."""
+    """The images read from a batch of files, and the files that could not be read."""
 
     paths: list[Path]
     images: np.ndarray  # [len(paths), size, size, channels] uint8
-    bad: list[tuple[Path, str]]  # files and reasons
+    bad: list[tuple[Path, str]]  # unreadable files and the reasons
 
 
 def read_batches(
@@ -25,8 +25,8 @@ def read_batches(
 ) -> Iterator[Decoded]:
     """Yields the images of `paths` in order, `batch_size` files at a time.
 
-    The next batch is read while the current one is in use; only these two are in
-    memory.
+    The next batch is read while the current one is in use; only these two batches are
+    in memory.
 
     Args:
       how: crop_pct and interpolation; see pillow.fit.

@@ -43,8 +43,8 @@ def draw_boxes(
 ) -> jax.Array:
     """Draws int32 rectangles [num, 4] of (top, left, height, width).
 
-    Each rectangle is the first of ten candidates that fits into `size`. It is empty if
-    none fits, or if the image is not erased.
+    Each rectangle is the first of ten candidates that fits into `size`. The rectangle
+    is empty if no candidate fits, or if nothing is to be erased from the image.
     """
     height, width = size
     area_key, ratio_key, place_key, choice_key = jax.random.split(key, 4)
@@ -62,7 +62,7 @@ def draw_boxes(
         jnp.where(is_chosen, jnp.take_along_axis(sides, first, 1)[:, 0], 0)
         for sides in (heights, widths)
     )
-    # Each is an integer from 0 to the last possible position, inclusive.
+    # Each coordinate is an integer from 0 to the last possible position, inclusive.
     share = jax.random.uniform(place_key, (2, num))
     top = (share[0] * (height - h + 1)).astype(jnp.int32)
     left = (share[1] * (width - w + 1)).astype(jnp.int32)

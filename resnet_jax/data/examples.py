@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PREFIX = "tfds:"
-_SCORED = ("validation", "val", "test")  # the first that exists is scored
+_SCORED = ("validation", "val", "test")  # the first of these that exists is scored
 _opening = threading.Lock()
 
 
@@ -31,12 +31,12 @@ class ImageSet(NamedTuple):
     """Description of the images and labels in a prepared directory."""
 
     directory: Path
-    image: str  # names of the two features
-    label: str
-    side: int | None  # side of all images if they are squares of one size
+    image: str  # name of the image feature
+    label: str  # name of the label feature
+    side: int | None  # side of the images if all are squares of one size
     channels: int
     class_names: tuple[str, ...]
-    splits: tuple[str, str]  # the one to train on and the one to score
+    splits: tuple[str, str]  # the split to train on and the split to score
     num_examples: tuple[int, int]
 
 
@@ -79,7 +79,7 @@ def find(name: str, data_dir: Path) -> Path:
 
 
 def _find(base: str, version: str | None, data_dir: Path) -> list[Path]:
-    """Returns a list of the directory of `base`, or an empty list if there is none."""
+    """Returns a list that contains the directory of `base` if the directory exists."""
     if version is None:
         newest = tfds.find(base, data_dir)
         return [] if newest is None else [newest]
@@ -91,9 +91,9 @@ def describe(directory: Path) -> ImageSet:
     """Returns the description of a prepared directory without reading records.
 
     Raises:
-      ConfigError: if it is not an image classification data set, or if it lacks a
+      ConfigError: if the data set is not for image classification, or if it lacks a
         training or test split.
-      DataError: if it cannot be read.
+      DataError: if the directory cannot be read.
     """
     import tensorflow_datasets as library
 
@@ -136,7 +136,8 @@ def describe(directory: Path) -> ImageSet:
 def _choose(names: Sequence[str], usual: str, keys: Any) -> str | None:
     """Returns the name of the feature to use, or None if the choice is unclear.
 
-    The supervised feature comes first, then the usual one, and then the only one.
+    The first choice is the supervised feature, the second is the feature with the usual
+    name, and the third is the only feature.
     """
     supervised = [key for key in keys or () if isinstance(key, str) and key in names]
     if len(supervised) == 1:
@@ -165,11 +166,11 @@ def _unreadable(directory: Path, reason: str) -> DataError:
 
 
 class Reader:
-    """Reads the examples of one split; each process opens its own files.
+    """Reads the examples of one split; each process opens the files itself.
 
     Args:
-      how: size, crop_pct and interpolation for pillow.fit, which resizes images of
-        different sizes; images of equal size are not resized.
+      how: size, crop_pct and interpolation for pillow.fit, which is used only if image
+        sizes differ.
     """
 
     def __init__(self, source: ImageSet, split: str, **how: Any) -> None:

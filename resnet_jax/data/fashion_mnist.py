@@ -24,7 +24,7 @@ _BYTES = 2**26  # maximum number of bytes to read; the largest file has 60,000 i
 
 
 def read(data_dir: Path) -> Arrays:
-    """Reads Zalando's four files from `data_dir`, or from Debian's package."""
+    """Reads Zalando's four files from `data_dir`, or from the Debian package."""
     homes = (data_dir, Path("/usr/share/datasets/fashion-mnist"))
     home = next((h for h in homes if (h / "train-images-idx3-ubyte.gz").exists()), None)
     if home is None:

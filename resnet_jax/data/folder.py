@@ -17,11 +17,11 @@ from resnet_jax.paths import as_text
 
 log = logging.getLogger(__name__)
 
-# As in torchvision.datasets.folder.
+# These are the suffixes in torchvision.datasets.folder.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 SCORED = ("test", "val", "valid", "validation")  # the first that exists is scored
 _HIDDEN = (".", "__MACOSX")
-_NO_IMAGES = ("Thumbs.db", "desktop.ini")  # Windows files that deserve no warning
+_NO_IMAGES = ("Thumbs.db", "desktop.ini")  # Windows files, ignored without a warning
 
 
 class Split(NamedTuple):
@@ -31,11 +31,11 @@ class Split(NamedTuple):
     folders: tuple[str, ...]  # one per class
     paths: list[Path]
     labels: np.ndarray  # [N] int32
-    ignored: Counter[str]  # number of files that are not images, by suffix
+    ignored: Counter[str]  # numbers of files that are not images, by suffix
 
 
 class Listing(NamedTuple):
-    """The contents of a folder, found in one walk."""
+    """The contents of a folder, found in a single walk through it."""
 
     class_names: tuple[str, ...]
     splits: tuple[Split, Split]  # train and test
@@ -53,7 +53,7 @@ def scan(data_dir: Path, names: Path | None = None) -> Listing:
 
     Raises:
       DataError: if the folder is missing or has no classes; if a class is empty,
-        missing or only in test; or if class_names.find raises one.
+        missing or only in test; or if class_names.find raises DataError.
     """
     train = data_dir / "train"
     if not train.is_dir():
@@ -134,7 +134,7 @@ def load(
 
     Args:
       how: crop_pct and interpolation; see pillow.fit.
-      skip_bad: whether to skip files that cannot be read and log a warning.
+      skip_bad: whether to skip files that cannot be read, logging a warning.
 
     Raises:
       DataError: if an image cannot be read, or if a class has no readable images.
@@ -182,7 +182,7 @@ def list_images(directory: Path, ignored: Counter[str] | None = None) -> Iterato
     folder that was already visited, such as a parent.
 
     Args:
-      ignored: a counter of suffixes, to which the files that are not images are added.
+      ignored: a counter to which the suffixes of files that are not images are added.
 
     Raises:
       DataError: if a folder cannot be read.

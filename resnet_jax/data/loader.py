@@ -20,7 +20,7 @@ Source = dict[str, jax.Array]  # images [N, H, W, C], labels [N]; empty if not h
 
 
 def fetch(source: Source, batch: Batch) -> Batch:
-    """Returns `batch` with any indices replaced by their images and labels."""
+    """Returns `batch` with any indices replaced by the images and labels at them."""
     if "indices" not in batch:
         return batch
     batch = dict(batch)
@@ -38,11 +38,12 @@ class Loader:
       epochs: number of training epochs.
       max_steps: maximum number of training steps; None for all epochs.
       cfg: data options. Each call of the compiled step scans over a group of
-        steps_per_call full batches; a resumed epoch has the same groups. The default is
-        1 on CPUs, where XLA's loops use one thread, and for images that are not held on
-        the devices. Otherwise it is 20, which saves the time between steps.
+        steps_per_call full batches; these groups are the same in a resumed epoch. By
+        default, steps_per_call is 1 on CPUs, where XLA's loops use one thread, and for
+        images that are not held on the devices. Otherwise, the default is 20, which
+        saves the time between steps.
       held: whether to hold whole splits on each device, as uint8, so that batches
-        contain only indices; None holds them if they fit.
+        contain only indices. If None, the splits are held if they fit.
 
     Raises:
       ConfigError: if drop_last leaves no batch, or if there are several seeds and the
@@ -64,12 +65,15 @@ class Loader:
         self._epochs, self._max_steps = epochs, max_steps
         self._in_memory = all(isinstance(p.images, np.ndarray) for p in splits[:3])
         self._given_held = held
-        # The next step of the run, and the reader that yields its batch next.
+        # The next step of the run, and a reader that will yield the batch of that step.
         self._ahead: tuple[int, Generator[dict[str, np.ndarray]]] | None = None
         self._sources: dict[int, tuple[Dataset, Source]] = {}
 
     def with_splits(self, splits: Splits) -> "Loader":
-        """Returns a loader with the same options for other splits, held if they fit."""
+        """Returns a loader with the same options for `splits`.
+
+        The splits are held on the devices if they fit.
+        """
         length = (self._epochs, self._max_steps)
         return Loader(self.mesh, splits, self._cfg, self._order, *length)
 
@@ -85,7 +89,7 @@ class Loader:
             return self._given_held
         num_bytes = sum(part.images.nbytes for part in self.splits[:3])
         fits = self._in_memory and devices.fits(num_bytes, self.mesh)
-        processes.agree()  # first, because a failed process skips the next line
+        processes.agree()  # called first because a failed process skips the next line
         return not processes.any_process(not fits)  # all processes must agree
 
     @cached_property
@@ -172,7 +176,7 @@ class Loader:
 
     def examples(self) -> Iterator[Batch]:
         """Yields one batch of each shape that train yields, for compilation."""
-        # A run that resumes or ends within a group takes single steps there.
+        # A run that resumes or ends within a group of steps takes single steps there.
         sizes = self.sizes[: self.total_steps]
         forms = {(1, size) for size in sizes}
         if self._in_memory:  # otherwise all steps are single
@@ -207,7 +211,11 @@ class Loader:
             yield {**batch, "mask": self._place(mask[mine], mask.shape)}
 
     def _calls(self, steps: range) -> Iterator[list[int]]:
-        """Yields `steps` in aligned groups of one batch size, and others one by one."""
+        """Yields the numbers of the steps that each call of the compiled step takes.
+
+        A call takes either a full, aligned group of steps with the same batch size, or
+        a single step.
+        """
         start, together = steps.start, self._steps_per_call
         while start < steps.stop:
             call = list(range(start, min(start + together, steps.stop)))
@@ -245,7 +253,10 @@ class Loader:
     def _place(
         self, rows: np.ndarray, shape: tuple[int, ...], num_axes: int | None = None
     ) -> jax.Array:
-        """Returns an array of `shape`, sharded along axis num_axes - 1 or the last."""
+        """Returns the global array of `shape`, of which this process has `rows`.
+
+        The array is sharded along axis num_axes - 1, by default the last axis.
+        """
         axis = (num_axes or len(shape)) - 1
         sharding = devices.spread(self.mesh, shape[axis], axis=axis)
         found: jax.Array = jax.make_array_from_process_local_data(sharding, rows, shape)

@@ -19,7 +19,7 @@ from resnet_jax.errors import DataError, first_line
 log = logging.getLogger(__name__)
 
 HUB = "https://huggingface.co"
-# sha256 of the CIFAR-100 files, as reported by users.
+# These are the sha256 digests of the CIFAR-100 files, as reported by users.
 USUAL_SHA256 = {
     "train": "694865d6b990e234804f01268586c41e88bcbbb75e20858432c05ad4081aca23",
     "test": "98776c529bb146a9c791229df74a5cf076be9b43d82dbbd334b6a7788d73dc68",
@@ -73,7 +73,7 @@ def fetch(folder: str, columns: Columns, published: Published, **how: float) -> 
 
 
 def _tell_unverified(name: str, found: dict[str, str]) -> None:
-    """Logs what could be verified about the files."""
+    """Logs which properties of the files could be verified."""
     checked = "its numbers of images and both kinds of labels are correct"
     if found == USUAL_SHA256:
         log.info(
@@ -155,9 +155,10 @@ def _decode(content: bytes, shape: tuple[int, int, int]) -> np.ndarray:
 def to_official_order(arrays: Arrays, published: Published) -> Arrays:
     """Returns `arrays` with the five training files in official order.
 
-    The Hub's copy concatenates these files in the order in which they happen to be in
-    the archive. At most one of the 120 possible orders gives labels with the published
-    sha256. If none does, or if the images differ, `arrays` is returned unchanged.
+    The Hub's copy concatenates these files in the order in which they happen to appear
+    in the archive. At most one of the 120 possible orders gives labels with the
+    published sha256. If no order does, or if the images differ, `arrays` is returned
+    unchanged.
     """
     images, labels = arrays.train
     digests = published.sha256["train"]

@@ -25,29 +25,29 @@ def opened(path: Path | BinaryIO) -> Iterator["Image.Image"]:
     """Opens an image file, reading only its header.
 
     Raises:
-      ValueError: if it has so many pixels that it may be a decompression bomb.
-      OSError: if Pillow cannot read it; some of its readers raise other exceptions.
+      ValueError: if the image has so many pixels that it may be a decompression bomb.
+      OSError: if Pillow cannot read the file (some readers raise other exceptions).
     """
     from PIL import Image
 
     with Image.open(path) as file:
-        # Pillow only warns, and warning filters are shared by all threads.
+        # Pillow itself only warns, and all threads share the warning filters.
         if file.width * file.height > (Image.MAX_IMAGE_PIXELS or sys.maxsize):
             raise ValueError(f"{file.width}x{file.height} may be a decompression bomb")
         yield file
 
 
 def decode(file: "Image.Image", channels: int = 3) -> "Image.Image":
-    """Decodes `file` to an image of mode RGB, or of mode L for one channel.
+    """Decodes `file` to an image in mode RGB, or in mode L for one channel.
 
-    The image is rotated according to its EXIF orientation. Only the first of several
-    frames is read.
+    The image is rotated according to its EXIF orientation. If there are
+    several frames, only the first is read.
 
     Raises:
-      ValueError: if the range of its pixels is unknown.
-      OSError: if Pillow cannot read it; some of its readers raise other exceptions.
+      ValueError: if the range of the pixel values is unknown.
+      OSError: if Pillow cannot read the file (some readers raise other exceptions).
     """
-    file.load()  # also rotates a TIFF
+    file.load()  # also rotates TIFF images
     image = upright(file, to_8_bits(file))
     mode = "L" if channels == 1 else "RGB"
     return image if image.mode == mode else opaque(image).convert(mode)
@@ -68,7 +68,7 @@ def fit(
     CenterCrop(224).
 
     Raises:
-      ValueError: if the resized image would be huge, or if decode raises one.
+      ValueError: if the resized image would be huge, or if decode raises ValueError.
     """
     image = crop_middle(decode(file, channels), size, crop_pct, interpolation)
     return np.asarray(image).reshape(size, size, channels)
@@ -109,7 +109,7 @@ def resized(shape: tuple[int, int], side: int) -> tuple[int, int]:
 
 
 def upright_size(file: "Image.Image") -> tuple[int, int]:
-    """Returns a JPEG's (width, height) when upright, without reading its pixels."""
+    """Returns the upright (width, height) of a JPEG, without reading its pixels."""
     turned = orientation(file) >= 5
     return (file.height, file.width) if turned else (file.width, file.height)
 
@@ -145,7 +145,8 @@ def opaque(image: "Image.Image") -> "Image.Image":
     """Returns `image` without its transparency, keeping its colors.
 
     Pillow's convert, which torchvision's loader uses, also drops transparency. However,
-    it first checks the transparent color, warns about some colors and fails on others.
+    convert first checks the transparent color, and it warns about some colors and fails
+    on others.
     """
     if "transparency" in image.info:
         image = image.copy()
@@ -154,17 +155,17 @@ def opaque(image: "Image.Image") -> "Image.Image":
 
 
 def to_8_bits(image: "Image.Image") -> "Image.Image":
-    """Scales a 16-bit `image` to 8 bits, whereas Pillow would clip it at 255.
+    """Scales a 16-bit `image` to 8 bits, whereas Pillow would clip values at 255.
 
     Raises:
-      ValueError: if its pixels are floats or 32-bit integers, whose range is unknown.
+      ValueError: if pixels are floats or 32-bit integers, whose range is unknown.
     """
     from PIL import Image
 
     is_16 = image.mode.startswith("I;16")
     if not is_16 and image.mode not in ("I", "F"):
         return image
-    # Pillow also uses "I" for 16-bit PNG and PPM.
+    # Pillow also uses the mode "I" for 16-bit PNG and PPM files.
     if not is_16 and (image.mode == "F" or image.format not in ("PNG", "PPM")):
         bits = "floating-point" if image.mode == "F" else "32-bit"
         raise ValueError(f"{bits} pixels have no known range: save with 8 or 16 bits")

@@ -28,9 +28,10 @@ class Prepared:
 
     Attributes:
       published: the published facts about the data set.
-      fetch: a function of the data directory that returns the arrays; it is used if
-        they are not prepared there. If `write` is given and DataConfig.data_source
-        chooses a source, the source is passed as a second argument.
+      fetch: a function that maps the data directory to the arrays. It is called if
+        the arrays are not prepared in that directory. If `write` is given
+        and DataConfig.data_source names a source, the source is passed as a second
+        argument.
       write: a function that prepares fetched arrays and returns their directory. Its
         arguments are the arrays, the data directory, and the directory to replace or
         None. If `write` is None, the arrays are not prepared.
@@ -44,7 +45,7 @@ class Prepared:
         """Returns (train, test), either in memory or to be streamed.
 
         Raises:
-          DataError: if no source can be reached, or the prepared directory is damaged.
+          DataError: if no source can be reached, or if the prepared data are damaged.
         """
         if cfg.stream:
             found = self._find(cfg.data_dir, cfg.rebuild_data, cfg.data_source)
@@ -79,11 +80,11 @@ class Prepared:
         """Returns the arrays from the first source that has them, or from `source`.
 
         Fetched data are written to a prepared directory, so they are fetched only once.
-        With `rebuild`, they are always fetched, and this directory is replaced.
+        With `rebuild`, they are always fetched, and the directory is replaced.
 
         Raises:
           ConfigError: if `rebuild` is set but this library does not prepare the data.
-          DataError: if no source can be reached, or the prepared directory is damaged.
+          DataError: if no source can be reached, or if the prepared data are damaged.
         """
         name = self.published.name
         found = self._find(data_dir, rebuild, source)

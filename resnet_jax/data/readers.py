@@ -73,7 +73,7 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Rows:
-    """Reads the images at `rows` [N] of another reader, by their position in `rows`."""
+    """Reads images of another reader by their position in the indices `rows` [N]."""
 
     reader: Reader
     rows: np.ndarray

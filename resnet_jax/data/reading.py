@@ -17,7 +17,7 @@ Rows = dict[str, np.ndarray]  # images and labels
 
 
 def read(dataset: Dataset, indices: np.ndarray) -> Rows:
-    """Reads the images and labels at `indices`, keeping its shape, for evaluation."""
+    """Reads images and labels for evaluation, keeping the shape of `indices`."""
     flat = dataset.take(indices.reshape(-1))
     return _shaped(np.asarray(flat.images), flat.labels, indices)
 
@@ -41,7 +41,7 @@ def _shaped(images: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> Rows
 
 
 def blank(dataset: Dataset, size: int) -> Rows:
-    """Returns a batch of zeros, shaped like one from read_training."""
+    """Returns a batch of zeros with the shapes of a batch from read_training."""
     images = dataset.images
     if isinstance(images, stream.Images):
         shape: tuple[int, ...] = images.train_shape
@@ -54,7 +54,7 @@ def blank(dataset: Dataset, size: int) -> Rows:
 
 
 def turns_of(batches: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Counts how often each index has already occurred in the epoch's batches."""
+    """Returns, for each index, how often it has already occurred in the epoch."""
     flat = np.concatenate([batch.reshape(-1) for batch in batches])
     order = np.argsort(flat, kind="stable")
     ordered = flat[order]
@@ -69,7 +69,7 @@ def turns_of(batches: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 @dataclass(frozen=True)
 class Reading(Sequence[Rows]):
-    """A sequence of batches with the given indices, each of which is read on access."""
+    """A sequence of batches with the given indices; each batch is read on access."""
 
     dataset: Dataset
     indices: list[np.ndarray]
@@ -106,6 +106,6 @@ class Training(Sequence[Rows]):
 def _remembered(
     order: Order, num_examples: int, sizes: tuple[int, ...], epoch: int
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Returns the indices of an epoch's batches, and their turns."""
+    """Returns the indices of an epoch's batches, and their turns (see turns_of)."""
     batches = order(num_examples, sizes, epoch)
     return batches, turns_of(batches)

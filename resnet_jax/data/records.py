@@ -11,14 +11,14 @@ _MAX_RECORD = 2**30  # in bytes; the length in a damaged TFRECORD file may be la
 
 
 class TFRecords(Sequence[bytes]):
-    """A sequence of the records of TFRECORD files, like ArrayRecordDataSource.
+    """A sequence of the records in TFRECORD files, like ArrayRecordDataSource.
 
-    A record is <u64 length><u32 crc><bytes><u32 crc>; only the lengths are read at
-    first. Threads and processes may share the sequence, because no file stays open.
+    A record is <u64 length><u32 crc><bytes><u32 crc>. Initially, only the lengths are
+    read. Threads and processes may share the sequence, because no file stays open.
     Checksums are not verified.
 
     Raises:
-      ValueError: if a file ends in the middle of a record, or a length is impossible.
+      ValueError: if a file ends in the middle of a record or has an impossible length.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -44,7 +44,7 @@ class TFRecords(Sequence[bytes]):
 
 
 def _places(path: Path) -> Iterator[tuple[int, int]]:
-    """Yields (offset, length) of each record of a file."""
+    """Yields (offset, length) for each record in a file."""
     size, start = path.stat().st_size, 0
     with path.open("rb") as file:
         while start < size:

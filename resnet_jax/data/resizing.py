@@ -1,4 +1,4 @@
-"""Options for images of different sizes, which are resized when they are read."""
+"""Checks the options for images that are resized when they are read."""
 
 from resnet_jax import fields
 from resnet_jax.config import DataConfig
@@ -11,7 +11,7 @@ def check(cfg: DataConfig, *, is_cropped: bool, is_drawn: bool = False) -> None:
 
     Args:
       is_cropped: whether image sizes differ; see sources.is_cropped.
-      is_drawn: whether the host resizes random regions for training, for which it uses
+      is_drawn: whether the host resizes random regions of training images, which uses
         cfg.interpolation.
     """
     if not is_cropped:

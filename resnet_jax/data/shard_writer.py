@@ -18,7 +18,7 @@ from resnet_jax.fields import Group, ranged
 
 log = logging.getLogger(__name__)
 
-_PER_FILE = 2**13  # images
+_PER_FILE = 2**13  # maximum number of images per file
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ def write(source: Path, target: Path, how: ShardsConfig) -> dict[str, int]:
     """Writes the images of the folder `source` to array_record files in `target`.
 
     The images are rotated according to their EXIF orientation, converted to RGB, and
-    kept in the order of the folder. `target` appears only when it is complete.
+    kept in the order of the folder. `target` appears only when all files are complete.
 
     Returns:
-      The number of images of each split.
+      The number of images in each split.
 
     Raises:
       ConfigError: if `target` already exists.
@@ -77,7 +77,7 @@ def write(source: Path, target: Path, how: ShardsConfig) -> dict[str, int]:
 def _write_split(
     target: Path, name: str, split: folder.Split, how: ShardsConfig
 ) -> tuple[dict[str, int], np.ndarray]:
-    """Writes a split, and returns its number of images per file and its labels."""
+    """Writes a split; returns the number of images in each file, and the labels."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     counts: dict[str, int] = {}

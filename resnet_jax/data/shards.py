@@ -1,4 +1,4 @@
-"""Reads shards, the few large files that shard_writer makes from a folder."""
+"""Reads shards, the few large files that shard_writer creates from a folder."""
 
 import contextlib
 import logging
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 INFO = "shards.json"
 SPLITS = ("train", "test")
-_AT_A_TIME = 64  # images to load at a time
+_AT_A_TIME = 64  # number of images to load at a time
 SIZE = struct.Struct("<II")  # width and height, which precede raw pixels
 
 
@@ -39,7 +39,7 @@ class Listing:
     directory: Path
     class_names: tuple[str, ...]
     encoding: str
-    counts: dict[str, dict[str, int]]  # images per file, for each split
+    counts: dict[str, dict[str, int]]  # number of images in each file of each split
     kind: str  # how the images are stored
 
     def __len__(self) -> int:
@@ -49,7 +49,7 @@ class Listing:
         """Returns the labels [N] int32 of a split.
 
         Raises:
-          DataError: if they are damaged.
+          DataError: if the labels are damaged.
         """
         path = self.directory / f"{split}.labels.npy"
         try:
@@ -100,7 +100,7 @@ class Reader:
     """Reads the images of one split; see stream.Reader."""
 
     def __init__(self, listing: Listing, split: str, **how: Any) -> None:
-        """Initializes the reader; `how` is passed to pillow.fit, for evaluation."""
+        """Initializes the reader; `how` is passed to pillow.fit during evaluation."""
         self._listing, self._split, self._how = listing, split, how
         self._source: Any = None
 

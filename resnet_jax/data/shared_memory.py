@@ -1,8 +1,8 @@
 """Passes batches from worker processes through shared memory instead of a pipe.
 
 Grain itself shares bare arrays, but leaves some of them in shared memory when its
-workers stop. Here, each batch is a file, which its receiver removes as soon as it has
-opened it. The folder of these files is removed when the receiver stops.
+workers stop. Here, each batch is a file, which the receiver opens and then removes at
+once. The folder that contains these files is removed when the receiver stops.
 """
 
 import contextlib
@@ -23,9 +23,9 @@ _SHARED_MEMORY = Path("/dev/shm")  # on Linux; elsewhere, batches go through pip
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch to send; pickling it writes its arrays to a file in `directory`, if any.
+    """A batch to send; pickling writes its arrays to a file if `directory` is given.
 
-    The content is None if the file was removed before it was received.
+    The content is None if the file was removed before the batch was received.
     """
 
     content: Any
@@ -40,7 +40,7 @@ class Batch:
             return Batch, (self.content, None)
         try:
             path = _write(arrays, self.directory)
-        except OSError:  # no space is left; a container may have only 64 MB
+        except OSError:  # no space is left: a container may have only 64 MB
             return Batch, (self.content, None)
         forms = {name: (a.shape, a.dtype.str) for name, a in arrays.items()}
         return _receive, (path, forms)
@@ -48,7 +48,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Batches(Sequence[Batch]):
-    """A sequence of `items` as batches to send."""
+    """A sequence that wraps each of `items` in a batch to send."""
 
     items: Sequence[Any]
     directory: Path | None

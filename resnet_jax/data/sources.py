@@ -1,4 +1,4 @@
-"""Data sets by name and how to load them; a new one needs an entry in SOURCES."""
+"""Finds and loads data sets by name; a new data set needs an entry in SOURCES."""
 
 import logging
 from collections.abc import Callable
@@ -66,8 +66,8 @@ def describe(cfg: DataConfig) -> Description:
 def image_shape(cfg: DataConfig) -> tuple[int, int, int]:
     """Returns (H, W, C) of a data set's images as network inputs.
 
-    Files are read only for tfds: data sets; if one is not prepared here, image_size is
-    used. Only such a data set or an unknown name raises an error; see describe.
+    Files are read only for a tfds: data set; if it is not prepared, image_size is used.
+    Only a tfds: data set or an unknown name can raise an error (see describe).
     """
     side = cfg.image_size
     try:
@@ -88,7 +88,7 @@ def train_shape(cfg: DataConfig) -> tuple[int, int, int]:
 def is_cropped(cfg: DataConfig) -> bool:
     """Returns whether image sizes differ, so that images are resized when read.
 
-    This is also assumed of a tfds: data set that is not prepared on this machine.
+    Image sizes are assumed to differ in a tfds: data set that is not prepared.
     """
     if not cfg.dataset.startswith(examples.PREFIX):
         return cfg.dataset == "folder"
@@ -122,7 +122,7 @@ def load(cfg: DataConfig, described: Description | None = None) -> Splits:
 def load_test(cfg: DataConfig) -> Splits:
     """Loads all images of the test split, without a training split.
 
-    It raises the same errors as load.
+    This function raises the same errors as load.
     """
     test = describe(fields.replace(cfg, rebuild_data=False)).load()[1]
     return Splits(test.take(slice(0)), test.take(slice(0)), test, {})

@@ -35,7 +35,7 @@ class Reader(Protocol):
         """Returns the uint8 images [n, H, W, C] at `indices` [n], for evaluation."""
 
     def open(self, indices: np.ndarray) -> Iterable[Opened]:
-        """Yields context managers that open the images at `indices` as stored."""
+        """Yields context managers that open the stored images at `indices`."""
 
     def fault(self, index: int, reason: str) -> DataError:
         """Returns the error for an image that cannot be read."""
@@ -50,12 +50,12 @@ class Draw(Protocol):
     def __call__(
         self, indices: np.ndarray, epoch: int, turns: np.ndarray
     ) -> np.ndarray:
-        """Returns uint8 images [n, H, W, C], which are augmented for `epoch`."""
+        """Returns uint8 images [n, H, W, C], augmented for `epoch`."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """Images in files, used in place of a uint8 array.
+    """Images in files, which can be used in place of a uint8 array.
 
     Indexing selects images without reading them; np.asarray reads them.
     """
@@ -64,8 +64,8 @@ class Images:
     indices: np.ndarray  # [N] int64
     image_shape: tuple[int, int, int]
     draw: Draw | None = None  # augmentation on the host, if any
-    is_cropped: bool = False  # whether they are center crops of larger images
-    kind: str = ""  # distinguishes differently stored copies of images
+    is_cropped: bool = False  # whether these are center crops of larger images
+    kind: str = ""  # distinguishes copies of images that are stored differently
 
     dtype = np.dtype(np.uint8)
 
@@ -109,10 +109,10 @@ def is_large(num_bytes: int) -> bool:
 
 
 def _begin_worker(directory: Path | None, index: int, count: int) -> None:
-    """Ignores signals in a worker, and makes it exit with its parent.
+    """Ignores signals in a worker, and makes the worker exit with its parent.
 
     Ctrl-C in a terminal and a scheduler's SIGTERM reach workers too, but the main
-    process needs the workers to finish its step.
+    process needs the workers until it has finished the current step.
     """
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -134,7 +134,7 @@ def _shielded() -> Iterator[None]:
     Workers take seconds to reach _begin_worker. Meanwhile, a signal to this process is
     handled by another thread, or stays pending.
     """
-    resource_tracker.ensure_running()  # first, because it unblocks signals
+    resource_tracker.ensure_running()  # called first because it unblocks signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield
@@ -145,7 +145,7 @@ def _shielded() -> Iterator[None]:
 def prefetched(items: Sequence[T], workers: int) -> Generator[T]:
     """Yields `items` in order, prefetched by `workers` processes.
 
-    If `workers` is 0, threads prefetch them instead.
+    If `workers` is 0, threads prefetch the items instead.
 
     Raises:
       ConfigError: if grain is not installed.

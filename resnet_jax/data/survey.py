@@ -1,4 +1,4 @@
-"""Surveys the files of a split: their sizes and formats, and which are unreadable."""
+"""Surveys the files of a split: image sizes, formats, and unreadable files."""
 
 from collections import Counter
 from multiprocessing.pool import ThreadPool
@@ -18,8 +18,8 @@ class Survey(NamedTuple):
 
     split: Split
     good: np.ndarray  # [N] bool: whether each file can be read
-    shapes: np.ndarray  # [good.sum(), 2] int: width and height once upright
-    kinds: Counter[str]  # of the readable files, such as "JPEG RGB"
+    shapes: np.ndarray  # [good.sum(), 2] int: width and height when upright
+    kinds: Counter[str]  # formats of the readable files, such as "JPEG RGB"
     bad: list[tuple[Path, str]]  # unreadable files and the reasons
 
     @property
@@ -33,8 +33,8 @@ def look(split: Split, side: int) -> Survey:
     """Reads every file of `split`, with a progress bar on a terminal.
 
     Args:
-      side: the shorter side in training; a file that is too narrow to be resized to it
-        counts as unreadable.
+      side: the length of the shorter side in training. A file whose image is too narrow
+        to be resized to this length counts as unreadable.
     """
 
     def read(path: Path) -> tuple[tuple[int, int], str] | str:
@@ -45,7 +45,7 @@ def look(split: Split, side: int) -> Survey:
             pillow.resized(shape, side)
             return shape, kind
         except Exception as error:  # Pillow raises many exception types
-            # Pillow and the OS repeat the path, which is already shown.
+            # Messages from Pillow and the OS repeat the path, which is already shown.
             return first_line(error).replace(f" {str(path)!r}", "").rstrip(":")
 
     paths = split.paths

@@ -34,7 +34,7 @@ class Arrays(NamedTuple):
     train: tuple[np.ndarray, np.ndarray]  # [N, H, W, C] uint8, [N] int32
     test: tuple[np.ndarray, np.ndarray]
     class_names: tuple[str, ...]
-    coarse: Coarse | None = None  # written, but not read back
+    coarse: Coarse | None = None  # these are written, but not read back
 
 
 class Published(NamedTuple):
@@ -43,13 +43,13 @@ class Published(NamedTuple):
     name: str  # in tensorflow-datasets
     image_shape: tuple[int, int, int]  # (H, W, C)
     num_classes: int
-    num_examples: dict[str, int]  # of train and test
+    num_examples: dict[str, int]  # in train and test
     # For each split, the sha256 of uint8 images [N, H, W, C] and of uint8 labels [N],
     # in the order of the official files; empty if they are not published.
     sha256: dict[str, tuple[str, str]]
 
     def find_fault(self, arrays: Arrays) -> str | None:
-        """Returns how `arrays` differ from this data set, or None if they do not."""
+        """Returns how `arrays` differ from this data set, or None if they match it."""
         for split, (images, labels) in (("train", arrays.train), ("test", arrays.test)):
             count = self.num_examples[split]
             if images.shape != (count, *self.image_shape) or images.dtype != np.uint8:
@@ -101,7 +101,7 @@ def read(directory: Path) -> Arrays:
     """Reads the arrays in a prepared directory of array_record or TFRECORD files.
 
     Raises:
-      DataError: if it cannot be read.
+      DataError: if the directory cannot be read.
     """
     train, train_labels, names = read_split(directory, "train")
     test, test_labels, _ = read_split(directory, "test")
@@ -152,7 +152,7 @@ def class_names(directory: Path) -> tuple[str, ...]:
     """Returns the class names of a prepared directory.
 
     Raises:
-      DataError: if they cannot be read.
+      DataError: if the names cannot be read.
     """
     import tensorflow_datasets as tfds
 
@@ -165,7 +165,7 @@ def open_records(directory: Path, split: str, *, images: bool = True) -> Any:
     """Opens the records of `split` for reading by position, with or without images.
 
     Raises:
-      DataError: if they are not in array_record files.
+      DataError: if the records are not in array_record files.
     """
     import tensorflow_datasets as tfds
 
@@ -208,7 +208,7 @@ def index(
 def _records(
     builder: Any, directory: Path, split: str
 ) -> Iterator[tuple[str, np.ndarray, int]]:
-    """Yields (id, image, label) of each record of `split`, in any order."""
+    """Yields (id, image, label) for each record of `split`, in no particular order."""
     info = builder.info
     if info.file_format.value == "tfrecord":
         decode = info.features.deserialize_example_np
@@ -226,7 +226,7 @@ def _records(
 def write_cifar10(arrays: Arrays, data_dir: Path, old: Path | None = None) -> Path:
     """Writes data_dir/cifar10/3.0.2 as tensorflow-datasets would, and returns its path.
 
-    This replaces `old` atomically. If another process was faster, its copy is kept.
+    This replaces `old` atomically. If another process finished first, its copy is kept.
 
     Raises:
       OSError: if data_dir cannot be written.
@@ -248,8 +248,8 @@ def write_cifar100(arrays: Arrays, data_dir: Path, old: Path | None = None) -> P
 def _write(kind: str, arrays: Arrays, data_dir: Path, old: Path | None) -> Path:
     import tensorflow_datasets as tfds
 
-    # The original builder needs TensorFlow to download, extract and encode. Its schema
-    # and writer, which define the directory, do not.
+    # The original builder needs TensorFlow to download, extract and encode data. Its
+    # schema and writer, which define the directory, do not need TensorFlow.
     base = getattr(tfds.image_classification, kind)
     name = base.name
 

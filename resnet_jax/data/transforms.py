@@ -1,8 +1,8 @@
 """Augmentation on the host, like torchvision's transforms of Pillow images.
 
 Random numbers depend only on (seed, epoch, index of the example, turn), where `turn`
-counts the earlier occurrences of the example in the epoch. An augmented image is
-therefore the same in any process, and after a run is resumed.
+is the number of earlier occurrences of the example in the epoch. An augmented image is
+therefore the same in every process and in a resumed run.
 """
 
 import importlib.util
@@ -36,7 +36,7 @@ _WIDE: dict[str, tuple[float, bool]] = {
     "Contrast": (0.99, True),
     "Sharpness": (0.99, True),
     "Posterize": (6.0, False),  # number of removed bits
-    "Solarize": (255.0, False),  # distance of the threshold below 255
+    "Solarize": (255.0, False),  # distance of the threshold from 255
     "AutoContrast": (0.0, False),
     "Equalize": (0.0, False),
 }
@@ -56,7 +56,7 @@ class Box(NamedTuple):
 class Transform:
     """Transforms an open image to [size, size, C] uint8 on the host.
 
-    C is 1 for data sets of grayscale images, otherwise 3.
+    C is 1 for data sets of grayscale images, and 3 otherwise.
     """
 
     cfg: AugmentConfig
@@ -157,7 +157,7 @@ def for_training(data: DataConfig, cfg: AugmentConfig) -> DataConfig:
       ConfigError: if an option has no effect for this data set.
     """
     is_cropped, is_drawn = sources.is_cropped(data), cfg.is_on_host
-    # Unknown names are left to describe, which refuses them.
+    # For unknown names, describe raises an error later.
     if data.dataset in sources.SOURCES or data.dataset.startswith("tfds:"):
         resizing.check(data, is_cropped=is_cropped, is_drawn=is_drawn)
     is_streamed = data.stream or (is_drawn and is_cropped)
@@ -167,7 +167,7 @@ def for_training(data: DataConfig, cfg: AugmentConfig) -> DataConfig:
 def draw_region(
     rng: np.random.Generator, width: int, height: int, *, smallest: float
 ) -> Box:
-    """Draws the region of RandomResizedCrop(scale=(smallest, 1)).
+    """Draws a region as RandomResizedCrop(scale=(smallest, 1)) does.
 
     If none of ten candidates fits, the region is the largest center crop whose aspect
     ratio is allowed.
@@ -217,10 +217,10 @@ def resized_crop(
 
 
 def draw_jitter(rng: np.random.Generator, strength: float) -> list[tuple[str, float]]:
-    """Draws the operations of ColorJitter(strength, strength, strength).
+    """Draws operations as ColorJitter(strength, strength, strength) does.
 
     The operations are "Brightness", "Contrast" and "Color" (saturation), in random
-    order and each with its factor.
+    order, each with a random factor.
     """
     names = [_JITTERED[place] for place in rng.permutation(len(_JITTERED))]
     return [(name, rng.uniform(1 - strength, 1 + strength)) for name in names]

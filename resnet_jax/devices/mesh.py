@@ -23,9 +23,9 @@ def make_mesh(num_devices: int | None = None, platform: str | None = None) -> Me
     """
     try:
         found = jax.devices(platform)
-    except (RuntimeError, AssertionError) as error:  # the latter in jax 0.10
+    except (RuntimeError, AssertionError) as error:  # jax 0.10 raises AssertionError
         reason = (str(error) or "it has no device here").splitlines()[0]
-        # Omit JAX's own advice, and its report on backends that were not requested.
+        # Omit JAX's own advice and its report about backends that were not requested.
         reason = reason.partition(" (set JAX_PLATFORMS")[0].rstrip(".")[:150]
         if "is not in the list of known backends" in reason:
             reason = "it has no device here"
@@ -45,19 +45,19 @@ def make_mesh(num_devices: int | None = None, platform: str | None = None) -> Me
         for process in range(jax.process_count())
         for device in [d for d in found if d.process_index == process][:num_devices]
     ]
-    # The axis is Auto: programs are written for the whole batch, and XLA partitions
+    # With an Auto axis, programs are written for the whole batch, and XLA partitions
     # them.
     return Mesh(np.array(chosen), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def _installation(platform: str) -> str:
-    """Returns how to install JAX for `platform` if this package has an extra for it."""
+    """Returns a hint for installing JAX for `platform`, or "" if no extra exists."""
     extra = {"cuda": "cuda", "gpu": "cuda", "tpu": "tpu"}.get(platform)
     return f" (in a checkout: pip install -e '.[{extra}]')" if extra else ""
 
 
 def layout(mesh: Mesh) -> dict[str, str]:
-    """Returns, by name, the device properties that affect a run's exact results."""
+    """Returns, by name, the properties of a run's devices that affect exact results."""
     return {
         "platform": mesh.devices.flat[0].platform,
         "devices": str(mesh.size),
@@ -68,9 +68,10 @@ def layout(mesh: Mesh) -> dict[str, str]:
 def check_batch_size(
     batch_size: int, num_devices: int, grad_accum_steps: int = 1
 ) -> None:
-    """Raises ConfigError unless `batch_size` splits evenly.
+    """Raises ConfigError unless `batch_size` can be split evenly.
 
-    It must be divisible by the number of devices times the number of micro-batches.
+    The batch size must be divisible by the number of devices times the number of
+    micro-batches.
     """
     parts = num_devices * grad_accum_steps
     if batch_size % parts:
@@ -99,8 +100,8 @@ def spread(mesh: Mesh, num_rows: int, *, axis: int = 0) -> NamedSharding:
     """Returns a sharding that splits the rows along `axis` over the devices.
 
     If the rows cannot be split evenly, as in the last batch of an epoch, the sharding
-    replicates them, so that each device computes the whole batch. The results then
-    equal those on one device, whereas padding would change BatchNorm's output.
+    replicates them, so that each device computes the whole batch. The results are
+    then the same as on one device, whereas padding would change BatchNorm's output.
     """
     if num_rows % mesh.size:
         return replicated(mesh)
@@ -108,7 +109,7 @@ def spread(mesh: Mesh, num_rows: int, *, axis: int = 0) -> NamedSharding:
 
 
 def local_rows(sharding: NamedSharding, num_rows: int) -> slice:
-    """Returns the slice of the rows that are on the devices of this process."""
+    """Returns the slice of rows that are on this process's devices."""
     rows = sharding.addressable_devices_indices_map((num_rows,)).values()
     bounds = [part[0].indices(num_rows) for part in rows if part is not None]
     return slice(min(b[0] for b in bounds), max(b[1] for b in bounds))
@@ -117,7 +118,7 @@ def local_rows(sharding: NamedSharding, num_rows: int) -> slice:
 def replicate(mesh: Mesh, tree: Any) -> Any:
     """Copies `tree`, which must be equal in all processes, to all devices of the mesh.
 
-    The tree may contain random keys.
+    The tree may contain PRNG keys.
     """
     everywhere = replicated(mesh)
 
@@ -141,11 +142,11 @@ def local(tree: Any) -> Any:
 def local_statistics(
     loss_fn: Callable[..., Any], mesh: Mesh
 ) -> Callable[..., tuple[jax.Array, tuple[jax.Array, Any]]]:
-    """Wraps `loss_fn` (training/step.py) to compute each device's part separately.
+    """Wraps `loss_fn` (training/step.py) to process each device's rows separately.
 
-    BatchNorm then uses the statistics of that part, like torch's BatchNorm2d under
-    DistributedDataParallel. The loss and the new running statistics are means over the
-    devices (DDP keeps the statistics of the first process).
+    BatchNorm then uses the statistics of those rows, like torch's BatchNorm2d under
+    DistributedDataParallel (DDP). The loss and the new running statistics are averaged
+    over the devices, whereas DDP keeps the running statistics of the first process.
     """
 
     def of_part(
@@ -182,7 +183,7 @@ def local_statistics(
 
 
 def fits(num_bytes: int, mesh: Mesh) -> bool:
-    """Returns whether each device can hold `num_bytes` on top of what training needs.
+    """Returns whether each device can hold `num_bytes` in addition to training's needs.
 
     CPU devices share the machine's memory, half of which is reserved for data on the
     host.

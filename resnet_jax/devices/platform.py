@@ -1,4 +1,4 @@
-"""JAX settings: platform, determinism and the compilation cache."""
+"""Configures JAX's platform, determinism and compilation cache."""
 
 import contextlib
 import hashlib
@@ -18,15 +18,16 @@ from resnet_jax.files import cache_dir, make_private
 
 log = logging.getLogger(__name__)
 
-_NVIDIA = ("/dev/nvidia0", "/proc/driver/nvidia")  # they exist if there is a driver
+_NVIDIA = ("/dev/nvidia0", "/proc/driver/nvidia")  # present if a driver is installed
 
 
 @contextlib.contextmanager
 def configured(cfg: DevicesConfig) -> Iterator[None]:
-    """Configures JAX and its compilation cache inside a context.
+    """Context manager that configures JAX and its compilation cache.
 
-    With `deterministic`, GPUs use algorithms that are reproducible bit for bit. This is
-    an XLA flag, so it must be set before JAX creates its first array.
+    With `deterministic`, GPUs use algorithms that are reproducible bit for bit. The
+    option sets an XLA flag, so the context must be entered before JAX creates its first
+    array.
 
     Raises:
       NonFiniteLossError: if debug_nans finds a NaN; the message names the operation.
@@ -78,14 +79,14 @@ def _keep_compiled() -> None:
     """Makes JAX cache compiled programs in the user's cache folder.
 
     If a cache is already configured, this does nothing. Anyone who can write to the
-    folder can make this user run any program, so the user must own it, and nobody else
-    may have access to it.
+    folder can make this user run any program, so the user must own the folder, and
+    nobody else may have access to it.
     """
     if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
         return
     try:
-        # A compiled program may run only on one kind of CPU, and machines with other
-        # kinds may share the home folder.
+        # A compiled program may run only on the kind of CPU for which it was compiled,
+        # and machines with different CPUs may share the home folder.
         directory = cache_dir() / f"xla-{_cpu_kind()}"
         make_private(directory)
         directory = directory.resolve()
@@ -109,14 +110,14 @@ def _keep_compiled() -> None:
         )
         return
     jax.config.update("jax_compilation_cache_dir", str(directory))
-    # By default, JAX does not cache programs that compile within a second, as most
-    # programs of a small network do.
+    # By default, JAX does not cache programs that compile in less than a second, which
+    # include most programs of a small network.
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _exposed(directory: Path) -> Path | None:
-    """Returns a parent in which other users could replace `directory`, if any."""
+    """Returns a parent of `directory` where other users could replace it, or None."""
     for folder in directory.parents:
         status = folder.stat()
         # In a sticky folder such as /tmp, nobody can rename another user's files.
@@ -127,7 +128,7 @@ def _exposed(directory: Path) -> Path | None:
 
 
 def _cpu_kind() -> str:
-    """Returns a name that all CPUs with the same instruction set share."""
+    """Returns an identifier that CPUs with the same instruction set have in common."""
     found = machine.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -137,7 +138,7 @@ def _cpu_kind() -> str:
 
 
 def _reason(error: FloatingPointError) -> str:
-    """Returns the first sentence of `error` and the failing line of this package."""
+    """Returns the first sentence of `error` and the failing line in this package."""
     where = ""
     trace = error.__traceback__
     while trace is not None:

@@ -1,4 +1,4 @@
-"""Several processes that run as one program: how they join, agree and share errors."""
+"""Connects the processes of a run, and shares values and errors among them."""
 
 import contextlib
 import importlib.util
@@ -19,13 +19,13 @@ from resnet_jax.config import DevicesConfig
 from resnet_jax.devices import platform
 from resnet_jax.errors import ConfigError, UserError, first_line
 
-_MESSAGE = 1024  # bytes of an error message exchanged between processes
+_MESSAGE = 1024  # size in bytes of an error message sent between processes
 _PATIENCE = 3600  # seconds that a process may prepare data while the others wait
-_barriers = itertools.count()  # for the barriers' names, which all processes share
+_barriers = itertools.count()  # gives barriers the same names in all processes
 
 
 def detect(environ: Mapping[str, str]) -> str | None:
-    """Returns the launcher that started this process as one of several, if any."""
+    """Returns the launcher that started this and other processes, if any."""
     slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
     if all(name in environ for name in slurm):
         if int(environ.get("SLURM_STEP_NUM_TASKS", environ.get("SLURM_NTASKS", 1))) > 1:
@@ -36,7 +36,7 @@ def detect(environ: Mapping[str, str]) -> str | None:
         return "Cloud TPU"
     if {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environ.keys():
         return "Kubernetes"
-    # On a TPU virtual machine, the number of processes is known only later.
+    # On a TPU virtual machine, the number of processes is not known until later.
     has_tpu = glob("/dev/accel*") or glob("/dev/vfio/*")
     if has_tpu and importlib.util.find_spec("libtpu") is not None:
         return "Cloud TPU"
@@ -45,9 +45,9 @@ def detect(environ: Mapping[str, str]) -> str | None:
 
 @contextlib.contextmanager
 def start(cfg: DevicesConfig) -> Iterator[None]:
-    """Configures JAX and joins the processes in `cfg` inside a context.
+    """Context manager that configures JAX and connects the processes in `cfg`.
 
-    An error in one process is raised in all of them, unless keep_apart marked it.
+    An error in one process is raised in all processes unless keep_apart marked it.
 
     Raises:
       ConfigError: if the devices or the other processes are not available.
@@ -63,10 +63,11 @@ def start(cfg: DevicesConfig) -> Iterator[None]:
 
 @contextlib.contextmanager
 def joined(cfg: DevicesConfig) -> Iterator[None]:
-    """Joins other processes inside a context, if `cfg` or a launcher requires it.
+    """Context manager that connects this process to the others, if there are several.
 
-    With num_processes=1, none are joined. Only the first process prints and logs. The
-    context must be entered before JAX uses its devices.
+    The processes are specified by `cfg` or by a launcher; with num_processes=1, this
+    process runs alone. Only the first process prints and logs. The context must be
+    entered before JAX uses its devices.
 
     Raises:
       ConfigError: if the fields or the environment variables are incomplete, or if the
@@ -80,7 +81,7 @@ def joined(cfg: DevicesConfig) -> Iterator[None]:
         if detect(os.environ) is None:
             yield
             return
-    # JAX would install a handler for SIGTERM, which the run handles itself.
+    # The run handles SIGTERM itself, so JAX must not install a handler of its own.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(*by_hand)
@@ -105,7 +106,7 @@ def joined(cfg: DevicesConfig) -> Iterator[None]:
 
 
 def keep_apart(error: UserError) -> None:
-    """Marks `error` as one that other processes, busy computing, cannot receive."""
+    """Marks `error` as not shared, because the other processes are busy computing."""
     error.__dict__["is_apart"] = True
 
 
@@ -122,7 +123,8 @@ def is_alone() -> bool:
 def wait() -> None:
     """Waits until all processes have called this function.
 
-    Without it, the first collective operation would time out after half a minute.
+    Without this barrier, the first collective operation would time out after half a
+    minute.
     """
     if not is_alone():
         everyone = set(range(jax.process_count()))
@@ -141,7 +143,7 @@ def agree(error: UserError | None = None) -> None:
     """Waits until all processes have called this function, and shares their errors.
 
     Raises:
-      UserError: if any process passed an error. It is raised in every process.
+      UserError: if any process passed an error. Every process then raises it.
     """
     if is_alone():
         if error is not None:
@@ -160,7 +162,7 @@ def agree(error: UserError | None = None) -> None:
 def _to_bytes(error: UserError) -> bytes:
     """Encodes an error for _shared in fewer than _MESSAGE bytes."""
     message = str(error)[:_MESSAGE]
-    # An escape sequence has up to six bytes and must not be cut.
+    # An escape sequence has up to six bytes and must not be cut in two.
     while len(text := json.dumps([error.exit_code, message])) >= _MESSAGE:
         message = message[:-1]
     return text.encode("ascii")

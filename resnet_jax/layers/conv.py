@@ -28,8 +28,8 @@ def convolve(
 ) -> jax.Array:
     """Convolves x [B, H, W, C] with kernel [K, K, C // groups, F], using zero padding.
 
-    Inside shard_map, before taking a gradient with respect to a kernel that is
-    replicated over the devices, apply `jax.lax.pcast(kernel, axis, to="varying")`.
+    To differentiate with respect to a kernel that is replicated over the devices inside
+    shard_map, first apply `jax.lax.pcast(kernel, axis, to="varying")` to the kernel.
     """
     x, kernel = jnp.asarray(x), jnp.asarray(kernel)
     if is_plain():
@@ -54,8 +54,8 @@ def _convolve(stride: int, padding: int, x: jax.Array, kernel: jax.Array) -> jax
 def _suits_dot(x: jax.Array, kernel: jax.Array) -> bool:
     """Returns whether XLA's CPU convolution is much slower than a matrix product.
 
-    This is the case for 1x1 kernels, for few channels, and for feature maps of few
-    pixels, which ImageNet networks produce from small images.
+    This is the case for 1x1 kernels, for few channels, and for feature maps with few
+    pixels, such as those that ImageNet networks compute from small images.
     """
     few = math.prod(kernel.shape[:3]) <= _FEW
     return _is_small(x) or kernel.shape[0] == 1 or few
@@ -66,8 +66,8 @@ def _suits_winograd(
 ) -> bool:
     """Returns whether Winograd's algorithm is faster than plain products.
 
-    Its rounding errors are three times as large as those of plain products, so it is
-    not used with JAX's highest matmul precision.
+    The rounding errors of Winograd's algorithm are three times as large as those of
+    plain products, so it is not used with JAX's highest matmul precision.
     """
     size, _, channels, features = kernel.shape
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
@@ -183,8 +183,8 @@ class Conv(nn.Module):
 
     Maps x [B, H, W, C] to [B, H', W', features] with
     H' = (H + 2 * padding - kernel_size) // stride + 1. The channels and the features
-    are each split into `groups` equal parts, and each part of the features depends only
-    on the corresponding part of the channels.
+    are each split into `groups` groups of equal size, and each group of features
+    depends only on the corresponding group of channels.
     """
 
     features: int

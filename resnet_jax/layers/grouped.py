@@ -70,7 +70,7 @@ def _convolve_jvp(
 def _by_taps(
     stride: int, padding: int, groups: int, x: jax.Array, kernel: jax.Array
 ) -> jax.Array:
-    """Convolves as a sum of K * K matrix products, one per tap."""
+    """Computes the convolution as a sum of K * K matrix products, one per tap."""
     side, _, inputs, features = kernel.shape
     edge = (padding, padding)
     padded = jnp.pad(x, ((0, 0), edge, edge, (0, 0)))

@@ -14,7 +14,7 @@ def name_of(layer: nn.Module) -> str:
 def check_images(x: jax.Array, channels: int, name: str) -> None:
     """Raises ConfigError unless x has the shape [B, H, W, channels].
 
-    The message calls the layer or network `name`.
+    The error message refers to the layer or network as `name`.
     """
     if x.ndim == 4 and x.shape[-1] == channels:
         return

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-ANY = "any"  # the platform of an exported program, which runs on any device
+ANY = "any"  # the platform of exported programs, which run on any device
 _NAME = "kept"
 _platform: ContextVar[str | None] = ContextVar("platform", default=None)
 _named = jax.checkpoint_policies.save_only_these_names(_NAME)
@@ -24,7 +24,7 @@ def keep(x: jax.Array) -> jax.Array:
 
 
 def policy(primitive: Any, *inputs: Any, **params: Any) -> bool:
-    """Returns whether to keep a value; this is a policy for jax.checkpoint.
+    """Returns whether jax.checkpoint should keep a value instead of recomputing it.
 
     Marked values and small values, such as statistics, are kept. The outputs of
     BatchNorm and ReLU are recomputed; otherwise, GPU programs would keep them in
@@ -32,16 +32,16 @@ def policy(primitive: Any, *inputs: Any, **params: Any) -> bool:
     """
     if primitive.name == "name":
         return bool(_named(primitive, *inputs, **params))
-    is_map = len(params.get("shape", ())) > 1  # a broadcast constant
+    is_map = len(params.get("shape", ())) > 1  # a constant broadcast to a feature map
     return not is_map and all(getattr(aval, "ndim", 2) < 2 for aval in inputs)
 
 
 @contextlib.contextmanager
 def compiling_for(platform: str) -> Iterator[None]:
-    """Makes steps that are traced inside the context target `platform`.
+    """Context manager in which steps are traced for `platform`.
 
-    Outside the context, they target JAX's default platform. Steps for ANY consist of
-    standard operations only, and their batch size may be symbolic.
+    Outside the context, steps are traced for JAX's default platform. Steps for ANY
+    consist of standard operations only, and their batch size may be symbolic.
     """
     token = _platform.set(platform)
     try:
@@ -53,8 +53,8 @@ def compiling_for(platform: str) -> Iterator[None]:
 def is_worthwhile(dtype: Any) -> bool:
     """Returns whether rematerialization pays off for feature maps of `dtype`.
 
-    It does only for bfloat16 on GPUs: the TPU compiler fuses recomputation into the
-    convolutions by itself.
+    It pays off only for bfloat16 on GPUs. The TPU compiler fuses recomputation into the
+    convolutions on its own.
     """
     return dtype == jnp.bfloat16 and platform() in ("gpu", "cuda", "rocm")
 

@@ -1,4 +1,4 @@
-"""Convolutions on CPUs with oneDNN, as in PyTorch, if jaxlib includes oneDNN."""
+"""CPU convolutions with oneDNN, which PyTorch also uses, if jaxlib includes it."""
 
 import functools
 import math
@@ -14,12 +14,12 @@ from resnet_jax.layers import keep
 
 _OPTIONS: dict[str, Any] = {
     "xla_cpu_experimental_onednn_custom_call": True,
-    # XLA's default except for convolutions, which YNNPACK would otherwise take over.
+    # This is XLA's default without convolutions, which YNNPACK would otherwise compute.
     "xla_cpu_experimental_ynn_fusion_type": (
         "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
     ),
 }
-# Programs that compile in less time are not cached.
+# Programs that compile in less time than this option specifies are not cached.
 _LEAST = "jax_persistent_cache_min_compile_time_secs"
 _is_used: ContextVar[bool] = ContextVar("is_used", default=False)
 
@@ -28,9 +28,9 @@ def jit(function: Callable[..., Any], **options: Any) -> Any:
     """Applies jax.jit; with RESNET_JAX_ONEDNN=1, convolutions on CPUs use oneDNN.
 
     oneDNN fuses biases, additions and ReLU into convolutions, and it also computes
-    large matrix products. It is not the default because jaxlib cannot serialize its
-    programs for the compilation cache: each process has to compile its own programs,
-    and from then on it caches none.
+    large matrix products. It is not the default because jaxlib cannot serialize
+    oneDNN programs for the compilation cache: each process has to compile its own
+    programs, and once a process has used oneDNN, it no longer caches any program.
     """
     if not _can_be_used():
         return jax.jit(function, **options)

@@ -39,13 +39,13 @@ def _draw(
     shape: tuple[int, ...],
     dtype: jnp.dtype,
 ) -> jax.Array:
-    # XLA takes up to ten times as long to compile a draw in `shape` as a flat one.
+    # XLA compiles random draws up to ten times as fast for a flat array as for `shape`.
     return distribution(key, (math.prod(shape),), dtype).reshape(shape)
 
 
-# nn.Conv2d and nn.Linear draw from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), which is what
-# kaiming_uniform_(a=sqrt(5)) amounts to; torchvision's ResNet redraws its convolutions
-# with kaiming_normal_(mode="fan_out").
+# nn.Conv2d and nn.Linear draw from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), which is
+# equivalent to kaiming_uniform_(a=sqrt(5)). torchvision's ResNet then initializes its
+# convolutions again, with kaiming_normal_(mode="fan_out").
 KERNEL_INITS: dict[str, Callable[..., jax.Array]] = {
     "torch": _torch_init,
     "kaiming": _kaiming_init,
@@ -67,7 +67,10 @@ def storage_dtype(dtype: jnp.dtype, param_dtype: jnp.dtype | None = None) -> jnp
 
 
 class Linear(nn.Module):
-    """torch.nn.Linear with its initialization; maps x [..., C] to [..., features]."""
+    """torch.nn.Linear, with the same initialization.
+
+    Maps x [..., C] to [..., features].
+    """
 
     features: int
     dtype: jnp.dtype = jnp.float32

@@ -19,8 +19,8 @@ def linear_map(
 
     In reverse mode, the gradient with respect to the values is `transpose(*residuals,
     cotangent)`, as with jax.custom_derivatives.linear_call. Unlike linear_call, this
-    function can also be differentiated with respect to the residuals. It supports both
-    modes, derivatives of every order, and jax.vmap.
+    function can also be differentiated with respect to the residuals. It supports
+    forward and reverse mode, derivatives of every order, and jax.vmap.
 
     Args:
       forward: a function that maps arrays to one array.

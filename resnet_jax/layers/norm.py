@@ -36,9 +36,9 @@ class BatchNorm(nn.Module):
         running = (1 - momentum) * running + momentum * batch
 
     In inference, x is normalized by the running statistics. Neither inference nor
-    initialization changes them. Arithmetic and statistics use promote_types(dtype,
-    float32). Under jit with a sharded batch, the statistics are computed over the
-    global batch.
+    initialization changes the running statistics. Arithmetic and statistics use
+    promote_types(dtype, float32). Under jit with a sharded batch, the statistics are
+    computed over the global batch.
 
     For bfloat16 inputs, the variance is computed in float32 as E[d^2] - E[d]^2, where
     d = x - running mean. This takes a single pass, which compilers can fuse with the
@@ -117,8 +117,8 @@ class BatchNorm(nn.Module):
 def normalized(conv: Any, norm: Any, x: jax.Array, train: bool) -> jax.Array:
     """Returns norm(conv(x)) for a 1x1 convolution `conv`.
 
-    In training, `norm` also receives the Factors of its input if the convolution has at
-    least twice as many output channels as input channels.
+    In training, the convolution's inputs and kernel are also passed to `norm`, as
+    Factors, if there are at least twice as many output channels as input channels.
     """
     y: jax.Array = conv(x)
     options: dict[str, Any] = {}

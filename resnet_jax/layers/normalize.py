@@ -26,9 +26,9 @@ def normalize(
     than the gradient that JAX would derive from the two-pass variance.
 
     Args:
-      shift: values near the mean, with which the variance is computed in one pass. The
-        result is less precise if they are far from the mean (see BatchNorm). If None,
-        the variance is computed in two passes.
+      shift: values near the mean, which allow the variance to be computed in one pass.
+        The variance is less precise if they are far from the mean (see BatchNorm). If
+        `shift` is None, the variance is computed in two passes.
     """
     return moments(x, scale, bias, epsilon, shift)[0]
 
@@ -89,7 +89,10 @@ def forward(
 def backward(
     centered: jax.Array, inverse: jax.Array, scale: jax.Array, dy: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Applies the transpose of `forward` to `dy`; the bias has the dtype of `scale`."""
+    """Applies the transpose of `forward` to `dy`.
+
+    The gradient of the bias has the dtype of `scale`.
+    """
     count = dy.size // dy.shape[-1]
     d_bias, along = _sums(dy, dy * centered)
     d_scale = along * inverse
@@ -103,14 +106,14 @@ def backward(
 
 
 def _sums(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the sums [C] of two arrays [..., C]."""
+    """Returns the per-channel sums [C] of each of two arrays [..., C]."""
 
     def apart(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
         axes = tuple(range(x.ndim - 1))
         return x.sum(axes), y.sum(axes)
 
     def at_once(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-        # One kernel sums within images, and another across images.
+        # One kernel sums within images, and another sums across images.
         axes = tuple(range(1, x.ndim - 1))
         both = jnp.stack([x.sum(axes), y.sum(axes)]).sum(1)
         return both[0], both[1]

@@ -67,7 +67,7 @@ def max_pool(x: jax.Array) -> jax.Array:
 
 def _max_pool_of_padded(x: jax.Array) -> jax.Array:
     # jax2onnx 0.17 ignores nn.max_pool's padding, and it reads window_shape only if
-    # that is passed by name.
+    # it is passed by keyword.
     edges = ((0, 0), (1, 1), (1, 1), (0, 0))
     x = jnp.pad(x, edges, constant_values=-jnp.inf)
     found: jax.Array = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2))
@@ -118,7 +118,7 @@ def _backward(x: jax.Array, dy: jax.Array) -> jax.Array:
 
 
 def _windows(x: jax.Array, axis: int) -> list[jax.Array]:
-    """Returns the first, second and third pixel of each window along `axis`."""
+    """Returns the first, second and third pixels of the windows along `axis`."""
     count = (x.shape[axis] + 1) // 2
     edge = (1, 2 * count - x.shape[axis], 0)
     edges = [edge if i == axis else (0, 0, 0) for i in range(x.ndim)]
@@ -127,14 +127,14 @@ def _windows(x: jax.Array, axis: int) -> list[jax.Array]:
 
 
 def _give(windows: list[jax.Array], dy: jax.Array, axis: int) -> jax.Array:
-    """Returns the gradient of the pixels.
+    """Returns the gradient with respect to the pixels.
 
     `dy` is the gradient of the maxima along `axis`. Pixel 2q is the second of window q;
     pixel 2q + 1 is the third of window q and the first of window q + 1.
     """
-    # Comparing pixels with the maximum would be wrong: if XLA computes a pixel in two
-    # loops, the results may differ in the last bit, so that no pixel would equal the
-    # maximum.
+    # Comparing pixels with the maximum would be wrong: if XLA computes a pixel twice,
+    # in different loops, the two results may differ in the last bit, so that no pixel
+    # equals the maximum.
     a, b, c = windows
     first = (a >= b) & (a >= c)
     second = ~first & (b >= c)

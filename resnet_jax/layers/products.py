@@ -9,7 +9,7 @@ from jax import lax
 
 from resnet_jax.layers.winograd import contract, split, sum_chunks
 
-_COLUMNS = 2**18  # values in a chunk of copies, small enough for the cache
+_COLUMNS = 2**18  # number of values in a chunk of copies, which fits into the cache
 
 
 def convolve(stride: int, padding: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -49,8 +49,8 @@ def kernel_gradient(
 ) -> jax.Array:
     """Returns the gradient of convolve(x, kernel) with respect to `kernel`.
 
-    The products of the columns of x (im2col) and dy are computed and summed for a few
-    images at a time.
+    The columns of x (im2col) are multiplied by dy for a few images at a time, and the
+    products are summed.
     """
     size, _, channels, features = kernel.shape
     height, width = dy.shape[1:3]

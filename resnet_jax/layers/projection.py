@@ -1,6 +1,7 @@
-"""BatchNorm of a 1x1 convolution, whose output the gradient on TPUs does not need.
+"""BatchNorm after a 1x1 convolution, with a special gradient for TPUs.
 
-Let x = inputs @ kernel. The gradient with respect to x is dx = gain * dy + along * x +
+On TPUs, the gradient is computed without the output of the convolution. Let
+x = inputs @ kernel. The gradient with respect to x is dx = gain * dy + along * x +
 offset, where gain, along and offset have one value per channel. The products of dx can
 therefore be computed without x:
 
@@ -8,8 +9,9 @@ therefore be computed without x:
     inputs.T @ dx = gain * inputs.T @ dy + along * (inputs.T @ inputs) @ kernel + ...
 
 Likewise, sum(dy * x) is the sum of kernel * (inputs.T @ dy). These formulas pay off if
-the convolution has more output channels than input channels (the last one of a
-bottleneck has four times as many), because its output is neither kept nor read again.
+the convolution has more output channels than input channels, because its output is
+neither kept nor read again. The last convolution of a bottleneck block, for example,
+has four times as many output channels.
 """
 
 from functools import partial
@@ -35,7 +37,9 @@ def normalize(
     shift: jax.Array,
     epsilon: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns norm.normalize(x, ...); gradients flow to x's factors instead of to x.
+    """Returns norm.normalize(x, ...), but with gradients for x's factors instead of x.
+
+    The factors are `inputs` and `kernel`.
 
     Args:
       x: the convolution of inputs [B, H, W, D] with kernel [1, 1, D, C], in float32.
@@ -85,7 +89,8 @@ def by_output(*args: jax.Array) -> tuple[jax.Array, ...]:
     """Returns the gradients with respect to inputs, kernel, scale and bias.
 
     Args:
-      args: x - mean, mean, 1 / standard deviation, scale, inputs, kernel and dy.
+      args: x - mean, mean, 1 / standard deviation, scale, inputs, kernel and dy,
+        in this order.
     """
     centered, _, inverse, scale, inputs, kernel, dy = args
     dx, d_scale, d_bias = norm.backward(centered, inverse, scale, dy)
@@ -95,7 +100,7 @@ def by_output(*args: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def by_factors(*args: jax.Array) -> tuple[jax.Array, ...]:
-    """Returns the same gradients as by_output, without using the first argument."""
+    """Returns the same gradients as by_output, but without using x - mean."""
     _, mean, inverse, scale, inputs, kernel, dy = args
     wide = kernel[0, 0].astype(dy.dtype)
     count = dy.size // dy.shape[-1]

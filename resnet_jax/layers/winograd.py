@@ -2,9 +2,9 @@
 
 For each channel, a 4x4 tile of the result takes 36 multiplications instead of 144: 6x6
 sums of pixels are multiplied by 6x6 sums of taps. Over all tiles and channels, each of
-the 36 becomes a matrix product. The sums evaluate polynomials at 0, +-3/4, +-3/2 and
-infinity, which causes smaller rounding errors than the usual points 0, +-1, +-2 and
-infinity.
+these 36 multiplications becomes a matrix product. The sums evaluate polynomials at 0,
++-3/4, +-3/2 and infinity. These points cause smaller rounding errors than the usual
+points 0, +-1, +-2 and infinity.
 """
 
 import math
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-_PIXELS = 2**14  # maximum number per step of a loop
+_PIXELS = 2**14  # maximum number of pixels per loop step
 _P, _Q = 3 / 4, 3 / 2
 _P2, _Q2 = _P**2, _Q**2
 _OF_0, _OF_P, _OF_Q = _P2 * _Q2, 2 * _P2 * (_P2 - _Q2), 2 * _Q2 * (_Q2 - _P2)
@@ -25,7 +25,7 @@ Line = Sequence[jax.Array]
 Transform = Callable[[Line], Line]
 
 
-# jax.jit traces it only once per shape; networks repeat the same shapes.
+# With jax.jit, this is traced only once per shape, and networks repeat shapes.
 @partial(jax.jit, static_argnums=2)
 def convolve(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
     """Convolves x [B, H, W, C] with kernel [3, 3, C, F]."""
@@ -92,7 +92,7 @@ def _tiles(transform: Transform, x: jax.Array, size: int) -> Line:
 
 
 def _at_once(transform: Transform, line: Line) -> Line:
-    """Applies `transform` only once: a barrier keeps XLA from repeating it per sum."""
+    """Applies `transform` behind a barrier, so that XLA does not repeat it per sum."""
     found: Line = lax.optimization_barrier(transform(line))
     return found
 
@@ -149,7 +149,8 @@ def _to_taps(u: Line) -> Line:  # the transpose of _of_taps
     ]
 
 
-# The batch is processed a few images at a time, so that they stay in the cache.
+# The functions below process a few images of the batch at a time, so that the data
+# stay in the cache.
 
 
 def split(*arrays: jax.Array, pixels: int) -> tuple[jax.Array, ...]:
@@ -194,7 +195,7 @@ def map_chunks(
 
 
 def sum_chunks(function: Callable[..., Any], *parts: jax.Array) -> Any:
-    """Returns the sum of the trees that `function` returns for each step."""
+    """Returns the sum, over all steps, of the trees that `function` returns."""
 
     def add(step: jax.Array, total: Any) -> Any:
         of_step = (
@@ -213,10 +214,10 @@ def sum_chunks(function: Callable[..., Any], *parts: jax.Array) -> Any:
 def late_zero(x: jax.Array, dtype: Any) -> jax.Array:
     """Returns a 0 that XLA cannot compute before `x` on CPUs.
 
-    Buffers that depend on it are therefore not all allocated when a training step
+    Buffers that depend on this 0 are therefore not all allocated when a training step
     begins. Inside shard_map, the 0 varies over devices like `x`.
     """
-    # With several devices, only one holds the first number, so none is read.
+    # Of several devices, only one holds the first element, so no element is read.
     first = x.reshape(-1)[: 1 if jax.device_count() == 1 else 0]
     ones = lax.population_count(lax.bitcast_convert_type(first, jnp.uint8))
     return (ones >> 4).sum(dtype=jnp.uint8).astype(dtype)
