@@ -1,4 +1,4 @@
-"""Caches a frozen backbone's features, from which only the last layer is trained."""
+"""Caches a frozen backbone's features, on which only the last layer is trained."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def cache_features(
 ) -> tuple[Head, Preprocess, Loader]:
     """Returns replacements for the network, its preprocessing and its loader.
 
-    They operate on cached features instead of images.
+    The replacements operate on cached features instead of images.
     """
     splits = loader.splits
     cached = splits._replace(

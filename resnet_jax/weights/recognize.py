@@ -75,7 +75,7 @@ def explain(
 def _shapes(
     name: str, make: Any, options: tuple[tuple[str, Any], ...]
 ) -> tuple[match.Shapes, str]:
-    """Returns (shapes, head) of the network `name`; `make` only extends the cache key."""
+    """Returns (shapes, head) of the network `name`; `make` is part of the cache key."""
     model: Any = create_model(name, num_classes=2, **dict(options))
     variables = variable_shapes(model, (_SIDE, _SIDE, model.in_channels))
     return convert.shapes_of(variables), model.head
