@@ -119,7 +119,7 @@ class Bottleneck(nn.Module):
     As in torchvision's Bottleneck ("V1.5"), the stride is in the 3x3 convolution.
 
     Attributes:
-      groups: number of groups of the 3x3 convolution (ResNeXt, Xie et al. 2017).
+      groups: number of groups in the 3x3 convolution (ResNeXt, Xie et al. 2017).
       base_width: channels per group if `features` is 64; wide_resnet50_2 uses 128.
       stride_in_1x1: whether the stride is in the first convolution (He et al. 2015).
     """
@@ -222,11 +222,11 @@ class Network(nn.Module, kw_only=True):
     param_dtype: jnp.dtype | None = None
 
     head = "fc"  # the layer that computes the logits
-    logit_scale = 1.0  # factor of the logits
+    logit_scale = 1.0  # the factor by which the logits are multiplied
 
     @property
     def types(self) -> dict[str, Any]:
-        """Returns the dtype arguments of every layer."""
+        """Returns the dtype arguments for every layer."""
         return {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
     @nn.nowrap

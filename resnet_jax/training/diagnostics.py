@@ -93,7 +93,7 @@ def _watch(found: Layers) -> Callable[..., Any]:
 
 
 def _norms(tree: Any) -> dict[str, jax.Array]:
-    """Returns the L2 norm of each layer's leaves, by layer name."""
+    """Returns the L2 norm of each layer's part of `tree`, by layer name."""
     leaves: dict[str, list[jax.Array]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         layer = torch_names.torch_name(path).rsplit(".", 1)[0]

@@ -156,7 +156,7 @@ def predict(
             with waiting.first(what, not parts):
                 parts.append(np.asarray(outputs(variables, batch, source)))
             bar.update(len(batch["mask"]))
-    # The last rows are the padding of the last batch, which is cut off.
+    # The last rows are the padding of the last batch; drop them.
     if not parts:
         return np.zeros((0, 1), np.float32)
     return np.concatenate(parts)[: len(dataset)]

@@ -12,7 +12,7 @@ from resnet_jax.training import evaluation
 
 
 def head_of(model: nn.Module) -> Head:
-    """Returns the last layer of `model` as a module that takes the same variables."""
+    """Returns the last layer as a module that takes the variables of `model`."""
     return Head(
         layer=model.head,
         num_classes=model.num_classes,

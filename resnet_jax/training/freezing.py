@@ -59,10 +59,10 @@ def make_trainable(
 
 
 def make_lr_scale(scale: float, model: nn.Module) -> Callable[[str], float] | None:
-    """Returns a function from a parameter's name to its learning rate factor.
+    """Returns a function that maps a parameter's name to a learning rate factor.
 
     The factor is 1 for the last layer and `scale` for all other layers. If `scale` is
-    1, returns None.
+    1, the result is None instead.
     """
     if scale == 1.0:
         return None

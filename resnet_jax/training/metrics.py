@@ -66,7 +66,7 @@ def add(total: Sums | None, more: Sums) -> Sums:
 def means(sums: Sums, prefix: str) -> dict[str, Any]:
     """Returns the mean loss and the accuracy, named prefix_loss and prefix_accuracy.
 
-    If the sums have a seed axis, returns the means over the seeds.
+    If the sums have a seed axis, the results are averaged over the seeds.
     """
     return {
         f"{prefix}_{name}": float(np.mean(np.asarray(sums[counted] / sums["count"])))

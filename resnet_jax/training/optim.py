@@ -32,10 +32,10 @@ def make_schedule(
       onecycle: from lr / 25 to lr over the fraction pct_start of the steps, and then to
         lr / 250,000 (OneCycleLR, without cycling momentum).
 
-    If warmup_epochs amounts to w steps, the rate at step s < w (from 0) is multiplied
-    by (s + 1) / (w + 1). With warmup_decay, the rate is instead lr times a factor that
-    increases from warmup_decay to 1 in w steps, and the schedule spans the remaining
-    steps (like a SequentialLR with a LinearLR and the schedule). Without
+    If warmup_epochs amounts to w steps, the rate at step s < w (counted from 0) is
+    multiplied by (s + 1) / (w + 1). With warmup_decay, the rate is instead lr times a
+    factor that increases from warmup_decay to 1 in w steps, and the schedule spans the
+    remaining steps (like a SequentialLR with a LinearLR and the schedule). Without
     sched_on_updates, each step uses the rate of the first step in the same epoch.
 
     Raises:

@@ -149,7 +149,7 @@ def loss_fn(
     Args:
       images: [B, H, W, C], preprocessed.
       targets: target distributions [B, num_classes].
-      key: the key from model_key, from which the dropout key is derived.
+      key: a PRNG key, from which the dropout key is derived.
     """
     logits, moved = model.apply(
         {"params": params, "batch_stats": batch_stats},
@@ -243,7 +243,7 @@ def _accumulated(
 def compile_step(
     step: Step, state: TrainState, loader: Loader, key: jax.Array
 ) -> tuple[Callable[[TrainState, Batch], tuple[TrainState, metrics.Sums]], float]:
-    """Compiles `step` for the loader's batches; returns it and the compilation seconds.
+    """Compiles `step` for the loader's batches; returns it and the seconds this took.
 
     No step is run. Call the compiled step as step(state, batch); it donates `state`.
     For a batch [steps, rows], it runs several steps and returns the sums of each step.

@@ -27,7 +27,7 @@ def write(directory: Path, variables: Mapping[str, Any], info: dict[str, Any]) -
 
     Args:
       directory: the folder to write; it is created if necessary.
-      variables: the variables of the network.
+      variables: the network's variables.
       info: the fields model, dataset, class_names, preprocessing and metrics of
         config.json. The fields parameters, sha256 and versions, and the fields that
         timm reads, are added.
@@ -147,7 +147,7 @@ def is_timms(model: Mapping[str, Any]) -> bool:
 
 
 def versions() -> dict[str, str | None]:
-    """Returns the versions of Python and the packages, with None for missing ones."""
+    """Returns the versions of Python and packages, with None for missing packages."""
     found = {name: version(name) for name in _VERSIONS}
     return {"python": platform.python_version(), **found}
 

@@ -25,7 +25,9 @@ def is_exported(path: str | Path) -> bool:
 
 
 def read_info(directory: str | Path) -> dict[str, Any]:
-    """Reads the config.json of an exported folder; "model" describes the network.
+    """Reads the config.json of an exported folder.
+
+    In the result, the field "model" describes the network, even for older files.
 
     Raises:
       DataError: if the file is missing, or `export` did not write it.

@@ -1,4 +1,4 @@
-"""Downloads repositories of weights from the Hugging Face Hub."""
+"""Downloads weights from repositories on the Hugging Face Hub."""
 
 import errno
 import logging
@@ -91,9 +91,10 @@ def choose(names: Iterable[str], where: str) -> tuple[str, ...]:
     """Returns the names of the files in a repository that contain its weights.
 
     The first choice is model.safetensors or, if it is split, its shards and their
-    index. Without it, a .safetensors file with another name is chosen if it is the only
-    one. Otherwise, the same rules apply to pytorch_model.bin and to files that end in
-    .bin, .pth or .pt. Files in subfolders and optimizer states are ignored.
+    index. If there is no such file, a .safetensors file with another name is chosen,
+    provided that it is the only one. Otherwise, the same rules apply to
+    pytorch_model.bin and to files that end in .bin, .pth or .pt. Files in subfolders
+    and optimizer states are ignored.
 
     Args:
       names: the names of all files in the repository.
@@ -203,7 +204,7 @@ def _cached(hub: ModuleType, repo: str, revision: str) -> Path | None:
             repo, revision=revision, local_files_only=True, allow_patterns=["/"]
         )
         choose(os.listdir(found), repo)
-    except Exception:  # for any reason; there is no usable cached copy
+    except Exception:  # whatever the error, there is no usable cached copy
         return None
     return Path(found)
 

@@ -212,7 +212,7 @@ def normalization(source: str | None, model: str | None = None) -> str | None:
 
 
 def read_weights(path: Path) -> Content:
-    """Reads the weights at `path`, which is a path that locate returned.
+    """Reads the weights at `path`, as returned by locate.
 
     Raises:
       DataError: if the weights cannot be read, or are damaged.

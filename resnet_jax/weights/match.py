@@ -22,7 +22,7 @@ class Match(NamedTuple):
     head: str | None  # the only other linear layer, as named in the file, if any
     head_key: str  # key of the dictionary that contains the head
     rest: tuple[str, ...]  # unmatched names, if there is no head
-    misshapen: tuple[str, ...]  # names in the network of weights with other shapes
+    misshapen: tuple[str, ...]  # the network's names for weights whose shapes differ
     num_unused: int  # number of other tensors in the dictionary
 
     @property

@@ -52,7 +52,10 @@ def _pytorch_cifar100(name: str) -> str:
 
 
 def _transformers(name: str) -> str:
-    """Returns the name in ResNetForImageClassification without the prefix "resnet."."""
+    """Returns the name that ResNetForImageClassification uses.
+
+    The prefix "resnet." is omitted.
+    """
     layers = {"conv": "convolution", "bn": "normalization"}
     shortcut = {"0": "convolution", "1": "normalization"}
 

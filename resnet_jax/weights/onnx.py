@@ -83,7 +83,7 @@ def write(directory: Path, network: Network, info: dict[str, Any]) -> None:
 
 
 def convert(network: Network) -> bytes:
-    """Returns the serialized graph of a network.
+    """Converts a network to a serialized ONNX graph.
 
     Raises:
       DataError: if jax2onnx cannot convert the network.

@@ -50,8 +50,8 @@ def begin_from(
       reset_head: whether the last layer always keeps its values in `variables`.
 
     Raises:
-      ConfigError: if `source` or `key` is unknown, or if the strides of the network in
-        `source` are in other layers than those of `model`.
+      ConfigError: if `source` or `key` is unknown, or if `model` and the network in
+        `source` have their strides in different layers.
       DataError: if the weights are not available, are damaged, or do not fit.
     """
     path = hub.locate(source, name)

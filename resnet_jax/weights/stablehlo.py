@@ -65,7 +65,7 @@ def write(directory: Path, network: Network, info: dict[str, Any]) -> None:
 
 
 def convert(network: Network) -> bytearray:
-    """Returns the program of a network, serialized by jax.export."""
+    """Converts a network to a program that is serialized by jax.export."""
     (batch,) = jax_export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *network.images.shape[1:]), jnp.float32)
 

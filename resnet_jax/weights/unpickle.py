@@ -32,7 +32,7 @@ LoadStorage = Callable[[str, Any, int], np.ndarray]  # takes a key, a dtype and 
 
 
 class RefusedError(pickle.UnpicklingError):
-    """A pickle that uses opcodes that no weights file needs."""
+    """A pickle with opcodes that no weights file needs."""
 
 
 class UnreadableError(ValueError):
