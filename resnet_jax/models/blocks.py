@@ -29,11 +29,11 @@ def no_norm(*, name: str, **options: Any) -> Callable[..., jax.Array]:
 def _shortcut(
     block: nn.Module, x: jax.Array, features: int, train: bool
 ) -> jax.Array | float:
-    """Returns the output of the shortcut of `block`, which has `features` channels.
+    """Applies the shortcut of `block`; the output has `features` channels.
 
     - identity: x itself.
     - pad: every stride-th pixel, padded with zero channels (He et al.'s option A).
-    - conv: a 1x1 convolution, even if the shape stays the same (the tutorial's block).
+    - conv: a 1x1 convolution, even if the shape stays the same (as in the tutorial).
     - conv_bn: a 1x1 convolution and BatchNorm if the shape changes, as in torchvision
       (option B).
     - none: 0, which makes a plain network of the same depth.
@@ -80,14 +80,14 @@ def _drop_path(block: nn.Module, y: jax.Array, train: bool) -> jax.Array:
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, from [B, H, W, C] to [B, H', W', features].
+    """Two 3x3 convolutions and a shortcut; maps [B, H, W, C] to [B, H', W', features].
 
     See He et al. 2015, figure 5 (left), and torchvision.models.resnet.BasicBlock.
 
     Attributes:
       shortcut: see _shortcut.
-      drop_path: probability of dropping an image's residual in training; the remaining
-        ones are scaled up (timm's DropPath). It needs the RNG stream "dropout".
+      drop_path: probability of dropping an image's residual in training (DropPath in
+        timm). The other residuals are scaled up. This needs the RNG stream "dropout".
       zero_init_last: whether to initialize the scale of the last BatchNorm to 0, so
         that the block starts as its shortcut (torchvision's zero_init_residual).
     """
@@ -114,14 +114,14 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions, from [B, H, W, C] to [B, H', W', 4 * features].
+    """1x1, 3x3 and 1x1 convolutions; maps [B, H, W, C] to [B, H', W', 4 * features].
 
-    The 3x3 convolution has the stride ("V1.5"), as in torchvision's Bottleneck.
+    As in torchvision's Bottleneck ("V1.5"), the stride is in the 3x3 convolution.
 
     Attributes:
-      groups: number of groups of the 3x3 convolution (ResNeXt, Xie et al. 2017).
-      base_width: channels per group if `features` is 64 (128 in wide_resnet50_2).
-      stride_in_1x1: whether the first convolution has the stride, as in He et al. 2015.
+      groups: number of groups in the 3x3 convolution (ResNeXt, Xie et al. 2017).
+      base_width: channels per group if `features` is 64; wide_resnet50_2 uses 128.
+      stride_in_1x1: whether the stride is in the first convolution (He et al. 2015).
     """
 
     features: int
@@ -161,8 +161,8 @@ class PreActBlock(nn.Module):
     See He et al. 2016, figure 4 (e), and BasicBlock for the shapes and drop_path.
 
     Attributes:
-      shortcut: "conv" is a 1x1 convolution of the first convolution's input if the
-        shape changes, and x itself otherwise. "none" omits the shortcut.
+      shortcut: "conv" applies a 1x1 convolution to the first convolution's input if the
+        shape changes, and is x itself otherwise. "none" omits the shortcut.
     """
 
     features: int
@@ -201,13 +201,13 @@ class Network(nn.Module, kw_only=True):
       num_classes: number of logits; if 0, the network returns features.
       in_channels: number of image channels.
       norm: "batch", or "none" for a network without BatchNorm.
-      dropout: dropout rate before the last layer; it needs the RNG stream "dropout".
+      dropout: rate before the last layer; if not 0, it needs the RNG stream "dropout".
       weight_init: initialization of the convolutions: "kaiming" (normal, fan out, as in
         torchvision's ResNet) or "torch" (nn.Conv2d's default).
-      drop_path: rate in the last block; the rates rise linearly from 0. See BasicBlock.
+      drop_path: rate in the last block (see BasicBlock); rates rise linearly from 0.
       zero_init_last: see BasicBlock.
       remat: whether the backward pass recomputes everything but each block's input.
-        Gradients stay the same; memory decreases, and arithmetic increases by a third.
+        Gradients stay the same; memory use falls, and arithmetic increases by a third.
     """
 
     num_classes: int
@@ -222,11 +222,11 @@ class Network(nn.Module, kw_only=True):
     param_dtype: jnp.dtype | None = None
 
     head = "fc"  # the layer that computes the logits
-    logit_scale = 1.0  # factor of the logits
+    logit_scale = 1.0  # the factor by which the logits are multiplied
 
     @property
     def types(self) -> dict[str, Any]:
-        """Returns the dtype arguments of every layer."""
+        """Returns the dtype arguments for every layer."""
         return {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
     @nn.nowrap
@@ -235,7 +235,7 @@ class Network(nn.Module, kw_only=True):
         variables: dict[str, Any],
         inputs: Callable[[int], Iterable[np.ndarray]],
     ) -> dict[str, Any]:
-        """Fits variables to images before training; only resnet9 has such variables.
+        """Fits variables to images before training, which only resnet9 requires.
 
         Args:
           inputs: a function that yields a given number of preprocessed images in parts.
@@ -269,9 +269,9 @@ def check_halved_thrice(name: str, x: jax.Array) -> None:
 
 
 def apply_block(block: nn.Module, x: jax.Array, train: bool, remat: bool) -> jax.Array:
-    """Returns block(x). With `remat`, the backward pass recomputes all but x.
+    """Returns block(x). With `remat`, the backward pass recomputes everything but x.
 
-    Without it, bfloat16 training on GPUs keeps only one feature map per convolution.
+    Without `remat`, bfloat16 training on GPUs keeps one feature map per convolution.
     """
 
     def apply(block: Any, x: jax.Array) -> Any:

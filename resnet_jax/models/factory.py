@@ -1,4 +1,4 @@
-"""Residual networks by name."""
+"""Creates residual networks by name."""
 
 import dataclasses
 import difflib
@@ -16,7 +16,7 @@ from resnet_jax.models.hresnet import HResNet
 from resnet_jax.models.resnet import ResNet, Stem
 from resnet_jax.models.resnet9 import ResNet9
 
-# torchvision's networks: the type of their blocks, and the number in each stage.
+# torchvision's networks: the block type, and the number of blocks in each stage.
 _IMAGENET = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
     "resnet34": (BasicBlock, (3, 4, 6, 3)),
@@ -24,7 +24,7 @@ _IMAGENET = {
     "resnet101": (Bottleneck, (3, 4, 23, 3)),
     "resnet152": (Bottleneck, (3, 8, 36, 3)),
 }
-# Also in torchvision; see Zagoruyko and Komodakis 2016 and Xie et al. 2017.
+# Other networks in torchvision; see Zagoruyko and Komodakis 2016 and Xie et al. 2017.
 _WIDE: dict[str, tuple[str, dict[str, Any]]] = {
     "wide_resnet50_2": ("resnet50", {"width_per_group": 128}),
     "wide_resnet101_2": ("resnet101", {"width_per_group": 128}),
@@ -36,7 +36,7 @@ _WIDE: dict[str, tuple[str, dict[str, Any]]] = {
 # and a depth of 6n + 2.
 _CIFAR = {f"resnet{6 * n + 2}": n for n in (1, 3, 5, 7, 9, 18)}
 
-# Networks for 32x32 images, with the sizes in their papers.
+# Networks for 32x32 images, with the sizes from their papers.
 _PREACT: dict[str, dict[str, Any]] = {
     "preact_resnet18": {"stage_sizes": (2, 2, 2, 2), "widths": (64, 128, 256, 512)},
     "wrn28_10": {
@@ -75,7 +75,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-# Hints on options that have other names in timm and torchvision.
+# Hints for options that have other names in timm and torchvision.
 _ELSEWHERE = {
     "in_chans": ": use in_channels",
     "pretrained": ": load_pretrained(name) returns a network with its weights",
@@ -92,21 +92,22 @@ def list_models() -> list[str]:
 
 
 def create(cfg: ModelConfig, num_classes: int, in_channels: int = 3) -> nn.Module:
-    """Returns the model of a configuration (see create_model)."""
+    """Returns the model that `cfg` describes (see create_model)."""
     options: dict[str, Any] = {**vars(cfg), "in_channels": in_channels}
     name = options.pop("model")
     return create_model(name, num_classes=num_classes, **options)
 
 
 def create_model(name: str, *, num_classes: int, **options: Any) -> nn.Module:
-    """Returns the model `name`, to call as model.apply(variables, images, train=...).
+    """Returns the model `name`; call it as model.apply(variables, images, train=...).
 
     Args:
       name: one of list_models().
       num_classes: number of logits; if 0, the model returns features.
       options: fields of ModelConfig or of the model's class (ResNet, ResNet9 or
-        HResNet). None and the default value in ModelConfig select the model's own
-        default. `skip=False` means shortcut="none", and `init` sets weight_init.
+        HResNet). For an option that is None or has ModelConfig's default value, the
+        model uses its own default. `skip=False` means shortcut="none", and `init` sets
+        weight_init.
 
     Raises:
       ConfigError: if the name or an option is unknown, or if options conflict.

@@ -1,4 +1,4 @@
-"""Folds BatchNorm in inference mode into the preceding convolution."""
+"""Folds each BatchNorm, in inference mode, into the preceding convolution."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,11 +22,11 @@ _NORMS = {
 
 
 def fold(model: nn.Module, variables: Any) -> tuple[nn.Module, Any]:
-    """Returns `model` without BatchNorm, and its variables.
+    """Returns an equivalent of `model` without BatchNorm, and the variables for it.
 
-    In inference mode, its outputs are equal to those of `model` up to rounding. If a
+    In inference mode, the outputs of both models are equal up to rounding. If a
     BatchNorm does not follow a convolution, or if the arithmetic is less precise than
-    float32, the model and the variables are returned unchanged.
+    float32, `model` and `variables` are returned unchanged.
     """
     if not _can_fold(model):
         return model, variables
@@ -46,7 +46,7 @@ def _can_fold(model: nn.Module) -> bool:
 
 
 def _folded(params: Mapping[str, Any], stats: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a module's `params` with its BatchNorms folded into convolutions."""
+    """Returns a module's `params` with each BatchNorm folded into a convolution."""
     found: dict[str, Any] = {}
     for name, layer in params.items():
         if name in _NORMS.values():

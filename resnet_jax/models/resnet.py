@@ -25,14 +25,14 @@ class ResNet(Network):
 
     It maps images [B, H, W, C] to logits [B, num_classes] or, if `num_classes` is 0, to
     the pooled features [B, widths[-1] * block.expansion]. The outputs are float32 or
-    more precise. The stem and each stage sow their output into "intermediates", under
-    the names stem, layer1, layer2 and so on.
+    more precise. The outputs of the stem and of each stage are sown into
+    "intermediates" under the names stem, layer1, layer2 and so on.
 
     Attributes:
-      block: BasicBlock, Bottleneck, or another module with their attributes.
+      block: BasicBlock, Bottleneck, or another module with the same attributes.
       stage_sizes: number of blocks per stage; every stage after the first halves the
         height and width.
-      widths: `features` of the blocks in each stage.
+      widths: the value of `features` for the blocks in each stage.
       stem_width: number of channels of the stem; widths[0] by default.
       stem: "imagenet" is a 7x7 convolution with stride 2, followed by 3x3 max pooling
         with stride 2. "cifar" is a 3x3 convolution for small images.
@@ -115,7 +115,8 @@ class ResNet(Network):
 class Head(nn.Module):
     """The last layer of a network, from features [B, F] to logits [B, num_classes].
 
-    Apply it to the variables of the network, from which it reads only `layer`.
+    Apply this module to the network's variables, of which it reads only the variables
+    of `layer`.
     """
 
     layer: str

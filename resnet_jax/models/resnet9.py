@@ -25,14 +25,14 @@ class ResNet9(Network):
 
     It maps images [B, H, W, 3] to logits [B, num_classes] or, if `num_classes` is 0, to
     features [B, 8 * width]. The first convolution has `width` output channels, and each
-    of three stages doubles the number of channels. A stage consists of a convolution,
-    2x2 max pooling, BatchNorm and ReLU; in the first and the last stage, a residual
-    block follows. The network ends in global max pooling and a linear layer, whose
-    output is multiplied by 1/8. Other attributes are as in ResNet.
+    of the three stages doubles the number of channels. A stage consists of a
+    convolution, 2x2 max pooling, BatchNorm and ReLU. In the first and last stages, a
+    residual block follows. The network ends in global max pooling and a linear layer,
+    whose output is multiplied by 1/8. Other attributes are as in ResNet.
 
     Attributes:
       width: number of output channels of the first convolution.
-      whiten: whether to make the first convolution 1x1 and to precede it with a fixed
+      whiten: whether the first convolution is 1x1 instead of 3x3 and follows a fixed
         3x3 convolution that whitens the images (see whitening.py).
     """
 
@@ -48,7 +48,7 @@ class ResNet9(Network):
         variables: dict[str, Any],
         inputs: Callable[[int], Iterable[np.ndarray]],
     ) -> dict[str, Any]:
-        """Fits the whitening layer, if there is one."""
+        """Fits the whitening layer, if there is one, to the images."""
         return whitening.fit(variables, inputs)
 
     @nn.compact

@@ -29,7 +29,7 @@ class Block(NamedTuple):
 
     name: str
     kind: str  # BasicBlock, Bottleneck or PreActBlock
-    shortcut: str  # the actual one: identity, pad, conv, conv_bn or none
+    shortcut: str  # the type in effect: identity, pad, conv, conv_bn or none
     input: tuple[int, ...]  # (H, W, C)
     output: tuple[int, ...]
 

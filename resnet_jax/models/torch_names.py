@@ -22,7 +22,7 @@ def torch_name(path: Sequence[Any]) -> str:
 def map_names(fn: Callable[[str], Any], tree: Mapping[str, Any]) -> Any:
     """Returns a tree with the structure of `tree` in which each leaf is fn(name).
 
-    The argument name is the leaf's name in PyTorch.
+    Here, name is the PyTorch name of the leaf.
     """
     return jax.tree_util.tree_map_with_path(lambda path, _: fn(torch_name(path)), tree)
 

@@ -20,8 +20,8 @@ _EPSILON = 5e-4  # added to each variance, in case it is 0 (Jordan 2024)
 class Whitening(Conv):
     """A fixed, padded convolution from [B, H, W, C] to [B, H, W, kernel_size**2 * C].
 
-    Its kernel is in `batch_stats` because it is fitted to the data (see fit) and not
-    trained. Initially, the layer copies the patches.
+    The kernel is in `batch_stats` because it is not trained but fitted to the data (see
+    fit). Before the fit, the layer returns the patches unchanged.
     """
 
     @nn.compact
@@ -57,8 +57,9 @@ def fit(
 ) -> dict[str, Any]:
     """Returns `variables` with the layer "whiten", if any, fitted to the images.
 
-    The fit always uses the same 5,000 images. After it, the layer's outputs are
-    uncorrelated over all patches inside these images, with mean squares of at most 1.
+    The fit always uses the same 5,000 images. Afterward, the layer's outputs are
+    uncorrelated over all patches that lie inside these images, and the mean square of
+    each output is at most 1.
 
     Args:
       variables: the model's variables.
@@ -69,21 +70,22 @@ def fit(
         return variables
     shape = statistics[LAYER]["kernel"].shape
     kernel = whitening_kernel(inputs(_IMAGES), shape[0]).astype(np.float32)
-    # All processes use the first one's kernel, because rounding may differ among them.
+    # All processes use the kernel of the first process, because rounding may differ.
     statistics[LAYER] = {"kernel": processes.from_first(kernel)}
     return {**variables, "batch_stats": statistics}
 
 
 def whitening_kernel(parts: Iterable[np.ndarray], size: int) -> np.ndarray:
-    """Returns the principal axes of patches, divided by their standard deviations.
+    """Returns a kernel that computes the whitened principal components of patches.
 
     Args:
-      parts: chunks of the images, each [N, H, W, C].
+      parts: the images, in chunks of [N, H, W, C].
       size: height and width of the patches.
 
     Returns:
-      A convolution kernel [size, size, C, size * size * C], whose outputs are in order
-      of decreasing variance.
+      A convolution kernel [size, size, C, size * size * C]. Each output channel is a
+      principal component divided by its standard deviation, in order of decreasing
+      variance.
     """
     total, count = 0.0, 0
     for x in parts:

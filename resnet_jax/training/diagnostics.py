@@ -35,16 +35,16 @@ def layer_statistics(
 ) -> Layers:
     """Returns statistics of each layer in a step on `batch`; `state` does not change.
 
-    For every convolution, linear layer and BatchNorm, these are float32 scalars:
+    For every convolution, linear layer and BatchNorm, there are five float32 scalars:
       gradient: L2 norm of the gradient with respect to the layer's parameters.
       activation: root mean square of the layer's output.
       input_mean: mean of the layer's input.
       input_std: standard deviation of the layer's input.
-      update_ratio: L2 norm of the update divided by that of the parameters.
+      update_ratio: L2 norm of the update divided by the L2 norm of the parameters.
 
     Args:
-      key: the key that train_step takes. Augmentation and dropout are always those of
-        step 0, so that two measurements differ only in the network.
+      key: the key that train_step takes. Augmentation and dropout always use the random
+        numbers of step 0, so that measurements differ only if the network changes.
     """
     key = jax.random.fold_in(key, 0)
     images, targets = augment(key, batch["images"], batch["labels"])
@@ -64,7 +64,7 @@ def layer_statistics(
         name: {
             "gradient": gradients[name],
             **values,
-            # The ratio is undefined for parameters that are all 0.
+            # If all parameters are 0, the ratio is undefined.
             "update_ratio": jnp.where(
                 sizes[name] > 0, changes[name] / jnp.maximum(sizes[name], 1e-30), 0.0
             ),
@@ -75,7 +75,7 @@ def layer_statistics(
 
 
 def _watch(found: Layers) -> Callable[..., Any]:
-    """Returns a method interceptor that stores statistics of inputs and outputs."""
+    """Returns a method interceptor that stores each layer's statistics in `found`."""
 
     def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         y, layer = call(*args, **kwargs), context.module
@@ -93,7 +93,7 @@ def _watch(found: Layers) -> Callable[..., Any]:
 
 
 def _norms(tree: Any) -> dict[str, jax.Array]:
-    """Returns the L2 norm of each layer's leaves, by layer name."""
+    """Returns the L2 norm of each layer's part of `tree`, by layer name."""
     leaves: dict[str, list[jax.Array]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         layer = torch_names.torch_name(path).rsplit(".", 1)[0]
@@ -110,7 +110,7 @@ def make_layer_statistics(
     trainable: Predicate | None = None,
     backbone_bn: str = "update",
 ) -> Callable[[TrainState], Layers]:
-    """Returns layer_statistics as a compiled function of the state that returns floats.
+    """Returns a compiled function that maps a state to layer_statistics, as floats.
 
     Args:
       first_batch: a function that returns the batch to measure on. It is called only

@@ -47,11 +47,11 @@ def logits_of(
     """Returns the outputs of `model` for a batch: logits [B, C], or features.
 
     Args:
-      views: the test-time augmentation over whose views logits are averaged, or None.
+      views: the test-time augmentation, or None. Logits are averaged over the views.
     """
     images = preprocess(batch["images"])
     shown = [(1.0, images)] if views is None else views(images)
-    if library.is_used():  # oneDNN fuses bias and ReLU with a convolution
+    if library.is_used():  # oneDNN fuses a bias and a ReLU with the convolution
         model, variables = folding.fold(model, variables)
     apply: Callable[..., Any] = model.apply
     total = sum(share * apply(variables, view, train=False) for share, view in shown)
@@ -90,7 +90,7 @@ def eval_step(
 def make_evaluate(
     model: nn.Module, preprocess: Preprocess, loader: Loader, **options: Any
 ) -> Callable[[TrainState, Dataset], metrics.Sums]:
-    """Returns `evaluate` as a function of (state, dataset) with a compiled step.
+    """Returns `evaluate`, with a compiled step, as a function of (state, dataset).
 
     Args:
       options: see eval_step.
@@ -101,7 +101,7 @@ def make_evaluate(
         return eval_step(model, preprocess, state, fetch(source, batch), **options)
 
     def run(state: TrainState, dataset: Dataset) -> metrics.Sums:
-        # Drop the optimizer state, so that the step does not wait for it.
+        # Drop the optimizer state so that the step does not wait for it.
         state = state.replace(opt_state=())  # type: ignore[attr-defined]
         bound = partial(step, source=loader.source(dataset))
         return evaluate(bound, loader.evaluation, state, dataset)
@@ -115,7 +115,7 @@ def evaluate(
     state: TrainState,
     dataset: Sized,
 ) -> metrics.Sums:
-    """Returns the sums over `dataset`; checks that every example was counted once."""
+    """Returns metric sums over `dataset`; checks that each example is counted once."""
     total = None
     with waiting.bar(len(dataset), "evaluation") as bar:
         for batch in make_batches(dataset):
@@ -141,7 +141,7 @@ def predict(
     The outputs are logits [N, C], or features [N, F] if the model has num_classes=0.
 
     Args:
-      what: the description of the progress bar.
+      what: the label of the progress bar.
     """
 
     @partial(library.jit, out_shardings=mesh.replicated(loader.mesh))
@@ -156,7 +156,7 @@ def predict(
             with waiting.first(what, not parts):
                 parts.append(np.asarray(outputs(variables, batch, source)))
             bar.update(len(batch["mask"]))
-    # The last rows are the padding of the last batch.
+    # The last rows are the padding of the last batch; drop them.
     if not parts:
         return np.zeros((0, 1), np.float32)
     return np.concatenate(parts)[: len(dataset)]

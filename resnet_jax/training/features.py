@@ -1,4 +1,4 @@
-"""Caches a frozen backbone's features, from which only the last layer is trained."""
+"""Caches a frozen backbone's features, on which only the last layer is trained."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from resnet_jax.training import evaluation
 
 
 def head_of(model: nn.Module) -> Head:
-    """Returns the last layer of `model` as a module that takes the same variables."""
+    """Returns the last layer as a module that takes the variables of `model`."""
     return Head(
         layer=model.head,
         num_classes=model.num_classes,
@@ -27,7 +27,7 @@ def cache_features(
 ) -> tuple[Head, Preprocess, Loader]:
     """Returns replacements for the network, its preprocessing and its loader.
 
-    They operate on cached features instead of images.
+    The replacements operate on cached features instead of images.
     """
     splits = loader.splits
     cached = splits._replace(

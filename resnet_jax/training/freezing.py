@@ -14,7 +14,7 @@ from resnet_jax.errors import ConfigError
 from resnet_jax.layers.norm import BatchNorm
 from resnet_jax.models import torch_names
 
-Predicate = Callable[[str], bool]  # on a parameter's PyTorch name
+Predicate = Callable[[str], bool]  # takes a parameter's PyTorch name
 
 
 def make_trainable(
@@ -24,13 +24,13 @@ def make_trainable(
 
     Args:
       freeze: "none", "backbone" (all but the last layer), or a regular expression that
-        is searched for in the parameters' names.
+        is searched for in parameter names.
       model: the network.
       image_shape: (H, W, C) of the model's images.
 
     Raises:
-      ConfigError: if `freeze` is not a regular expression, or if no name or every name
-        matches it.
+      ConfigError: if `freeze` is not a regular expression, or if it matches no name or
+        every name.
     """
     if freeze == "none":
         return None
@@ -59,10 +59,10 @@ def make_trainable(
 
 
 def make_lr_scale(scale: float, model: nn.Module) -> Callable[[str], float] | None:
-    """Returns a function from a parameter's name to its learning rate factor.
+    """Returns a function that maps a parameter's name to a learning rate factor.
 
     The factor is 1 for the last layer and `scale` for all other layers. If `scale` is
-    1, returns None.
+    1, the result is None instead.
     """
     if scale == 1.0:
         return None
@@ -77,7 +77,7 @@ def inference_batch_norm(trainable: Predicate | None) -> Iterator[None]:
     with their running statistics and do not update them, even with train=True.
 
     The context takes effect while `apply` is traced. Enter it inside the function that
-    is passed to jax.jit, because a compiled function stays as it was traced.
+    is passed to jax.jit, because a function that is already compiled does not change.
 
     Args:
       trainable: a predicate on the name of a BatchNorm layer's weight, such as

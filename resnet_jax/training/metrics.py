@@ -13,7 +13,7 @@ Sums = dict[str, Any]  # name -> array; the sums of several batches can be added
 
 
 def train_sums(loss: jax.Array, logits: jax.Array, labels: jax.Array) -> Sums:
-    """Returns the sums over a training batch, given its mean loss []."""
+    """Returns the metric sums over a training batch, given the batch's mean loss []."""
     count = labels.shape[0]
     return {
         "loss": loss * count,
@@ -23,10 +23,11 @@ def train_sums(loss: jax.Array, logits: jax.Array, labels: jax.Array) -> Sums:
 
 
 def eval_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Sums:
-    """Returns the sums over the examples whose mask is 1.
+    """Returns the metric sums over the examples whose mask is 1.
 
     An example counts as correct in the top k if fewer than k classes have a larger
-    logit than its label. As in argmax, the lower class wins a tie.
+    logit than the example's label. As in argmax, the class with the lower index wins a
+    tie.
 
     Args:
       logits: [B, C].
@@ -55,7 +56,7 @@ def eval_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Sums:
 
 
 def add(total: Sums | None, more: Sums) -> Sums:
-    """Adds two sums on the host in float64, which keeps counts exact."""
+    """Adds `more` to `total` on the host in float64, which keeps counts exact."""
     more = {name: np.asarray(value, np.float64) for name, value in more.items()}
     if total is None:
         return more
@@ -63,9 +64,9 @@ def add(total: Sums | None, more: Sums) -> Sums:
 
 
 def means(sums: Sums, prefix: str) -> dict[str, Any]:
-    """Returns the means per example as {prefix_loss, prefix_accuracy}.
+    """Returns the mean loss and the accuracy, named prefix_loss and prefix_accuracy.
 
-    If the sums have a seed axis, returns the means over the seeds.
+    If the sums have a seed axis, the results are averaged over the seeds.
     """
     return {
         f"{prefix}_{name}": float(np.mean(np.asarray(sums[counted] / sums["count"])))
@@ -93,7 +94,7 @@ def summary_line(sums: Sums) -> str:
 
 
 def epoch_line(record: dict[str, Any]) -> str:
-    """Returns a record of metrics.jsonl as a readable line."""
+    """Formats a record of metrics.jsonl as a readable line."""
     parts = [
         f"epoch {record['epoch']:3d}  step {record['step']}  lr {record['lr']:.3g}"
     ]

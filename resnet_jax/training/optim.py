@@ -29,14 +29,14 @@ def make_schedule(
       linear: from lr to 0 over `total_steps`.
       step: multiplies the rate by lr_gamma at each of lr_milestones, which are steps
         (MultiStepLR), or every lr_step_size epochs (StepLR).
-      onecycle: from lr / 25 to lr over pct_start of the steps, and then to lr / 250,000
-        (OneCycleLR, without cycling momentum).
+      onecycle: from lr / 25 to lr over the fraction pct_start of the steps, and then to
+        lr / 250,000 (OneCycleLR, without cycling momentum).
 
-    If warmup_epochs amounts to w steps, the rate at step s < w (from 0) is multiplied
-    by (s + 1) / (w + 1). With warmup_decay, the rate is instead lr times a factor that
-    increases from warmup_decay to 1 in w steps, and the schedule spans the remaining
-    steps (like SequentialLR of LinearLR and the schedule). Without sched_on_updates,
-    each step uses the rate of the first step of its epoch.
+    If warmup_epochs amounts to w steps, the rate at step s < w (counted from 0) is
+    multiplied by (s + 1) / (w + 1). With warmup_decay, the rate is instead lr times a
+    factor that increases from warmup_decay to 1 in w steps, and the schedule spans the
+    remaining steps (like a SequentialLR with a LinearLR and the schedule). Without
+    sched_on_updates, each step uses the rate of the first step in the same epoch.
 
     Raises:
       ConfigError: if the name of the schedule is unknown.
@@ -96,10 +96,10 @@ def _onecycle(lr: float, total_steps: int, pct_start: float) -> optax.Schedule:
 def make_ema_decay(
     cfg: Config, steps_per_epoch: int
 ) -> float | Callable[[jax.Array], jax.Array]:
-    """Returns the decay of the moving average, for step.average.
+    """Returns the decay that step.average takes for the moving average.
 
-    If ema_steps is above 1, it follows torchvision's reference scripts: every ema_steps
-    steps of an epoch, starting with the first, the decay is
+    If ema_steps is greater than 1, the decay follows torchvision's reference scripts:
+    every ema_steps steps of an epoch, starting with the first step, it is
     1 - (1 - ema_decay) * batch_size * ema_steps / epochs. At other steps, the average
     does not change. During warm-up, the updated average is a copy of the variables.
     """
@@ -130,13 +130,13 @@ def make_optimizer(
     multiply it by the learning rate. Adam uses betas (0.9, 0.999) and adds eps 1e-8
     outside the square root. Muon (from optax.contrib) orthogonalizes the momentum of
     each convolution kernel as a matrix [K * K * C, F] and scales it to a root mean
-    square of 0.2, which is similar to AdamW's updates; all other parameters use AdamW.
+    square of 0.2, similar to that of AdamW's updates. All other parameters use AdamW.
     clip_grad is the maximum global norm of the gradient
     (torch.nn.utils.clip_grad_norm_).
 
     Args:
-      trainable: a predicate on PyTorch parameter names. Parameters for which it is
-        false do not change by a single bit and have no moments (requires_grad=False).
+      trainable: a predicate on PyTorch parameter names. As with requires_grad=False,
+        parameters for which it is false do not change at all and have no moments.
       lr_scale: a function that returns the learning rate factor of a parameter, given
         its name (like the lr of a param_group).
 
@@ -226,16 +226,16 @@ def _orthogonalize(matrix: jax.Array) -> jax.Array:
     polynomials commute, each G can be computed from the previous one, and X need only
     be multiplied by the product of the polynomials (Gram Newton-Schulz; Zhang, Amsel,
     Chen and Dao 2026). This takes 8 N M^2 + 28 M^3 operations instead of
-    20 N M^2 + 10 M^3. Because G squares the singular values, rounding matters more, so
-    G is recomputed after three steps, and all products use full precision instead of
-    TF32 or bfloat16.
+    20 N M^2 + 10 M^3. Rounding matters more, however, because the singular values of G
+    are the squares of those of X. Therefore, G is recomputed after three steps, and all
+    products use full precision instead of TF32 or bfloat16.
 
     Args:
       matrix: [N, M], with a Frobenius norm of at most 1.
 
     Returns:
-      A matrix [N, M] whose singular values are between about 0.7 and 1.2, except those
-      that were tiny.
+      A matrix [N, M] whose singular values are between about 0.7 and 1.2, except where
+      the singular values of `matrix` are tiny.
     """
     if matrix.shape[0] < matrix.shape[1]:
         return _orthogonalize(matrix.T).T
@@ -244,7 +244,7 @@ def _orthogonalize(matrix: jax.Array) -> jax.Array:
     found = matrix
     for steps in (3, 2):
         gram = times(found.T, found)  # [M, M]
-        change = b * gram + times(c * gram, gram)  # the polynomial without a I
+        change = b * gram + times(c * gram, gram)  # the polynomial without its term a I
         product = a * jnp.eye(len(gram), dtype=gram.dtype) + change
         for _ in range(steps - 1):
             for _ in range(2):
@@ -268,7 +268,7 @@ def _scale_by_name(
 
 
 def _decay(rates: dict[str, float]) -> optax.GradientTransformation:
-    """Returns weight decay as an L2 penalty with a rate for each kind of parameter."""
+    """Returns an L2 penalty with a separate rate for each kind of parameter."""
     if len(set(rates.values())) == 1:
         rate = rates["weight"]
         return optax.add_decayed_weights(rate) if rate else optax.identity()

@@ -1,7 +1,8 @@
-"""Trains one recipe from several seeds in one program.
+"""Trains one recipe with several seeds in one program.
 
-The arrays of the state and of the sums then have a leading seed axis, and `each` maps a
-function of one seed's arrays over it. Runs with a single seed have no such axis.
+In this case, the arrays of the state and of the sums have a leading seed axis, and
+`each` maps a function of one seed's arrays over that axis. Runs with a single seed have
+no such axis.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,10 +22,11 @@ from resnet_jax.training.state import Each, Keys, TrainState
 
 
 def make_each(num_seeds: int, mesh: Mesh) -> Each:
-    """Returns a transformation that maps functions over seeds, or the identity for one.
+    """Returns a transformation that maps functions over seeds.
 
-    On accelerators, each operation computes all seeds (vmap). On CPUs, one seed is
-    computed after another, because convolutions take one kernel at a time.
+    For a single seed, this is the identity. On accelerators, each operation computes
+    its results for all seeds at once (vmap). On CPUs, the seeds are computed one after
+    another, because CPU convolutions take only one kernel at a time.
     """
     if num_seeds == 1:
         return lambda function: function
@@ -40,7 +42,7 @@ def unrolled(function: Callable[..., Any]) -> Callable[..., Any]:
         num = len(jax.tree.leaves(args)[0])
         found: list[Any] = []
         for index in range(num):
-            # Forces sequential calls, because interleaved ones compete for the caches.
+            # Run the calls one after another: interleaved calls compete for the caches.
             args, found = jax.lax.optimization_barrier((args, found))
             found.append(function(*take(args, index)))
         return stack(found)
@@ -66,7 +68,7 @@ def shape(num_seeds: int) -> tuple[int, ...]:
 
 
 def shapes(tree: Any, num_seeds: int) -> Any:
-    """Returns the shapes of `tree` for several seeds, given those for one seed."""
+    """Returns the shapes for `num_seeds` seeds, given a `tree` of shapes for one."""
     axes = shape(num_seeds)
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((*axes, *leaf.shape), leaf.dtype), tree
@@ -74,7 +76,7 @@ def shapes(tree: Any, num_seeds: int) -> Any:
 
 
 def make_keys(seed: int, num_seeds: int) -> Keys:
-    """Returns the keys of the seeds from `seed` on: [num_seeds], or [] for one seed."""
+    """Returns keys for `num_seeds` seeds from `seed` on: [num_seeds], or [] for one."""
     keys: Keys = stack([state.make_keys(n) for n in range(seed, seed + num_seeds)])
     return keys
 
@@ -123,9 +125,10 @@ def for_each(
 
 
 def means(sums: Sums, prefix: str) -> dict[str, Any]:
-    """Returns metrics.means; for several seeds, adds standard deviations and values.
+    """Returns metrics.means and, for several seeds, standard deviations and all values.
 
-    The names are prefix_loss_std and prefix_loss_seeds, and likewise for the accuracy.
+    The added names are prefix_loss_std, prefix_loss_seeds, prefix_accuracy_std and
+    prefix_accuracy_seeds.
     """
     found = metrics.means(sums, prefix)
     if np.ndim(sums["loss"]):
@@ -149,7 +152,7 @@ def index_of(
     """Returns the index of `seed` in a run; None for a single seed or for all seeds.
 
     Args:
-      one: the option that needs a single network, if any.
+      one: the name of an option that needs a single network, or "".
 
     Raises:
       ConfigError: if the run has no such seed, or if `one` requires the choice of a
@@ -169,7 +172,11 @@ def index_of(
 
 
 def with_ensemble(logits: jax.Array) -> jax.Array:
-    """Appends the logits of the mean probabilities to logits [num_seeds, B, C]."""
+    """Appends the logits of the ensemble, which averages the seeds' probabilities.
+
+    Args:
+      logits: [num_seeds, B, C].
+    """
     summed = jax.nn.logsumexp(jax.nn.log_softmax(logits), 0, keepdims=True)
     return jnp.concatenate([logits, summed - jnp.log(len(logits))])
 
@@ -177,9 +184,9 @@ def with_ensemble(logits: jax.Array) -> jax.Array:
 class Scores(NamedTuple):
     """The result of one pass over a data set."""
 
-    lines: list[str]  # one per seed, the mean and the ensemble; empty for one seed
-    sums: Sums  # of the predictions of all seeds
-    best: Sums  # of the ensemble, or of the only seed
+    lines: list[str]  # for each seed, the mean and the ensemble; empty for one seed
+    sums: Sums  # the metric sums over the predictions of all seeds
+    best: Sums  # the metric sums for the ensemble, or for the only seed
     figures: dict[str, Any]  # see metrics.report
 
 

@@ -17,7 +17,7 @@ Each = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a training step reads and writes; contains only arrays."""
+    """The state that a training step reads and updates; it contains only arrays."""
 
     step: jax.Array  # [] int32, the number of updates so far
     params: Any
@@ -31,7 +31,7 @@ class TrainState:
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     def with_variables(self, variables: dict[str, Any]) -> "TrainState":
-        """Replaces the initial variables of a state before its first step."""
+        """Returns the state with other variables, for use before the first step."""
         ema = None if self.ema is None else jax.tree.map(jnp.array, variables)
         found: TrainState = self.replace(**variables, ema=ema)  # type: ignore[attr-defined]
         return found
@@ -43,21 +43,21 @@ class TrainState:
 
 
 class Keys(NamedTuple):
-    """Random keys, one for each purpose."""
+    """PRNG keys, one for each purpose."""
 
     init: jax.Array
     augment: jax.Array
 
 
 def make_keys(seed: int) -> Keys:
-    """Returns the keys of a run, derived from its seed."""
+    """Returns the keys for a run, derived from the run's seed."""
     return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
 
 
 def init_variables(
     model: nn.Module, image_shape: tuple[int, int, int], *, key: jax.Array
 ) -> dict[str, Any]:
-    """Returns initial {"params", "batch_stats"} for images of `image_shape`."""
+    """Returns the initial "params" and "batch_stats" for images of `image_shape`."""
     variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
     return {"batch_stats": {}, **variables}
 
@@ -85,7 +85,7 @@ def init_state(
       model: the network.
       tx: the optimizer.
       image_shape: (H, W, C).
-      key: the key of the run, or of each seed.
+      key: the PRNG key for the run, or one key for each seed.
       has_ema: whether the state has a moving average, which train_step updates with
         ema_decay.
       each: see seeds.make_each.

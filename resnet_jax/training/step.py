@@ -26,13 +26,13 @@ from resnet_jax.training.state import Batch, TrainState
 log = logging.getLogger(__name__)
 
 Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, metrics.Sums]]
-EmaDecay = float | Callable[[jax.Array], jax.Array]  # constant or given the step
+EmaDecay = float | Callable[[jax.Array], jax.Array]  # a constant, or a function of step
 
 
 def model_key(step_key: jax.Array) -> jax.Array:
-    """Returns the network's key in a step, derived from the step's key.
+    """Returns the PRNG key for the network, derived from the step's key.
 
-    The augmentation folds 0, 1, ... into the step's key; this folds in another number.
+    The augmentation folds 0, 1, ... into the step's key; this function folds in 2**31.
     """
     return jax.random.fold_in(step_key, 2**31)
 
@@ -54,7 +54,7 @@ def train_step(
     """Takes one step on the mean cross-entropy of `batch`; returns (state, sums).
 
     Args:
-      trainable: a predicate on PyTorch names, true for the parameters to update.
+      trainable: a predicate on PyTorch names that is true for the parameters to update.
       backbone_bn: the mode of BatchNorm layers that are not trainable. "update" updates
         their statistics, like a PyTorch module in training mode with
         requires_grad=False; "frozen" uses inference mode.
@@ -100,8 +100,8 @@ def train_step(
 def average(ema: Any, variables: Any, step: jax.Array, decay: EmaDecay) -> Any:
     """Updates the exponential moving average of parameters and running statistics.
 
-    Running statistics are averaged like parameters, because they depend on the
-    parameters of their step. As in TensorFlow, the decay at step s (from 0) is at most
+    Running statistics are averaged too, because they belong to the parameters of one
+    step. As in TensorFlow, the decay at step s (starting at 0) is at most
     (1 + s) / (10 + s), unless `decay` is a function of the step.
     """
     if callable(decay):
@@ -149,7 +149,7 @@ def loss_fn(
     Args:
       images: [B, H, W, C], preprocessed.
       targets: target distributions [B, num_classes].
-      key: the network's key in the step, from which the dropout key is derived.
+      key: a PRNG key, from which the dropout key is derived.
     """
     logits, moved = model.apply(
         {"params": params, "batch_stats": batch_stats},
@@ -203,7 +203,7 @@ def _accumulated(
     key: jax.Array,
     parts: int,
 ) -> tuple[tuple[jax.Array, tuple[jax.Array, Any]], Any]:
-    """Accumulates `gradient` of the batch over `parts` micro-batches."""
+    """Returns the batch's `gradient`, accumulated over `parts` micro-batches."""
     num_rows = len(targets)
 
     def add(carry: Any, micro: tuple[Any, ...]) -> tuple[Any, jax.Array]:
@@ -243,14 +243,14 @@ def _accumulated(
 def compile_step(
     step: Step, state: TrainState, loader: Loader, key: jax.Array
 ) -> tuple[Callable[[TrainState, Batch], tuple[TrainState, metrics.Sums]], float]:
-    """Compiles `step` for the loader's batches; returns it and the time in seconds.
+    """Compiles `step` for the loader's batches; returns it and the seconds this took.
 
-    No step is run. Call the result as step(state, batch); it donates `state`. For a
-    batch [steps, rows], it runs several steps and returns the sums of each. With
-    several seeds, batches are [seeds, rows].
+    No step is run. Call the compiled step as step(state, batch); it donates `state`.
+    For a batch [steps, rows], it runs several steps and returns the sums of each step.
+    With several seeds, a seed axis precedes the rows.
 
     Args:
-      state: the state, which must be on the devices, as must the key, [] or [seeds].
+      state: the initial state. It and `key` ([] or [seeds]) must be on the devices.
 
     Raises:
       ConfigError: if the model cannot train on batches of one of these shapes.
@@ -260,8 +260,8 @@ def compile_step(
     source = loader.source(loader.splits.train)
     sharding = state.step.sharding
     config: Any = jax.config
-    # To find a NaN, JAX reruns the step op by op with the same arguments, so they are
-    # not donated; without jit, there is nothing to compile.
+    # To find a NaN, JAX reruns the step op by op with the same arguments, so these must
+    # not be donated. Without jit, there is nothing to compile.
     if config.jax_debug_nans or config.jax_disable_jit:
         jitted = library.jit(fed, out_shardings=sharding)
         return lambda state, batch: jitted(state, batch, source, key), 0.0

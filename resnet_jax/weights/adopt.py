@@ -21,11 +21,12 @@ log = logging.getLogger(__name__)
 
 
 def read_state_dict(path: str | Path, key: str | None = None) -> convert.StateDict:
-    """Reads the arrays of a weights file or folder, keyed by their PyTorch names.
+    """Reads a weights file or folder and returns its arrays, keyed by PyTorch name.
 
-    The arrays come from the largest dictionary in the file. The prefixes of wrappers
-    (module., _orig_mod.) are removed from their names. Classes in a pickle other than
-    tensors are neither imported nor called.
+    The arrays come from the largest dictionary in the file. The prefixes that wrappers
+    add (module., _orig_mod.) are removed from the names. In a pickle, objects other
+    than tensors, numbers, strings and containers become placeholders; their classes are
+    neither imported nor called.
 
     Args:
       path: the file or folder; see read.read.
@@ -75,7 +76,7 @@ def adopt(
     key: str | None = None,
     new_head: bool | None = False,
 ) -> tuple[dict[str, Any], Match]:
-    """Fills the variables of `model` with a file's weights, and logs which are used.
+    """Fills the variables of `model` with a file's weights, and logs their origin.
 
     Args:
       content: the content of the file.
@@ -84,10 +85,10 @@ def adopt(
       name: the model's name.
       key: selects one of several sets of weights; see Match.label.
       new_head: whether the last layer keeps its values in `variables`. If None, it
-        keeps them only if the file has no layer of its shape.
+        keeps them only if the file has no last layer of the same shape.
 
     Returns:
-      The filled variables, and the match in the file that they come from.
+      The filled variables, and the match that says where in the file they were found.
 
     Raises:
       ConfigError: if the file has no weights under `key`.
@@ -131,7 +132,7 @@ def adopt(
         adopted = convert.fill(variables, values, skip)
     except DataError as error:
         raise DataError(f"{path} cannot be used: {error}") from None
-    # The weights of exported folders always have this package's names.
+    # Exported folders always use this package's names, so this is only for debugging.
     is_own = is_exported(path.parent) and not skip
     level = logging.DEBUG if is_own else logging.INFO
     log.log(level, "weights: %s", _say(path, sound, head, skip))
@@ -139,9 +140,9 @@ def adopt(
 
 
 def _normalization_in(dictionary: Mapping[str, Any], channels: int) -> str | None:
-    """Returns the mean and standard deviation that a dictionary stores for images.
+    """Returns the mean and standard deviation of images that a dictionary stores.
 
-    They are in the format of --normalize. Returns None if either is missing.
+    They are formatted as for --normalize. If either is missing, the result is None.
     """
     found: dict[str, str] = {}
     for name, value in dictionary.items():
@@ -245,7 +246,7 @@ def _count(dictionary: Mapping[str, Any]) -> int:
 
 
 def _are_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Returns whether both have equal names and shapes, disregarding wrappers."""
+    """Returns whether names and shapes are equal, disregarding wrapper prefixes."""
     mine, yours = without_wrappers(one), without_wrappers(other)
     return mine.keys() == yours.keys() and all(
         match.shape_of(one[mine[name]]) == match.shape_of(other[yours[name]])

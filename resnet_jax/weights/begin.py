@@ -13,7 +13,7 @@ from resnet_jax.training import seeds
 from resnet_jax.training.state import TrainState
 from resnet_jax.weights import pretrained
 
-_AT_A_TIME = 100  # images per chunk; their patches take nine times as much memory
+_AT_A_TIME = 100  # images per chunk; 3x3 patches take nine times the images' memory
 
 
 def load_into(
@@ -26,8 +26,9 @@ def load_into(
 ) -> TrainState:
     """Returns the initial `state`, with pretrained weights if `cfg` names any.
 
-    If there are several seeds, each keeps its own last layer. If there are no
-    pretrained weights, models that support it are fitted to the training images.
+    With several seeds, a last layer that is not loaded differs between the seeds.
+    Without pretrained weights, a whitening layer (see models/whitening.py) is fitted to
+    the training images.
 
     Args:
       name: the model's name.

@@ -14,7 +14,7 @@ from resnet_jax.weights.published import IMAGENET
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 
-# Names of networks in timm and torchvision, by their layer type and depths.
+# The names of networks in timm and torchvision, by layer type and depths.
 _FAMILY = {
     ("basic", (2, 2, 2, 2)): "resnet18",
     ("basic", (3, 4, 6, 3)): "resnet34",
@@ -23,14 +23,14 @@ _FAMILY = {
     ("bottleneck", (3, 8, 36, 3)): "resnet152",
 }
 _WIDTHS = {"basic": (64, 128, 256, 512), "bottleneck": (256, 512, 1024, 2048)}
-# Arguments of timm that change neither the network nor the names of its weights.
+# timm's arguments that change neither the architecture nor the names of the weights.
 _HARMLESS = {
     *("in_chans", "num_classes", "drop_rate", "drop_path_rate", "drop_block_rate"),
     *("zero_init_last", "img_size"),
 }
 # Pillow's interpolation methods, by number.
 _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
-# The largest image side, and the side from which ConvNext's processor does not crop.
+# The largest accepted side, and the smallest that ConvNext's processor does not crop.
 _MAX_SIDE, _SQUASHED = 4096, 384
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ class Described(NamedTuple):
     mean: tuple[float, ...] | None  # per channel, of images scaled to [0, 1]
     std: tuple[float, ...] | None
     crop: int | None  # side of the network's square input
-    resize: int | None  # length of the shorter side; None if resized in another way
+    resize: int | None  # length of the shorter side; None for any other resizing
     interpolation: str | None  # nearest, bilinear, bicubic, lanczos, box or hamming
     class_names: tuple[str, ...] | None
     stride_in_1x1: bool  # whether a bottleneck's first convolution has the stride
@@ -52,7 +52,7 @@ class Described(NamedTuple):
 
 
 def read_described(directory: str | Path) -> Described:
-    """Returns the description of weights in timm's or transformers' JSON files.
+    """Reads the description of weights from timm's or transformers' JSON files.
 
     timm writes the field "architecture" to config.json. transformers writes the field
     "model_type" there, and describes the images in preprocessor_config.json.
@@ -119,7 +119,7 @@ def _of_transformers(config: Mapping[str, Any]) -> Described:
     unsaid = Described(None, None, 3, *(None,) * 6, stride_in_1x1=False, stated=stated)
     if kind != "resnet":
         return unsaid
-    # Missing fields have the default values of ResNetConfig().
+    # Missing fields take the default values of ResNetConfig().
     layer = _get(config, "layer_type", _text) or "bottleneck"
     depths = _get(config, "depths", _sizes) or (3, 4, 6, 3)
     widths = _get(config, "hidden_sizes", _sizes) or _WIDTHS["bottleneck"]
@@ -150,7 +150,7 @@ def _of_transformers(config: Mapping[str, Any]) -> Described:
 
 
 def _with_processor(described: Described, content: Mapping[str, Any]) -> Described:
-    """Returns `described` with the preprocessing of preprocessor_config.json."""
+    """Returns `described` with the preprocessing from preprocessor_config.json."""
     factor = _get(content, "rescale_factor", _number)
     is_scaled = factor is None or math.isclose(factor, 1 / 255, rel_tol=1e-3)
     if not is_scaled or content.get("do_rescale") is False:
@@ -197,7 +197,7 @@ def _resized(crop: int | None, crop_pct: float | None) -> int | None:
 
 
 def _one_each(names: Sequence[str] | None, classes: int | None) -> Any:
-    """Returns `names`, one per class, as a tuple, or None if there are none."""
+    """Returns `names` as a tuple, or None if empty; checks that each class has one."""
     if names and classes is not None and len(names) != classes:
         raise ValueError(f"it has {len(names)} names for {classes} classes")
     return tuple(names) if names else None
@@ -206,7 +206,7 @@ def _one_each(names: Sequence[str] | None, classes: int | None) -> Any:
 def _per_channel(
     content: Mapping[str, Any], field: str, channels: int, averaged: bool = False
 ) -> tuple[float, ...] | None:
-    """Returns one value per channel or, if `averaged`, their mean for gray images."""
+    """Returns one value per channel; if `averaged`, gray images get the mean value."""
     found = content.get(field)
     if found is None:
         return None
@@ -276,7 +276,7 @@ def _input_size(value: Any, field: str) -> tuple[int, int | None]:
 
 
 def _square(value: Any, field: str) -> int | None:
-    """Returns the side in one of transformers' formats, or None if not square."""
+    """Parses a size in any of transformers' formats; returns None if not square."""
     if not isinstance(value, dict):
         return _side(value, field)
     if "shortest_edge" in value:
@@ -296,5 +296,5 @@ def _names(value: Any, field: str) -> tuple[str, ...]:
 
 
 def _line(text: object) -> str:
-    """Returns any value in a file as one printable line."""
+    """Formats any value from a file as one printable line."""
     return "".join(c if c.isprintable() else "?" for c in first_line(text))

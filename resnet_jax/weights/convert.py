@@ -43,8 +43,8 @@ def from_torch(
 ) -> dict[str, Any]:
     """Returns a tree with the structure of `variables` and the values of `state_dict`.
 
-    The values are copied. The layer names of other projects (see names.py), prefixes of
-    wrappers, and other names of the last layer are recognized.
+    The values are copied. Other projects' layer names (see names.py), wrapper prefixes,
+    and other names for the last layer are recognized.
 
     Args:
       state_dict: maps names to arrays in PyTorch's layouts. num_batches_tracked is
@@ -56,9 +56,9 @@ def from_torch(
         ignored in `state_dict`.
 
     Raises:
-      DataError: if names of the network are missing or unexpected, or if shapes differ.
-        The message lists the first five of each kind. Arrays that do not belong to
-        the network are only counted, in a log line.
+      DataError: if names of the network are missing, if its modules have unexpected
+        names, or if shapes differ. The message lists the first five names of each kind.
+        Arrays outside the network's modules are not an error: a log line counts them.
     """
     shapes = shapes_of(variables)
     wanted = {n: s for n, s in shapes.items() if not torch_names.is_in(n, skip)}
@@ -94,7 +94,7 @@ def from_torch(
 def with_names_of(
     found: Match, dictionary: Mapping[str, Any], head: str | None
 ) -> dict[str, Any]:
-    """Returns `dictionary` with the weights in `found` renamed as in the network."""
+    """Returns `dictionary` with the network's names for the weights in `found`."""
     names = dict(found.names)
     if head is not None and found.head is not None:
         theirs = match.head_names(found.head)
@@ -133,8 +133,8 @@ def fill(
             raise DataError(f"{name} is {match.describe(value)}, not a tensor")
         if not jnp.issubdtype(value.dtype, jnp.floating):
             raise DataError(f"{name} is {value.dtype}, not floating-point")
-        # This must be a copy: on CPUs, asarray would share the memory of the tensor,
-        # which a PyTorch optimizer may change later.
+        # This must be a copy: on CPUs, asarray would share the tensor's memory, which a
+        # PyTorch optimizer may change later.
         leaves.append(jnp.array(_to_flax(np.asarray(value)), leaf.dtype))
     tree: dict[str, Any] = jax.tree.unflatten(
         jax.tree.structure(dict(variables)), leaves
@@ -176,7 +176,7 @@ def _torch_shape(leaf: Any) -> tuple[int, ...]:
 def list_problems(
     found: Mapping[str, Any], wanted: Mapping[str, tuple[int, ...]]
 ) -> str:
-    """Lists the names that are missing, unexpected or misshapen; "" if all fit."""
+    """Lists the missing, unexpected and misshapen names; returns "" if all fit."""
     kinds = {
         "missing": [name for name in wanted if name not in found],
         "unexpected": [

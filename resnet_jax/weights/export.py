@@ -23,17 +23,18 @@ _VERSIONS = ("resnet-flax-linen", "jax", "flax", "numpy", "safetensors")
 def write(directory: Path, variables: Mapping[str, Any], info: dict[str, Any]) -> None:
     """Writes model.safetensors, config.json and README.md into `directory`.
 
-    The weights have torchvision's names and layouts. Their file is written last.
+    The weights have torchvision's names and layouts. The weights file is written last.
 
     Args:
       directory: the folder to write; it is created if necessary.
-      variables: the variables of the network.
+      variables: the network's variables.
       info: the fields model, dataset, class_names, preprocessing and metrics of
-        config.json. The fields parameters, sha256 and versions, and those that timm
-        reads, are added.
+        config.json. The fields parameters, sha256 and versions, and the fields that
+        timm reads, are added.
 
     Raises:
-      ConfigError: if `directory` cannot be written, or holds another network.
+      ConfigError: if `directory` cannot be written, or holds a network in another
+        format.
     """
     from safetensors.numpy import save_file
 
@@ -74,14 +75,15 @@ def write_folder(
     Args:
       directory: see write.
       name: the name of the file with the network.
-      save: writes that file to the path that it is given.
+      save: a function that writes the file to the path that it receives.
       info: see write.
       variables: see write.
       usage: the section of the model card on how to use the file.
-      tag: the tag of the model card for the file's format.
+      tag: the tag that the model card gives for the file's format.
 
     Raises:
-      ConfigError: if `directory` cannot be written, or holds another network.
+      ConfigError: if `directory` cannot be written, or holds a network in another
+        format.
     """
     check_free(directory, name)
     files.check_writable(directory, "folder", "--export")
@@ -95,7 +97,7 @@ def write_folder(
             "sha256": file_digest(whole),
             "versions": versions(),
         }
-        # An old file must not be left with the new config.json.
+        # If writing fails, an old network must not remain next to a new config.json.
         (directory / name).unlink(missing_ok=True)
         files.write_json(directory / CONFIG, info)
         files.write_text(directory / CARD, _card(info, usage, tag))
@@ -145,7 +147,7 @@ def is_timms(model: Mapping[str, Any]) -> bool:
 
 
 def versions() -> dict[str, str | None]:
-    """Returns the versions of Python and of packages; None for missing packages."""
+    """Returns the versions of Python and packages, with None for missing packages."""
     found = {name: version(name) for name in _VERSIONS}
     return {"python": platform.python_version(), **found}
 
@@ -234,7 +236,7 @@ model = torchvision.models.{model}(num_classes={len(classes)})
 
 
 def _stem_code(model: Mapping[str, Any]) -> str:
-    """Returns code that adapts torchvision's network to these images."""
+    """Returns code that gives torchvision's network the stem of `model`."""
     channels = model.get("in_channels", 3)
     if model["stem"] == "cifar":
         return (

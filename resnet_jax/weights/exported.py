@@ -11,7 +11,7 @@ from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.fields import from_json
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-_SIDES = range(1, 4097)  # possible sides of images, in pixels
+_SIDES = range(1, 4097)  # valid side lengths of images, in pixels
 
 
 def is_exported(path: str | Path) -> bool:
@@ -25,7 +25,9 @@ def is_exported(path: str | Path) -> bool:
 
 
 def read_info(directory: str | Path) -> dict[str, Any]:
-    """Reads the config.json of an exported folder, with its network under "model".
+    """Reads the config.json of an exported folder.
+
+    In the result, the field "model" describes the network, even for older files.
 
     Raises:
       DataError: if the file is missing, or `export` did not write it.
@@ -33,7 +35,7 @@ def read_info(directory: str | Path) -> dict[str, Any]:
     path = Path(directory) / CONFIG
     try:
         info = files.read_json(path)
-        if "model" not in info:  # a file from before timm could read it
+        if "model" not in info:  # written before timm could read the file
             info["model"] = info["architecture"]
         model, shown = info["model"], info["preprocessing"]
         model_config(model)

@@ -1,4 +1,4 @@
-"""Downloads repositories of weights from the Hugging Face Hub."""
+"""Downloads weights from repositories on the Hugging Face Hub."""
 
 import errno
 import logging
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 PREFIX = "hf-hub:"
 # Files that describe the weights.
 _DESCRIPTIONS = ("config.json", "preprocessor_config.json")
-# Names of other files that training tools write in the formats of weights.
+# Names of files that training tools write in weights formats but that hold no weights.
 _NOT_WEIGHTS = re.compile(
     r"(training_args|optimizer|scheduler|scaler|rng_state|random_states)[\w.-]*"
 )
@@ -40,13 +40,13 @@ def is_hub(source: str) -> bool:
 
 
 def fetch(source: str) -> Path:
-    """Returns the local folder of a repository's weights, downloading it if necessary.
+    """Returns the folder of a repository's weights, downloading them if necessary.
 
-    huggingface_hub does the download. It reads HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE,
-    HF_ENDPOINT and HF_TOKEN when it is first imported. Only the weights (see choose)
-    and the JSON files that describe them are downloaded. If the Hub does not answer,
-    the cached copy is used, and a warning is logged. The sha256 of large files is
-    checked each time.
+    The download is done by huggingface_hub, which reads HF_HOME, HF_HUB_CACHE,
+    HF_HUB_OFFLINE, HF_ENDPOINT and HF_TOKEN when it is first imported. Only the weights
+    (see choose) and the JSON files that describe them are downloaded. If the Hub does
+    not answer, the cached copy is used, and a warning is logged. The sha256 of each
+    large file is checked every time.
 
     Args:
       source: "hf-hub:OWNER/NAME", or "hf-hub:OWNER/NAME@REVISION" for a branch, tag or
@@ -64,7 +64,7 @@ def fetch(source: str) -> Path:
             repo, revision=revision, timeout=hub.constants.HF_HUB_ETAG_TIMEOUT
         )
         listed = [str(sibling.rfilename) for sibling in info.siblings or ()]
-    except Exception as error:  # the HTTP client's errors depend on its version
+    except Exception as error:  # the HTTP client's error types vary by version
         reason, folder = _reason(hub, name, error), _cached(hub, repo, revision)
         if folder is None or isinstance(error, hub.errors.RevisionNotFoundError):
             raise DataError(reason) from None
@@ -90,14 +90,15 @@ def fetch(source: str) -> Path:
 def choose(names: Iterable[str], where: str) -> tuple[str, ...]:
     """Returns the names of the files in a repository that contain its weights.
 
-    They are model.safetensors or, if it is split, its shards and their index. If there
-    is no such file, they are the only other .safetensors file. If there is none either,
-    the same rules apply to pytorch_model.bin and to files that end in .bin, .pth or
-    .pt. Files in subfolders and optimizer states are ignored.
+    The first choice is model.safetensors or, if it is split, its shards and their
+    index. If there is no such file, a .safetensors file with another name is chosen,
+    provided that it is the only one. Otherwise, the same rules apply to
+    pytorch_model.bin and to files that end in .bin, .pth or .pt. Files in subfolders
+    and optimizer states are ignored.
 
     Args:
       names: the names of all files in the repository.
-      where: what error messages call the repository.
+      where: the name of the repository in error messages.
 
     Raises:
       DataError: if there are no weights, if shards are missing, or if several files
@@ -150,7 +151,7 @@ def _is_other(name: str) -> bool:
 
 def _listed(names: list[str]) -> str:
     more = f", ... ({len(names)} in all)" if len(names) > _SHOWN else ""
-    # The names of files in a repository can contain any characters.
+    # File names in a repository can contain any characters.
     shown = (name if name.isprintable() else ascii(name) for name in names[:_SHOWN])
     return first_line(", ".join(shown)) + more if names else ""
 
@@ -168,7 +169,7 @@ def _library() -> ModuleType:
         raise ConfigError(
             f"{PREFIX}... needs huggingface_hub: pip install -e '.[hub]'"
         ) from None
-    except Exception as error:  # for example, with HF_HUB_ETAG_TIMEOUT=soon
+    except Exception as error:  # for example, if HF_HUB_ETAG_TIMEOUT is not a number
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise ConfigError(f"huggingface_hub cannot be imported ({reason})") from None
     return huggingface_hub
@@ -187,7 +188,7 @@ def _parse(hub: ModuleType, source: str) -> tuple[str, str]:
             part in ("", ".") or ".." in part for part in revision.split("/")
         ):
             raise ValueError
-    except ValueError:  # from the library's check, or from this one
+    except ValueError:  # from validate_repo_id, or raised above
         raise ConfigError(
             f"{source!r} does not name a repository on the Hub: write "
             f"{PREFIX}OWNER/NAME or {PREFIX}OWNER/NAME@REVISION"
@@ -198,12 +199,12 @@ def _parse(hub: ModuleType, source: str) -> tuple[str, str]:
 def _cached(hub: ModuleType, repo: str, revision: str) -> Path | None:
     """Returns the cached folder of a revision, or None if it lacks the weights."""
     try:
-        # The pattern matches nothing, so the library requires no file.
+        # The pattern matches nothing, so huggingface_hub does not require any files.
         found = hub.snapshot_download(
             repo, revision=revision, local_files_only=True, allow_patterns=["/"]
         )
         choose(os.listdir(found), repo)
-    except Exception:  # whatever the reason, no cached copy can be used
+    except Exception:  # whatever the error, there is no usable cached copy
         return None
     return Path(found)
 
@@ -213,16 +214,16 @@ def _checked(folder: Path, name: str) -> Path:
 
     Args:
       folder: the cached copy of the repository.
-      name: the repository.
+      name: the name of the repository in error messages.
 
     Raises:
-      DataError: if weights are missing, or if a file's sha256 is not the Hub's.
+      DataError: if weights are missing, or if a file's sha256 differs from the Hub's.
     """
     try:
         files = sorted(path.name for path in folder.iterdir() if path.is_file())
         for file in choose(files, f"{name} as cached in {folder}"):
             path = folder / file
-            # A large file is a link to a blob, which is named after its sha256.
+            # A large file is a link to a blob whose name is the sha256 of its content.
             blob = Path(os.readlink(path)) if path.is_symlink() else path
             is_named = re.fullmatch("[0-9a-f]{64}", blob.name) is not None
             if is_named and file_digest(path) != blob.name:
@@ -236,12 +237,12 @@ def _checked(folder: Path, name: str) -> Path:
 
 
 def _literal(name: str) -> str:
-    """Returns a pattern that matches only `name`."""
+    """Returns a glob pattern that matches only `name`."""
     return re.sub(r"([*?[])", r"[\1]", name)
 
 
 def _reason(hub: ModuleType, name: str, error: BaseException) -> str:
-    """Returns a one-line explanation of why the library could not fetch `name`."""
+    """Returns a one-line explanation of why `name` could not be fetched."""
     errors, constants = hub.errors, hub.constants
     chain = _chain(error)
     host, cache = constants.ENDPOINT, constants.HF_HUB_CACHE

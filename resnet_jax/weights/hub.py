@@ -24,7 +24,7 @@ from resnet_jax.weights.read import Content, read
 
 log = logging.getLogger(__name__)
 
-# Names of files that tools write. A folder with one of them holds a network.
+# The usual names of weights files. A folder with one of these files holds a network.
 _USUAL = (
     *(exported.WEIGHTS, f"{exported.WEIGHTS}.index.json"),
     *("pytorch_model.bin", "pytorch_model.bin.index.json"),
@@ -43,8 +43,8 @@ class Network(NamedTuple):
     crop: int | None  # side of the square that the network sees
     interpolation: str
     class_names: tuple[str, ...] | None
-    dataset: str  # "folder" for images of any size
-    test_data: str | None = None  # digest of the images that it was evaluated on
+    dataset: str  # the name of the data set; "folder" for images of any size
+    test_data: str | None = None  # digest of the images used for evaluation
 
 
 def is_network(path: str | Path) -> bool:
@@ -53,7 +53,7 @@ def is_network(path: str | Path) -> bool:
 
 
 def locate(source: str, model: str | None = None) -> Path:
-    """Returns the file or folder of `source`, downloading it if necessary.
+    """Returns the path of the weights `source`, downloading them if necessary.
 
     Args:
       source: a path; imagenet or imagenet-v2 for torchvision's weights of `model`;
@@ -134,7 +134,7 @@ def describe(source: str, path: Path, model: str | None = None) -> Network | Non
 
 
 def _normalization_of(path: Path, found: config_json.Described) -> str:
-    """Returns a folder's normalization: its name if it has one, or else MEAN/STD."""
+    """Returns a folder's normalization as a name or, if it has none, as MEAN/STD."""
     if found.mean is None or found.std is None:
         log.info("weights: %s does not specify a normalization: using imagenet", path)
         return "imagenet"
@@ -145,7 +145,7 @@ def _normalization_of(path: Path, found: config_json.Described) -> str:
 
 
 def refuse_unknown(source: str, path: Path) -> NoReturn:
-    """Raises an error that explains why the network of the weights is unknown.
+    """Raises an error that says why it is unknown which network the weights fit.
 
     Raises:
       ConfigError: if nothing says which network the weights at `path` belong to.
@@ -201,9 +201,9 @@ def _interpolation(shown: dict[str, Any]) -> str:
 
 
 def normalization(source: str | None, model: str | None = None) -> str | None:
-    """Returns the normalization for the weights `source`, or None if it is None.
+    """Returns the normalization for the weights `source`; None if `source` is None.
 
-    For bare files, which do not specify a normalization, this is ImageNet's.
+    Bare files do not specify a normalization; for them, this is ImageNet's.
     """
     if source is None:
         return None
@@ -212,7 +212,7 @@ def normalization(source: str | None, model: str | None = None) -> str | None:
 
 
 def read_weights(path: Path) -> Content:
-    """Reads the content of the weights at `path` (see locate).
+    """Reads the weights at `path`, as returned by locate.
 
     Raises:
       DataError: if the weights cannot be read, or are damaged.
@@ -224,7 +224,7 @@ def read_weights(path: Path) -> Content:
 
 
 def _published_file(source: str, model: str) -> Path:
-    """Returns torchvision's file for `model`, downloading it unless it is cached."""
+    """Returns the path of torchvision's file, downloading it unless it is cached."""
     known = _PUBLISHED[source]
     if model not in known:
         raise ConfigError(
@@ -250,7 +250,7 @@ def _published_file(source: str, model: str) -> Path:
 
 
 def weights_folders() -> list[Path]:
-    """Returns the caches of published weights: this package's and torch.hub's."""
+    """Returns the cache folders for published weights: our own and torch.hub's."""
     found = []
     with contextlib.suppress(FileNotFoundError):  # no home folder
         found.append(files.cache_dir())
@@ -264,7 +264,7 @@ def weights_folders() -> list[Path]:
 def imagenet_classes() -> tuple[str, ...]:
     """Returns the names of ImageNet's 1,000 classes, in the order of the logits.
 
-    They come from torchvision's weights (meta["categories"]).
+    They are copied from meta["categories"] of torchvision's weights.
     """
     text = (resources.files("resnet_jax.weights") / "imagenet_classes.txt").read_text(
         "utf-8"

@@ -13,16 +13,16 @@ _DEEPEST = 8  # levels of nested dictionaries that are searched
 
 
 class Match(NamedTuple):
-    """A dictionary in a file that contains all names of a network."""
+    """A dictionary in a file that has an entry for each name in a network."""
 
     key: str  # the dictionary's dotted key in the file; "" for the file itself
     prefix: str  # prefix of the names in the dictionary, ending in a dot
     table: str  # see names.TABLES
-    names: dict[str, str]  # maps the network's names, except its head's, to the file's
-    head: str | None  # name in the file of the only other linear layer, if any
+    names: dict[str, str]  # maps names in the network, except the head's, to the file's
+    head: str | None  # the only other linear layer, as named in the file, if any
     head_key: str  # key of the dictionary that contains the head
     rest: tuple[str, ...]  # unmatched names, if there is no head
-    misshapen: tuple[str, ...]  # the network's names whose shapes differ
+    misshapen: tuple[str, ...]  # the network's names for weights whose shapes differ
     num_unused: int  # number of other tensors in the dictionary
 
     @property
@@ -34,7 +34,8 @@ class Match(NamedTuple):
 def dictionaries(content: Any) -> dict[str, dict[str, Any]]:
     """Returns the dictionaries in a file that contain arrays, by their dotted keys.
 
-    This calls dict's own methods because a pickle can override those of an OrderedDict.
+    This calls the methods of dict itself because a pickle can override an
+    OrderedDict's methods.
     """
     found: dict[str, dict[str, Any]] = {}
     seen: set[int] = set()
@@ -79,17 +80,17 @@ def is_tracked(name: str) -> bool:
 
 
 def find(content: Any, shapes: Shapes, head: str | None) -> list[Match]:
-    """Finds the dictionaries in `content` that contain all names of a network.
+    """Finds the dictionaries in `content` that have an entry for each network name.
 
     Args:
       content: the content of a file.
-      shapes: shapes of the network's parameters and running statistics.
-      head: the network's last layer, which may be missing from the file or have another
-        name there.
+      shapes: the shapes of a network's parameters and running statistics, by name.
+      head: the name of the network's last layer, or None. The file may lack this layer
+        or have another name for it.
 
     Returns:
       The matches, without duplicates. Matches with wrong shapes are returned only if
-      there are no others.
+      there are no other matches.
     """
     own = (f"{head}.weight", f"{head}.bias")
     backbone = {name: shape for name, shape in shapes.items() if name not in own}
@@ -138,7 +139,7 @@ def _match(
     backbone: Shapes,
     width: int | None,
 ) -> Match | None:
-    """Returns the match, or None if the dictionary holds a larger network."""
+    """Returns the match for `stand`; None if the dictionary holds a larger network."""
     taken = set(stand.values())
     rest = {
         name: original
@@ -178,7 +179,7 @@ def _match(
 def _with_head_beside(
     match: Match, inside: Mapping[str, Mapping[str, Any]], width: int | None
 ) -> Match:
-    """Returns the match; if it has no head, a sibling dictionary may provide one."""
+    """Returns the match; takes a missing head from a sibling dictionary if possible."""
     if width is None or match.head is not None or match.rest:
         return match
     parent = match.key.rpartition(".")[0]
@@ -212,7 +213,7 @@ def _nearest(rest: dict[str, str], prefix: str) -> dict[str, str]:
 def _linear(
     dictionary: Mapping[str, Any], names: Mapping[str, str], width: int
 ) -> str | None:
-    """Returns the name of the linear layer that `names` form, or None."""
+    """Returns the linear layer of which `names` are the weight and bias, or None."""
     leaves = {name.rpartition(".")[2]: original for name, original in names.items()}
     layers = {name.rpartition(".")[0] for name in names}
     if leaves.keys() != {"weight", "bias"} or len(layers) != 1:
@@ -226,7 +227,7 @@ def _linear(
 def _distinct(
     found: list[Match], inside: Mapping[str, Mapping[str, Any]]
 ) -> list[Match]:
-    """Returns `found` without matches of equal values, preferring those with a head."""
+    """Keeps one of several matches with equal values, preferably one with a head."""
 
     def is_same(names: Iterable[Any], others: Iterable[Any]) -> bool:
         pairs = zip(names, others, strict=True)
@@ -255,7 +256,7 @@ def _head(match: Match, inside: Mapping[str, Mapping[str, Any]]) -> list[Any]:
 def _without_rivals(
     match: Match, others: list[Match], inside: Any, width: int
 ) -> Match:
-    """Returns the match, without its head if another layer could be the head too."""
+    """Returns the match, but drops its head if another layer could also be the head."""
     if match.head is None or match.head_key != match.key:
         return match
     dictionary = inside[match.key]

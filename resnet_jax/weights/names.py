@@ -1,6 +1,7 @@
 """Other projects' names for the layers of residual networks.
 
-A table maps this package's names, which are torchvision's, to another project's.
+A table is a function that maps one of this package's names, which are torchvision's, to
+the corresponding name in another project.
 """
 
 import re
@@ -8,9 +9,9 @@ from collections.abc import Callable, Iterable, Mapping
 
 Table = Callable[[str], str]
 
-# Names that wrappers of modules add. In order, they come from DataParallel,
-# DistributedDataParallel and AveragedModel; from torch.compile; from
-# FullyShardedDataParallel; and from activation checkpointing.
+# Name components that module wrappers add. The first comes from DataParallel,
+# DistributedDataParallel and AveragedModel; the second from torch.compile; the third
+# from FullyShardedDataParallel; and the last from activation checkpointing.
 _WRAPPERS = (
     *("module", "_orig_mod"),
     *("_fsdp_wrapped_module", "_checkpoint_wrapped_module"),
@@ -22,7 +23,7 @@ def _torchvision(name: str) -> str:
 
 
 def _pytorch_cifar(name: str) -> str:
-    """Returns the name in kuangliu's and akamaster's networks.
+    """Returns the name that kuangliu's and akamaster's networks use.
 
     See https://github.com/kuangliu/pytorch-cifar.
     """
@@ -30,7 +31,7 @@ def _pytorch_cifar(name: str) -> str:
 
 
 def _pytorch_cifar100(name: str) -> str:
-    """Returns the name in weiaicunzai's networks.
+    """Returns the name that weiaicunzai's networks use.
 
     See https://github.com/weiaicunzai/pytorch-cifar100.
     """
@@ -51,7 +52,10 @@ def _pytorch_cifar100(name: str) -> str:
 
 
 def _transformers(name: str) -> str:
-    """Returns the name in ResNetForImageClassification without the prefix "resnet."."""
+    """Returns the name that ResNetForImageClassification uses.
+
+    The prefix "resnet." is omitted.
+    """
     layers = {"conv": "convolution", "bn": "normalization"}
     shortcut = {"0": "convolution", "1": "normalization"}
 
@@ -70,7 +74,7 @@ def _transformers(name: str) -> str:
 
 
 def _wide_resnet(name: str) -> str:
-    """Returns the name in xternalz's networks.
+    """Returns the name that xternalz's networks use.
 
     See https://github.com/xternalz/WideResNet-pytorch.
     """
@@ -80,7 +84,11 @@ def _wide_resnet(name: str) -> str:
 
 
 def _sequential(first_stage: int) -> Table:
-    """Returns the table of nn.Sequential(*children), given its first stage's index."""
+    """Returns the table for a network wrapped in nn.Sequential(*children).
+
+    Args:
+      first_stage: the index of the first stage among the children.
+    """
 
     def rename(name: str) -> str:
         name = re.sub(r"^conv1\.", "0.", name)
@@ -102,7 +110,7 @@ TABLES: Mapping[str, Table] = {
     "nn.Sequential": _sequential(3),
 }
 
-# The tables of projects that train on CIFAR.
+# The tables for projects that train on CIFAR.
 OF_CIFAR = ("pytorch-cifar", "pytorch-cifar100", "WideResNet-pytorch")
 
 

@@ -23,12 +23,12 @@ from resnet_jax.weights.program import (
 FILE = "model.onnx"
 INPUT, OUTPUT = "images", "logits"
 OPSET = 18  # supported by onnxruntime since 1.14, and by most other runtimes
-TOLERANCE = 1e-4  # relative to the largest logit; rounding errors are 100 times less
+TOLERANCE = 1e-4  # relative to the largest logit; 100 times the rounding errors
 _LIBRARIES = ("jax2onnx", "onnxruntime")
 
 
 def check_installed() -> None:
-    """Raises ConfigError unless the libraries of the extra "onnx" are installed."""
+    """Raises ConfigError unless the libraries in the "onnx" extra are installed."""
     try:
         import jax2onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -53,7 +53,7 @@ def write(directory: Path, network: Network, info: dict[str, Any]) -> None:
     Raises:
       ConfigError: if a library is missing, or the folder cannot be written.
       DataError: if the network cannot be converted, or if onnxruntime's logits differ
-        from JAX's. Then nothing is written.
+        too much from JAX's. In either case, nothing is written.
     """
     check_installed()
     model = network.model.clone(dtype=jnp.dtype(jnp.float32))
@@ -83,7 +83,7 @@ def write(directory: Path, network: Network, info: dict[str, Any]) -> None:
 
 
 def convert(network: Network) -> bytes:
-    """Returns the serialized graph of a network.
+    """Converts a network to a serialized ONNX graph.
 
     Raises:
       DataError: if jax2onnx cannot convert the network.
@@ -103,7 +103,7 @@ def convert(network: Network) -> bytes:
             input_names=[INPUT],
             output_names=[OUTPUT],
         )
-    except Exception as error:  # a library that traces code may raise any type
+    except Exception as error:  # tracing code can raise any type of exception
         raise DataError(
             f"jax2onnx {export.version('jax2onnx')} cannot convert the network "
             f"({first_line(error)}): install another version"

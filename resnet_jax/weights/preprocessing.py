@@ -14,7 +14,7 @@ from resnet_jax.data.augment import normalize, resize
 
 
 class Preprocessing(NamedTuple):
-    """The preprocessing of a network's images, and its class names.
+    """The image preprocessing for a network, and the network's class names.
 
     Call an instance as `preprocessing(images)`.
     """
@@ -31,7 +31,8 @@ class Preprocessing(NamedTuple):
 
         Args:
           images: a uint8 array [B, H, W, C]; a list of images of any sizes (Pillow
-            images, file paths or uint8 arrays [H, W, C]); or one path or Pillow image.
+            images, file paths or uint8 arrays [H, W, C]); or a single path or Pillow
+            image.
 
         Returns:
           A float32 array [B, crop, crop, C]. The shorter side of each image is resized
@@ -50,7 +51,7 @@ class Preprocessing(NamedTuple):
                     f"expected a uint8 array [B, H, W, {len(self.mean)}] or a list of "
                     f"images or files, got {images.dtype} {list(images.shape)}"
                 )
-            # Resize on the device, as for datasets whose images all have one size.
+            # Resize on the device, as for datasets whose images all have the same size.
             if self.size == self.crop and images.shape[1] == images.shape[2]:
                 x = normalize(images, mean=self.mean, std=self.std)
                 return resize(x, (self.crop, self.crop))

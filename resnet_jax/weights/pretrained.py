@@ -35,10 +35,11 @@ def begin_from(
     key: str | None = None,
     reset_head: bool = False,
 ) -> dict[str, Any]:
-    """Returns the variables of `model` with the weights in `source`.
+    """Returns the variables of `model`, filled with the weights in `source`.
 
     The last layer keeps its values in `variables` if `reset_head` is True, or if
-    `source` has no layer of its shape. A log line says which weights are used.
+    `source` has no last layer of the same shape. A log line says which weights are
+    used.
 
     Args:
       variables: the model's initial variables.
@@ -49,8 +50,8 @@ def begin_from(
       reset_head: whether the last layer always keeps its values in `variables`.
 
     Raises:
-      ConfigError: if `source` or `key` is unknown, or if the network in `source` has
-        its strides in other layers.
+      ConfigError: if `source` or `key` is unknown, or if `model` and the network in
+        `source` have their strides in different layers.
       DataError: if the weights are not available, are damaged, or do not fit.
     """
     path = hub.locate(source, name)
@@ -74,17 +75,18 @@ def load_pretrained(
     """Returns a pretrained network with its variables and preprocessing.
 
     Args:
-      source: resnet18, resnet34, resnet50, resnet101, resnet152, a wide_resnet or a
-        resnext for torchvision's ImageNet weights, with the suffix "-v2" for
-        IMAGENET1K_V2; resnet20-cifar10, which comes with this package;
-        "hf-hub:OWNER/NAME" for weights on the Hugging Face Hub; or a folder that
-        `export`, timm or transformers wrote.
-      num_classes: number of classes. If it differs from that of the pretrained network,
-        the last layer is initialized at random.
-      key: PRNG key for the random layer; None means jax.random.key(0).
+      source: the name of a network for which torchvision has ImageNet weights
+        (resnet18, resnet34, resnet50, resnet101, resnet152, a wide_resnet or a
+        resnext), with the suffix "-v2" for IMAGENET1K_V2; resnet20-cifar10, whose
+        weights come with this package; "hf-hub:OWNER/NAME" for weights on the Hugging
+        Face Hub; or a folder that `export`, timm or transformers wrote.
+      num_classes: number of classes. If the pretrained network has another number, the
+        last layer is initialized randomly.
+      key: PRNG key for a randomly initialized last layer; None means
+        jax.random.key(0).
 
     Raises:
-      ConfigError: if the name is unknown.
+      ConfigError: if `source` is unknown.
       DataError: if the weights are not available, or are damaged.
     """
     source, name = expand(str(source)), None

@@ -26,8 +26,8 @@ def make_logits(
 ) -> Callable[[jax.Array], jax.Array]:
     """Returns a function from images [batch, H, W, C] to logits [batch, num_classes].
 
-    The function uses only standard operations, none of this package's custom ones, and
-    can be traced with an unknown batch size.
+    The function uses only standard operations and none of this package's custom
+    operations. It can be traced with an unknown batch size.
     """
     model = model.clone(remat=False)  # remat affects only gradients
 
@@ -40,7 +40,7 @@ def make_logits(
 
 
 def difference(found: np.ndarray, expected: np.ndarray) -> float:
-    """Returns the largest difference, relative to the largest value of `expected`.
+    """Returns the largest difference, relative to the largest magnitude in `expected`.
 
     The result is NaN if either array contains NaN.
     """
@@ -60,11 +60,11 @@ def check_agrees(
     """Compares the logits of `run` with `expected` at two batch sizes.
 
     Args:
-      run: maps images [batch, ...] to logits [batch, num_classes].
+      run: a function that maps images [batch, ...] to logits [batch, num_classes].
       images: all images to run.
       expected: JAX's logits for all images.
       tolerance: the largest acceptable difference, relative to the largest logit.
-      what: what the error message calls the logits of `run`.
+      what: the start of the error message, up to a name for the logits of `run`.
       hint: the remedy that the error message suggests.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Reads torch.save files, zip or legacy, without torch and without running code."""
+"""Reads files from torch.save without using torch or running code in the files."""
 
 import io
 import mmap
@@ -22,12 +22,13 @@ def read_zip(path: Path) -> Any:
     Raises:
       RefusedError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError, KeyError,
         EOFError: if the file is not a torch.save zip file, is damaged, or refers to
-        objects that are not tensors' storages. The zip's checksums detect flipped bits.
+        objects other than tensor storages. The checksums in the zip file detect flipped
+        bits.
     """
     with zipfile.ZipFile(path) as archive:
         entries = {info.filename: info for info in archive.infolist()}
-        # torch.save does not compress files, so one that unpacks to more than its own
-        # size may be a zip bomb.
+        # torch.save does not compress files, so a file that unpacks to more than its
+        # own size may be a zip bomb.
         if sum(info.file_size for info in entries.values()) > path.stat().st_size:
             raise unpickle.UnreadableError(
                 "unpacks to more than its own size, unlike files from torch.save: it "
@@ -55,7 +56,7 @@ def read_zip(path: Path) -> Any:
 
 
 def read_legacy(path: Path) -> Any:
-    """Reads the object in a torch.save file from before PyTorch 1.6 (see read_zip)."""
+    """Reads the object in a file from torch.save before PyTorch 1.6 (see read_zip)."""
     size = path.stat().st_size
     storages: dict[str, np.ndarray] = {}
 
@@ -71,8 +72,8 @@ def read_legacy(path: Path) -> Any:
     def plain(file: mmap.mmap) -> Any:
         return unpickle.load(file, allocate)
 
-    # The file is memory-mapped because read() would allocate as much memory as a
-    # damaged length in it demands.
+    # The file is memory-mapped because a damaged length would make an ordinary read()
+    # allocate that much memory.
     with (
         path.open("rb") as opened,
         mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as file,
@@ -83,7 +84,7 @@ def read_legacy(path: Path) -> Any:
         system = plain(file)
         _check_order(bool(system["little_endian"]))
         content = plain(file)
-        for key in plain(file):  # the storages follow, each after its length
+        for key in plain(file):  # the storages follow, each preceded by its length
             storage = storages[key]
             count = int.from_bytes(file.read(8), "little")
             if count != len(storage):

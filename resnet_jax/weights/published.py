@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 SHIPPED = ("resnet20-cifar10",)  # folders in this package that `export` wrote
 URL = "https://download.pytorch.org/models/"
-# torchvision's weights. The last eight digits of a name begin the file's sha256.
+# torchvision's weights. A file name ends in the first eight digits of the sha256.
 IMAGENET = {
     "resnet18": "resnet18-f37072fd.pth",
     "resnet34": "resnet34-b627a593.pth",
@@ -53,10 +53,10 @@ _CIFAR = (
 
 
 def check_name(path: Path) -> None:
-    """Compares the digits at the end of a file's name with its sha256.
+    """Compares the digits at the end of a file's name with the file's sha256.
 
-    Published files must match. Other names may end in a date or a run number, so a
-    mismatch is only logged.
+    For published files, they must match. Other names may end in a date or a run number,
+    so a mismatch is only logged.
 
     Raises:
       DataError: if a published file is damaged.
@@ -72,6 +72,6 @@ def check_name(path: Path) -> None:
 
 
 def is_shipped(source: str) -> bool:
-    """Returns whether `source` names weights in this package, not a local file."""
+    """Returns whether `source` names weights in this package, not local files."""
     lying = (source, f"{source}/config.json", f"{source}/model.safetensors")
     return source in SHIPPED and not any(map(os.path.isfile, lying))

@@ -30,7 +30,7 @@ _PART = re.compile(r"-\d{5}-of-\d{5}\.")
 # times as large as the archive.
 _MOST = 10
 
-# First bytes of files whose weights cannot be read, and what to do about them.
+# The first bytes of files in unsupported formats, and the error message for each.
 _MAGICS = {
     b"\x89HDF": "is HDF5 (Keras): load it in Keras and save a state_dict",
     b"\x1f\x8b": "is compressed with gzip: unpack it first",
@@ -53,13 +53,14 @@ def read(source: str | Path) -> Content:
     """Reads a weights file, or the weights file in a folder.
 
     The file may be a .safetensors file, a file from torch.save (zip or legacy), an
-    index of shards of either type, or a .zip archive of one of these. Its content, not
-    its name, determines how it is read. The folder may be one that timm, transformers,
-    accelerate or huggingface_hub wrote, or any other with a single weights file.
+    index of shards of either type, or a .zip archive that contains one of these. The
+    content of the file, not its name, determines how it is read. The folder may be one
+    that timm, transformers, accelerate or huggingface_hub wrote, or any other folder
+    with a single weights file.
 
     Raises:
-      DataError: if there is no such file, or if it is damaged or in another format. The
-        message names the format.
+      DataError: if there is no such file, or if it is damaged or in an unsupported
+        format. The message names the format.
     """
     path = Path(source)
     if path.is_dir():
@@ -124,7 +125,7 @@ def _read_file(path: Path, *, is_inside: bool = False) -> Any:
     except (
         *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, ValueError, KeyError),
         *(TypeError, AttributeError, IndexError, OSError, OverflowError, MemoryError),
-        *(zlib.error, RuntimeError),  # also if the compression is unknown
+        *(zlib.error, RuntimeError),  # including for an unknown compression method
     ) as error:
         raise DataError(
             f"{path} is damaged or truncated: {first_line(error)}"
@@ -221,7 +222,7 @@ def _read_zip(path: Path, is_inside: bool = False) -> Any:
 
 
 def _read_index(path: Path) -> dict[str, np.ndarray]:
-    """Reads the arrays of sharded weights from an index in Hugging Face's format."""
+    """Reads the arrays in all shards listed in an index in Hugging Face's format."""
     try:
         parts: dict[str, str] = files.read_json(path)["weight_map"]
         names = sorted(set(parts.values()))

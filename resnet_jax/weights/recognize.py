@@ -12,9 +12,9 @@ from resnet_jax.training.state import variable_shapes
 from resnet_jax.weights import convert, match
 from resnet_jax.weights.match import Match
 
-_SIDE = 32  # image side in pixels: hresnet needs it, other networks take any
+_SIDE = 32  # image side in pixels; hresnet requires it, and others accept any side
 
-# Unsupported types of networks, by patterns in the names of their parameters.
+# Unsupported network types, by patterns for the names of their parameters.
 _OTHERS = {
     r"\.se(_module|_layer)?\.": "a network with squeeze-and-excitation",
     r"(^|\.)conv1\.[36]\.|\.downsample\.2\.": "a ResNet-D",
@@ -31,11 +31,11 @@ _OTHERS = {
 def explain(
     content: Any, found: Sequence[Match], name: str, model: nn.Module
 ) -> str | None:
-    """Describes the network in a weights file, and the options with which it loads.
+    """Describes the network in a weights file, and the options that it requires.
 
     Args:
       content: the content of the file.
-      found: the matches of `model`, all with wrong shapes.
+      found: the matches for `model`, all of which have wrong shapes.
       name: the model's name.
       model: the chosen network.
 
@@ -84,7 +84,7 @@ def _shapes(
 def _explain_stem(
     found: Match, dictionary: Mapping[str, Any], model: Any
 ) -> str | None:
-    """Explains a match in which only the first convolution has another shape."""
+    """Explains a match in which only the first convolution has a different shape."""
     if found.misshapen != ("conv1.weight",):
         return None
     _, channels, side, _ = _shape(dictionary, found, "conv1.weight")
@@ -107,7 +107,7 @@ def _explain_stem(
 def _candidates(
     dictionary: Mapping[str, Any],
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields (name, options) of networks that may have as many convolutions."""
+    """Yields (name, options) for networks with a plausible number of convolutions."""
     count = sum(len(match.shape_of(value) or ()) == 4 for value in dictionary.values())
     for name, make in MODELS.items():
         known = getattr(make, "keywords", {})
@@ -135,7 +135,7 @@ def _shape(dictionary: Mapping[str, Any], found: Match, name: str) -> tuple[int,
 
 
 def _groups(dictionary: Mapping[str, Any]) -> int:
-    """Returns the number of groups of the 3x3 convolutions in bottlenecks."""
+    """Returns the number of groups in the bottlenecks' 3x3 convolutions."""
     ratios = {
         len(value) // value.shape[1]
         for name, value in dictionary.items()

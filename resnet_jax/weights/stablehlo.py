@@ -1,4 +1,4 @@
-"""Exports a network with its weights as StableHLO, which needs only JAX to run."""
+"""Exports a network as a StableHLO program, which needs only JAX to run."""
 
 from functools import partial
 from pathlib import Path
@@ -37,8 +37,8 @@ def write(directory: Path, network: Network, info: dict[str, Any]) -> None:
 
     Raises:
       ConfigError: if the folder cannot be written.
-      DataError: if the program's logits differ from the network's. Then nothing is
-        written.
+      DataError: if the program's logits differ too much from the network's. In this
+        case, nothing is written.
     """
     program = convert(network)
     differs = check(program, network)
@@ -65,13 +65,13 @@ def write(directory: Path, network: Network, info: dict[str, Any]) -> None:
 
 
 def convert(network: Network) -> bytearray:
-    """Returns the program of a network, serialized by jax.export."""
+    """Converts a network to a program that is serialized by jax.export."""
     (batch,) = jax_export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *network.images.shape[1:]), jnp.float32)
 
     def logits(images: jax.Array) -> jax.Array:
-        # The barrier makes XLA treat the weights like arguments. Otherwise, it would
-        # spend seconds folding large constants, and would round results differently.
+        # The barrier makes XLA treat the weights like arguments. Otherwise, XLA would
+        # spend seconds folding large constants and would round results differently.
         variables = lax.optimization_barrier(network.variables)
         return make_logits(network.model, variables)(images)
 

@@ -1,4 +1,4 @@
-"""Reads a pickle of torch.save without running anything that it names."""
+"""Reads a pickle from torch.save without running any code that it names."""
 
 import io
 import mmap
@@ -24,19 +24,19 @@ DTYPES: dict[str, Any] = {
     "BoolStorage": np.bool_,
 }
 MAX_PICKLE = 2**26  # bytes; the names and shapes of a large network need 0.1 % of this
-_MAX_OPCODES = 2**20  # a network of a thousand tensors has 50,000
-_MAX_SIZE = 2**24  # objects, counted each time they are referred to
+_MAX_OPCODES = 2**20  # the pickle of a network with a thousand tensors has 50,000
+_MAX_SIZE = 2**24  # number of objects, each counted once per reference
 _MAX_DEPTH = 200  # depth of nested objects
 
 LoadStorage = Callable[[str, Any, int], np.ndarray]  # takes a key, a dtype and a count
 
 
 class RefusedError(pickle.UnpicklingError):
-    """A pickle that uses opcodes that no weights file needs."""
+    """A pickle with opcodes that no weights file needs."""
 
 
 class UnreadableError(ValueError):
-    """A valid file that cannot be read. The message is printed after its name."""
+    """A valid file that cannot be read. The message follows the file's name."""
 
 
 class StandIn:
@@ -66,9 +66,9 @@ class StandIn:
 
 
 def load(file: io.BytesIO | mmap.mmap, load_storage: LoadStorage) -> Any:
-    """Returns the object of the pickle that starts at the file's current position.
+    """Returns the object in the pickle that starts at the file's current position.
 
-    The opcodes of the pickle are checked first. Tensors become NumPy arrays; numbers,
+    The pickle's opcodes are checked first. Tensors become NumPy arrays; numbers,
     strings and containers stay unchanged; and everything else becomes a StandIn.
 
     Raises:
@@ -81,19 +81,20 @@ def load(file: io.BytesIO | mmap.mmap, load_storage: LoadStorage) -> Any:
     return _Unpickler(file, load_storage).load()  # type: ignore[arg-type]
 
 
-# Opcodes that fill the object below their operands on the stack.
+# Opcodes that add their operands to the object below the operands on the stack.
 _FILLING = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}
-# Opcodes that hash every second operand, and those that hash every operand.
+# Opcodes that hash every second operand (the keys), and opcodes that hash all operands.
 _KEYED = {"SETITEM", "SETITEMS", "DICT"}
 _SETS = {"ADDITEMS", "FROZENSET"}
-# Opcodes that make hashable containers, and those that make integers.
+# Opcodes that make hashable containers, and opcodes that make integers.
 _HASHABLE = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET"}
 _INTEGERS = {"INT", "LONG", "LONG1", "LONG4"}
 
-# Opcodes that pickle writes in any of its protocols, except those for EXT's registry
-# and out-of-band buffers. find_class decides what GLOBAL and INST may refer to.
-# BYTEARRAY8 allocates memory before it reads, but _check_opcodes runs first, and reads
-# only as many bytes as the file has.
+# The opcodes that pickle writes in any protocol, except PERSID and the opcodes for the
+# extension registry and out-of-band buffers. find_class decides what GLOBAL and INST
+# may refer to.
+# BYTEARRAY8 allocates memory before reading its data, but _check_opcodes runs first and
+# rejects a pickle whose data is longer than the file.
 _OPCODES = frozenset(
     {
         *("PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "NONE"),
@@ -117,7 +118,7 @@ class _Item(NamedTuple):
 
     size: int = 1  # number of objects in it
     depth: int = 0  # levels of nested objects in it
-    is_wide: bool = False  # whether it has an integer of more than 64 bits
+    is_wide: bool = False  # whether it contains an integer of more than 64 bits
 
 
 _MARK = _Item(0)
@@ -126,11 +127,12 @@ _MARK = _Item(0)
 def _check_opcodes(file: io.BytesIO | mmap.mmap) -> None:
     """Raises an error if a pickle needs more resources than a network's weights do.
 
-    Python's reader allocates a table as long as the largest index of a PUT. A pickle of
-    a hundred bytes can describe a tuple of two references to a tuple of two references,
-    and so on. Hashing that tuple as a key would take forever, as would hashing many
-    keys or integers with equal hashes. Hashing a deeply nested tuple would crash the
-    process. To find such pickles, this function simulates the stack.
+    Python's unpickler allocates a table as long as the largest index in a PUT opcode. A
+    pickle of a hundred bytes can describe a tuple with two references to a tuple that
+    has two references to another tuple, and so on. Hashing the outermost tuple as a key
+    would take forever, as would inserting many keys with equal hashes, such as large
+    integers. Hashing a deeply nested tuple would crash the process. To detect such
+    pickles, this function simulates the stack.
     """
     stack: list[_Item] = []
     memo: dict[int, _Item] = {}
@@ -159,7 +161,7 @@ def _check_opcodes(file: io.BytesIO | mmap.mmap) -> None:
                 while (top := stack.pop()) is not _MARK:
                     parts.append(top)
                 before = before[: before.index("mark")]
-            parts += [stack.pop() for _ in before]  # the lowest one is last
+            parts += [stack.pop() for _ in before]  # the lowest operand is last
             filled = [parts.pop()] if name in _FILLING and parts else []
             hashed = parts[1::2] if name in _KEYED else parts if name in _SETS else []
             if any(one.is_wide for one in hashed):
@@ -180,7 +182,7 @@ def _check_opcodes(file: io.BytesIO | mmap.mmap) -> None:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Unpickles tensors, numbers, strings, containers and placeholders."""
+    """Unpickles tensors, numbers, strings and containers; replaces other objects."""
 
     def __init__(self, file: io.BytesIO, load_storage: LoadStorage) -> None:
         super().__init__(file, encoding="utf-8")
@@ -195,7 +197,7 @@ class _Unpickler(pickle.Unpickler):
         if module == "torch._utils" and name in _REBUILD:
             return _REBUILD[name]
         if module in ("torch", "torch.cuda") and name in DTYPES:
-            return name  # only the name, because a type could be called
+            return name  # only the name, because a pickle could call a type
         origin = f"{module}.{name}"
         if origin not in self._stand_ins:
             made = type("StandIn", (StandIn,), {"origin": origin})
@@ -210,14 +212,14 @@ class _Unpickler(pickle.Unpickler):
         if not known or any(view):
             raise ValueError("it refers to something that is not a storage")
         if isinstance(dtype, type) and issubclass(dtype, StandIn):
-            return dtype()  # a dtype that no network here has
+            return dtype()  # a dtype that no supported network uses
         if type(dtype) is not str or dtype not in DTYPES:
             raise ValueError("it refers to something that is not a storage")
         return self._load(key, DTYPES[dtype], count)
 
 
 class _Ordered(OrderedDict[Any, Any]):
-    """An OrderedDict that accepts its items as Python 2's pickles pass them."""
+    """An OrderedDict that also accepts the items that pickles from Python 2 pass."""
 
     def __init__(self, items: Any = ()) -> None:
         if any(type(key) is not str for key, _ in items):
@@ -241,7 +243,7 @@ class _Rebuild:
 def _rebuild_tensor(
     storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
 ) -> Any:
-    """Returns a view of shape `size` of the one-dimensional storage, if it fits."""
+    """Returns a view of the one-dimensional storage with the given size and stride."""
     if isinstance(storage, StandIn):
         return storage
     numbers = (offset, *size, *stride)
@@ -255,7 +257,7 @@ def _rebuild_tensor(
     if not empty and last >= len(storage):
         raise ValueError(f"a tensor of size {tuple(size)} is larger than its storage")
     if not empty and count > len(storage):
-        return StandIn()  # expanded, unlike any network's weights
+        return StandIn()  # an expanded tensor, which no network has as a weight
     if empty:
         return np.zeros(size, storage.dtype)
     return np.lib.stride_tricks.as_strided(
