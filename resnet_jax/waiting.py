@@ -48,13 +48,13 @@ def over(items: Iterable[T], total: int, what: str, unit: str = "image") -> Iter
 
 
 def first(what: str, is_first: bool) -> contextlib.AbstractContextManager[None]:
-    """Returns a clock if `is_first`, because the first step includes compilation."""
+    """Returns a clock if `is_first`, because compilation delays the first batch."""
     return clock(f"{what}, first batch") if is_first else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
 def clock(what: str) -> Iterator[None]:
-    """Shows the elapsed time of `what` inside the context."""
+    """Shows the time elapsed during `what`, the work inside the context."""
     if not sys.stderr.isatty():
         yield
         return

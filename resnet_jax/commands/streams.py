@@ -47,7 +47,7 @@ class Stream:
             yield
         except OSError as error:
             if self.failure is None and self._is_own:
-                # Discard the buffers that Python writes at exit.
+                # Discard the buffered text, which Python writes at exit.
                 with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
                     os.dup2(nowhere.fileno(), self._stream.fileno())
             self.failure = self.failure or error
@@ -56,7 +56,7 @@ class Stream:
 
     @property
     def is_lost(self) -> bool:
-        """Whether output was lost; a pipe that the reader closed does not count."""
+        """Whether output was lost, except in a pipe that the reader closed."""
         return self.failure is not None and self.failure.errno != errno.EPIPE
 
 
