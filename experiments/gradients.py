@@ -1,4 +1,4 @@
-"""Vanishing gradients by depth, shortcuts, BatchNorm and initialization."""
+"""Vanishing gradients: effects of depth, shortcuts, BatchNorm and initialization."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

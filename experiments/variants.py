@@ -35,7 +35,7 @@ class Experiment:
     """Data directory, as for train.py."""
 
     def config(self, **values: Any) -> Config:
-        """Returns the shared configuration with the fields `values` changed."""
+        """Returns the shared configuration with the fields in `values` changed."""
         return fields.replace(
             Config(),
             optimizer="sgd",

@@ -22,7 +22,10 @@ def check_seeds(cfg: Any) -> None:
 
 
 def check_caching(cfg: Any) -> None:
-    """Raises ConfigError if `cfg` does not support caching of the features."""
+    """Raises ConfigError if `cfg` does not support cached features.
+
+    In particular, the features must not change between epochs.
+    """
     frozen = cfg.transfer.freeze == "backbone" and cfg.transfer.backbone_bn == "frozen"
     changes = {
         one.name: value != one.default

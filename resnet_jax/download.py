@@ -19,7 +19,7 @@ MIN_RATE = 200e3  # bytes per second
 
 
 class _TooSlow(Exception):
-    """An error whose argument is a download rate, in bytes per second."""
+    """Raised if a download is too slow, with its rate in bytes per second."""
 
 
 class _Progress(tqdm):  # type: ignore[misc]
@@ -37,7 +37,7 @@ class _Progress(tqdm):  # type: ignore[misc]
         self._since, self._bytes, self.received = time.monotonic(), 0, 0
 
     def __bool__(self) -> bool:
-        return True  # for pooch; tqdm's own method needs the total
+        return True  # pooch tests the bar; tqdm's own test needs the total
 
     def update(self, n: float | None = 1) -> bool | None:
         self._bytes += int(n or 0)

@@ -45,7 +45,7 @@ class StoppedError(UserError):
 
 
 def first_line(error: object) -> str:
-    """Returns the first line of a library's error, cut to 200 characters."""
+    """Returns the first line of a library's error, truncated to 200 characters."""
     return (str(error).strip() or repr(error)).splitlines()[0][:200]
 
 

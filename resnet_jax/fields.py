@@ -62,7 +62,7 @@ class Group:
     """Base class for groups of fields.
 
     Raises:
-      ConfigError: if a value is out of range, or is not a path on this machine.
+      ConfigError: if a value is out of range, or if a path is invalid on this machine.
     """
 
     def __post_init__(self) -> None:
@@ -175,7 +175,7 @@ def typed(group: Any, name: str, value: Any, where: str) -> Any:
     """Converts `value`, read from JSON, to the type of the field `name` of `group`.
 
     Raises:
-      ConfigError: if there is no such field, or if its type is different.
+      ConfigError: if there is no such field, or if `value` does not fit its type.
     """
     for part in (group, *(v for v in vars(group).values() if isinstance(v, Group))):
         hint = typing.get_type_hints(type(part)).get(name)

@@ -46,7 +46,7 @@ def check_writable(directory: Path, what: str, option: str) -> None:
 def scratch(directory: Path) -> Iterator[str]:
     """Yields a temporary folder in `directory` and removes it on exit.
 
-    Also removes the folders of processes that were killed at least an hour ago.
+    Also removes folders left behind by processes that were killed at least an hour ago.
     """
     remove_scratch(directory, age=3600)
     with tempfile.TemporaryDirectory(dir=directory, prefix=_SCRATCH) as path:
@@ -76,7 +76,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Returns the records of a JSON Lines file, without an incomplete last line.
+    """Returns the records of a JSON Lines file, ignoring an incomplete last line.
 
     Raises:
       ConfigError: if a line is not a JSON object. The message contains the line number.
@@ -144,7 +144,7 @@ def write_json(path: Path, content: dict[str, Any] | list[Any]) -> None:
 
 
 def cache_dir() -> Path:
-    """Returns $RESNET_JAX_CACHE, or this package's folder in the user's cache.
+    """Returns $RESNET_JAX_CACHE, or this package's folder in the user's cache folder.
 
     Raises:
       FileNotFoundError: if the user has no home folder, as in some containers.

@@ -10,7 +10,8 @@ def owns_process() -> bool:
     """Returns whether this process was started for one of this package's commands.
 
     In Jupyter, under runpy or in a debugger, the process belongs to another program. A
-    command must not restart or end such a process, and must undo its changes to it.
+    command must not restart or end such a process, and must undo the changes that it
+    makes.
     """
     arguments = iter(sys.orig_argv[1:])
     for argument in arguments:

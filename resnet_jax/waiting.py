@@ -1,7 +1,7 @@
 """Progress on a terminal: a bar, or a clock if the total is unknown.
 
-Both appear on stderr once a wait exceeds one second, and are erased at its end. Nothing
-is written unless stderr is a terminal.
+Both appear on stderr once a wait exceeds one second, and are erased when the wait
+ends. Nothing is written unless stderr is a terminal.
 """
 
 import contextlib

@@ -102,7 +102,7 @@ def _settings(owns_process: bool) -> Iterator[tuple[contextlib.ExitStack, Stream
             stack.callback(each.setLevel, each.level)
             each.setLevel(level)
         # Show only warnings from libraries. Libraries also raise the errors that they
-        # log, and these are reported where they are caught.
+        # log, and these errors are reported where they are caught.
         theirs = waiting.LogHandler()
         theirs.addFilter(lambda record: record.levelno == logging.WARNING)
         _hand_to(logging.getLogger("absl"), theirs, stack)

@@ -169,7 +169,7 @@ def evaluate(
     tta: bool = False,
     check: Callable[["Subject"], None] = lambda subject: None,
 ) -> Evaluation:
-    """Scores the network that `options` specify, using the functions of training.
+    """Scores the network that `options` specify, using the same functions as training.
 
     Args:
       one: the option that requires a single network, or ""; see subject.load.

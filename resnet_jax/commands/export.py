@@ -51,7 +51,7 @@ class ExportConfig(SubjectConfig):
 
 
 class Writer(NamedTuple):
-    """The functions that write a format."""
+    """The name of a file, and the functions that check and write an export format."""
 
     file: str  # name of the file that contains the network
     write: Callable[[Path, "Network", dict[str, Any]], None]

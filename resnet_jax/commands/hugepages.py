@@ -15,8 +15,9 @@ def start_with_huge_pages() -> None:
 
     XLA allocates new memory for every step. The kernel provides and clears this memory
     in pages of 4 KiB, and a step of hresnet needs 100,000 of these. glibc requests
-    pages of 2 MiB instead if the variable GLIBC_TUNABLES says so when the process
-    starts. If the variable already sets glibc.malloc.hugetlb, its value is kept.
+    pages of 2 MiB instead if the variable GLIBC_TUNABLES requests this when the
+    process starts. If the variable already sets glibc.malloc.hugetlb, it is not
+    changed.
     """
     environ = with_huge_pages(os.environ)
     if sys.executable and environ != os.environ:

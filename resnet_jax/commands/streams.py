@@ -1,4 +1,4 @@
-"""Standard streams that may fail or be closed without failing the command."""
+"""Standard streams whose failure or closing does not make the command fail."""
 
 import contextlib
 import errno
@@ -61,10 +61,10 @@ class Stream:
 
 
 def open_missing() -> None:
-    """Opens /dev/null in place of each of the descriptors 0 to 2 that is closed.
+    """Opens /dev/null for each closed descriptor from 0 to 2.
 
-    Otherwise, the next file to be opened would get that number, and code that writes to
-    standard error, such as XLA, would write to the file.
+    Otherwise, the next file to be opened would get the number of a closed descriptor,
+    and code that writes to standard error, such as XLA, could write to the file.
     """
     for number in (0, 1, 2):
         try:

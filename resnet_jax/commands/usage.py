@@ -159,7 +159,7 @@ def describe(options: Any) -> None:
 
 
 def in_groups(options: Any) -> Any:
-    """Returns a class with a group of fields for each class that `options` inherits.
+    """Returns a class that groups the fields of `options` by the class that has them.
 
     --help shows a box for each group. Call `describe` first.
     """

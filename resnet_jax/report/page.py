@@ -39,10 +39,11 @@ class Picture(NamedTuple):
     """A figure as a PNG file, with its text alternative.
 
     Args:
-      points: points on curves; when the pointer is near a point, its text is shown.
+      points: points on curves. The text of a point is shown while the mouse pointer is
+        near it.
       values: a table of the figure's values, which is collapsed below the figure.
-      has_images: whether the figure contains images. Their colors stay the same on a
-        dark page; those of other figures are inverted.
+      has_images: whether the figure contains images. On a dark page, the colors of
+        such a figure are kept, and the colors of other figures are inverted.
     """
 
     path: Path
@@ -113,7 +114,7 @@ def write(
     """Writes a self-contained page to `path`, with all text escaped.
 
     Raises:
-      ConfigError: if the page cannot be written there.
+      ConfigError: if the page cannot be written.
     """
     text = resources.files("resnet_jax.report")
     style, script = (

@@ -19,7 +19,7 @@ from resnet_jax.report.subject import Subject
 from resnet_jax.training import evaluation, metrics, seeds
 
 _IMAGES = 2000  # maximum number of test images at a time
-_BYTES = 2**28  # maximum size of these images, which may be large in a folder
+_BYTES = 2**28  # maximum total bytes of these images; a folder may hold large ones
 _SHOWN = (1, 3, 5)  # severities in the grid
 Found = dict[str, Any]
 
@@ -32,7 +32,7 @@ def measure(
     For a run with several seeds, the accuracies are averaged over the seeds.
 
     Args:
-      seed: seed of the noise.
+      seed: the seed for the noise.
 
     Returns:
       A dict with these keys, in which accuracies are fractions:

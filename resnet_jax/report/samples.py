@@ -16,7 +16,7 @@ from resnet_jax.report import chosen, gallery
 from resnet_jax.report.page import Content, Picture, Table, write
 
 NUM_CLASSES, PER_CLASS, NUM_NAMED = 10, 5, 20
-_MANY = 3.0  # minimum ratio of the largest class to the smallest for a hint
+_MANY = 3.0  # ratio of the largest class to the smallest above which a hint is given
 _SIZES = "Width and height of the images in pixels"
 
 
@@ -39,7 +39,10 @@ def size_rows(surveys: Sequence[Survey]) -> list[list[str]]:
 
 
 def unreadable(surveys: Sequence[Survey]) -> tuple[str, list[list[str]]]:
-    """Returns a line about unreadable files, and rows (file, reason) for the first."""
+    """Returns a line about unreadable files, and rows that describe them.
+
+    Each row is (file, reason). Only the first NUM_NAMED files have rows.
+    """
     bad = [one for survey in surveys for one in survey.bad]
     if not bad:
         return "every image can be read", []
@@ -89,7 +92,7 @@ def write_page(
     """Writes a page with the class counts and images before and after augmentation.
 
     Raises:
-      ConfigError: if the page cannot be written there, or cfg.augment cannot be used.
+      ConfigError: if the page cannot be written, or cfg.augment cannot be used.
     """
     splits = [survey.split.root.name for survey in surveys]
     counts = np.stack([survey.counts for survey in surveys], axis=1)
@@ -167,7 +170,7 @@ def _train_side(cfg: Config) -> int:
 def read_samples(
     survey: Survey, cfg: Config
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Reads up to 5 images of each of up to 10 classes, evenly spread over the data.
+    """Reads up to 5 images from each of up to 10 classes, spread evenly over the data.
 
     Returns:
       A tuple (images, augmented, labels). `images` are [N, S, S, 3] uint8, resized and

@@ -49,7 +49,7 @@ class Subject(NamedTuple):
     class_names: tuple[str, ...] | None  # None if unknown
     seed_index: int | None = None  # index among the seeds of a run
     data: dict[str, Any] | None = None  # identity of the training data; None if unknown
-    is_resized: bool = False  # by an option, after which pixels cannot be compared
+    is_resized: bool = False  # an option resizes the images, so pixels differ
 
 
 def load(
@@ -58,7 +58,7 @@ def load(
     """Loads the subject that the options specify.
 
     Args:
-      one: the option that requires a single network, for an error message, or "".
+      one: the option that requires a single network, or "". An error message names it.
       is_prediction: whether image files are classified, which needs no data set.
 
     Raises:
@@ -238,7 +238,7 @@ def info(subject: Subject, class_names: Sequence[str]) -> dict[str, Any]:
     cfg, shape = subject.cfg, subject.image_shape
     normalize, side = str(cfg.augment.normalize), shape[0]
     mean, std = parse_normalization(normalize, shape[2])
-    # Only images of varying sizes are cropped; others are only resized.
+    # Only images of varying sizes are cropped; other images are only resized.
     is_cropped = sources.is_cropped(cfg.data)
     return {
         "model": {

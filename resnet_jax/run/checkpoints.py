@@ -77,7 +77,7 @@ class Checkpoints:
         return step
 
     def restore(self, state: Any) -> tuple[Any, Manifest | None]:
-        """Returns the newest valid checkpoint as NumPy arrays, and its manifest.
+        """Returns the newest valid checkpoint, as NumPy arrays, and its manifest.
 
         Returns (`state`, None) if there is no checkpoint. Moves the damaged checkpoints
         that are newer than the valid one to the folder DAMAGED.
@@ -143,7 +143,7 @@ class Checkpoints:
         self._saving = manifest
         try:
             self._manager.save(step, args=items, force=True)
-        except Exception as error:  # orbax raises many types
+        except Exception as error:  # orbax raises many exception types
             return self._give_up(error)
         return None
 
@@ -187,7 +187,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
             if saving is not None:
                 restore.check_written(self._manager, saving)
-        except Exception as error:  # orbax raises many types
+        except Exception as error:  # orbax raises many exception types
             return self._give_up(error)
         if saving is not None:
             self._saving = None
@@ -203,7 +203,7 @@ class Checkpoints:
                 continue
             try:
                 self._manager.delete(step)
-            except Exception as error:  # orbax raises many types
+            except Exception as error:  # orbax raises many exception types
                 reason = first_line(error)
                 log.warning(
                     "%s: checkpoint %d was not removed: %s", self._dir, step, reason

@@ -1,4 +1,4 @@
-"""The run directory: its configuration, its lock, and which runs may resume it."""
+"""The run directory: its configuration, its lock, and the checks before resuming."""
 
 import contextlib
 import dataclasses

@@ -76,7 +76,8 @@ class JsonLines:
         If the disk is full, the record is kept and written later.
 
         Raises:
-          ConfigError: if the file cannot be written for a permanent reason.
+          ConfigError: if the file cannot be written for a lasting reason, such as its
+            permissions.
         """
         self._unwritten += metrics.json_line(record).encode() + b"\n"
         self.flush()
@@ -171,7 +172,7 @@ class Logs:
         self._lines.write(record)
         if self._writer is not None:
             for name in sorted(record.keys() - {"epoch", "step"}):
-                if isinstance(record[name], float):  # not lists of values by seed
+                if isinstance(record[name], float):  # skips lists with a value per seed
                     self._writer.add_scalar(name, record[name], record["step"])
             self._writer.flush()
         if self._wandb is not None:

@@ -14,7 +14,7 @@ from resnet_jax.config import RunConfig
 from resnet_jax.devices import processes
 from resnet_jax.training import metrics
 
-_BEFORE = 5  # steps of this process before the trace, to exclude one-time costs
+_BEFORE = 5  # steps in this process before the trace, to exclude one-time costs
 _LEAST = 5  # minimum number of steps to trace; one call may run more
 
 
@@ -75,13 +75,13 @@ class Progress:
 
     @property
     def is_unscored(self) -> bool:
-        """Returns whether an epoch is trained but its record is not yet written."""
+        """Returns whether an epoch has been trained but not yet recorded."""
         is_new = 0 < self.step <= self.total_steps and self.step != self._scored
         return is_new and self.at_epoch_end
 
     @property
     def epoch(self) -> int:
-        """Returns the epoch to train or score, starting at 0."""
+        """Returns the epoch to train or score, counted from 0."""
         return (self.step - self.is_unscored) // self.steps_per_epoch
 
     def note_scored(self, step: int | None) -> None:
@@ -102,7 +102,7 @@ class Progress:
         return self.step // every > (self.step - steps) // every
 
     def begin_clock(self) -> None:
-        """Starts the clock of --save-every-minutes."""
+        """Starts the clock for --save-every-minutes."""
         self._saved_at = time.monotonic()
 
     def is_save_due(self, cfg: RunConfig, steps: int, *, asks: bool) -> bool:

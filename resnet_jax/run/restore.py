@@ -135,7 +135,7 @@ def read_step(
         for name, digest in digests(restored["state"]).items():
             if manifest["digests"].get(name) != digest:
                 raise ValueError(f"the sha256 of {name} does not match")
-    except Exception as error:  # orbax raises many types
+    except Exception as error:  # orbax raises many exception types
         raise _unfit(run_dir, step, error) from error
     return restored["state"], manifest
 
@@ -195,7 +195,7 @@ def _check_fits(
         if metadata is None:
             raise ValueError("it contains no readable arrays")
         stored = shapes(metadata.tree)
-    except Exception as error:  # orbax raises many types
+    except Exception as error:  # orbax raises many exception types
         raise _unfit(run_dir, step, error) from error
     expected = shapes(variables)
     differ = sorted(

@@ -54,7 +54,7 @@ class Run:
         self._schedule: Callable[[int], Any] = lambda step: math.nan
         self._measure: Measure | None = None
         self._begun, self._compile_seconds = time.monotonic(), 0.0
-        self._startup_seconds: float | None = None  # to the end of the first step
+        self._startup_seconds: float | None = None  # until the end of the first step
         self._stack = contextlib.ExitStack()
         self._preparing = contextlib.ExitStack()
 
@@ -82,7 +82,7 @@ class Run:
 
         Raises:
           CheckpointError: if there are checkpoints but none is valid and fits `state`.
-          ConfigError: if the run was started with other data.
+          ConfigError: if the run was started with different data.
         """
         progress = self.progress
         self._identity = loader.splits.identity

@@ -1,4 +1,4 @@
-"""Handles SIGINT, SIGTERM and SIGHUP at once or, if work would be lost, when safe."""
+"""Handles SIGINT, SIGTERM and SIGHUP without losing completed steps."""
 
 import contextlib
 import os
@@ -94,7 +94,7 @@ class Signals:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Raises Interrupted if a signal arrived earlier or arrives in this context."""
+        """Raises Interrupted if a signal has arrived or arrives in this context."""
         if self.received:
             raise Interrupted
         self._at_once = True

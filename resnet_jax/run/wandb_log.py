@@ -20,7 +20,7 @@ class WandbLog:
     """Logs the records of metrics.jsonl by epoch to a wandb run in `project`.
 
     A resumed run continues the same wandb run. If wandb fails, for example because
-    there is no network or no API key, this logs one warning and sends nothing more.
+    there is no network or no API key, one warning is logged and nothing more is sent.
 
     Args:
       run_dir: the run directory, whose name becomes the name of the wandb run.
@@ -111,6 +111,6 @@ class WandbLog:
     def _safely(self, function: Callable[[], Any]) -> None:
         try:
             function()
-        except Exception as error:  # wandb raises many types
+        except Exception as error:  # wandb raises many exception types
             self._run = None
             log.warning("wandb: %s; the run continues without it", first_line(error))
