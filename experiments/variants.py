@@ -74,7 +74,7 @@ class Outcome(NamedTuple):
 def run(variants: Mapping[str, Config], root: Path) -> dict[str, Outcome]:
     """Trains each of `variants` in root/NAME, or reads the result of an earlier call.
 
-    A run whose loss becomes non-finite counts as a result. A signal stops all runs
+    A run whose loss becomes NaN or infinite counts as a result. A signal stops all runs
     with a StoppedError, and repeating the call resumes them.
     """
     from resnet_jax.commands import train

@@ -19,7 +19,7 @@ MIN_RATE = 200e3  # bytes per second
 
 
 class _TooSlow(Exception):
-    """Raised if a download is too slow, with its rate in bytes per second."""
+    """A download that is too slow, with its rate in bytes per second."""
 
 
 class _Progress(tqdm):  # type: ignore[misc]

@@ -59,7 +59,7 @@ def command_line(
             code = error.exit_code
             if isinstance(error, StoppedError) and owns_process:
                 # XLA and TensorStore threads may still be working on what the signal
-                # interrupted. In that case, a normal exit crashes with code -11.
+                # interrupted. In that case, a normal exit can crash (code -11).
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)

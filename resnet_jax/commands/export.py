@@ -51,7 +51,7 @@ class ExportConfig(SubjectConfig):
 
 
 class Writer(NamedTuple):
-    """The name of a file, and the functions that check and write an export format."""
+    """The file of an export format, and the functions that check and write it."""
 
     file: str  # name of the file that contains the network
     write: Callable[[Path, "Network", dict[str, Any]], None]

@@ -8,7 +8,7 @@ import numpy as np
 
 from resnet_jax.report.page import Content, Gallery, Image, Matrix
 
-MOST_CLASSES = 20  # maximum number of classes for which the matrix is shown
+MOST_CLASSES = 20  # maximum number of classes for a matrix with linked cells
 _PER_PAIR = 2  # maximum number of images per pair of classes
 _MOST = 60  # maximum number of images
 _SIDE = 96  # maximum side of an image in pixels
