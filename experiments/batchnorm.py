@@ -1,7 +1,7 @@
 """The effects of BatchNorm on speed, learning rates and initialization.
 
-Also compares the gaps between training and test accuracy, and the covariate shifts of
-the input of a convolution.
+The experiment also compares the gaps between training and test accuracy, and the
+covariate shifts in the input of a convolution.
 """
 
 from collections.abc import Mapping
@@ -132,7 +132,7 @@ class BatchNorm(Experiment):
         ]
 
     def _sensitivity(self, outcomes: Mapping[str, Outcome], label: str) -> float:
-        """Returns the largest difference in accuracy between the initializations."""
+        """Returns the largest accuracy difference between the two initializations."""
         return max(
             abs(
                 _accuracy(outcomes[f"{label}-kaiming-{lr:g}"])
@@ -143,7 +143,7 @@ class BatchNorm(Experiment):
 
 
 def _each(values: Mapping[str, Any], form: str = "{}") -> str:
-    """Returns "a with BatchNorm, b without, c with dropout instead"."""
+    """Returns text like "1 with BatchNorm, 2 without, 3 with dropout instead"."""
     return ", ".join(
         f"{'none' if value is None else form.format(value)} {_WORDS[label]}"
         for label, value in values.items()
@@ -155,7 +155,7 @@ def _of(outcomes: Mapping[str, Outcome], label: str) -> dict[str, Outcome]:
 
 
 def _accuracy(outcome: Outcome, epoch: int = -1) -> float:
-    """Returns the test accuracy in percent, which is 10 if the run diverged."""
+    """Returns the test accuracy in percent, or 10 (chance) if the run diverged."""
     if not outcome.records or (outcome.diverged and epoch == -1):
         return 10.0
     return 100 * outcome.records[epoch]["test_accuracy"]
@@ -187,7 +187,7 @@ def _gap(outcome: Outcome) -> str:
 
 
 def _drift(outcome: Outcome) -> tuple[list[int], list[float]]:
-    """Returns epochs, and the mean of the middle convolution's input at each of them.
+    """Returns the epochs, and the mean of the middle convolution's input at each epoch.
 
     The means are in units of the input's standard deviation in the first record.
     """

@@ -1,4 +1,4 @@
-"""Vanishing gradients by depth, shortcuts, BatchNorm and initialization."""
+"""Vanishing gradients: effects of depth, shortcuts, BatchNorm and initialization."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -177,7 +177,7 @@ class Gradients(Experiment):
 
 
 def convolutions(record: Mapping[str, Any], key: str) -> tuple[list[int], list[float]]:
-    """Returns the indices of the 3x3 convolutions and their values of `key`."""
+    """Returns the indices of the 3x3 convolutions and the value of `key` for each."""
     values = [
         values[key]
         for name, values in record["layers"].items()

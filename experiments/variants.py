@@ -1,4 +1,4 @@
-"""Trains variants of a configuration that differ in a few fields, in sequence."""
+"""Trains, in sequence, variants of a configuration that differ in a few fields."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ class Experiment:
     """Data directory, as for train.py."""
 
     def config(self, **values: Any) -> Config:
-        """Returns the shared configuration with the fields `values` changed."""
+        """Returns the shared configuration with the fields in `values` changed."""
         return fields.replace(
             Config(),
             optimizer="sgd",
@@ -48,7 +48,7 @@ class Experiment:
 
     @property
     def setting(self) -> str:
-        """Sentences that state the numbers of images and the seed."""
+        """Sentences that state the number of images and the seed."""
         train, test = (
             f"{size:,} of {cifar.CIFAR10.num_examples[part]:,}" if size else "all"
             for part, size in (
@@ -74,8 +74,8 @@ class Outcome(NamedTuple):
 def run(variants: Mapping[str, Config], root: Path) -> dict[str, Outcome]:
     """Trains each of `variants` in root/NAME, or reads the result of an earlier call.
 
-    A run whose loss becomes non-finite counts as a result. A signal stops all runs
-    with a StoppedError; the same call resumes them.
+    A run whose loss becomes NaN or infinite counts as a result. A signal stops all runs
+    with a StoppedError, and repeating the call resumes them.
     """
     from resnet_jax.commands import train
 
@@ -110,7 +110,7 @@ def _read(cfg: Config, run_dir: Path) -> Outcome:
 
 
 def _diverged(run_dir: Path) -> dict[str, Any] | None:
-    """Returns the record of a diverged run, if there is one."""
+    """Returns the saved error of a diverged run, or None if there is none."""
     path = run_dir / _DIVERGED
     return json.loads(path.read_text("utf-8")) if path.exists() else None
 
@@ -121,7 +121,7 @@ def _plain(cfg: Config) -> dict[str, Any]:
 
 
 def where() -> page.Card:
-    """Returns a card with the command, date and version for the origin of a page."""
+    """Returns a card with the origin of a page: the command, date and version."""
     found = origin.describe()
     words = shlex.join(sys.argv[1:])
     command = f"python -m experiments {words}"
@@ -134,7 +134,7 @@ def table(
     outcomes: Mapping[str, Outcome],
     columns: Mapping[str, Callable[[Outcome], str]] | None = None,
 ) -> page.Table:
-    """Returns a table of the last metrics of each variant, with more columns."""
+    """Returns a table of each variant's last metrics and the additional `columns`."""
     columns = columns or {}
     rows = []
     for name, outcome in outcomes.items():

@@ -1,4 +1,4 @@
-"""Checks that involve fields in different groups of a configuration."""
+"""Checks that involve fields from different groups of a configuration."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from resnet_jax.fields import flat
 
 
 def check_seeds(cfg: Any) -> None:
-    """Raises ConfigError if a field does not support several seeds."""
+    """Raises ConfigError if a seed is too large or a field requires a single seed."""
     last = cfg.seed + cfg.run.num_seeds - 1
     if last >= 2**32:
         which = "" if last == cfg.seed else f", the last of {cfg.run.num_seeds},"
@@ -22,7 +22,10 @@ def check_seeds(cfg: Any) -> None:
 
 
 def check_caching(cfg: Any) -> None:
-    """Raises ConfigError if the features to cache would change between epochs."""
+    """Raises ConfigError if `cfg` does not support cached features.
+
+    In particular, the features must not change between epochs.
+    """
     frozen = cfg.transfer.freeze == "backbone" and cfg.transfer.backbone_bn == "frozen"
     changes = {
         one.name: value != one.default

@@ -1,4 +1,4 @@
-"""The configuration of a run: groups of fields with ranges and help texts."""
+"""The configuration of a run: groups of fields with ranges and help text."""
 
 from dataclasses import dataclass
 from typing import Literal

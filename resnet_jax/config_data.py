@@ -1,4 +1,4 @@
-"""The configuration groups for images: data set and augmentation."""
+"""The configuration groups for images: the data set and its augmentation."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,4 +1,4 @@
-"""Downloads files atomically, and verifies them."""
+"""Downloads files atomically and verifies them."""
 
 import math
 import tempfile
@@ -19,13 +19,14 @@ MIN_RATE = 200e3  # bytes per second
 
 
 class _TooSlow(Exception):
-    """A download rate that is too low, in bytes per second."""
+    """A download that is too slow, with its rate in bytes per second."""
 
 
 class _Progress(tqdm):  # type: ignore[misc]
     """A progress bar that aborts a download below `min_rate` bytes per second.
 
-    It does not abort a download that would finish within another window.
+    The rate is averaged over `window` seconds. A download that would finish within
+    another window is not aborted.
     """
 
     def __init__(self, name: str, min_rate: float, window: float) -> None:
@@ -36,7 +37,7 @@ class _Progress(tqdm):  # type: ignore[misc]
         self._since, self._bytes, self.received = time.monotonic(), 0, 0
 
     def __bool__(self) -> bool:
-        return True  # pooch tests it; tqdm's own method needs the total
+        return True  # pooch tests the bar; tqdm's own test needs the total
 
     def update(self, n: float | None = 1) -> bool | None:
         self._bytes += int(n or 0)
@@ -53,7 +54,7 @@ class _Progress(tqdm):  # type: ignore[misc]
 
 
 def answers(probe: Callable[[], object], seconds: float) -> bool:
-    """Returns whether `probe` returns within `seconds`, including name resolution."""
+    """Returns whether `probe` succeeds within `seconds`, even if name servers hang."""
     done = threading.Event()
 
     def call() -> None:
@@ -63,7 +64,7 @@ def answers(probe: Callable[[], object], seconds: float) -> bool:
             return
         done.set()
 
-    # A daemon thread, because a hanging name server cannot be interrupted.
+    # Use a daemon thread, because name resolution cannot be interrupted.
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
     thread.join(seconds)
@@ -82,9 +83,10 @@ def fetch(
     """Downloads `url` to `path`, which appears only once it is complete and verified.
 
     Args:
-      digest: the sha256 of the file or its first digits, or "md5:DIGEST"; "" leaves
-        verification to the caller.
-      timeout: seconds without a connection or data before the download is aborted.
+      digest: the sha256 of the file, the first digits of the sha256, or "md5:DIGEST";
+        "" leaves verification to the caller.
+      timeout: number of seconds without a connection or data after which the download
+        is aborted.
       min_rate: minimum rate in bytes per second, averaged over `window` seconds. A
         slower download is aborted unless the rest would arrive within another window.
         0 allows any rate.
@@ -98,7 +100,7 @@ def fetch(
 
     def probe() -> None:
         try:
-            # A redirect is an answer too; its target may accept only GET.
+            # A redirect is an answer too, and its target may accept only GET.
             requests.head(url, timeout=timeout).raise_for_status()
         except requests.RequestException as error:
             reasons.append(_reason(error))
@@ -115,7 +117,7 @@ def fetch(
         ):
             whole = pooch.retrieve(
                 url,
-                known_hash=None,  # the expected one may be a prefix
+                known_hash=None,  # the expected digest may be a prefix
                 fname=path.name,
                 path=scratch,
                 downloader=pooch.HTTPDownloader(

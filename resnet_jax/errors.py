@@ -12,7 +12,8 @@ class UserError(Exception):
 class ConfigError(UserError):
     """A recipe, a field, an argument or a run directory that cannot be used.
 
-    It is not a ValueError, because a command-line parser would catch that as its own.
+    It is not a ValueError, because a command-line parser would catch a ValueError as
+    one of its own.
     """
 
 
@@ -44,7 +45,7 @@ class StoppedError(UserError):
 
 
 def first_line(error: object) -> str:
-    """Returns the first line of a library's error, at most 200 characters."""
+    """Returns the first line of a library's error, truncated to 200 characters."""
     return (str(error).strip() or repr(error)).splitlines()[0][:200]
 
 

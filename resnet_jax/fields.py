@@ -41,7 +41,7 @@ def ranged(
       resume: whether a resumed run may change the field.
       alters_features: whether values other than the default make the features of an
         image differ from step to step.
-      one_seed: whether runs with several seeds do not support the field.
+      one_seed: whether the field is unsupported in runs with several seeds.
       path: "as typed" for a path, in which ~ stands for the home folder; "absolute" for
         a path that is also made absolute, so that it means the same in another folder;
         or "" for other values.
@@ -62,7 +62,7 @@ class Group:
     """Base class for groups of fields.
 
     Raises:
-      ConfigError: if a value is out of range, or is not a path on this machine.
+      ConfigError: if a value is out of range, or if a path is invalid on this machine.
     """
 
     def __post_init__(self) -> None:
@@ -99,7 +99,7 @@ def _check(
 
 
 def flat(group: Any) -> Iterator[tuple["dataclasses.Field[Any]", Any]]:
-    """Yields (field, value) for every field of `group` and of the groups in it."""
+    """Yields (field, value) for every field of `group` and its nested groups."""
     for one in fields(group):
         value = getattr(group, one.name)
         if dataclasses.is_dataclass(value):
@@ -109,7 +109,7 @@ def flat(group: Any) -> Iterator[tuple["dataclasses.Field[Any]", Any]]:
 
 
 def replace(group: T, **values: Any) -> T:
-    """Returns a copy of `group` in which the named fields have other values.
+    """Returns a copy of `group` with the fields named in `values` set to these values.
 
     Raises:
       ConfigError: if there is no such field, or a value is out of range.
@@ -150,10 +150,12 @@ def changes(old: Any, new: Any) -> dict[str, tuple[Any, Any, Resume]]:
 
 
 def from_json(group: type[T], values: Any, where: str) -> T:
-    """Returns an instance of `group` from the JSON of dataclasses.asdict.
+    """Returns an instance of `group` built from the output of dataclasses.asdict.
+
+    The output may have made a round trip through JSON.
 
     Raises:
-      ConfigError: if a field is unknown or has the wrong type; the message starts with
+      ConfigError: if a field is unknown or has the wrong type. The message starts with
         `where`.
     """
     hints = typing.get_type_hints(group)
@@ -173,7 +175,7 @@ def typed(group: Any, name: str, value: Any, where: str) -> Any:
     """Converts `value`, read from JSON, to the type of the field `name` of `group`.
 
     Raises:
-      ConfigError: if there is no such field, or it has another type.
+      ConfigError: if there is no such field, or if `value` does not fit its type.
     """
     for part in (group, *(v for v in vars(group).values() if isinstance(v, Group))):
         hint = typing.get_type_hints(type(part)).get(name)

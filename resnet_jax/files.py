@@ -23,11 +23,13 @@ _MAX_JSON = 2**26  # bytes; this package's files are a thousand times smaller
 
 
 def check_writable(directory: Path, what: str, option: str) -> None:
-    """Creates `directory` and checks that it is writable before hours of work.
+    """Creates `directory` and checks that it is writable.
+
+    Calling this first avoids a failure after hours of work.
 
     Raises:
-      ConfigError: if it is not writable; the message contains `what`, a description of
-        the directory, and `option`, the flag that sets it.
+      ConfigError: if the directory is not writable. The message contains `what`, a
+        description of the directory, and `option`, the flag that sets it.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -44,7 +46,7 @@ def check_writable(directory: Path, what: str, option: str) -> None:
 def scratch(directory: Path) -> Iterator[str]:
     """Yields a temporary folder in `directory` and removes it on exit.
 
-    Also removes the folders of processes that were killed at least an hour ago.
+    Also removes folders left behind by processes that were killed at least an hour ago.
     """
     remove_scratch(directory, age=3600)
     with tempfile.TemporaryDirectory(dir=directory, prefix=_SCRATCH) as path:
@@ -52,10 +54,11 @@ def scratch(directory: Path) -> Iterator[str]:
 
 
 def remove_scratch(directory: Path, *, age: float = 0) -> None:
-    """Removes incomplete files of killed processes.
+    """Removes the incomplete files that killed processes left behind.
 
     Args:
-      age: minimum seconds since the last change; newer files may be in use.
+      age: minimum number of seconds since the last change, because newer files may be
+        in use.
     """
     for path in directory.glob(f"{_SCRATCH}*"):
         with contextlib.suppress(OSError):  # another process may have removed it
@@ -67,16 +70,16 @@ def read_json(path: Path) -> Any:
     """Returns the content of a JSON file.
 
     Raises:
-      ValueError: if it is missing, larger than 64 MB, or not JSON.
+      ValueError: if the file is missing, larger than 64 MB, or not JSON.
     """
     return _parse(_read(path))
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Returns the records of a JSON Lines file, without an incomplete last line.
+    """Returns the records of a JSON Lines file, ignoring an incomplete last line.
 
     Raises:
-      ConfigError: if a line is not a JSON object; the message names the line.
+      ConfigError: if a line is not a JSON object. The message contains the line number.
     """
     if not path.exists():
         return []
@@ -119,7 +122,7 @@ def write_text(path: Path, text: str) -> None:
     """Writes `text` to `path` atomically.
 
     Raises:
-      ConfigError: if it cannot be written there.
+      ConfigError: if the file cannot be written.
     """
     try:
         with scratch(path.parent) as folder:
@@ -141,7 +144,7 @@ def write_json(path: Path, content: dict[str, Any] | list[Any]) -> None:
 
 
 def cache_dir() -> Path:
-    """Returns $RESNET_JAX_CACHE, or this package's folder in the user's cache.
+    """Returns $RESNET_JAX_CACHE, or this package's folder in the user's cache folder.
 
     Raises:
       FileNotFoundError: if the user has no home folder, as in some containers.

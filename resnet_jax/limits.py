@@ -14,14 +14,14 @@ def memory() -> int:
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     found = [whole]
     for folder in _folders("memory"):
-        for name in ("memory.max", "memory.limit_in_bytes"):  # versions 2 and 1
+        for name in ("memory.max", "memory.limit_in_bytes"):  # cgroup v2 and v1
             with contextlib.suppress(OSError, ValueError):  # "max" is not a number
                 found.append(int((folder / name).read_text()))
     return min(found)
 
 
 def cpus() -> int:
-    """Returns the number of CPUs that affinity and control group quotas allow."""
+    """Returns the number of CPUs that the affinity and control group quotas allow."""
     if hasattr(os, "sched_getaffinity"):
         found = [float(len(os.sched_getaffinity(0)))]
     else:
@@ -39,7 +39,7 @@ def cpus() -> int:
 
 
 def _folders(controller: str) -> Iterator[Path]:
-    """Yields this process's control groups for `controller`, and their parents."""
+    """Yields the folders of this process's control groups and of their parents."""
     yield _GROUPS  # where a container mounts its own group
     yield _GROUPS / controller
     try:

@@ -13,14 +13,14 @@ def expand(path: str) -> str:
     """Expands ~ and ~user in `path` to home folders, like a shell.
 
     Raises:
-      ConfigError: if it is a URL, or the home folder does not exist.
+      ConfigError: if `path` is a URL, or if the home folder does not exist.
     """
     if _URL.match(path):
         raise ConfigError(
             f"{path} is a URL, but only local files and folders are supported: mount "
             "or copy it, and give the path"
         )
-    if os.path.lexists(path):  # its name may start with ~
+    if os.path.lexists(path):  # a file name may start with ~
         return path
     found = os.path.expanduser(path)
     if path.startswith("~") and found == path:
@@ -38,8 +38,8 @@ def has_home() -> bool:
 def as_text(name: str) -> str:
     """Returns a file name as text that can be printed and stored anywhere.
 
-    Decodes its bytes as UTF-8 in any locale, normalizes them so that equal-looking
-    names are equal, and escapes invalid bytes.
+    Decodes the name's bytes as UTF-8 in any locale, normalizes the text so that names
+    that look the same are equal, and escapes invalid bytes.
     """
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return unicodedata.normalize("NFC", text)

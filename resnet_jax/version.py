@@ -11,7 +11,8 @@ def find_version(home: Path = Path(__file__).parents[1]) -> str:
     """Returns the version of the checkout at `home`, or else the installed version.
 
     A checkout takes precedence, because an editable install keeps the version that it
-    had when it was installed. Returns "unknown" if there is neither.
+    had when it was installed. Returns "unknown" if there is neither a checkout nor an
+    installed package.
     """
     try:
         project = tomllib.loads((home / "pyproject.toml").read_text(encoding="utf-8"))

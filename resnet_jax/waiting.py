@@ -1,7 +1,7 @@
 """Progress on a terminal: a bar, or a clock if the total is unknown.
 
-Both appear on stderr once a wait exceeds one second, and are erased at its end. Nothing
-is written unless stderr is a terminal.
+Both appear on stderr once a wait exceeds one second, and are erased when the wait
+ends. Nothing is written unless stderr is a terminal.
 """
 
 import contextlib
@@ -48,13 +48,13 @@ def over(items: Iterable[T], total: int, what: str, unit: str = "image") -> Iter
 
 
 def first(what: str, is_first: bool) -> contextlib.AbstractContextManager[None]:
-    """Returns a clock if `is_first`, because the first step includes compilation."""
+    """Returns a clock if `is_first`, because compilation delays the first batch."""
     return clock(f"{what}, first batch") if is_first else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
 def clock(what: str) -> Iterator[None]:
-    """Shows the elapsed time of `what` inside the context."""
+    """Shows the time elapsed during `what`, the work inside the context."""
     if not sys.stderr.isatty():
         yield
         return

@@ -40,7 +40,7 @@ def _print_version() -> typing.NoReturn:
 
 
 def run(name: str, program: str) -> typing.NoReturn:
-    """Runs the command `name` with the options of the command line, and exits.
+    """Runs the command `name` with the options from the command line, and exits.
 
     The type hint of the command's main function determines how the options are parsed:
     as a Config that starts from a recipe, or as the command's own class of options.

@@ -22,7 +22,7 @@ from resnet_jax.recipes import RECIPES
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-# Errors of a file system that do not indicate a bug.
+# File system errors that do not indicate a bug.
 _OF_FILES = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO),
     *(errno.ESTALE, errno.ENOLCK, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG),
@@ -34,7 +34,7 @@ _OF_FILES = {
 def command_line(
     program: str, *, owns_process: bool = True, is_printed: bool = False
 ) -> Iterator[None]:
-    """Runs a command inside this context, with log lines and errors on stderr.
+    """Context manager that runs a command, with log lines and errors on stderr.
 
     Prints a UserError as one line. Exits with the error's code, or with 130 after a
     Ctrl-C that no run handles.
@@ -58,8 +58,8 @@ def command_line(
             print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
             code = error.exit_code
             if isinstance(error, StoppedError) and owns_process:
-                # Threads of XLA and TensorStore may still be working on what the
-                # signal interrupted, in which case a normal exit crashed (code -11).
+                # XLA and TensorStore threads may still be working on what the signal
+                # interrupted. In that case, a normal exit can crash (code -11).
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)
@@ -85,7 +85,10 @@ def command_line(
 
 @contextlib.contextmanager
 def _settings(owns_process: bool) -> Iterator[tuple[contextlib.ExitStack, Stream]]:
-    """Sets up logging, warnings and streams; yields the stack that restores them."""
+    """Sets up logging, warnings and streams for a command.
+
+    Yields the stack that restores them, and the stream that replaces stdout.
+    """
     with contextlib.ExitStack() as stack:
         open_missing()
         stdout = Stream(sys.stdout, is_own=owns_process)
@@ -98,12 +101,12 @@ def _settings(owns_process: bool) -> Iterator[tuple[contextlib.ExitStack, Stream
         for each, level in ((ours, logging.INFO), (narrator, logging.CRITICAL)):
             stack.callback(each.setLevel, each.level)
             each.setLevel(level)
-        # Show only the warnings of libraries. Their errors are also raised, and are
-        # reported where they are caught.
+        # Show only warnings from libraries. Libraries also raise the errors that they
+        # log, and these errors are reported where they are caught.
         theirs = waiting.LogHandler()
         theirs.addFilter(lambda record: record.levelno == logging.WARNING)
         _hand_to(logging.getLogger("absl"), theirs, stack)
-        # After reading a damaged file, orbax leaves tasks whose destructors warn.
+        # After orbax reads a damaged file, it leaves tasks whose destructors warn.
         stack.callback(setattr, sys, "unraisablehook", sys.unraisablehook)
         sys.unraisablehook = lambda args: log.debug("ignored: %s", args.exc_value)
         stack.enter_context(warnings.catch_warnings())
@@ -126,7 +129,8 @@ def _hand_to(
 def _end(code: int) -> None:
     """Ends the process ten seconds after the main thread has ended.
 
-    Python waits for all threads, but orbax's threads never end after a failed save.
+    At exit, Python waits for all threads, but orbax's threads never end after a save
+    has failed.
     """
     threading.main_thread().join()
     time.sleep(10)
@@ -143,7 +147,7 @@ def parse(options: type[T], description: str | None) -> T:
 
 
 def parse_recipe(description: str | None, args: Sequence[str] | None = None) -> Config:
-    """Returns the configuration of a recipe as changed by the flags.
+    """Returns the configuration of a recipe, with the changes made by the flags.
 
     Raises:
       ConfigError: if the command line is invalid.
@@ -183,7 +187,7 @@ def _parse(
     import tyro
 
     usage.check_flags(options, args, program)
-    if not {"-h", "--help"}.isdisjoint(args):  # tyro would rewrap its paragraphs
+    if not {"-h", "--help"}.isdisjoint(args):  # tyro would rewrap paragraphs
         print(f"{str(description).strip()}\n")
     usage.describe(options)
     parsed: Any = usage.in_groups(options) if grouped else options

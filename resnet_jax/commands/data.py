@@ -62,7 +62,7 @@ _OWN = ("output", "recipe")  # fields that are not in a run's configuration
 
 
 def config_of(options: DataPageConfig) -> Config:
-    """Returns the configuration of the recipe with the given flags.
+    """Returns the configuration of the recipe, with the changes made by the flags.
 
     Raises:
       ConfigError: if there is no such recipe, or no folder is given.
@@ -119,7 +119,7 @@ def main(options: DataPageConfig) -> None:
 
 
 def _table(rows: list[list[str]]) -> str:
-    """Formats rows as text, with the first column left-aligned, the others right."""
+    """Formats rows as text; the first column is aligned left, and the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(

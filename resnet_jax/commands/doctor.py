@@ -62,7 +62,7 @@ def main(options: DoctorConfig) -> None:
         print(f"{'weights':24}{folder}: {found or 'none'}")
     wrong = 0
     for name, check in CHECKS.items():
-        # By default, GPUs and TPUs round the factors of products to fewer bits.
+        # By default, GPUs and TPUs round the inputs of products to fewer bits.
         with jax.default_matmul_precision("highest"):
             difference = check()
         is_right = difference < _TOLERANCE  # a NaN counts as wrong
@@ -80,7 +80,7 @@ def differs(found: Any, expected: np.ndarray) -> float:
 
 
 def check_convolution() -> float:
-    """Compares a 3x3 convolution of stride 1 with the sum over its nine taps."""
+    """Checks a 3x3 convolution with stride 1 against a sum over nine taps in NumPy."""
     import jax
 
     from resnet_jax.layers import convolve
@@ -99,7 +99,7 @@ def check_convolution() -> float:
 
 
 def check_batch_norm() -> float:
-    """Compares the output and the running statistics of BatchNorm in training."""
+    """Checks BatchNorm's training output and running statistics against NumPy."""
     import jax
 
     from resnet_jax.layers import BatchNorm
@@ -126,9 +126,9 @@ def check_batch_norm() -> float:
 
 
 def check_reduction() -> float:
-    """Compares means and variances over 32,769 rows.
+    """Checks means and variances over 32,769 rows against NumPy.
 
-    In jax#39103, they were wrong by 1 %.
+    In jax#39103, these means and variances were wrong by 1 %.
     """
     import jax
     import jax.numpy as jnp

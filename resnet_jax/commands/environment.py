@@ -9,7 +9,7 @@ from resnet_jax.errors import ConfigError, first_line
 
 log = logging.getLogger(__name__)
 
-# These variables would also make JAX strict about the code of other libraries.
+# These variables make JAX strict about all code, including that of other libraries.
 _STRICT = ("JAX_NUMPY_DTYPE_PROMOTION", "JAX_TRANSFER_GUARD")
 
 
@@ -17,7 +17,8 @@ def look() -> None:
     """Removes variables that make other libraries fail, and checks XLA_FLAGS.
 
     Raises:
-      ConfigError: if XLA does not know a flag, which would abort this process.
+      ConfigError: if XLA_FLAGS contains a flag that XLA does not know. Otherwise, XLA
+        would abort this process.
     """
     for name in [name for name in os.environ if name.startswith(_STRICT)]:
         del os.environ[name]

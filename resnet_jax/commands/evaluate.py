@@ -93,7 +93,7 @@ class Evaluation(NamedTuple):
     all: "Scores"
     one_batch: "Scores"
     augmented: "Scores | None"
-    note: str  # about the test images; "" if they are those of the run
+    note: str  # about the test images; "" if they are the run's own
 
 
 def main(options: EvaluateConfig) -> None:
@@ -169,12 +169,13 @@ def evaluate(
     tta: bool = False,
     check: Callable[["Subject"], None] = lambda subject: None,
 ) -> Evaluation:
-    """Scores the network that `options` specify with the same functions as training.
+    """Scores the network that `options` specify, using the same functions as training.
 
     Args:
-      one: the option that needs a single network, if any; see subject.load.
+      one: the option that requires a single network, or ""; see subject.load.
       tta: whether to score with test-time augmentation as well.
-      check: called with the subject before scoring, which it prevents by raising.
+      check: a function that is called with the subject before scoring, and that can
+        prevent scoring by raising an exception.
     """
     from resnet_jax import data, devices, training
     from resnet_jax.report import subject

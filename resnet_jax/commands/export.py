@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # these import JAX
     from resnet_jax.report.subject import Subject
     from resnet_jax.weights.program import Network
 
-_TRIED = 64  # number of test images on which a program is checked
+_TRIED = 64  # number of test images on which an exported program is checked
 
 Format = Literal["torch", "timm", "onnx", "stablehlo"]
 
@@ -51,9 +51,9 @@ class ExportConfig(SubjectConfig):
 
 
 class Writer(NamedTuple):
-    """The functions that write a format."""
+    """The file of an export format, and the functions that check and write it."""
 
-    file: str  # contains the network
+    file: str  # name of the file that contains the network
     write: Callable[[Path, "Network", dict[str, Any]], None]
     check: Callable[["Subject"], None] = lambda subject: None  # called before scoring
 

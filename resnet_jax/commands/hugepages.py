@@ -1,4 +1,4 @@
-"""Huge memory pages, which make a training step faster on Linux CPUs."""
+"""Huge memory pages, which make training steps faster on Linux CPUs."""
 
 import os
 import platform
@@ -14,9 +14,10 @@ def start_with_huge_pages() -> None:
     """Restarts this program with huge pages if Linux provides them on request.
 
     XLA allocates new memory for every step. The kernel provides and clears this memory
-    in pages of 4 KiB, of which a step of hresnet needs 100,000. glibc requests pages of
-    2 MiB instead if GLIBC_TUNABLES says so when the process starts. If the variable
-    already contains this tunable, the user's choice is kept.
+    in pages of 4 KiB, and a step of hresnet needs 100,000 of these. glibc requests
+    pages of 2 MiB instead if the variable GLIBC_TUNABLES requests this when the
+    process starts. If the variable already sets glibc.malloc.hugetlb, it is not
+    changed.
     """
     environ = with_huge_pages(os.environ)
     if sys.executable and environ != os.environ:
@@ -24,7 +25,7 @@ def start_with_huge_pages() -> None:
 
 
 def with_huge_pages(environ: Mapping[str, str]) -> dict[str, str]:
-    """Returns `environ`, with huge pages turned on if they are available."""
+    """Returns a copy of `environ` that turns on huge pages if they are available."""
     tunables = environ.get("GLIBC_TUNABLES", "")
     if _TUNABLE in tunables or not _are_on_request():
         return dict(environ)

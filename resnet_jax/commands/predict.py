@@ -27,7 +27,7 @@ from resnet_jax.weights.published import SHIPPED, is_shipped
 log = logging.getLogger(__name__)
 
 UNUSED = ("batch_size",)  # fields of SubjectConfig that do not apply
-_NETWORK = SHIPPED[0]  # if no run is given
+_NETWORK = SHIPPED[0]  # the network if no run is given
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,10 @@ def predict(
     output: Path | None = None,
     top_k: int = 5,
 ) -> None:
-    """Prints or writes the classes of image files; `saliency` saves Grad-CAM maps."""
+    """Prints or writes the most likely classes of image files.
+
+    If `saliency` is true, also saves Grad-CAM maps.
+    """
     from resnet_jax.report import subject
     from resnet_jax.report.predict import predict_files
 

@@ -1,4 +1,4 @@
-"""Standard streams that may fail or be closed without failing the command."""
+"""Standard streams whose failure or closing does not make the command fail."""
 
 import contextlib
 import errno
@@ -47,7 +47,7 @@ class Stream:
             yield
         except OSError as error:
             if self.failure is None and self._is_own:
-                # Discard the buffers that Python writes at exit.
+                # Discard the buffered text, which Python writes at exit.
                 with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
                     os.dup2(nowhere.fileno(), self._stream.fileno())
             self.failure = self.failure or error
@@ -56,15 +56,15 @@ class Stream:
 
     @property
     def is_lost(self) -> bool:
-        """Whether output was lost; a pipe that the reader closed does not count."""
+        """Whether output was lost, except in a pipe that the reader closed."""
         return self.failure is not None and self.failure.errno != errno.EPIPE
 
 
 def open_missing() -> None:
-    """Opens /dev/null in place of each of the descriptors 0 to 2 that is closed.
+    """Opens /dev/null for each closed descriptor from 0 to 2.
 
-    Otherwise, the next file to be opened would get that number, and code that writes to
-    standard error, such as XLA, would write to the file.
+    Otherwise, the next file to be opened would get the number of a closed descriptor,
+    and code that writes to standard error, such as XLA, could write to the file.
     """
     for number in (0, 1, 2):
         try:

@@ -48,11 +48,11 @@ def train(
     model: "nn.Module",
     preprocess: "Preprocess",
 ) -> None:
-    """Runs the training in an open run directory."""
+    """Trains `model` in an open run."""
     from resnet_jax import data, devices, run, training, weights
 
-    # Data: uint8 arrays, or files. The order of an epoch and the augmentation on the
-    # host are functions of (seed, epoch).
+    # Data: uint8 arrays or files. The order of the images in an epoch and the
+    # augmentation on the host are functions of (seed, epoch).
     splits = data.load(cfg.data, source)
     class_weights, splits = data.load_class_weights(cfg.augment.class_weights, splits)
     splits = splits._replace(
@@ -72,7 +72,7 @@ def train(
     schedule = training.make_schedule(cfg.optim, loader.total_steps, num_steps)
     tx = training.make_optimizer(cfg.optim, schedule, trainable, lr_scale)
 
-    # State: only arrays, from a checkpoint, from pretrained weights or from the seed.
+    # State: only arrays, from a checkpoint, pretrained weights or the seed.
     each = training.make_each(cfg.run.num_seeds, this_run.mesh)
     keys = training.make_keys(cfg.seed, cfg.run.num_seeds)
     has_ema = cfg.optim.ema_decay > 0

@@ -1,4 +1,4 @@
-"""Command lines: help texts of the options, and usage errors in one line."""
+"""Command lines: help text for the options, and one-line usage errors."""
 
 import ast
 import contextlib
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from resnet_jax.errors import ConfigError
 
-# Names of some options in other programs.
+# Names that other programs use for some options.
 _ELSEWHERE = {
     "arch": "model",
     "gpus": "devices",
@@ -27,7 +27,7 @@ _ELSEWHERE = {
     "wd": "weight-decay",
 }
 _OF_TYRO = ("help", "tyro-print-completion", "tyro-write-completion")
-_EDGES = " │╭╮╰╯|+"  # of tyro's boxes, in Unicode and in ASCII
+_EDGES = " │╭╮╰╯|+"  # edges of tyro's boxes, in Unicode and in ASCII
 _RULE = re.compile("[─-]{3,}")
 
 
@@ -37,7 +37,7 @@ def program() -> str:
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """Returns ": did you mean X?" for the name closest to `given`, or "" if none is."""
+    """Returns ": did you mean X?" for the name closest to `given`, or ""."""
     like = difflib.get_close_matches(given, list(known), 1)
     return f": did you mean {like[0]}?" if like else ""
 
@@ -83,7 +83,7 @@ def _flags(options: Any) -> Iterator[tuple[str, bool]]:
 
 @contextlib.contextmanager
 def one_line(caller: str) -> Iterator[None]:
-    """Reports tyro's usage errors inside this context in one line each.
+    """Context manager that reports each of tyro's usage errors in one line.
 
     Raises:
       ConfigError: if the command line is invalid.
@@ -103,7 +103,7 @@ def one_line(caller: str) -> Iterator[None]:
 def _reason(text: str) -> str:
     """Returns the first message in tyro's box, reworded if its form is known."""
     parts: list[list[str]] = [[]]
-    for line in text.splitlines()[1:]:  # the first has the title
+    for line in text.splitlines()[1:]:  # the first line has the title
         inside = line.strip(_EDGES)
         if _RULE.fullmatch(inside):
             parts.append([])
@@ -133,7 +133,7 @@ def _shown(name: str) -> str:
 
 
 def describe(options: Any) -> None:
-    """Adds the texts that --help shows to the fields of the class `options`.
+    """Adds help text to the fields of the class `options`.
 
     Each default is shown once: in the help text if the default is None, and after the
     help text otherwise.
@@ -159,7 +159,7 @@ def describe(options: Any) -> None:
 
 
 def in_groups(options: Any) -> Any:
-    """Returns a class with a group of fields for each class that `options` inherits.
+    """Returns a class that groups the fields of `options` by the class that has them.
 
     --help shows a box for each group. Call `describe` first.
     """
@@ -197,7 +197,7 @@ def _default(shown: str) -> str:
 
 
 def _metavar(name: str, hint: Any) -> str | None:
-    """Returns the placeholder for an option's value; None leaves it to tyro."""
+    """Returns the placeholder for an option's value, or None to let tyro choose it."""
     is_positional = typing.get_origin(hint) is Annotated
     plain = typing.get_args(hint)[0] if is_positional else hint
     arms = typing.get_args(plain)
@@ -214,12 +214,12 @@ def _metavar(name: str, hint: Any) -> str | None:
 
 
 def help_texts(options: Any) -> dict[str, str]:
-    """Returns the help text of each field of a class: the string below the field."""
+    """Returns the help text of each field, which is the string below the field."""
     texts: dict[str, str] = {}
     for cls in reversed(options.__mro__[:-1]):
         try:
             (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-        except OSError:  # there is no source
+        except OSError:  # the source is not available
             continue
         body = typing.cast(ast.ClassDef, tree).body
         for line, after in zip(body, body[1:], strict=False):

@@ -24,7 +24,7 @@ _RATE = "learning rate"
 def plot_history(
     records: Records, loss_path: Path, accuracy_path: Path
 ) -> list[Picture]:
-    """Draws the loss and accuracy of a run by epoch, with the learning rate below.
+    """Draws a run's loss and accuracy by epoch, each with the learning rate below it.
 
     Returns:
       The figures at `loss_path` and `accuracy_path`.

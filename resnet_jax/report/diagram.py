@@ -26,10 +26,10 @@ _SHORTCUTS = {
 
 
 def draw(model: nn.Module, image_shape: tuple[int, int, int], path: Path) -> None:
-    """Draws a diagram of `model` for images of shape (H, W, C), as a PNG at `path`.
+    """Saves a diagram of `model` for images of shape (H, W, C) as a PNG at `path`.
 
     The rows show the stem, the blocks of each stage, any layers between stages, and the
-    head. Each stage has a row for its first block, and another for the
+    head. Each stage has a row for its first block, and another row for the
     remaining blocks if they differ from the first.
     """
     from matplotlib.figure import Figure
@@ -52,7 +52,7 @@ def draw(model: nn.Module, image_shape: tuple[int, int, int], path: Path) -> Non
 
 
 def list_rows(found: Structure, pooling: str | None = None) -> list[Row]:
-    """Returns a tuple (title, boxes, shortcut) for each row.
+    """Returns a tuple (title, boxes, shortcut) for each row of the diagram.
 
     Each box is a tuple (text, kind). The shortcut of a row without blocks is None.
 
@@ -122,7 +122,7 @@ def _title(name: str, layers: Sequence[Layer]) -> str:
 
 
 def _boxes(layers: Sequence[Layer], *, last: bool = False) -> list[tuple[str, str]]:
-    """Returns a tuple (text, kind) for each box, including those of ReLU.
+    """Returns a tuple (text, kind) for each box, including the ReLU boxes.
 
     Args:
       last: whether a ReLU also follows the last layer, unless that layer is linear.

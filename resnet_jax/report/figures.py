@@ -13,7 +13,7 @@ Records = Sequence[Mapping[str, Any]]  # the records of metrics.jsonl, one per e
 
 # Okabe and Ito's colors, which color-blind readers can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-GREY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}  # for one channel
+GREY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}  # one-channel images
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -24,7 +24,7 @@ def new_figure(width: float, height: float) -> Any:
 
 def save_figure(figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():  # the font may lack characters of a name
+    with warnings.catch_warnings():  # the font may lack some characters
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(path, dpi=120)
 
@@ -40,7 +40,7 @@ def style_of(index: int) -> dict[str, Any]:
 
 
 def plain(text: str) -> str:
-    """Returns `text` with `$` escaped, so that matplotlib does not see a formula."""
+    """Returns `text` with `$` escaped, so that matplotlib does not parse it as math."""
     return shown(text).replace("$", r"\$")
 
 
@@ -112,7 +112,7 @@ def plot_predictions(
 def plot_prediction(
     image: np.ndarray, heat: np.ndarray, likely: Sequence[tuple[str, float]], path: Path
 ) -> None:
-    """Draws an image, the same image with a heat map, and bars for likely classes.
+    """Draws an image, the same image with a heat map, and bars for the likely classes.
 
     Args:
       image: the image, [H, W, 3] uint8.
@@ -226,8 +226,8 @@ def plot_lines(
     """Draws panels of lines that share a legend.
 
     Args:
-      panels: maps the title of each panel to its lines, and these map each label to its
-        coordinates (x, y). A label has the same style in all panels.
+      panels: maps the title of each panel to a mapping from the label of each line to
+        the line's coordinates (x, y). A label has the same style in all panels.
       log: whether the y-axes are logarithmic.
       columns: maximum number of panels in a row.
     """

@@ -1,4 +1,4 @@
-"""The confusion matrix of a page, with cells that link to example mistakes."""
+"""The confusion matrix for a page, with cells that link to example mistakes."""
 
 import io
 from collections.abc import Sequence
@@ -8,8 +8,8 @@ import numpy as np
 
 from resnet_jax.report.page import Content, Gallery, Image, Matrix
 
-MOST_CLASSES = 20  # maximum number of classes of a matrix with a cell for each pair
-_PER_PAIR = 2
+MOST_CLASSES = 20  # maximum number of classes for a matrix with linked cells
+_PER_PAIR = 2  # maximum number of images per pair of classes
 _MOST = 60  # maximum number of images
 _SIDE = 96  # maximum side of an image in pixels
 
@@ -21,7 +21,7 @@ def contents(
     class_names: Sequence[str],
     confusion: Sequence[Sequence[int]],
 ) -> tuple[Matrix, list[Content]]:
-    """Returns the matrix and a gallery of the mistakes that it links to.
+    """Returns the confusion matrix and a gallery of mistakes that its cells link to.
 
     The most frequent confusions come first, each with its most confident mistakes.
 
@@ -29,7 +29,7 @@ def contents(
       probabilities: predicted probabilities [N, C].
       images: the test images [N, H, W, C'] uint8, in memory or in files.
       labels: true labels [N] int.
-      confusion: counts [C][C], in which rows are true classes.
+      confusion: counts [C][C], whose rows are the true classes.
     """
     predicted, confidence = probabilities.argmax(1), probabilities.max(1)
     counts = np.array(confusion)

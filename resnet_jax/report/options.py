@@ -1,4 +1,4 @@
-"""Options that choose a network and the data to evaluate it on."""
+"""Options that choose a network and the data on which to evaluate it."""
 
 import os
 from dataclasses import dataclass

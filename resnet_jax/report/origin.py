@@ -25,7 +25,7 @@ def _command() -> str:
     """Returns the command line of this process as it was typed, quoted for a shell.
 
     The folders of the interpreter and of an installed program are left out, because a
-    shell finds both by their names.
+    shell can find both programs by name.
     """
     interpreter, *words = sys.orig_argv or [""]
     program = Path(interpreter).name

@@ -16,7 +16,7 @@ _LEAST = 0.6  # fraction of a figure's width at which its text is still legible
 
 
 class Point(NamedTuple):
-    """A point of a curve in a figure, and the text that is shown there."""
+    """A point on a curve in a figure, with the text to show there."""
 
     x: float  # fraction of the width, from the left
     y: float  # fraction of the height, from the top
@@ -39,10 +39,11 @@ class Picture(NamedTuple):
     """A figure as a PNG file, with its text alternative.
 
     Args:
-      points: points of curves, whose texts are shown when the pointer is near them.
-      values: a table of the figure's values, which is folded below the figure.
-      has_images: whether the figure contains images. Their colors stay the same on a
-        dark page; those of other figures are inverted.
+      points: points on curves. The text of a point is shown while the mouse pointer is
+        near it.
+      values: a table of the figure's values, which is collapsed below the figure.
+      has_images: whether the figure contains images. On a dark page, the colors of
+        such a figure are kept, and the colors of other figures are inverted.
     """
 
     path: Path
@@ -53,7 +54,7 @@ class Picture(NamedTuple):
 
 
 class Card(NamedTuple):
-    """Names and values, of which headline numbers are shown in large type."""
+    """Names and values; the headline numbers are shown in large type."""
 
     headline: Mapping[str, str]
     others: Mapping[str, str]
@@ -113,7 +114,7 @@ def write(
     """Writes a self-contained page to `path`, with all text escaped.
 
     Raises:
-      ConfigError: if the page cannot be written there.
+      ConfigError: if the page cannot be written.
     """
     text = resources.files("resnet_jax.report")
     style, script = (
@@ -193,7 +194,7 @@ def _figure(picture: Picture) -> str:
     )
     above = f'<svg aria-hidden="true">{circles}</svg>' if circles else ""
     png = picture.path.read_bytes()
-    width, height = struct.unpack(">II", png[16:24])  # from its first chunk
+    width, height = struct.unpack(">II", png[16:24])  # from the PNG's first chunk
     is_wide = width > _SHRINKS
     least = f' style="min-width: {_LEAST * width:.0f}px"' if is_wide else ""
     image = (

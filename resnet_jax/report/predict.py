@@ -1,4 +1,4 @@
-"""Classifies image files, and shows the regions that the predictions depend on."""
+"""Classifies image files and shows the regions on which the predictions depend."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -35,8 +35,9 @@ def predict_files(
 ) -> None:
     """Prints or writes the most likely classes of each image with their probabilities.
 
-    Images are resized like those of a folder to the image size of the data set, and
-    preprocessed like images of the data set. The batch size affects only the rounding.
+    Images are resized to the image size of the data set in the same way as the images
+    in a folder, and preprocessed like images of the data set. The batch size affects
+    only rounding.
 
     Args:
       saliency_dir: folder for a Grad-CAM figure of each image, NUMBER-NAME.png, or None
@@ -46,10 +47,10 @@ def predict_files(
 
     Raises:
       ConfigError: if a file cannot be written.
-      DataError: if some images cannot be read; the others are classified first.
+      DataError: if some images cannot be read; the other images are classified first.
     """
     cfg, class_names = subject.cfg, subject.class_names
-    if class_names is None:  # the weights have none: use the data set's
+    if class_names is None:  # use the names from the data set
         class_names = sources.describe(cfg.data).load()[1].class_names
     # Only images of varying sizes are resized on the host; the others are resized on
     # the device.
@@ -78,7 +79,8 @@ def predict_files(
         if output is not None:
             columns = _columns(min(top_k, len(class_names)))
             show = _to_rows(stack.enter_context(tables.writing(output, columns)))
-        # Printed lines already show progress. None shows a bar only on a terminal.
+        # Printed lines already show progress. With disable=None, a bar is shown only
+        # on a terminal.
         has_bar = output is not None and len(every) > BATCH
         disable = None if has_bar else True
         bar = waiting.bar(len(every), "prediction", disable=disable)
@@ -119,7 +121,7 @@ def _print(path: Path, likely: Likely) -> None:
 
 
 def _columns(num: int) -> dict[str, type]:
-    """Returns the columns of a file with `num` classes per image, and their types."""
+    """Returns the names and types of the columns for `num` classes per image."""
     each = range(1, num + 1)
     return {
         **{"path": str, "label": int, "class": str, "probability": float},
@@ -175,7 +177,7 @@ def _make_probabilities(
 def grad_cam(
     model: nn.Module, variables: dict[str, Any], images: Images, classes: Images
 ) -> jax.Array:
-    """Returns Grad-CAM maps [B, h, w] in [0, 1] of the last block.
+    """Returns Grad-CAM maps [B, h, w] of the last block, with values in [0, 1].
 
     Each map is the sum of the block's output channels, weighted by the mean gradients
     of the class's logit (Selvaraju et al. 2017, equations 1 and 2). Negative values are

@@ -13,7 +13,7 @@ from resnet_jax.report import scores, tables
 from resnet_jax.report.subject import Subject
 from resnet_jax.training import evaluation, seeds
 
-_MAX_CLASSES = 100  # up to this number of classes, all probabilities are written
+_MAX_CLASSES = 100  # maximum number of classes for writing all probabilities
 _ROWS = 1000  # number of rows to write at a time
 
 
@@ -25,7 +25,7 @@ def write_predictions(
     The columns are:
 
     * index.
-    * path, for a folder of images only.
+    * path, only for a folder of images.
     * label and class.
     * predicted, predicted_class and probability, which describe the prediction.
     * correct.
@@ -96,7 +96,7 @@ def _paths(cfg: DataConfig, count: int) -> list[Path] | None:
         return None
     names = None if cfg.class_names is None else Path(cfg.class_names)
     paths = folder.scan(Path(str(cfg.data_dir)), names).splits[1].paths
-    if len(paths) != count:  # skip_bad_images has left some out
+    if len(paths) != count:  # --skip-bad-images skipped some
         batches = decoding.read_batches(
             *(paths, 64),
             size=sources.image_shape(cfg)[0],

@@ -13,7 +13,7 @@ _PATHS = ("data_dir", "class_names", "workdir")
 def command(cfg: Config) -> str:
     """Returns the shortest command that trains with `cfg`: a recipe and flags.
 
-    Fields that belong to one invocation, such as the devices, are left out.
+    Fields that belong to a single invocation, such as the devices, are omitted.
     """
     found = [[name, *_flags(recipe, cfg)] for name, (_, recipe) in RECIPES.items()]
     return shlex.join(["python", "train.py", *min(found, key=len)])

@@ -50,17 +50,17 @@ def write_report(
     loader: Loader,
     robust: robustness.Found | None = None,
 ) -> Path:
-    """Writes run_dir/report: index.html, its figures as PNGs, and report.json.
+    """Writes index.html, its figures as PNGs, and report.json to run_dir/report.
 
     Args:
       loader: the loader whose test split is scored.
-      robust: the result of robustness.measure, or None to leave it out.
+      robust: the result of robustness.measure, or None to omit it.
 
     Returns:
       The path of index.html.
 
     Raises:
-      ConfigError: if the report cannot be written there.
+      ConfigError: if the report cannot be written.
     """
     directory = run_dir / "report"
     files.check_writable(directory, "folder", "RUN")
@@ -174,7 +174,7 @@ def _result(found: Mapping[str, Any], top5: float, num_params: int) -> Card:
 
 
 def _scored(cfg: Config, found: Mapping[str, Any]) -> list[Content]:
-    """Returns a note on the last epoch's accuracy if only some images were scored."""
+    """Returns a note if only some test images were scored during training."""
     most = cfg.data.max_test_samples
     if most is None or most >= found["count"]:
         return []
@@ -253,7 +253,7 @@ def _inside(
 def _modules(
     tree: Mapping[str, Any], path: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yields the name and the leaves of each module of a collection."""
+    """Yields the name and the leaves of each module in a collection."""
     for name, value in tree.items():
         if any(isinstance(leaf, Mapping) for leaf in value.values()):
             yield from _modules(value, (*path, name))

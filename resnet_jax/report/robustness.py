@@ -19,7 +19,7 @@ from resnet_jax.report.subject import Subject
 from resnet_jax.training import evaluation, metrics, seeds
 
 _IMAGES = 2000  # maximum number of test images at a time
-_BYTES = 2**28  # maximum size of these images; those of a folder may be large
+_BYTES = 2**28  # maximum total bytes of these images; a folder may hold large ones
 _SHOWN = (1, 3, 5)  # severities in the grid
 Found = dict[str, Any]
 
@@ -32,7 +32,7 @@ def measure(
     For a run with several seeds, the accuracies are averaged over the seeds.
 
     Args:
-      seed: seed of the noise.
+      seed: the seed for the noise.
 
     Returns:
       A dict with these keys, in which accuracies are fractions:
@@ -44,7 +44,8 @@ def measure(
     """
     test, cfg = loader.splits.test, subject.cfg
     none = test.take(slice(0))
-    # Do not hold images on the device, where those of each corruption would stay.
+    # Do not keep the images on the device: the copies for every corruption would
+    # accumulate there.
     own = Loader(loader.mesh, Splits(none, none, test, {}), cfg.data, held=False)
     each = seeds.make_each(cfg.run.num_seeds, loader.mesh)
     evaluate = evaluation.make_evaluate(subject.model, preprocess, own, each=each)
@@ -98,11 +99,12 @@ def text(found: Found) -> str:
 def contents(
     picture: Callable[..., Content], found: Found, images: np.ndarray
 ) -> list[Content]:
-    """Returns the section of a report: a paragraph, a table and two figures.
+    """Returns the robustness section of a report: a paragraph, a table and two figures.
 
     Args:
-      picture: makes a figure from a name, a text alternative, a function that draws it
-        to a path, and the arguments of that function.
+      picture: a function that makes a figure. Its arguments are a name, a text
+        alternative, a function that draws the figure to a path, and the arguments of
+        the drawing function.
       images: the image to show under each corruption, [1, H, W, C] uint8.
     """
     header, rows = _cells(found)
@@ -130,7 +132,7 @@ def contents(
 
 
 def _cells(found: Found) -> tuple[list[str], list[list[str]]]:
-    """Returns the header and rows of the table; the last row has the means."""
+    """Returns the header and rows of the table; the last row contains the means."""
     by_name = {**found["accuracy"]}
     by_name["mean"] = np.mean(list(by_name.values()), axis=0).tolist()
     header = ["severity", *map(str, found["severities"]), "mean"]

@@ -16,19 +16,19 @@ from resnet_jax.report import chosen, gallery
 from resnet_jax.report.page import Content, Picture, Table, write
 
 NUM_CLASSES, PER_CLASS, NUM_NAMED = 10, 5, 20
-_MANY = 3.0  # ratio of the largest class to the smallest above which to give a hint
+_MANY = 3.0  # ratio of the largest class to the smallest above which a hint is given
 _SIZES = "Width and height of the images in pixels"
 
 
 def count_rows(surveys: Sequence[Survey], names: Sequence[str]) -> list[list[str]]:
-    """Returns a row (name, counts by split) for each class and one for all classes."""
+    """Returns a row (name, counts by split) for each class, and a row of totals."""
     counts = np.stack([survey.counts for survey in surveys], axis=1)
     rows = [*zip(names, counts, strict=True), ("all", counts.sum(0))]
     return [[name, *(f"{count:,}" for count in row)] for name, row in rows]
 
 
 def size_rows(surveys: Sequence[Survey]) -> list[list[str]]:
-    """Returns rows with the minimum, median and maximum of width and height."""
+    """Returns rows with the minimum, median and maximum of the width and height."""
     shapes = np.concatenate([survey.shapes for survey in surveys])
     if not len(shapes):
         return []
@@ -39,7 +39,10 @@ def size_rows(surveys: Sequence[Survey]) -> list[list[str]]:
 
 
 def unreadable(surveys: Sequence[Survey]) -> tuple[str, list[list[str]]]:
-    """Returns a line about unreadable files, and (file, reason) for the first ones."""
+    """Returns a line about unreadable files, and rows that describe them.
+
+    Each row is (file, reason). Only the first NUM_NAMED files have rows.
+    """
     bad = [one for survey in surveys for one in survey.bad]
     if not bad:
         return "every image can be read", []
@@ -89,7 +92,7 @@ def write_page(
     """Writes a page with the class counts and images before and after augmentation.
 
     Raises:
-      ConfigError: if the page cannot be written there, or cfg.augment cannot be used.
+      ConfigError: if the page cannot be written, or cfg.augment cannot be used.
     """
     splits = [survey.split.root.name for survey in surveys]
     counts = np.stack([survey.counts for survey in surveys], axis=1)
@@ -167,11 +170,12 @@ def _train_side(cfg: Config) -> int:
 def read_samples(
     survey: Survey, cfg: Config
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Reads up to 5 images of each of up to 10 classes, evenly spread over the data.
+    """Reads up to 5 images from each of up to 10 classes, spread evenly over the data.
 
     Returns:
-      A tuple of images [N, S, S, 3] uint8 as in evaluation, the same images [N, T, T,
-      3] uint8 with the part of the augmentation that runs on the host, and labels [N].
+      A tuple (images, augmented, labels). `images` are [N, S, S, 3] uint8, resized and
+      cropped as in evaluation. `augmented` are the same images, [N, T, T, 3] uint8,
+      after the part of the augmentation that runs on the host. `labels` are [N].
     """
     transform = transforms.Transform(
         cfg.augment, cfg.seed, _train_side(cfg), cfg.data.kept, cfg.data.interpolation

@@ -31,9 +31,9 @@ def score(
       * balanced_accuracy and macro_f1: means over the classes that occur.
       * nll: the mean negative log-likelihood.
       * ece and bins: the result of `calibration`.
-      * confusion: [C][C] counts, in which rows are true classes.
-      * classes: the name, precision, recall, f1 and support of each class, in which
-        undefined values are 0.
+      * confusion: counts [C][C], whose rows are the true classes.
+      * classes: the name, precision, recall, f1 and support of each class. Undefined
+        values are 0.
     """
     from sklearn.metrics import (
         confusion_matrix,
@@ -78,7 +78,7 @@ def score(
 
 
 def top_k_accuracy(probabilities: np.ndarray, labels: np.ndarray, k: int) -> float:
-    """Returns the fraction of images whose label is among the k likeliest classes.
+    """Returns the fraction of images whose label is among the k most likely classes.
 
     Args:
       probabilities: predicted probabilities [N, C].
@@ -93,9 +93,9 @@ def calibration(
 ) -> tuple[float, list[dict[str, float]]]:
     """Returns the expected calibration error and the bins that contain images.
 
-    The bins divide (0, 1] into equal widths (Guo et al. 2017, section 2). Each is a
-    dict with its ends (low and high), the number of its images (count), their mean
-    confidence and their accuracy.
+    The bins divide (0, 1] into equal widths (Guo et al. 2017, section 2). Each bin
+    is a dict with the keys low and high (its ends), count (its number of images),
+    confidence (the mean over these images) and accuracy.
     """
     edges = np.linspace(0.0, 1.0, num_bins + 1)
     places = np.clip(np.digitize(confidences, edges, right=True) - 1, 0, num_bins - 1)

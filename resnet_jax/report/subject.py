@@ -48,8 +48,8 @@ class Subject(NamedTuple):
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...] | None  # None if unknown
     seed_index: int | None = None  # index among the seeds of a run
-    data: dict[str, Any] | None = None  # identifies its training data; None if unknown
-    is_resized: bool = False  # by an option, so that pixels cannot be compared
+    data: dict[str, Any] | None = None  # identity of the training data; None if unknown
+    is_resized: bool = False  # an option resizes the images, so pixels differ
 
 
 def load(
@@ -58,7 +58,7 @@ def load(
     """Loads the subject that the options specify.
 
     Args:
-      one: the option that needs a single network, if any; an error message names it.
+      one: the option that requires a single network, or "". An error message names it.
       is_prediction: whether image files are classified, which needs no data set.
 
     Raises:
@@ -93,7 +93,7 @@ def load(
 
 def _of_weights(options: SubjectConfig, source: str, is_prediction: bool) -> Subject:
     name = options.model
-    if name is not None:  # reports a misspelled name before a file is read
+    if name is not None:  # report a misspelled name before reading a file
         factory.create(ModelConfig(model=name), num_classes=0)
     path = hub.locate(source, name)
     known = hub.describe(source, path, name)
@@ -134,7 +134,7 @@ def _count_classes(cfg: Config, class_names: tuple[str, ...] | None) -> int:
 
 
 def _describe_normalization(cfg: Config, model: nn.Module, found: Match) -> str:
-    """Describes the normalization used for a bare weights file and the usual one."""
+    """Describes the normalization used for a bare weights file, and the usual one."""
     chosen = cfg.augment.normalize
     is_small = found.table in OF_CIFAR or getattr(model, "stem", "cifar") == "cifar"
     usual = "cifar10" if is_small else "imagenet"
@@ -234,11 +234,11 @@ def _given(chosen: dict[str, Any]) -> dict[str, Any]:
 
 
 def info(subject: Subject, class_names: Sequence[str]) -> dict[str, Any]:
-    """Returns the description of the network in an exported folder, without metrics."""
+    """Returns the network description for an exported folder, without metrics."""
     cfg, shape = subject.cfg, subject.image_shape
     normalize, side = str(cfg.augment.normalize), shape[0]
     mean, std = parse_normalization(normalize, shape[2])
-    # Only images of varying sizes are cropped; others are only resized.
+    # Only images of varying sizes are cropped; other images are only resized.
     is_cropped = sources.is_cropped(cfg.data)
     return {
         "model": {
@@ -260,7 +260,7 @@ def info(subject: Subject, class_names: Sequence[str]) -> dict[str, Any]:
 
 
 def check_data(subject: Subject, test: Dataset) -> str:
-    """Returns a note if the test images differ from the training run's, else "".
+    """Returns a note if the test images are not those of the training run, or "".
 
     Raises:
       DataError: if the classes differ from those of the training run.

@@ -14,7 +14,7 @@ from resnet_jax import files
 from resnet_jax.errors import ConfigError
 from resnet_jax.paths import shown
 
-Columns = Mapping[str, type]  # name to str, int, float or bool
+Columns = Mapping[str, type]  # maps names to str, int, float or bool
 Write = Callable[[Sequence[Sequence[Any]]], None]  # takes rows of values
 _GROUP = 16_384  # number of rows in a Parquet row group
 
@@ -22,7 +22,7 @@ _GROUP = 16_384  # number of rows in a Parquet row group
 def check(path: Path, option: str) -> None:
     """Raises ConfigError unless `path`, given by the flag `option`, can be written.
 
-    The suffix must be known, and Parquet needs pyarrow.
+    The suffix must be known, and Parquet requires pyarrow.
     """
     if path.suffix.lower() not in _WRITERS:
         raise ConfigError(
@@ -44,12 +44,13 @@ def check(path: Path, option: str) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path, columns: Columns) -> Iterator[Write]:
-    """Yields a function that writes rows to `path`, which is replaced at the end.
+    """Yields a function that writes rows to `path`.
 
-    If the context ends with an error, an existing file is kept.
+    An existing file is replaced at the end of the context, or kept if the context ends
+    with an error.
 
     Raises:
-      ConfigError: if the file cannot be written there.
+      ConfigError: if the file cannot be written.
     """
     with contextlib.ExitStack() as stack:
         with _said(path):
@@ -110,7 +111,7 @@ def _for_csv(value: Any) -> Any:
 
 
 def _text(value: Any) -> Any:
-    """Returns `value`, which is made valid for every file format if it is a str."""
+    """Returns `value`; if it is a str, makes it valid for every file format."""
     return shown(value) if isinstance(value, str) else value
 
 
@@ -153,7 +154,7 @@ def _parquet(path: Path, columns: Columns) -> Iterator[Write]:
     kinds = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
     schema = pa.schema([(shown(name), kinds[kind]) for name, kind in columns.items()])
     waiting: list[Sequence[Any]] = []
-    # If given file names, pyarrow misinterprets some as URLs and rejects others.
+    # Pass an open file: pyarrow misinterprets some names as URLs and rejects others.
     with path.open("wb") as file, parquet.ParquetWriter(file, schema) as writer:
 
         def flush() -> None:

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 DAMAGED = "damaged"  # folder for damaged checkpoints in the run directory
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
-# The first of several processes writes; the others do not wait for it.
+# With several processes, the first one writes, and the others do not wait for it.
 _FIRST: dict[str, Any] = {
     "create": False,
     "multiprocessing_options": ocp.options.MultiprocessingOptions(
@@ -36,29 +36,29 @@ _FIRST: dict[str, Any] = {
 
 
 class Checkpoints:
-    """The checkpoints of the run in `run_dir`: the last `keep`, and the best one.
+    """Manages the checkpoints of the run in `run_dir`: the last `keep` and the best.
 
     A save is complete once its index has been read back; only then are older
     checkpoints deleted. If a save fails, a warning is logged, and the older checkpoints
     are kept.
 
     Args:
-      layout: the properties, besides versions, that affect the run's exact results; see
-        mesh.layout.
+      layout: the result of mesh.layout. A warning is logged if it or the version of a
+        package has changed, because the results may then differ.
     """
 
     def __init__(self, run_dir: Path, keep: int, layout: dict[str, str]) -> None:
         self._dir, self._keep = run_dir, keep
-        # orbax does not create the folder for one of several processes or behind a
-        # symbolic link.
+        # orbax does not create the folder if there are several processes or if its
+        # path contains a symbolic link.
         files.check_writable(run_dir / CHECKPOINTS, "folder", "--workdir")
         self._decide_bits = {
             **{name: importlib.metadata.version(name) for name in _PACKAGES},
             **layout,
         }
-        self._records: list[Record] = []  # of the epochs, to find the best
+        self._records: list[Record] = []  # one per epoch, to find the best
         self._has_failed = False
-        self._saving: Manifest | None = None  # of a save that is not yet read back
+        self._saving: Manifest | None = None  # of a save not yet verified
         self._stack = contextlib.ExitStack()
         self._named = self._stack.enter_context(restore.plainly_named(run_dir))
         self._manager = self._make_manager()
@@ -77,10 +77,10 @@ class Checkpoints:
         return step
 
     def restore(self, state: Any) -> tuple[Any, Manifest | None]:
-        """Returns the newest valid checkpoint as NumPy arrays, and its manifest.
+        """Returns the newest valid checkpoint, as NumPy arrays, and its manifest.
 
-        Returns (`state`, None) if there is no checkpoint. Moves damaged checkpoints
-        that are newer than the valid one to another folder.
+        Returns (`state`, None) if there is no checkpoint. Moves the damaged checkpoints
+        that are newer than the valid one to the folder DAMAGED.
 
         Raises:
           CheckpointError: if there are checkpoints but all are damaged.
@@ -112,7 +112,7 @@ class Checkpoints:
         return found, manifest
 
     def _changes(self, then: dict[str, str]) -> str:
-        """Describes what has changed, as in "jax 0.10.2 -> 0.12.0, devices 4 -> 1"."""
+        """Describes the changes since `then`, as in "jax 0.10.2 -> 0.12.0"."""
         return ", ".join(
             f"{name} {then[name]} -> {now}"
             for name, now in self._decide_bits.items()
@@ -120,10 +120,10 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: Any, manifest: Manifest) -> str | None:
-        """Starts saving `state`, which the caller may overwrite once this returns.
+        """Starts saving `state`, which the caller may overwrite after this call.
 
         Returns:
-          The reason if the save has already failed, or None.
+          The reason for the failure if the save has already failed, or None.
 
         Raises:
           ConfigError: if the run directory no longer exists.
@@ -131,7 +131,7 @@ class Checkpoints:
         self._check_there()
         self.wait()
         state = jax.device_get(state)
-        # Copies the manifest, because orbax writes it while the run continues.
+        # Copy the manifest, because orbax writes it while the run continues.
         manifest = json.loads(json.dumps(manifest))
         self._records = manifest["metrics"]
         versions, digests = self._decide_bits, restore.digests(state)
@@ -143,7 +143,7 @@ class Checkpoints:
         self._saving = manifest
         try:
             self._manager.save(step, args=items, force=True)
-        except Exception as error:  # orbax raises many types
+        except Exception as error:  # orbax raises many exception types
             return self._give_up(error)
         return None
 
@@ -154,11 +154,12 @@ class Checkpoints:
         manifest: Manifest,
         flush: Callable[[], str | None],
     ) -> None:
-        """Saves `state`, unless that is already done, and waits; tries up to twice.
+        """Saves `state` if it is not saved yet, and waits; makes up to two attempts.
 
         Args:
-          flush: a function that writes the pending records, which must precede a
-            checkpoint. It returns the reason if it fails, or None.
+          flush: a function that writes the pending records, which must be on disk
+            before the checkpoint is saved. It returns the reason for a failure, or
+            None.
 
         Raises:
           CheckpointError: if `state` could not be saved.
@@ -179,14 +180,14 @@ class Checkpoints:
         """Waits for the current save and verifies it.
 
         Returns:
-          The reason if the save failed, or None.
+          The reason for the failure if the save failed, or None.
         """
         saving = self._saving
         try:
             self._manager.wait_until_finished()
             if saving is not None:
                 restore.check_written(self._manager, saving)
-        except Exception as error:  # orbax raises many types
+        except Exception as error:  # orbax raises many exception types
             return self._give_up(error)
         if saving is not None:
             self._saving = None
@@ -194,7 +195,7 @@ class Checkpoints:
         return None
 
     def _remove_old(self) -> None:
-        """Removes all checkpoints except the last ones and the best."""
+        """Removes all checkpoints except the last `keep` and the best one."""
         steps = sorted(self._manager.all_steps())
         kept = {*steps[-self._keep :], restore.best_step(self._records, steps)}
         for step in steps:
@@ -202,7 +203,7 @@ class Checkpoints:
                 continue
             try:
                 self._manager.delete(step)
-            except Exception as error:  # orbax raises many types
+            except Exception as error:  # orbax raises many exception types
                 reason = first_line(error)
                 log.warning(
                     "%s: checkpoint %d was not removed: %s", self._dir, step, reason
@@ -214,7 +215,7 @@ class Checkpoints:
         self._has_failed = True
         reason = first_line(error)
         log.warning("%s: a checkpoint could not be saved: %s", self._dir, reason)
-        with contextlib.suppress(Exception):  # it may be the same error again
+        with contextlib.suppress(Exception):  # may raise the same error
             self._manager.close()
         if self._saving is not None:  # incomplete, but may look complete
             left = self._dir / CHECKPOINTS / str(self._saving["step"])
@@ -224,9 +225,9 @@ class Checkpoints:
         return reason
 
     def _check_there(self) -> None:
-        """Raises ConfigError if the directory is gone.
+        """Raises ConfigError if the checkpoint folder no longer exists.
 
-        Otherwise, orbax would recreate it.
+        Without this check, orbax would recreate the folder.
         """
         if not (self._dir / CHECKPOINTS).is_dir():
             raise ConfigError(

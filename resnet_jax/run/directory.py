@@ -1,4 +1,4 @@
-"""The run directory: its configuration, its lock, and which runs may resume it."""
+"""The run directory: its configuration, its lock, and the checks before resuming."""
 
 import contextlib
 import dataclasses
@@ -28,15 +28,16 @@ CHECKPOINTS = "checkpoints"  # a folder
 WANDB = "wandb.json"  # the run's id in Weights & Biases
 FILES = (CONFIG, CLASSES, METRICS, LAYERS, WANDB)
 LOCK, SOFT_LOCK, HOLDER = ".lock", ".lock.soft", ".holder.json"
-# The errors of file systems without locks.
+# Errors from file systems that do not support locks.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 def write_config(run_dir: Path, cfg: Config, class_names: list[str]) -> None:
-    """Writes config.json, which has the fields of `cfg` by group, and classes.json.
+    """Writes config.json and classes.json.
 
-    The run directory is stored as an absolute path, so that files next to it can still
-    be found after they have been moved together with it.
+    config.json contains the fields of `cfg` by group. It stores the run directory as an
+    absolute path, so that files next to the directory can still be found after they
+    have been moved together with it.
     """
     cfg = fields.replace(cfg, workdir=str(Path(cfg.run.workdir).absolute()))
     files.write_json(run_dir / CONFIG, dataclasses.asdict(cfg))
@@ -61,7 +62,7 @@ def read_run(run_dir: Path) -> Config:
     """Returns the configuration of the run in `run_dir`.
 
     Raises:
-      ConfigError: if there is no run, or only an incomplete one.
+      ConfigError: if there is no run or only an incomplete one.
     """
     if not run_dir.is_dir():
         raise ConfigError(f"no run at {run_dir}: there is no such directory")
@@ -71,7 +72,7 @@ def read_run(run_dir: Path) -> Config:
 
 
 def moved(then: str | None, cfg: Config, run_dir: Path) -> str | None:
-    """Returns the current path of `then`, which may have been moved with the run."""
+    """Returns the current path of the file `then`, which may move with the run."""
     if then is None or Path(then).exists():
         return then
     way = os.path.relpath(then, cfg.run.workdir)
@@ -80,7 +81,7 @@ def moved(then: str | None, cfg: Config, run_dir: Path) -> str | None:
 
 
 def read_classes(run_dir: Path) -> tuple[str, ...] | None:
-    """Returns the class names of the run in `run_dir`, if it has any.
+    """Returns the class names of the run in `run_dir`, or None if they are not stored.
 
     Raises:
       ConfigError: if the file does not contain a list of names.
@@ -100,28 +101,31 @@ def read_classes(run_dir: Path) -> tuple[str, ...] | None:
 
 
 def newest_step(run_dir: Path) -> int | None:
-    """Returns the step of the newest complete checkpoint in `run_dir`, if any.
+    """Returns the step of the newest complete checkpoint in `run_dir`, or None.
 
-    The step is the name of the checkpoint's folder.
+    The folder of each checkpoint is named after its step.
     """
     names = [path.name for path in run_dir.glob(f"{CHECKPOINTS}/*")]
     return max((int(name) for name in names if name.isdecimal()), default=None)
 
 
 def remove_unsaved(run_dir: Path, written: Iterable[str]) -> None:
-    """Removes the files `written` by a run unless it has a checkpoint."""
+    """Removes the files `written` by a run unless the run has a checkpoint."""
     if newest_step(run_dir) is not None:
         return
-    with contextlib.suppress(OSError):  # there may be other files
+    with contextlib.suppress(OSError):  # the folder may hold other files
         for name in written:
             (run_dir / name).unlink(missing_ok=True)
-        # The folder shows that the metrics belong to a killed run.
+        # Next to metrics.jsonl, the folder shows that a killed run wrote the metrics.
         if not (run_dir / METRICS).exists():
             (run_dir / CHECKPOINTS).rmdir()
 
 
 def check_data(run_dir: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raises ConfigError if two results of data.dataset.identify differ."""
+    """Raises ConfigError if the data `now` differ from the run's data `then`.
+
+    Both are results of data.dataset.identify.
+    """
     others = changed(then, now)
     if others:
         where = ""
@@ -134,12 +138,12 @@ def check_data(run_dir: Path, then: dict[str, Any], now: dict[str, Any]) -> None
 
 
 def check_resumable(cfg: Config, run_dir: Path) -> str:
-    """Returns a description of what `cfg` overrides in the run in `run_dir`, or "".
+    """Returns a description of the fields that `cfg` overrides in a run, or "" if none.
 
     Raises:
       ConfigError: if the directory contains another run.
     """
-    # A run that was killed before its first checkpoint has an empty folder.
+    # A run that was killed before its first checkpoint leaves an empty folder.
     if not (run_dir / CHECKPOINTS).is_dir() and (run_dir / METRICS).is_file():
         if (run_dir / METRICS).stat().st_size:
             raise ConfigError(
@@ -166,13 +170,14 @@ def check_resumable(cfg: Config, run_dir: Path) -> str:
 
 @contextlib.contextmanager
 def claim(run_dir: Path) -> Iterator[None]:
-    """Creates and locks `run_dir`, and removes what a dead process left behind.
+    """Context manager that creates and locks `run_dir`.
 
-    Removes the directory on exit if it is empty. The operating system releases the lock
-    if this process dies.
+    On entry, temporary files that a dead process left behind are removed. On exit, the
+    directory is removed if it is empty. The operating system releases the lock if this
+    process dies.
 
     Raises:
-      ConfigError: if the directory cannot be written, or if another process uses it.
+      ConfigError: if the directory cannot be written or is used by another process.
     """
     files.check_writable(run_dir, "run directory", "--workdir")
     lock: filelock.BaseFileLock = filelock.FileLock(run_dir / LOCK)
@@ -206,7 +211,7 @@ def claim(run_dir: Path) -> Iterator[None]:
         files.remove_scratch(run_dir)
         yield
     finally:
-        with contextlib.suppress(OSError):  # it may be gone, or no longer writable
+        with contextlib.suppress(OSError):  # the directory may be gone or read-only
             (run_dir / HOLDER).unlink(missing_ok=True)
             if set(run_dir.iterdir()) <= {run_dir / LOCK, run_dir / SOFT_LOCK}:
                 (run_dir / LOCK).unlink(missing_ok=True)
@@ -216,7 +221,7 @@ def claim(run_dir: Path) -> Iterator[None]:
 
 
 def _read(run_dir: Path) -> dict[str, Any]:
-    """Returns the description that the holder of the lock left, if any."""
+    """Returns the description that the holder of the lock wrote, or {}."""
     try:
         found = files.read_json(run_dir / HOLDER)
     except ValueError:

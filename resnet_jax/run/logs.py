@@ -1,4 +1,4 @@
-"""The records of a run's epochs: JSON Lines, TensorBoard and Weights & Biases."""
+"""Per-epoch records of a run, written to JSON Lines, TensorBoard and wandb."""
 
 import dataclasses
 import errno
@@ -32,11 +32,12 @@ def read_metrics(run_dir: Path, *, of_ours: bool = True) -> list[Record]:
     """Returns the records of metrics.jsonl in `run_dir`, or [] if there is no file.
 
     Args:
-      of_ours: whether step and lr are required; other programs may omit them.
+      of_ours: whether the fields step and lr are required; other programs may omit
+        them.
 
     Raises:
-      ConfigError: if a line lacks a field that docs/training.md lists. The message
-        names the line.
+      ConfigError: if a field that docs/training.md lists is missing from a line or has
+        an invalid value. The message contains the line number.
     """
     records = files.read_jsonl(run_dir / METRICS)
     names = [*_FORM, *(["step", "lr"] if of_ours else [])]
@@ -55,7 +56,9 @@ def read_metrics(run_dir: Path, *, of_ours: bool = True) -> list[Record]:
 
 
 class JsonLines:
-    """A JSON Lines file, whose contents are first replaced with `records`.
+    """A JSON Lines file that initially contains `records`.
+
+    An existing file is replaced.
 
     Raises:
       ConfigError: if the file cannot be written.
@@ -68,16 +71,19 @@ class JsonLines:
         self._unwritten = b""
 
     def write(self, record: Record) -> None:
-        """Appends `record` and syncs the file; if the disk is full, keeps it for later.
+        """Appends `record` and syncs the file.
+
+        If the disk is full, the record is kept and written later.
 
         Raises:
-          ConfigError: if the file cannot be written for a permanent reason.
+          ConfigError: if the file cannot be written for a lasting reason, such as its
+            permissions.
         """
         self._unwritten += metrics.json_line(record).encode() + b"\n"
         self.flush()
 
     def flush(self) -> str | None:
-        """Writes pending lines; returns None, or the reason if the disk is full."""
+        """Writes pending lines; returns the reason if the disk is full, or None."""
         if not self._unwritten:
             return None
         try:
@@ -125,17 +131,17 @@ def last_line(run_dir: Path, records: list[Record], step: int) -> list[Record]:
 
 
 class Logs:
-    """The records of the run in `run_dir`, continued after `step`.
+    """Writes the records of the run in `run_dir`, continuing after `step`.
 
-    The records of later steps, which the run wrote before it was killed, are removed
-    because they will be written again.
+    Records of later steps, which the run wrote before it was killed, are removed
+    because the resumed run will write them again.
 
     Args:
       records: the records so far, from the checkpoint and last_line.
       step: the step of the checkpoint.
       tensorboard: whether to write TensorBoard event files as well.
       layers: whether to write layers.jsonl as well.
-      wandb: a log that also receives the records, if any.
+      wandb: a Weights & Biases log that also receives the records, or None.
 
     Raises:
       ConfigError: if a file cannot be written, or if the package that `tensorboard`
@@ -166,14 +172,14 @@ class Logs:
         self._lines.write(record)
         if self._writer is not None:
             for name in sorted(record.keys() - {"epoch", "step"}):
-                if isinstance(record[name], float):  # not lists of values by seed
+                if isinstance(record[name], float):  # skips lists with a value per seed
                     self._writer.add_scalar(name, record[name], record["step"])
             self._writer.flush()
         if self._wandb is not None:
             self._wandb.write(record)
 
     def begin(self) -> None:
-        """Starts the run at Weights & Biases, if it is used."""
+        """Starts the Weights & Biases run if there is one."""
         if self._wandb is not None:
             self._wandb.begin()
 
@@ -183,7 +189,7 @@ class Logs:
         return self.records[-1]["step"] if self.records else None
 
     def flush(self) -> str | None:
-        """Flushes every file; see JsonLines.flush."""
+        """Flushes every file; returns the first failure, as in JsonLines.flush."""
         logs = [self._lines] if self._layers is None else [self._layers, self._lines]
         failures = [failure for each in logs if (failure := each.flush())]
         return failures[0] if failures else None
@@ -194,8 +200,8 @@ class Logs:
         for record in files.read_jsonl(path) if self._step else []:
             if type(record.get("step")) is not int:
                 raise ConfigError(f"{path} has a line without a step: remove the line")
-            # metrics.jsonl is written after this file. If it lacks a record, both files
-            # will get that record again.
+            # This file is written before metrics.jsonl. A record that metrics.jsonl
+            # lacks will be written to both files again.
             if record["step"] <= (self.last_step or 0):
                 kept.append(record)
         return JsonLines(path, kept)
@@ -206,7 +212,7 @@ class Logs:
             self._layers.write({**place, "layers": layers})
 
     def close(self) -> None:
-        """Closes the TensorBoard file and the run at Weights & Biases."""
+        """Closes the TensorBoard file and the Weights & Biases run."""
         if self._writer is not None:
             self._writer.close()
         if self._wandb is not None:
@@ -214,10 +220,10 @@ class Logs:
 
 
 def open_logs(cfg: Config, run_dir: Path, records: list[Record], step: int) -> Logs:
-    """Returns the Logs that `cfg` asks for, continued after `step`.
+    """Returns the Logs that `cfg` specifies, which continue after `step`.
 
     Raises:
-      ConfigError: for the reasons given in Logs, or if the package that --wandb needs
+      ConfigError: for the reasons listed in Logs, or if the package that --wandb needs
         is missing.
     """
     wandb = None
@@ -234,7 +240,7 @@ def open_logs(cfg: Config, run_dir: Path, records: list[Record], step: int) -> L
 
 
 def _make_writer(run_dir: Path, step: int) -> Any:
-    """Returns a TensorBoard writer that purges what a killed run wrote after `step`."""
+    """Returns a TensorBoard writer that purges events written after `step`."""
     try:
         from tensorboardX import SummaryWriter
     except ImportError:

@@ -22,13 +22,13 @@ def announce(
     loader: Loader,
     trainable: Callable[[str], bool] | None = None,
 ) -> None:
-    """Logs a few lines about the training, in the first process only.
+    """Logs a few lines that describe the training, only in the first process.
 
     Args:
       cfg: the configuration of the run.
       mesh: the devices.
-      params: the parameters of the network, or of the networks of all seeds.
-      loader: the loader of the images.
+      params: the parameters of the network, or of the networks for all seeds.
+      loader: the image loader.
       trainable: a predicate on PyTorch parameter names, or None if all parameters are
         trained.
     """

@@ -1,4 +1,4 @@
-"""The progress of a run: its steps, their sums, and the progress bar."""
+"""The progress of a run: its steps, their metric sums, and the progress bar."""
 
 import math
 import time
@@ -14,12 +14,14 @@ from resnet_jax.config import RunConfig
 from resnet_jax.devices import processes
 from resnet_jax.training import metrics
 
-_BEFORE = 5  # steps of this process before the trace, to exclude one-time costs
-_LEAST = 5  # minimum number of steps to trace; more if a call runs more
+_BEFORE = 5  # steps in this process before the trace, to exclude one-time costs
+_LEAST = 5  # minimum number of steps to trace; one call may run more
 
 
 class Progress:
-    """The completed steps of a run and their sums, which are fetched in groups.
+    """The completed steps of a run and their metric sums.
+
+    The sums of several steps are fetched from the device at once.
 
     Args:
       fail: a function that is called with a description and the step of the first
@@ -45,41 +47,41 @@ class Progress:
 
     @property
     def epochs_begun(self) -> int:
-        """Returns the epoch (from 1) of the last step; 0 before the first step."""
+        """Returns the epoch (from 1) of the last step, or 0 before the first step."""
         return -(-self.step // self.steps_per_epoch)
 
     @property
     def at_epoch_end(self) -> bool:
-        """Returns whether the last step was the last of an epoch or of the run."""
+        """Returns whether the latest step completed an epoch or the run."""
         return self.step == self.total_steps or not self.step % self.steps_per_epoch
 
     @property
     def place(self) -> dict[str, Any]:
-        """Returns the step, sums and seconds as JSON values."""
+        """Returns the step, the sums and the seconds as JSON values."""
         sums = {name: value.tolist() for name, value in (self.sums or {}).items()}
         return {"step": self.step, "train_sums": sums, "train_seconds": self.seconds}
 
     @property
     def seconds(self) -> float:
-        """Returns the time of the epoch's steps so far in seconds, across restarts."""
+        """Returns the seconds spent on the epoch so far, including before restarts."""
         begun = self._begun
         return self._seconds + (0 if begun is None else time.monotonic() - begun)
 
     def go_to(self, place: dict[str, Any]) -> None:
-        """Continues from `place`, a value of the property place."""
+        """Continues from `place`, an earlier value of the property `place`."""
         self.step = place["step"]
         sums = {name: np.float64(value) for name, value in place["train_sums"].items()}
         self.sums, self._seconds = sums or None, place["train_seconds"]
 
     @property
     def is_unscored(self) -> bool:
-        """Returns whether an epoch is trained but its record is not yet written."""
+        """Returns whether an epoch has been trained but not yet recorded."""
         is_new = 0 < self.step <= self.total_steps and self.step != self._scored
         return is_new and self.at_epoch_end
 
     @property
     def epoch(self) -> int:
-        """Returns the epoch to train or score, starting at 0."""
+        """Returns the epoch to train or score, counted from 0."""
         return (self.step - self.is_unscored) // self.steps_per_epoch
 
     def note_scored(self, step: int | None) -> None:
@@ -100,7 +102,7 @@ class Progress:
         return self.step // every > (self.step - steps) // every
 
     def begin_clock(self) -> None:
-        """Starts the clock of --save-every-minutes."""
+        """Starts the clock for --save-every-minutes."""
         self._saved_at = time.monotonic()
 
     def is_save_due(self, cfg: RunConfig, steps: int, *, asks: bool) -> bool:
@@ -109,7 +111,7 @@ class Progress:
         Args:
           cfg: the options of the run.
           steps: the number of steps since the last call.
-          asks: whether to ask the other processes; all processes save together.
+          asks: whether to check the time limit, which all processes must do together.
         """
         every, minutes = cfg.save_every_steps, cfg.save_every_minutes
         if every is not None and self.passed(every, steps):
@@ -141,10 +143,11 @@ class Progress:
         }
 
     def add(self, sums: metrics.Sums) -> int:
-        """Counts the steps in `sums`, [[steps,] *shape], and returns their number.
+        """Counts the steps in `sums` and returns their number.
 
-        Waits for all earlier steps, because a program that runs far ahead of the device
-        could not stop soon after a signal.
+        The arrays in `sums` have shape [[steps,] *shape]. Waits for all earlier steps,
+        because a program that runs far ahead of the device could not stop soon after a
+        signal.
         """
         steps: int = sums["loss"].size // math.prod(self._shape)
         self.step += steps
@@ -172,15 +175,15 @@ class Progress:
 
 
 class Trace:
-    """A JAX profiler trace of the sixth to tenth step of a process, in `directory`.
+    """A JAX profiler trace of the sixth to tenth steps of a process, in `directory`.
 
-    The trace starts and ends between calls of the compiled step, each of which may run
+    The trace starts and ends between calls of the compiled step. Each call may run
     several steps: with 20 steps per call, the trace covers the second call.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._due = _BEFORE  # the step to start after; later, the step to end after
+        self._due = _BEFORE  # step after which to start or, later, to end
         self._begun: int | None = None  # the step after which the trace started
         self._running = False
 
@@ -189,7 +192,7 @@ class Trace:
         self._due = step + _BEFORE
 
     def step(self, step: int, state: Any) -> None:
-        """Starts or ends the trace if it is due after `step`; first awaits `state`."""
+        """Starts or ends the trace if due after `step`, once `state` is computed."""
         is_over = self._begun is not None and not self._running
         if is_over or step < self._due:
             return

@@ -29,7 +29,7 @@ def plainly_named(run_dir: Path) -> Iterator[Path]:
     """Yields a path to the checkpoints in `run_dir` that orbax can open.
 
     orbax interprets * ? [ ] as patterns, and TensorStore requires UTF-8 names. Folders
-    with other names are therefore accessed through a symbolic link.
+    whose names are unsuitable are therefore accessed through a symbolic link.
     """
     directory = (run_dir / CHECKPOINTS).absolute()
     if re.fullmatch(r"[\w/.,+=@ -]*", str(directory), re.ASCII):
@@ -63,7 +63,7 @@ def best_step(
     """Returns the step with the best validation accuracy, or None if there is none.
 
     Args:
-      records: the records of the epochs.
+      records: the per-epoch records.
       among: the steps to choose from; None means all steps in `records`.
     """
     scores = {r["step"]: r["val_accuracy"] for r in records if "val_accuracy" in r}
@@ -72,7 +72,7 @@ def best_step(
 
 
 def digests(tree: Any) -> dict[str, str]:
-    """Returns, by path, the sha256 of the dtype, shape and values of each array."""
+    """Returns the sha256 of each array's dtype, shape and values, keyed by its path."""
 
     def digest(leaf: Any) -> str:
         array = np.asarray(leaf)
@@ -118,7 +118,7 @@ def read_step(
 
     Args:
       manager: the manager of the checkpoints.
-      run_dir: the run directory, which error messages name.
+      run_dir: the run directory, for error messages.
       step: the step of the checkpoint.
       state: orbax's arguments for restoring the state.
 
@@ -135,7 +135,7 @@ def read_step(
         for name, digest in digests(restored["state"]).items():
             if manifest["digests"].get(name) != digest:
                 raise ValueError(f"the sha256 of {name} does not match")
-    except Exception as error:  # orbax raises many types
+    except Exception as error:  # orbax raises many exception types
         raise _unfit(run_dir, step, error) from error
     return restored["state"], manifest
 
@@ -143,10 +143,10 @@ def read_step(
 def newest(
     run_dir: Path, steps: Iterable[int], read: Callable[[int], Any]
 ) -> tuple[Any, list[int]]:
-    """Returns read(step) for the last valid step, and the damaged steps after it.
+    """Returns read(step) for the newest valid checkpoint, and newer damaged steps.
 
     Raises:
-      CheckpointError: if no step is valid. The message describes the last step.
+      CheckpointError: if no checkpoint is valid. The message describes the newest one.
     """
     damaged: list[int] = []
     first: CheckpointError | None = None
@@ -173,10 +173,10 @@ def _unfit(run_dir: Path, step: int, reason: Any) -> CheckpointError:
 def _check_fits(
     manager: ocp.CheckpointManager, run_dir: Path, step: int, variables: dict[str, Any]
 ) -> None:
-    """Raises CheckpointError unless a checkpoint has exactly these names and shapes.
+    """Raises CheckpointError unless a checkpoint's arrays match `variables`.
 
-    This is necessary because orbax's partial restore ignores arrays that are missing on
-    either side.
+    All names and shapes must be equal. The check is necessary because orbax's partial
+    restore ignores arrays that are missing on either side.
     """
 
     def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -195,7 +195,7 @@ def _check_fits(
         if metadata is None:
             raise ValueError("it contains no readable arrays")
         stored = shapes(metadata.tree)
-    except Exception as error:  # orbax raises many types
+    except Exception as error:  # orbax raises many exception types
         raise _unfit(run_dir, step, error) from error
     expected = shapes(variables)
     differ = sorted(
@@ -231,12 +231,13 @@ def load_variables(
 ) -> Loaded:
     """Reads the variables of a checkpoint.
 
-    If the last checkpoint is damaged, logs a warning and reads the one before it.
+    If the last checkpoint is requested but damaged, logs a warning and reads the newest
+    valid one.
 
     Args:
       run_dir: the run directory.
       checkpoint: "last", "best" (by validation accuracy) or a step.
-      variables: the result of the model's init, or its shapes (jax.eval_shape).
+      variables: the result of the model's init, or of jax.eval_shape on it.
       averaged: whether to read the moving average; see training/step.py.
 
     Raises:

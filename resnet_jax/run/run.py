@@ -29,11 +29,11 @@ Measure = Callable[[Any], Layers]  # measures a state, see training/diagnostics.
 
 
 class Run:
-    """A run in progress, returned by open_run; its context waits for the last save.
+    """A run in progress, as yielded by open_run.
 
-    Before the first step and during evaluations, a signal ends the run at once
-    (Interrupted); otherwise, the step is finished and saved first. Once processes are
-    synchronized, they stop together, at points where all of them check for signals.
+    Its context waits for the last save on exit. Before the first step and during
+    evaluations, a signal raises Interrupted at once; otherwise, the current step is
+    finished and saved first. Several processes, once synchronized, stop together.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Run:
         self._schedule: Callable[[int], Any] = lambda step: math.nan
         self._measure: Measure | None = None
         self._begun, self._compile_seconds = time.monotonic(), 0.0
-        self._startup_seconds: float | None = None  # to the end of the first step
+        self._startup_seconds: float | None = None  # until the end of the first step
         self._stack = contextlib.ExitStack()
         self._preparing = contextlib.ExitStack()
 
@@ -82,7 +82,7 @@ class Run:
 
         Raises:
           CheckpointError: if there are checkpoints but none is valid and fits `state`.
-          ConfigError: if the run was started with other data.
+          ConfigError: if the run was started with different data.
         """
         progress = self.progress
         self._identity = loader.splits.identity
@@ -116,10 +116,10 @@ class Run:
         return state
 
     def _meet(self) -> None:
-        """Waits for the other processes; all stop if one fails or receives a signal."""
+        """Waits for all processes; stops all if one fails or receives a signal."""
         if processes.is_alone():
             return
-        # A signal that interrupts the exchange would leave the others waiting.
+        # A signal that interrupts the exchange would leave other processes waiting.
         self._preparing.close()
         processes.agree()
         if self._is_signalled():
@@ -155,7 +155,7 @@ class Run:
           state: the initial state.
           schedule: the learning rate as a function of the step (from 0).
           compile_seconds: the compilation time, which the next record will contain.
-          measure: measures a state for layers.jsonl, at step 0 and after each epoch.
+          measure: measures a state at step 0 and after each epoch, for layers.jsonl.
         """
         progress = self.progress
         self._schedule = schedule
@@ -181,7 +181,7 @@ class Run:
     def record(self, state: Any, sums: metrics.Sums) -> None:
         """Records the steps that returned `sums`, saves if due, and stops on a signal.
 
-        Several processes exchange signals every log_every_steps steps.
+        Several processes tell each other about signals every log_every_steps steps.
         """
         steps = (progress := self.progress).add(sums)
         if self._startup_seconds is None:
@@ -206,7 +206,7 @@ class Run:
         return processes.any_process(self._signals.received is not None)
 
     def _raise_non_finite(self, what: str, step: int) -> NoReturn:
-        self.is_training = False  # all processes have the same numbers and get here
+        self.is_training = False  # all processes get here, with the same numbers
         if self._checkpoints is not None:
             self._checkpoints.wait()  # the last good state may not be saved yet
         good = f" (last good checkpoint here: {directory.newest_step(self.dir)})"
@@ -226,11 +226,11 @@ class Run:
         """Evaluates `state`, then writes the epoch's record and its checkpoint.
 
         Args:
-          evaluate: returns the sums of a state over a data set.
+          evaluate: returns the metric sums of a state over a data set.
           parts: the data sets to score, by name: "test" and, optionally, "val".
 
         Raises:
-          NonFiniteLossError: if a score is not finite; then nothing is written.
+          NonFiniteLossError: if a score is not finite, before anything is written.
           Interrupted: if a signal arrived. The state is saved first, and running the
             same command again evaluates it.
           CheckpointError: if the last checkpoint could not be saved.
@@ -263,7 +263,7 @@ class Run:
         self._logs.write_layers(place, layers)
         self._logs.write(record)
         ends = self._is_signalled() or step == progress.total_steps
-        with contextlib.ExitStack() as last:  # the save does not depend on the output
+        with contextlib.ExitStack() as last:  # saves even if printing fails
             last.callback(print, metrics.epoch_line(record), flush=True)
             self._save(state, last=ends)
         if ends and step < progress.total_steps:
@@ -274,7 +274,7 @@ class Run:
         """Starts saving a checkpoint unless it exists; waits for it if `last` is true.
 
         All processes call this at the same step, so all detect non-finite values. If
-        the first process cannot save the last checkpoint, all raise its error.
+        the first process cannot save the last checkpoint, all raise the same error.
         """
         progress = self.progress
         if last:
@@ -284,7 +284,7 @@ class Run:
         if not is_finite(state):
             self._raise_non_finite("a parameter is not finite", progress.step)
         if self._checkpoints is not None:
-            flush = self._logs.flush  # no checkpoint without the records before it
+            flush = self._logs.flush  # records must be on disk before a checkpoint
             manifest = {
                 "config": dataclasses.asdict(self._cfg),
                 "data": self._identity,

@@ -1,4 +1,4 @@
-"""A run as a context manager, from locking its directory to its end."""
+"""Context manager for a run, from locking its directory to the end of the run."""
 
 import contextlib
 import logging
@@ -20,10 +20,10 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def open_run(cfg: Config) -> Iterator[Run]:
-    """Opens the run in cfg.run.workdir, which is either a new run or one to resume.
+    """Opens a new run in cfg.run.workdir, or resumes the run that is there.
 
-    With several processes, the first one owns the directory; the others use temporary
-    directories.
+    With several processes, the first one owns the directory; the other processes use
+    temporary directories.
 
     Raises:
       ConfigError: if the directory cannot be written, is in use, contains other files,
@@ -67,7 +67,7 @@ def open_run(cfg: Config) -> Iterator[Run]:
 def _place(run: Run) -> str:
     """Returns the last saved step, such as "5 of 10", or "" before the first step."""
     step, total = newest_step(run.dir), run.progress.total_steps
-    if not processes.is_first():  # the others stop once the first has saved
+    if not processes.is_first():  # other processes stop after the first has saved
         step = run.progress.step
     if not step:
         return ""

@@ -1,4 +1,4 @@
-"""Handles SIGINT, SIGTERM and SIGHUP, at once if nothing is lost, else when safe."""
+"""Handles SIGINT, SIGTERM and SIGHUP without losing completed steps."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ class Interrupted(BaseException):
 
 
 def exit_code(error: object) -> int:
-    """Returns the exit code of a command that ends with `error`; 0 if it is None."""
+    """Returns the exit code of a command that ends with `error`, or 0 if it is None."""
     if isinstance(error, Interrupted):
         return StoppedError.exit_code
     return error.exit_code if isinstance(error, UserError) else int(error is not None)
@@ -36,9 +36,9 @@ def _is_ignored(number: signal.Signals) -> bool:
 class Signals:
     """Records the first signal inside a context; a second one ends the process.
 
-    In a process of another program, such as Jupyter, the second signal raises
-    KeyboardInterrupt. In threads other than the main one, to which Python delivers all
-    signals, the context does nothing.
+    In a process that belongs to another program, such as Jupyter, the second signal
+    raises KeyboardInterrupt. Python delivers all signals to the main thread; in other
+    threads, the context does nothing.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Signals:
         if threading.current_thread() is threading.main_thread():
             for number in _NUMBERS:
                 if number == signal.SIGHUP and _is_ignored(number):
-                    continue  # nohup has set it to be ignored
+                    continue  # nohup makes the process ignore it
                 before = signal.signal(number, self._note)
                 self._stack.callback(signal.signal, number, before)
             self._watch()
@@ -69,9 +69,9 @@ class Signals:
     def _watch(self) -> None:
         """Ends the process at the second signal, even while the main thread compiles.
 
-        Python runs signal handlers between bytecode instructions, and a compilation is
-        a single instruction. However, Python writes the signal's number to a socket at
-        once, and another thread can read it there.
+        Python runs signal handlers between bytecode instructions, and a whole
+        compilation happens within one instruction. However, Python immediately writes
+        the signal's number to a socket, from which another thread reads it.
         """
         reader, writer = socket.socketpair()
         writer.setblocking(False)
@@ -94,7 +94,7 @@ class Signals:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Raises Interrupted if a signal arrived earlier or arrives in this context."""
+        """Raises Interrupted if a signal has arrived or arrives in this context."""
         if self.received:
             raise Interrupted
         self._at_once = True

@@ -20,16 +20,16 @@ class WandbLog:
     """Logs the records of metrics.jsonl by epoch to a wandb run in `project`.
 
     A resumed run continues the same wandb run. If wandb fails, for example because
-    there is no network or no API key, this logs one warning and sends nothing more.
+    there is no network or no API key, one warning is logged and nothing more is sent.
 
     Args:
       run_dir: the run directory, whose name becomes the name of the wandb run.
       project: the name of the project.
       config: the configuration as JSON values.
-      is_resumed: whether the run in `run_dir` existed before.
+      is_resumed: whether the run in `run_dir` is being resumed.
 
     Raises:
-      ConfigError: if the package is not installed.
+      ConfigError: if the wandb package is not installed.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class WandbLog:
         self._safely(self._begin)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Sends the numbers of a record; for several seeds, only their means."""
+        """Sends the numbers in a record, averaged if there are several seeds."""
         if self._run is not None:
             numbers = {k: v for k, v in record.items() if not isinstance(v, list)}
             self._safely(lambda: self._run.log(numbers))
@@ -60,7 +60,8 @@ class WandbLog:
 
         Args:
           exit_code: the exit code of the command. 0 marks the run as finished, 75
-            (stopped by a signal, to be resumed) as preempted, and others as failed.
+            (stopped by a signal, to be resumed) as preempted, and any other code as
+            failed.
         """
         run, self._run = self._run, None
         if run is None:
@@ -72,8 +73,8 @@ class WandbLog:
     def _begin(self) -> None:
         wandb, run_dir = self._wandb, self._dir.absolute()
         run_dir.mkdir(parents=True, exist_ok=True)
-        # Time limits are set because there may be nobody to enter an API key, and the
-        # console is off because the run prints its own output.
+        # Time limits are set because there may be nobody to enter an API key. Console
+        # capture is off because the run prints its own output.
         known = {
             "console": "off",
             "init_timeout": _START,
@@ -91,8 +92,8 @@ class WandbLog:
             settings=wandb.Settings(**settings),
         )
         self._run = run
-        # Values are plotted by epoch because wandb's own count of steps would be ahead
-        # of a record that is written again after the run was killed.
+        # Plot values by epoch: after a run is killed and resumed, wandb's own step
+        # count would be ahead of the records that are written again.
         run.define_metric("*", step_metric="epoch")
         run.config.update(self._config, allow_val_change=True)
 
@@ -110,6 +111,6 @@ class WandbLog:
     def _safely(self, function: Callable[[], Any]) -> None:
         try:
             function()
-        except Exception as error:  # wandb raises many types
+        except Exception as error:  # wandb raises many exception types
             self._run = None
             log.warning("wandb: %s; the run continues without it", first_line(error))
