@@ -281,7 +281,7 @@ def disturb(
         process.send_signal(signal.Signals[first])
         time.sleep(rng.uniform(0, 0.2))
         process.send_signal(signal.Signals[second])
-        # Before a handler is installed and after the work, signals act as by default.
+        # Before train.py installs its handlers and after training, a signal kills it.
         return {75, 130, -signal.SIGTERM, -signal.SIGINT}
     process.send_signal(signal.Signals[kind])
     saved = set() if kind == "SIGKILL" else {75, 130}

@@ -51,7 +51,7 @@ PARTS = {  # in order of importance; seconds that each part may take
     "seeds": 75.0,
     "deterministic": 60.0,
 }
-TINY_PARTS = {  # one network represents three
+TINY_PARTS = {  # resnet8 represents all three networks
     name.replace("resnet50", "resnet8"): seconds
     for name, seconds in PARTS.items()
     if name not in ("resnet18", "resnet20")
@@ -121,7 +121,7 @@ class GpuDay:
 
 
 def refuse(reason: str) -> NoReturn:
-    # Imported here, because its dependencies may have to be installed first.
+    # Imported here because the package's dependencies may be installed only later.
     from resnet_jax.errors import ConfigError
 
     raise ConfigError(reason)

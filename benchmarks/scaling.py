@@ -90,7 +90,7 @@ class Prediction(NamedTuple):
     gradients: float  # to sum gradients over the devices, without overlap
     batch_norm: float
     step: tuple[float, float]
-    efficiency: tuple[float, float]  # time on one device divided by this time
+    efficiency: tuple[float, float]  # step time on one device divided by `step`
 
 
 def reduced(variables: Mapping[str, Any], dtype: str = "float32") -> Reduced:
@@ -100,10 +100,10 @@ def reduced(variables: Mapping[str, Any], dtype: str = "float32") -> Reduced:
     with C channels has four sums of C float32 values: the mean, the variance, and, in
     the backward pass, the gradients of bias and scale, which are needed to compute the
     gradient of the input. Without sync_bn, the number of bytes is the same, because the
-    new running mean and variance are summed instead of those of the batch. (In that
-    case, XLA sums the bias gradients of the last BatchNorm of a block and of its
-    shortcut only once, because they are equal.) The count is for a step without
-    micro-batches.
+    new running mean and variance are summed instead of the mean and variance of the
+    batch. (Without sync_bn, XLA sums the bias gradients of the last BatchNorm of a
+    block and of the BatchNorm of the shortcut only once, because they are equal.) The
+    count is for a step without micro-batches.
 
     Args:
       variables: the variables of the network, with "params" and "batch_stats".

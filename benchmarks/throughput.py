@@ -55,7 +55,7 @@ BATCH_SIZES = {  # (on a CPU, on a GPU)
     "resnet50": (16, 128),
 }
 OTHER_BATCH_SIZES = (128, 512)
-CLIFF = 1.5  # ratio to the cost of the next smaller size
+CLIFF = 1.5  # a larger ratio of successive costs is a cliff
 
 Ask = Callable[..., dict[str, Any]]  # sends a command and returns the answer
 Row = dict[str, Any]
@@ -185,7 +185,8 @@ def started(task: Task, cache: Path | None = None) -> Iterator[tuple[Ask, Row]]:
     """
     # The programs share a GPU, so no program may preallocate most of the memory.
     environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    # Huge pages as in train.py; PyTorch uses them if the user's environment says so.
+    # Our program uses huge pages, as train.py does. The user's environment decides
+    # whether PyTorch uses them.
     if task.program == OURS:
         environment = hugepages.with_huge_pages(environment)
     if not task.gpu and task.kind != "describe":
@@ -465,7 +466,7 @@ def scaling(cfg: Throughput, model: str, gpu: bool) -> dict[str, list[Row]]:
 
 
 def cliffs(costs: Sequence[float]) -> list[bool]:
-    """Returns whether each cost is more than CLIFF times the previous one."""
+    """Returns for each cost whether it is more than CLIFF times the previous one."""
     before = [float("inf"), *costs]
     return [b > CLIFF * a for a, b in zip(before, costs, strict=False)]
 
