@@ -7,21 +7,22 @@
     python -m benchmarks.accelerators --targets here      # run on a device
 
 No device is needed, because libtpu and XLA's compiler for CUDA can compile for chips
-that are not present. The figures that they report about a program are the real ones:
-flops, bytes and memory per chip, collectives, kernels and convolutions. Nothing is
-executed, so the only time shown is the roofline estimate: bytes / bandwidth or
-flops / peak, whichever is larger. The target `here` compiles for JAX's own devices,
-runs the programs there, and adds the measured time.
+that are not present. The figures that they report are those of the real program: flops,
+bytes and memory per chip, collectives, kernels and convolutions. Nothing is executed,
+so the only time shown is the roofline estimate: bytes / bandwidth or flops / peak,
+whichever is larger. The target `here` compiles for JAX's own devices, runs the programs
+there, and adds the measured time.
 
 "Bytes accessed" is the compiler's own count, which counts prefetched data on TPUs more
 than once. The main-memory traffic is derived from the program's text: each operand and
 result in main memory counts once per kernel. The roofline estimate uses this traffic
-and the chip's bfloat16 peak; because of caching, a program can be faster than that.
+and the chip's bfloat16 peak. Because of caching, a program can be faster than the
+estimate.
 
 There are three versions of each network: `ours`; `flax`, from Flax's ImageNet example;
 and `flax-norm`, our network with flax.linen.BatchNorm. All of them use our training
-step with SGD and momentum, on uint8 images. Recipes are compiled as train.py trains
-them, including their augmentation.
+step with SGD and momentum, on uint8 images. With --recipes, the step of each recipe is
+compiled as in train.py, including its augmentation.
 
 The compiler for CUDA reports neither bytes nor flops. For GPUs, both byte counts are
 therefore the main-memory traffic, and the flops are computed from the model.
@@ -127,9 +128,9 @@ class Lowered(NamedTuple):
     """A step that is ready to be compiled, and its arguments."""
 
     stage: Any
-    arguments: tuple[Any, ...]  # shapes with shardings
+    arguments: tuple[Any, ...]  # shapes and shardings of the arrays
     model_flops: float  # per chip
-    least_map: int  # arrays with at least this many values are feature maps
+    least_map: int  # number of values from which an array counts as a feature map
 
 
 @dataclass(frozen=True)
@@ -148,13 +149,13 @@ class Reading:
     roofline_ms: float
     temporaries_mib: float
     arguments_mib: float
-    memory_mib: float  # the memory of the chip
+    memory_mib: float  # total memory of the chip
     collectives: int
     all_reduces: int
-    reduced_bytes: int  # in all collectives
-    kernels: int  # without copies
+    reduced_bytes: int  # bytes of all collectives
+    kernels: int  # excluding copies
     copies: int
-    convolutions: dict[str, int]  # by the dtype of their results
+    convolutions: dict[str, int]  # number by the dtype of the result
     moved_maps: int  # kernels that reorder the dimensions of a feature map
     float32_maps: int
     trace_seconds: float
@@ -173,7 +174,7 @@ def tasks(cfg: Accelerators) -> Iterator[Task]:
 
 
 def lower(task: Task, cfg: Accelerators, devices: Any, platform: str) -> Lowered | None:
-    """Returns the lowered step of a task, or None if its network does not exist.
+    """Returns the lowered step for a task, or None if its network does not exist.
 
     Nothing is computed: shapes stand in for all arrays.
     """
@@ -251,7 +252,7 @@ def lower(task: Task, cfg: Accelerators, devices: Any, platform: str) -> Lowered
 def described(
     task: Task, cfg: Accelerators
 ) -> tuple[Config, tuple[int, int, int], int]:
-    """Returns (configuration, image shape, number of classes) of a task."""
+    """Returns (configuration, image shape, number of classes) for a task."""
     from benchmarks import contestants
     from resnet_jax.data import sources
 
@@ -259,7 +260,7 @@ def described(
         found = RECIPES[task.name][1]
         normalize = found.augment.normalize or "cifar10"
         shape = sources.train_shape(found.data)
-        num_classes = 1000 if found.data.dataset == "folder" else 10  # ImageNet's
+        num_classes = 1000 if found.data.dataset == "folder" else 10  # for ImageNet
     else:
         found = contestants.recipe(task.name)
         normalize = found.augment.normalize or "cifar10"
@@ -273,7 +274,7 @@ def described(
 
 
 def contestant(task: Task, cfg: Config, ours: Any) -> Any:
-    """Returns the network of a task, or None if that version does not exist."""
+    """Returns the network for a task, or None if that version does not exist."""
     from benchmarks import peers
 
     if task.contestant == "flax":
@@ -283,7 +284,7 @@ def contestant(task: Task, cfg: Config, ours: Any) -> Any:
 
 
 def read(task: Task, cfg: Accelerators) -> Reading | None:
-    """Compiles and analyzes the program of a task; returns None if there is none."""
+    """Compiles and analyzes the program for a task; returns None if it has none."""
     import jax
 
     from benchmarks.programs import Program
@@ -341,7 +342,7 @@ def read(task: Task, cfg: Accelerators) -> Reading | None:
 
 
 def chip_of(device: Any) -> chips.Chip:
-    """Returns the chip of a device.
+    """Returns the type of chip of a device.
 
     Raises:
       ConfigError: if the peak rates of the chip are unknown.
@@ -441,7 +442,7 @@ def main(cfg: Accelerators) -> None:
         if cfg.json is not None:
             cfg.json.write_text(json.dumps({**about, "programs": readings}, indent=1))
 
-    write()  # so that an error occurs now, not after minutes of compiling
+    write()  # so that an error occurs now and not after minutes of compiling
     for task in tasks(cfg):
         found = read(task, cfg)
         if found is not None:

@@ -4,8 +4,8 @@
 
 Arrays of shape [N, H, W, C] and [N, H, W / P, P * C] have the same memory layout, so a
 whole stage of a network could use the second shape without a copy. A kernel
-[3, 3, C, C] then becomes a banded kernel [3, 3, P * C, P * C] that is mostly zeros: the
-matrix products are wider, but they require more multiply-adds.
+[3, 3, C, C] then becomes a banded kernel [3, 3, P * C, P * C], which is mostly zeros.
+The matrix products are wider, but they require more multiply-adds.
 """
 
 import statistics
@@ -57,7 +57,7 @@ def stage(x: jax.Array, kernels: list[jax.Array]) -> jax.Array:
 
 
 def main(cfg: Blocked) -> None:
-    """Prints the time of each shape in ms, and its ratio to that of the first shape."""
+    """Prints the time for each shape in ms, and its ratio to the first shape's time."""
     rng = np.random.default_rng(0)
     shape = (cfg.batch_size, cfg.side, cfg.side, cfg.channels)
     x = rng.normal(size=shape).astype("f4")

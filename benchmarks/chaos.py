@@ -16,9 +16,9 @@ The faults are:
 
 After each fault, the same command resumes the run. At the end, the metrics and arrays
 of the run must be bit-identical to those of an undisturbed run; otherwise, the run
-counts as lost. A run also counts as lost if a process ends with an exit code that
-docs/reliability.md does not list for the fault, does not report a save that was not
-kept, or removes the checkpoint before that save.
+counts as lost. A run also counts as lost if one of its processes ends with an exit code
+that docs/reliability.md does not list for the fault, fails to report a save that was
+not kept, or removes the checkpoint that precedes this save.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ from typing import Any
 import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
-DISK = 24  # MB; a run needs a tenth of it
+DISK = 24  # MB; a run needs a tenth of this
 FILLER = "filler"  # the file that fills the disk
 TIMES = {"seconds", "images_per_second", "compile_seconds", "startup_seconds"}
 # Each variant has 2 epochs of 12 steps, a save every second step, and extra options.
@@ -60,13 +60,13 @@ DAMAGES = ("truncated", "bit flipped", "removed")
 DISKS = ("disk full for a while", "disk full to the end")
 READERS = ("reader of stdout gone", "readers of stdout and stderr gone")
 STORES = ("store keeps nothing", "store keeps no index")
-STREAMS = {  # redirections for a whole process, in shell syntax
+STREAMS = {  # redirections of the streams of a process, in shell syntax
     "stdout full": ">/dev/full",
     "stdout and stderr full": ">/dev/full 2>&1",
     "stdout closed": ">&-",
     "stdout and stderr closed": ">&- 2>&-",
 }
-SAVES = 8  # storage fails at one of the first 8 saves of a process; a whole run has 12
+SAVES = 8  # one of the first 8 saves of a process fails; a whole run has 12 saves
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Chaos:
 
 @dataclass
 class Life:
-    """A run that is trained to its end, with its faults and problems."""
+    """A run that is trained to its end, with the faults and problems that occurred."""
 
     run_dir: Path
     variant: int
@@ -147,7 +147,7 @@ def start(
     """Starts train.py, optionally with a fault from STREAMS or STORES.
 
     Args:
-      save: for STORES, the number of saves before the one that is lost.
+      save: for STORES, the number of saves before the save that is lost.
     """
     program = ["train.py"]
     if fault in STORES:
@@ -175,13 +175,13 @@ def start(
 def train_forgetting() -> None:
     """Runs train.py in this process, on storage that loses one save.
 
-    The command-line arguments are the type of fault, the number of saves before it, and
-    the arguments of train.py. The lost save is never the first one, and is reported on
-    stderr.
+    The command-line arguments are the type of fault, the number of saves before the
+    fault, and the arguments of train.py. The lost save is never the first save of a
+    run, and is reported on stderr.
     """
     from resnet_jax.commands.hugepages import start_with_huge_pages
 
-    start_with_huge_pages()  # now, because train.py would otherwise restart itself
+    start_with_huge_pages()  # here, because train.py would otherwise restart itself
     import orbax.checkpoint as ocp
 
     kind, left, sys.argv = sys.argv[1], int(sys.argv[2]), ["train.py", *sys.argv[3:]]
@@ -192,7 +192,7 @@ def train_forgetting() -> None:
         known = steps(Path(manager.directory).parent)
         if before and before not in known:
             print(f"chaos: step {before} is gone", file=sys.stderr, flush=True)
-        before = before and 0  # later saves may remove the checkpoint
+        before = before and 0  # later saves may remove that checkpoint
         is_kept: bool = keep(manager, step, **options)
         left -= 1
         if left < 0 and known and before is None:
@@ -206,13 +206,13 @@ def train_forgetting() -> None:
         return is_kept
 
     ocp.CheckpointManager.save = save
-    # Makes this process look to train.py as if it had been started as train.py.
+    # Make train.py believe that this process was started as train.py.
     sys.orig_argv = [sys.executable, *sys.argv]
     runpy.run_path("train.py", run_name="__main__")
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Returns the exit code of a process and its stderr."""
+    """Waits for a process to end; returns its exit code and stderr."""
     try:
         _, errors = process.communicate(timeout=300)
     except subprocess.TimeoutExpired:
@@ -256,7 +256,7 @@ def live(
             life.problems.append(f"exit {code}: {errors[-2000:]}")
         if code == 0 and not left:
             return
-        if code == 0:  # the run ended before all faults happened
+        if code == 0:  # the run was complete before all faults occurred
             left = 0
 
 
@@ -281,7 +281,7 @@ def disturb(
         process.send_signal(signal.Signals[first])
         time.sleep(rng.uniform(0, 0.2))
         process.send_signal(signal.Signals[second])
-        # Before a handler is installed and after the work, signals act as by default.
+        # Before train.py installs its handlers and after training, a signal kills it.
         return {75, 130, -signal.SIGTERM, -signal.SIGINT}
     process.send_signal(signal.Signals[kind])
     saved = set() if kind == "SIGKILL" else {75, 130}
@@ -305,7 +305,7 @@ def unheeded(code: int, errors: str) -> list[str]:
 def wait(
     process: subprocess.Popen[str], run_dir: Path, rng: random.Random, seconds: float
 ) -> bool:
-    """Waits for a random moment, at any time or during steps and saves.
+    """Waits until a random moment, at any time or during steps and saves.
 
     Returns whether the process is still running.
     """
@@ -322,7 +322,7 @@ def wait(
 
 
 def steps(run_dir: Path) -> list[int]:
-    """Returns the steps of complete checkpoints."""
+    """Returns the steps of the complete checkpoints in a run directory."""
     names = [path.name for path in run_dir.glob("checkpoints/*")]
     return sorted(int(name) for name in names if name.isdecimal())
 
@@ -372,7 +372,7 @@ def fill(disk: Path) -> Path:
 
 
 def outcome(run_dir: Path) -> dict[str, Any]:
-    """Returns what must not differ: the logs without times, and digests of arrays."""
+    """Returns what must be identical: logs without times, and digests of arrays."""
     from resnet_jax import models, training
     from resnet_jax.run import restore
 

@@ -25,10 +25,10 @@ class Chip:
 
     platform: str  # tpu | cuda
     topology: str  # for the compiler; {} is the number of GPUs
-    flops: float  # per second, bfloat16
+    flops: float  # bfloat16 FLOPs per second
     bandwidth: float  # bytes per second
     memory: float  # bytes
-    kinds: tuple[str, ...]  # JAX's device_kind for a real chip
+    kinds: tuple[str, ...]  # values of JAX's device_kind for real chips
     config: str | None = None  # for the compiler; for a GPU, XLA's GpuTargetConfigProto
 
 
@@ -66,7 +66,7 @@ def _gpu(
 
 
 CHIPS = {
-    # The two cores of a chip form one device, as in JAX on a v4.
+    # The two cores of a v4 chip form one device, as in JAX.
     "v4": Chip("tpu", "2x2x1", 275e12, 1228 * GB, 32 * 2**30, ("TPU v4",), "megacore"),
     "v5e": Chip("tpu", "2x2", 197e12, 819 * GB, 16 * 2**30, ("TPU v5 lite", "TPU v5e")),
     "v5p": Chip("tpu", "2x2x1", 459e12, 2765 * GB, 95 * 2**30, ("TPU v5", "TPU v5p")),

@@ -23,15 +23,15 @@ from resnet_jax.config import AugmentConfig, Config
 from resnet_jax.recipes import RECIPES
 
 OURS = "ours"
-AT_224 = ("resnet34", "resnet50", "resnet101", "resnet152")  # others use 32 pixels
+AT_224 = ("resnet34", "resnet50", "resnet101", "resnet152")  # others use 32
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # for PyTorch
 
-Run = Callable[[int], int]  # maps a number of steps or epochs to a number of images
+Run = Callable[[int], int]  # runs steps or epochs; returns the number of images
 
 
 @dataclass(frozen=True)
 class Task:
-    """The task of a process."""
+    """What a process runs."""
 
     program: str  # OURS, or a PyTorch mode: eager, channels_last, compile, ...
     kind: str  # train or infer (on one batch), epoch, or describe (only the machine)
@@ -39,7 +39,7 @@ class Task:
     batch_size: int = 0
     dtype: str = "float32"
     gpu: bool = False
-    data: str | None = None  # for epoch: .npz file with images and labels
+    data: str | None = None  # for "epoch": an .npz file with images and labels
 
     @property
     def matmul_size(self) -> int:
@@ -51,13 +51,13 @@ class Program(NamedTuple):
     """A task that is ready for its first step."""
 
     run: Run
-    make_multiply: Callable[[], Callable[[], Any]]  # computes a square product
+    make_multiply: Callable[[], Callable[[], Any]]  # multiplies square matrices
     peak_bytes: Callable[[], int | None]  # peak memory use of the device
     num_macs: Callable[[], int | None]  # multiply-adds of the forward pass, per image
 
 
 def recipe(model: str) -> Config:
-    """Returns the settings to train `model`: the tutorial's or those of He et al."""
+    """Returns the training settings for `model`: the tutorial's or He et al.'s."""
     if model == "hresnet":
         return RECIPES[model][1]
     found = fields.replace(
@@ -280,7 +280,7 @@ def torch_program(task: Task) -> Program:
 
     torch.set_num_threads(num_threads())
     device = torch.device("cuda" if task.gpu else "cpu")
-    if task.gpu:  # like XLA: benchmarks algorithms, and uses TF32 for float32
+    if task.gpu:  # like XLA, benchmarks algorithms and uses TF32 for float32
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
     is_eager = task.program == "eager"
@@ -357,7 +357,7 @@ def torch_optimizer(cfg: Config, model: Any) -> Any:
 
 @dataclass(frozen=True)
 class Images:
-    """A data set for a DataLoader, like torchvision.datasets.CIFAR10."""
+    """A data set for PyTorch's DataLoader, like torchvision.datasets.CIFAR10."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -396,7 +396,7 @@ def torch_epochs(
         pin_memory=task.gpu,
     )
     sizes = {min(task.batch_size, len(labels)), len(labels) % task.batch_size} - {0}
-    for size in sizes:  # compiles the step, like compile_step for our program
+    for size in sizes:  # compiles the step, as compile_step does for ours
         noise, targets = torch.rand(size, 3, 32, 32), torch.zeros(size).long()
         step(noise.to(**place), targets.to(device))
 
@@ -432,7 +432,7 @@ def describe(task: Task) -> dict[str, Any]:
 
 
 def gflops(task: Task, multiply: Callable[[], Any]) -> float:
-    """Returns the best GFLOP/s of five matrix products, after one that compiles."""
+    """Returns the best GFLOP/s of five matrix products, after one for compilation."""
     seconds = []
     for _ in range(6):
         begun = time.perf_counter()
@@ -454,7 +454,7 @@ def serve(task: Task, answer: Callable[[dict[str, Any]], None]) -> None:
         command, *arguments = line.split()
         if command == "block":
             # While the program waits, the host of a virtual machine may reclaim memory
-            # that the program has freed. Getting it back once took 1.5 s.
+            # that the program has freed. Getting the memory back once took 1.5 s.
             if task.kind != "epoch":
                 program.run(1)
             begun = time.perf_counter()
@@ -479,7 +479,7 @@ def main() -> None:
 
     try:
         serve(Task(**json.loads(sys.argv[1])), answer)
-    except Exception as error:  # frameworks raise many types; the parent continues
+    except Exception as error:  # frameworks raise many types of error
         reason = (str(error).strip() or "no reason given").splitlines()[0]
         answer({"error": f"{type(error).__name__}: {reason[:200]}"})
         sys.exit(1)

@@ -1,15 +1,15 @@
-"""Compares runs on 1, 2, 4 and 8 CPU devices, and on two processes of two devices.
+"""Compares runs on 1, 2, 4 and 8 CPU devices and on two processes with two each.
 
     python -m benchmarks.devices --model hresnet --steps 20
 
-Runs train.py for each layout in separate processes, always with the same seed. Prints
-how far the loss, the parameters and the running statistics differ from those of the
-first layout: for each of these, the largest difference divided by the largest value.
-Also prints how many test images evaluate.py counts on the same number of devices. Exits
-with code 1 if a difference exceeds --tolerance or a count differs.
+Runs train.py on each layout in separate processes, always with the same seed. Prints
+how much the loss, the parameters and the running statistics differ from those of the
+first layout. Each figure is the largest difference divided by the largest value. Also
+prints the number of test images that evaluate.py scores on the same devices. Exits with
+code 1 if a difference exceeds --tolerance or a number of images differs.
 
---control adds a run of the first layout in which convolutions round differently. It
-shows how far float32 runs differ because of rounding alone.
+--control adds a second run on the first layout, in which convolutions round
+differently. The run shows how much float32 runs differ because of rounding alone.
 """
 
 import json
@@ -66,7 +66,7 @@ class Devices:
 
 
 class Outcome(NamedTuple):
-    """The results of a layout."""
+    """The results of a run on one layout."""
 
     values: dict[str, list[np.ndarray]]  # loss, parameters, statistics
     count: int  # test images that evaluate.py scored
@@ -92,7 +92,7 @@ def main(cfg: Devices) -> None:
             print(f"| {name} | {shown} | {last.count:,} |", flush=True)
             if environ:
                 continue
-            # Not >, which is false for NaN.
+            # The condition does not use >, because that is false for NaN.
             apart += [
                 f"{layout}: {kind} by {value:.1e}"
                 for kind, value in parts.items()
@@ -108,7 +108,7 @@ def main(cfg: Devices) -> None:
 
 
 def sizes(layout: str) -> tuple[int, int]:
-    """Returns (processes, devices per process) of a layout."""
+    """Returns (number of processes, devices per process) for a layout."""
     processes, devices = map(int, ("1x" + layout).split("x")[-2:])
     return processes, devices
 
@@ -141,7 +141,7 @@ def train(cfg: Devices, layout: str, run_dir: Path, environ: Mapping[str, str]) 
 
 
 def count(layout: str, run_dir: Path) -> int:
-    """Returns the number of test images that evaluate.py scores on the layout."""
+    """Returns the number of test images that evaluate.py scores on `layout`."""
     figures = run_dir / "figures.json"
     command = [sys.executable, "evaluate.py", str(run_dir), "--output", str(figures)]
     command += ["--platform", "cpu", "--devices", str(math.prod(sizes(layout)))]

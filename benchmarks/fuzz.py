@@ -7,11 +7,11 @@ The inputs are mutations of valid files of these types: .pth files (zip and lega
 .safetensors, config.json, metrics.jsonl, layers.jsonl, classes.json, the config.json of
 an exported network, the cache of arrays, Fashion-MNIST's archives, and images.
 Mutations flip bits; remove or duplicate parts; overwrite parts with malicious lengths;
-and change pickles, headers and JSON values, with checksums and lengths updated to
-match. Each input is read as the commands read it, in a process with limited memory. An
-input fails if reading it raises any exception other than a UserError, ends the process,
-takes more than five seconds, or needs more than 1 GB of memory. The benchmark needs
-torch, because torch.save writes the .pth files.
+and change pickles, headers and JSON values, updating checksums and lengths to match.
+Each input is read in the same way as by the commands, in a process with limited memory.
+An input fails if reading it raises any exception other than a UserError, ends the
+process, takes more than five seconds, or needs more than 1 GB of memory. The benchmark
+needs torch, because torch.save writes the .pth files.
 """
 
 import dataclasses
@@ -38,8 +38,8 @@ from typing import Any
 import numpy as np
 import tyro
 
-MEMORY = 2**30  # bytes of memory for one input
-SECONDS = 5.0  # per input, on a busy machine
+MEMORY = 2**30  # limit on the bytes of memory for one input
+SECONDS = 5.0  # time limit for one input, long enough for a busy machine
 LENGTHS = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1)
 Mutate = Callable[[bytes, random.Random], bytes]
 
@@ -56,7 +56,7 @@ class Fuzz:
 
 @dataclass(frozen=True)
 class Kind:
-    """A type of file: a valid file, its reader, and its structural mutation."""
+    """A type of file: a valid example, its reader, and a mutation of its structure."""
 
     name: str
     sound: bytes
@@ -87,7 +87,7 @@ def main(cfg: Fuzz) -> None:
 
 
 def fuzz(index: int, count: int, *, seed: int) -> tuple[Counter[str], list[str], int]:
-    """Returns (outcomes, failures, peak memory in bytes) of `count` inputs."""
+    """Returns (outcomes, failures, peak memory in bytes) for `count` inputs."""
     context = multiprocessing.get_context("spawn")
     outcomes: Counter[str] = Counter()
     failures: list[str] = []
@@ -120,7 +120,7 @@ def fuzz(index: int, count: int, *, seed: int) -> tuple[Counter[str], list[str],
 
 
 def mutated(kind: Kind, number: int, seed: int) -> bytes:
-    """Returns input `number` of a type, which depends on nothing but the arguments."""
+    """Returns input `number` of a type, determined by the arguments alone."""
     rng = random.Random(f"{seed} {kind.name} {number}")
     content = kind.sound
     if kind.within is not None and rng.random() < 0.6:
@@ -130,7 +130,7 @@ def mutated(kind: Kind, number: int, seed: int) -> bytes:
 
 
 def _work(index: int, first: int, count: int, seed: int, report: Any) -> None:
-    """Reads the inputs, beginning with number `first`, and reports each outcome."""
+    """Reads all inputs from number `first` on, and reports each outcome."""
     from resnet_jax.errors import UserError
 
     kind = make_kinds()[index]
@@ -144,11 +144,11 @@ def _work(index: int, first: int, count: int, seed: int, report: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         sound = Path(folder, kind.name)
         sound.write_bytes(kind.sound)
-        kind.read(sound)  # if this fails, all results would be meaningless
+        kind.read(sound)  # if the valid file fails, all results are meaningless
         for number in range(first, count):
             path = Path(folder, kind.name)
             path.write_bytes(mutated(kind, number, seed))
-            Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak memory
             before = _memory("VmRSS")
             signal.setitimer(signal.ITIMER_REAL, SECONDS)
             try:
@@ -171,7 +171,7 @@ def _work(index: int, first: int, count: int, seed: int, report: Any) -> None:
 
 
 def _memory(name: str) -> int:
-    """Returns the memory of this process in bytes (VmRSS), or its peak (VmHWM)."""
+    """Returns this process's memory in bytes: current (VmRSS) or peak (VmHWM)."""
     status = Path("/proc/self/status").read_text().split()
     return int(status[status.index(f"{name}:") + 1]) * 1024
 
@@ -206,7 +206,7 @@ def mutate(content: bytes, rng: random.Random) -> bytes:
 
 
 def mutate_json(content: bytes, rng: random.Random) -> bytes:
-    """Changes or removes a value or name in `content`, which is JSON or JSON lines."""
+    """Changes or removes a value or name in `content`, which is JSON or JSON Lines."""
     lines = content.decode().splitlines() if content.count(b"\n") > 1 else []
     if lines and lines[0].endswith("}"):
         index = rng.randrange(len(lines))
@@ -270,7 +270,7 @@ def _mutate_safetensors(content: bytes, rng: random.Random) -> bytes:
 
 
 def make_kinds() -> list[Kind]:
-    """Creates a valid file of each type, and pairs it with the commands' reader."""
+    """Creates a valid file of each type, and pairs it with the reader for the type."""
     import logging
 
     from PIL import Image
@@ -348,7 +348,7 @@ def make_kinds() -> list[Kind]:
             shutil.copy(path, path.parent / f"{name}-ubyte.gz")
         fashion_mnist.read(path.parent)
 
-    # cache.load returns the cached arrays of a folder; this one is empty.
+    # cache.load returns the cached arrays for a data folder, which is empty here.
     empty = Path(tempfile.gettempdir(), "resnet_jax-fuzz")
     empty.mkdir(exist_ok=True)
     arrays = tfds.Arrays(*[(np.zeros((2, 4)), np.arange(2))] * 2, ("a", "b"))
@@ -361,8 +361,8 @@ def make_kinds() -> list[Kind]:
         os.environ["RESNET_JAX_CACHE"] = str(home)
         cache.load("cifar10", empty)
 
-    # As images, these are 784 bytes each after a 16-byte header; as labels, the header
-    # has 8 bytes.
+    # If the archive is read as images, each has 784 bytes after a 16-byte header. If it
+    # is read as labels, the header has 8 bytes.
     fashion = gzip.compress(rng.integers(0, 10, 8 * 784 + 16, np.uint8).tobytes())
     layers = [json.dumps({"step": n, "layers": {}}) + "\n" for n in range(5)]
     image = Image.fromarray(rng.integers(0, 256, (40, 30, 3), np.uint8))

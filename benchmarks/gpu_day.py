@@ -12,10 +12,10 @@ The parts are:
 - seeds: four seeds at once compared with one
 - deterministic: --deterministic compared with the default
 
-Each part runs in its own process, which is killed together with its children when its
-time is up; the measurements that it has made are kept. After each part,
-OUT/gpu_day.json and OUT/gpu_day.md are rewritten. OUT/gpu_day.log contains the output
-of the programs, and OUT/work contains the runs.
+Each part runs in its own process. When the time for a part is up, its process and the
+children of that process are killed; the measurements made so far are kept. After each
+part, OUT/gpu_day.json and OUT/gpu_day.md are rewritten. OUT/gpu_day.log contains the
+output of the programs, and OUT/work contains the runs.
 
 No network connection is needed. CIFAR-10 is read from train*.npz and test*.npz, which
 contain `images` and `labels`; the files of a split are joined in the order of their
@@ -42,7 +42,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = {  # in order of importance, with the seconds that each may take
+PARTS = {  # in order of importance; seconds that each part may take
     "smoke": 75.0,
     "resnet50": 150.0,
     "resnet18": 75.0,
@@ -51,12 +51,12 @@ PARTS = {  # in order of importance, with the seconds that each may take
     "seeds": 75.0,
     "deterministic": 60.0,
 }
-TINY_PARTS = {  # one network represents three
+TINY_PARTS = {  # resnet8 represents all three networks
     name.replace("resnet50", "resnet8"): seconds
     for name, seconds in PARTS.items()
     if name not in ("resnet18", "resnet20")
 }
-LEAST = 5.0  # seconds; with less time left, no part starts
+LEAST = 5.0  # seconds; no part starts if less time is left
 
 Row = dict[str, Any]  # part, what, figures by name, note
 
@@ -113,7 +113,7 @@ class GpuDay:
         return TINY_PARTS if self.tiny else PARTS
 
     def plan(self) -> dict[str, float]:
-        """Returns the parts in their order, and the seconds that each may take."""
+        """Returns the parts in order, with the seconds that each may take."""
         given = (one.partition("=") for one in self.bound)
         bounds = {name: float(seconds) for name, _, seconds in given}
         known = {**self._known, **bounds}
@@ -121,7 +121,7 @@ class GpuDay:
 
 
 def refuse(reason: str) -> NoReturn:
-    # Imported here, because its dependencies may have to be installed first.
+    # Imported here because the package's dependencies may be installed only later.
     from resnet_jax.errors import ConfigError
 
     raise ConfigError(reason)
@@ -136,7 +136,7 @@ def main(cfg: GpuDay) -> None:
     shutil.rmtree(out / "work", ignore_errors=True)
     (out / "work").mkdir()
     (out / "gpu_day.log").unlink(missing_ok=True)
-    # Raises SystemExit, so that the running part is killed as well.
+    # The handler raises SystemExit, so that the running part is killed as well.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     parts: list[Row] = []
     rows: list[Row] = []
@@ -186,7 +186,7 @@ def carry_out(
         try:
             code = process.wait(min(bound, left))
         except BaseException as error:
-            os.killpg(process.pid, signal.SIGKILL)  # not reaped: the id is its own
+            os.killpg(process.pid, signal.SIGKILL)  # not reaped: the id is valid
             process.wait()
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
@@ -200,9 +200,9 @@ def carry_out(
 
 
 def environment(cfg: GpuDay, part: str, work: Path) -> dict[str, str]:
-    """Returns the environment variables of a part, with its own caches."""
-    # Only smoke may also use the CPU: elsewhere, JAX must not fall back to the CPU if
-    # the GPU fails.
+    """Returns the environment variables for a part, which has its own caches."""
+    # Only the smoke part may also use the CPU. In all other parts, JAX must not fall
+    # back to the CPU if the GPU fails.
     platforms = {cfg.platform: None, **({"cpu": None} if part == "smoke" else {})}
     found = {
         **os.environ,
@@ -229,18 +229,18 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def shown(value: float | None) -> str:
-    """Returns a figure as text for the table; None means that it is not finite."""
+    """Returns a figure as text for the table; None stands for a non-finite figure."""
     if value is None:
         return "not finite"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def install(arguments: Sequence[str]) -> None:
-    """Installs the wheels of --wheels, which may include packages imported below."""
+    """Installs the wheels in --wheels, which may include packages imported below."""
     split = [part for one in arguments for part in one.split("=", 1)]
     named = [b for a, b in itertools.pairwise(split) if a == "--wheels"]
     wheels = [str(path) for one in named for path in Path(one).glob("*.whl")]
-    if wheels:  # if pip fails, it says why, and a later import fails
+    if wheels:  # if pip fails, it prints why, and an import below fails
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index"]
         subprocess.run([*pip, "--find-links", named[0], *wheels])
 

@@ -1,7 +1,7 @@
 """The parts of benchmarks.gpu_day, each in its own process.
 
 The command line is `gpu_day_parts PART DAY FILE`, where DAY is a JSON object. Each row
-is written to FILE as soon as it is known, so it is kept if the process is killed.
+is written to FILE as soon as it is known, so that it is kept if the process is killed.
 """
 
 import json
@@ -26,17 +26,17 @@ from resnet_jax.errors import ConfigError, DataError, UserError, first_line
 from resnet_jax.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parent.parent
-# These apply to float32 with the highest precision. When XLA used other kernels on a
-# CPU, differences reached a seventh of these tolerances; a wrong kernel is off by
-# several percent. Muon is excluded because it amplifies rounding errors (to 0.2 after
-# three steps); `fast` shows whether it learns.
+# These tolerances apply to float32 with the highest precision. When XLA used other
+# kernels on a CPU, differences reached a seventh of the tolerances; the results of a
+# wrong kernel are off by several percent. Muon is excluded because it amplifies
+# rounding errors (to 0.2 after three steps). The `fast` part shows whether Muon learns.
 LOSS_TOLERANCE, PARAMETERS_TOLERANCE = 5e-4, 5e-3
 BATCH_SIZES = {"resnet50": 256, "resnet18": 1024, "resnet20": 2048, "resnet8": 8}
 GOAL = 0.94
 FAST = ("fast", "--nesterov", "--whiten")
 WIDE = ("--width", "64", "--dtype", "bfloat16")
 # A rehearsal uses float32, because bfloat16 inference on CPUs returns NaNs with jax
-# 0.12. They come from its fusions for YNNPACK: the results are correct with
+# 0.12. The NaNs come from XLA's fusions for YNNPACK: the results are correct with
 # XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=.
 TINY = (
     *("--width", "4", "--batch-size", "64"),
@@ -49,7 +49,7 @@ Record = dict[str, Any]  # a line of metrics.jsonl
 
 @dataclass(frozen=True)
 class Day:
-    """The settings of a part, which reports its figures with tell()."""
+    """The settings of a part. The part reports its figures with tell()."""
 
     file: Path
     platform: str
@@ -70,7 +70,7 @@ class Day:
 
 
 def smoke(day: Day) -> None:
-    """Runs the checks of `resnet-jax doctor`, and compares steps with a CPU."""
+    """Runs the checks of `resnet-jax doctor`, and compares steps with CPU results."""
     import jax
 
     from resnet_jax.commands import doctor
@@ -136,12 +136,12 @@ def verdict(is_right: bool, tolerance: str) -> str:
 def few_steps(
     day: Day, cfg: Config, dtype: str, device: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the losses of three steps from seed 0, and the parameters after them."""
+    """Returns the losses of three steps from seed 0, and the final parameters."""
     import jax
 
     with jax.default_device(
         jax.devices("cpu")[0]
-    ):  # the same initial values everywhere
+    ):  # gives the same initial values on all devices
         model = contestants.our_model(cfg, dtype)
         step, state, key = contestants.our_step(cfg, model, is_augmented=True)
     images, labels = contestants.random_batch(cfg, 8 if day.tiny else 64)
@@ -158,7 +158,7 @@ def few_steps(
 
 
 def speed(day: Day, model: str) -> None:
-    """Times training steps of `model` and PyTorch's two fastest modes."""
+    """Times training steps of `model`, here and in PyTorch's two fastest modes."""
     missing = [name for name in ("torch", "torchvision") if not util.find_spec(name)]
     reason = (
         f"PyTorch skipped: {' and '.join(missing)} not installed" if missing else ""
@@ -239,7 +239,7 @@ def fast(day: Day) -> None:
 
 
 def seeds(day: Day) -> None:
-    """Times training four networks (two in a rehearsal) at once, and training one."""
+    """Times the training of four networks (two in a rehearsal) at once, and of one."""
     count = 2 if day.tiny else 4
     one = last_epochs(baseline(day), "seconds")
     records = train(day, "seeds", 2 if day.tiny else 3, "--num-seeds", str(count))
@@ -253,7 +253,7 @@ def seeds(day: Day) -> None:
 
 
 def deterministic(day: Day) -> None:
-    """Times training with and without --deterministic."""
+    """Measures the training speed with and without --deterministic."""
     free = last_epochs(baseline(day), "images_per_second")
     records = train(day, "deterministic", 2 if day.tiny else 3, "--deterministic")
     bound = last_epochs(records, "images_per_second")
@@ -267,7 +267,7 @@ def last_epochs(records: list[Record], name: str) -> float:
 
 
 def baseline(day: Day) -> list[Record]:
-    """Returns the records for one seed, from the run of `fast` or a new run."""
+    """Returns the records of a run with one seed: that of `fast`, or a new run."""
     for name in ("fast", "baseline"):
         records = files.read_jsonl(Path(day.work, "runs", name, "metrics.jsonl"))
         if len(records) > 1:
@@ -276,7 +276,7 @@ def baseline(day: Day) -> list[Record]:
 
 
 def train(day: Day, name: str, epochs: int, *more: str) -> list[Record]:
-    """Runs train.py, and returns the records of its metrics.jsonl."""
+    """Runs train.py, and returns the records in the run's metrics.jsonl."""
     run_dir = Path(day.work, "runs", name)
     where = ("--epochs", str(epochs), "--workdir", str(run_dir))
     given = (*FAST, *(TINY if day.tiny else WIDE), *images(day), *where)
@@ -286,7 +286,7 @@ def train(day: Day, name: str, epochs: int, *more: str) -> list[Record]:
 
 def run(program: str, *arguments: str) -> None:
     done = subprocess.run([sys.executable, program, *arguments], cwd=ROOT)
-    if done.returncode:  # the program has printed the reason
+    if done.returncode:  # the program has already printed the reason
         sys.exit(done.returncode)
 
 
@@ -294,8 +294,8 @@ def images(day: Day) -> tuple[str, ...]:
     """Returns the options with which train.py reads the images.
 
     The arrays of --data are written to the cache of a prepared directory. Because
-    train.py then reads only the cache, this needs neither tensorflow-datasets nor the
-    time to encode and decode 60,000 images.
+    train.py then reads only the cache, tensorflow-datasets is not needed, and 60,000
+    images need not be encoded and decoded.
 
     Raises:
       ConfigError: if CIFAR-10 is missing.
@@ -326,7 +326,7 @@ def images(day: Day) -> tuple[str, ...]:
 
 
 def read_npz(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (images, labels) of a split, joining its files in the order of names."""
+    """Returns (images, labels) of a split, joining its files in order of name."""
     parts = []
     for path in sorted(folder.glob(f"{split}*.npz")):
         try:

@@ -1,4 +1,4 @@
-"""Times the kernel gradient of a grouped convolution, in our version and XLA's.
+"""Times the kernel gradient of a grouped convolution in our version and in XLA's.
 
 python -m benchmarks.grouped
 """
@@ -30,7 +30,7 @@ class Grouped:
 
 
 def main(cfg: Grouped) -> None:
-    """Prints the seconds of each version and their ratio, as medians and ranges."""
+    """Prints the seconds of each version and the ratio, as medians and ranges."""
     import jax
     import numpy as np
 

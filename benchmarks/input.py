@@ -9,7 +9,7 @@ and with the same number of worker processes. They take turns in each round; the
 start the workers is not counted. PyTorch's batches are float32 tensors that are already
 flipped and normalized; ours are uint8 arrays, which the training step flips and
 normalizes. The benchmark also measures how long one thread takes to decode an image at
-full scale and to crop it, and the peak memory of each contestant's processes.
+full scale and to crop it. It reports the peak memory of each contestant's processes.
 """
 
 import json
@@ -105,7 +105,7 @@ def _spread(values: list[float], form: str) -> str:
 
 
 def measure(cfg: Input, begin: Callable[[], Iterator[Any]]) -> tuple[float, float]:
-    """Returns (images per second, peak MB of this process and its workers)."""
+    """Returns (images/s, peak memory in MB of this process and its workers)."""
     reader = begin()
     # Skips the batches that were prefetched while the workers started.
     for _ in range(4 * max(cfg.workers, 1)):
@@ -131,7 +131,7 @@ def memory_of_all() -> float:
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             text = path.read_text().rpartition(")")[2].split()
-        except OSError:  # the process has ended
+        except OSError:  # the process has already ended
             continue
         children.setdefault(int(text[1]), []).append(int(path.parent.name))
     todo, total = [os.getpid()], 0
@@ -147,7 +147,7 @@ def memory_of_all() -> float:
 
 
 def torchs(cfg: Input, folder: Path) -> Iterator[Any]:
-    """Yields batches of torchvision's ImageFolder with its V1 transforms."""
+    """Yields batches from torchvision's ImageFolder with its V1 transforms."""
     import torch
     from torchvision import datasets, transforms
 

@@ -4,10 +4,10 @@
     python -m benchmarks.jpegs OUT --side 96 --train 8000 --test 2000 --skew 10
     python -m benchmarks.jpegs OUT --photos --train 5000 --test 500
 
-With --photos, each file is an enlarged grid of 12 x 9 images of a class; it has 500x375
-pixels and about as many bytes as a typical ImageNet file. With --skew, the first class
-keeps all of its training images, and the last class keeps 1/SKEW of them; the shares of
-all classes form a geometric progression.
+With --photos, each file is an enlarged grid of 12 x 9 images from one class; it has
+500x375 pixels and about as many bytes as a typical ImageNet file. With --skew, the
+first class keeps all of its training images, and the last class keeps 1/SKEW of them;
+the shares of all classes form a geometric progression.
 """
 
 import sys
@@ -23,7 +23,7 @@ from tyro.conf import Positional
 from resnet_jax import data
 from resnet_jax.data.dataset import Dataset
 
-WALL = (12, 9)  # images across and down with --photos
+WALL = (12, 9)  # number of images across and down with --photos
 PHOTO = (500, 375)
 
 
@@ -48,7 +48,7 @@ class Jpegs:
 
 
 def main(options: Jpegs) -> None:
-    """Writes the folder."""
+    """Writes the folder of JPEGs."""
     for name, split, num in zip(
         ("train", "test"),
         data.load_dataset("cifar10"),
@@ -60,7 +60,7 @@ def main(options: Jpegs) -> None:
 
 
 def write(options: Jpegs, folder: Path, split: Dataset, num: int, skew: float) -> None:
-    """Writes `num` images of a split (fewer with a skew) into a folder per class."""
+    """Writes `num` images of a split (fewer with a skew), in one folder per class."""
     names = split.class_names
     for label, name in enumerate(tqdm(names, folder.name, file=sys.stderr)):
         images = split.images[split.labels == label]
@@ -76,7 +76,7 @@ def write(options: Jpegs, folder: Path, split: Dataset, num: int, skew: float) -
 
 
 def photograph(images: np.ndarray, index: int) -> np.ndarray:
-    """Returns a grid of images, starting with the one at `index`."""
+    """Returns a grid of images that starts with the image at `index`."""
     across, down = WALL
     chosen = images[(index + np.arange(across * down)) % len(images)]
     rows = chosen.reshape(down, across, *images.shape[1:])

@@ -1,9 +1,9 @@
-"""Profiles which operations take the time of a training step on a CPU.
+"""Profiles how much time each operation of a training step takes on a CPU.
 
     python -m benchmarks.ops --model resnet20
 
 Runs XLA's profiler for several steps, and adds up the times of the operations for each
-type of layer. Operations can overlap, so the sum is not the time of the step. The lower
+type of layer. Operations can overlap, so the total is not the step time. The lower
 bound for a type of layer is the time that its multiply-adds would take at the rate of
 the fastest matrix product, which is measured in the same process.
 """
@@ -91,7 +91,7 @@ def operations(folder: Path, program: str) -> Spent:
                 if "hlo_op" not in [name for name, _ in event.stats]:
                     continue
                 if re.match("while|call|conditional", event.name):
-                    continue  # their contents have their own events
+                    continue  # the operations inside have their own events
                 path = paths.get(event.name, "")
                 name = re.sub(r"[.]\d+$", "", event.name)
                 spent[kind_of(path), part_of(path), name] += 1e-9 * event.duration_ns
@@ -109,7 +109,7 @@ def kind_of(path: str) -> str:
             return kind
     return (
         "other" if path else "unnamed"
-    )  # XLA drops some paths, such as those of products in loops
+    )  # XLA drops some paths, such as those of matrix products in loops
 
 
 def part_of(path: str) -> str:

@@ -17,9 +17,9 @@ _WIDTHS = (64, 128, 256, 512)
 class FlaxExample(nn.Module):
     """The ResNet of Flax's ImageNet example, written from its description.
 
-    It uses flax.linen.BatchNorm, which computes the variance as E[x^2] - E[x]^2, with
-    axis_name=None. It also uses flax.linen.Conv, with "SAME" padding except in the
-    first convolution. The scale of the last BatchNorm of a block starts at zero.
+    It uses flax.linen.BatchNorm with axis_name=None, which computes the variance as
+    E[x^2] - E[x]^2, and flax.linen.Conv with "SAME" padding except in the first
+    convolution. The scale of the last BatchNorm of each block starts at zero.
     """
 
     stage_sizes: tuple[int, ...]
@@ -85,7 +85,7 @@ class WithFlaxNorm(ResNet):
 
 
 def flax_example(ours: Any) -> FlaxExample | None:
-    """Returns Flax's network with the blocks of `ours`, or None if it has none."""
+    """Returns Flax's version of `ours`, or None if Flax's example has none."""
     if not isinstance(ours, ResNet) or ours.widths != _WIDTHS[: len(ours.widths)]:
         return None
     is_deep = ours.block is Bottleneck

@@ -29,12 +29,12 @@ _BITS = re.compile(r"\d+")
 
 
 class Array(NamedTuple):
-    """Dtype (such as "bf16"), shape and layout (minor dimension first) of an array."""
+    """An array's dtype (such as "bf16"), shape and layout (minor dimension first)."""
 
     dtype: str
     shape: tuple[int, ...]
     layout: tuple[int, ...]
-    is_near: bool  # on the chip, such as in a TPU's VMEM
+    is_near: bool  # whether it is on the chip, such as in a TPU's VMEM
 
     @property
     def size(self) -> int:
@@ -55,7 +55,7 @@ class Instruction:
     results: tuple[Array, ...]
     operands: tuple[str, ...]
     called: tuple[str, ...]  # the computations that it calls
-    target: str  # of a custom call
+    target: str  # the target of a custom call
     line: str
 
     @property
@@ -79,7 +79,7 @@ class Program:
         self.entry = entry
 
     def kernels(self) -> list[Instruction]:
-        """Returns the operations that the device starts; loop bodies count once."""
+        """Returns the operations that the device starts, counting loop bodies once."""
         return [k for k in self._started(self.entry) if k.opcode not in _FREE]
 
     def _started(self, computation: str) -> Iterator[Instruction]:
@@ -90,13 +90,13 @@ class Program:
                     yield from self._started(called)
 
     def inside(self, kernel: Instruction) -> list[Instruction]:
-        """Returns the operations in a fusion, or the kernel itself."""
+        """Returns the operations in a fusion, or else the kernel itself."""
         if kernel.opcode != "fusion":
             return [kernel]
         return [i for name in kernel.called for i in self.computations[name]]
 
     def memory_bytes(self) -> int:
-        """Returns an upper bound of the bytes read from and written to main memory.
+        """Returns an upper bound on the bytes read from and written to main memory.
 
         Each operand and result counts in full, although a fusion may read only a part.
         """
@@ -109,9 +109,9 @@ class Program:
         for kernel in self.kernels():
             if kernel.opcode.endswith("-done"):
                 continue
-            if kernel.opcode == "copy-start":  # (written, read, ...)
+            if kernel.opcode == "copy-start":  # results: (written, read, ...)
                 total += far(kernel.results[:2])
-            elif kernel.opcode.endswith("slice-start"):  # (read, slice, ...)
+            elif kernel.opcode.endswith("slice-start"):  # results: (read, slice, ...)
                 written = kernel.results[1]
                 total += written.num_bytes + far([written])
             else:
@@ -122,7 +122,8 @@ class Program:
     def collectives(self) -> list[tuple[str, int]]:
         """Returns (name, bytes of the operands per chip) of each collective.
 
-        Asynchronous collectives count once; operands of combined ones are added up.
+        An asynchronous collective counts once. The bytes of all operands of a combined
+        collective are added up.
         """
         types = {i.name: i.results for c in self.computations.values() for i in c}
         found = [i for c in self.computations.values() for i in c if i.is_collective]
@@ -144,7 +145,7 @@ class Program:
         ]
 
     def maps(self, least: int, dtype: str | None = None) -> list[Array]:
-        """Returns the large four-dimensional arrays that kernels write."""
+        """Returns kernel results with at least four dimensions and `least` values."""
         return [
             array
             for kernel in self.kernels()

@@ -50,7 +50,7 @@ def main(cfg: Published) -> None:
         saved = saved.get(wrapper, saved)
     saved = {name.removeprefix("module."): value for name, value in saved.items()}
     twin = create_twin(cfg.model).eval()
-    # The last layer and the shortcuts have different names in the file.
+    # The file uses different names for the last layer and the shortcuts.
     named = {
         name.replace("linear.", "fc.").replace(".shortcut.", ".downsample."): value
         for name, value in saved.items()

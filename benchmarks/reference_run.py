@@ -3,9 +3,10 @@
     python -m benchmarks.reference_run --epochs 3
 
 Both programs start from PyTorch's initial weights and train on the real CIFAR-10, with
-the same batches in the same order. They alternate after each epoch. The runs torch/ and
-jax/ and their curves are written to --workdir, and a table is printed. The same command
-resumes the runs; --epochs must be at least as large as before.
+the same batches in the same order. The programs alternate after each epoch. The
+benchmark writes the run directories torch/ and jax/ and their curves to --workdir, and
+prints a table. The same command resumes the runs; --epochs must be at least as large as
+before.
 """
 
 import json
@@ -64,7 +65,7 @@ def main(cfg: ReferenceRun) -> None:
     paths = {name: root / name / "metrics.jsonl" for name in ("torch", "jax")}
     original = sources.SOURCES["cifar10"]
     held = original._replace(open=lambda cfg: (10, lambda: loaded))
-    sources.SOURCES["cifar10"] = held  # the data are loaded once for all epochs
+    sources.SOURCES["cifar10"] = held  # loads the data once for all epochs
     try:
         for epoch in range(cfg.epochs):
             if len(files.read_jsonl(paths["torch"])) <= epoch:
@@ -81,7 +82,7 @@ def main(cfg: ReferenceRun) -> None:
 
 
 def _torch_epoch(root: Path, recipe: Any, loaded: Any, epoch: int) -> None:
-    """Trains `epoch` (counted from 0) in PyTorch; writes its record and checkpoint."""
+    """Trains epoch `epoch` (from 0) in PyTorch; writes its record and checkpoint."""
     import torch
 
     from benchmarks.torch_models import HResNet

@@ -3,10 +3,10 @@
     python -m benchmarks.saving
 
 Series of training steps that start with a save alternate with series that do not. A
-save works as in train.py: it checks for NaN, computes digests, and makes a copy for
-orbax, whose threads then write it during the steps. The next series starts once
-everything is on disk. The cost of a save is the difference between the mean times of
-the two types of series. An epoch has 391 steps and one save.
+save works as in train.py: it checks the state for NaN, computes digests, and makes a
+copy of the state, which orbax's threads write to disk during the steps. The next series
+starts once everything is on disk. The cost of a save is the difference between the mean
+times of the two types of series. An epoch has 391 steps and one save.
 """
 
 import statistics

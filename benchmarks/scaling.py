@@ -4,8 +4,8 @@
     python -m benchmarks.scaling --model resnet18 --batch-per-device 256 --held
     python -m benchmarks.scaling --flops 150e12 --bandwidth 50e9      # another chip
 
-The model adds the times of the arithmetic for the images of a device, of the
-all-reduces, and of the transfer of images to the device. The number of bytes in the
+The model adds up the time for the arithmetic on one device's images, the time for the
+all-reduces, and the time to transfer images to the device. The number of bytes in the
 all-reduces is exact: it follows from the shapes of the network's variables, and
 tests/benchmarks/test_scaling.py finds the same number in the program that XLA compiles.
 Everything else depends on the assumptions below.
@@ -75,10 +75,10 @@ class Scaling:
 
 
 class Reduced(NamedTuple):
-    """Bytes that a device contributes to the all-reduces of a training step."""
+    """Bytes that each device contributes to the all-reduces of a training step."""
 
     gradients: int  # of convolutions and linear layers
-    batch_norm: int  # sums for mean and variance, and for bias and scale (backward)
+    batch_norm: int  # mean and variance; gradients of bias and scale
     metrics: int  # the loss and the number of correct predictions
 
 
@@ -87,23 +87,23 @@ class Prediction(NamedTuple):
 
     compute: float
     input: float
-    gradients: float  # to sum them over the devices, without overlap
+    gradients: float  # to sum gradients over the devices, without overlap
     batch_norm: float
     step: tuple[float, float]
-    efficiency: tuple[float, float]  # time on one device divided by this time
+    efficiency: tuple[float, float]  # step time on one device divided by `step`
 
 
 def reduced(variables: Mapping[str, Any], dtype: str = "float32") -> Reduced:
-    """Computes the bytes that are summed over the devices from a network's variables.
+    """Computes the bytes that are summed over the devices in a training step.
 
     Every gradient is summed once, in the dtype of the arithmetic. A BatchNorm layer
     with C channels has four sums of C float32 values: the mean, the variance, and, in
     the backward pass, the gradients of bias and scale, which are needed to compute the
     gradient of the input. Without sync_bn, the number of bytes is the same, because the
-    new running mean and variance are summed instead of those of the batch. (In that
-    case, XLA sums the bias gradients of the last BatchNorm of a block and of its
-    shortcut only once, because they are equal.) The count is for a step without
-    micro-batches.
+    new running mean and variance are summed instead of the mean and variance of the
+    batch. (Without sync_bn, XLA sums the bias gradients of the last BatchNorm of a
+    block and of the BatchNorm of the shortcut only once, because they are equal.) The
+    count is for a step without micro-batches.
 
     Args:
       variables: the variables of the network, with "params" and "batch_stats".
@@ -128,7 +128,7 @@ def all_reduce_bytes(variables: Mapping[str, Any], dtype: str = "float32") -> in
 
 
 def num_batch_norms(variables: Mapping[str, Any]) -> int:
-    """Returns the number of BatchNorm layers of a network; each has one "mean"."""
+    """Returns the number of BatchNorm layers, which is the number of "mean" arrays."""
     import jax
 
     paths = jax.tree_util.tree_leaves_with_path(variables.get("batch_stats", {}))
@@ -146,7 +146,7 @@ def collective_seconds(
     """Returns the seconds to sum `num_bytes` in `count` parts over a ring of devices.
 
     Each of the n devices sends (n - 1) / n of the bytes twice: once to reduce, and once
-    to broadcast. In addition, each part takes `latency` for each doubling of n.
+    to broadcast. In addition, each part takes `latency` seconds per doubling of n.
     """
     if num_devices == 1:
         return 0.0
@@ -181,7 +181,7 @@ def predict(
     brought = image * cfg.batch_per_device / cfg.host_bandwidth
     late, waited = parts.gradients + parts.metrics, parts.batch_norm
     count = (2 if cfg.dtype == "bfloat16" else 3) * batch_norms
-    if not cfg.sync_bn:  # nothing waits for these sums: they are added to the gradients
+    if not cfg.sync_bn:  # no layer waits; the sums join those of the gradients
         late, waited, count = late + waited, 0, 0
     gradients = collective_seconds(late, num_devices, **link)
     batch_norm = collective_seconds(waited, num_devices, count=count, **link)
@@ -196,7 +196,7 @@ def predict(
 
 
 def table(cfg: Scaling) -> str:
-    """Returns the modeled steps of `cfg` for each number of devices, as Markdown."""
+    """Returns Markdown with the modeled step of `cfg` for each number of devices."""
     from resnet_jax.models.factory import create_model
     from resnet_jax.models.summary import structure
     from resnet_jax.training import variable_shapes

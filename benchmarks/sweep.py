@@ -4,10 +4,10 @@
     python -m benchmarks.sweep fast --each crop_padding=0 flip=none --seeds 3
     python -m benchmarks.sweep resnet20 --set epochs=30 --grid lr=.02,.03,.06
 
-Trains every combination of the values in --grid, or the recipe with one change from
---each at a time, and prints a table with the best configuration first. The same command
-resumes the sweep. Test accuracies are in the metrics.jsonl of each run; the sweep does
-not read them.
+With --grid, trains every combination of the given values; with --each, trains the
+recipe with one of the given changes at a time. Prints a table with the best
+configuration first. The same command resumes the sweep. Test accuracies are in the
+metrics.jsonl of each run; the sweep does not read them.
 """
 
 import ast
@@ -102,7 +102,7 @@ def trials(cfg: Sweep) -> dict[str, Config]:
 
 
 def _axes(texts: Iterable[str]) -> dict[str, list[Any]]:
-    """Parses fields with their values; each field may occur once."""
+    """Parses fields with their values; each field may occur only once."""
     found: dict[str, list[Any]] = {}
     for name, values in map(parse, texts):
         if name in found:
@@ -118,7 +118,7 @@ def parse(axis: str) -> tuple[str, list[Any]]:
         raise ConfigError(f"{axis!r} is not FIELD=VALUE,... for a field of a recipe")
     if name in _OWN:
         raise ConfigError(f"{axis!r}: a sweep sets {name} itself")
-    parts = re.split(r",(?![^\[]*\])", text)  # not at a comma inside a [list]
+    parts = re.split(r",(?![^\[]*\])", text)  # splits at commas outside of a [list]
     return name, [_typed(name, part, axis) for part in parts]
 
 
@@ -137,12 +137,12 @@ def _typed(name: str, text: str, axis: str) -> Any:
 
 
 def name_of(recipe: str, values: Mapping[str, Any]) -> str:
-    """Returns the folder name of a run with these fields."""
+    """Returns the folder name for a run with these values of the fields."""
     return "-".join([recipe, *(f"{name}={value}" for name, value in values.items())])
 
 
 def table(outcomes: Mapping[str, variants.Outcome]) -> str:
-    """Returns a Markdown table of validation accuracy, loss and training seconds."""
+    """Returns a Markdown table of validation accuracy, loss and training time."""
     groups: dict[str, list[variants.Outcome]] = {}
     for name, outcome in outcomes.items():
         groups.setdefault(re.sub(r"-seed=\d+$", "", name), []).append(outcome)

@@ -12,13 +12,13 @@ uses its fused optimizers, and torch.autocast for bfloat16.
 
 PyTorch's modes are eager (NCHW), channels_last, compile (torch.compile and
 channels_last) and, if requested, reduce-overhead (compile with CUDA graphs). The mode
-with the highest median rate is the best one; ratios compare our blocks with the blocks
-of that mode in the same round.
+with the highest median rate is the best one. Each ratio compares a block of our program
+with the block of the best PyTorch mode in the same round.
 
 The time to the first step is measured from the start of the process and includes
-imports. It is "cold" with an empty cache of compiled programs, and "warm" with a filled
-one. On a CPU, peak memory is that of the process, including its imports and, if cold,
-the compilers. On a GPU, it is that of the arrays.
+imports. The first step is "cold" with an empty cache of compiled programs, and "warm"
+with a filled one. On a CPU, peak memory is that of the process, including its imports
+and, for a cold step, the compilers. On a GPU, it is that of the arrays.
 
 --epoch measures whole epochs of CIFAR-10, with each program's own data loading and the
 recipe's augmentation. --scaling measures how the cost of our training step grows with
@@ -48,16 +48,16 @@ from resnet_jax.commands import hugepages
 from resnet_jax.errors import ConfigError, DataError
 
 ROOT = Path(__file__).resolve().parent.parent
-BATCH_SIZES = {  # on a CPU, on a GPU
+BATCH_SIZES = {  # (on a CPU, on a GPU)
     "hresnet": (128, 512),
     "resnet20": (128, 1024),
     "resnet18": (128, 512),
     "resnet50": (16, 128),
 }
 OTHER_BATCH_SIZES = (128, 512)
-CLIFF = 1.5  # ratio to the cost of the next smaller size
+CLIFF = 1.5  # a larger ratio of successive costs is a cliff
 
-Ask = Callable[..., dict[str, Any]]  # maps a command and its arguments to the answer
+Ask = Callable[..., dict[str, Any]]  # sends a command and returns the answer
 Row = dict[str, Any]
 TorchMode = Literal["eager", "channels_last", "compile", "reduce-overhead"]
 
@@ -116,7 +116,7 @@ class Throughput:
 
 
 class ProgramError(Exception):
-    """Raised with the reason if a program cannot run."""
+    """Raised if a program cannot run; the message is the reason."""
 
 
 def main(cfg: Throughput) -> None:
@@ -132,7 +132,7 @@ def main(cfg: Throughput) -> None:
         if importlib.util.find_spec(package) is None:
             raise ConfigError(f"needs {package}: pip install -e '.[torch]'")
     for path in (cfg.json, cfg.plot):
-        if path is not None:  # so that an error occurs now, not after the measurements
+        if path is not None:  # so that an error occurs now and not after measuring
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch()
@@ -172,19 +172,21 @@ def note(text: str) -> None:
 def started(task: Task, cache: Path | None = None) -> Iterator[tuple[Ask, Row]]:
     """Starts a process for `task`.
 
-    Yields (ask, first), where ask(command, ...) sends a command to the process and
-    returns its answer, and first is the process's first answer, to which the `seconds`
-    that it took are added.
+    Yields (ask, first). ask(command, ...) sends a command to the process and returns
+    the answer. first is the first answer of the process; `seconds`, the time until that
+    answer, is added to it.
 
     Args:
-      cache: the folder for compiled programs; if None, the user's environment decides.
+      cache: the folder for compiled programs; None uses the one that the user's
+        environment selects.
 
     Raises:
       ProgramError: if the process cannot run. `ask` raises it if the process has ended.
     """
-    # The programs share a GPU, so none may preallocate most of its memory.
+    # The programs share a GPU, so no program may preallocate most of the memory.
     environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    # Huge pages as in train.py; PyTorch uses them if the user's environment says so.
+    # Our program uses huge pages, as train.py does. The user's environment decides
+    # whether PyTorch uses them.
     if task.program == OURS:
         environment = hugepages.with_huge_pages(environment)
     if not task.gpu and task.kind != "describe":
@@ -216,7 +218,7 @@ def started(task: Task, cache: Path | None = None) -> Iterator[tuple[Ask, Row]]:
             return found
 
         def ask(*command: object) -> Row:
-            with contextlib.suppress(BrokenPipeError):  # answer raises the reason
+            with contextlib.suppress(BrokenPipeError):  # answer() raises the error
                 print(*command, file=process.stdin, flush=True)
             return answer()
 
@@ -235,7 +237,7 @@ def started(task: Task, cache: Path | None = None) -> Iterator[tuple[Ask, Row]]:
 
 
 def describe(programs: Sequence[str]) -> Row:
-    """Returns processor, versions, threads, and the GPU if all programs can use it.
+    """Returns the processor, threads, versions, and the GPU if all programs can use it.
 
     Raises:
       ConfigError: if one of the programs cannot run.
@@ -262,7 +264,7 @@ def describe(programs: Sequence[str]) -> Row:
 
 
 def write_images(path: Path, count: int | None) -> str:
-    """Writes CIFAR-10's training images, or noise instead; returns a description."""
+    """Writes CIFAR-10's training images, or else noise; returns a description."""
     from resnet_jax import data
     from resnet_jax.data import tfds
 
@@ -299,10 +301,11 @@ def make_tasks(cfg: Throughput, *, gpu: bool, data: str) -> list[Task]:
 def measure(
     cfg: Throughput, ours: Task, seen: Callable[[Row], None] = lambda row: None
 ) -> Row:
-    """Measures our program and each mode of PyTorch, alternating by block.
+    """Measures our program and each PyTorch mode in alternating blocks.
 
     Args:
-      seen: a function that is called with the row so far after each start and round.
+      seen: a function that is called after each start and each round, with the
+        unfinished row.
     """
     in_steps = ours.kind != "epoch"
     programs: dict[str, Row] = {}
@@ -329,7 +332,7 @@ def measure(
                 program, ask = programs[name], asks[name]
                 with left_out_if_failing(name, programs, asks):
                     block = ask("block", cfg.seconds if in_steps else 0)
-                    if number == 0:  # before the matrix product takes memory
+                    if number == 0:  # before the matrix product allocates memory
                         program |= ask("memory")
                     else:
                         program["rates"].append(block["images"] / block["seconds"])
@@ -355,7 +358,7 @@ def conclude(row: Row) -> Row:
             pairs = zip(program["rates"], program["matmul"], strict=True)
             program["share"] = statistics.median(rate * work / x for rate, x in pairs)
     rates = {name: programs[name]["rate"] for name in measured if name != OURS}
-    row.pop("ratio", None)  # it may refer to a program that has failed since
+    row.pop("ratio", None)  # the old ratio may refer to a program that has failed
     row["best"] = max(rates, key=lambda name: rates[name], default=None)
     if OURS in measured and row["best"]:
         row["ratio"] = spread(programs[OURS]["rates"], programs[row["best"]]["rates"])
@@ -366,7 +369,7 @@ def conclude(row: Row) -> Row:
 def left_out_if_failing(
     name: str, programs: dict[str, Row], asks: dict[str, Ask]
 ) -> Iterator[None]:
-    """Replaces the figures of program `name` with the reason if the body fails."""
+    """If the body fails, replaces the figures of program `name` with the reason."""
     try:
         yield
     except ProgramError as error:
@@ -376,14 +379,14 @@ def left_out_if_failing(
 
 
 def spread(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """Returns the median, minimum and maximum of the ratios of the rounds."""
+    """Returns the median, minimum and maximum of the ratios in the rounds."""
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     median = statistics.median(ratios)
     return {"median": median, "min": min(ratios), "max": max(ratios)}
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Returns a Markdown table of the rows, and lists peaks and failed programs."""
+    """Returns a Markdown table of the rows, with lists of peaks and failed programs."""
     header = (
         *("model", "what", "batch", "dtype", "images/s ours / PyTorch"),
         *("PyTorch's best", "ratio (of rounds)", "GFLOP/s", "of the matmul peak"),
@@ -420,7 +423,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def both(pair: Sequence[Row], key: str, form: str, *, scale: float = 1) -> str:
-    """Returns the figures of both programs as text, if they were measured."""
+    """Returns the figures of both programs as text, where they were measured."""
     values = [program.get(key) for program in pair]
     if all(value is None for value in values):
         return "not measured"
@@ -431,8 +434,8 @@ def both(pair: Sequence[Row], key: str, form: str, *, scale: float = 1) -> str:
 def scaling(cfg: Throughput, model: str, gpu: bool) -> dict[str, list[Row]]:
     """Times our training step for each batch size and depth, in separate processes.
 
-    The cost of a point is in seconds per image or, in the curve by depth, in seconds
-    per image and multiply-add.
+    The cost at each point is in seconds per image in the curve by batch size, and in
+    seconds per image and multiply-add in the curve by depth.
     """
     curves = {"batch": [(size, model, size) for size in sorted(cfg.batch_sizes)]}
     if cfg.depths:
@@ -463,7 +466,7 @@ def scaling(cfg: Throughput, model: str, gpu: bool) -> dict[str, list[Row]]:
 
 
 def cliffs(costs: Sequence[float]) -> list[bool]:
-    """Returns whether each cost is more than CLIFF times the previous one."""
+    """Returns for each cost whether it is more than CLIFF times the previous one."""
     before = [float("inf"), *costs]
     return [b > CLIFF * a for a, b in zip(before, costs, strict=False)]
 
@@ -489,7 +492,7 @@ def scaling_table(curves: Mapping[str, Sequence[Row]]) -> str:
 
 
 def plot(curves: Mapping[str, Sequence[Row]], path: Path) -> None:
-    """Plots step time and peak memory by batch size and depth, and writes `path`."""
+    """Plots step time and peak memory by batch size and by depth to `path`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 7), layout="constrained")

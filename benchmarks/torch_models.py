@@ -111,7 +111,7 @@ class PreActBlock(nn.Module):
 
 
 class PreActResNet(nn.Module):
-    """Stages of PreActBlocks, and then BatchNorm, ReLU and global average pooling."""
+    """Stages of PreActBlocks, then BatchNorm, ReLU and global average pooling."""
 
     def __init__(
         self, sizes: Sequence[int], widths: Sequence[int], stem: int, num_classes: int
@@ -163,7 +163,7 @@ class ResNet9(nn.Module):
 
 
 def with_cifar_stem(model: nn.Module) -> nn.Module:
-    """Gives a torchvision ResNet a 3x3 stem without max pooling, in place."""
+    """Replaces the stem of a torchvision ResNet with a 3x3 one without max pooling."""
     width = model.conv1.out_channels
     model.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")

@@ -1,4 +1,4 @@
-"""Compares transfer learning from a PyTorch backbone in PyTorch and here.
+"""Compares transfer learning in PyTorch and in JAX from the same PyTorch backbone.
 
     python -m benchmarks.transfer backbone --file FILE --epochs 2 --lr 1e-3
     python -m benchmarks.transfer transfer --file FILE
@@ -6,11 +6,11 @@
 
 `backbone` trains torchvision's resnet18 on the first five classes of CIFAR-10 and saves
 it with torch.save. `transfer` and `probe` train a new head for all ten classes on top
-of the backbone, whose parameters are frozen. Its BatchNorm layers are in training mode
-in `transfer`, so that their statistics are updated, and in inference mode in `probe`.
-One line per epoch is printed. With --framework jax, the recipe of the same name runs
-instead; on all images, this is the same as `python train.py transfer --pretrained
-FILE`.
+of the backbone, whose parameters are frozen. The backbone's BatchNorm layers are in
+training mode in `transfer`, so that their statistics are updated, and in inference mode
+in `probe`. One line per epoch is printed. With --framework jax, the recipe of the same
+name runs in this package instead. On all images, this is the same as `python train.py
+transfer --pretrained FILE`.
 """
 
 import json
@@ -114,7 +114,7 @@ def _run_torch(cfg: Transfer, train: Any, test: Any) -> None:
             x = T.resize(x, [cfg.image_size, cfg.image_size], antialias=True)
         return x, torch.from_numpy(part.labels[indices]).long()
 
-    if cfg.mode == "probe":  # the features do not change, so they are computed once
+    if cfg.mode == "probe":  # features do not change, so they are computed once
         head, model.fc = model.fc, torch.nn.Identity()
         model.eval()
         cached = {}
