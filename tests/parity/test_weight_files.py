@@ -295,7 +295,9 @@ def test_shortcuts_by_convolutions(tmp_path):
     net = resnet20(projected=True)
     torch.save(net.state_dict(), tmp_path / "w.pth")
     assert_read(tmp_path / "w.pth", net, shortcut="conv_bn")
-    with pytest.raises(DataError, match="a resnet20: --model resnet20 --shortcut conv"):
+    with pytest.raises(
+        DataError, match="a resnet20: use --model resnet20 --shortcut conv"
+    ):
         adopted(tmp_path / "w.pth")
 
 
@@ -306,11 +308,11 @@ REFUSED = {
     ),
     "a wide one": (
         lambda: torchvision.models.wide_resnet50_2(num_classes=10).state_dict(),
-        "is a wide_resnet50_2: --model wide_resnet50_2",
+        "is a wide_resnet50_2: use --model wide_resnet50_2",
     ),
     "groups": (
         lambda: torchvision.models.resnext50_32x4d(num_classes=10).state_dict(),
-        "is a resnext50_32x4d: --model resnext50_32x4d",
+        "is a resnext50_32x4d: use --model resnext50_32x4d",
     ),
     "groups of another number": (
         lambda: torchvision.models.ResNet(
