@@ -217,7 +217,7 @@ def late_zero(x: jax.Array, dtype: Any) -> jax.Array:
     Buffers that depend on this 0 are therefore not all allocated when a training step
     begins. Inside shard_map, the 0 varies over devices like `x`.
     """
-    # Of several devices, only one holds the first element, so no element is read.
+    # With several devices, only one has the first element, so no element is read.
     first = x.reshape(-1)[: 1 if jax.device_count() == 1 else 0]
     ones = lax.population_count(lax.bitcast_convert_type(first, jnp.uint8))
     return (ones >> 4).sum(dtype=jnp.uint8).astype(dtype)
