@@ -1,7 +1,7 @@
 # docker build -t resnet-jax .                          for CPUs
 # docker build -t resnet-jax:cuda --build-arg EXTRA=cuda .
-# docker run --rm -it -v "$PWD/runs:/work/runs" resnet-jax train digits
-# docker run --rm -it --gpus all --shm-size 1g -v "$PWD/runs:/work/runs" \
+# docker run --rm -it -v "$PWD/runs:/app/runs" resnet-jax train digits
+# docker run --rm -it --gpus all --shm-size 1g -v "$PWD/runs:/app/runs" \
 #     -v resnet-jax-data:/home/resnet/tensorflow_datasets resnet-jax:cuda train fast
 FROM python:3.12-slim
 
@@ -20,8 +20,8 @@ RUN case "$EXTRA" in \
     && pip install --no-cache-dir ".[$extras]" \
     && rm -rf /src
 
-WORKDIR /work
-RUN chown resnet /work
+WORKDIR /app
+RUN chown resnet /app
 USER resnet
 ENTRYPOINT ["resnet-jax"]
 CMD ["--help"]
