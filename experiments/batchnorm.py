@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.variants import Experiment, Outcome, table, where
+from experiments.variants import Experiment, Outcome, table
 from resnet_jax.config import Config
-from resnet_jax.report import figures, page
+from resnet_jax.report import figures, origin, page
 
 NORMS = {"BatchNorm": ("batch", 0.0), "none": ("none", 0.0), "dropout": ("none", 0.3)}
 _WORDS = {
@@ -88,7 +88,7 @@ class BatchNorm(Experiment):
             "Covariate shift": [pictures[1]],
             "All runs": [table(outcomes, {"train - test, points": _gap})],
         }
-        sections["Origin"] = [where()]
+        sections["Origin"] = [origin.card()]
         page.write(self.workdir / "index.html", "Batch normalization", sections)
 
     def _seen(self, outcomes: Mapping[str, Outcome]) -> list[page.Content]:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.variants import Experiment, Outcome, table, where
+from experiments.variants import Experiment, Outcome, table
 from resnet_jax.config import Config
-from resnet_jax.report import figures, page
+from resnet_jax.report import figures, origin, page
 
 _LABELS = {
     ("skip", "batch"): "shortcuts, BatchNorm",
@@ -108,7 +108,7 @@ class Gradients(Experiment):
             page.Picture(path, alt),
         ]
         sections["All runs"] = [table(outcomes, {"first / last gradient": _reach})]
-        sections["Origin"] = [where()]
+        sections["Origin"] = [origin.card()]
         page.write(self.workdir / "index.html", "Vanishing gradients", sections)
 
     def _panels(

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.variants import Experiment, Outcome, table, where
+from experiments.variants import Experiment, Outcome, table
 from resnet_jax.config import Config
-from resnet_jax.report import figures, page
+from resnet_jax.report import figures, origin, page
 
 
 @dataclass(frozen=True)
@@ -79,5 +79,5 @@ class Skip(Experiment):
             "Observations": [*seen, self.setting, page.Picture(path, alt)],
             "All runs": [table(outcomes)],
         }
-        sections["Origin"] = [where()]
+        sections["Origin"] = [origin.card()]
         page.write(self.workdir / "index.html", "Plain and residual", sections)

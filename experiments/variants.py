@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import shlex
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ from resnet_jax import fields, files
 from resnet_jax.config import Config
 from resnet_jax.data import cifar
 from resnet_jax.errors import ConfigError, NonFiniteLossError
-from resnet_jax.report import origin, page
+from resnet_jax.report import page
 from resnet_jax.run.directory import LAYERS, METRICS
 
 _DIVERGED = "diverged.json"
@@ -118,16 +116,6 @@ def _diverged(run_dir: Path) -> dict[str, Any] | None:
 def _plain(cfg: Config) -> dict[str, Any]:
     """Returns `cfg` as JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(cfg)))
-
-
-def where() -> page.Card:
-    """Returns a card with the origin of a page: the command, date and version."""
-    found = origin.describe()
-    words = shlex.join(sys.argv[1:])
-    command = f"python -m experiments {words}"
-    return page.Card(
-        {}, {k: found[k] for k in ("date", "version")}, {"command": command}
-    )
 
 
 def table(

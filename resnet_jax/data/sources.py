@@ -190,8 +190,8 @@ def _load_examples(
     read: Callable[..., tuple[Any, np.ndarray]] = readers.from_examples
     if not (cfg.stream or stream.is_large(num_bytes)):
         read = examples.Reader.load
-    home, scored = found.directory, found.splits[1]
-    log.info("%s: reading %s, scored on %s", cfg.dataset, home, scored)
+    where = found.directory, found.splits[1]
+    log.info("%s: reading %s, scored on %s", cfg.dataset, *where)
     train, test = (Dataset(*read(reader), found.class_names) for reader in parts)
     return train, test
 

@@ -130,8 +130,7 @@ def create_model(name: str, *, num_classes: int, **options: Any) -> nn.Module:
             option, value = "shortcut", "none"
         option = {"init": "weight_init"}.get(option, option)
         if option not in own:
-            known = {*defaults, "in_channels", "num_classes"}
-            others = sorted({"init"} | (own & known) - {"name"})
+            others = sorted({"init"} | own & {*defaults, "in_channels"})
             hint = _ELSEWHERE.get(option, f": choose from {', '.join(others)}")
             raise ConfigError(f"{name} has no option {option}{hint}")
         is_type = option in ("dtype", "param_dtype")

@@ -8,7 +8,7 @@ from typing import Any
 from resnet_jax.errors import ConfigError
 from resnet_jax.fields import flat
 from resnet_jax.report import curves, origin, repeat
-from resnet_jax.report.page import Card, Content, Panels, Table, write
+from resnet_jax.report.page import Content, Panels, Table, write
 from resnet_jax.run.directory import CONFIG, METRICS, read_run
 from resnet_jax.run.logs import Record, read_metrics
 
@@ -45,19 +45,13 @@ def compare(run_dirs: Sequence[str], page: Path) -> str:
         sections: dict[str, list[Content]] = {
             "Results": [
                 Table(header, results, "Metrics of each run"),
-                _origin(),
+                origin.card(),
             ],
             "Configuration": _configuration(header, differing, fields, commands),
             "Curves": [Panels(curves.plot_runs(records, Path(scratch)))],
         }
         write(page, "Comparison of runs", sections)
     return _text([header, *differing, *results])
-
-
-def _origin() -> Card:
-    where = origin.describe()
-    long = {"command": where.pop("command")}
-    return Card({}, where, long)
 
 
 def _configuration(

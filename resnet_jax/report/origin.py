@@ -4,21 +4,28 @@ import datetime
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
+from resnet_jax.report.page import Card
 from resnet_jax.weights import export
 
 
-def describe() -> dict[str, str]:
-    """Returns the command line, the time in UTC, and the version and commit."""
+def card(headline: Mapping[str, str] = {}, others: Mapping[str, str] = {}) -> Card:
+    """Returns a card with the command line, the time in UTC, and the version.
+
+    Args:
+      headline: values to show first, in large type.
+      others: values to show before the time and the version.
+    """
     now = datetime.datetime.now(datetime.UTC)
     version = export.version("resnet-flax-linen") or "not installed"
     commit = _commit()
-    return {
-        "command": _command(),
+    where = {
         "date": now.strftime("%Y-%m-%d %H:%M UTC"),
         "version": version + (f", commit {commit}" if commit else ""),
     }
+    return Card(headline, {**others, **where}, {"command": _command()})
 
 
 def _command() -> str:

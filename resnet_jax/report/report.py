@@ -106,8 +106,11 @@ def write_report(
         sections["Classes"] += [confusion]
     sections["Predictions"] = [
         picture(
-            *(one.name, one.alt, figures.plot_predictions),
-            *(np.asarray(images[one.indices]), one.captions),
+            one.name,
+            one.alt,
+            figures.plot_predictions,
+            np.asarray(images[one.indices]),
+            one.captions,
             has_images=True,
         )
         for one in chosen.choose(probabilities, labels, class_names)
@@ -167,10 +170,8 @@ def _result(found: Mapping[str, Any], top5: float, num_params: int) -> Card:
     headline = {name: shown.pop(name) for name in list(shown)[:2]}
     headline["cross-entropy"] = f"{found['nll']:.4f}"
     headline["parameters"] = f"{num_params:,}"
-    where = origin.describe()
-    long = {"command": where.pop("command")}
-    others = {"scored on": f"{found['count']:,} images, test split", **shown, **where}
-    return Card(headline, others, long)
+    others = {"scored on": f"{found['count']:,} images, test split", **shown}
+    return origin.card(headline, others)
 
 
 def _scored(cfg: Config, found: Mapping[str, Any]) -> list[Content]:

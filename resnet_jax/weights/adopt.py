@@ -112,8 +112,11 @@ def adopt(
                 "--normalize"
             )
         if numbers is not None:
-            hint = "weights: %s specifies a normalization: use --normalize %s"
-            log.info(hint, path, numbers)
+            log.info(
+                "weights: %s specifies a normalization: use --normalize %s",
+                path,
+                numbers,
+            )
     values = convert.with_names_of(sound, inside[sound.key], None)
     own = (f"{head}.weight", f"{head}.bias")
     theirs = None

@@ -67,8 +67,9 @@ def check_name(path: Path) -> None:
     if path.name in {*IMAGENET.values(), *IMAGENET_V2.values(), *_CIFAR}:
         files.check_sha256(path, digits[1])
     elif not files.file_digest(path).startswith(digits[1]):
-        hint = "weights: %s: the digits in its name differ from its sha256"
-        log.info(hint, path.name)
+        log.info(
+            "weights: %s: the digits in its name differ from its sha256", path.name
+        )
 
 
 def is_shipped(source: str) -> bool:

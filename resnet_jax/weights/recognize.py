@@ -93,10 +93,9 @@ def _explain_stem(
         return f"has a first convolution of {side}x{side}: use --stem {stem}"
     if channels != model.in_channels:
         plural = "" if channels == 1 else "s"
-        option = f"--in-channels {channels}"
-        is_known = channels in (1, 3)
-        others = f"{option} is not available for image files"
-        hint = f"use {option}" if is_known else others
+        hint = f"use --in-channels {channels}"
+        if channels not in (1, 3):
+            hint = f"--in-channels {channels} is not available for image files"
         return (
             f"takes images with {channels} channel{plural}, but the network takes "
             f"{model.in_channels}: {hint}"

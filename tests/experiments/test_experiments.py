@@ -1,3 +1,4 @@
+import sys
 from functools import partial
 
 import numpy as np
@@ -18,6 +19,7 @@ from resnet_jax.models.resnet import ResNet
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
     """60 images of noise as CIFAR-10, and two names for a network of one block."""
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "experiments", "skip"])
     sizes = {"stage_sizes": (1,), "widths": (4,)}
     make = partial(ResNet, block=BasicBlock, stem="cifar", shortcut="pad", **sizes)
     rng = np.random.default_rng(0)

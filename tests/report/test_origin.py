@@ -30,4 +30,4 @@ def test_a_command_is_shown_as_it_was_typed(monkeypatch, words, shown):
     monkeypatch.setattr(sys, "orig_argv", words)
     # What the program makes of it for its own messages does not matter.
     monkeypatch.setattr(sys, "argv", ["resnet-jax evaluate", *words[3:]])
-    assert origin.describe()["command"] == shown
+    assert origin.card().long == {"command": shown}
