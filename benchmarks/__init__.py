@@ -1,1 +1,1 @@
-"""Benchmarks, most of which compare with PyTorch: run `python -m benchmarks.NAME`."""
+"""Benchmarks, some against PyTorch; run them with `python -m benchmarks.NAME`."""

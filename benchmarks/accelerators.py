@@ -1,4 +1,4 @@
-"""Analyzes training and evaluation steps as compiled for TPUs and GPUs.
+"""Analyzes training and evaluation steps compiled for TPUs and GPUs.
 
     pip install -e '.[tpu,cuda]'
     python -m benchmarks.accelerators                     # resnet50 on v5e and H100
@@ -7,13 +7,13 @@
     python -m benchmarks.accelerators --targets here      # run on a device
 
 No device is needed, because libtpu and XLA's compiler for CUDA can compile for chips
-that are not present. The figures that they report are those of the real program: flops,
-bytes and memory per chip, collectives, kernels and convolutions. Nothing is executed,
-so the only time shown is the roofline estimate: bytes / bandwidth or flops / peak,
-whichever is larger. The target `here` compiles for JAX's own devices, runs the programs
-there, and adds the measured time.
+that are not present. They report the figures of the real program: flops, bytes and
+memory per chip, collectives, kernels and convolutions. Nothing is executed, so the only
+step time shown is the roofline estimate: bytes / bandwidth or flops / peak, whichever
+is larger. With the target `here`, the benchmark compiles for JAX's local devices, runs
+the programs on them, and also shows the measured time.
 
-"Bytes accessed" is the compiler's own count, which counts prefetched data on TPUs more
+"Bytes accessed" is the compiler's own figure; on TPUs, it counts prefetched data more
 than once. The main-memory traffic is derived from the program's text: each operand and
 result in main memory counts once per kernel. The roofline estimate uses this traffic
 and the chip's bfloat16 peak. Because of caching, a program can be faster than the
@@ -21,8 +21,8 @@ estimate.
 
 There are three versions of each network: `ours`; `flax`, from Flax's ImageNet example;
 and `flax-norm`, our network with flax.linen.BatchNorm. All of them use our training
-step with SGD and momentum, on uint8 images. With --recipes, the step of each recipe is
-compiled as in train.py, including its augmentation.
+step, with the optimizer of benchmarks.throughput, on uint8 images. With --recipes, the
+step of each recipe is compiled as in train.py, including its augmentation.
 
 The compiler for CUDA reports neither bytes nor flops. For GPUs, both byte counts are
 therefore the main-memory traffic, and the flops are computed from the model.
@@ -57,7 +57,7 @@ class Accelerators:
     """The programs to compile, and their targets."""
 
     models: tuple[str, ...] = ("resnet50",)
-    """Networks to compile, trained as in benchmarks.throughput."""
+    """Networks to compile, with the training settings of benchmarks.throughput."""
     recipes: tuple[str, ...] = ()
     """Recipes of train.py to compile, with the arithmetic in --dtype."""
     targets: tuple[str, ...] = ("v5e:2x2", "h100")
@@ -130,7 +130,7 @@ class Lowered(NamedTuple):
     stage: Any
     arguments: tuple[Any, ...]  # shapes and shardings of the arrays
     model_flops: float  # per chip
-    least_map: int  # number of values from which an array counts as a feature map
+    least_map: int  # arrays with at least this many values count as feature maps
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class Reading:
     reduced_bytes: int  # bytes of all collectives
     kernels: int  # excluding copies
     copies: int
-    convolutions: dict[str, int]  # number by the dtype of the result
+    convolutions: dict[str, int]  # number for each dtype of the result
     moved_maps: int  # kernels that reorder the dimensions of a feature map
     float32_maps: int
     trace_seconds: float
@@ -174,7 +174,7 @@ def tasks(cfg: Accelerators) -> Iterator[Task]:
 
 
 def lower(task: Task, cfg: Accelerators, devices: Any, platform: str) -> Lowered | None:
-    """Returns the lowered step for a task, or None if its network does not exist.
+    """Returns a task's lowered step, or None if that network version does not exist.
 
     Nothing is computed: shapes stand in for all arrays.
     """
@@ -284,7 +284,7 @@ def contestant(task: Task, cfg: Config, ours: Any) -> Any:
 
 
 def read(task: Task, cfg: Accelerators) -> Reading | None:
-    """Compiles and analyzes the program for a task; returns None if it has none."""
+    """Compiles and analyzes the program for a task; returns None if there is none."""
     import jax
 
     from benchmarks.programs import Program
@@ -342,7 +342,7 @@ def read(task: Task, cfg: Accelerators) -> Reading | None:
 
 
 def chip_of(device: Any) -> chips.Chip:
-    """Returns the type of chip of a device.
+    """Returns the known chip that matches a device.
 
     Raises:
       ConfigError: if the peak rates of the chip are unknown.
@@ -371,7 +371,7 @@ def measure(compiled: Any, lowered: Lowered, cfg: Accelerators) -> float:
             values = rng.integers(0, 256, leaf.shape, np.uint8)
         elif "opt_state" in str(path) or jnp.issubdtype(leaf.dtype, jnp.integer):
             values = np.zeros(leaf.shape, leaf.dtype)
-        else:  # kernels around 0; scales, variances and masks around 1
+        else:  # draws kernels around 0 and scales, variances and masks around 1
             low, high = (-0.1, 0.1) if len(leaf.shape) > 1 else (0.5, 1.5)
             values = rng.uniform(low, high, leaf.shape).astype(leaf.dtype)
         return jax.device_put(values, leaf.sharding)

@@ -34,13 +34,13 @@ class Blocked:
     depth: int = 6
     """Number of consecutive convolutions."""
     pixels: tuple[int, ...] = (1, 2, 4)
-    """Numbers of neighboring pixels in a row to merge; 1 is the usual shape."""
+    """Numbers of neighboring pixels to merge within a row; 1 keeps the usual shape."""
     rounds: int = 5
     """Number of times to measure each shape; the shapes alternate."""
 
 
 def banded(kernel: np.ndarray, pixels: int) -> np.ndarray:
-    """Converts a kernel [3, 3, C, F] to [3, 3, P * C, P * F] for merged pixels."""
+    """Converts a kernel [3, 3, C, F] to [3, 3, P * C, P * F], for P merged pixels."""
     _, _, channels, features = kernel.shape
     whole = np.zeros((3, 3, pixels, channels, pixels, features), kernel.dtype)
     for output in range(pixels):

@@ -60,7 +60,7 @@ DAMAGES = ("truncated", "bit flipped", "removed")
 DISKS = ("disk full for a while", "disk full to the end")
 READERS = ("reader of stdout gone", "readers of stdout and stderr gone")
 STORES = ("store keeps nothing", "store keeps no index")
-STREAMS = {  # redirections of the streams of a process, in shell syntax
+STREAMS = {  # shell redirections for the standard streams of a process
     "stdout full": ">/dev/full",
     "stdout and stderr full": ">/dev/full 2>&1",
     "stdout closed": ">&-",
@@ -83,7 +83,7 @@ class Chaos:
 
 @dataclass
 class Life:
-    """A run that is trained to its end, with the faults and problems that occurred."""
+    """A run trained to completion, with the faults and problems that occurred."""
 
     run_dir: Path
     variant: int
@@ -147,7 +147,7 @@ def start(
     """Starts train.py, optionally with a fault from STREAMS or STORES.
 
     Args:
-      save: for STORES, the number of saves before the save that is lost.
+      save: for a fault from STORES, the number of saves before the one that is lost.
     """
     program = ["train.py"]
     if fault in STORES:
@@ -181,7 +181,7 @@ def train_forgetting() -> None:
     """
     from resnet_jax.commands.hugepages import start_with_huge_pages
 
-    start_with_huge_pages()  # here, because train.py would otherwise restart itself
+    start_with_huge_pages()  # otherwise, train.py would restart itself
     import orbax.checkpoint as ocp
 
     kind, left, sys.argv = sys.argv[1], int(sys.argv[2]), ["train.py", *sys.argv[3:]]
@@ -225,7 +225,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
 def live(
     cfg: Chaos, life: Life, kinds: list[str], rng: random.Random, seconds: float
 ) -> None:
-    """Disturbs a run one to five times, and then lets it end.
+    """Disturbs a run one to five times, and then lets it finish.
 
     Args:
       kinds: the types of fault that may happen to a running process.
@@ -256,7 +256,7 @@ def live(
             life.problems.append(f"exit {code}: {errors[-2000:]}")
         if code == 0 and not left:
             return
-        if code == 0:  # the run was complete before all faults occurred
+        if code == 0:  # the run finished before all planned faults had occurred
             left = 0
 
 
@@ -305,7 +305,7 @@ def unheeded(code: int, errors: str) -> list[str]:
 def wait(
     process: subprocess.Popen[str], run_dir: Path, rng: random.Random, seconds: float
 ) -> bool:
-    """Waits until a random moment, at any time or during steps and saves.
+    """Waits until a random moment, half of the time during steps and saves.
 
     Returns whether the process is still running.
     """
@@ -372,7 +372,7 @@ def fill(disk: Path) -> Path:
 
 
 def outcome(run_dir: Path) -> dict[str, Any]:
-    """Returns what must be identical: logs without times, and digests of arrays."""
+    """Returns what must match in all runs: logs without times, and array digests."""
     from resnet_jax import models, training
     from resnet_jax.run import restore
 
@@ -382,7 +382,7 @@ def outcome(run_dir: Path) -> dict[str, Any]:
     manifest = json.loads(path.read_text(encoding="utf-8"))
     model = models.create_model("resnet8", num_classes=10)
     shapes = training.variable_shapes(model, (32, 32, 3))
-    restore.load_variables(run_dir, str(last), shapes)  # raises if it is damaged
+    restore.load_variables(run_dir, str(last), shapes)  # fails on a damaged checkpoint
     logs = {}
     for name in ("metrics.jsonl", "layers.jsonl"):
         if (run_dir / name).exists():

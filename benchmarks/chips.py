@@ -1,8 +1,8 @@
 """Accelerators for which JAX can compile without a device.
 
 The peak rates of dense bfloat16 matrix products and the memory bandwidths are from the
-data sheets: those at cloud.google.com/tpu/docs for the TPU v4, v5e, v5p and v6e, and
-those at nvidia.com for the A100 SXM with 80 GB, the H100 SXM and the H200 SXM.
+manufacturers' data sheets: cloud.google.com/tpu/docs for the TPU v4, v5e, v5p and v6e,
+and nvidia.com for the A100 SXM with 80 GB, the H100 SXM and the H200 SXM.
 """
 
 import os
@@ -24,12 +24,12 @@ class Chip:
     """An accelerator, as described to XLA's compilers."""
 
     platform: str  # tpu | cuda
-    topology: str  # for the compiler; {} is the number of GPUs
+    topology: str  # passed to the compiler; {} is the number of GPUs
     flops: float  # bfloat16 FLOPs per second
     bandwidth: float  # bytes per second
     memory: float  # bytes
-    kinds: tuple[str, ...]  # values of JAX's device_kind for real chips
-    config: str | None = None  # for the compiler; for a GPU, XLA's GpuTargetConfigProto
+    kinds: tuple[str, ...]  # values of JAX's device_kind for this chip
+    config: str | None = None  # chip_config_name (TPUs) or GpuTargetConfigProto (GPUs)
 
 
 _GPU = """
@@ -117,7 +117,7 @@ def prepare() -> None:
 
 
 def devices(target: str) -> Any:
-    """Returns the devices of a target, for which JAX can then compile.
+    """Returns a target's devices, for which JAX can then compile.
 
     Raises:
       ConfigError: if the chip or topology is unknown, or no compiler is installed.

@@ -1,8 +1,8 @@
 """The programs that benchmarks.throughput times, each in its own process.
 
-A process receives a Task as JSON, runs its first step, and reports this on stdout. It
-then reads commands from stdin and answers each one with a line of JSON. The commands
-are `block SECONDS`, `matmul`, `memory` and `macs`.
+A process receives a Task as JSON, runs its first step, and reports on stdout that this
+step is done. It then reads commands from stdin and answers each one with a line of
+JSON. The commands are `block SECONDS`, `matmul`, `memory` and `macs`.
 """
 
 import json
@@ -31,7 +31,7 @@ Run = Callable[[int], int]  # runs steps or epochs; returns the number of images
 
 @dataclass(frozen=True)
 class Task:
-    """What a process runs."""
+    """The work of one process."""
 
     program: str  # OURS, or a PyTorch mode: eager, channels_last, compile, ...
     kind: str  # train or infer (on one batch), epoch, or describe (only the machine)
@@ -43,7 +43,7 @@ class Task:
 
     @property
     def matmul_size(self) -> int:
-        """Returns the size of the matrix product that measures the peak."""
+        """Returns the side length of the matrices whose product measures the peak."""
         return 8192 if self.gpu else 2048
 
 
@@ -57,7 +57,7 @@ class Program(NamedTuple):
 
 
 def recipe(model: str) -> Config:
-    """Returns the training settings for `model`: the tutorial's or He et al.'s."""
+    """Returns the training settings for `model`, from the tutorial or from He et al."""
     if model == "hresnet":
         return RECIPES[model][1]
     found = fields.replace(
@@ -179,7 +179,7 @@ def compiled(
     steps_per_call: int | None = 1,
     is_augmented: bool = False,
 ) -> tuple[Callable[..., Any], Any, Any]:
-    """Returns (compiled step, state, loader) to train `cfg` on one device."""
+    """Returns (compiled step, state, loader) for training with `cfg` on one device."""
     from resnet_jax import data, devices, training
 
     train_step, state, key = our_step(cfg, model, is_augmented)
@@ -246,7 +246,7 @@ def our_inference(task: Task, cfg: Config, model: Any) -> Run:
 
 
 def our_epochs(task: Task, cfg: Config, model: Any) -> Run:
-    """Returns a function that trains epochs as train.py does, with its data loading."""
+    """Returns a function that runs training epochs with train.py's data loading."""
     import jax
 
     from resnet_jax import data
@@ -280,7 +280,7 @@ def torch_program(task: Task) -> Program:
 
     torch.set_num_threads(num_threads())
     device = torch.device("cuda" if task.gpu else "cpu")
-    if task.gpu:  # like XLA, benchmarks algorithms and uses TF32 for float32
+    if task.gpu:  # as in XLA, algorithms are benchmarked and float32 uses TF32
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
     is_eager = task.program == "eager"
@@ -376,7 +376,7 @@ class Images:
 def torch_epochs(
     task: Task, cfg: Config, step: Callable[..., Any], **place: Any
 ) -> Run:
-    """Returns a function that trains epochs as in PyTorch's tutorials."""
+    """Returns a function that runs training epochs as in PyTorch's tutorials."""
     import torch
     from torchvision import transforms as T
 
@@ -396,7 +396,7 @@ def torch_epochs(
         pin_memory=task.gpu,
     )
     sizes = {min(task.batch_size, len(labels)), len(labels) % task.batch_size} - {0}
-    for size in sizes:  # compiles the step, as compile_step does for ours
+    for size in sizes:  # compiles the step, as compile_step does for our program
         noise, targets = torch.rand(size, 3, 32, 32), torch.zeros(size).long()
         step(noise.to(**place), targets.to(device))
 
@@ -432,7 +432,7 @@ def describe(task: Task) -> dict[str, Any]:
 
 
 def gflops(task: Task, multiply: Callable[[], Any]) -> float:
-    """Returns the best GFLOP/s of five matrix products, after one for compilation."""
+    """Returns the best GFLOP/s of five matrix products, after one warm-up product."""
     seconds = []
     for _ in range(6):
         begun = time.perf_counter()

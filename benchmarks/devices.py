@@ -1,15 +1,16 @@
-"""Compares runs on 1, 2, 4 and 8 CPU devices and on two processes with two each.
+"""Compares runs on 1, 2, 4 and 8 CPU devices and in 2 processes with 2 devices each.
 
     python -m benchmarks.devices --model hresnet --steps 20
 
-Runs train.py on each layout in separate processes, always with the same seed. Prints
-how much the loss, the parameters and the running statistics differ from those of the
-first layout. Each figure is the largest difference divided by the largest value. Also
-prints the number of test images that evaluate.py scores on the same devices. Exits with
-code 1 if a difference exceeds --tolerance or a number of images differs.
+Runs train.py on each of these layouts in separate processes, always with the same seed.
+Prints how much the loss, the parameters and the running statistics differ from their
+values on the first layout. Each figure is the largest difference divided by the first
+layout's largest value. Also prints the number of test images that evaluate.py scores on
+the same devices. Exits with code 1 if a difference exceeds --tolerance or the numbers
+of images differ.
 
---control adds a second run on the first layout, in which convolutions round
-differently. The run shows how much float32 runs differ because of rounding alone.
+--control adds a second run on the first layout, with different rounding in
+convolutions. This run shows how much float32 runs differ because of rounding alone.
 """
 
 import json
@@ -92,7 +93,7 @@ def main(cfg: Devices) -> None:
             print(f"| {name} | {shown} | {last.count:,} |", flush=True)
             if environ:
                 continue
-            # The condition does not use >, because that is false for NaN.
+            # The condition avoids >, which is false for NaN.
             apart += [
                 f"{layout}: {kind} by {value:.1e}"
                 for kind, value in parts.items()
@@ -152,7 +153,7 @@ def count(layout: str, run_dir: Path) -> int:
 
 
 def read(run_dir: Path) -> dict[str, list[np.ndarray]]:
-    """Returns the results of the run in `run_dir`, by type."""
+    """Returns the loss, parameters and statistics of the run in `run_dir`."""
     import jax
 
     from resnet_jax import data, models, training
@@ -174,7 +175,7 @@ def read(run_dir: Path) -> dict[str, list[np.ndarray]]:
 
 
 def part(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
-    """Returns the largest difference divided by the largest value of `theirs`."""
+    """Returns the largest difference divided by the largest value in `theirs`."""
     largest = max(np.abs(leaf).max() for leaf in theirs)
     differences = (np.abs(a - b).max() for a, b in zip(ours, theirs, strict=True))
     return float(max(differences) / largest)

@@ -8,7 +8,7 @@ The inputs are mutations of valid files of these types: .pth files (zip and lega
 an exported network, the cache of arrays, Fashion-MNIST's archives, and images.
 Mutations flip bits; remove or duplicate parts; overwrite parts with malicious lengths;
 and change pickles, headers and JSON values, updating checksums and lengths to match.
-Each input is read in the same way as by the commands, in a process with limited memory.
+Each input is read just as the commands would read it, in a process with limited memory.
 An input fails if reading it raises any exception other than a UserError, ends the
 process, takes more than five seconds, or needs more than 1 GB of memory. The benchmark
 needs torch, because torch.save writes the .pth files.
@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-MEMORY = 2**30  # limit on the bytes of memory for one input
+MEMORY = 2**30  # memory limit for one input, in bytes
 SECONDS = 5.0  # time limit for one input, long enough for a busy machine
 LENGTHS = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1)
 Mutate = Callable[[bytes, random.Random], bytes]
@@ -120,7 +120,7 @@ def fuzz(index: int, count: int, *, seed: int) -> tuple[Counter[str], list[str],
 
 
 def mutated(kind: Kind, number: int, seed: int) -> bytes:
-    """Returns input `number` of a type, determined by the arguments alone."""
+    """Returns input `number` of a type; the result depends only on the arguments."""
     rng = random.Random(f"{seed} {kind.name} {number}")
     content = kind.sound
     if kind.within is not None and rng.random() < 0.6:
@@ -361,8 +361,8 @@ def make_kinds() -> list[Kind]:
         os.environ["RESNET_JAX_CACHE"] = str(home)
         cache.load("cifar10", empty)
 
-    # If the archive is read as images, each has 784 bytes after a 16-byte header. If it
-    # is read as labels, the header has 8 bytes.
+    # If the archive is read as images, a 16-byte header precedes images of 784 bytes
+    # each. If it is read as labels, the header has 8 bytes.
     fashion = gzip.compress(rng.integers(0, 10, 8 * 784 + 16, np.uint8).tobytes())
     layers = [json.dumps({"step": n, "layers": {}}) + "\n" for n in range(5)]
     image = Image.fromarray(rng.integers(0, 256, (40, 30, 3), np.uint8))
@@ -444,7 +444,7 @@ def _torch_file(weights: dict[str, np.ndarray], *, legacy: bool) -> bytes:
 
 
 def _training(weights: dict[str, np.ndarray], *, legacy: bool = False) -> bytes:
-    """Returns a training checkpoint with other entries around its weights."""
+    """Returns a training checkpoint that has other entries besides the weights."""
     import argparse
     import collections
 

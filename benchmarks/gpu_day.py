@@ -1,4 +1,4 @@
-"""Measures everything of interest on a GPU in eight minutes, in order of importance.
+"""Measures everything of interest on a GPU within eight minutes, most important first.
 
     python -m benchmarks.gpu_day --data cifar --wheels wheels
     python -m benchmarks.gpu_day --parts fast seeds          # only these
@@ -19,7 +19,8 @@ output of the programs, and OUT/work contains the runs.
 
 No network connection is needed. CIFAR-10 is read from train*.npz and test*.npz, which
 contain `images` and `labels`; the files of a split are joined in the order of their
-names. The following command writes a prepared CIFAR-10 to four files of at most 51 MB:
+names. The following command writes a prepared CIFAR-10 data set to four files of at
+most 51 MB each:
 
     python -c "import numpy as np; from resnet_jax import data; [np.savez(
       f'cifar/{name}{i}.npz', images=x, labels=y) for name, part, n in
@@ -42,7 +43,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = {  # in order of importance; seconds that each part may take
+PARTS = {  # parts in order of importance, with the seconds that each may take
     "smoke": 75.0,
     "resnet50": 150.0,
     "resnet18": 75.0,
@@ -58,12 +59,12 @@ TINY_PARTS = {  # resnet8 represents all three networks
 }
 LEAST = 5.0  # seconds; no part starts if less time is left
 
-Row = dict[str, Any]  # part, what, figures by name, note
+Row = dict[str, Any]  # keys: part, what, figures (by name) and note
 
 
 @dataclass(frozen=True)
 class GpuDay:
-    """The parts to measure, their time, and their data."""
+    """The parts to measure, their time limits, and their data."""
 
     minutes: float = 8.0
     """Total time of all parts."""
@@ -186,7 +187,7 @@ def carry_out(
         try:
             code = process.wait(min(bound, left))
         except BaseException as error:
-            os.killpg(process.pid, signal.SIGKILL)  # not reaped: the id is valid
+            os.killpg(process.pid, signal.SIGKILL)  # not reaped yet, so its ID is valid
             process.wait()
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
@@ -213,13 +214,13 @@ def environment(cfg: GpuDay, part: str, work: Path) -> dict[str, str]:
     }
     if cfg.tiny:
         found.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    else:  # compilation time is measured
+    else:  # no compilation cache: compilation time is measured
         found.pop("JAX_COMPILATION_CACHE_DIR", None)
     return found
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Returns the rows as Markdown."""
+    """Returns the rows as a Markdown table."""
     lines = ["| part | what | figures | note |", "|---|---|---|---|"]
     for row in rows:
         figures = ", ".join(f"{k} {shown(v)}" for k, v in row["figures"].items())

@@ -70,7 +70,7 @@ class Day:
 
 
 def smoke(day: Day) -> None:
-    """Runs the checks of `resnet-jax doctor`, and compares steps with CPU results."""
+    """Runs the `resnet-jax doctor` checks, and compares training steps with a CPU's."""
     import jax
 
     from resnet_jax.commands import doctor
@@ -158,7 +158,7 @@ def few_steps(
 
 
 def speed(day: Day, model: str) -> None:
-    """Times training steps of `model`, here and in PyTorch's two fastest modes."""
+    """Times training steps of `model` in JAX and in PyTorch's two fastest modes."""
     missing = [name for name in ("torch", "torchvision") if not util.find_spec(name)]
     reason = (
         f"PyTorch skipped: {' and '.join(missing)} not installed" if missing else ""
@@ -191,7 +191,7 @@ def speed(day: Day, model: str) -> None:
 
 
 def speeds(row: throughput.Row) -> dict[str, float]:
-    """Returns the figures measured so far in a row of throughput.measure."""
+    """Returns the figures that a row of throughput.measure contains so far."""
     kinds = {"median": "ratio", "min": "least ratio", "max": "greatest ratio"}
     figures = {kinds[kind]: value for kind, value in row.get("ratio", {}).items()}
     units = {
@@ -239,7 +239,7 @@ def fast(day: Day) -> None:
 
 
 def seeds(day: Day) -> None:
-    """Times the training of four networks (two in a rehearsal) at once, and of one."""
+    """Times training four networks at once (two in a rehearsal), and training one."""
     count = 2 if day.tiny else 4
     one = last_epochs(baseline(day), "seconds")
     records = train(day, "seeds", 2 if day.tiny else 3, "--num-seeds", str(count))
@@ -267,7 +267,7 @@ def last_epochs(records: list[Record], name: str) -> float:
 
 
 def baseline(day: Day) -> list[Record]:
-    """Returns the records of a run with one seed: that of `fast`, or a new run."""
+    """Returns the records of a run with one seed: the `fast` run or a new one."""
     for name in ("fast", "baseline"):
         records = files.read_jsonl(Path(day.work, "runs", name, "metrics.jsonl"))
         if len(records) > 1:
@@ -291,11 +291,11 @@ def run(program: str, *arguments: str) -> None:
 
 
 def images(day: Day) -> tuple[str, ...]:
-    """Returns the options with which train.py reads the images.
+    """Returns the options that tell train.py where to read the images.
 
-    The arrays of --data are written to the cache of a prepared directory. Because
-    train.py then reads only the cache, tensorflow-datasets is not needed, and 60,000
-    images need not be encoded and decoded.
+    The arrays in --data are written to the cache for a data directory that looks
+    prepared. Because train.py then reads only the cache, tensorflow-datasets is not
+    needed, and 60,000 images need not be encoded and decoded.
 
     Raises:
       ConfigError: if CIFAR-10 is missing.

@@ -30,7 +30,7 @@ class Grouped:
 
 
 def main(cfg: Grouped) -> None:
-    """Prints the seconds of each version and the ratio, as medians and ranges."""
+    """Prints the seconds of each version and their ratio, as medians with ranges."""
     import jax
     import numpy as np
 

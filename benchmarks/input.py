@@ -1,4 +1,4 @@
-"""Compares the throughput of the input pipeline with that of PyTorch's DataLoader.
+"""Compares the throughput of our input pipeline and PyTorch's DataLoader.
 
     python -m benchmarks.jpegs photos --photos --train 5000 --test 500
     resnet-jax prepare folder photos photos-256
@@ -92,7 +92,7 @@ def main(cfg: Input) -> None:
 
 
 def in_a_process_of_its_own(name: str) -> tuple[float, float]:
-    """Returns the result of `measure` for a contestant in its own process."""
+    """Runs `measure` for a contestant in a separate process; returns the result."""
     command = [sys.executable, "-m", "benchmarks.input", *sys.argv[1:], "--only", name]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     rate, held = json.loads(done.stdout.splitlines()[-1])
@@ -124,7 +124,7 @@ def measure(cfg: Input, begin: Callable[[], Iterator[Any]]) -> tuple[float, floa
 
 
 def memory_of_all() -> float:
-    """Returns the proportional set size of this process and its children in MB."""
+    """Returns the proportional set size, in MB, of this process and its children."""
     import os
 
     children: dict[int, list[int]] = {}
@@ -204,7 +204,7 @@ def ours(cfg: Input, folder: Path) -> Iterator[Any]:
 
 
 def parts_of(cfg: Input, folder: Path, num: int = 200) -> tuple[float, float]:
-    """Returns the ms that one thread takes to decode an image and to crop it."""
+    """Returns the times in ms that one thread takes to decode and to crop an image."""
     from PIL import Image
 
     from resnet_jax import data

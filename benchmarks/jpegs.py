@@ -38,9 +38,9 @@ class Jpegs:
     photos: bool = False
     """Write images of 500x375 pixels instead, each made of 108 images of a class."""
     train: int = 8000
-    """Number of training images, the same for each class before --skew."""
+    """Total number of training images, spread evenly over the classes before --skew."""
     test: int = 2000
-    """Number of test images, the same for each class."""
+    """Total number of test images, spread evenly over the classes."""
     skew: float = 1.0
     """Ratio of the largest to the smallest number of training images in a class."""
     quality: int = 90

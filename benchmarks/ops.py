@@ -75,11 +75,11 @@ def main(cfg: Ops) -> None:
     print(table(spent, {k: 2e-9 * n / peak for k, n in macs.items()}, cfg))
 
 
-Spent = Mapping[tuple[str, str, str], float]  # from (layer, part, operation) to seconds
+Spent = Mapping[tuple[str, str, str], float]  # maps (layer, part, operation) to seconds
 
 
 def operations(folder: Path, program: str) -> Spent:
-    """Returns the seconds of each operation of `program` in the trace in `folder`."""
+    """Reads the seconds of each operation of `program` from the trace in `folder`."""
     import jax
 
     paths = dict(re.findall(r'%?([\w.\-]+) = .*?op_name="([^"]*)"', program))
@@ -109,7 +109,7 @@ def kind_of(path: str) -> str:
             return kind
     return (
         "other" if path else "unnamed"
-    )  # XLA drops some paths, such as those of matrix products in loops
+    )  # XLA drops the paths of some operations, such as matrix products in loops
 
 
 def part_of(path: str) -> str:

@@ -15,7 +15,7 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?(%[\w.\-]+) = ")
 _CALLED = re.compile(r"(?:calls|to_apply|body|called_computations)=\{?(%[\w.\-]+)")
 _TARGET = re.compile(r'custom_call_target="([^"]+)"')
 
-# Operations that name, join or slice arrays without starting anything on the device.
+# Operations that only name, join or slice arrays and launch nothing on the device.
 _FREE = (
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
     *("partition-id", "replica-id", "call", "while", "conditional", "iota"),
@@ -79,7 +79,7 @@ class Program:
         self.entry = entry
 
     def kernels(self) -> list[Instruction]:
-        """Returns the operations that the device starts, counting loop bodies once."""
+        """Returns the operations launched on the device, counting loop bodies once."""
         return [k for k in self._started(self.entry) if k.opcode not in _FREE]
 
     def _started(self, computation: str) -> Iterator[Instruction]:
@@ -90,7 +90,7 @@ class Program:
                     yield from self._started(called)
 
     def inside(self, kernel: Instruction) -> list[Instruction]:
-        """Returns the operations in a fusion, or else the kernel itself."""
+        """Returns a fusion's operations, or the kernel itself if it is not a fusion."""
         if kernel.opcode != "fusion":
             return [kernel]
         return [i for name in kernel.called for i in self.computations[name]]
@@ -145,7 +145,7 @@ class Program:
         ]
 
     def maps(self, least: int, dtype: str | None = None) -> list[Array]:
-        """Returns kernel results with at least four dimensions and `least` values."""
+        """Returns kernel results of rank four or more with at least `least` values."""
         return [
             array
             for kernel in self.kernels()

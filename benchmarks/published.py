@@ -2,9 +2,9 @@
 
     python -m benchmarks.published resnet20 resnet20-12fca82f.th --normalize imagenet
 
-Evaluates the file on CIFAR-10's 10,000 test images in both frameworks. Prints the
-accuracies and mean cross-entropies, the largest difference between the logits, and the
-number of predictions that differ. To evaluate a file without PyTorch, run `python
+Evaluates the weights file on CIFAR-10's 10,000 test images in both frameworks. Prints
+the accuracies and mean cross-entropies, the largest difference between the logits, and
+the number of predictions that differ. To evaluate a file without PyTorch, run `python
 evaluate.py --weights FILE --model NAME`.
 """
 

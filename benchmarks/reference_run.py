@@ -26,7 +26,7 @@ class ReferenceRun:
     epochs: int = 3
     """Epochs for each program."""
     seed: int = 0
-    """Seed of the weights and the order."""
+    """Seed for the weights and the image order."""
     data_dir: str | None = None
     """Data directory of tensorflow-datasets, as in train.py."""
     workdir: str = "runs/reference"
@@ -156,7 +156,7 @@ def _save(content: Any, path: Path) -> None:
 
 
 def table(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> str:
-    """Returns a Markdown table of the figures of both programs for each epoch."""
+    """Returns a Markdown table of both programs' figures for each epoch."""
     lines = [
         "| epoch | loss PyTorch / here | difference | test % PyTorch / here | "
         "difference | images/s PyTorch / here |",

@@ -1,4 +1,4 @@
-"""Measures the cost of a checkpoint per epoch when training hresnet on CIFAR-10.
+"""Measures what one checkpoint per epoch costs when training hresnet on CIFAR-10.
 
     python -m benchmarks.saving
 

@@ -52,7 +52,7 @@ class Scaling:
     """Assumed seconds that each doubling of the number of devices adds to a collective
     of any size."""
     host_bandwidth: float = 10e9
-    """Assumed bytes/s of decoded images from the host to a device."""
+    """Assumed transfer rate of decoded images from the host to a device, in bytes/s."""
     held: bool = False
     """Assume that the data are kept on the device, so that steps transfer no images."""
 
@@ -97,13 +97,13 @@ def reduced(variables: Mapping[str, Any], dtype: str = "float32") -> Reduced:
     """Computes the bytes that are summed over the devices in a training step.
 
     Every gradient is summed once, in the dtype of the arithmetic. A BatchNorm layer
-    with C channels has four sums of C float32 values: the mean, the variance, and, in
-    the backward pass, the gradients of bias and scale, which are needed to compute the
-    gradient of the input. Without sync_bn, the number of bytes is the same, because the
-    new running mean and variance are summed instead of the mean and variance of the
-    batch. (Without sync_bn, XLA sums the bias gradients of the last BatchNorm of a
-    block and of the BatchNorm of the shortcut only once, because they are equal.) The
-    count is for a step without micro-batches.
+    with C channels sums four arrays of C float32 values: the mean, the variance, and,
+    in the backward pass, the gradients of bias and scale, which are needed to compute
+    the gradient of the input. Without sync_bn, the number of bytes is the same, because
+    the new running mean and variance are summed instead of the mean and variance of the
+    batch. (Without sync_bn, the bias gradients of a block's last BatchNorm and of its
+    shortcut's BatchNorm are equal, so XLA sums them only once.) The count is for a step
+    without micro-batches.
 
     Args:
       variables: the variables of the network, with "params" and "batch_stats".
@@ -123,7 +123,7 @@ def reduced(variables: Mapping[str, Any], dtype: str = "float32") -> Reduced:
 
 
 def all_reduce_bytes(variables: Mapping[str, Any], dtype: str = "float32") -> int:
-    """Returns the sum of the bytes that `reduced` returns."""
+    """Returns the total of the byte counts that `reduced` returns."""
     return sum(reduced(variables, dtype))
 
 
@@ -157,8 +157,8 @@ def collective_seconds(
 def training_flops(num_macs: int) -> int:
     """Returns the FLOPs of a training step for one image.
 
-    A multiply-add counts as two FLOPs, and the backward pass computes two multiply-adds
-    for each one of the forward pass.
+    A multiply-add counts as two FLOPs, and the backward pass performs two multiply-adds
+    for each one in the forward pass.
     """
     return 2 * 3 * num_macs
 
@@ -181,7 +181,7 @@ def predict(
     brought = image * cfg.batch_per_device / cfg.host_bandwidth
     late, waited = parts.gradients + parts.metrics, parts.batch_norm
     count = (2 if cfg.dtype == "bfloat16" else 3) * batch_norms
-    if not cfg.sync_bn:  # no layer waits; the sums join those of the gradients
+    if not cfg.sync_bn:  # no layer waits for BatchNorm's sums, which join the gradients
         late, waited, count = late + waited, 0, 0
     gradients = collective_seconds(late, num_devices, **link)
     batch_norm = collective_seconds(waited, num_devices, count=count, **link)

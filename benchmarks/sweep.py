@@ -137,7 +137,7 @@ def _typed(name: str, text: str, axis: str) -> Any:
 
 
 def name_of(recipe: str, values: Mapping[str, Any]) -> str:
-    """Returns the folder name for a run with these values of the fields."""
+    """Returns the folder name for a run with these field values."""
     return "-".join([recipe, *(f"{name}={value}" for name, value in values.items())])
 
 

@@ -1,4 +1,4 @@
-"""Compares the speed of training and inference with PyTorch on the same machine.
+"""Compares our training and inference speed with PyTorch's on the same machine.
 
     python -m benchmarks.throughput --models hresnet resnet20     # steps on one batch
     python -m benchmarks.throughput --epoch --max-train-samples 12800
@@ -17,8 +17,8 @@ with the block of the best PyTorch mode in the same round.
 
 The time to the first step is measured from the start of the process and includes
 imports. The first step is "cold" with an empty cache of compiled programs, and "warm"
-with a filled one. On a CPU, peak memory is that of the process, including its imports
-and, for a cold step, the compilers. On a GPU, it is that of the arrays.
+with a filled one. On a CPU, peak memory covers the whole process, including its imports
+and, for a cold step, the compilers. On a GPU, it covers only the arrays.
 
 --epoch measures whole epochs of CIFAR-10, with each program's own data loading and the
 recipe's augmentation. --scaling measures how the cost of our training step grows with
@@ -48,7 +48,7 @@ from resnet_jax.commands import hugepages
 from resnet_jax.errors import ConfigError, DataError
 
 ROOT = Path(__file__).resolve().parent.parent
-BATCH_SIZES = {  # (on a CPU, on a GPU)
+BATCH_SIZES = {  # batch sizes (on a CPU, on a GPU)
     "hresnet": (128, 512),
     "resnet20": (128, 1024),
     "resnet18": (128, 512),
@@ -64,10 +64,10 @@ TorchMode = Literal["eager", "channels_last", "compile", "reduce-overhead"]
 
 @dataclass(frozen=True)
 class Throughput:
-    """The programs to measure, and the time to do so."""
+    """The programs to measure, and how long to measure them."""
 
     models: tuple[str, ...] = tuple(BATCH_SIZES)
-    """Networks to measure; those for ImageNet, except resnet18, use 224 pixels."""
+    """Networks to measure; ImageNet networks other than resnet18 use 224 pixels."""
     modes: tuple[Literal["train", "infer"], ...] = ("train", "infer")
     """What to measure: training steps, or forward passes in inference mode."""
     torch_modes: tuple[TorchMode, ...] = ("eager", "channels_last", "compile")
@@ -173,8 +173,8 @@ def started(task: Task, cache: Path | None = None) -> Iterator[tuple[Ask, Row]]:
     """Starts a process for `task`.
 
     Yields (ask, first). ask(command, ...) sends a command to the process and returns
-    the answer. first is the first answer of the process; `seconds`, the time until that
-    answer, is added to it.
+    the answer. first is the process's first answer, with the time until that answer
+    added as `seconds`.
 
     Args:
       cache: the folder for compiled programs; None uses the one that the user's
@@ -218,7 +218,7 @@ def started(task: Task, cache: Path | None = None) -> Iterator[tuple[Ask, Row]]:
             return found
 
         def ask(*command: object) -> Row:
-            with contextlib.suppress(BrokenPipeError):  # answer() raises the error
+            with contextlib.suppress(BrokenPipeError):  # answer() raises ProgramError
                 print(*command, file=process.stdin, flush=True)
             return answer()
 
@@ -379,7 +379,7 @@ def left_out_if_failing(
 
 
 def spread(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """Returns the median, minimum and maximum of the ratios in the rounds."""
+    """Returns the median, minimum and maximum of the ratios over all rounds."""
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     median = statistics.median(ratios)
     return {"median": median, "min": min(ratios), "max": max(ratios)}
@@ -423,7 +423,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def both(pair: Sequence[Row], key: str, form: str, *, scale: float = 1) -> str:
-    """Returns the figures of both programs as text, where they were measured."""
+    """Returns both programs' figures as text, with "not measured" for missing ones."""
     values = [program.get(key) for program in pair]
     if all(value is None for value in values):
         return "not measured"
@@ -434,8 +434,8 @@ def both(pair: Sequence[Row], key: str, form: str, *, scale: float = 1) -> str:
 def scaling(cfg: Throughput, model: str, gpu: bool) -> dict[str, list[Row]]:
     """Times our training step for each batch size and depth, in separate processes.
 
-    The cost at each point is in seconds per image in the curve by batch size, and in
-    seconds per image and multiply-add in the curve by depth.
+    In the curve by batch size, the cost is in seconds per image; in the curve by depth,
+    it is in seconds per image and multiply-add.
     """
     curves = {"batch": [(size, model, size) for size in sorted(cfg.batch_sizes)]}
     if cfg.depths:
@@ -492,7 +492,7 @@ def scaling_table(curves: Mapping[str, Sequence[Row]]) -> str:
 
 
 def plot(curves: Mapping[str, Sequence[Row]], path: Path) -> None:
-    """Plots step time and peak memory by batch size and by depth to `path`."""
+    """Saves a plot of step time and peak memory by batch size and depth to `path`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 7), layout="constrained")

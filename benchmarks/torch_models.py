@@ -46,7 +46,7 @@ class HResNet(nn.Module):
 class CifarBlock(nn.Module):
     """He et al.'s basic block with option A.
 
-    The shortcut takes every `stride`-th pixel and pads the channels with zeros.
+    The shortcut keeps every `stride`-th pixel and pads the channels with zeros.
     """
 
     def __init__(self, channels: int, features: int, stride: int) -> None:
@@ -137,7 +137,7 @@ class PreActResNet(nn.Module):
 
 
 class ResNet9(nn.Module):
-    """DAWNBench's ResNet-9, with three pooled convolutions and two residual blocks."""
+    """DAWNBench's ResNet-9: three max-pooling stages with two residual blocks."""
 
     def __init__(self, width: int = 64, num_classes: int = 10) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class ResNet9(nn.Module):
 
 
 def with_cifar_stem(model: nn.Module) -> nn.Module:
-    """Replaces the stem of a torchvision ResNet with a 3x3 one without max pooling."""
+    """Replaces a torchvision ResNet's stem and max pooling with a 3x3 convolution."""
     width = model.conv1.out_channels
     model.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")

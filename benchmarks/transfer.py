@@ -8,9 +8,9 @@
 it with torch.save. `transfer` and `probe` train a new head for all ten classes on top
 of the backbone, whose parameters are frozen. The backbone's BatchNorm layers are in
 training mode in `transfer`, so that their statistics are updated, and in inference mode
-in `probe`. One line per epoch is printed. With --framework jax, the recipe of the same
-name runs in this package instead. On all images, this is the same as `python train.py
-transfer --pretrained FILE`.
+in `probe`. The program prints one line per epoch. With --framework jax, this package
+runs its own recipe of the same name instead. If all images are used, this is the same
+as `python train.py transfer --pretrained FILE`.
 """
 
 import json

@@ -24,7 +24,8 @@ _WORDS = {
 @dataclass(frozen=True)
 class BatchNorm(Experiment):
     """Trains a network with BatchNorm, without it, and with dropout instead, each at
-    several learning rates and from both initializations."""
+    several learning rates and from two initializations.
+    """
 
     model: str = "resnet20"
     """The network."""
@@ -38,7 +39,7 @@ class BatchNorm(Experiment):
     """Directory for the runs and the page."""
 
     def variants(self) -> dict[str, Config]:
-        """Returns all runs by name."""
+        """Returns the runs' configurations by name."""
         return {
             f"{label}-{init}-{lr:g}": self.config(
                 model=self.model,
@@ -125,8 +126,8 @@ class BatchNorm(Experiment):
             "Training accuracy is computed in each step before its update, with "
             "dropout active.",
             "Covariate shift: from before training to the end of the best run, the "
-            "mean of the middle convolution's input changes by the following number of "
-            "standard deviations before training: "
+            "mean of the middle convolution's input changes by the following number "
+            "of standard deviations, measured before training: "
             f"{_each({k: _moved(o) for k, o in best.items()})}.",
             self.setting,
         ]

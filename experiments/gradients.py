@@ -21,9 +21,10 @@ _KEYS = ("gradient", "gradient norm"), ("update_ratio", "update / weight")
 @dataclass(frozen=True)
 class Gradients(Experiment):
     """Measures the gradients that reach the first layers at several depths, with and
-    without shortcuts and BatchNorm, and from both initializations. They are measured
-    before training and after some steps of SGD. A run that converges is also compared
-    with one whose gradients vanish."""
+    without shortcuts and BatchNorm, and from two initializations. The gradients are
+    measured before training and after some steps of SGD. A run that converges is also
+    compared with one whose gradients vanish.
+    """
 
     depths: tuple[int, ...] = (8, 20, 56, 110)
     """Depths of He et al.'s networks for CIFAR-10."""
@@ -36,7 +37,7 @@ class Gradients(Experiment):
     pair_depth: int = 20
     """Depth of the network that converges and of the one whose gradients vanish."""
     pair_epochs: int = 5
-    """Number of epochs for these two networks."""
+    """Number of epochs for the two networks of --pair-depth."""
     workdir: Path = Path("runs/experiments/gradients")
     """Directory for the runs and the page."""
 
@@ -101,7 +102,8 @@ class Gradients(Experiment):
             log=True,
         )
         alt = (
-            "Gradient norm and update-to-weight ratio of a converged and a vanished run"
+            "Gradient norm and update-to-weight ratio of the runs named "
+            "converged and vanished"
         )
         sections["Converged or vanished?"] = [
             *self._pair(pair),
@@ -156,7 +158,7 @@ class Gradients(Experiment):
         )
         loss = f"training loss of {self.steps} steps"
         header = ("network", "initialization", "first / last gradient", loss)
-        caption = f"Gradients of {deepest} layers before training"
+        caption = f"Gradients in networks with {deepest} layers before training"
         return [*sentences, page.Table(header, rows, caption), self.setting]
 
     def _pair(self, pair: Mapping[str, Outcome]) -> list[page.Content]:
@@ -170,8 +172,8 @@ class Gradients(Experiment):
             found.append(
                 f"{name.capitalize()}: the training loss by epoch is "
                 f"{', '.join(losses)}. At the end, an update changes the weights of "
-                f"the first convolution by {ratios[0]:.1e} of their norm, and those of "
-                f"the last by {ratios[-1]:.1e}."
+                f"the first convolution by {ratios[0]:.1e} of their norm, and the "
+                f"weights of the last convolution by {ratios[-1]:.1e}."
             )
         return found
 

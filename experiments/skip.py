@@ -1,4 +1,4 @@
-"""Deeper networks are worse without shortcuts and better with them.
+"""Deeper networks perform worse without shortcuts and better with them.
 
 See He et al. 2015, figures 1 and 6.
 """
@@ -59,7 +59,7 @@ class Skip(Experiment):
             }
         path = self.workdir / "curves.png"
         figures.plot_lines(panels, path, xlabel="epoch", ylabel="error, %")
-        alt = "Training and test error by epoch, plain and residual"
+        alt = "Training and test error by epoch, for plain and residual networks"
         shallow, deep = min(self.depths), max(self.depths)
         seen = []
         for kind in ("plain", "residual"):

@@ -1,4 +1,4 @@
-"""Trains, in sequence, variants of a configuration that differ in a few fields."""
+"""Sequentially trains variants of a configuration that differ in a few fields."""
 
 import dataclasses
 import json
@@ -61,7 +61,7 @@ class Experiment:
 
 
 class Outcome(NamedTuple):
-    """The result of a variant."""
+    """The result of one variant's run."""
 
     cfg: Config
     records: list[dict[str, Any]]  # records of metrics.jsonl
@@ -70,10 +70,10 @@ class Outcome(NamedTuple):
 
 
 def run(variants: Mapping[str, Config], root: Path) -> dict[str, Outcome]:
-    """Trains each of `variants` in root/NAME, or reads the result of an earlier call.
+    """Trains each variant in root/NAME, or reads the result of an earlier call.
 
-    A run whose loss becomes NaN or infinite counts as a result. A signal stops all runs
-    with a StoppedError, and repeating the call resumes them.
+    A run whose loss becomes NaN or infinite counts as diverged, not as an error. A
+    signal ends the call with a StoppedError; repeating the call resumes the runs.
     """
     from resnet_jax.commands import train
 
@@ -108,13 +108,13 @@ def _read(cfg: Config, run_dir: Path) -> Outcome:
 
 
 def _diverged(run_dir: Path) -> dict[str, Any] | None:
-    """Returns the saved error of a diverged run, or None if there is none."""
+    """Returns the saved error and configuration of a diverged run, or else None."""
     path = run_dir / _DIVERGED
     return json.loads(path.read_text("utf-8")) if path.exists() else None
 
 
 def _plain(cfg: Config) -> dict[str, Any]:
-    """Returns `cfg` as JSON values."""
+    """Returns `cfg` as a dictionary of JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(cfg)))
 
 

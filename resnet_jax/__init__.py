@@ -1,4 +1,4 @@
-"""Residual networks in JAX that reproduce PyTorch's numbers."""
+"""Residual networks in JAX that reproduce PyTorch's numerical results."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Checks that involve fields from different groups of a configuration."""
+"""Validation checks that span several groups of configuration fields."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from resnet_jax.fields import flat
 
 
 def check_seeds(cfg: Any) -> None:
-    """Raises ConfigError if a seed is too large or a field requires a single seed."""
+    """Raises ConfigError if a seed is too large or a field forbids multiple seeds."""
     last = cfg.seed + cfg.run.num_seeds - 1
     if last >= 2**32:
         which = "" if last == cfg.seed else f", the last of {cfg.run.num_seeds},"

@@ -71,7 +71,7 @@ class ModelConfig(Group):
 
 @dataclass(frozen=True)
 class TransferConfig(Group):
-    """Pretrained weights, and which parameters to train."""
+    """Pretrained weights, and the parameters to train."""
 
     pretrained: str | None = ranged(None, path="as typed", resume="override")
     """Start from pretrained weights: a file or folder, torchvision's weights (imagenet
@@ -173,7 +173,7 @@ class OptimConfig(Group):
 
 @dataclass(frozen=True)
 class DevicesConfig(Group):
-    """Devices, processes and the way they compute."""
+    """Devices, processes and how computations run on them."""
 
     devices: int | None = ranged(None, at_least=1, resume="free")
     """Number of devices per process; CPU cores are divided into this many devices.

@@ -1,4 +1,4 @@
-"""The configuration groups for images: the data set and its augmentation."""
+"""The configuration groups for the data set and its augmentation."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -93,7 +93,9 @@ class DataConfig(Group):
                 "by --image-size"
             )
         if self.crop_pct != 0.875:
-            raise ConfigError("resize and crop_pct set the same thing: choose one")
+            raise ConfigError(
+                "resize and crop_pct both set the size before the crop: choose one"
+            )
 
     @property
     def kept(self) -> float:

@@ -19,11 +19,11 @@ MIN_RATE = 200e3  # bytes per second
 
 
 class _TooSlow(Exception):
-    """A download that is too slow, with its rate in bytes per second."""
+    """The error for a download that is too slow, with its rate in bytes per second."""
 
 
 class _Progress(tqdm):  # type: ignore[misc]
-    """A progress bar that aborts a download below `min_rate` bytes per second.
+    """A progress bar that aborts a download slower than `min_rate` bytes per second.
 
     The rate is averaged over `window` seconds. A download that would finish within
     another window is not aborted.
@@ -37,7 +37,7 @@ class _Progress(tqdm):  # type: ignore[misc]
         self._since, self._bytes, self.received = time.monotonic(), 0, 0
 
     def __bool__(self) -> bool:
-        return True  # pooch tests the bar; tqdm's own test needs the total
+        return True  # pooch evaluates bool(bar), for which tqdm needs the total
 
     def update(self, n: float | None = 1) -> bool | None:
         self._bytes += int(n or 0)
@@ -80,7 +80,7 @@ def fetch(
     min_rate: float = MIN_RATE,
     window: float = 15.0,
 ) -> None:
-    """Downloads `url` to `path`, which appears only once it is complete and verified.
+    """Downloads `url` to `path`, which appears only when it is complete and verified.
 
     Args:
       digest: the sha256 of the file, the first digits of the sha256, or "md5:DIGEST";
@@ -100,7 +100,7 @@ def fetch(
 
     def probe() -> None:
         try:
-            # A redirect is an answer too, and its target may accept only GET.
+            # Redirects count as answers: their targets may accept only GET.
             requests.head(url, timeout=timeout).raise_for_status()
         except requests.RequestException as error:
             reasons.append(_reason(error))
@@ -142,7 +142,7 @@ def fetch(
 
 
 def _reason(error: requests.RequestException) -> str:
-    """Returns why a host sent nothing: its HTTP status, or the type of the error."""
+    """Returns why a request failed: the HTTP status, or the type of the error."""
     if error.response is None:
         return type(error).__name__
     return first_line(f"{error.response.status_code} {error.response.reason}")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """Base class whose message says in one line what is wrong and what to do."""
+    """Base class of errors whose one-line message says what is wrong and what to do."""
 
     exit_code = 2
 
@@ -12,8 +12,8 @@ class UserError(Exception):
 class ConfigError(UserError):
     """A recipe, a field, an argument or a run directory that cannot be used.
 
-    It is not a ValueError, because a command-line parser would catch a ValueError as
-    one of its own.
+    It is not a ValueError, because a command-line parser would treat a ValueError as a
+    parsing error.
     """
 
 
@@ -38,14 +38,14 @@ class NonFiniteLossError(UserError):
 class StoppedError(UserError):
     """A run that was saved and then stopped by a signal; the same command resumes it.
 
-    The exit code is EX_TEMPFAIL of sysexits.h, which tells schedulers to retry.
+    The exit code is EX_TEMPFAIL from sysexits.h, which tells schedulers to retry.
     """
 
     exit_code = 75
 
 
 def first_line(error: object) -> str:
-    """Returns the first line of a library's error, truncated to 200 characters."""
+    """Returns the first line of an error message, truncated to 200 characters."""
     return (str(error).strip() or repr(error)).splitlines()[0][:200]
 
 

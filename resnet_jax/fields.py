@@ -13,8 +13,9 @@ from typing import Any, Literal, TypeVar
 from resnet_jax.errors import ConfigError
 from resnet_jax.paths import expand
 
-# Whether a resumed run may change a field: no ("same"), only with --override, or freely
-# because the field belongs to one invocation rather than to the run.
+# Whether a resumed run may change a field: never ("same"), only with --override
+# ("override"), or always ("free") because the field belongs to one invocation rather
+# than to the run.
 Resume = Literal["same", "override", "free"]
 PathKind = Literal["", "as typed", "absolute"]
 T = TypeVar("T")
@@ -109,7 +110,7 @@ def flat(group: Any) -> Iterator[tuple["dataclasses.Field[Any]", Any]]:
 
 
 def replace(group: T, **values: Any) -> T:
-    """Returns a copy of `group` with the fields named in `values` set to these values.
+    """Returns a copy of `group` with the fields in `values` set to the given values.
 
     Raises:
       ConfigError: if there is no such field, or a value is out of range.
@@ -130,7 +131,7 @@ def replace(group: T, **values: Any) -> T:
 
 
 def refuse(group: Any, names: Iterable[str], why: str) -> None:
-    """Raises ConfigError if one of the fields `names` is not at its default."""
+    """Raises ConfigError if any of the fields `names` differs from its default."""
     for one, value in flat(group):
         if one.name in names and value != one.default:
             raise ConfigError(f"--{one.name.replace('_', '-')} {why}")
@@ -152,7 +153,7 @@ def changes(old: Any, new: Any) -> dict[str, tuple[Any, Any, Resume]]:
 def from_json(group: type[T], values: Any, where: str) -> T:
     """Returns an instance of `group` built from the output of dataclasses.asdict.
 
-    The output may have made a round trip through JSON.
+    The output may have been converted to JSON and back.
 
     Raises:
       ConfigError: if a field is unknown or has the wrong type. The message starts with
@@ -172,7 +173,7 @@ def from_json(group: type[T], values: Any, where: str) -> T:
 
 
 def typed(group: Any, name: str, value: Any, where: str) -> Any:
-    """Converts `value`, read from JSON, to the type of the field `name` of `group`.
+    """Converts `value`, read from JSON, to the type of the field `name` in `group`.
 
     Raises:
       ConfigError: if there is no such field, or if `value` does not fit its type.

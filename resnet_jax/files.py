@@ -19,7 +19,7 @@ from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.paths import expand, has_home, shown
 
 _SCRATCH = ".resnet_jax-"
-_MAX_JSON = 2**26  # bytes; this package's files are a thousand times smaller
+_MAX_JSON = 2**26  # in bytes; this package's files are a thousand times smaller
 
 
 def check_writable(directory: Path, what: str, option: str) -> None:
@@ -57,8 +57,7 @@ def remove_scratch(directory: Path, *, age: float = 0) -> None:
     """Removes the incomplete files that killed processes left behind.
 
     Args:
-      age: minimum number of seconds since the last change, because newer files may be
-        in use.
+      age: minimum number of seconds since the last change; newer files may be in use.
     """
     for path in directory.glob(f"{_SCRATCH}*"):
         with contextlib.suppress(OSError):  # another process may have removed it
@@ -159,7 +158,7 @@ def cache_dir() -> Path:
 
 
 def make_private(directory: Path) -> None:
-    """Creates `directory` and missing parents with mode 0700.
+    """Creates `directory` and any missing parents with mode 0700.
 
     The cache contains compiled programs, so other users must not write to it.
     """

@@ -7,7 +7,7 @@ _OURS = ("train.py", "evaluate.py", "resnet-jax")
 
 
 def owns_process() -> bool:
-    """Returns whether this process was started for one of this package's commands.
+    """Returns whether this process was started to run one of this package's commands.
 
     In Jupyter, under runpy or in a debugger, the process belongs to another program. A
     command must not restart or end such a process, and must undo the changes that it
@@ -31,7 +31,7 @@ def owns_process() -> bool:
 
 
 def _split(argument: str) -> tuple[str, str]:
-    """Splits a Python argument into an option that takes a value, and the value."""
+    """Splits a Python flag, such as -Wignore, into the option letter and its value."""
     for index, letter in enumerate(argument):
         if letter in "cmWX":
             return letter, argument[index + 1 :]

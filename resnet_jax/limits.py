@@ -21,7 +21,7 @@ def memory() -> int:
 
 
 def cpus() -> int:
-    """Returns the number of CPUs that the affinity and control group quotas allow."""
+    """Returns how many CPUs the affinity mask and the control group quotas allow."""
     if hasattr(os, "sched_getaffinity"):
         found = [float(len(os.sched_getaffinity(0)))]
     else:

@@ -1,4 +1,4 @@
-"""Expands paths as users type them."""
+"""Expands paths that users type."""
 
 import os
 import re
@@ -46,9 +46,9 @@ def as_text(name: str) -> str:
 
 
 def shown(text: str) -> str:
-    """Returns `text` with bytes that are not UTF-8 escaped as \\xff."""
+    """Escapes the bytes in `text` that are not valid UTF-8, for example as \\xff."""
     try:
         content = text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # a lone surrogate from another source
+    except UnicodeEncodeError:  # a surrogate that does not represent a byte
         content = text.encode("utf-8", "backslashreplace")
     return content.decode("utf-8", "backslashreplace")

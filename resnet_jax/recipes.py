@@ -1,9 +1,9 @@
 """The recipes: a configuration and a one-line description for each name.
 
-The comments state test accuracies measured on two cores of a server; RESULTS.md lists
-seeds, standard deviations, machines and versions. The times are training times, without
-compilation and evaluation; those of hresnet, resnet20 and resnet18 are computed from
-the throughput of undisturbed epochs.
+The comments state the test accuracies of networks trained on two cores of a server;
+RESULTS.md lists seeds, standard deviations, machines and versions. The times are
+training times, without compilation and evaluation; the times of hresnet, resnet20 and
+resnet18 are computed from the throughput of epochs on an otherwise idle machine.
 """
 
 from dataclasses import replace
@@ -45,8 +45,8 @@ RECIPES: dict[str, tuple[str, Config]] = {
         ),
     ),
     # python train.py hresnet --epochs 15
-    #   Reaches 80.9 %, and 81.8 % in the best epoch, in 51 minutes (one initialization
-    #   from PyTorch).
+    #   Reaches 80.9 %, and 81.8 % in the best epoch, in 51 minutes (one run from
+    #   PyTorch's initial weights).
     "hresnet": (
         "the tutorial's network and recipe: Adam at 1e-4, no augmentation",
         Config(augment=AugmentConfig(normalize="half")),
@@ -103,10 +103,11 @@ RECIPES: dict[str, tuple[str, Config]] = {
             run=RunConfig(epochs=8, workdir="runs/resnet18"),
         ),
     ),
-    # With a backbone trained on five classes of CIFAR-10, it reaches 52.5 % on all ten.
+    # With a backbone trained on five classes of CIFAR-10, this recipe reaches 52.5 % on
+    # all ten classes.
     "transfer": (
-        "ResNet-18 pretrained on ImageNet with a new head; everything else is frozen "
-        "except the running statistics",
+        "ResNet-18 pretrained on ImageNet, with a new head; everything else is "
+        "frozen except the running statistics",
         Config(
             model=_RESNET18,
             transfer=TransferConfig(
@@ -115,7 +116,7 @@ RECIPES: dict[str, tuple[str, Config]] = {
             run=RunConfig(workdir="runs/transfer"),
         ),
     ),
-    # With the same backbone as transfer, it reaches 52.6 %.
+    # With the same backbone as `transfer`, this recipe reaches 52.6 %.
     "probe": (
         "a linear classifier on the features of a frozen ResNet-18",
         Config(
@@ -130,10 +131,11 @@ RECIPES: dict[str, tuple[str, Config]] = {
             run=RunConfig(workdir="runs/probe"),
         ),
     ),
-    # On a folder of 180 synthetic images, it reaches 98 % on 60 test images.
+    # Trained on a folder of 180 synthetic images, the network reaches 98 % on 60 test
+    # images.
     "finetune": (
-        "all layers of a ResNet-18 pretrained on ImageNet, the backbone at a tenth of "
-        "the learning rate",
+        "all layers of a ResNet-18 pretrained on ImageNet, with a tenth of the "
+        "learning rate for the backbone",
         Config(
             model=_RESNET18,
             augment=AugmentConfig(crop_padding=4, flip="random"),
@@ -144,8 +146,8 @@ RECIPES: dict[str, tuple[str, Config]] = {
             run=RunConfig(epochs=10, workdir="runs/finetune"),
         ),
     ),
-    # Not yet run in full. torchvision reports 69.76 % for resnet18 and 76.13 % for
-    # resnet50.
+    # This recipe has not yet been run in full. torchvision reports 69.76 % for resnet18
+    # and 76.13 % for resnet50.
     "imagenet": (
         "torchvision's IMAGENET1K_V1 recipe on a folder of images, 90 epochs (not yet "
         "run in full)",
@@ -165,7 +167,8 @@ RECIPES: dict[str, tuple[str, Config]] = {
             run=RunConfig(epochs=90, workdir="runs/imagenet"),
         ),
     ),
-    # Not yet run in full. torchvision reports 80.86 % for resnet50.
+    # This recipe has not yet been run in full. torchvision reports 80.86 % for
+    # resnet50.
     "imagenet-v2": (
         "torchvision's IMAGENET1K_V2 recipe on a folder of images, 600 epochs (not yet "
         "run in full)",

@@ -1,4 +1,4 @@
-"""The version of this package, installed or in a checkout."""
+"""The version of this package, whether installed or in a checkout."""
 
 import importlib.metadata
 import tomllib
@@ -10,9 +10,9 @@ _NAME = "resnet-flax-linen"  # on PyPI
 def find_version(home: Path = Path(__file__).parents[1]) -> str:
     """Returns the version of the checkout at `home`, or else the installed version.
 
-    A checkout takes precedence, because an editable install keeps the version that it
-    had when it was installed. Returns "unknown" if there is neither a checkout nor an
-    installed package.
+    A checkout takes precedence, because an editable install keeps reporting the version
+    that it had when it was installed. Returns "unknown" if there is neither a checkout
+    nor an installed package.
     """
     try:
         project = tomllib.loads((home / "pyproject.toml").read_text(encoding="utf-8"))

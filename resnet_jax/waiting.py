@@ -40,7 +40,7 @@ def bar(
 
 
 def over(items: Iterable[T], total: int, what: str, unit: str = "image") -> Iterator[T]:
-    """Yields `items`, of which there are `total`, with a progress bar."""
+    """Yields the `total` items in `items` while showing a progress bar."""
     with bar(total, what, unit) as shown:
         for item in items:
             yield item
@@ -63,7 +63,7 @@ def clock(what: str) -> Iterator[None]:
     def show() -> None:
         if is_over.wait(DELAY):
             return
-        form, least = "{desc}: {elapsed}", 1e-9  # the delay hides the first display
+        form, least = "{desc}: {elapsed}", 1e-9  # any delay skips the first display
         with tqdm(desc=what, bar_format=form, leave=False, delay=least) as shown:
             shown.start_t = begun
             shown.refresh()

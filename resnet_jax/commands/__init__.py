@@ -1,4 +1,4 @@
-"""The commands `resnet-jax NAME ...`, each in its own module."""
+"""The `resnet-jax NAME ...` commands, each in its own module."""
 
 import importlib
 import sys
@@ -11,7 +11,7 @@ COMMANDS = (
 
 
 def main() -> None:
-    """Runs `resnet-jax NAME ...`, or `python -m resnet_jax NAME ...`."""
+    """Entry point of `resnet-jax NAME ...` and `python -m resnet_jax NAME ...`."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in COMMANDS:
         sys.argv = [f"resnet-jax {name}", *sys.argv[2:]]
@@ -40,10 +40,11 @@ def _print_version() -> typing.NoReturn:
 
 
 def run(name: str, program: str) -> typing.NoReturn:
-    """Runs the command `name` with the options from the command line, and exits.
+    """Runs the command `name` with the command-line options, then exits.
 
-    The type hint of the command's main function determines how the options are parsed:
-    as a Config that starts from a recipe, or as the command's own class of options.
+    The parameter type of the command's main function determines how the options
+    are parsed: as a Config based on a recipe, or as the command's own options
+    class.
     """
     if "--version" in sys.argv[1:]:
         _print_version()

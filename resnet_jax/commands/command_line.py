@@ -34,16 +34,16 @@ _OF_FILES = {
 def command_line(
     program: str, *, owns_process: bool = True, is_printed: bool = False
 ) -> Iterator[None]:
-    """Context manager that runs a command, with log lines and errors on stderr.
+    """Context manager that runs a command and sends log lines and errors to stderr.
 
     Prints a UserError as one line. Exits with the error's code, or with 130 after a
-    Ctrl-C that no run handles.
+    Ctrl-C that is not handled by a training run.
 
     Args:
       owns_process: whether the process ends with the command. If not, as in Jupyter,
-        the state of the process is restored.
-      is_printed: whether the command prints its result, and therefore fails if stdout
-        cannot be written. Training writes its result to files instead.
+        the process state is restored afterward.
+      is_printed: whether the command prints its result, in which case it fails if it
+        cannot write to stdout. Training writes its result to files instead.
     """
     if owns_process:
         start_with_huge_pages()
@@ -58,8 +58,9 @@ def command_line(
             print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
             code = error.exit_code
             if isinstance(error, StoppedError) and owns_process:
-                # XLA and TensorStore threads may still be working on what the signal
-                # interrupted. In that case, a normal exit can crash (code -11).
+                # XLA and TensorStore threads may still be busy with the work that the
+                # signal interrupted. In that case, a normal exit can crash (exit code
+                # -11).
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)
@@ -87,7 +88,8 @@ def command_line(
 def _settings(owns_process: bool) -> Iterator[tuple[contextlib.ExitStack, Stream]]:
     """Sets up logging, warnings and streams for a command.
 
-    Yields the stack that restores them, and the stream that replaces stdout.
+    Yields the ExitStack that restores the previous settings, and the stream that
+    replaces stdout.
     """
     with contextlib.ExitStack() as stack:
         open_missing()
@@ -101,12 +103,13 @@ def _settings(owns_process: bool) -> Iterator[tuple[contextlib.ExitStack, Stream
         for each, level in ((ours, logging.INFO), (narrator, logging.CRITICAL)):
             stack.callback(each.setLevel, each.level)
             each.setLevel(level)
-        # Show only warnings from libraries. Libraries also raise the errors that they
-        # log, and these errors are reported where they are caught.
+        # Show only the warnings that libraries log. Libraries also raise the errors
+        # that they log, so errors are reported where they are caught.
         theirs = waiting.LogHandler()
         theirs.addFilter(lambda record: record.levelno == logging.WARNING)
         _hand_to(logging.getLogger("absl"), theirs, stack)
-        # After orbax reads a damaged file, it leaves tasks whose destructors warn.
+        # After reading a damaged file, orbax leaves behind tasks whose destructors emit
+        # warnings.
         stack.callback(setattr, sys, "unraisablehook", sys.unraisablehook)
         sys.unraisablehook = lambda args: log.debug("ignored: %s", args.exc_value)
         stack.enter_context(warnings.catch_warnings())
@@ -147,7 +150,7 @@ def parse(options: type[T], description: str | None) -> T:
 
 
 def parse_recipe(description: str | None, args: Sequence[str] | None = None) -> Config:
-    """Returns the configuration of a recipe, with the changes made by the flags.
+    """Returns a recipe's configuration with the command-line flags applied.
 
     Raises:
       ConfigError: if the command line is invalid.

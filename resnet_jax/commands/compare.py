@@ -1,4 +1,4 @@
-"""Compare runs in one table and on one page with their curves.
+"""Compare runs in one table and on one page that shows their curves.
 
     resnet-jax compare runs/hresnet runs/resnet20
 

@@ -3,9 +3,9 @@
     resnet-jax data pets
     resnet-jax data pets --recipe finetune --output pets.html
 
-`train.py RECIPE --dataset folder --data-dir pets` trains on such a folder. Every image
-is read once. The page shows some images, both unchanged and with the augmentation that
-the recipe and the flags set.
+`train.py RECIPE --dataset folder --data-dir pets` trains on such a folder. The command
+reads each image once. The page shows some images, both unchanged and augmented as the
+recipe and the flags specify.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from resnet_jax.recipes import RECIPES
 
 @dataclass(frozen=True)
 class DataPageConfig(fields.Group):
-    """The folder, the page, and the augmentation to show."""
+    """The folder to read, the page to write, and the augmentation to show."""
 
     data_dir: Positional[str] = fields.ranged("", path="as typed")
     """Folder with train/CLASS/* and test/CLASS/*."""
@@ -62,7 +62,7 @@ _OWN = ("output", "recipe")  # fields that are not in a run's configuration
 
 
 def config_of(options: DataPageConfig) -> Config:
-    """Returns the configuration of the recipe, with the changes made by the flags.
+    """Returns the recipe's configuration with the command-line flags applied.
 
     Raises:
       ConfigError: if there is no such recipe, or no folder is given.
@@ -119,7 +119,7 @@ def main(options: DataPageConfig) -> None:
 
 
 def _table(rows: list[list[str]]) -> str:
-    """Formats rows as text; the first column is aligned left, and the others right."""
+    """Formats rows as text: the first column left-aligned, the rest right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(

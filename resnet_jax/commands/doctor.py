@@ -3,9 +3,9 @@
     resnet-jax doctor
 
 Some JAX releases computed wrong results for some programs on some machines (jax#39103).
-This command therefore compiles a convolution, a BatchNorm training step and a reduction
-over 32,769 rows, and compares their results with those of NumPy. It exits with 1 if a
-result is wrong.
+This command therefore compiles and runs a convolution, a BatchNorm training step and a
+reduction over 32,769 rows, and compares the results with NumPy's. It exits with code 1
+if a result is wrong.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ import numpy as np
 from resnet_jax.errors import ConfigError
 
 ROWS = 32_769
-_TOLERANCE = 1e-4  # relative to the largest value; float32 sums differ by 1e-6
+_TOLERANCE = 1e-4  # relative to the largest value; float32 rounding gives about 1e-6
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ def main(options: DoctorConfig) -> None:
         print(f"{'weights':24}{folder}: {found or 'none'}")
     wrong = 0
     for name, check in CHECKS.items():
-        # By default, GPUs and TPUs round the inputs of products to fewer bits.
+        # By default, JAX rounds the inputs of matrix products to fewer bits on GPUs and
+        # TPUs.
         with jax.default_matmul_precision("highest"):
             difference = check()
         is_right = difference < _TOLERANCE  # a NaN counts as wrong
@@ -74,7 +75,7 @@ def main(options: DoctorConfig) -> None:
 
 
 def differs(found: Any, expected: np.ndarray) -> float:
-    """Returns the maximum difference, relative to the maximum expected value."""
+    """Returns the maximum absolute error divided by the largest expected magnitude."""
     gap = np.abs(np.asarray(found, np.float64) - expected).max()
     return float(gap / np.abs(expected).max())
 
@@ -128,7 +129,7 @@ def check_batch_norm() -> float:
 def check_reduction() -> float:
     """Checks means and variances over 32,769 rows against NumPy.
 
-    In jax#39103, these means and variances were wrong by 1 %.
+    In jax#39103, these means and variances were off by 1 %.
     """
     import jax
     import jax.numpy as jnp

@@ -9,12 +9,12 @@ from resnet_jax.errors import ConfigError, first_line
 
 log = logging.getLogger(__name__)
 
-# These variables make JAX strict about all code, including that of other libraries.
+# These variables make JAX strict about all code, even code in other libraries.
 _STRICT = ("JAX_NUMPY_DTYPE_PROMOTION", "JAX_TRANSFER_GUARD")
 
 
 def look() -> None:
-    """Removes variables that make other libraries fail, and checks XLA_FLAGS.
+    """Removes environment variables that break other libraries and checks XLA_FLAGS.
 
     Raises:
       ConfigError: if XLA_FLAGS contains a flag that XLA does not know. Otherwise, XLA

@@ -6,9 +6,9 @@
     python evaluate.py runs/hresnet --robustness --predictions p.csv
     python evaluate.py --weights FILE --model resnet20 --normalize imagenet
 
-Prints the accuracy of each class and of a single batch, and the means over the classes
-(balanced accuracy, macro-F1). The last line, Acc@1 .. Acc@5 .. loss .. n .., shows both
-accuracies in percent, the mean cross-entropy and the number of images. See also
+Prints the accuracy of each class, the accuracy of the first batch, and the averages
+over the classes (balanced accuracy and macro-F1). The last line shows Acc@1 and Acc@5
+in percent, the mean cross-entropy (loss) and the number of images (n). See also
 `resnet-jax predict`, `export` and `compare`.
 """
 
@@ -93,7 +93,7 @@ class Evaluation(NamedTuple):
     all: "Scores"
     one_batch: "Scores"
     augmented: "Scores | None"
-    note: str  # about the test images; "" if they are the run's own
+    note: str  # describes the test images; "" if they are the run's own
 
 
 def main(options: EvaluateConfig) -> None:

@@ -5,14 +5,15 @@
     resnet-jax export runs/hresnet hresnet-onnx --format onnx
     resnet-jax export runs/hresnet hresnet-stablehlo --format stablehlo
 
-Writes model.safetensors with torchvision's names and layouts, config.json and a model
-card with the scores on the test images. `train.py --pretrained DIR`, `evaluate.py DIR`
-and resnet_jax.load_pretrained(DIR) read the folder. If timm has the network,
-timm.create_model("local-dir:DIR", pretrained=True) reads it as well.
+Writes model.safetensors (with torchvision's parameter names and layouts), config.json,
+and a model card that reports the scores on the test images. `train.py --pretrained
+DIR`, `evaluate.py DIR` and resnet_jax.load_pretrained(DIR) can read the folder. If timm
+has the network, timm.create_model("local-dir:DIR", pretrained=True) can also read the
+folder.
 
-With --format onnx, the command instead writes model.onnx, which takes images
-[batch, C, H, W]. With --format stablehlo, it writes model.stablehlo, which takes images
-[batch, H, W, C] and can be loaded by jax.export without this package.
+With --format onnx, the command instead writes model.onnx, whose input has the shape
+[batch, C, H, W]. With --format stablehlo, it writes model.stablehlo, whose input has
+the shape [batch, H, W, C]; jax.export can load the file without this package.
 """
 
 import dataclasses
@@ -51,7 +52,7 @@ class ExportConfig(SubjectConfig):
 
 
 class Writer(NamedTuple):
-    """The file of an export format, and the functions that check and write it."""
+    """An export format: its file name, its writer and a check to run before scoring."""
 
     file: str  # name of the file that contains the network
     write: Callable[[Path, "Network", dict[str, Any]], None]
@@ -65,7 +66,7 @@ def main(options: ExportConfig) -> None:
     from resnet_jax.devices import platform
     from resnet_jax.weights import export
 
-    if options.weights is not None and options.export is None:  # the only name is DIR
+    if options.weights is not None and options.export is None:  # only DIR is given
         options = dataclasses.replace(options, run=None, export=options.run)
     if options.export is None:
         raise ConfigError("specify the folder to write: resnet-jax export RUN DIR")
@@ -79,7 +80,7 @@ def main(options: ExportConfig) -> None:
 
 
 def write(directory: Path, found: "Evaluation", format: Format = "torch") -> None:
-    """Writes the network to `directory` and prints its path."""
+    """Writes the network to `directory` and prints the path."""
     import numpy as np
 
     from resnet_jax import waiting

@@ -1,4 +1,4 @@
-"""Huge memory pages, which make training steps faster on Linux CPUs."""
+"""Huge memory pages, which speed up training steps on CPUs under Linux."""
 
 import os
 import platform
@@ -14,10 +14,10 @@ def start_with_huge_pages() -> None:
     """Restarts this program with huge pages if Linux provides them on request.
 
     XLA allocates new memory for every step. The kernel provides and clears this memory
-    in pages of 4 KiB, and a step of hresnet needs 100,000 of these. glibc requests
-    pages of 2 MiB instead if the variable GLIBC_TUNABLES requests this when the
-    process starts. If the variable already sets glibc.malloc.hugetlb, it is not
-    changed.
+    in 4 KiB pages, of which a step of hresnet needs 100,000. glibc requests 2 MiB pages
+    instead if the environment variable GLIBC_TUNABLES is set accordingly when the
+    process starts. If the variable already sets glibc.malloc.hugetlb, this setting is
+    kept.
     """
     environ = with_huge_pages(os.environ)
     if sys.executable and environ != os.environ:

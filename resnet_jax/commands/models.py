@@ -3,8 +3,8 @@
     resnet-jax models list
     resnet-jax models summary resnet18 --stem cifar --image-size 32
 
-The summary shows layers, shapes, parameters and multiply-adds without running the
-network.
+The summary shows layers, shapes, parameters and multiply-adds, all obtained without
+running the network.
 """
 
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class ModelsConfig(fields.Group):
 
 
 def main(options: ModelsConfig) -> None:
-    """Prints the list of networks, or the table of one network."""
+    """Prints the list of networks, or a table of one network's layers."""
     from resnet_jax import models
 
     if options.what == "list":

@@ -6,9 +6,9 @@
     resnet-jax predict runs/hresnet photographs/ --output p.csv
     resnet-jax predict --weights FILE --model resnet18 a.jpg
 
-If only images are given, the network is resnet20-cifar10, which is included in this
-package and knows the ten classes of CIFAR-10. For weights with 1,000 classes, the class
-names are those of ImageNet.
+If only images are given, they are classified by resnet20-cifar10, which is included in
+this package and was trained on the ten classes of CIFAR-10. For weights with 1,000
+classes, ImageNet's class names are used.
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ from resnet_jax.weights.published import SHIPPED, is_shipped
 
 log = logging.getLogger(__name__)
 
-UNUSED = ("batch_size",)  # fields of SubjectConfig that do not apply
-_NETWORK = SHIPPED[0]  # the network if no run is given
+UNUSED = ("batch_size",)  # SubjectConfig fields that do not apply to predictions
+_NETWORK = SHIPPED[0]  # the network to use if no run is given
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def main(options: PredictConfig) -> None:
 
 
 def _is_image(options: PredictConfig) -> bool:
-    """Returns whether the first name is an image or a folder of images, not a run."""
+    """Returns whether the first path is an image or a folder of images, not a run."""
     from resnet_jax.data import folder
     from resnet_jax.run import directory
 

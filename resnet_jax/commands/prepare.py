@@ -3,10 +3,10 @@
     resnet-jax prepare folder photographs photographs-256
     python train.py imagenet --data-dir photographs-256
 
-Images whose shorter side exceeds 256 pixels are resized to that size. All images are
-rotated upright, converted to RGB and stored as JPEG with quality 90 or, with --encoding
-pixels, uncompressed. The files are in array_record format, and training reads them
-instead of the folder.
+Images whose shorter side exceeds 256 pixels are scaled down to 256 pixels on that side.
+All images are rotated upright, converted to RGB and stored as JPEGs of quality 90, or
+uncompressed with --encoding pixels. The files are in array_record format, and training
+reads them instead of the folder.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class PrepareConfig(ShardsConfig):
 
 
 def main(options: PrepareConfig) -> None:
-    """Writes the files, and prints their path and number of images."""
+    """Writes the files, then prints their path and the number of images."""
     from resnet_jax.data import shard_writer
 
     if options.source is None or options.target is None:

@@ -1,4 +1,4 @@
-"""Standard streams whose failure or closing does not make the command fail."""
+"""Standard streams that can fail or be closed without making the command fail."""
 
 import contextlib
 import errno
@@ -12,9 +12,9 @@ from resnet_jax.paths import shown
 
 
 class Stream:
-    """A text stream that records a failure instead of raising it.
+    """A text stream that records its first error instead of raising it.
 
-    Text written after the failure is dropped.
+    Any text that is written later is dropped.
 
     Args:
       is_own: whether this program may close the stream's descriptor.
@@ -23,7 +23,7 @@ class Stream:
     def __init__(self, stream: Any, *, is_own: bool = True) -> None:
         self._stream, self._is_own = stream, is_own
         self.failure: OSError | None = None
-        # The encoding may lack some characters.
+        # The stream's encoding may lack some characters.
         if is_own and isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
@@ -47,7 +47,7 @@ class Stream:
             yield
         except OSError as error:
             if self.failure is None and self._is_own:
-                # Discard the buffered text, which Python writes at exit.
+                # Discard the buffered text, which Python would otherwise write at exit.
                 with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
                     os.dup2(nowhere.fileno(), self._stream.fileno())
             self.failure = self.failure or error
@@ -56,15 +56,15 @@ class Stream:
 
     @property
     def is_lost(self) -> bool:
-        """Whether output was lost, except in a pipe that the reader closed."""
+        """Whether output was lost for a reason other than a closed pipe."""
         return self.failure is not None and self.failure.errno != errno.EPIPE
 
 
 def open_missing() -> None:
-    """Opens /dev/null for each closed descriptor from 0 to 2.
+    """Opens /dev/null in place of each closed file descriptor from 0 to 2.
 
-    Otherwise, the next file to be opened would get the number of a closed descriptor,
-    and code that writes to standard error, such as XLA, could write to the file.
+    Otherwise, the next file that is opened would get one of these descriptors, and code
+    that writes to standard error, such as XLA, could write to that file.
     """
     for number in (0, 1, 2):
         try:

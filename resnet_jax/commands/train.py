@@ -48,11 +48,11 @@ def train(
     model: "nn.Module",
     preprocess: "Preprocess",
 ) -> None:
-    """Trains `model` in an open run."""
+    """Trains `model` in `this_run`, which is already open."""
     from resnet_jax import data, devices, run, training, weights
 
     # Data: uint8 arrays or files. The order of the images in an epoch and the
-    # augmentation on the host are functions of (seed, epoch).
+    # augmentation on the host depend only on (seed, epoch).
     splits = data.load(cfg.data, source)
     class_weights, splits = data.load_class_weights(cfg.augment.class_weights, splits)
     splits = splits._replace(

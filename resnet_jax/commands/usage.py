@@ -1,4 +1,4 @@
-"""Command lines: help text for the options, and one-line usage errors."""
+"""Help text for command-line options, and one-line usage errors."""
 
 import ast
 import contextlib
@@ -32,18 +32,18 @@ _RULE = re.compile("[─-]{3,}")
 
 
 def program() -> str:
-    """Returns the name of this program, as a user types it."""
+    """Returns the name of this program as the user typed it."""
     return Path(sys.argv[0]).name
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """Returns ": did you mean X?" for the name closest to `given`, or ""."""
+    """Returns ": did you mean X?" if a known name X resembles `given`, else ""."""
     like = difflib.get_close_matches(given, list(known), 1)
     return f": did you mean {like[0]}?" if like else ""
 
 
 def check_flags(options: Any, args: Sequence[str], caller: str) -> None:
-    """Raises ConfigError for the first flag that the class `options` does not have."""
+    """Raises ConfigError for the first flag that `options` does not accept."""
     known = {**dict.fromkeys(_OF_TYRO, False), **dict(_flags(options))}
     for arg in args:
         if not re.match("-{1,2}[A-Za-z]", arg) or arg == "-h" or _is_number(arg):
@@ -83,7 +83,7 @@ def _flags(options: Any) -> Iterator[tuple[str, bool]]:
 
 @contextlib.contextmanager
 def one_line(caller: str) -> Iterator[None]:
-    """Context manager that reports each of tyro's usage errors in one line.
+    """Context manager that turns tyro's usage errors into one-line ConfigErrors.
 
     Raises:
       ConfigError: if the command line is invalid.
@@ -101,9 +101,9 @@ def one_line(caller: str) -> Iterator[None]:
 
 
 def _reason(text: str) -> str:
-    """Returns the first message in tyro's box, reworded if its form is known."""
+    """Returns the first message in tyro's error box, reworded if its form is known."""
     parts: list[list[str]] = [[]]
-    for line in text.splitlines()[1:]:  # the first line has the title
+    for line in text.splitlines()[1:]:  # the first line contains the title
         inside = line.strip(_EDGES)
         if _RULE.fullmatch(inside):
             parts.append([])
@@ -159,7 +159,7 @@ def describe(options: Any) -> None:
 
 
 def in_groups(options: Any) -> Any:
-    """Returns a class that groups the fields of `options` by the class that has them.
+    """Returns a class with the fields of `options` grouped by their defining class.
 
     --help shows a box for each group. Call `describe` first.
     """
@@ -183,13 +183,13 @@ def in_groups(options: Any) -> Any:
 
 
 def from_groups(options: Any, groups: Any) -> Any:
-    """Converts an instance of the class made by in_groups to one of `options`."""
+    """Converts an instance of the class from in_groups to an instance of `options`."""
     parts = [getattr(groups, one.name) for one in dataclasses.fields(groups)]
     return options(**{name: v for part in parts for name, v in vars(part).items()})
 
 
 class _Described:
-    """Marks a field that has been described."""
+    """Marks a field that `describe` has already processed."""
 
 
 def _default(shown: str) -> str:
@@ -214,7 +214,7 @@ def _metavar(name: str, hint: Any) -> str | None:
 
 
 def help_texts(options: Any) -> dict[str, str]:
-    """Returns the help text of each field, which is the string below the field."""
+    """Returns the help text of each field: the string literal below it."""
     texts: dict[str, str] = {}
     for cls in reversed(options.__mro__[:-1]):
         try:

@@ -80,7 +80,7 @@ def read(
     limit = _MAX_MEMBER_100 if is_100 else _MAX_MEMBER
 
     def read(name: str) -> bytes:
-        file = archive.extractfile(name)  # into memory; nothing is unpacked to disk
+        file = archive.extractfile(name)  # read into memory, not unpacked to disk
         if file is None:
             raise KeyError(name)
         content = file.read(limit + 1)
@@ -151,7 +151,7 @@ def _unpickle(content: bytes) -> Any:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles only NumPy arrays, because an md5 digest cannot prove the origin."""
+    """Refuses classes other than NumPy's, because md5 cannot prove a file's origin."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in {

@@ -29,7 +29,7 @@ NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 def parse_normalization(
     text: str, channels: int = 3
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Parses a name, "r,g,b/r,g,b" or "all/all" into per-channel (mean, std).
+    """Parses a known name, "r,g,b/r,g,b" or "all/all" into per-channel (mean, std).
 
     Raises:
       ConfigError: if `text` is neither a known name nor numbers in one of these forms,
@@ -127,8 +127,9 @@ def alternating_flip(images: jax.Array, epoch: jax.Array) -> jax.Array:
     """Flips half of the images in even epochs, and the other half in odd epochs.
 
     Any two consecutive epochs thus show every image in both orientations, whereas
-    random flips show half of the images in only one. This follows airbench (Jordan
-    2024), except that each image is assigned to a half by a hash of its pixels.
+    random flips show about half of the images in the same orientation twice. This
+    follows airbench (Jordan 2024), except that each image is assigned to a half by a
+    hash of its pixels.
     """
     # The multipliers are odd, so a change in any bit of a pixel changes the sum.
     weights = 2 * jnp.arange(images[0].size, dtype=jnp.uint32) + 1
@@ -168,10 +169,10 @@ def make_augment(
     """Returns a function `augment(key, images, labels, step)` for training.
 
     The function maps uint8 images [B, H, W, C] and int32 labels [B] to float32 inputs
-    [B, H', W', C], which have the shape that `preprocess` returns, and to target
-    distributions [B, num_classes]. Label smoothing spreads probability over all
-    classes, like torch.nn.CrossEntropyLoss. Cutout and random erasing are applied after
-    the normalization, so erased pixels get the mean color.
+    [B, H', W', C] of the shape that `preprocess` returns, and to target distributions
+    [B, num_classes]. Label smoothing spreads probability over all classes, as in
+    torch.nn.CrossEntropyLoss. Cutout and random erasing are applied after the
+    normalization, so erased pixels get the mean color.
 
     Args:
       steps_per_epoch: number of steps per epoch, which the alternating flip needs.
@@ -191,7 +192,7 @@ def make_augment(
         if cfg.cutout:
             x = erasing.cutout(cutout_key, x, cfg.cutout)
         if cfg.random_erasing:
-            erasing_key = jax.random.fold_in(key, 2**30)  # a key unlike those above
+            erasing_key = jax.random.fold_in(key, 2**30)  # differs from the keys above
             x = erasing.random_erasing(erasing_key, x, cfg.random_erasing)
         targets = make_targets(labels, num_classes, cfg.label_smoothing)
         if cfg.mixup or cfg.cutmix:
@@ -246,10 +247,10 @@ def mix(
 
 
 def mixup(key: jax.Array, x: jax.Array, targets: jax.Array, alpha: float) -> Mixed:
-    """Blends each image and target with those of a partner from the same batch.
+    """Blends each image and its target with a partner from the same batch.
 
-    As in timm, partners are paired by reversing the batch, and all pairs share one
-    weight, which is drawn from Beta(alpha, alpha) (Zhang et al. 2017).
+    As in timm, the partners are found by reversing the batch, and all pairs share one
+    blending weight, drawn from Beta(alpha, alpha) as in Zhang et al. (2017).
     """
     share = jax.random.beta(key, alpha, alpha)
     return _blend(x, share), _blend(targets, share)
@@ -258,11 +259,11 @@ def mixup(key: jax.Array, x: jax.Array, targets: jax.Array, alpha: float) -> Mix
 def cutmix(
     key: jax.Array, box_key: jax.Array, x: jax.Array, targets: jax.Array, alpha: float
 ) -> Mixed:
-    """Pastes a box from each image's partner into it, and blends targets by area.
+    """Pastes a box from a partner into each image and blends the targets by area.
 
-    The box covers a fraction 1 - Beta(alpha, alpha) of the image, minus any part of
-    the box that lies outside (Yun et al. 2019). All images in a batch share one box,
-    and partners are paired as in mixup.
+    The area of the box is a fraction 1 - Beta(alpha, alpha) of the image area; any part
+    of the box outside the image is cut off (Yun et al. 2019). All images in a batch
+    share one box, and partners are paired as in mixup.
     """
     height, width = x.shape[1:3]
     side = jnp.sqrt(1 - jax.random.beta(key, alpha, alpha))

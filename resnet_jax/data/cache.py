@@ -1,4 +1,4 @@
-"""Caches the arrays of prepared directories in the user's cache folder."""
+"""Caches the arrays of prepared data sets in the user's cache folder."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ def _fingerprint(directory: Path) -> str:
 
 
 def load(name: str, directory: Path) -> Arrays | None:
-    """Returns the cached arrays of `directory`, or None if no cache is up to date."""
+    """Returns the cached arrays of `directory`, or None if no current cache exists."""
     parts = [f"{split}_{kind}" for split in _SPLITS for kind in ("images", "labels")]
     found = _load(f"{name}.npz", directory, (*parts, "class_names"))
     if found is None:
@@ -50,7 +50,7 @@ def save(name: str, directory: Path, arrays: Arrays) -> None:
 
 
 def load_labels(directory: Path, split: str) -> np.ndarray | None:
-    """Returns the labels that save_labels cached, or None if no cache is up to date."""
+    """Returns the labels cached by save_labels, or None if no current cache exists."""
     found = _load(_labels_name(directory, split), directory, ("labels",))
     return None if found is None else found[0]
 

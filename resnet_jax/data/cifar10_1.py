@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 NAME = "cifar10_1"  # in tensorflow-datasets
 IMAGE_SHAPE = (32, 32, 3)
-VERSIONS = ("v6", "v4")  # of the data set; the classes of v6 are balanced
+VERSIONS = ("v6", "v4")  # data set versions, preferred first; v6 has balanced classes
 # tensorflow-datasets stores only numbers as class names.
 _NAMES = (CLASS_NAMES, tuple(map(str, range(len(CLASS_NAMES)))))
 

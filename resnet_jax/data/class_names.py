@@ -18,8 +18,8 @@ def find(data_dir: Path, named: Path | None, folders: Sequence[str]) -> tuple[st
     """Returns the class names of `folders`, from a file or from the folder names.
 
     Args:
-      named: the file with the names. If this is None, data_dir/classes.txt is used if
-        that file exists, and a class that is not listed keeps the name of its folder.
+      named: the file with the names. If None, data_dir/classes.txt is used if it
+        exists, and a class that it does not list keeps its folder's name.
 
     Raises:
       DataError: if the file cannot be read or gives a class two names, or if `named`
@@ -52,7 +52,7 @@ def find(data_dir: Path, named: Path | None, folders: Sequence[str]) -> tuple[st
 def read(path: Path, folders: Sequence[str]) -> dict[str, str]:
     """Reads {folder: name} from lines of the form "folder name".
 
-    Lines for other folders are ignored, and the separator may be a tab. If a line gives
+    The separator may be a tab. Lines for other folders are ignored. If a line gives
     several names separated by commas, as in ImageNet's LOC_synset_mapping.txt, the
     first is used. If a line gives no name, the name of the folder is used.
 
@@ -70,7 +70,7 @@ def read(path: Path, folders: Sequence[str]) -> dict[str, str]:
     known, found = set(folders), dict[str, str]()
     for line in text.split("\n"):
         line = line.strip()
-        # Folder names may contain spaces, so the longest known prefix is the folder.
+        # Folder names may contain spaces, so the longest matching folder name is used.
         ends = [match.start() for match in re.finditer(r"\s+|$", line)]
         folder = next((line[:e] for e in reversed(ends) if line[:e] in known), None)
         if folder is None:

@@ -18,7 +18,7 @@ from resnet_jax.errors import ConfigError, DataError, first_line
 def load_class_weights(
     given: str | None, splits: Splits
 ) -> tuple[np.ndarray | None, Splits]:
-    """Returns (weights [C] float32, splits) for AugmentConfig.class_weights.
+    """Returns (weights [C] float32, splits), given AugmentConfig.class_weights.
 
     The identity of the returned splits includes the weights, so a resumed run must
     use the same weights.
@@ -134,13 +134,13 @@ def _number(path: Path, name: str, value: Any) -> float:
 
 
 def weigh(augment: Augment, weights: np.ndarray, *, is_mixed: bool) -> Augment:
-    """Wraps `augment` so that the mean cross-entropy of its targets is weighted.
+    """Wraps `augment` so that cross-entropy with its targets is weighted by class.
 
     The loss then equals torch.nn.CrossEntropyLoss(weight): the sum over the whole batch
     is divided by the total weight of the labels. If targets are distributions, the sum
-    is divided by the number of images instead, as in PyTorch. The targets include this
-    division, so splitting a batch over devices or into micro-batches does not change
-    the loss.
+    is divided by the number of images instead, as in PyTorch. The division is applied
+    to the targets, so splitting a batch over devices or into micro-batches does not
+    change the loss.
 
     Args:
       is_mixed: whether images are blended by mixup or CutMix, which makes the targets
@@ -155,7 +155,7 @@ def weigh(augment: Augment, weights: np.ndarray, *, is_mixed: bool) -> Augment:
         targets = targets * by_class[None, :]
         if not is_mixed:
             mean = by_class[labels].mean()
-            # If all labels have weight 0, PyTorch would divide by 0.
+            # Unlike PyTorch, this does not divide by 0 if all labels have weight 0.
             targets = targets / jnp.where(mean > 0, mean, 1)
         return x, targets
 

@@ -4,10 +4,10 @@ CIFAR-10-C was introduced by Hendrycks and Dietterich (2019) in "Benchmarking Ne
 Network Robustness to Common Corruptions and Perturbations". The parameters here are the
 same: they are taken from ImageNet-C/create_c/make_cifar_c.py in
 github.com/hendrycks/robustness. Only the corruptions that require no packages other
-than NumPy, SciPy and Pillow are included. The images are computed rather than
-downloaded, so the random numbers differ from those of CIFAR-10-C, and pixels are
-rounded rather than truncated. Accuracies are therefore close to those on the published
-data set, but not the same.
+than NumPy, SciPy and Pillow are included. Because the images are computed rather than
+downloaded, their noise differs from the noise in CIFAR-10-C. Pixels are rounded rather
+than truncated. Accuracies therefore differ slightly from accuracies on the published
+data set.
 """
 
 import io
@@ -28,7 +28,7 @@ SEVERITIES = (1, 2, 3, 4, 5)
 # to corrupted images; see corrupt.
 Corruption = Callable[[np.ndarray, int, int, int], np.ndarray]
 _SIDE = 32  # CIFAR-10's image size, which the parameters assume
-_CHUNK = 256  # images per chunk, which limits the memory for floats
+_CHUNK = 256  # images per chunk, which limits the memory used by float copies
 
 
 def corrupt(
@@ -40,8 +40,8 @@ def corrupt(
       name: one of CORRUPTIONS.
       severity: a number from 1 to 5; 0 leaves the images unchanged.
       seed: seed of the noise. Each image gets different noise.
-      first: index of the first image in the data set. It ensures that an image gets the
-        same noise in any subset.
+      first: index of images[0] in the data set. An image thus gets the same noise in
+        any subset.
 
     Raises:
       ValueError: if `severity` is out of range, or if the images have the wrong dtype
@@ -103,7 +103,7 @@ def gaussian_blur(
 
 
 def contrast(images: np.ndarray, severity: int, seed: int, first: int) -> np.ndarray:
-    """Moves each pixel toward the mean of the same channel of the image."""
+    """Moves each value toward the mean of its channel in the image."""
     share = (0.75, 0.5, 0.4, 0.3, 0.15)[severity - 1]
     x = _to_floats(images)
     mean = x.mean((1, 2), keepdims=True)
@@ -116,7 +116,7 @@ def brightness(images: np.ndarray, severity: int, seed: int, first: int) -> np.n
     x = _to_floats(images)
     value = x.max(-1, keepdims=True)
     raised = np.minimum(value + more, 1)
-    # Scaling all channels alike keeps hue and saturation; black becomes gray.
+    # Scaling all channels equally preserves hue and saturation; black becomes gray.
     scaled = x * (raised / np.where(value > 0, value, 1))
     return _to_bytes(np.where(value > 0, scaled, raised))
 
@@ -166,7 +166,7 @@ CORRUPTIONS: dict[str, Corruption] = {
 def _generators(
     num: int, severity: int, seed: int, first: int
 ) -> Iterable[np.random.Generator]:
-    """Yields a random generator for each image, seeded by its index."""
+    """Yields one random generator per image, seeded with the image's index."""
     for index in itertools.islice(itertools.count(first), num):
         yield np.random.default_rng([seed, severity, index])
 

@@ -76,7 +76,7 @@ def identify(train: Dataset, test: Dataset) -> dict[str, Any]:
 
 
 def changed(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Returns the names of the entries in which two identities differ."""
+    """Returns the names of the entries that differ between two identities."""
 
     def are_alike(one: Any, other: Any) -> bool:
         if isinstance(one, str) and one.startswith(UNREAD) != other.startswith(UNREAD):
@@ -90,15 +90,17 @@ def differing(then: Sequence[str], now: Sequence[str]) -> str:
     """Describes the first difference between two lists of class names."""
     pairs = enumerate(zip_longest(then, now))
     index, (old, new) = next(pair for pair in pairs if pair[1][0] != pair[1][1])
-    counts = "" if len(then) == len(now) else f", {len(then)} and {len(now)} in all"
+    counts = (
+        "" if len(then) == len(now) else f", {len(then)} classes then, {len(now)} now"
+    )
     return f"class {index} was {old!a} and is now {new!a}{counts}"
 
 
 def digest(dataset: Dataset, *, unread: bool = False) -> str:
     """Returns the sha256 of the images and labels, in order.
 
-    If the images are not in memory or `unread` is set, the digest covers only the
-    images' shape, not their pixels, and starts with UNREAD.
+    If the images are not in memory or `unread` is set, the digest starts with UNREAD
+    and covers the labels and the images' shape, but not the pixels.
     """
     labels = sha256(dataset.labels)
     if unread or not isinstance(dataset.images, np.ndarray):
@@ -112,7 +114,7 @@ def digest(dataset: Dataset, *, unread: bool = False) -> str:
 def subset(dataset: Dataset, size: int | None) -> Dataset:
     """Returns a fixed subset of `size` examples.
 
-    All examples are returned if `size` is None or too large.
+    Returns all examples if `size` is None or larger than the data set.
     """
     if size is None or size >= len(dataset):
         return dataset
@@ -121,13 +123,13 @@ def subset(dataset: Dataset, size: int | None) -> Dataset:
 
 
 def hold_out(train: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
-    """Returns (train, validation), where validation is `fraction` of the examples.
+    """Returns (train, validation), with `fraction` of the examples in validation.
 
-    The validation examples are the end of a fixed permutation, so runs with different
-    seeds hold out the same examples and can be compared.
+    The validation examples are the last ones in a fixed permutation, so runs with
+    different seeds hold out the same examples and can be compared.
 
     Raises:
-      ConfigError: if `fraction` leaves one of the parts empty.
+      ConfigError: if `fraction` would leave either split empty.
     """
     if not fraction:
         return train, train.take(slice(0))
@@ -137,7 +139,7 @@ def hold_out(train: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
             f"validation_split {fraction} holds out {held} of {len(train)} examples: "
             "choose a fraction that leaves some in both splits"
         )
-    # The second number is never that of an epoch, so no epoch uses this permutation.
+    # The second number never equals an epoch number, so no epoch uses this permutation.
     order = np.random.default_rng([0, 2**32 - 1]).permutation(len(train))
     cut = len(train) - held
     return train.take(np.sort(order[:cut])), train.take(np.sort(order[cut:]))
@@ -151,7 +153,7 @@ def batch_sizes(
     A partial last batch is included unless `drop_last` is set.
 
     Raises:
-      ConfigError: if no batch is left.
+      ConfigError: if the epoch would have no batches.
     """
     whole, rest = divmod(num_examples, batch_size)
     sizes = [batch_size] * whole + ([rest] if rest and not drop_last else [])
@@ -171,9 +173,8 @@ def epoch_order(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
 def balanced_order(labels: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
     """Returns N indices into `labels` [N], drawn with equal class probabilities.
 
-    The indices are drawn with replacement, like those of torch's WeightedRandomSampler
-    with weights of 1 / count. The result depends only on `labels`, `seed`
-    and `epoch`.
+    The indices are drawn with replacement, as torch's WeightedRandomSampler does with
+    weights of 1 / count. The result depends only on `labels`, `seed` and `epoch`.
     """
     rng = np.random.default_rng([seed, epoch])
     # Only integers are used, so rounding cannot differ between machines.
@@ -194,13 +195,13 @@ def epoch_batches(
     repeats: int = 1,
     balanced: np.ndarray | None = None,
 ) -> list[np.ndarray]:
-    """Returns the indices of an epoch's batches, which have the given sizes.
+    """Returns each batch's example indices for an epoch with the given batch sizes.
 
     Args:
       repeats: number of times that each index appears in a row, as in torchvision's
-        RASampler. If it is more than 1, the end of the order is dropped.
-      balanced: labels [num_examples] that are passed to balanced_order; if None, the
-        examples are shuffled instead.
+        RASampler. If it is greater than 1, the last examples in the order are dropped.
+      balanced: labels [num_examples] to pass to balanced_order; if None, the examples
+        are shuffled instead.
     """
     if balanced is None:
         order = epoch_order(num_examples, seed=seed, epoch=epoch)

@@ -1,4 +1,4 @@
-"""Decodes batches of image files in threads, one batch ahead."""
+"""Decodes batches of image files in threads, staying one batch ahead."""
 
 from collections.abc import Iterator, Sequence
 from multiprocessing.pool import AsyncResult, ThreadPool
@@ -49,7 +49,7 @@ def read_batches(
         )
 
     parts = [paths[i : i + batch_size] for i in range(0, len(paths), batch_size)]
-    # Pillow decodes and resizes without the GIL.
+    # Pillow releases the GIL while it decodes and resizes.
     with ThreadPool(max(min(limits.cpus(), len(paths)), 1)) as pool:
         ahead: AsyncResult[list[np.ndarray | str]] | None = None
         for number, part in enumerate(parts):

@@ -11,10 +11,10 @@ _TRIES = 10
 
 
 def cutout(key: jax.Array, x: jax.Array, size: int) -> jax.Array:
-    """Zeros a random square of size x size in each image of x [B, H, W, C].
+    """Zeros a random size x size square in each image of x [B, H, W, C].
 
-    The center of the square is a pixel of the image, so part of the square may lie
-    outside the image (DeVries and Taylor 2017).
+    As in DeVries and Taylor (2017), the square is centered on a pixel of the image, so
+    part of the square may be outside the image.
     """
     batch, height, width, _ = x.shape
     keys = jax.random.split(key)
@@ -43,8 +43,9 @@ def draw_boxes(
 ) -> jax.Array:
     """Draws int32 rectangles [num, 4] of (top, left, height, width).
 
-    Each rectangle is the first of ten candidates that fits into `size`. The rectangle
-    is empty if no candidate fits, or if nothing is to be erased from the image.
+    For each image, ten candidates are drawn, and the first that fits into `size` is
+    used. The rectangle is empty if no candidate fits, or if the image is not chosen for
+    erasing.
     """
     height, width = size
     area_key, ratio_key, place_key, choice_key = jax.random.split(key, 4)

@@ -1,4 +1,4 @@
-"""Reads image classification data sets of tensorflow-datasets without TensorFlow."""
+"""Reads image classification data sets from tensorflow-datasets without TensorFlow."""
 
 import contextlib
 import io
@@ -33,7 +33,7 @@ class ImageSet(NamedTuple):
     directory: Path
     image: str  # name of the image feature
     label: str  # name of the label feature
-    side: int | None  # side of the images if all are squares of one size
+    side: int | None  # side length if all images are squares of the same size
     channels: int
     class_names: tuple[str, ...]
     splits: tuple[str, str]  # the split to train on and the split to score
@@ -79,7 +79,7 @@ def find(name: str, data_dir: Path) -> Path:
 
 
 def _find(base: str, version: str | None, data_dir: Path) -> list[Path]:
-    """Returns a list that contains the directory of `base` if the directory exists."""
+    """Returns [the directory of `base`], or [] if there is no such directory."""
     if version is None:
         newest = tfds.find(base, data_dir)
         return [] if newest is None else [newest]
@@ -136,8 +136,8 @@ def describe(directory: Path) -> ImageSet:
 def _choose(names: Sequence[str], usual: str, keys: Any) -> str | None:
     """Returns the name of the feature to use, or None if the choice is unclear.
 
-    The first choice is the supervised feature, the second is the feature with the usual
-    name, and the third is the only feature.
+    In order of preference, the choice is the supervised feature, the feature with the
+    usual name, or the only feature of its kind.
     """
     supervised = [key for key in keys or () if isinstance(key, str) and key in names]
     if len(supervised) == 1:
@@ -239,7 +239,7 @@ class Reader:
     def open(
         self, indices: np.ndarray
     ) -> Iterator[contextlib.AbstractContextManager["Image.Image"]]:
-        """Yields context managers that open the images at `indices` [n] as stored."""
+        """Yields context managers that open the stored images at `indices` [n]."""
         return (self._opened(int(index)) for index in indices)
 
     def fault(self, index: int, reason: str) -> DataError:
@@ -273,7 +273,7 @@ class Reader:
         return image.reshape(self.image_shape)
 
     def _open(self) -> tuple[Sequence[bytes], Callable[[bytes], Any]]:
-        """Returns the serialized examples, and a function that parses one."""
+        """Returns the serialized examples and a function that parses one of them."""
         with _opening:  # concurrent imports of tensorflow-datasets deadlock
             if self._records is None or self._parse is None:
                 import tensorflow_datasets as library

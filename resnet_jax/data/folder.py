@@ -17,9 +17,9 @@ from resnet_jax.paths import as_text
 
 log = logging.getLogger(__name__)
 
-# These are the suffixes in torchvision.datasets.folder.
+# The same suffixes as in torchvision.datasets.folder.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-SCORED = ("test", "val", "valid", "validation")  # the first that exists is scored
+SCORED = ("test", "val", "valid", "validation")  # the first existing folder is scored
 _HIDDEN = (".", "__MACOSX")
 _NO_IMAGES = ("Thumbs.db", "desktop.ini")  # Windows files, ignored without a warning
 
@@ -31,7 +31,7 @@ class Split(NamedTuple):
     folders: tuple[str, ...]  # one per class
     paths: list[Path]
     labels: np.ndarray  # [N] int32
-    ignored: Counter[str]  # numbers of files that are not images, by suffix
+    ignored: Counter[str]  # counts of non-image files by suffix
 
 
 class Listing(NamedTuple):
@@ -45,8 +45,8 @@ def scan(data_dir: Path, names: Path | None = None) -> Listing:
     """Lists the files of data_dir/train/CLASS/* and data_dir/test/CLASS/*.
 
     The classes are the sorted folders in train, and a class's index is its label. If
-    there is no test folder, the first of val, valid and validation that exists is the
-    test split.
+    there is no test folder, the test split is the first existing folder among val,
+    valid and validation.
 
     Args:
       names: a file with class names; see class_names.find.
@@ -182,7 +182,7 @@ def list_images(directory: Path, ignored: Counter[str] | None = None) -> Iterato
     folder that was already visited, such as a parent.
 
     Args:
-      ignored: a counter to which the suffixes of files that are not images are added.
+      ignored: a counter to update with the suffixes of files that are not images.
 
     Raises:
       DataError: if a folder cannot be read.
@@ -202,7 +202,7 @@ def list_images(directory: Path, ignored: Counter[str] | None = None) -> Iterato
         seen.add(place)
         return True
 
-    # The parents count as visited because they contain other classes.
+    # Parents count as visited: a link to one would add images of other classes.
     seen = {directory.resolve(), *directory.resolve().parents}
     found: list[tuple[str, list[str]]] = []
     for folder, inside, names in os.walk(directory, onerror=fail, followlinks=True):

@@ -1,4 +1,4 @@
-"""Puts examples on the devices, either all at once or batch by batch."""
+"""Places examples on the devices, either all at once or batch by batch."""
 
 from collections.abc import Generator, Iterator
 from functools import cached_property
@@ -20,7 +20,7 @@ Source = dict[str, jax.Array]  # images [N, H, W, C], labels [N]; empty if not h
 
 
 def fetch(source: Source, batch: Batch) -> Batch:
-    """Returns `batch` with any indices replaced by the images and labels at them."""
+    """Returns `batch` with its indices, if any, replaced by images and labels."""
     if "indices" not in batch:
         return batch
     batch = dict(batch)
@@ -31,19 +31,19 @@ def fetch(source: Source, batch: Batch) -> Batch:
 
 
 class Loader:
-    """Makes batches for the devices of `mesh`; each process loads its own rows.
+    """Creates batches on the devices of `mesh`; each process loads only its own rows.
 
     Args:
-      order: the order of the training examples; None for evaluation only.
+      order: the order of the training examples, or None for evaluation only.
       epochs: number of training epochs.
-      max_steps: maximum number of training steps; None for all epochs.
-      cfg: data options. Each call of the compiled step scans over a group of
-        steps_per_call full batches; these groups are the same in a resumed epoch. By
-        default, steps_per_call is 1 on CPUs, where XLA's loops use one thread, and for
-        images that are not held on the devices. Otherwise, the default is 20, which
-        saves the time between steps.
+      max_steps: maximum number of training steps, or None to train for all epochs.
+      cfg: data options. Each call to the compiled step scans over a group of
+        steps_per_call full batches; a resumed epoch uses the same groups. By default,
+        steps_per_call is 1 on CPUs, where XLA's loops use one thread, and for images
+        that are not held on the devices. Otherwise, the default is 20, which reduces
+        the overhead between steps.
       held: whether to hold whole splits on each device, as uint8, so that batches
-        contain only indices. If None, the splits are held if they fit.
+        contain only indices. By default (None), the splits are held if they fit.
 
     Raises:
       ConfigError: if drop_last leaves no batch, or if there are several seeds and the
@@ -65,12 +65,12 @@ class Loader:
         self._epochs, self._max_steps = epochs, max_steps
         self._in_memory = all(isinstance(p.images, np.ndarray) for p in splits[:3])
         self._given_held = held
-        # The next step of the run, and a reader that will yield the batch of that step.
+        # The next step of the run, and a generator that yields that step's batch.
         self._ahead: tuple[int, Generator[dict[str, np.ndarray]]] | None = None
         self._sources: dict[int, tuple[Dataset, Source]] = {}
 
     def with_splits(self, splits: Splits) -> "Loader":
-        """Returns a loader with the same options for `splits`.
+        """Returns a loader for `splits` with the same options.
 
         The splits are held on the devices if they fit.
         """
@@ -89,7 +89,7 @@ class Loader:
             return self._given_held
         num_bytes = sum(part.images.nbytes for part in self.splits[:3])
         fits = self._in_memory and devices.fits(num_bytes, self.mesh)
-        processes.agree()  # called first because a failed process skips the next line
+        processes.agree()  # called first: a failed process never reaches the next line
         return not processes.any_process(not fits)  # all processes must agree
 
     @cached_property
@@ -117,7 +117,7 @@ class Loader:
         return whole if self._max_steps is None else min(whole, self._max_steps)
 
     def source(self, dataset: Dataset) -> Source:
-        """Returns the arrays of `dataset` on the devices, for fetch."""
+        """Returns the arrays of `dataset` on the devices, as input to fetch."""
         if not self._held:
             return {}
         if id(dataset) not in self._sources:
@@ -145,7 +145,7 @@ class Loader:
         yield from self._batches(self.splits.train, indices)
 
     def first_batch(self) -> dict[str, np.ndarray]:
-        """Returns the images and labels of the run's first step, on the host."""
+        """Returns the images and labels of the run's first batch as host arrays."""
         indices = self._indices(0)
         turns = reading.turns_of(indices)[0]
         return reading.read_training(self.splits.train, indices[0], 0, turns)
@@ -176,10 +176,10 @@ class Loader:
 
     def examples(self) -> Iterator[Batch]:
         """Yields one batch of each shape that train yields, for compilation."""
-        # A run that resumes or ends within a group of steps takes single steps there.
+        # If a run resumes or ends within a group, the group's steps run one by one.
         sizes = self.sizes[: self.total_steps]
         forms = {(1, size) for size in sizes}
-        if self._in_memory:  # otherwise all steps are single
+        if self._in_memory:  # otherwise, each call runs one step
             calls = self._calls(range(len(sizes)))
             forms |= {(len(call), sizes[call[0]]) for call in calls}
         seeds = self._indices(0)[0].shape[:-1]
@@ -192,10 +192,10 @@ class Loader:
             yield from self._batches(self.splits.train, [indices])
 
     def evaluation(self, dataset: Dataset) -> Iterator[Batch]:
-        """Yields batches that contain every example once, in order.
+        """Yields batches that together contain every example once, in order.
 
         The batch size is rounded up to a multiple of the number of devices, and `mask`
-        [B] is 0 for padding.
+        [B] is 0 for the rows that are padding.
         """
         num_devices = self.mesh.size
         size = max(min(self._cfg.eval_batch_size, len(dataset)), 1)
@@ -211,10 +211,10 @@ class Loader:
             yield {**batch, "mask": self._place(mask[mine], mask.shape)}
 
     def _calls(self, steps: range) -> Iterator[list[int]]:
-        """Yields the numbers of the steps that each call of the compiled step takes.
+        """Yields, for each call to the compiled step, the indices of the steps it runs.
 
-        A call takes either a full, aligned group of steps with the same batch size, or
-        a single step.
+        Each call runs either a full, aligned group of steps that have the same batch
+        size, or a single step.
         """
         start, together = steps.start, self._steps_per_call
         while start < steps.stop:
@@ -253,9 +253,9 @@ class Loader:
     def _place(
         self, rows: np.ndarray, shape: tuple[int, ...], num_axes: int | None = None
     ) -> jax.Array:
-        """Returns the global array of `shape`, of which this process has `rows`.
+        """Returns a global array of `shape`, for which this process supplies `rows`.
 
-        The array is sharded along axis num_axes - 1, by default the last axis.
+        The array is sharded along axis num_axes - 1, which is the last axis by default.
         """
         axis = (num_axes or len(shape)) - 1
         sharding = devices.spread(self.mesh, shape[axis], axis=axis)

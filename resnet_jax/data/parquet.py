@@ -27,7 +27,7 @@ USUAL_SHA256 = {
 
 
 class Columns(NamedTuple):
-    """Names of the label columns and of their classes."""
+    """Names of the label columns and their classes."""
 
     label: str
     class_names: tuple[str, ...]
@@ -39,8 +39,8 @@ def fetch(folder: str, columns: Columns, published: Published, **how: float) -> 
     """Downloads the two files in a Hub folder, and reads them in official order.
 
     This uses plain HTTP instead of huggingface_hub. HF_ENDPOINT and HF_HUB_OFFLINE are
-    respected, and the files are not kept. If no digest of the pixels is published, the
-    contents are checked, and a log message says what was verified.
+    respected. The downloaded files are not kept. If no digest of the pixels is
+    published, the contents are checked, and a log message says what was verified.
 
     Args:
       folder: the path of the folder, for example
@@ -93,7 +93,7 @@ def _tell_unverified(name: str, found: dict[str, str]) -> None:
 
 
 def read(train: Path, test: Path, columns: Columns, published: Published) -> Arrays:
-    """Reads two files with PNGs in the column `img`, in the order of their rows.
+    """Reads two files with PNGs in the column `img`, keeping the order of the rows.
 
     Raises:
       DataError: if pyarrow is not installed, or if a file cannot be read or has the
@@ -153,11 +153,11 @@ def _decode(content: bytes, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def to_official_order(arrays: Arrays, published: Published) -> Arrays:
-    """Returns `arrays` with the five training files in official order.
+    """Returns `arrays` with the parts from the five training files in official order.
 
     The Hub's copy concatenates these files in the order in which they happen to appear
     in the archive. At most one of the 120 possible orders gives labels with the
-    published sha256. If no order does, or if the images differ, `arrays` is returned
+    published sha256. If no order matches, or if the images differ, `arrays` is returned
     unchanged.
     """
     images, labels = arrays.train

@@ -15,7 +15,7 @@ _MAX_PIXELS = 2**26  # after resizing; enough for image_size 4096 and crop_pct .
 
 
 def read_image(path: Path, **how: Any) -> np.ndarray:
-    """Reads an image as [size, size, channels] uint8; see opened and fit."""
+    """Reads an image as a uint8 array [size, size, channels]; see opened and fit."""
     with opened(path) as file:
         return fit(file, **how)
 
@@ -31,14 +31,14 @@ def opened(path: Path | BinaryIO) -> Iterator["Image.Image"]:
     from PIL import Image
 
     with Image.open(path) as file:
-        # Pillow itself only warns, and all threads share the warning filters.
+        # Pillow only warns; making its warning an error would affect all threads.
         if file.width * file.height > (Image.MAX_IMAGE_PIXELS or sys.maxsize):
             raise ValueError(f"{file.width}x{file.height} may be a decompression bomb")
         yield file
 
 
 def decode(file: "Image.Image", channels: int = 3) -> "Image.Image":
-    """Decodes `file` to an image in mode RGB, or in mode L for one channel.
+    """Decodes `file` to an RGB image, or to an image in mode L if `channels` is 1.
 
     The image is rotated according to its EXIF orientation. If there are
     several frames, only the first is read.
@@ -61,14 +61,15 @@ def fit(
     channels: int = 3,
     interpolation: str = "bilinear",
 ) -> np.ndarray:
-    """Decodes, resizes and crops `file` to [size, size, channels] uint8.
+    """Decodes, resizes and crops `file` to a uint8 array [size, size, channels].
 
     The shorter side is resized to size / crop_pct with antialiasing, and the center is
-    cropped. With size 224 and crop_pct .875, this is like torchvision's Resize(256) and
-    CenterCrop(224).
+    cropped. With size 224 and crop_pct .875, this corresponds to torchvision's
+    Resize(256) followed by CenterCrop(224).
 
     Raises:
-      ValueError: if the resized image would be huge, or if decode raises ValueError.
+      ValueError: if the resized image would be too large, or if decode raises
+        ValueError.
     """
     image = crop_middle(decode(file, channels), size, crop_pct, interpolation)
     return np.asarray(image).reshape(size, size, channels)
@@ -77,10 +78,10 @@ def fit(
 def crop_middle(
     image: "Image.Image", size: int, crop_pct: float, interpolation: str
 ) -> "Image.Image":
-    """Resizes `image` and crops its center to size x size; see fit.
+    """Resizes `image` and takes a center crop of size x size; see fit.
 
     Raises:
-      ValueError: if the resized image would be huge.
+      ValueError: if the resized image would be too large.
     """
     from PIL import Image
 
@@ -91,13 +92,13 @@ def crop_middle(
 
 
 def resized(shape: tuple[int, int], side: int) -> tuple[int, int]:
-    """Returns `shape` (width, height) resized so that the shorter side is `side`.
+    """Returns `shape` (width, height) scaled so that the shorter side is `side`.
 
     Raises:
-      ValueError: if the resized image would be huge.
+      ValueError: if the resized image would be too large.
     """
     width, height = shape
-    # The longer side is truncated, as in torchvision's Resize(int).
+    # The longer side is rounded down, as in torchvision's Resize(int).
     if width <= height:
         found = side, int(side * height / width)
     else:
@@ -109,19 +110,19 @@ def resized(shape: tuple[int, int], side: int) -> tuple[int, int]:
 
 
 def upright_size(file: "Image.Image") -> tuple[int, int]:
-    """Returns the upright (width, height) of a JPEG, without reading its pixels."""
+    """Returns a JPEG's (width, height) after EXIF rotation, without reading pixels."""
     turned = orientation(file) >= 5
     return (file.height, file.width) if turned else (file.width, file.height)
 
 
 def orientation(file: "Image.Image") -> int:
-    """Returns the EXIF orientation of `file`, or 1 if it has none that can be read.
+    """Returns the EXIF orientation of `file`, or 1 if it is missing or unreadable.
 
     The pixels are not read.
     """
     try:
         return int(file.getexif().get(274, 1))
-    except Exception:  # Pillow raises many exception types, but the pixels are fine
+    except Exception:  # Pillow raises many exception types even if the pixels are fine
         return 1
 
 

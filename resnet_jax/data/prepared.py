@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def not_rebuilt(name: str) -> ConfigError:
-    """Returns the error for rebuild_data if this library does not prepare the data."""
+    """Returns the error to raise if rebuild_data is set but unsupported for `name`."""
     return ConfigError(
         "rebuild_data is only for cifar10 and cifar100: this library does not prepare "
         f"{name}"
@@ -28,13 +28,13 @@ class Prepared:
 
     Attributes:
       published: the published facts about the data set.
-      fetch: a function that maps the data directory to the arrays. It is called if
-        the arrays are not prepared in that directory. If `write` is given
-        and DataConfig.data_source names a source, the source is passed as a second
+      fetch: a function that maps the data directory to the arrays. It is called if the
+        data directory does not contain the prepared data. If `write` is given and
+        DataConfig.data_source names a source, the source is passed as a second
         argument.
       write: a function that prepares fetched arrays and returns their directory. Its
-        arguments are the arrays, the data directory, and the directory to replace or
-        None. If `write` is None, the arrays are not prepared.
+        arguments are the arrays, the data directory, and the directory to replace (or
+        None). If `write` is None, the arrays are not prepared.
     """
 
     published: Published
@@ -42,7 +42,7 @@ class Prepared:
     write: Callable[[Arrays, Path, Path | None], Path] | None = None
 
     def load(self, cfg: DataConfig) -> tuple[Dataset, Dataset]:
-        """Returns (train, test), either in memory or to be streamed.
+        """Returns the data sets (train, test), in memory or streamed.
 
         Raises:
           DataError: if no source can be reached, or if the prepared data are damaged.
@@ -77,10 +77,10 @@ class Prepared:
         rebuild: bool = False,
         source: str = "auto",
     ) -> Arrays:
-        """Returns the arrays from the first source that has them, or from `source`.
+        """Returns the arrays from `source`, by default the first available source.
 
         Fetched data are written to a prepared directory, so they are fetched only once.
-        With `rebuild`, they are always fetched, and the directory is replaced.
+        With `rebuild`, the data are always fetched, and the directory is replaced.
 
         Raises:
           ConfigError: if `rebuild` is set but this library does not prepare the data.
@@ -105,7 +105,7 @@ class Prepared:
     def _find(
         self, data_dir: str | Path | None, rebuild: bool, source: str
     ) -> Path | Arrays:
-        """Returns the prepared directory, or the fetched arrays if there is none."""
+        """Returns the prepared directory, or the arrays if they were not saved."""
         name = self.published.name
         if rebuild and self.write is None:
             raise not_rebuilt(name)

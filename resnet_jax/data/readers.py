@@ -73,7 +73,7 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Rows:
-    """Reads images of another reader by their position in the indices `rows` [N]."""
+    """Reads image rows[i] of another reader for each index i; `rows` has shape [N]."""
 
     reader: Reader
     rows: np.ndarray
@@ -139,7 +139,7 @@ def from_folder(
 def from_records(
     directory: Path, split: str, published: tfds.Published
 ) -> tuple[Images, np.ndarray]:
-    """Returns (images, labels) of a prepared directory, ordered by id.
+    """Returns (images, labels) of a split in a prepared directory, ordered by id.
 
     Raises:
       DataError: if the directory cannot be read or has no array_record files, or if

@@ -1,4 +1,4 @@
-"""Batches of examples that are read on access."""
+"""Sequences of batches, each of which is read on access."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Rows = dict[str, np.ndarray]  # images and labels
 
 
 def read(dataset: Dataset, indices: np.ndarray) -> Rows:
-    """Reads images and labels for evaluation, keeping the shape of `indices`."""
+    """Reads images and labels for evaluation; their leading axes match `indices`."""
     flat = dataset.take(indices.reshape(-1))
     return _shaped(np.asarray(flat.images), flat.labels, indices)
 
@@ -25,7 +25,7 @@ def read(dataset: Dataset, indices: np.ndarray) -> Rows:
 def read_training(
     dataset: Dataset, indices: np.ndarray, epoch: int, turns: np.ndarray
 ) -> Rows:
-    """Reads the images and labels to train on in `epoch`; see turns_of for `turns`."""
+    """Reads images and labels for training in `epoch`; see turns_of for `turns`."""
     flat = dataset.take(indices.reshape(-1))
     images = flat.images
     if isinstance(images, stream.Images):
@@ -41,7 +41,7 @@ def _shaped(images: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> Rows
 
 
 def blank(dataset: Dataset, size: int) -> Rows:
-    """Returns a batch of zeros with the shapes of a batch from read_training."""
+    """Returns a batch of zeros with the same shapes as a batch from read_training."""
     images = dataset.images
     if isinstance(images, stream.Images):
         shape: tuple[int, ...] = images.train_shape
@@ -92,7 +92,7 @@ class Training(Sequence[Rows]):
     first: int
 
     def __len__(self) -> int:
-        return 2**31  # endless; batches are read on access
+        return 2**31  # effectively endless; batches are read on access
 
     def __getitem__(self, number: Any) -> Any:
         epoch, step = divmod(self.first + number, len(self.sizes))

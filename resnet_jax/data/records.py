@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-_MAX_RECORD = 2**30  # in bytes; the length in a damaged TFRECORD file may be larger
+_MAX_RECORD = 2**30  # in bytes; a larger length means that the TFRECORD file is damaged
 
 
 class TFRecords(Sequence[bytes]):
@@ -18,7 +18,8 @@ class TFRecords(Sequence[bytes]):
     Checksums are not verified.
 
     Raises:
-      ValueError: if a file ends in the middle of a record or has an impossible length.
+      ValueError: if a file ends in the middle of a record, or if a record has an
+        impossible length.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -31,7 +32,7 @@ class TFRecords(Sequence[bytes]):
         return len(self._places)
 
     def __getitem__(self, position: Any) -> Any:
-        # The range handles negative positions and raises IndexError.
+        # Indexing a range handles negative positions and raises IndexError.
         index = range(len(self))[position]
         path = self._paths[int(np.searchsorted(self._ends, index, side="right"))]
         start, length = map(int, self._places[index])

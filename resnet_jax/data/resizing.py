@@ -7,11 +7,11 @@ _ALWAYS = ("resize", "crop_pct")
 
 
 def check(cfg: DataConfig, *, is_cropped: bool, is_drawn: bool = False) -> None:
-    """Raises ConfigError for a resizing option if the images have a fixed size.
+    """Raises ConfigError if a resizing option is set but all images have the same size.
 
     Args:
       is_cropped: whether image sizes differ; see sources.is_cropped.
-      is_drawn: whether the host resizes random regions of training images, which uses
+      is_drawn: whether the host resizes random regions of training images with
         cfg.interpolation.
     """
     if not is_cropped:

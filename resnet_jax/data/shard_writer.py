@@ -23,7 +23,7 @@ _PER_FILE = 2**13  # maximum number of images per file
 
 @dataclass(frozen=True)
 class ShardsConfig(Group):
-    """How images are stored."""
+    """Options for storing images."""
 
     short_side: int = ranged(256, at_least=1, at_most=8192)
     """Shorter side in pixels to which larger images are resized."""
@@ -40,14 +40,15 @@ def write(source: Path, target: Path, how: ShardsConfig) -> dict[str, int]:
     """Writes the images of the folder `source` to array_record files in `target`.
 
     The images are rotated according to their EXIF orientation, converted to RGB, and
-    kept in the order of the folder. `target` appears only when all files are complete.
+    written in the same order as in the folder. `target` appears only when all files are
+    complete.
 
     Returns:
       The number of images in each split.
 
     Raises:
       ConfigError: if `target` already exists.
-      DataError: if `source` is not a folder of class folders, or if an image cannot be
+      DataError: if `source` does not contain class folders, or if an image cannot be
         read.
     """
     if target.exists():
@@ -77,7 +78,7 @@ def write(source: Path, target: Path, how: ShardsConfig) -> dict[str, int]:
 def _write_split(
     target: Path, name: str, split: folder.Split, how: ShardsConfig
 ) -> tuple[dict[str, int], np.ndarray]:
-    """Writes a split; returns the number of images in each file, and the labels."""
+    """Writes a split and returns the number of images in each file and the labels."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     counts: dict[str, int] = {}

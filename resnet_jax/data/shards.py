@@ -46,7 +46,7 @@ class Listing:
         return sum(sum(split.values()) for split in self.counts.values())
 
     def labels(self, split: str) -> np.ndarray:
-        """Returns the labels [N] int32 of a split.
+        """Returns the labels of a split as an int32 array [N].
 
         Raises:
           DataError: if the labels are damaged.
@@ -140,7 +140,7 @@ class Reader:
         return images
 
     def load(self) -> np.ndarray:
-        """Returns all images [N, H, W, C] uint8, for evaluation.
+        """Returns all images as a uint8 array [N, H, W, C], for evaluation.
 
         Raises:
           DataError: if an image cannot be read.

@@ -1,8 +1,8 @@
 """Passes batches from worker processes through shared memory instead of a pipe.
 
 Grain itself shares bare arrays, but leaves some of them in shared memory when its
-workers stop. Here, each batch is a file, which the receiver opens and then removes at
-once. The folder that contains these files is removed when the receiver stops.
+workers stop. Here, each batch is a file, which the receiver opens and then immediately
+removes. The folder that contains these files is removed when the receiver stops.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
-_SHARED_MEMORY = Path("/dev/shm")  # on Linux; elsewhere, batches go through pipes
+_SHARED_MEMORY = Path("/dev/shm")  # on Linux; elsewhere, batches are sent via pipes
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Batches(Sequence[Batch]):
-    """A sequence that wraps each of `items` in a batch to send."""
+    """A sequence that wraps each of `items` in a Batch."""
 
     items: Sequence[Any]
     directory: Path | None

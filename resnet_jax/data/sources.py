@@ -30,11 +30,11 @@ log = logging.getLogger(__name__)
 
 Load = Callable[[], tuple[Dataset, Dataset]]  # train, test
 
-_SIDE = 224  # default image_size for images of any size
+_SIDE = 224  # default image_size for images of varying sizes
 
 
 class Description(NamedTuple):
-    """What a network needs to know about a data set, and a function to load it."""
+    """Properties of a data set that a network depends on, and a function to load it."""
 
     num_classes: int
     image_shape: tuple[int, int, int]  # (H, W, C) of the network's input
@@ -46,7 +46,7 @@ class Source(NamedTuple):
     """A named data set."""
 
     image_shape: tuple[int, int, int]  # (H, W, C) if image_size is None
-    # Returns the number of classes and a function to load the data; reads no images.
+    # Returns the number of classes and a function to load the data.
     open: Callable[[DataConfig], tuple[int, Load]]
     normalization: str = "cifar10"
 
@@ -64,10 +64,10 @@ def describe(cfg: DataConfig) -> Description:
 
 
 def image_shape(cfg: DataConfig) -> tuple[int, int, int]:
-    """Returns (H, W, C) of a data set's images as network inputs.
+    """Returns the shape (H, W, C) of a data set's images as network inputs.
 
     Files are read only for a tfds: data set; if it is not prepared, image_size is used.
-    Only a tfds: data set or an unknown name can raise an error (see describe).
+    Only a tfds: data set or an unknown name can cause an error (see describe).
     """
     side = cfg.image_size
     try:
@@ -80,13 +80,13 @@ def image_shape(cfg: DataConfig) -> tuple[int, int, int]:
 
 
 def train_shape(cfg: DataConfig) -> tuple[int, int, int]:
-    """Returns (H, W, C) of a data set's training images."""
+    """Returns the shape (H, W, C) of a data set's training images."""
     height, width, channels = image_shape(cfg)
     return cfg.train_size or height, cfg.train_size or width, channels
 
 
 def is_cropped(cfg: DataConfig) -> bool:
-    """Returns whether image sizes differ, so that images are resized when read.
+    """Returns whether image sizes differ and images are therefore resized when read.
 
     Image sizes are assumed to differ in a tfds: data set that is not prepared.
     """
@@ -122,7 +122,7 @@ def load(cfg: DataConfig, described: Description | None = None) -> Splits:
 def load_test(cfg: DataConfig) -> Splits:
     """Loads all images of the test split, without a training split.
 
-    This function raises the same errors as load.
+    This function raises the same errors as load, except for those about training data.
     """
     test = describe(fields.replace(cfg, rebuild_data=False)).load()[1]
     return Splits(test.take(slice(0)), test.take(slice(0)), test, {})
@@ -131,7 +131,7 @@ def load_test(cfg: DataConfig) -> Splits:
 def load_dataset(
     name: str, data_dir: str | Path | None = None, **fields: Any
 ) -> tuple[Dataset, Dataset]:
-    """Loads (train, test) of a data set by its name; see DataConfig.dataset.
+    """Loads the splits (train, test) of a data set by name; see DataConfig.dataset.
 
     Args:
       data_dir: for "folder", the directory with train/CLASS/* and test/CLASS/*;

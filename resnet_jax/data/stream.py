@@ -65,13 +65,13 @@ class Images:
     image_shape: tuple[int, int, int]
     draw: Draw | None = None  # augmentation on the host, if any
     is_cropped: bool = False  # whether these are center crops of larger images
-    kind: str = ""  # distinguishes copies of images that are stored differently
+    kind: str = ""  # distinguishes differently stored copies of the same images
 
     dtype = np.dtype(np.uint8)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape (N, H, W, C)."""
+        """Shape (N, H, W, C) of the images."""
         return len(self.indices), *self.image_shape
 
     @property
@@ -131,8 +131,8 @@ def _end_with_parent(directory: Path | None) -> None:
 def _shielded() -> Iterator[None]:
     """Blocks signals while workers start, because workers inherit the signal mask.
 
-    Workers take seconds to reach _begin_worker. Meanwhile, a signal to this process is
-    handled by another thread, or stays pending.
+    Workers may take several seconds to reach _begin_worker. Meanwhile, a signal sent to
+    this process is handled by another thread or stays pending.
     """
     resource_tracker.ensure_running()  # called first because it unblocks signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)

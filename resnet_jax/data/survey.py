@@ -18,13 +18,13 @@ class Survey(NamedTuple):
 
     split: Split
     good: np.ndarray  # [N] bool: whether each file can be read
-    shapes: np.ndarray  # [good.sum(), 2] int: width and height when upright
+    shapes: np.ndarray  # [good.sum(), 2] int: width and height after EXIF rotation
     kinds: Counter[str]  # formats of the readable files, such as "JPEG RGB"
     bad: list[tuple[Path, str]]  # unreadable files and the reasons
 
     @property
     def counts(self) -> np.ndarray:
-        """Returns the numbers [C] of readable images per class."""
+        """Returns the number [C] of readable images in each class."""
         labels = self.split.labels[self.good]
         return np.bincount(labels, minlength=len(self.split.folders))
 
@@ -64,5 +64,5 @@ def look(split: Split, side: int) -> Survey:
 
 
 def imbalance(counts: np.ndarray) -> float:
-    """Returns the ratio of the largest to the smallest count, or inf if one is 0."""
+    """Returns the ratio of the largest to the smallest count, or inf if any is 0."""
     return float(counts.max() / counts.min()) if counts.min() else float("inf")

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class Coarse(NamedTuple):
-    """Coarse labels, which a data set may have in addition to its labels."""
+    """Coarse labels, which a data set may have in addition to its fine labels."""
 
     train: np.ndarray  # [N] int32
     test: np.ndarray
@@ -34,7 +34,7 @@ class Arrays(NamedTuple):
     train: tuple[np.ndarray, np.ndarray]  # [N, H, W, C] uint8, [N] int32
     test: tuple[np.ndarray, np.ndarray]
     class_names: tuple[str, ...]
-    coarse: Coarse | None = None  # these are written, but not read back
+    coarse: Coarse | None = None  # written to disk, but not read back
 
 
 class Published(NamedTuple):
@@ -45,7 +45,7 @@ class Published(NamedTuple):
     num_classes: int
     num_examples: dict[str, int]  # in train and test
     # For each split, the sha256 of uint8 images [N, H, W, C] and of uint8 labels [N],
-    # in the order of the official files; empty if they are not published.
+    # in the order of the official files; empty if no digests are published.
     sha256: dict[str, tuple[str, str]]
 
     def find_fault(self, arrays: Arrays) -> str | None:
@@ -182,7 +182,7 @@ def open_records(directory: Path, split: str, *, images: bool = True) -> Any:
 def index(
     directory: Path, split: str, published: Published
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (positions [N], labels [N] int32) of the records of `split`, in id order.
+    """Returns (positions [N], labels [N] int32) of the records in `split`, in id order.
 
     Raises:
       DataError: if the split cannot be read by position, or if its examples or labels
@@ -226,7 +226,7 @@ def _records(
 def write_cifar10(arrays: Arrays, data_dir: Path, old: Path | None = None) -> Path:
     """Writes data_dir/cifar10/3.0.2 as tensorflow-datasets would, and returns its path.
 
-    This replaces `old` atomically. If another process finished first, its copy is kept.
+    `old` is moved away first. If another process finished first, its copy is kept.
 
     Raises:
       OSError: if data_dir cannot be written.
@@ -249,7 +249,7 @@ def _write(kind: str, arrays: Arrays, data_dir: Path, old: Path | None) -> Path:
     import tensorflow_datasets as tfds
 
     # The original builder needs TensorFlow to download, extract and encode data. Its
-    # schema and writer, which define the directory, do not need TensorFlow.
+    # schema and writer, which define the directory's format, do not need TensorFlow.
     base = getattr(tfds.image_classification, kind)
     name = base.name
 
@@ -267,7 +267,7 @@ def _write(kind: str, arrays: Arrays, data_dir: Path, old: Path | None) -> Path:
         builder = made(data_dir=scratch, file_format="array_record")
         if not sys.stderr.isatty():
             tfds.disable_progress_bar()
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints the scratch folder
+        with contextlib.redirect_stdout(io.StringIO()):  # tfds prints the scratch path
             builder.download_and_prepare()
         written = Path(builder.data_dir)
         directory = data_dir / written.relative_to(scratch)

@@ -20,7 +20,7 @@ from resnet_jax.errors import ConfigError, first_line
 if TYPE_CHECKING:
     from PIL import Image
 
-_RATIO = (3 / 4, 4 / 3)  # range of the aspect ratio of a random region
+_RATIO = (3 / 4, 4 / 3)  # allowed aspect ratios of a random region
 _FILL = 0  # black
 _BINS = 31  # number of magnitudes in TrivialAugmentWide
 # The largest magnitude of each operation, and whether its sign is random.
@@ -54,7 +54,7 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class Transform:
-    """Transforms an open image to [size, size, C] uint8 on the host.
+    """Transforms an open image to a uint8 array [size, size, C] on the host.
 
     C is 1 for data sets of grayscale images, and 3 otherwise.
     """
@@ -124,7 +124,7 @@ class Drawing:
 def drawn(train: Dataset, cfg: AugmentConfig, data: DataConfig, seed: int) -> Dataset:
     """Returns `train` with images that the host augments when it reads them.
 
-    If nothing is augmented on the host, this is `train` itself.
+    If the host does not augment images, `train` itself is returned.
     """
     images = train.images
     if not cfg.is_on_host:
@@ -210,7 +210,7 @@ def reduce(file: "Image.Image", box: Box, size: int) -> Box:
 def resized_crop(
     image: "Image.Image", box: Box, size: int, resample: "Image.Resampling"
 ) -> "Image.Image":
-    """Crops `box` from an image and resizes it to size x size."""
+    """Crops an image to `box` and resizes the crop to size x size."""
     left, top, width, height = box
     region = image.crop((left, top, left + width, top + height))
     return region.resize((size, size), resample)

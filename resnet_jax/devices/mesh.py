@@ -57,7 +57,7 @@ def _installation(platform: str) -> str:
 
 
 def layout(mesh: Mesh) -> dict[str, str]:
-    """Returns, by name, the properties of a run's devices that affect exact results."""
+    """Returns the device properties, by name, on which a run's exact results depend."""
     return {
         "platform": mesh.devices.flat[0].platform,
         "devices": str(mesh.size),
@@ -152,13 +152,13 @@ def local_statistics(
     def of_part(
         params: Any, batch_stats: Any, images: Any, targets: Any, key: Any
     ) -> Any:
-        # This cast is explicit because gradients of functions with a custom transpose
-        # (linear_map) would not be summed over devices otherwise.
+        # This explicit cast is needed: without it, gradients of functions with a custom
+        # transpose (linear_map) would not be summed over devices.
         params = jax.lax.pcast(params, AXIS, to="varying")
         own_key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
         loss, (logits, moved) = loss_fn(params, batch_stats, images, targets, own_key)
-        # Average the changes instead of the statistics, so that frozen statistics do
-        # not change by a single bit. Gradients are already summed over devices.
+        # Average the changes instead of the statistics, so that frozen statistics stay
+        # bit-for-bit identical. Gradients are already summed over devices.
         moves = jax.tree.map(jnp.subtract, moved, batch_stats)
         moved = jax.tree.map(jnp.add, batch_stats, jax.lax.pmean(moves, AXIS))
         return jax.lax.pmean(loss, AXIS), (logits, moved)
@@ -183,7 +183,7 @@ def local_statistics(
 
 
 def fits(num_bytes: int, mesh: Mesh) -> bool:
-    """Returns whether each device can hold `num_bytes` in addition to training's needs.
+    """Returns whether each device has room for `num_bytes` beyond what training needs.
 
     CPU devices share the machine's memory, half of which is reserved for data on the
     host.

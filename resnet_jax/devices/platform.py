@@ -79,14 +79,14 @@ def _keep_compiled() -> None:
     """Makes JAX cache compiled programs in the user's cache folder.
 
     If a cache is already configured, this does nothing. Anyone who can write to the
-    folder can make this user run any program, so the user must own the folder, and
-    nobody else may have access to it.
+    folder can make the user run arbitrary programs, so the user must own the folder,
+    and nobody else may have access to it.
     """
     if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
         return
     try:
-        # A compiled program may run only on the kind of CPU for which it was compiled,
-        # and machines with different CPUs may share the home folder.
+        # A compiled program may fail on other kinds of CPUs, and machines with
+        # different CPUs may share the home folder.
         directory = cache_dir() / f"xla-{_cpu_kind()}"
         make_private(directory)
         directory = directory.resolve()
@@ -110,14 +110,14 @@ def _keep_compiled() -> None:
         )
         return
     jax.config.update("jax_compilation_cache_dir", str(directory))
-    # By default, JAX does not cache programs that compile in less than a second, which
-    # include most programs of a small network.
+    # By default, JAX does not cache programs that compile in less than a second, such
+    # as most programs of a small network.
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _exposed(directory: Path) -> Path | None:
-    """Returns a parent of `directory` where other users could replace it, or None."""
+    """Returns a parent folder that lets other users replace `directory`, or None."""
     for folder in directory.parents:
         status = folder.stat()
         # In a sticky folder such as /tmp, nobody can rename another user's files.
@@ -128,7 +128,7 @@ def _exposed(directory: Path) -> Path | None:
 
 
 def _cpu_kind() -> str:
-    """Returns an identifier that CPUs with the same instruction set have in common."""
+    """Returns an identifier shared by CPUs with the same instruction set."""
     found = machine.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -20,12 +20,12 @@ from resnet_jax.devices import platform
 from resnet_jax.errors import ConfigError, UserError, first_line
 
 _MESSAGE = 1024  # size in bytes of an error message sent between processes
-_PATIENCE = 3600  # seconds that a process may prepare data while the others wait
+_PATIENCE = 3600  # maximum wait, in seconds, while another process prepares data
 _barriers = itertools.count()  # gives barriers the same names in all processes
 
 
 def detect(environ: Mapping[str, str]) -> str | None:
-    """Returns the launcher that started this and other processes, if any."""
+    """Returns the launcher that started this process and others, or None."""
     slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
     if all(name in environ for name in slurm):
         if int(environ.get("SLURM_STEP_NUM_TASKS", environ.get("SLURM_NTASKS", 1))) > 1:
@@ -45,7 +45,7 @@ def detect(environ: Mapping[str, str]) -> str | None:
 
 @contextlib.contextmanager
 def start(cfg: DevicesConfig) -> Iterator[None]:
-    """Context manager that configures JAX and connects the processes in `cfg`.
+    """Context manager that configures JAX and connects processes according to `cfg`.
 
     An error in one process is raised in all processes unless keep_apart marked it.
 
@@ -63,7 +63,7 @@ def start(cfg: DevicesConfig) -> Iterator[None]:
 
 @contextlib.contextmanager
 def joined(cfg: DevicesConfig) -> Iterator[None]:
-    """Context manager that connects this process to the others, if there are several.
+    """Context manager that connects this process to the others, if there are any.
 
     The processes are specified by `cfg` or by a launcher; with num_processes=1, this
     process runs alone. Only the first process prints and logs. The context must be
@@ -106,7 +106,7 @@ def joined(cfg: DevicesConfig) -> Iterator[None]:
 
 
 def keep_apart(error: UserError) -> None:
-    """Marks `error` as not shared, because the other processes are busy computing."""
+    """Marks `error` as local to this process because the others are busy computing."""
     error.__dict__["is_apart"] = True
 
 
@@ -123,8 +123,8 @@ def is_alone() -> bool:
 def wait() -> None:
     """Waits until all processes have called this function.
 
-    Without this barrier, the first collective operation would time out after half a
-    minute.
+    Without this barrier, a slow process would make the first collective operation time
+    out after half a minute.
     """
     if not is_alone():
         everyone = set(range(jax.process_count()))
@@ -160,7 +160,7 @@ def agree(error: UserError | None = None) -> None:
 
 
 def _to_bytes(error: UserError) -> bytes:
-    """Encodes an error for _shared in fewer than _MESSAGE bytes."""
+    """Encodes an error in fewer than _MESSAGE bytes, to be decoded by _shared."""
     message = str(error)[:_MESSAGE]
     # An escape sequence has up to six bytes and must not be cut in two.
     while len(text := json.dumps([error.exit_code, message])) >= _MESSAGE:

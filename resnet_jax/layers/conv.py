@@ -64,10 +64,10 @@ def _suits_dot(x: jax.Array, kernel: jax.Array) -> bool:
 def _suits_winograd(
     stride: int, padding: int, x: jax.Array, kernel: jax.Array, many: int
 ) -> bool:
-    """Returns whether Winograd's algorithm is faster than plain products.
+    """Returns whether Winograd's algorithm is faster than direct convolution.
 
-    The rounding errors of Winograd's algorithm are three times as large as those of
-    plain products, so it is not used with JAX's highest matmul precision.
+    Winograd's algorithm has three times the rounding error of direct convolution, so it
+    is not used with JAX's highest matmul precision.
     """
     size, _, channels, features = kernel.shape
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]

@@ -54,7 +54,7 @@ def _convolve_jvp(
             (found,) = jax.linear_transpose(lambda k: convolve(x, k), kernel)(dy)
             return jnp.asarray(found)
 
-        # XLA's CPU convolution takes a hundred times as long as these products.
+        # XLA's CPU convolution takes a hundred times as long as _by_taps.
         cpu, other = partial(pull, by_taps), partial(pull, plain)
         found: jax.Array = lax.platform_dependent(
             *(x, kernel, dy), cpu=cpu, default=other

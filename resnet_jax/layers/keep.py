@@ -38,10 +38,10 @@ def policy(primitive: Any, *inputs: Any, **params: Any) -> bool:
 
 @contextlib.contextmanager
 def compiling_for(platform: str) -> Iterator[None]:
-    """Context manager in which steps are traced for `platform`.
+    """Context manager within which steps are traced for `platform`.
 
-    Outside the context, steps are traced for JAX's default platform. Steps for ANY
-    consist of standard operations only, and their batch size may be symbolic.
+    Outside the context, steps are traced for JAX's default platform. Steps traced for
+    ANY use only standard operations, and their batch size may be symbolic.
     """
     token = _platform.set(platform)
     try:

@@ -1,4 +1,4 @@
-"""CPU convolutions with oneDNN, which PyTorch also uses, if jaxlib includes it."""
+"""CPU convolutions that use oneDNN, as in PyTorch, if jaxlib includes oneDNN."""
 
 import functools
 import math
@@ -14,7 +14,7 @@ from resnet_jax.layers import keep
 
 _OPTIONS: dict[str, Any] = {
     "xla_cpu_experimental_onednn_custom_call": True,
-    # This is XLA's default without convolutions, which YNNPACK would otherwise compute.
+    # Unlike XLA's default, this leaves convolutions to oneDNN instead of YNNPACK.
     "xla_cpu_experimental_ynn_fusion_type": (
         "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
     ),
@@ -28,13 +28,14 @@ def jit(function: Callable[..., Any], **options: Any) -> Any:
     """Applies jax.jit; with RESNET_JAX_ONEDNN=1, convolutions on CPUs use oneDNN.
 
     oneDNN fuses biases, additions and ReLU into convolutions, and it also computes
-    large matrix products. It is not the default because jaxlib cannot serialize
+    large matrix products. oneDNN is not the default because jaxlib cannot serialize
     oneDNN programs for the compilation cache: each process has to compile its own
-    programs, and once a process has used oneDNN, it no longer caches any program.
+    programs, and once a process has used oneDNN, the process no longer caches any
+    program.
     """
     if not _can_be_used():
         return jax.jit(function, **options)
-    # Serializing a program with oneDNN raises std::bad_alloc.
+    # Serializing a program that uses oneDNN raises std::bad_alloc.
     jax.config.update(_LEAST, math.inf)
 
     @functools.wraps(function)
@@ -49,7 +50,7 @@ def jit(function: Callable[..., Any], **options: Any) -> Any:
 
 
 def is_used() -> bool:
-    """Returns whether the current trace is compiled with oneDNN."""
+    """Returns whether the program being traced will be compiled with oneDNN."""
     return _is_used.get()
 
 
@@ -74,7 +75,7 @@ def _is_there() -> bool:
     jitted = jax.jit(convolve, compiler_options=dict(_OPTIONS))
     try:
         program = jitted.lower(x, kernel).compile().as_text()
-    except (jax.errors.JaxRuntimeError, ValueError):  # options differ between versions
+    except (jax.errors.JaxRuntimeError, ValueError):  # jaxlib's options vary by version
         return False
     finally:
         jax.config.update(_LEAST, kept)

@@ -1,4 +1,4 @@
-"""torch.nn.Linear, and PyTorch's initialization of weights and biases."""
+"""A layer like torch.nn.Linear, and PyTorch's initialization of weights and biases."""
 
 import math
 from collections.abc import Callable
@@ -43,9 +43,9 @@ def _draw(
     return distribution(key, (math.prod(shape),), dtype).reshape(shape)
 
 
-# nn.Conv2d and nn.Linear draw from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), which is
-# equivalent to kaiming_uniform_(a=sqrt(5)). torchvision's ResNet then initializes its
-# convolutions again, with kaiming_normal_(mode="fan_out").
+# nn.Conv2d and nn.Linear draw their weights from U(-1/sqrt(fan_in), 1/sqrt(fan_in)),
+# which is equivalent to kaiming_uniform_(a=sqrt(5)). torchvision's ResNet then
+# reinitializes its convolutions with kaiming_normal_(mode="fan_out").
 KERNEL_INITS: dict[str, Callable[..., jax.Array]] = {
     "torch": _torch_init,
     "kaiming": _kaiming_init,
@@ -67,7 +67,7 @@ def storage_dtype(dtype: jnp.dtype, param_dtype: jnp.dtype | None = None) -> jnp
 
 
 class Linear(nn.Module):
-    """torch.nn.Linear, with the same initialization.
+    """A layer like torch.nn.Linear, with the same initialization.
 
     Maps x [..., C] to [..., features].
     """

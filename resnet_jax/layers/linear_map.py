@@ -23,9 +23,9 @@ def linear_map(
     forward and reverse mode, derivatives of every order, and jax.vmap.
 
     Args:
-      forward: a function that maps arrays to one array.
-      transpose: a function that maps arrays to a tuple with one array per value, or to
-        one array if there is a single value.
+      forward: a function that maps the residuals and values to one array.
+      transpose: a function that maps the residuals and the cotangent to a tuple with
+        one array per value, or to one array if there is a single value.
     """
     found = _linear_map.bind(
         *map(jnp.asarray, (*residuals, *values)),
@@ -118,7 +118,7 @@ def _batched(
     for index, (x, axis) in enumerate(pairs):
         if axis is not None:
             x, axis = jnp.moveaxis(x, axis, 0), 0
-        elif index >= num_residuals:  # the transpose returns one value per row
+        elif index >= num_residuals:  # its gradient has a batch axis
             x, axis = jnp.broadcast_to(x, (size, *x.shape)), 0
         moved.append(x)
         in_axes.append(axis)

@@ -29,27 +29,27 @@ class BatchNorm(nn.Module):
     """torch.nn.BatchNorm2d over all axes but the last; maps x [..., C] to [..., C].
 
     In training (`train=True`), x is normalized by the mean and the *biased* variance of
-    the batch, computed in two passes. The running statistics in the `batch_stats`
-    collection, which must be mutable, are updated with the batch's mean and *unbiased*
-    variance:
+    the batch. The running statistics in the `batch_stats` collection, which must be
+    mutable, are updated with the batch's mean and *unbiased* variance:
 
         running = (1 - momentum) * running + momentum * batch
 
     In inference, x is normalized by the running statistics. Neither inference nor
-    initialization changes the running statistics. Arithmetic and statistics use
-    promote_types(dtype, float32). Under jit with a sharded batch, the statistics are
-    computed over the global batch.
+    initialization changes the running statistics. Computations and statistics use the
+    dtype promote_types(dtype, float32). Under jit with a sharded batch, the statistics
+    are computed over the global batch.
 
-    For bfloat16 inputs, the variance is computed in float32 as E[d^2] - E[d]^2, where
-    d = x - running mean. This takes a single pass, which compilers can fuse with the
-    preceding convolution. The rounding error is smaller than that of the inputs
-    themselves, which have 8 significant bits. If `factors` is given, TPUs compute the
-    same gradient differently (see layers/projection.py).
+    The mean and variance are computed in two passes. For bfloat16 inputs, however, the
+    variance is computed in float32 as E[d^2] - E[d]^2, where d = x - running mean. This
+    requires only a single pass, which compilers can fuse with the preceding
+    convolution. The rounding error is smaller than the error of the inputs themselves,
+    which have only 8 significant bits. If `factors` is given, TPUs compute the same
+    gradient from the factors (see layers/projection.py).
 
     Raises:
-      ConfigError: if momentum is not a number from 0 to 1 (None, which means a
-        cumulative average in PyTorch, is not supported); or, in training, if there is
-        only one value per channel, whose variance is undefined.
+      ConfigError: if momentum is not a number from 0 to 1 (PyTorch's None, for a
+        cumulative average, is not supported); or, in training, if each channel has only
+        one value, so that its unbiased variance is undefined.
       flax.errors.ModifyScopeVariableError: in training, if apply was called without
         mutable=["batch_stats"].
     """
@@ -122,7 +122,7 @@ def normalized(conv: Any, norm: Any, x: jax.Array, train: bool) -> jax.Array:
     """
     y: jax.Array = conv(x)
     options: dict[str, Any] = {}
-    # Modules of other types do not take factors.
+    # Modules of other types do not accept factors.
     is_own = type(conv) is Conv and type(norm) is BatchNorm
     if train and is_own and conv.stride * conv.groups == 1 and not conv.use_bias:
         kernel = conv.get_variable("params", "kernel")

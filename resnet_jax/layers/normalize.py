@@ -21,14 +21,14 @@ def normalize(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalizes x by its mean and biased variance; returns (y, mean, variance).
 
-    Everything is computed in the dtype of x [..., C]; scale, bias and shift have the
-    shape [C]. The gradient is computed in closed form, which reads memory less often
-    than the gradient that JAX would derive from the two-pass variance.
+    All arithmetic uses the dtype of x [..., C]; scale, bias and shift have the shape
+    [C]. The gradient is computed in closed form, because this reads memory less often
+    than differentiating the two-pass variance with JAX.
 
     Args:
-      shift: values near the mean, which allow the variance to be computed in one pass.
-        The variance is less precise if they are far from the mean (see BatchNorm). If
-        `shift` is None, the variance is computed in two passes.
+      shift: values near the mean, with which the variance can be computed in one pass.
+        The variance is less precise if these values are far from the mean (see
+        BatchNorm). If `shift` is None, the variance is computed in two passes.
     """
     return moments(x, scale, bias, epsilon, shift)[0]
 
@@ -106,14 +106,14 @@ def backward(
 
 
 def _sums(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the per-channel sums [C] of each of two arrays [..., C]."""
+    """Returns the per-channel sums [C] of x [..., C] and of y [..., C]."""
 
     def apart(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
         axes = tuple(range(x.ndim - 1))
         return x.sum(axes), y.sum(axes)
 
     def at_once(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-        # One kernel sums within images, and another sums across images.
+        # One CUDA kernel sums within images, and a second one sums across images.
         axes = tuple(range(1, x.ndim - 1))
         both = jnp.stack([x.sum(axes), y.sum(axes)]).sum(1)
         return both[0], both[1]
@@ -125,7 +125,7 @@ def _sums(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _kept(x: jax.Array) -> jax.Array:
-    """Wraps x in a barrier so that XLA does not recompute it for each use on CPUs."""
+    """Wraps x in a barrier on CPUs, so that XLA does not recompute it for each use."""
     found: jax.Array = lax.platform_dependent(
         x, cpu=lax.optimization_barrier, default=lambda x: x
     )

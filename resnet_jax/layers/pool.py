@@ -46,7 +46,8 @@ def max_pool_2x2(x: jax.Array) -> jax.Array:
     """Applies torch.nn.MaxPool2d(2, 2) to x [B, H, W, C].
 
     The result has the shape [B, H // 2, W // 2, C]. If several pixels of a window equal
-    its maximum, they share the gradient, whereas PyTorch gives it to the first.
+    its maximum, they share the gradient, whereas PyTorch gives all of it to the first
+    one.
     """
     batch, height, width, channels = x.shape
     x = x[:, : height // 2 * 2, : width // 2 * 2]
@@ -66,8 +67,8 @@ def max_pool(x: jax.Array) -> jax.Array:
 
 
 def _max_pool_of_padded(x: jax.Array) -> jax.Array:
-    # jax2onnx 0.17 ignores nn.max_pool's padding, and it reads window_shape only if
-    # it is passed by keyword.
+    # jax2onnx 0.17 ignores the padding of nn.max_pool and reads window_shape only if it
+    # is a keyword argument.
     edges = ((0, 0), (1, 1), (1, 1), (0, 0))
     x = jnp.pad(x, edges, constant_values=-jnp.inf)
     found: jax.Array = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2))
@@ -129,8 +130,8 @@ def _windows(x: jax.Array, axis: int) -> list[jax.Array]:
 def _give(windows: list[jax.Array], dy: jax.Array, axis: int) -> jax.Array:
     """Returns the gradient with respect to the pixels.
 
-    `dy` is the gradient of the maxima along `axis`. Pixel 2q is the second of window q;
-    pixel 2q + 1 is the third of window q and the first of window q + 1.
+    `dy` is the gradient with respect to the maxima along `axis`. Pixel 2q is the second
+    of window q; pixel 2q + 1 is the third of window q and the first of window q + 1.
     """
     # Comparing pixels with the maximum would be wrong: if XLA computes a pixel twice,
     # in different loops, the two results may differ in the last bit, so that no pixel

@@ -9,11 +9,11 @@ from jax import lax
 
 from resnet_jax.layers.winograd import contract, split, sum_chunks
 
-_COLUMNS = 2**18  # number of values in a chunk of copies, which fits into the cache
+_COLUMNS = 2**18  # number of im2col values per chunk, small enough for the cache
 
 
 def convolve(stride: int, padding: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolves with one matrix product over all taps (im2col)."""
+    """Convolves x with `kernel` in one matrix product over all taps (im2col)."""
     size = kernel.shape[0]
     height, width = (
         (length + 2 * padding - size) // stride + 1 for length in x.shape[1:3]
@@ -101,7 +101,7 @@ def _copies(
 ) -> jax.Array:
     """Returns copies of x, concatenated along the last axis.
 
-    There is one copy for each tap, shifted along `axis`.
+    Each tap has its own copy, which is shifted along `axis`.
     """
     axis %= x.ndim
     x = lax.pad(

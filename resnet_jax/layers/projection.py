@@ -2,16 +2,16 @@
 
 On TPUs, the gradient is computed without the output of the convolution. Let
 x = inputs @ kernel. The gradient with respect to x is dx = gain * dy + along * x +
-offset, where gain, along and offset have one value per channel. The products of dx can
-therefore be computed without x:
+offset, where gain, along and offset have one value per channel. Matrix products with dx
+can therefore be computed without x:
 
     dx @ kernel.T = dy @ (gain * kernel).T + inputs @ (along * kernel) @ kernel.T + ...
     inputs.T @ dx = gain * inputs.T @ dy + along * (inputs.T @ inputs) @ kernel + ...
 
 Likewise, sum(dy * x) is the sum of kernel * (inputs.T @ dy). These formulas pay off if
-the convolution has more output channels than input channels, because its output is
-neither kept nor read again. The last convolution of a bottleneck block, for example,
-has four times as many output channels.
+the convolution has more output channels than input channels, because the larger output
+of the convolution is then neither stored nor read again. The last convolution of a
+bottleneck block, for example, has four times as many output channels.
 """
 
 from functools import partial
@@ -126,14 +126,14 @@ def by_factors(*args: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def _product(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Returns x.T @ y [D, C] for x [..., D] and y [..., C] as float32 or wider."""
+    """Returns x.T @ y [D, C], in float32 or wider, for x [..., D] and y [..., C]."""
     pixels = tuple(range(x.ndim - 1))
     sides = ((pixels, pixels), ((), ()))
     return lax.dot_general(x, y, sides, preferred_element_type=storage_dtype(x.dtype))
 
 
 def _by_pixel(x: jax.Array, matrix: jax.Array) -> jax.Array:
-    """Returns x @ matrix as float32 or wider."""
+    """Returns x @ matrix in float32 or wider."""
     kernel = matrix.astype(x.dtype)[None, None]
     y = conv.convolve(x, kernel, stride=1, padding=0)
     return y.astype(storage_dtype(y.dtype))

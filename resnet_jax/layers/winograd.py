@@ -1,10 +1,10 @@
-"""3x3 convolutions of stride 1 using Winograd's algorithm F(4x4, 3x3).
+"""3x3 convolutions with stride 1 by Winograd's algorithm F(4x4, 3x3).
 
-For each channel, a 4x4 tile of the result takes 36 multiplications instead of 144: 6x6
-sums of pixels are multiplied by 6x6 sums of taps. Over all tiles and channels, each of
-these 36 multiplications becomes a matrix product. The sums evaluate polynomials at 0,
-+-3/4, +-3/2 and infinity. These points cause smaller rounding errors than the usual
-points 0, +-1, +-2 and infinity.
+For each channel, a 4x4 tile of the result requires 36 multiplications instead of 144:
+6x6 sums of pixels are multiplied elementwise by 6x6 sums of taps. Over all tiles and
+channels, each of these 36 multiplications becomes a matrix product. The sums evaluate
+polynomials at 0, +-3/4, +-3/2 and infinity. These points cause smaller rounding errors
+than the usual points 0, +-1, +-2 and infinity.
 """
 
 import math
@@ -25,7 +25,7 @@ Line = Sequence[jax.Array]
 Transform = Callable[[Line], Line]
 
 
-# With jax.jit, this is traced only once per shape, and networks repeat shapes.
+# jax.jit traces this only once per shape, and layers of a network often share shapes.
 @partial(jax.jit, static_argnums=2)
 def convolve(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
     """Convolves x [B, H, W, C] with kernel [3, 3, C, F]."""
@@ -66,7 +66,7 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, padding: int) -> jax.Array:
 
 
 def _pixels(x: jax.Array, padding: int) -> Line:
-    """Returns the 6x6 sums of the pixels of x [groups, B, H, W, C] (see _tiles)."""
+    """Returns 6x6 sums of pixels per tile of x [groups, B, H, W, C] (see _tiles)."""
     counts = [(length + 2 * padding + 1) // 4 for length in x.shape[-3:-1]]
     edges = [
         (padding, 4 * count + 2 - length - padding)
@@ -76,10 +76,10 @@ def _pixels(x: jax.Array, padding: int) -> Line:
 
 
 def _tiles(transform: Transform, x: jax.Array, size: int) -> Line:
-    """Applies `transform` to the rows and then to the columns of tiles of x.
+    """Applies `transform` to the rows and then to the columns of each tile of x.
 
-    The tiles have `size` x `size` pixels and are 4 pixels apart. Returns 6 arrays
-    [6, ..., h, w, C], one per column of the transformed tiles, each with all 6 rows.
+    The tiles have `size` x `size` pixels and start every 4 pixels. Returns 6 arrays [6,
+    ..., h, w, C], one per column of the transformed tiles, each with all 6 rows.
     """
 
     def along(axis: int, x: jax.Array) -> Line:
@@ -92,7 +92,7 @@ def _tiles(transform: Transform, x: jax.Array, size: int) -> Line:
 
 
 def _at_once(transform: Transform, line: Line) -> Line:
-    """Applies `transform` behind a barrier, so that XLA does not repeat it per sum."""
+    """Applies `transform` once: a barrier keeps XLA from repeating it for each sum."""
     found: Line = lax.optimization_barrier(transform(line))
     return found
 
@@ -156,10 +156,9 @@ def _to_taps(u: Line) -> Line:  # the transpose of _of_taps
 def split(*arrays: jax.Array, pixels: int) -> tuple[jax.Array, ...]:
     """Reshapes each array [B, ...] to [steps, groups, images, ...].
 
-    The last array is [B, H, W, C]. Its images in one step of one group have at most
-    `pixels` pixels in total, unless a single image has more. If several devices share
-    the batch, each has its own groups, so that no step needs images from another
-    device.
+    The last array is [B, H, W, C]. For each step and group, this array contributes at
+    most `pixels` pixels, unless a single image has more. If several devices share the
+    batch, each has its own groups, so that no step needs images from another device.
     """
     batch, height, width = arrays[-1].shape[:3]
     groups = math.gcd(batch, jax.device_count())
@@ -195,7 +194,7 @@ def map_chunks(
 
 
 def sum_chunks(function: Callable[..., Any], *parts: jax.Array) -> Any:
-    """Returns the sum, over all steps, of the trees that `function` returns."""
+    """Applies `function` to each step of `parts`; returns the sum of the results."""
 
     def add(step: jax.Array, total: Any) -> Any:
         of_step = (
@@ -212,12 +211,13 @@ def sum_chunks(function: Callable[..., Any], *parts: jax.Array) -> Any:
 
 
 def late_zero(x: jax.Array, dtype: Any) -> jax.Array:
-    """Returns a 0 that XLA cannot compute before `x` on CPUs.
+    """Returns a 0 that XLA cannot compute on CPUs until `x` is available.
 
-    Buffers that depend on this 0 are therefore not all allocated when a training step
-    begins. Inside shard_map, the 0 varies over devices like `x`.
+    Buffers that depend on this 0 are therefore not allocated all at once when a
+    training step begins. Inside shard_map, the 0 varies over the same mesh axes as `x`.
     """
-    # With several devices, only one has the first element, so no element is read.
+    # With several devices, only one of them has the first element, so no element is
+    # read.
     first = x.reshape(-1)[: 1 if jax.device_count() == 1 else 0]
     ones = lax.population_count(lax.bitcast_convert_type(first, jnp.uint8))
     return (ones >> 4).sum(dtype=jnp.uint8).astype(dtype)

@@ -1,4 +1,4 @@
-"""Residual networks by name, and their building blocks."""
+"""Residual networks, created by name, and their building blocks."""
 
 import lazy_loader
 

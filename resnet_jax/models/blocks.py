@@ -87,7 +87,7 @@ class BasicBlock(nn.Module):
     Attributes:
       shortcut: see _shortcut.
       drop_path: probability of dropping an image's residual in training (DropPath in
-        timm). The other residuals are scaled up. This needs the RNG stream "dropout".
+        timm). Those that are kept are scaled up. This needs the RNG stream "dropout".
       zero_init_last: whether to initialize the scale of the last BatchNorm to 0, so
         that the block starts as its shortcut (torchvision's zero_init_residual).
     """
@@ -100,7 +100,7 @@ class BasicBlock(nn.Module):
     drop_path: float = 0.0
     zero_init_last: bool = False
 
-    expansion = 1  # output channels per `features`
+    expansion = 1  # ratio of output channels to `features`
     is_preact = False
 
     @nn.compact
@@ -116,7 +116,7 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolutions; maps [B, H, W, C] to [B, H', W', 4 * features].
 
-    As in torchvision's Bottleneck ("V1.5"), the stride is in the 3x3 convolution.
+    By default, the 3x3 convolution has the stride, as in torchvision ("V1.5").
 
     Attributes:
       groups: number of groups in the 3x3 convolution (ResNeXt, Xie et al. 2017).
@@ -158,11 +158,11 @@ class Bottleneck(nn.Module):
 class PreActBlock(nn.Module):
     """Two 3x3 convolutions, each preceded by BatchNorm and ReLU.
 
-    See He et al. 2016, figure 4 (e), and BasicBlock for the shapes and drop_path.
+    See He et al. 2016, figure 4 (e); for the shapes and drop_path, see BasicBlock.
 
     Attributes:
-      shortcut: "conv" applies a 1x1 convolution to the first convolution's input if the
-        shape changes, and is x itself otherwise. "none" omits the shortcut.
+      shortcut: "conv" is a 1x1 convolution of the first convolution's input if the
+        shape changes, and x itself otherwise. "none" omits the shortcut.
     """
 
     features: int
@@ -207,7 +207,7 @@ class Network(nn.Module, kw_only=True):
       drop_path: rate in the last block (see BasicBlock); rates rise linearly from 0.
       zero_init_last: see BasicBlock.
       remat: whether the backward pass recomputes everything but each block's input.
-        Gradients stay the same; memory use falls, and arithmetic increases by a third.
+        Gradients stay the same; memory use falls, and computation rises by a third.
     """
 
     num_classes: int
@@ -238,7 +238,7 @@ class Network(nn.Module, kw_only=True):
         """Fits variables to images before training, which only resnet9 requires.
 
         Args:
-          inputs: a function that yields a given number of preprocessed images in parts.
+          inputs: a function that yields a given number of preprocessed images.
         """
         return variables
 

@@ -16,7 +16,7 @@ from resnet_jax.models.hresnet import HResNet
 from resnet_jax.models.resnet import ResNet, Stem
 from resnet_jax.models.resnet9 import ResNet9
 
-# torchvision's networks: the block type, and the number of blocks in each stage.
+# torchvision's networks: the block type and the number of blocks in each stage.
 _IMAGENET = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
     "resnet34": (BasicBlock, (3, 4, 6, 3)),

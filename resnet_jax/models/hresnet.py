@@ -19,15 +19,15 @@ from resnet_jax.models.blocks import (
 class HResNet(Network):
     """The tutorial's network.
 
-    It consists of three blocks with average pooling and three linear layers, and maps
-    images [B, 32, 32, 3] to logits [B, num_classes] or, if `num_classes` is 0, to the
-    features [B, 512] before the last layer. The outputs are float32 or more precise.
-    Convolutions have biases, and the features are flattened in PyTorch's order: C, H,
-    W. By default, each shortcut is a 1x1 convolution without BatchNorm, and every layer
-    has PyTorch's default initialization.
+    It consists of three blocks, each followed by average pooling, and of three linear
+    layers. It maps images [B, 32, 32, 3] to logits [B, num_classes] or, if
+    `num_classes` is 0, to the features [B, 512] before the last layer. The outputs have
+    at least float32 precision. Convolutions have biases, and the features are flattened
+    in PyTorch's order: C, H, W. By default, each shortcut is a 1x1 convolution without
+    BatchNorm, and every layer has PyTorch's default initialization.
 
-    The attributes shortcut, norm, dropout (which is applied after fc1 and fc2),
-    weight_init, drop_path, zero_init_last and remat are as in ResNet.
+    The attributes shortcut, norm, dropout (applied after fc1 and fc2), weight_init,
+    drop_path, zero_init_last and remat have the same meaning as in ResNet.
     """
 
     shortcut: Shortcut = "conv"

@@ -1,4 +1,4 @@
-"""Residual networks of He et al. with any type of block, depth and width."""
+"""Residual networks of He et al. with any depth, width and type of block."""
 
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ Stem = Literal["imagenet", "cifar"]
 
 
 class ResNet(Network):
-    """A residual network with any type of block, depth and width.
+    """A residual network of any depth and width, built from any type of block.
 
     It maps images [B, H, W, C] to logits [B, num_classes] or, if `num_classes` is 0, to
     the pooled features [B, widths[-1] * block.expansion]. The outputs are float32 or
@@ -113,10 +113,10 @@ class ResNet(Network):
 
 
 class Head(nn.Module):
-    """The last layer of a network, from features [B, F] to logits [B, num_classes].
+    """A network's last layer; maps features [B, F] to logits [B, num_classes].
 
-    Apply this module to the network's variables, of which it reads only the variables
-    of `layer`.
+    Apply this module with the variables of the network; it ignores the variables of all
+    layers but `layer`.
     """
 
     layer: str

@@ -28,7 +28,7 @@ class ResNet9(Network):
     of the three stages doubles the number of channels. A stage consists of a
     convolution, 2x2 max pooling, BatchNorm and ReLU. In the first and last stages, a
     residual block follows. The network ends in global max pooling and a linear layer,
-    whose output is multiplied by 1/8. Other attributes are as in ResNet.
+    whose output is multiplied by 1/8. The other attributes are the same as in ResNet.
 
     Attributes:
       width: number of output channels of the first convolution.
@@ -40,7 +40,7 @@ class ResNet9(Network):
     whiten: bool = False
     shortcut: Shortcut = "identity"
 
-    logit_scale = 0.125  # as in Page 2018; keeps the initial losses small
+    logit_scale = 0.125  # as in Page 2018, to keep the initial losses small
 
     @nn.nowrap
     def fit_to_images(

@@ -14,11 +14,11 @@ from resnet_jax.models.blocks import BasicBlock, Bottleneck, PreActBlock
 
 
 class Layer(NamedTuple):
-    """A convolution, linear, BatchNorm or whitening layer, applied to one image."""
+    """A convolutional, linear, BatchNorm or whitening layer, applied to one image."""
 
     name: str  # PyTorch's name
     kind: str  # Conv, Linear, BatchNorm or Whitening
-    size: str  # such as "3x3 /2" for a convolution; "" for other layers
+    size: str  # size and stride of a convolution, such as "3x3 /2"; otherwise, ""
     output: tuple[int, ...]  # (H, W, C) or (C,)
     num_params: int
     num_macs: int  # multiply-adds, as torchvision and the papers count them
@@ -29,7 +29,7 @@ class Block(NamedTuple):
 
     name: str
     kind: str  # BasicBlock, Bottleneck or PreActBlock
-    shortcut: str  # the type in effect: identity, pad, conv, conv_bn or none
+    shortcut: str  # the shortcut in effect: identity, pad, conv, conv_bn or none
     input: tuple[int, ...]  # (H, W, C)
     output: tuple[int, ...]
 
@@ -42,7 +42,7 @@ class Structure(NamedTuple):
 
 
 def structure(model: nn.Module, image_shape: tuple[int, int, int]) -> Structure:
-    """Returns the layers and blocks of `model` for an image of image_shape (H, W, C).
+    """Returns the layers and blocks of `model` for an image of shape (H, W, C).
 
     This computes only shapes and does not run the model.
     """
@@ -63,7 +63,7 @@ def structure(model: nn.Module, image_shape: tuple[int, int, int]) -> Structure:
             if shortcut in keeps and source == output:
                 shortcut = "identity"
             if shortcut == "conv_bn" and f"{name}.downsample.1" not in own:
-                shortcut = "conv"  # a network without BatchNorm
+                shortcut = "conv"  # the network has no BatchNorm
             kind = type(module).__name__
             found.blocks.append(Block(name, kind, shortcut, source, output))
         return y
@@ -91,7 +91,7 @@ def _layer(module: nn.Module, name: str, output: tuple[int, ...]) -> Layer:
 
 
 def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> str:
-    """Returns a table of the layers of `model` for an image of image_shape (H, W, C).
+    """Returns a table of the layers of `model` for an image of shape (H, W, C).
 
     Multiply-adds are counted for convolutions and linear layers, as in torchvision and
     the papers. This computes only shapes and does not run the model.

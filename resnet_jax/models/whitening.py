@@ -38,7 +38,7 @@ class Whitening(Conv):
 
 
 def first_convolution(net: Any, conv: Callable[..., Any], x: jax.Array) -> jax.Array:
-    """Applies a ResNet9's first convolution, from [B, H, W, C] to [B, H, W, width].
+    """Applies the first convolution of ResNet9; maps [B, H, W, C] to [B, H, W, width].
 
     If `net.whiten` is True, this is a 1x1 convolution after a Whitening layer;
     otherwise, it is a 3x3 convolution.
@@ -58,19 +58,21 @@ def fit(
     """Returns `variables` with the layer "whiten", if any, fitted to the images.
 
     The fit always uses the same 5,000 images. Afterward, the layer's outputs are
-    uncorrelated over all patches that lie inside these images, and the mean square of
-    each output is at most 1.
+    uncorrelated over all patches of these images that contain no padding, and the mean
+    square of each output is at most 1.
 
     Args:
       variables: the model's variables.
-      inputs: a function that yields a given number of preprocessed images in parts.
+      inputs: a function that takes a number of images and yields that many preprocessed
+        images in chunks.
     """
     statistics = dict(variables["batch_stats"])
     if LAYER not in statistics:
         return variables
     shape = statistics[LAYER]["kernel"].shape
     kernel = whitening_kernel(inputs(_IMAGES), shape[0]).astype(np.float32)
-    # All processes use the kernel of the first process, because rounding may differ.
+    # All processes use the kernel of the first process, because rounding may differ
+    # between processes.
     statistics[LAYER] = {"kernel": processes.from_first(kernel)}
     return {**variables, "batch_stats": statistics}
 
@@ -79,13 +81,13 @@ def whitening_kernel(parts: Iterable[np.ndarray], size: int) -> np.ndarray:
     """Returns a kernel that computes the whitened principal components of patches.
 
     Args:
-      parts: the images, in chunks of [N, H, W, C].
+      parts: the images, as chunks [N, H, W, C].
       size: height and width of the patches.
 
     Returns:
-      A convolution kernel [size, size, C, size * size * C]. Each output channel is a
-      principal component divided by its standard deviation, in order of decreasing
-      variance.
+      A convolution kernel [size, size, C, size * size * C]. The output channels are the
+      principal components, each divided by its standard deviation, in order of
+      decreasing variance.
     """
     total, count = 0.0, 0
     for x in parts:

@@ -123,11 +123,11 @@ def plot(
 
     Args:
       lines: maps each label to the coordinates (x, y) of its line.
-      rates: coordinates of the learning rate, which is drawn below the lines, or None
-        to omit it.
+      rates: coordinates (x, y) of the learning rate curve, drawn below the lines, or
+        None to omit the curve.
 
     Returns:
-      The points of all lines, each with a text that states its label and value.
+      The points of all lines, each with text that states its label and value.
     """
     figure = new_figure(5.2, 4.6 if rates else 3.8)
     if rates is None:

@@ -60,7 +60,7 @@ def list_rows(found: Structure, pooling: str | None = None) -> list[Row]:
       pooling: "average" or "max" if the head begins with global pooling.
     """
     inside: dict[str, list[Layer]] = {b.name: [] for b in found.blocks}
-    outside: dict[str, list[Layer]] = {"": []}  # by preceding block; "" for the stem
+    outside: dict[str, list[Layer]] = {"": []}  # keys: preceding block; "" for the stem
     latest = ""
     for layer in found.layers:
         owner = layer.name.split(".downsample")[0]
@@ -68,7 +68,8 @@ def list_rows(found: Structure, pooling: str | None = None) -> list[Row]:
         latest = owner if owner in inside else latest
         (inside if owner in inside else outside).setdefault(latest, []).append(layer)
     before, behind = outside.pop(""), outside.pop(latest, [])
-    # A pre-activation block begins with ReLU, so the stem before it ends without one.
+    # A pre-activation block begins with BatchNorm and ReLU, so the stem before it has
+    # no ReLU.
     activated = not any(block.kind == "PreActBlock" for block in found.blocks)
     stem = _boxes(before, last=activated)
     rows: list[Row] = [(_title("stem", before), stem, None)] if before else []
@@ -175,7 +176,7 @@ def _draw_row(
     joined = shortcut != "none"
     _arrow(axes, (start - 0.3, y), (start - 0.02, y))
     axes.text(x + 0.1, y, "+" if joined else "", ha="center", va="center", fontsize=14)
-    if boxes[1] != _RELU:  # a block that begins with ReLU does not end with one
+    if boxes[1] != _RELU:  # pre-activation blocks do not end with ReLU
         axes.text(x + 0.3, y, "ReLU", va="center", fontsize=8)
     if joined:
         top = y + 0.45

@@ -13,7 +13,7 @@ _MOST_NAMED = 60  # maximum number of classes with their own bars and names
 def plot_counts(
     counts: np.ndarray, names: Sequence[str], splits: Sequence[str], path: Path
 ) -> None:
-    """Draws the number of images of each class as bars, or as curves for many classes.
+    """Draws the number of images of each class as bars or, for many classes, as curves.
 
     In the curves, classes are sorted by their counts in the first split, largest first.
 

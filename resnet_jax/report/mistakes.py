@@ -10,8 +10,8 @@ from resnet_jax.report.page import Content, Gallery, Image, Matrix
 
 MOST_CLASSES = 20  # maximum number of classes for a matrix with linked cells
 _PER_PAIR = 2  # maximum number of images per pair of classes
-_MOST = 60  # maximum number of images
-_SIDE = 96  # maximum side of an image in pixels
+_MOST = 60  # maximum number of images in the gallery
+_SIDE = 96  # maximum side length of an image in pixels
 
 
 def contents(
@@ -56,7 +56,7 @@ def contents(
 
 
 def _png(image: np.ndarray) -> bytes:
-    """Returns a uint8 image [1, H, W, C] as a PNG whose sides are at most _SIDE."""
+    """Returns a uint8 image [1, H, W, C] as a PNG of at most _SIDE pixels per side."""
     from PIL import Image as pillow
 
     pixels = image[0, :, :, 0] if image.shape[-1] == 1 else image[0]

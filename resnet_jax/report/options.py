@@ -86,6 +86,6 @@ class SubjectConfig(NetworkConfig):
             fields.refuse(self, own, "needs --weights: a run has its own")
 
     def _says_model(self) -> bool:
-        """Returns whether --weights is a folder or name that may imply the network."""
+        """Returns whether --weights is a folder or name that may specify a network."""
         source = self.weights or ""
         return source.startswith(("hf-hub:", *SHIPPED)) or os.path.isdir(source)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from resnet_jax import files
 
 _SHRINKS = 700  # width in pixels above which figures scroll on a narrow screen
-_LEAST = 0.6  # fraction of a figure's width at which its text is still legible
+_LEAST = 0.6  # smallest fraction of a figure's width at which its text is legible
 
 
 class Point(NamedTuple):
@@ -39,9 +39,10 @@ class Picture(NamedTuple):
     """A figure as a PNG file, with its text alternative.
 
     Args:
-      points: points on curves. The text of a point is shown while the mouse pointer is
-        near it.
-      values: a table of the figure's values, which is collapsed below the figure.
+      points: points on the curves of the figure. The text of a point is shown while the
+        mouse pointer is near the point.
+      values: a table of the figure's values, collapsed below the figure until a reader
+        opens it.
       has_images: whether the figure contains images. On a dark page, the colors of
         such a figure are kept, and the colors of other figures are inverted.
     """
@@ -75,7 +76,7 @@ class Folded(NamedTuple):
 
 
 class Matrix(NamedTuple):
-    """A square matrix of counts; the shade of a cell shows its share of the row.
+    """A square matrix of counts; the shade of a cell shows its share of the row total.
 
     Args:
       links: maps (row, column) to the id of the Image that the cell links to.

@@ -35,13 +35,13 @@ def predict_files(
 ) -> None:
     """Prints or writes the most likely classes of each image with their probabilities.
 
-    Images are resized to the image size of the data set in the same way as the images
-    in a folder, and preprocessed like images of the data set. The batch size affects
-    only rounding.
+    Images are resized to the image size of the data set, in the same way as images from
+    a folder, and are then preprocessed like images of the data set. The batch size
+    affects only rounding.
 
     Args:
-      saliency_dir: folder for a Grad-CAM figure of each image, NUMBER-NAME.png, or None
-        to draw no figures.
+      saliency_dir: folder for the Grad-CAM figures, NUMBER-NAME.png for each image, or
+        None to draw no figures.
       output: file to write instead of printing, with a row for each image; see tables.
       top_k: maximum number of classes to show for each image.
 
@@ -204,7 +204,7 @@ def grad_cam(
             y = call(*args, **kwargs)
             if ".".join(context.module.path) == last.name:
                 if context.method_name == "__call__":
-                    y = y + change  # has the same gradient as y
+                    y = y + change  # `change` has the same gradient as y
                     seen.append(y)
             return y
 

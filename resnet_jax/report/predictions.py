@@ -13,7 +13,7 @@ from resnet_jax.report import scores, tables
 from resnet_jax.report.subject import Subject
 from resnet_jax.training import evaluation, seeds
 
-_MAX_CLASSES = 100  # maximum number of classes for writing all probabilities
+_MAX_CLASSES = 100  # maximum number of classes for which all probabilities are written
 _ROWS = 1000  # number of rows to write at a time
 
 

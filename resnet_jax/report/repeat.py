@@ -1,4 +1,4 @@
-"""Builds the command that repeats a run from its configuration."""
+"""Builds, from a run's configuration, the command that repeats the run."""
 
 import shlex
 from typing import Any

@@ -140,10 +140,10 @@ def _calibration(picture: Any, found: Mapping[str, Any]) -> list[Content]:
     ece = found["ece"]
     alt = f"Reliability diagram, ECE {100 * ece:.2f} %"
     return [
-        "A calibrated network is correct for 80 % of the images that it predicts with "
-        "a confidence of 80 %. The expected calibration error (ECE) is the mean "
-        "absolute difference between confidence and accuracy over 15 bins, weighted by "
-        "the number of images in each bin.",
+        "A calibrated network is correct for 80 % of the images that it classifies "
+        "with a confidence of 80 %. The expected calibration error (ECE) is the "
+        "mean absolute difference between confidence and accuracy over 15 bins, "
+        "weighted by the number of images in each bin.",
         picture("reliability", alt, figures.plot_reliability, found["bins"], ece),
     ]
 

@@ -18,9 +18,9 @@ from resnet_jax.report.page import Content, Table
 from resnet_jax.report.subject import Subject
 from resnet_jax.training import evaluation, metrics, seeds
 
-_IMAGES = 2000  # maximum number of test images at a time
-_BYTES = 2**28  # maximum total bytes of these images; a folder may hold large ones
-_SHOWN = (1, 3, 5)  # severities in the grid
+_IMAGES = 2000  # maximum number of test images to corrupt at a time
+_BYTES = 2**28  # maximum size of these images in bytes; images in a folder may be large
+_SHOWN = (1, 3, 5)  # severities that plot_corruptions draws
 Found = dict[str, Any]
 
 

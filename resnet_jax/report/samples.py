@@ -16,7 +16,7 @@ from resnet_jax.report import chosen, gallery
 from resnet_jax.report.page import Content, Picture, Table, write
 
 NUM_CLASSES, PER_CLASS, NUM_NAMED = 10, 5, 20
-_MANY = 3.0  # ratio of the largest class to the smallest above which a hint is given
+_MANY = 3.0  # class imbalance (largest / smallest) above which a hint is given
 _SIZES = "Width and height of the images in pixels"
 
 

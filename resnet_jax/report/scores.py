@@ -17,7 +17,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def score(
     probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
 ) -> dict[str, Any]:
-    """Returns the accuracy, NLL, ECE, confusion matrix and metrics of each class.
+    """Returns the accuracy, NLL, ECE, confusion matrix and per-class metrics.
 
     Args:
       probabilities: predicted probabilities [N, C]; each row sums to 1.
@@ -28,7 +28,8 @@ def score(
 
       * count: the number of images.
       * accuracy: the top-1 accuracy.
-      * balanced_accuracy and macro_f1: means over the classes that occur.
+      * balanced_accuracy and macro_f1: mean recall and mean F1 of the classes that
+      occur.
       * nll: the mean negative log-likelihood.
       * ece and bins: the result of `calibration`.
       * confusion: counts [C][C], whose rows are the true classes.
@@ -93,9 +94,9 @@ def calibration(
 ) -> tuple[float, list[dict[str, float]]]:
     """Returns the expected calibration error and the bins that contain images.
 
-    The bins divide (0, 1] into equal widths (Guo et al. 2017, section 2). Each bin
-    is a dict with the keys low and high (its ends), count (its number of images),
-    confidence (the mean over these images) and accuracy.
+    The bins divide (0, 1] into intervals of equal width (Guo et al. 2017, section 2).
+    Each bin is a dict with the keys low and high (its ends), count (its number of
+    images), confidence (the mean over these images) and accuracy.
     """
     edges = np.linspace(0.0, 1.0, num_bins + 1)
     places = np.clip(np.digitize(confidences, edges, right=True) - 1, 0, num_bins - 1)

@@ -47,9 +47,9 @@ class Subject(NamedTuple):
     state: TrainState
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...] | None  # None if unknown
-    seed_index: int | None = None  # index among the seeds of a run
-    data: dict[str, Any] | None = None  # identity of the training data; None if unknown
-    is_resized: bool = False  # an option resizes the images, so pixels differ
+    seed_index: int | None = None  # index of the selected seed in the run
+    data: dict[str, Any] | None = None  # identifies the training data; None if unknown
+    is_resized: bool = False  # whether an option resizes the images
 
 
 def load(
@@ -58,11 +58,12 @@ def load(
     """Loads the subject that the options specify.
 
     Args:
-      one: the option that requires a single network, or "". An error message names it.
-      is_prediction: whether image files are classified, which needs no data set.
+      one: the option that requires a single network, or "". Error messages mention this
+        option.
+      is_prediction: whether image files are classified, which requires no data set.
 
     Raises:
-      ConfigError: if there is no such run, or a name is unknown.
+      ConfigError: if the run does not exist, or if a name is unknown.
       DataError: if weights or an exported folder cannot be read.
       CheckpointError: if the checkpoint of the run cannot be read.
     """
@@ -134,7 +135,7 @@ def _count_classes(cfg: Config, class_names: tuple[str, ...] | None) -> int:
 
 
 def _describe_normalization(cfg: Config, model: nn.Module, found: Match) -> str:
-    """Describes the normalization used for a bare weights file, and the usual one."""
+    """Describes the normalization used for bare weights, and the usual choice."""
     chosen = cfg.augment.normalize
     is_small = found.table in OF_CIFAR or getattr(model, "stem", "cifar") == "cifar"
     usual = "cifar10" if is_small else "imagenet"
@@ -238,7 +239,8 @@ def info(subject: Subject, class_names: Sequence[str]) -> dict[str, Any]:
     cfg, shape = subject.cfg, subject.image_shape
     normalize, side = str(cfg.augment.normalize), shape[0]
     mean, std = parse_normalization(normalize, shape[2])
-    # Only images of varying sizes are cropped; other images are only resized.
+    # Images of varying sizes are resized and cropped; all other images are only
+    # resized.
     is_cropped = sources.is_cropped(cfg.data)
     return {
         "model": {
@@ -260,10 +262,10 @@ def info(subject: Subject, class_names: Sequence[str]) -> dict[str, Any]:
 
 
 def check_data(subject: Subject, test: Dataset) -> str:
-    """Returns a note if the test images are not those of the training run, or "".
+    """Returns a note if the training run used other test images; otherwise, "".
 
     Raises:
-      DataError: if the classes differ from those of the training run.
+      DataError: if the training run had other classes.
     """
     known = subject.class_names
     if known is not None and known != test.class_names:

@@ -14,15 +14,15 @@ from resnet_jax import files
 from resnet_jax.errors import ConfigError
 from resnet_jax.paths import shown
 
-Columns = Mapping[str, type]  # maps names to str, int, float or bool
-Write = Callable[[Sequence[Sequence[Any]]], None]  # takes rows of values
+Columns = Mapping[str, type]  # maps column names to str, int, float or bool
+Write = Callable[[Sequence[Sequence[Any]]], None]  # writes rows of values
 _GROUP = 16_384  # number of rows in a Parquet row group
 
 
 def check(path: Path, option: str) -> None:
     """Raises ConfigError unless `path`, given by the flag `option`, can be written.
 
-    The suffix must be known, and Parquet requires pyarrow.
+    The suffix must belong to a known format, and Parquet requires pyarrow.
     """
     if path.suffix.lower() not in _WRITERS:
         raise ConfigError(
@@ -46,8 +46,7 @@ def check(path: Path, option: str) -> None:
 def writing(path: Path, columns: Columns) -> Iterator[Write]:
     """Yields a function that writes rows to `path`.
 
-    An existing file is replaced at the end of the context, or kept if the context ends
-    with an error.
+    An existing file is replaced when the context exits, or kept if an error is raised.
 
     Raises:
       ConfigError: if the file cannot be written.
@@ -111,7 +110,7 @@ def _for_csv(value: Any) -> Any:
 
 
 def _text(value: Any) -> Any:
-    """Returns `value`; if it is a str, makes it valid for every file format."""
+    """Returns `value`; if it is a str, escapes characters that UTF-8 cannot encode."""
     return shown(value) if isinstance(value, str) else value
 
 

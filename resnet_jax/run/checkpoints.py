@@ -43,8 +43,8 @@ class Checkpoints:
     are kept.
 
     Args:
-      layout: the result of mesh.layout. A warning is logged if it or the version of a
-        package has changed, because the results may then differ.
+      layout: the result of mesh.layout. A warning is logged if the layout or the
+        version of a package has changed, because the results may then differ.
     """
 
     def __init__(self, run_dir: Path, keep: int, layout: dict[str, str]) -> None:
@@ -56,9 +56,9 @@ class Checkpoints:
             **{name: importlib.metadata.version(name) for name in _PACKAGES},
             **layout,
         }
-        self._records: list[Record] = []  # one per epoch, to find the best
+        self._records: list[Record] = []  # one per epoch, to find the best checkpoint
         self._has_failed = False
-        self._saving: Manifest | None = None  # of a save not yet verified
+        self._saving: Manifest | None = None  # manifest of an unverified save
         self._stack = contextlib.ExitStack()
         self._named = self._stack.enter_context(restore.plainly_named(run_dir))
         self._manager = self._make_manager()
@@ -79,8 +79,8 @@ class Checkpoints:
     def restore(self, state: Any) -> tuple[Any, Manifest | None]:
         """Returns the newest valid checkpoint, as NumPy arrays, and its manifest.
 
-        Returns (`state`, None) if there is no checkpoint. Moves the damaged checkpoints
-        that are newer than the valid one to the folder DAMAGED.
+        Returns (`state`, None) if there is no checkpoint. Moves damaged checkpoints
+        that are newer than the returned one to the folder DAMAGED.
 
         Raises:
           CheckpointError: if there are checkpoints but all are damaged.
@@ -112,7 +112,7 @@ class Checkpoints:
         return found, manifest
 
     def _changes(self, then: dict[str, str]) -> str:
-        """Describes the changes since `then`, as in "jax 0.10.2 -> 0.12.0"."""
+        """Describes the changes from `then`, such as "jax 0.10.2 -> 0.12.0"."""
         return ", ".join(
             f"{name} {then[name]} -> {now}"
             for name, now in self._decide_bits.items()
@@ -154,12 +154,12 @@ class Checkpoints:
         manifest: Manifest,
         flush: Callable[[], str | None],
     ) -> None:
-        """Saves `state` if it is not saved yet, and waits; makes up to two attempts.
+        """Saves `state` unless already saved, and waits; makes up to two attempts.
 
         Args:
           flush: a function that writes the pending records, which must be on disk
-            before the checkpoint is saved. It returns the reason for a failure, or
-            None.
+            before the checkpoint is saved. The function returns the reason if it fails,
+            or None.
 
         Raises:
           CheckpointError: if `state` could not be saved.
@@ -210,14 +210,14 @@ class Checkpoints:
                 )
 
     def _give_up(self, error: Exception) -> str:
-        """Logs a warning, prepares another attempt and returns the reason."""
+        """Logs and returns the reason for a failed save; prepares another attempt."""
         self._check_there()
         self._has_failed = True
         reason = first_line(error)
         log.warning("%s: a checkpoint could not be saved: %s", self._dir, reason)
-        with contextlib.suppress(Exception):  # may raise the same error
+        with contextlib.suppress(Exception):  # closing may raise the same error
             self._manager.close()
-        if self._saving is not None:  # incomplete, but may look complete
+        if self._saving is not None:  # incomplete checkpoint that may look complete
             left = self._dir / CHECKPOINTS / str(self._saving["step"])
             shutil.rmtree(left, ignore_errors=True)
             self._saving = None

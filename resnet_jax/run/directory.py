@@ -35,9 +35,9 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 def write_config(run_dir: Path, cfg: Config, class_names: list[str]) -> None:
     """Writes config.json and classes.json.
 
-    config.json contains the fields of `cfg` by group. It stores the run directory as an
-    absolute path, so that files next to the directory can still be found after they
-    have been moved together with it.
+    config.json contains the fields of `cfg`, nested by group. It stores the absolute
+    path of the run directory, so that neighboring files can still be found after the
+    directory and these files have been moved together.
     """
     cfg = fields.replace(cfg, workdir=str(Path(cfg.run.workdir).absolute()))
     files.write_json(run_dir / CONFIG, dataclasses.asdict(cfg))
@@ -72,7 +72,7 @@ def read_run(run_dir: Path) -> Config:
 
 
 def moved(then: str | None, cfg: Config, run_dir: Path) -> str | None:
-    """Returns the current path of the file `then`, which may move with the run."""
+    """Returns the current path of file `then`, which may have moved with the run."""
     if then is None or Path(then).exists():
         return then
     way = os.path.relpath(then, cfg.run.workdir)
@@ -113,18 +113,19 @@ def remove_unsaved(run_dir: Path, written: Iterable[str]) -> None:
     """Removes the files `written` by a run unless the run has a checkpoint."""
     if newest_step(run_dir) is not None:
         return
-    with contextlib.suppress(OSError):  # the folder may hold other files
+    with contextlib.suppress(OSError):  # rmdir fails if the folder is not empty
         for name in written:
             (run_dir / name).unlink(missing_ok=True)
-        # Next to metrics.jsonl, the folder shows that a killed run wrote the metrics.
+        # If metrics.jsonl remains, the folder is kept as a sign that a killed run wrote
+        # it.
         if not (run_dir / METRICS).exists():
             (run_dir / CHECKPOINTS).rmdir()
 
 
 def check_data(run_dir: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raises ConfigError if the data `now` differ from the run's data `then`.
+    """Raises ConfigError if the data `now` differ from the run's original data `then`.
 
-    Both are results of data.dataset.identify.
+    `then` and `now` are results of data.dataset.identify.
     """
     others = changed(then, now)
     if others:
@@ -143,7 +144,8 @@ def check_resumable(cfg: Config, run_dir: Path) -> str:
     Raises:
       ConfigError: if the directory contains another run.
     """
-    # A run that was killed before its first checkpoint leaves an empty folder.
+    # A run that was killed before its first checkpoint leaves an empty checkpoint
+    # folder.
     if not (run_dir / CHECKPOINTS).is_dir() and (run_dir / METRICS).is_file():
         if (run_dir / METRICS).stat().st_size:
             raise ConfigError(
@@ -174,7 +176,7 @@ def claim(run_dir: Path) -> Iterator[None]:
 
     On entry, temporary files that a dead process left behind are removed. On exit, the
     directory is removed if it is empty. The operating system releases the lock if this
-    process dies.
+    process dies, except on file systems without locks, where a file stands for it.
 
     Raises:
       ConfigError: if the directory cannot be written or is used by another process.
@@ -221,7 +223,7 @@ def claim(run_dir: Path) -> Iterator[None]:
 
 
 def _read(run_dir: Path) -> dict[str, Any]:
-    """Returns the description that the holder of the lock wrote, or {}."""
+    """Returns what the holder of the lock wrote about itself, or {}."""
     try:
         found = files.read_json(run_dir / HOLDER)
     except ValueError:

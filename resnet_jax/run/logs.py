@@ -71,25 +71,25 @@ class JsonLines:
         self._unwritten = b""
 
     def write(self, record: Record) -> None:
-        """Appends `record` and syncs the file.
+        """Appends `record` and syncs the file to disk.
 
-        If the disk is full, the record is kept and written later.
+        If the disk is full or fails, the record is kept in memory and written later.
 
         Raises:
-          ConfigError: if the file cannot be written for a lasting reason, such as its
-            permissions.
+          ConfigError: if writing fails for a reason that is not temporary, such as the
+            file's permissions.
         """
         self._unwritten += metrics.json_line(record).encode() + b"\n"
         self.flush()
 
     def flush(self) -> str | None:
-        """Writes pending lines; returns the reason if the disk is full, or None."""
+        """Writes pending lines; returns the reason for a temporary failure, or None."""
         if not self._unwritten:
             return None
         try:
-            # The mode is "r+", so that a removed file is not recreated empty.
+            # The mode "r+" prevents a removed file from being recreated empty.
             with self._path.open("r+b", buffering=0) as file:
-                file.truncate(self._size)  # removes the rest of a failed attempt
+                file.truncate(self._size)  # removes what a failed attempt wrote
                 file.seek(self._size)
                 left = self._unwritten
                 while left:
@@ -200,14 +200,14 @@ class Logs:
         for record in files.read_jsonl(path) if self._step else []:
             if type(record.get("step")) is not int:
                 raise ConfigError(f"{path} has a line without a step: remove the line")
-            # This file is written before metrics.jsonl. A record that metrics.jsonl
+            # layers.jsonl is written before metrics.jsonl. A record that metrics.jsonl
             # lacks will be written to both files again.
             if record["step"] <= (self.last_step or 0):
                 kept.append(record)
         return JsonLines(path, kept)
 
     def write_layers(self, place: dict[str, int], layers: Layers | None) -> None:
-        """Appends `layers`, if any, with the epoch and step of `place`."""
+        """Appends `layers`, if any, with the epoch and step in `place`."""
         if self._layers is not None and layers is not None:
             self._layers.write({**place, "layers": layers})
 
@@ -220,7 +220,7 @@ class Logs:
 
 
 def open_logs(cfg: Config, run_dir: Path, records: list[Record], step: int) -> Logs:
-    """Returns the Logs that `cfg` specifies, which continue after `step`.
+    """Returns the Logs specified by `cfg`, continuing after `step`.
 
     Raises:
       ConfigError: for the reasons listed in Logs, or if the package that --wandb needs
@@ -240,7 +240,7 @@ def open_logs(cfg: Config, run_dir: Path, records: list[Record], step: int) -> L
 
 
 def _make_writer(run_dir: Path, step: int) -> Any:
-    """Returns a TensorBoard writer that purges events written after `step`."""
+    """Returns a TensorBoard writer that purges the events of steps after `step`."""
     try:
         from tensorboardX import SummaryWriter
     except ImportError:

@@ -1,4 +1,4 @@
-"""Logs what a run trains, and on which data and devices, before the first step."""
+"""Logs the network, data and devices of a run before its first step."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ def announce(
     loader: Loader,
     trainable: Callable[[str], bool] | None = None,
 ) -> None:
-    """Logs a few lines that describe the training, only in the first process.
+    """Logs a few lines that describe the training, but only in the first process.
 
     Args:
       cfg: the configuration of the run.
@@ -44,13 +44,15 @@ def describe(
     loader: Loader,
     trainable: Callable[[str], bool] | None = None,
 ) -> list[str]:
-    """Returns the lines that announce a run."""
+    """Returns the lines that `announce` logs."""
     splits, seeds = loader.splits, cfg.run.num_seeds
     network = f"network:  {cfg.model.model}, {_parameters(params, seeds, trainable)}"
     if cfg.transfer.pretrained is not None:
         network += f", from {cfg.transfer.pretrained}"
     if seeds > 1:
-        network += f"; {seeds} of them, seeds {cfg.seed} to {cfg.seed + seeds - 1}"
+        network += (
+            f"; {seeds} such networks, seeds {cfg.seed} to {cfg.seed + seeds - 1}"
+        )
     counts = [f"{len(splits.train):,} training"]
     if len(splits.validation):
         counts.append(f"{len(splits.validation):,} validation")

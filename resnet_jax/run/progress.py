@@ -21,7 +21,7 @@ _LEAST = 5  # minimum number of steps to trace; one call may run more
 class Progress:
     """The completed steps of a run and their metric sums.
 
-    The sums of several steps are fetched from the device at once.
+    The sums of several steps are fetched from the device together.
 
     Args:
       fail: a function that is called with a description and the step of the first
@@ -36,18 +36,18 @@ class Progress:
         self.step = self.total_steps = 0
         self.steps_per_epoch = 1
         self._scored: int | None = None  # step of the last record
-        self.sums: metrics.Sums | None = None  # over the epoch's steps so far
-        self._seconds = 0.0  # time of these steps in earlier processes
+        self.sums: metrics.Sums | None = None  # sums over the epoch's steps so far
+        self._seconds = 0.0  # time that earlier processes spent on these steps
         self._begun: float | None = None  # when this process started the epoch
-        self.times: dict[str, float] = {}  # of the last epoch, for metrics.jsonl
+        self.times: dict[str, float] = {}  # times of the last epoch, for metrics.jsonl
         self._fail = fail
-        self._pending: list[metrics.Sums] = []  # still on the device
+        self._pending: list[metrics.Sums] = []  # sums still on the device
         self._bar: tqdm[Any] = tqdm(disable=True)
         self._saved_at = time.monotonic()
 
     @property
     def epochs_begun(self) -> int:
-        """Returns the epoch (from 1) of the last step, or 0 before the first step."""
+        """Returns the epoch (from 1) of the latest step, or 0 before the first step."""
         return -(-self.step // self.steps_per_epoch)
 
     @property
@@ -63,12 +63,12 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Returns the seconds spent on the epoch so far, including before restarts."""
+        """Returns the seconds spent on this epoch, including those before restarts."""
         begun = self._begun
         return self._seconds + (0 if begun is None else time.monotonic() - begun)
 
     def go_to(self, place: dict[str, Any]) -> None:
-        """Continues from `place`, an earlier value of the property `place`."""
+        """Continues from `place`, which the property of this name returned earlier."""
         self.step = place["step"]
         sums = {name: np.float64(value) for name, value in place["train_sums"].items()}
         self.sums, self._seconds = sums or None, place["train_seconds"]
@@ -111,7 +111,8 @@ class Progress:
         Args:
           cfg: the options of the run.
           steps: the number of steps since the last call.
-          asks: whether to check the time limit, which all processes must do together.
+          asks: whether to check the time since the last save, which all processes must
+            do together.
         """
         every, minutes = cfg.save_every_steps, cfg.save_every_minutes
         if every is not None and self.passed(every, steps):
@@ -175,7 +176,7 @@ class Progress:
 
 
 class Trace:
-    """A JAX profiler trace of the sixth to tenth steps of a process, in `directory`.
+    """A JAX profiler trace of a process's sixth to tenth steps, saved in `directory`.
 
     The trace starts and ends between calls of the compiled step. Each call may run
     several steps: with 20 steps per call, the trace covers the second call.
@@ -183,7 +184,7 @@ class Trace:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._due = _BEFORE  # step after which to start or, later, to end
+        self._due = _BEFORE  # step after which the trace starts or, later, ends
         self._begun: int | None = None  # the step after which the trace started
         self._running = False
 
@@ -192,7 +193,7 @@ class Trace:
         self._due = step + _BEFORE
 
     def step(self, step: int, state: Any) -> None:
-        """Starts or ends the trace if due after `step`, once `state` is computed."""
+        """Starts or ends the trace if due after `step`; first waits for `state`."""
         is_over = self._begun is not None and not self._running
         if is_over or step < self._due:
             return

@@ -26,7 +26,7 @@ Manifest = dict[str, Any]  # see checkpoints.py
 
 @contextlib.contextmanager
 def plainly_named(run_dir: Path) -> Iterator[Path]:
-    """Yields a path to the checkpoints in `run_dir` that orbax can open.
+    """Yields a path by which orbax can open the checkpoints in `run_dir`.
 
     orbax interprets * ? [ ] as patterns, and TensorStore requires UTF-8 names. Folders
     whose names are unsuitable are therefore accessed through a symbolic link.
@@ -46,7 +46,7 @@ def reading(run_dir: Path) -> Iterator[ocp.CheckpointManager]:
     """Yields a read-only orbax manager of the checkpoints in `run_dir`."""
     absl = logging.getLogger("absl")
     level = absl.level
-    absl.setLevel(logging.ERROR)  # orbax warns about expected conditions
+    absl.setLevel(logging.ERROR)  # hides orbax's warnings about expected conditions
     try:
         options = ocp.CheckpointManagerOptions(read_only=True)
         with plainly_named(run_dir) as directory:
@@ -72,7 +72,7 @@ def best_step(
 
 
 def digests(tree: Any) -> dict[str, str]:
-    """Returns the sha256 of each array's dtype, shape and values, keyed by its path."""
+    """Maps each array's path to the sha256 of the array's dtype, shape and values."""
 
     def digest(leaf: Any) -> str:
         array = np.asarray(leaf)
@@ -143,7 +143,7 @@ def read_step(
 def newest(
     run_dir: Path, steps: Iterable[int], read: Callable[[int], Any]
 ) -> tuple[Any, list[int]]:
-    """Returns read(step) for the newest valid checkpoint, and newer damaged steps.
+    """Returns read(step) for the newest valid step, and the damaged steps after it.
 
     Raises:
       CheckpointError: if no checkpoint is valid. The message describes the newest one.
@@ -176,7 +176,7 @@ def _check_fits(
     """Raises CheckpointError unless a checkpoint's arrays match `variables`.
 
     All names and shapes must be equal. The check is necessary because orbax's partial
-    restore ignores arrays that are missing on either side.
+    restore ignores arrays that are missing from the checkpoint or from `variables`.
     """
 
     def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -219,7 +219,7 @@ class Loaded(NamedTuple):
 
     variables: dict[str, Any]
     step: int
-    data: dict[str, Any]  # identity of the training data, see data.dataset.identify
+    data: dict[str, Any]  # identifies the training data; see data.dataset.identify
 
 
 def load_variables(
@@ -237,12 +237,12 @@ def load_variables(
     Args:
       run_dir: the run directory.
       checkpoint: "last", "best" (by validation accuracy) or a step.
-      variables: the result of the model's init, or of jax.eval_shape on it.
+      variables: the result of the model's init, or its shapes from jax.eval_shape.
       averaged: whether to read the moving average; see training/step.py.
 
     Raises:
       ConfigError: if `checkpoint` is not "last", "best" or a step.
-      CheckpointError: if there is no such checkpoint, or it is damaged or belongs to
+      CheckpointError: if the checkpoint does not exist, is damaged or belongs to
         another model.
     """
     if not (run_dir / CHECKPOINTS).is_dir():

@@ -1,4 +1,4 @@
-"""A run in progress: its config.json, metrics.jsonl, checkpoints and exact resuming."""
+"""Writes a run's config.json, metrics.jsonl and checkpoints, and resumes it exactly."""
 
 import contextlib
 import dataclasses
@@ -25,15 +25,16 @@ from resnet_jax.run.progress import Progress, Trace
 from resnet_jax.run.signals import Interrupted, Signals, exit_code
 from resnet_jax.training import metrics, seeds
 
-Measure = Callable[[Any], Layers]  # measures a state, see training/diagnostics.py
+Measure = Callable[[Any], Layers]  # measures a state; see training/diagnostics.py
 
 
 class Run:
     """A run in progress, as yielded by open_run.
 
-    Its context waits for the last save on exit. Before the first step and during
+    On exit, its context waits for the last save. Before the first step and during
     evaluations, a signal raises Interrupted at once; otherwise, the current step is
-    finished and saved first. Several processes, once synchronized, stop together.
+    finished and saved first. With several processes, all stop together once they are
+    synchronized.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Run:
         self._schedule: Callable[[int], Any] = lambda step: math.nan
         self._measure: Measure | None = None
         self._begun, self._compile_seconds = time.monotonic(), 0.0
-        self._startup_seconds: float | None = None  # until the end of the first step
+        self._startup_seconds: float | None = None  # time until the first step is done
         self._stack = contextlib.ExitStack()
         self._preparing = contextlib.ExitStack()
 
@@ -119,7 +120,7 @@ class Run:
         """Waits for all processes; stops all if one fails or receives a signal."""
         if processes.is_alone():
             return
-        # A signal that interrupts the exchange would leave other processes waiting.
+        # A signal that interrupted this exchange would leave other processes waiting.
         self._preparing.close()
         processes.agree()
         if self._is_signalled():
@@ -132,7 +133,7 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """Whether all steps are done and scored."""
+        """Whether all steps are done and all epochs have been scored."""
         progress = self.progress
         return progress.step >= progress.total_steps and not progress.is_unscored
 
@@ -149,7 +150,7 @@ class Run:
         compile_seconds: float,
         measure: Measure | None = None,
     ) -> Iterator[tuple[int, int]]:
-        """Yields (epoch, first remaining step), both from 0, until all steps are done.
+        """Yields (epoch, first remaining step), 0-based, until all steps are done.
 
         Args:
           state: the initial state.
@@ -181,7 +182,7 @@ class Run:
     def record(self, state: Any, sums: metrics.Sums) -> None:
         """Records the steps that returned `sums`, saves if due, and stops on a signal.
 
-        Several processes tell each other about signals every log_every_steps steps.
+        With several processes, received signals are shared every log_every_steps steps.
         """
         steps = (progress := self.progress).add(sums)
         if self._startup_seconds is None:
@@ -206,7 +207,7 @@ class Run:
         return processes.any_process(self._signals.received is not None)
 
     def _raise_non_finite(self, what: str, step: int) -> NoReturn:
-        self.is_training = False  # all processes get here, with the same numbers
+        self.is_training = False  # all processes reach this line with the same numbers
         if self._checkpoints is not None:
             self._checkpoints.wait()  # the last good state may not be saved yet
         good = f" (last good checkpoint here: {directory.newest_step(self.dir)})"
@@ -284,7 +285,7 @@ class Run:
         if not is_finite(state):
             self._raise_non_finite("a parameter is not finite", progress.step)
         if self._checkpoints is not None:
-            flush = self._logs.flush  # records must be on disk before a checkpoint
+            flush = self._logs.flush  # records must be on disk before the checkpoint is
             manifest = {
                 "config": dataclasses.asdict(self._cfg),
                 "data": self._identity,

@@ -67,7 +67,7 @@ def open_run(cfg: Config) -> Iterator[Run]:
 def _place(run: Run) -> str:
     """Returns the last saved step, such as "5 of 10", or "" before the first step."""
     step, total = newest_step(run.dir), run.progress.total_steps
-    if not processes.is_first():  # other processes stop after the first has saved
+    if not processes.is_first():  # the others stop only after the first one has saved
         step = run.progress.step
     if not step:
         return ""

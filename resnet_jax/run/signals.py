@@ -18,7 +18,7 @@ _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class Interrupted(BaseException):
     """A request to stop, raised once nothing remains to be finished.
 
-    This is not a subclass of Exception, so libraries do not handle it as a failure.
+    This is not a subclass of Exception, so that libraries do not catch it as a failure.
     """
 
 
@@ -50,7 +50,7 @@ class Signals:
         if threading.current_thread() is threading.main_thread():
             for number in _NUMBERS:
                 if number == signal.SIGHUP and _is_ignored(number):
-                    continue  # nohup makes the process ignore it
+                    continue  # nohup makes the process ignore SIGHUP
                 before = signal.signal(number, self._note)
                 self._stack.callback(signal.signal, number, before)
             self._watch()

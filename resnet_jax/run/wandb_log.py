@@ -12,12 +12,12 @@ from resnet_jax.run.directory import WANDB
 
 log = logging.getLogger(__name__)
 
-_START = 30.0  # seconds to reach the server
-_END = 60.0  # seconds to upload the remaining data; `wandb sync` can do it later
+_START = 30.0  # limit for reaching the server, in seconds
+_END = 60.0  # limit for the final upload, in seconds; `wandb sync` can upload the rest
 
 
 class WandbLog:
-    """Logs the records of metrics.jsonl by epoch to a wandb run in `project`.
+    """Logs the per-epoch records of metrics.jsonl to a wandb run in `project`.
 
     A resumed run continues the same wandb run. If wandb fails, for example because
     there is no network or no API key, one warning is logged and nothing more is sent.
@@ -50,7 +50,7 @@ class WandbLog:
         self._safely(self._begin)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Sends the numbers in a record, averaged if there are several seeds."""
+        """Sends the numbers in a record, but not the lists of values per seed."""
         if self._run is not None:
             numbers = {k: v for k, v in record.items() if not isinstance(v, list)}
             self._safely(lambda: self._run.log(numbers))

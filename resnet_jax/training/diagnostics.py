@@ -110,14 +110,14 @@ def make_layer_statistics(
     trainable: Predicate | None = None,
     backbone_bn: str = "update",
 ) -> Callable[[TrainState], Layers]:
-    """Returns a compiled function that maps a state to layer_statistics, as floats.
+    """Returns a compiled function that maps a state to its layer_statistics as floats.
 
     Args:
       first_batch: a function that returns the batch to measure on. It is called only
-        once, when it is first needed.
+        once, when the batch is first needed.
     """
     first_batch = cache(first_batch)
-    order: list[str] = []  # because jit sorts the keys of dictionaries
+    order: list[str] = []  # layer names in order, because jit sorts dictionary keys
 
     @jax.jit
     def traced(state: TrainState, batch: Batch, key: jax.Array) -> Layers:

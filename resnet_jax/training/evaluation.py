@@ -51,7 +51,7 @@ def logits_of(
     """
     images = preprocess(batch["images"])
     shown = [(1.0, images)] if views is None else views(images)
-    if library.is_used():  # oneDNN fuses a bias and a ReLU with the convolution
+    if library.is_used():  # lets oneDNN fuse bias and ReLU into each convolution
         model, variables = folding.fold(model, variables)
     apply: Callable[..., Any] = model.apply
     total = sum(share * apply(variables, view, train=False) for share, view in shown)

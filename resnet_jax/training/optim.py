@@ -1,4 +1,4 @@
-"""Optimizers, schedules and masks, with torch.optim's arithmetic."""
+"""Optimizers, schedules and masks that follow torch.optim's arithmetic."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -34,9 +34,10 @@ def make_schedule(
 
     If warmup_epochs amounts to w steps, the rate at step s < w (counted from 0) is
     multiplied by (s + 1) / (w + 1). With warmup_decay, the rate is instead lr times a
-    factor that increases from warmup_decay to 1 in w steps, and the schedule spans the
-    remaining steps (like a SequentialLR with a LinearLR and the schedule). Without
-    sched_on_updates, each step uses the rate of the first step in the same epoch.
+    factor that increases from warmup_decay to 1 over w steps, and the schedule then
+    spans the remaining steps (like a SequentialLR of a LinearLR and the schedule).
+    Without sched_on_updates, each step uses the rate of the first step in the same
+    epoch.
 
     Raises:
       ConfigError: if the name of the schedule is unknown.
@@ -49,7 +50,7 @@ def make_schedule(
     if cfg.warmup_decay is not None:
         rest = replace(cfg, warmup_epochs=0.0, warmup_decay=None)
         rising = optax.linear_schedule(cfg.lr * cfg.warmup_decay, cfg.lr, warmup_steps)
-        left = max(total_steps - warmup_steps, 1)  # the warm-up may take all steps
+        left = max(total_steps - warmup_steps, 1)  # the warm-up may span all steps
         after = make_schedule(rest, left, steps_per_epoch)
         return optax.join_schedules([rising, after], [warmup_steps])
     milestones = cfg.lr_milestones
@@ -96,12 +97,13 @@ def _onecycle(lr: float, total_steps: int, pct_start: float) -> optax.Schedule:
 def make_ema_decay(
     cfg: Config, steps_per_epoch: int
 ) -> float | Callable[[jax.Array], jax.Array]:
-    """Returns the decay that step.average takes for the moving average.
+    """Returns the decay to pass to step.average for the moving average.
 
     If ema_steps is greater than 1, the decay follows torchvision's reference scripts:
     every ema_steps steps of an epoch, starting with the first step, it is
     1 - (1 - ema_decay) * batch_size * ema_steps / epochs. At other steps, the average
-    does not change. During warm-up, the updated average is a copy of the variables.
+    does not change. During warm-up, each update sets the average to the current
+    variables.
     """
     optim = cfg.optim
     if optim.ema_steps == 1:
@@ -130,13 +132,14 @@ def make_optimizer(
     multiply it by the learning rate. Adam uses betas (0.9, 0.999) and adds eps 1e-8
     outside the square root. Muon (from optax.contrib) orthogonalizes the momentum of
     each convolution kernel as a matrix [K * K * C, F] and scales it to a root mean
-    square of 0.2, similar to that of AdamW's updates. All other parameters use AdamW.
+    square of 0.2, about the size of AdamW's updates. All other parameters use AdamW.
     clip_grad is the maximum global norm of the gradient
     (torch.nn.utils.clip_grad_norm_).
 
     Args:
       trainable: a predicate on PyTorch parameter names. As with requires_grad=False,
-        parameters for which it is false do not change at all and have no moments.
+        parameters for which the predicate is false do not change at all and have no
+        moments.
       lr_scale: a function that returns the learning rate factor of a parameter, given
         its name (like the lr of a param_group).
 
@@ -227,15 +230,15 @@ def _orthogonalize(matrix: jax.Array) -> jax.Array:
     be multiplied by the product of the polynomials (Gram Newton-Schulz; Zhang, Amsel,
     Chen and Dao 2026). This takes 8 N M^2 + 28 M^3 operations instead of
     20 N M^2 + 10 M^3. Rounding matters more, however, because the singular values of G
-    are the squares of those of X. Therefore, G is recomputed after three steps, and all
-    products use full precision instead of TF32 or bfloat16.
+    are the squared singular values of X. Therefore, G is recomputed after three steps,
+    and all products use full precision instead of TF32 or bfloat16.
 
     Args:
       matrix: [N, M], with a Frobenius norm of at most 1.
 
     Returns:
-      A matrix [N, M] whose singular values are between about 0.7 and 1.2, except where
-      the singular values of `matrix` are tiny.
+      A matrix [N, M] whose singular values are between about 0.7 and 1.2, unless the
+      corresponding singular values of `matrix` are tiny.
     """
     if matrix.shape[0] < matrix.shape[1]:
         return _orthogonalize(matrix.T).T

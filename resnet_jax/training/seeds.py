@@ -1,8 +1,8 @@
 """Trains one recipe with several seeds in one program.
 
-In this case, the arrays of the state and of the sums have a leading seed axis, and
-`each` maps a function of one seed's arrays over that axis. Runs with a single seed have
-no such axis.
+With several seeds, the arrays of the state and of the sums have a leading seed axis,
+and `each` maps a function of one seed's arrays over that axis. Runs with a single seed
+have no such axis.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ def make_each(num_seeds: int, mesh: Mesh) -> Each:
 
     For a single seed, this is the identity. On accelerators, each operation computes
     its results for all seeds at once (vmap). On CPUs, the seeds are computed one after
-    another, because CPU convolutions take only one kernel at a time.
+    another, because CPU convolutions support only one kernel at a time.
     """
     if num_seeds == 1:
         return lambda function: function
@@ -68,7 +68,7 @@ def shape(num_seeds: int) -> tuple[int, ...]:
 
 
 def shapes(tree: Any, num_seeds: int) -> Any:
-    """Returns the shapes for `num_seeds` seeds, given a `tree` of shapes for one."""
+    """Returns shapes for `num_seeds` seeds, given a `tree` of shapes for one seed."""
     axes = shape(num_seeds)
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((*axes, *leaf.shape), leaf.dtype), tree
@@ -91,7 +91,7 @@ def make_order(
 
     Args:
       balanced: see data.epoch_batches.
-      repeats: see data.epoch_batches. It applies to a single seed only.
+      repeats: see data.epoch_batches. This argument is ignored with several seeds.
     """
     if num_seeds == 1:
         return partial(epoch_batches, seed=seed, balanced=balanced, repeats=repeats)
@@ -184,7 +184,7 @@ def with_ensemble(logits: jax.Array) -> jax.Array:
 class Scores(NamedTuple):
     """The result of one pass over a data set."""
 
-    lines: list[str]  # for each seed, the mean and the ensemble; empty for one seed
+    lines: list[str]  # one line per seed, then mean and ensemble; empty for one seed
     sums: Sums  # the metric sums over the predictions of all seeds
     best: Sums  # the metric sums for the ensemble, or for the only seed
     figures: dict[str, Any]  # see metrics.report
@@ -230,7 +230,7 @@ def score(
     }
     figures = {
         **report(added, dataset.class_names),
-        **balances,  # because the mean of F1 scores is not the F1 score of the sums
+        **balances,  # the mean of the F1 scores is not the F1 score of the sums
         "accuracy_std": found["test_accuracy_std"],
         "seeds": by_seed,
         "ensemble": report(ensemble, dataset.class_names),

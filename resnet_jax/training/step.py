@@ -26,7 +26,7 @@ from resnet_jax.training.state import Batch, TrainState
 log = logging.getLogger(__name__)
 
 Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, metrics.Sums]]
-EmaDecay = float | Callable[[jax.Array], jax.Array]  # a constant, or a function of step
+EmaDecay = float | Callable[[jax.Array], jax.Array]  # constant or function of the step
 
 
 def model_key(step_key: jax.Array) -> jax.Array:
@@ -78,7 +78,7 @@ def train_step(
         )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    if trainable is not None:  # adding 0. to -0. would change its sign
+    if trainable is not None:  # adding 0.0 to -0.0 would change the sign
         learns = torch_names.map_names(trainable, params)
         params = jax.tree.map(
             lambda new, old, moves: new if moves else old, params, state.params, learns
@@ -100,9 +100,9 @@ def train_step(
 def average(ema: Any, variables: Any, step: jax.Array, decay: EmaDecay) -> Any:
     """Updates the exponential moving average of parameters and running statistics.
 
-    Running statistics are averaged too, because they belong to the parameters of one
-    step. As in TensorFlow, the decay at step s (starting at 0) is at most
-    (1 + s) / (10 + s), unless `decay` is a function of the step.
+    Running statistics are averaged too, so that they match the averaged parameters. As
+    in TensorFlow, the decay at step s (starting at 0) is at most (1 + s) / (10 + s),
+    unless `decay` is a function of the step.
     """
     if callable(decay):
         keep = decay(step)
@@ -177,9 +177,9 @@ def loss_and_gradient(
 
     Args:
       grad_accum_steps: the number of micro-batches, computed one after another. The
-        loss and the gradient are those of the whole batch, but BatchNorm sees one
-        micro-batch at a time, as in PyTorch. Row i belongs to micro-batch
-        i % grad_accum_steps, so that each micro-batch has rows on all devices.
+        loss and the gradient cover the whole batch, but BatchNorm normalizes each
+        micro-batch separately, as in PyTorch. Row i belongs to micro-batch i %
+        grad_accum_steps, so that each micro-batch has rows on all devices.
       local_bn: the mesh, if BatchNorm should use separate statistics on each device.
     """
     loss: Callable[..., Any] = partial(loss_fn, model)
@@ -243,17 +243,17 @@ def _accumulated(
 def compile_step(
     step: Step, state: TrainState, loader: Loader, key: jax.Array
 ) -> tuple[Callable[[TrainState, Batch], tuple[TrainState, metrics.Sums]], float]:
-    """Compiles `step` for the loader's batches; returns it and the seconds this took.
+    """Returns `step` compiled for the loader's batches, and the seconds this took.
 
     No step is run. Call the compiled step as step(state, batch); it donates `state`.
     For a batch [steps, rows], it runs several steps and returns the sums of each step.
-    With several seeds, a seed axis precedes the rows.
+    With several seeds, the batch has a seed axis before the row axis.
 
     Args:
-      state: the initial state. It and `key` ([] or [seeds]) must be on the devices.
+      state: the initial state. `state` and `key` ([] or [seeds]) must be on devices.
 
     Raises:
-      ConfigError: if the model cannot train on batches of one of these shapes.
+      ConfigError: if the model cannot train on one of the loader's batch shapes.
     """
     begun = time.monotonic()
     fed = partial(_fed, step)

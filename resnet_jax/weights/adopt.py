@@ -23,10 +23,10 @@ log = logging.getLogger(__name__)
 def read_state_dict(path: str | Path, key: str | None = None) -> convert.StateDict:
     """Reads a weights file or folder and returns its arrays, keyed by PyTorch name.
 
-    The arrays come from the largest dictionary in the file. The prefixes that wrappers
-    add (module., _orig_mod.) are removed from the names. In a pickle, objects other
-    than tensors, numbers, strings and containers become placeholders; their classes are
-    neither imported nor called.
+    Without `key`, the largest dictionary in the file is read. The prefixes that
+    wrappers add (module., _orig_mod.) are removed from the names. In a pickle, objects
+    other than tensors, numbers, strings and containers become placeholders; their
+    classes are neither imported nor called.
 
     Args:
       path: the file or folder; see read.read.
@@ -84,11 +84,12 @@ def adopt(
       model: the network.
       name: the model's name.
       key: selects one of several sets of weights; see Match.label.
-      new_head: whether the last layer keeps its values in `variables`. If None, it
-        keeps them only if the file has no last layer of the same shape.
+      new_head: whether the last layer keeps its values from `variables`. If None, the
+        layer keeps them only if the file has no last layer of the same shape.
 
     Returns:
-      The filled variables, and the match that says where in the file they were found.
+      The filled variables, and the match that says where in the file their values were
+      found.
 
     Raises:
       ConfigError: if the file has no weights under `key`.
@@ -135,7 +136,7 @@ def adopt(
         adopted = convert.fill(variables, values, skip)
     except DataError as error:
         raise DataError(f"{path} cannot be used: {error}") from None
-    # Exported folders always use this package's names, so this is only for debugging.
+    # Exported folders always use this package's names, so log this only for debugging.
     is_own = is_exported(path.parent) and not skip
     level = logging.DEBUG if is_own else logging.INFO
     log.log(level, "weights: %s", _say(path, sound, head, skip))
@@ -143,9 +144,9 @@ def adopt(
 
 
 def _normalization_in(dictionary: Mapping[str, Any], channels: int) -> str | None:
-    """Returns the mean and standard deviation of images that a dictionary stores.
+    """Returns the image mean and standard deviation that a dictionary stores.
 
-    They are formatted as for --normalize. If either is missing, the result is None.
+    The result has the format of --normalize. If either is missing, the result is None.
     """
     found: dict[str, str] = {}
     for name, value in dictionary.items():

@@ -13,7 +13,7 @@ from resnet_jax.training import seeds
 from resnet_jax.training.state import TrainState
 from resnet_jax.weights import pretrained
 
-_AT_A_TIME = 100  # images per chunk; 3x3 patches take nine times the images' memory
+_AT_A_TIME = 100  # images per chunk; their 3x3 patches need nine times as much memory
 
 
 def load_into(

@@ -14,7 +14,7 @@ from resnet_jax.weights.published import IMAGENET
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 
-# The names of networks in timm and torchvision, by layer type and depths.
+# The names of networks in timm and torchvision, by layer type and blocks per stage.
 _FAMILY = {
     ("basic", (2, 2, 2, 2)): "resnet18",
     ("basic", (3, 4, 6, 3)): "resnet34",
@@ -30,7 +30,7 @@ _HARMLESS = {
 }
 # Pillow's interpolation methods, by number.
 _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
-# The largest accepted side, and the smallest that ConvNext's processor does not crop.
+# The maximum image side, and the smallest that ConvNextImageProcessor does not crop.
 _MAX_SIDE, _SQUASHED = 4096, 384
 T = TypeVar("T")
 
@@ -38,24 +38,24 @@ T = TypeVar("T")
 class Described(NamedTuple):
     """What a folder's JSON files say about its weights. Missing fields are None."""
 
-    architecture: str | None  # one of published.IMAGENET, or None
+    architecture: str | None  # a key of published.IMAGENET, or None
     num_classes: int | None  # 0 for a network without a head
     in_channels: int
     mean: tuple[float, ...] | None  # per channel, of images scaled to [0, 1]
     std: tuple[float, ...] | None
     crop: int | None  # side of the network's square input
-    resize: int | None  # length of the shorter side; None for any other resizing
+    resize: int | None  # shorter side after resizing; None for other kinds of resizing
     interpolation: str | None  # nearest, bilinear, bicubic, lanczos, box or hamming
     class_names: tuple[str, ...] | None
     stride_in_1x1: bool  # whether a bottleneck's first convolution has the stride
-    stated: str  # what the file calls the architecture, for messages
+    stated: str  # description of the architecture, for messages
 
 
 def read_described(directory: str | Path) -> Described:
     """Reads the description of weights from timm's or transformers' JSON files.
 
     timm writes the field "architecture" to config.json. transformers writes the field
-    "model_type" there, and describes the images in preprocessor_config.json.
+    "model_type" there, and the image preprocessing to preprocessor_config.json.
 
     Raises:
       DataError: if config.json is missing, or a file is not in either library's format.
@@ -119,7 +119,7 @@ def _of_transformers(config: Mapping[str, Any]) -> Described:
     unsaid = Described(None, None, 3, *(None,) * 6, stride_in_1x1=False, stated=stated)
     if kind != "resnet":
         return unsaid
-    # Missing fields take the default values of ResNetConfig().
+    # For missing fields, use the default values of ResNetConfig().
     layer = _get(config, "layer_type", _text) or "bottleneck"
     depths = _get(config, "depths", _sizes) or (3, 4, 6, 3)
     widths = _get(config, "hidden_sizes", _sizes) or _WIDTHS["bottleneck"]
@@ -130,11 +130,11 @@ def _of_transformers(config: Mapping[str, Any]) -> Described:
     is_ours = is_usual and widths == _WIDTHS.get(layer)
     labels = _get(config, "id2label", _object)
     is_head = config.get("architectures") == ["ResNetForImageClassification"]
-    without = 2 if is_head else None  # transformers omits its default, two classes
+    without = 2 if is_head else None  # transformers does not save its default of two
     classes = without if labels is None else len(labels)
     names = _names(labels, "id2label") if labels is not None else ()
     if all(name == f"LABEL_{index}" for index, name in enumerate(names)):
-        names = ()  # they are only transformers' placeholders
+        names = ()  # transformers' placeholders, not real names
     sizes = f"depths {list(depths)}, hidden sizes {list(widths)}, embedding size {stem}"
     early = ", downsampling in the first stage" * is_early
     return unsaid._replace(
@@ -197,7 +197,7 @@ def _resized(crop: int | None, crop_pct: float | None) -> int | None:
 
 
 def _one_each(names: Sequence[str] | None, classes: int | None) -> Any:
-    """Returns `names` as a tuple, or None if empty; checks that each class has one."""
+    """Returns `names` as a tuple, or None if empty; there must be one per class."""
     if names and classes is not None and len(names) != classes:
         raise ValueError(f"it has {len(names)} names for {classes} classes")
     return tuple(names) if names else None
@@ -206,7 +206,7 @@ def _one_each(names: Sequence[str] | None, classes: int | None) -> Any:
 def _per_channel(
     content: Mapping[str, Any], field: str, channels: int, averaged: bool = False
 ) -> tuple[float, ...] | None:
-    """Returns one value per channel; if `averaged`, gray images get the mean value."""
+    """Returns one value per channel; if `averaged`, a single channel gets the mean."""
     found = content.get(field)
     if found is None:
         return None
@@ -276,7 +276,7 @@ def _input_size(value: Any, field: str) -> tuple[int, int | None]:
 
 
 def _square(value: Any, field: str) -> int | None:
-    """Parses a size in any of transformers' formats; returns None if not square."""
+    """Parses a size in any transformers format; returns None if it is not square."""
     if not isinstance(value, dict):
         return _side(value, field)
     if "shortest_edge" in value:
@@ -286,7 +286,7 @@ def _square(value: Any, field: str) -> int | None:
 
 
 def _names(value: Any, field: str) -> tuple[str, ...]:
-    """Parses a list or a numbered dictionary of names; returns () if any is missing."""
+    """Parses a list or index-keyed dict of names; returns () if any name is missing."""
     if isinstance(value, dict):
         numbers = [str(number) for number in range(len(value))]
         value = [value[number] for number in numbers if number in value]

@@ -43,22 +43,23 @@ def from_torch(
 ) -> dict[str, Any]:
     """Returns a tree with the structure of `variables` and the values of `state_dict`.
 
-    The values are copied. Other projects' layer names (see names.py), wrapper prefixes,
-    and other names for the last layer are recognized.
+    The values are copied. Layer names from other projects (see names.py), wrapper
+    prefixes such as "module.", and other names for the last layer are recognized.
 
     Args:
       state_dict: maps names to arrays in PyTorch's layouts. num_batches_tracked is
         ignored.
       variables: the model's "params" and "batch_stats", which determine the names,
-        shapes and dtypes. If `skip` is empty, their shapes (from jax.eval_shape)
+        shapes and dtypes. If `skip` is empty, the shapes and dtypes from jax.eval_shape
         suffice.
-      skip: modules, such as "fc", that keep their values in `variables`. They are
-        ignored in `state_dict`.
+      skip: modules, such as "fc", whose values are copied from `variables`. Their
+        entries in `state_dict` are ignored.
 
     Raises:
-      DataError: if names of the network are missing, if its modules have unexpected
-        names, or if shapes differ. The message lists the first five names of each kind.
-        Arrays outside the network's modules are not an error: a log line counts them.
+      DataError: if any of the network's names are missing, if its modules contain
+        unexpected names, or if shapes differ. The message lists the first five names of
+        each kind. Arrays outside the network's modules cause no error; a log line gives
+        their number.
     """
     shapes = shapes_of(variables)
     wanted = {n: s for n, s in shapes.items() if not torch_names.is_in(n, skip)}
@@ -94,7 +95,7 @@ def from_torch(
 def with_names_of(
     found: Match, dictionary: Mapping[str, Any], head: str | None
 ) -> dict[str, Any]:
-    """Returns `dictionary` with the network's names for the weights in `found`."""
+    """Returns `dictionary` with the weights in `found` under the network's names."""
     names = dict(found.names)
     if head is not None and found.head is not None:
         theirs = match.head_names(found.head)
@@ -157,8 +158,8 @@ def to_torch(variables: Mapping[str, Any]) -> StateDict:
     """Returns the state_dict of `variables`, with PyTorch's names and layouts.
 
     Its values are copies that are bitwise equal to the variables. num_batches_tracked,
-    which Flax does not have, is 0. Once torch.from_numpy has been applied to each
-    array, load_state_dict(strict=True) accepts the result.
+    which Flax does not have, is 0. After each array is converted with torch.from_numpy,
+    load_state_dict(strict=True) accepts the result.
     """
     state_dict: StateDict = {}
     for name, leaf in _by_name(variables).items():
@@ -176,7 +177,7 @@ def _torch_shape(leaf: Any) -> tuple[int, ...]:
 def list_problems(
     found: Mapping[str, Any], wanted: Mapping[str, tuple[int, ...]]
 ) -> str:
-    """Lists the missing, unexpected and misshapen names; returns "" if all fit."""
+    """Lists missing and unexpected names and wrong shapes; returns "" if all fit."""
     kinds = {
         "missing": [name for name in wanted if name not in found],
         "unexpected": [

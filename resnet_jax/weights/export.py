@@ -29,11 +29,11 @@ def write(directory: Path, variables: Mapping[str, Any], info: dict[str, Any]) -
       directory: the folder to write; it is created if necessary.
       variables: the network's variables.
       info: the fields model, dataset, class_names, preprocessing and metrics of
-        config.json. The fields parameters, sha256 and versions, and the fields that
-        timm reads, are added.
+        config.json. This function adds the fields parameters, sha256 and versions, and
+        the fields that timm reads.
 
     Raises:
-      ConfigError: if `directory` cannot be written, or holds a network in another
+      ConfigError: if `directory` cannot be written to, or holds a network in another
         format.
     """
     from safetensors.numpy import save_file
@@ -70,7 +70,7 @@ def write_folder(
     usage: str,
     tag: str,
 ) -> None:
-    """Writes config.json, README.md and, last, the file `name`.
+    """Writes config.json, README.md and finally the file `name`.
 
     Args:
       directory: see write.
@@ -79,10 +79,10 @@ def write_folder(
       info: see write.
       variables: see write.
       usage: the section of the model card on how to use the file.
-      tag: the tag that the model card gives for the file's format.
+      tag: the model card's tag for the file format.
 
     Raises:
-      ConfigError: if `directory` cannot be written, or holds a network in another
+      ConfigError: if `directory` cannot be written to, or holds a network in another
         format.
     """
     check_free(directory, name)
@@ -147,7 +147,7 @@ def is_timms(model: Mapping[str, Any]) -> bool:
 
 
 def versions() -> dict[str, str | None]:
-    """Returns the versions of Python and packages, with None for missing packages."""
+    """Returns the versions of Python and the main packages; None for missing ones."""
     found = {name: version(name) for name in _VERSIONS}
     return {"python": platform.python_version(), **found}
 
@@ -156,7 +156,7 @@ def version(name: str) -> str | None:
     """Returns the version of the package `name`, or None if it is not installed."""
     try:
         return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:  # for example, in a checkout
+    except importlib.metadata.PackageNotFoundError:  # e.g., in an uninstalled checkout
         return None
 
 

@@ -27,7 +27,8 @@ def is_exported(path: str | Path) -> bool:
 def read_info(directory: str | Path) -> dict[str, Any]:
     """Reads the config.json of an exported folder.
 
-    In the result, the field "model" describes the network, even for older files.
+    In the result, the field "model" describes the network, even if an older version
+    wrote the file.
 
     Raises:
       DataError: if the file is missing, or `export` did not write it.
@@ -35,7 +36,7 @@ def read_info(directory: str | Path) -> dict[str, Any]:
     path = Path(directory) / CONFIG
     try:
         info = files.read_json(path)
-        if "model" not in info:  # written before timm could read the file
+        if "model" not in info:  # an older file, which timm could not read
             info["model"] = info["architecture"]
         model, shown = info["model"], info["preprocessing"]
         model_config(model)

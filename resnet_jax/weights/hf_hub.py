@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 PREFIX = "hf-hub:"
 # Files that describe the weights.
 _DESCRIPTIONS = ("config.json", "preprocessor_config.json")
-# Names of files that training tools write in weights formats but that hold no weights.
+# Names of files that training tools write in formats for weights but without weights.
 _NOT_WEIGHTS = re.compile(
     r"(training_args|optimizer|scheduler|scaler|rng_state|random_states)[\w.-]*"
 )
@@ -30,7 +30,7 @@ class _Silent(tqdm):  # type: ignore[misc]
     """A disabled progress bar, for files that are already in the cache."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        options.pop("name", None)  # an option of huggingface_hub's own bars
+        options.pop("name", None)  # only huggingface_hub's bars have this option
         super().__init__(*args, **{**options, "disable": True})
 
 
@@ -40,13 +40,13 @@ def is_hub(source: str) -> bool:
 
 
 def fetch(source: str) -> Path:
-    """Returns the folder of a repository's weights, downloading them if necessary.
+    """Returns the folder with a repository's weights, downloading them if necessary.
 
-    The download is done by huggingface_hub, which reads HF_HOME, HF_HUB_CACHE,
-    HF_HUB_OFFLINE, HF_ENDPOINT and HF_TOKEN when it is first imported. Only the weights
-    (see choose) and the JSON files that describe them are downloaded. If the Hub does
-    not answer, the cached copy is used, and a warning is logged. The sha256 of each
-    large file is checked every time.
+    Downloads use huggingface_hub, which reads HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE,
+    HF_ENDPOINT and HF_TOKEN when it is first imported. Only the weights (see choose)
+    and the JSON files that describe them are downloaded. If the Hub does not answer,
+    the cached copy is used, and a warning is logged. The sha256 of each large file is
+    checked every time.
 
     Args:
       source: "hf-hub:OWNER/NAME", or "hf-hub:OWNER/NAME@REVISION" for a branch, tag or
@@ -93,8 +93,8 @@ def choose(names: Iterable[str], where: str) -> tuple[str, ...]:
     The first choice is model.safetensors or, if it is split, its shards and their
     index. If there is no such file, a .safetensors file with another name is chosen,
     provided that it is the only one. Otherwise, the same rules apply to
-    pytorch_model.bin and to files that end in .bin, .pth or .pt. Files in subfolders
-    and optimizer states are ignored.
+    pytorch_model.bin and to other files whose names end in .bin, .pth or .pt. Optimizer
+    states and files in subfolders are ignored.
 
     Args:
       names: the names of all files in the repository.
@@ -183,7 +183,7 @@ def _parse(hub: ModuleType, source: str) -> tuple[str, str]:
         if repo.count("/") != 1:
             raise ValueError
         hub.utils.validate_repo_id(repo)
-        # The cache uses the revision in a path, which must not lead out of the cache.
+        # The cache uses the revision in a path, which must stay inside the cache.
         if not re.fullmatch(r"\w[\w.+/-]*", revision, re.ASCII) or any(
             part in ("", ".") or ".." in part for part in revision.split("/")
         ):
@@ -210,7 +210,7 @@ def _cached(hub: ModuleType, repo: str, revision: str) -> Path | None:
 
 
 def _checked(folder: Path, name: str) -> Path:
-    """Returns `folder`, after checking that the weights in it are complete.
+    """Returns `folder` after checking that its weights are complete and undamaged.
 
     Args:
       folder: the cached copy of the repository.
@@ -273,7 +273,7 @@ def _reason(hub: ModuleType, name: str, error: BaseException) -> str:
 
 
 def _is_of_disk(error: OSError, cache: str) -> bool:
-    """Returns whether `error` means that the folder `cache` cannot be written."""
+    """Returns whether `error` means that the folder `cache` cannot be written to."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):  # these errors name no file
         return True
     path = str(error.filename or "")

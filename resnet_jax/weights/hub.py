@@ -33,7 +33,7 @@ _PUBLISHED = {"imagenet": IMAGENET, "imagenet-v2": IMAGENET_V2}
 
 
 class Network(NamedTuple):
-    """The network, preprocessing and classes that go with a set of weights."""
+    """The network, preprocessing and classes that belong to a set of weights."""
 
     model: ModelConfig
     num_classes: int
@@ -43,7 +43,7 @@ class Network(NamedTuple):
     crop: int | None  # side of the square that the network sees
     interpolation: str
     class_names: tuple[str, ...] | None
-    dataset: str  # the name of the data set; "folder" for images of any size
+    dataset: str  # the name of the dataset; "folder" for images of any size
     test_data: str | None = None  # digest of the images used for evaluation
 
 
@@ -53,15 +53,16 @@ def is_network(path: str | Path) -> bool:
 
 
 def locate(source: str, model: str | None = None) -> Path:
-    """Returns the path of the weights `source`, downloading them if necessary.
+    """Returns the path of the weights in `source`, downloading them if necessary.
 
     Args:
       source: a path; imagenet or imagenet-v2 for torchvision's weights of `model`;
-        hf-hub:OWNER/NAME for weights on the Hugging Face Hub; or one of SHIPPED.
+        hf-hub:OWNER/NAME for weights on the Hugging Face Hub; or a name in SHIPPED.
       model: the model's name, which only imagenet and imagenet-v2 need.
 
     Raises:
-      ConfigError: if `model` has no such weights.
+      ConfigError: if torchvision has no such weights for `model`, or if an hf-hub
+        source is malformed or requires a package that is not installed.
       DataError: if the weights are not available.
     """
     if source in _PUBLISHED:
@@ -74,13 +75,14 @@ def locate(source: str, model: str | None = None) -> Path:
 
 
 def describe(source: str, path: Path, model: str | None = None) -> Network | None:
-    """Returns the description of weights, or None if they come without one.
+    """Returns a description of the weights, or None if there is none.
 
-    For example, a weights file without a config.json next to it has no description.
+    For example, a weights file without a config.json next to it has no description. The
+    description of an architecture that this package does not have is ignored.
 
     Args:
       source: see locate.
-      path: the location of `source`, from locate.
+      path: the path of the weights, as returned by locate.
       model: see locate.
 
     Raises:
@@ -92,7 +94,7 @@ def describe(source: str, path: Path, model: str | None = None) -> Network | Non
         return Network(
             cfg, 1000, 3, "imagenet", *size, imagenet_classes(), dataset="folder"
         )
-    if path.name in _USUAL:  # a file in a folder that may have a description
+    if path.name in _USUAL:  # the file's folder may have a description
         path = path.parent
     if exported.is_exported(path):
         return _describe_exported(exported.read_info(path))
@@ -134,7 +136,7 @@ def describe(source: str, path: Path, model: str | None = None) -> Network | Non
 
 
 def _normalization_of(path: Path, found: config_json.Described) -> str:
-    """Returns a folder's normalization as a name or, if it has none, as MEAN/STD."""
+    """Returns a folder's normalization by name or, if it has no name, as MEAN/STD."""
     if found.mean is None or found.std is None:
         log.info("weights: %s does not specify a normalization: using imagenet", path)
         return "imagenet"
@@ -145,7 +147,7 @@ def _normalization_of(path: Path, found: config_json.Described) -> str:
 
 
 def refuse_unknown(source: str, path: Path) -> NoReturn:
-    """Raises an error that says why it is unknown which network the weights fit.
+    """Raises an error that explains why the network for the weights is unknown.
 
     Raises:
       ConfigError: if nothing says which network the weights at `path` belong to.
@@ -201,9 +203,9 @@ def _interpolation(shown: dict[str, Any]) -> str:
 
 
 def normalization(source: str | None, model: str | None = None) -> str | None:
-    """Returns the normalization for the weights `source`; None if `source` is None.
+    """Returns the normalization for the weights in `source`; None if `source` is None.
 
-    Bare files do not specify a normalization; for them, this is ImageNet's.
+    For bare weights files, which specify no normalization, ImageNet's is returned.
     """
     if source is None:
         return None
@@ -224,7 +226,7 @@ def read_weights(path: Path) -> Content:
 
 
 def _published_file(source: str, model: str) -> Path:
-    """Returns the path of torchvision's file, downloading it unless it is cached."""
+    """Returns the path of torchvision's weights file, downloading it if not cached."""
     known = _PUBLISHED[source]
     if model not in known:
         raise ConfigError(

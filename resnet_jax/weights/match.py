@@ -8,18 +8,18 @@ import numpy as np
 from resnet_jax.weights.names import TABLES, Table, without_wrappers
 from resnet_jax.weights.unpickle import StandIn
 
-Shapes = Mapping[str, tuple[int, ...]]  # PyTorch's shapes, by the network's own names
-_DEEPEST = 8  # levels of nested dictionaries that are searched
+Shapes = Mapping[str, tuple[int, ...]]  # shapes in PyTorch, by the network's own names
+_DEEPEST = 8  # number of levels of nested dictionaries to search
 
 
 class Match(NamedTuple):
-    """A dictionary in a file that has an entry for each name in a network."""
+    """A dictionary from a file, with an entry for each name in a network."""
 
     key: str  # the dictionary's dotted key in the file; "" for the file itself
     prefix: str  # prefix of the names in the dictionary, ending in a dot
     table: str  # see names.TABLES
-    names: dict[str, str]  # maps names in the network, except the head's, to the file's
-    head: str | None  # the only other linear layer, as named in the file, if any
+    names: dict[str, str]  # maps network names, except the head's, to names in the file
+    head: str | None  # name of the only other linear layer in the file, if any
     head_key: str  # key of the dictionary that contains the head
     rest: tuple[str, ...]  # unmatched names, if there is no head
     misshapen: tuple[str, ...]  # the network's names for weights whose shapes differ
@@ -32,10 +32,10 @@ class Match(NamedTuple):
 
 
 def dictionaries(content: Any) -> dict[str, dict[str, Any]]:
-    """Returns the dictionaries in a file that contain arrays, by their dotted keys.
+    """Returns those dictionaries in a file that contain arrays, by their dotted keys.
 
-    This calls the methods of dict itself because a pickle can override an
-    OrderedDict's methods.
+    This function calls dict's own methods because a pickle can override the methods of
+    an OrderedDict.
     """
     found: dict[str, dict[str, Any]] = {}
     seen: set[int] = set()
@@ -80,7 +80,7 @@ def is_tracked(name: str) -> bool:
 
 
 def find(content: Any, shapes: Shapes, head: str | None) -> list[Match]:
-    """Finds the dictionaries in `content` that have an entry for each network name.
+    """Finds the dictionaries in `content` with entries for all of a network's names.
 
     Args:
       content: the content of a file.
@@ -139,7 +139,7 @@ def _match(
     backbone: Shapes,
     width: int | None,
 ) -> Match | None:
-    """Returns the match for `stand`; None if the dictionary holds a larger network."""
+    """Returns the match for `stand`, or None if `dictionary` holds a larger network."""
     taken = set(stand.values())
     rest = {
         name: original
@@ -179,7 +179,7 @@ def _match(
 def _with_head_beside(
     match: Match, inside: Mapping[str, Mapping[str, Any]], width: int | None
 ) -> Match:
-    """Returns the match; takes a missing head from a sibling dictionary if possible."""
+    """Adds a missing head from a sibling dictionary to the match, if possible."""
     if width is None or match.head is not None or match.rest:
         return match
     parent = match.key.rpartition(".")[0]
@@ -200,7 +200,7 @@ def _counts(name: str, value: Any) -> bool:
 
 
 def _nearest(rest: dict[str, str], prefix: str) -> dict[str, str]:
-    """Returns the names in `rest` that share the longest part of `prefix`."""
+    """Returns the names in `rest` that share the most leading parts of `prefix`."""
     parts = prefix.split(".")[:-1]
     for count in range(len(parts), 0, -1):
         around = ".".join(parts[:count]) + "."
@@ -213,7 +213,7 @@ def _nearest(rest: dict[str, str], prefix: str) -> dict[str, str]:
 def _linear(
     dictionary: Mapping[str, Any], names: Mapping[str, str], width: int
 ) -> str | None:
-    """Returns the linear layer of which `names` are the weight and bias, or None."""
+    """Returns the linear layer whose weight and bias are `names`, or None."""
     leaves = {name.rpartition(".")[2]: original for name, original in names.items()}
     layers = {name.rpartition(".")[0] for name in names}
     if leaves.keys() != {"weight", "bias"} or len(layers) != 1:
@@ -256,7 +256,7 @@ def _head(match: Match, inside: Mapping[str, Mapping[str, Any]]) -> list[Any]:
 def _without_rivals(
     match: Match, others: list[Match], inside: Any, width: int
 ) -> Match:
-    """Returns the match, but drops its head if another layer could also be the head."""
+    """Returns the match, without its head if another layer could also be the head."""
     if match.head is None or match.head_key != match.key:
         return match
     dictionary = inside[match.key]

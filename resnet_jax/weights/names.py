@@ -84,7 +84,7 @@ def _wide_resnet(name: str) -> str:
 
 
 def _sequential(first_stage: int) -> Table:
-    """Returns the table for a network wrapped in nn.Sequential(*children).
+    """Returns the table for a network rebuilt as nn.Sequential(*children).
 
     Args:
       first_stage: the index of the first stage among the children.

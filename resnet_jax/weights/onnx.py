@@ -23,7 +23,7 @@ from resnet_jax.weights.program import (
 FILE = "model.onnx"
 INPUT, OUTPUT = "images", "logits"
 OPSET = 18  # supported by onnxruntime since 1.14, and by most other runtimes
-TOLERANCE = 1e-4  # relative to the largest logit; 100 times the rounding errors
+TOLERANCE = 1e-4  # relative to the largest logit; 100 times the rounding error
 _LIBRARIES = ("jax2onnx", "onnxruntime")
 
 
@@ -51,7 +51,7 @@ def write(directory: Path, network: Network, info: dict[str, Any]) -> None:
       info: see export.write.
 
     Raises:
-      ConfigError: if a library is missing, or the folder cannot be written.
+      ConfigError: if a library is missing, or the folder cannot be written to.
       DataError: if the network cannot be converted, or if onnxruntime's logits differ
         too much from JAX's. In either case, nothing is written.
     """
@@ -103,7 +103,7 @@ def convert(network: Network) -> bytes:
             input_names=[INPUT],
             output_names=[OUTPUT],
         )
-    except Exception as error:  # tracing code can raise any type of exception
+    except Exception as error:  # tracing can raise any type of exception
         raise DataError(
             f"jax2onnx {export.version('jax2onnx')} cannot convert the network "
             f"({first_line(error)}): install another version"
@@ -137,7 +137,7 @@ def check(graph: bytes, network: Network) -> float:
         )
     except DataError:
         raise
-    except Exception as error:  # onnxruntime has an exception class for each status
+    except Exception as error:  # onnxruntime has one exception class per status code
         raise DataError(
             f"{FILE} was not written: onnxruntime cannot run it ({first_line(error)}): "
             f"{hint}"
@@ -149,7 +149,7 @@ def _session(graph: bytes) -> Callable[[np.ndarray], np.ndarray]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # errors are raised anyway
+    options.log_severity_level = 4  # errors are raised, so they need no log
     session = onnxruntime.InferenceSession(
         graph, options, providers=["CPUExecutionProvider"]
     )
@@ -162,7 +162,7 @@ def _session(graph: bytes) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _moved(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Converts (batch, H, W, C) to (C, H, W)."""
+    """Converts the shape (batch, H, W, C) to (C, H, W)."""
     _, height, width, channels = shape
     return channels, height, width
 

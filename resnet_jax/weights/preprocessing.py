@@ -36,11 +36,11 @@ class Preprocessing(NamedTuple):
 
         Returns:
           A float32 array [B, crop, crop, C]. The shorter side of each image is resized
-          to `size`, and the center is cropped. The pixel values are scaled to [0, 1];
-          then `mean` is subtracted, and the result is divided by `std`.
+          to `size`, and the center square is kept. The pixel values are scaled to [0,
+          1]; then `mean` is subtracted, and the result is divided by `std`.
 
         Raises:
-          ValueError: if an array is not uint8, or has another shape.
+          ValueError: if an array is not uint8, or has the wrong shape.
         """
         if isinstance(images, str | Path | Image.Image):
             images = [images]
@@ -51,7 +51,7 @@ class Preprocessing(NamedTuple):
                     f"expected a uint8 array [B, H, W, {len(self.mean)}] or a list of "
                     f"images or files, got {images.dtype} {list(images.shape)}"
                 )
-            # Resize on the device, as for datasets whose images all have the same size.
+            # Resize on the device, as is done for datasets of equally sized images.
             if self.size == self.crop and images.shape[1] == images.shape[2]:
                 x = normalize(images, mean=self.mean, std=self.std)
                 return resize(x, (self.crop, self.crop))

@@ -37,7 +37,7 @@ def begin_from(
 ) -> dict[str, Any]:
     """Returns the variables of `model`, filled with the weights in `source`.
 
-    The last layer keeps its values in `variables` if `reset_head` is True, or if
+    The last layer keeps its values from `variables` if `reset_head` is True, or if
     `source` has no last layer of the same shape. A log line says which weights are
     used.
 
@@ -47,7 +47,7 @@ def begin_from(
       source: see hub.locate.
       name: the model's name.
       key: see adopt.
-      reset_head: whether the last layer always keeps its values in `variables`.
+      reset_head: whether the last layer always keeps its values from `variables`.
 
     Raises:
       ConfigError: if `source` or `key` is unknown, or if `model` and the network in
@@ -80,8 +80,8 @@ def load_pretrained(
         resnext), with the suffix "-v2" for IMAGENET1K_V2; resnet20-cifar10, whose
         weights come with this package; "hf-hub:OWNER/NAME" for weights on the Hugging
         Face Hub; or a folder that `export`, timm or transformers wrote.
-      num_classes: number of classes. If the pretrained network has another number, the
-        last layer is initialized randomly.
+      num_classes: number of classes. If the pretrained network has a different number,
+        the last layer is initialized randomly.
       key: PRNG key for a randomly initialized last layer; None means
         jax.random.key(0).
 

@@ -61,10 +61,11 @@ def check_agrees(
 
     Args:
       run: a function that maps images [batch, ...] to logits [batch, num_classes].
-      images: all images to run.
+      images: all images to pass to `run`.
       expected: JAX's logits for all images.
       tolerance: the largest acceptable difference, relative to the largest logit.
-      what: the start of the error message, up to a name for the logits of `run`.
+      what: the beginning of the error message, up to and including a name for the
+        logits of `run`.
       hint: the remedy that the error message suggests.
 
     Returns:

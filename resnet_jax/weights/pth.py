@@ -1,4 +1,4 @@
-"""Reads files from torch.save without using torch or running code in the files."""
+"""Reads torch.save files without using torch and without running code in them."""
 
 import io
 import mmap
@@ -56,7 +56,7 @@ def read_zip(path: Path) -> Any:
 
 
 def read_legacy(path: Path) -> Any:
-    """Reads the object in a file from torch.save before PyTorch 1.6 (see read_zip)."""
+    """Reads the object in a torch.save file from before PyTorch 1.6 (see read_zip)."""
     size = path.stat().st_size
     storages: dict[str, np.ndarray] = {}
 

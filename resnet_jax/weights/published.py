@@ -1,4 +1,4 @@
-"""Names of published weights files, each with the first digits of its sha256."""
+"""Names of published weights files, with the first digits of each file's sha256."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 SHIPPED = ("resnet20-cifar10",)  # folders in this package that `export` wrote
 URL = "https://download.pytorch.org/models/"
-# torchvision's weights. A file name ends in the first eight digits of the sha256.
+# torchvision's weights. Each name ends in the first eight digits of the file's sha256.
 IMAGENET = {
     "resnet18": "resnet18-f37072fd.pth",
     "resnet34": "resnet34-b627a593.pth",

@@ -21,7 +21,7 @@ from resnet_jax.weights.unpickle import UnreadableError
 
 WEIGHTS = "model.safetensors"
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".th", ".tar", ".zip")
-# Names of files without weights that accelerate, transformers and fairseq write.
+# Names of files that hold no weights; accelerate, transformers and fairseq write them.
 _OTHERS = re.compile(
     r"(optimizer|scheduler|sampler|scaler|random_states|rng_state|training_args)"
 )
@@ -125,7 +125,7 @@ def _read_file(path: Path, *, is_inside: bool = False) -> Any:
     except (
         *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, ValueError, KeyError),
         *(TypeError, AttributeError, IndexError, OSError, OverflowError, MemoryError),
-        *(zlib.error, RuntimeError),  # including for an unknown compression method
+        *(zlib.error, RuntimeError),  # also raised for unknown compression methods
     ) as error:
         raise DataError(
             f"{path} is damaged or truncated: {first_line(error)}"
@@ -222,7 +222,7 @@ def _read_zip(path: Path, is_inside: bool = False) -> Any:
 
 
 def _read_index(path: Path) -> dict[str, np.ndarray]:
-    """Reads the arrays in all shards listed in an index in Hugging Face's format."""
+    """Reads the arrays in all shards that a Hugging Face index file lists."""
     try:
         parts: dict[str, str] = files.read_json(path)["weight_map"]
         names = sorted(set(parts.values()))

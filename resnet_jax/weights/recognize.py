@@ -14,7 +14,7 @@ from resnet_jax.weights.match import Match
 
 _SIDE = 32  # image side in pixels; hresnet requires it, and others accept any side
 
-# Unsupported network types, by patterns for the names of their parameters.
+# Unsupported network types, keyed by regular expressions for their parameter names.
 _OTHERS = {
     r"\.se(_module|_layer)?\.": "a network with squeeze-and-excitation",
     r"(^|\.)conv1\.[36]\.|\.downsample\.2\.": "a ResNet-D",
@@ -75,7 +75,7 @@ def explain(
 def _shapes(
     name: str, make: Any, options: tuple[tuple[str, Any], ...]
 ) -> tuple[match.Shapes, str]:
-    """Returns (shapes, head) of the network `name`; `make` is part of the cache key."""
+    """Returns (shapes, head) of the network `name`; `make` extends the cache key."""
     model: Any = create_model(name, num_classes=2, **dict(options))
     variables = variable_shapes(model, (_SIDE, _SIDE, model.in_channels))
     return convert.shapes_of(variables), model.head

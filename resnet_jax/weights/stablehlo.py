@@ -36,7 +36,7 @@ def write(directory: Path, network: Network, info: dict[str, Any]) -> None:
       info: see export.write.
 
     Raises:
-      ConfigError: if the folder cannot be written.
+      ConfigError: if the folder cannot be written to.
       DataError: if the program's logits differ too much from the network's. In this
         case, nothing is written.
     """

@@ -32,18 +32,18 @@ LoadStorage = Callable[[str, Any, int], np.ndarray]  # takes a key, a dtype and 
 
 
 class RefusedError(pickle.UnpicklingError):
-    """A pickle with opcodes that no weights file needs."""
+    """Raised for a pickle with opcodes that no weights file needs."""
 
 
 class UnreadableError(ValueError):
-    """A valid file that cannot be read. The message follows the file's name."""
+    """Raised for a valid file that cannot be read. Callers prepend the file's name."""
 
 
 class StandIn:
-    """A placeholder for an object of a class that a pickle names.
+    """A placeholder for an object of a class named in a pickle.
 
-    The class is neither imported nor called. The object's content is dropped; only
-    whether it is a torch.nn.Module is recorded.
+    The class is neither imported nor called. The object's content is discarded, but
+    `is_module` records whether the object is a torch.nn.Module.
     """
 
     origin = ""  # "module.name" of the class
@@ -118,7 +118,7 @@ class _Item(NamedTuple):
 
     size: int = 1  # number of objects in it
     depth: int = 0  # levels of nested objects in it
-    is_wide: bool = False  # whether it contains an integer of more than 64 bits
+    is_wide: bool = False  # whether it contains an integer of more than 63 bits
 
 
 _MARK = _Item(0)
@@ -219,7 +219,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Ordered(OrderedDict[Any, Any]):
-    """An OrderedDict that also accepts the items that pickles from Python 2 pass."""
+    """An OrderedDict that also accepts items on creation, for pickles from Python 2."""
 
     def __init__(self, items: Any = ()) -> None:
         if any(type(key) is not str for key, _ in items):
