@@ -37,9 +37,10 @@ def draw(model: nn.Module, image_shape: tuple[int, int, int], path: Path) -> Non
     pooling = {ResNet: "average", ResNet9: "max"}.get(type(model))
     rows = list_rows(summary.structure(model, image_shape), pooling)
     widest = max(len(boxes) for _, boxes, _ in rows)
-    figure = Figure(figsize=(3.2 + 1.25 * widest, 1.3 * len(rows) + 0.1))
+    width = 3.6 + 1.25 * widest
+    figure = Figure(figsize=(width, 1.3 * len(rows) + 0.1))
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, 3.2 + 1.25 * widest), ylim=(-1.3 * len(rows), 0.1))
+    axes.set(xlim=(0, width), ylim=(-1.3 * len(rows), 0.1))
     axes.axis("off")
     for index, (title, boxes, shortcut) in enumerate(rows):
         y = -1.3 * index - 0.75
@@ -57,7 +58,7 @@ def list_rows(found: Structure, pooling: str | None = None) -> list[Row]:
     Each box is a tuple (text, kind). The shortcut of a row without blocks is None.
 
     Args:
-      pooling: "average" or "max" if the head begins with global pooling.
+      pooling: "average" or "max" if the head contains global pooling.
     """
     inside: dict[str, list[Layer]] = {b.name: [] for b in found.blocks}
     outside: dict[str, list[Layer]] = {"": []}  # keys: preceding block; "" for the stem
@@ -68,10 +69,9 @@ def list_rows(found: Structure, pooling: str | None = None) -> list[Row]:
         latest = owner if owner in inside else latest
         (inside if owner in inside else outside).setdefault(latest, []).append(layer)
     before, behind = outside.pop(""), outside.pop(latest, [])
-    # A pre-activation block begins with BatchNorm and ReLU, so the stem before it has
-    # no ReLU.
-    activated = not any(block.kind == "PreActBlock" for block in found.blocks)
-    stem = _boxes(before, last=activated)
+    # Pre-activation blocks begin with (BatchNorm and) ReLU instead of ending with ReLU.
+    is_preact = any(block.kind == "PreActBlock" for block in found.blocks)
+    stem = _boxes(before, last=not is_preact)
     rows: list[Row] = [(_title("stem", before), stem, None)] if before else []
     stages: dict[str, list[Block]] = {}
     for block in found.blocks:
@@ -95,15 +95,16 @@ def list_rows(found: Structure, pooling: str | None = None) -> list[Row]:
             if not number:
                 title = f"{_title(stage, layers)}\n{title}"
             title += pooled if number == len(kinds) - 1 else ""
-            rows.append((title, _boxes(main), block.shortcut))
+            rows.append((title, _boxes(main, first=is_preact), block.shortcut))
         between = outside.get(blocks[-1].name, [])
         if between:
             names = dict.fromkeys(layer.name.split(".")[0] for layer in between)
             title = _title(" and ".join(names), between)
             rows.append((title, _boxes(between, last=True), None))
-    boxes = _boxes(behind, last=True)
+    boxes = _boxes(behind, first=is_preact, last=True)
     if pooling is not None:
-        boxes.insert(0, (f"global\n{pooling}\npooling", "Pooling"))
+        classifier = sum(kind != "Linear" for _, kind in boxes)  # it comes last
+        boxes.insert(classifier, (f"global\n{pooling}\npooling", "Pooling"))
     rows.append((_title("head", behind), boxes, None))
     return rows
 
@@ -122,13 +123,16 @@ def _title(name: str, layers: Sequence[Layer]) -> str:
     return f"{name}: {num_params:,} parameters\n{num_macs:,} multiply-adds"
 
 
-def _boxes(layers: Sequence[Layer], *, last: bool = False) -> list[tuple[str, str]]:
+def _boxes(
+    layers: Sequence[Layer], *, first: bool = False, last: bool = False
+) -> list[tuple[str, str]]:
     """Returns a tuple (text, kind) for each box, including the ReLU boxes.
 
     Args:
+      first: whether the layers begin with a ReLU, unless it follows a BatchNorm.
       last: whether a ReLU also follows the last layer, unless that layer is linear.
     """
-    boxes = []
+    boxes = [_RELU] if first and layers[0].kind != "BatchNorm" else []
     for index, layer in enumerate(layers):
         text = layer.name.rsplit(".", 1)[-1]
         if layer.size:
@@ -147,6 +151,11 @@ def _boxes(layers: Sequence[Layer], *, last: bool = False) -> list[tuple[str, st
         if relu:
             boxes.append(_RELU)
     return boxes
+
+
+def ends_with_relu(boxes: Sequence[tuple[str, str]]) -> bool:
+    """Returns whether ReLU follows the sum of a block that begins with `boxes`."""
+    return _RELU not in boxes[: 2 if boxes[0][1] == "BatchNorm" else 1]
 
 
 def _draw_row(
@@ -176,7 +185,7 @@ def _draw_row(
     joined = shortcut != "none"
     _arrow(axes, (start - 0.3, y), (start - 0.02, y))
     axes.text(x + 0.1, y, "+" if joined else "", ha="center", va="center", fontsize=14)
-    if boxes[1] != _RELU:  # pre-activation blocks do not end with ReLU
+    if ends_with_relu(boxes):
         axes.text(x + 0.3, y, "ReLU", va="center", fontsize=8)
     if joined:
         top = y + 0.45

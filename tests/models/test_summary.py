@@ -92,12 +92,31 @@ def test_pre_activation_begins_with_what_others_end_with(tmp_path):
     assert rows["layer1"] == ["bn1", "ReLU", "conv1", "bn2", "ReLU", "conv2"]
     assert rows["head"] == ["bn", "ReLU", "fc"]
     assert boxes_of("resnet20")["stem"] == ["conv1", "bn1", "ReLU"]
+    rows = boxes_of("preact_resnet18", norm="none")
+    assert rows["stem"] == ["conv1"]
+    assert rows["layer1"] == ["ReLU", "conv1", "ReLU", "conv2"]
+    assert rows["head"] == ["ReLU", "fc"]
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+@pytest.mark.parametrize("name", ["resnet20", "resnet50", "preact_resnet18"])
+def test_only_pre_activation_blocks_do_not_end_with_relu(name, norm):
+    model = resnet_jax.create_model(name, num_classes=10, norm=norm)
+    rows = diagram.list_rows(resnet_jax.models.structure(model, (32, 32, 3)))
+    ends = {diagram.ends_with_relu(boxes) for _, boxes, shortcut in rows if shortcut}
+    assert ends == {name != "preact_resnet18"}
 
 
 @pytest.mark.parametrize(
-    "name, pooling", [("resnet8", "average"), ("resnet9", "max"), ("hresnet", None)]
+    "name, pooling",
+    [
+        ("resnet8", "average"),
+        ("preact_resnet18", "average"),
+        ("resnet9", "max"),
+        ("hresnet", None),
+    ],
 )
-def test_the_diagram_s_head_begins_with_its_global_pooling(
+def test_global_pooling_precedes_the_classifier_in_the_diagram(
     name, pooling, tmp_path, monkeypatch
 ):
     drawn = []
@@ -115,3 +134,4 @@ def test_the_diagram_s_head_begins_with_its_global_pooling(
     pooled = [text for text, kind in boxes if kind == "Pooling"]
     assert pooled == ([f"global\n{pooling}\npooling"] if pooling else [])
     assert boxes[-1][1] == "Linear"
+    assert not pooling or boxes[-2][1] == "Pooling"
