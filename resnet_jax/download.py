@@ -96,18 +96,7 @@ def fetch(
         not match the digest.
     """
     host = urlsplit(url).netloc
-    reasons = [f"no answer within {timeout:g} seconds"]
-
-    def probe() -> None:
-        try:
-            # Redirects count as answers: their targets may accept only GET.
-            requests.head(url, timeout=timeout).raise_for_status()
-        except requests.RequestException as error:
-            reasons.append(_reason(error))
-            raise
-
-    if not answers(probe, timeout):
-        raise DataError(f"{host} cannot be reached ({reasons[-1]})")
+    _check_answers(url, host, timeout)
     pooch.get_logger().setLevel("WARNING")
     make_private(path.parent)
     try:
@@ -139,6 +128,22 @@ def fetch(
             f"{host} interrupted the download after {progress.received / 1e6:.1f} MB "
             f"({_reason(error)})"
         ) from None
+
+
+def _check_answers(url: str, host: str, timeout: float) -> None:
+    """Raises DataError if the host does not answer within `timeout` seconds."""
+    reasons = [f"no answer within {timeout:g} seconds"]
+
+    def probe() -> None:
+        try:
+            # Redirects count as answers: their targets may accept only GET.
+            requests.head(url, timeout=timeout).raise_for_status()
+        except requests.RequestException as error:
+            reasons.append(_reason(error))
+            raise
+
+    if not answers(probe, timeout):
+        raise DataError(f"{host} cannot be reached ({reasons[-1]})")
 
 
 def _reason(error: requests.RequestException) -> str:

@@ -101,7 +101,7 @@ def main(options: EvaluateConfig) -> None:
     from resnet_jax import files, waiting
     from resnet_jax.commands import compare, export, predict
     from resnet_jax.devices import platform
-    from resnet_jax.report import predictions, robustness, tables
+    from resnet_jax.report import predictions, robustness
     from resnet_jax.report.report import write_report
     from resnet_jax.training import metrics
 
@@ -110,19 +110,13 @@ def main(options: EvaluateConfig) -> None:
         compare.main(compare.CompareConfig(options.compare, options.page))
         return
     platform.prepare(options.platform, options.devices)
-    if options.output is not None:
-        files.check_writable(Path(options.output).parent, "folder", "--output")
-    rows = None if options.predictions is None else Path(options.predictions)
-    if rows is not None:
-        tables.check(rows, "--predictions")
+    rows = _check_outputs(options)
     if options.images:
         _say_moved("--images", "predict RUN FILES")
         predict.predict(options, options.images, options.saliency)
         return
     if options.export is not None:
         _say_moved("--export", "export RUN DIR")
-        files.check_writable(Path(options.export).parent, "folder", "--export")
-
     one = "--report" if options.report else "--export" if options.export else ""
     found = evaluate(options, one=one, tta=options.tta)
     subject, test = found.subject, found.loader.splits.test
@@ -160,6 +154,24 @@ def main(options: EvaluateConfig) -> None:
         print(f"predictions: {rows}, {count} images")
     note = f" ({found.note})" if found.note else ""
     print(f"{metrics.summary_line(found.all.sums)}{note}")
+
+
+def _check_outputs(options: EvaluateConfig) -> Path | None:
+    """Returns the file for predictions, if any.
+
+    Raises:
+      ConfigError: if a file or folder that an option names cannot be written.
+    """
+    from resnet_jax import files
+    from resnet_jax.report import tables
+
+    for option, path in (("--output", options.output), ("--export", options.export)):
+        if path is not None:
+            files.check_writable(Path(path).parent, "folder", option)
+    if options.predictions is None:
+        return None
+    tables.check(Path(options.predictions), "--predictions")
+    return Path(options.predictions)
 
 
 def evaluate(

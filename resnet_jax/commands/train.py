@@ -15,8 +15,10 @@ from resnet_jax.config import Config
 
 if TYPE_CHECKING:  # these import JAX
     import flax.linen as nn
+    import numpy as np
 
-    from resnet_jax.data.augment import Preprocess
+    from resnet_jax.data.augment import Augment, Preprocess
+    from resnet_jax.data.loader import Loader
     from resnet_jax.data.sources import Description
     from resnet_jax.run.run import Run
 
@@ -49,21 +51,10 @@ def train(
     preprocess: "Preprocess",
 ) -> None:
     """Trains `model` in `this_run`, which is already open."""
-    from resnet_jax import data, devices, run, training, weights
+    from resnet_jax import devices, run, training, weights
 
-    # Data: uint8 arrays or files. The order of the images in an epoch and the
-    # augmentation on the host depend only on (seed, epoch).
-    splits = data.load(cfg.data, source)
-    class_weights, splits = data.load_class_weights(cfg.augment.class_weights, splits)
-    splits = splits._replace(
-        train=data.drawn(splits.train, cfg.augment, cfg.data, cfg.seed)
-    )
-    labels = splits.train.labels if cfg.data.sampler == "balanced" else None
-    repeats = cfg.data.repeated_augmentation
-    order = training.make_order(cfg.seed, cfg.run.num_seeds, labels, repeats)
-    loader = data.Loader(
-        this_run.mesh, splits, cfg.data, order, cfg.run.epochs, cfg.run.max_steps
-    )
+    # Data: uint8 arrays or files, in an order that depends only on (seed, epoch).
+    loader, class_weights = load_data(cfg, this_run, source)
 
     # Optimizer: the trained parameters and their learning rates.
     shape, num_steps = source.image_shape, loader.steps_per_epoch
@@ -82,7 +73,8 @@ def train(
         return
     if not this_run.resumed:
         state = weights.load_into(
-            state, model, cfg.model.model, cfg.transfer, preprocess, splits.train
+            state,
+            *(model, cfg.model.model, cfg.transfer, preprocess, loader.splits.train),
         )
     run.announce(cfg, this_run.mesh, state.params, loader, trainable)
     if cfg.transfer.cache_features:
@@ -92,15 +84,7 @@ def train(
     state, key = devices.replicate(this_run.mesh, (state, keys.augment))
 
     # Pure functions, compiled once; each step donates its input state.
-    if cfg.data.train_size is not None:
-        train_shape = data.train_shape(cfg.data)
-        resized = data.make_preprocess(cfg.augment, train_shape)
-    else:
-        resized = preprocess
-    augment = data.make_augment(cfg.augment, resized, source.num_classes, num_steps)
-    if class_weights is not None:
-        is_mixed = cfg.augment.mixup > 0 or cfg.augment.cutmix > 0
-        augment = data.weigh(augment, class_weights, is_mixed=is_mixed)
+    augment = make_augment(cfg, preprocess, source, num_steps, class_weights)
     backbone_bn, parts = cfg.transfer.backbone_bn, cfg.devices.grad_accum_steps
     local_bn = None if cfg.devices.sync_bn else this_run.mesh
     ema_decay = training.make_ema_decay(cfg, num_steps)
@@ -118,3 +102,51 @@ def train(
             state, sums = train_step(state, batch)
             this_run.record(state, sums)
         this_run.end_epoch(state, evaluate, loader.splits.scored)
+
+
+def load_data(
+    cfg: Config, this_run: "Run", source: "Description"
+) -> tuple["Loader", "np.ndarray | None"]:
+    """Returns the loader, and the weights of the classes if they have any.
+
+    The order of the images in an epoch and the augmentation on the host depend only on
+    (seed, epoch).
+    """
+    from resnet_jax import data, training
+
+    splits = data.load(cfg.data, source)
+    class_weights, splits = data.load_class_weights(cfg.augment.class_weights, splits)
+    splits = splits._replace(
+        train=data.drawn(splits.train, cfg.augment, cfg.data, cfg.seed)
+    )
+    labels = splits.train.labels if cfg.data.sampler == "balanced" else None
+    repeats = cfg.data.repeated_augmentation
+    order = training.make_order(cfg.seed, cfg.run.num_seeds, labels, repeats)
+    return data.Loader(
+        this_run.mesh, splits, cfg.data, order, cfg.run.epochs, cfg.run.max_steps
+    ), class_weights
+
+
+def make_augment(
+    cfg: Config,
+    preprocess: "Preprocess",
+    source: "Description",
+    num_steps: int,
+    class_weights: "np.ndarray | None",
+) -> "Augment":
+    """Returns the augmentation on the device, at the image size used for training.
+
+    Args:
+      num_steps: number of steps per epoch.
+      class_weights: the weights of the classes in the loss, or None.
+    """
+    from resnet_jax import data
+
+    if cfg.data.train_size is not None:
+        preprocess = data.make_preprocess(cfg.augment, data.train_shape(cfg.data))
+    num_classes = source.num_classes
+    augment = data.make_augment(cfg.augment, preprocess, num_classes, num_steps)
+    if class_weights is None:
+        return augment
+    is_mixed = cfg.augment.mixup > 0 or cfg.augment.cutmix > 0
+    return data.weigh(augment, class_weights, is_mixed=is_mixed)

@@ -1,7 +1,7 @@
 """Classifies image files and shows the regions on which the predictions depend."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax import fields, files, waiting
+from resnet_jax.config_data import DataConfig
 from resnet_jax.data import decoding, folder, sources
 from resnet_jax.data.augment import Images, make_preprocess
 from resnet_jax.devices import mesh
@@ -49,43 +50,21 @@ def predict_files(
       ConfigError: if a file cannot be written.
       DataError: if some images cannot be read; the other images are classified first.
     """
-    cfg, class_names = subject.cfg, subject.class_names
-    if class_names is None:  # use the names from the data set
-        class_names = sources.describe(cfg.data).load()[1].class_names
-    # Only images of varying sizes are resized on the host; the others are resized on
-    # the device.
-    is_cropped = sources.is_cropped(cfg.data)
-    stored = fields.replace(cfg.data, in_channels=None)
-    stored = stored if is_cropped else fields.replace(stored, image_size=None)
-    size, _, channels = sources.image_shape(stored)
-    crop_pct = cfg.data.kept if is_cropped else 1.0
+    cfg = subject.cfg
+    class_names = subject.class_names or sources.load_test(cfg.data).test.class_names
     preprocess = make_preprocess(cfg.augment, subject.image_shape)
     if saliency_dir is not None:
         files.check_writable(saliency_dir, "folder", "RUN")
     every = [path for name in paths for path in _files_of(Path(name))]
-    side = max(size, *subject.image_shape[:2])
-    batch_size = max(min(BATCH, _BATCH_SIZE // (3 * side * side)), 1)
-    batches = decoding.read_batches(
-        *(every, batch_size),
-        size=size,
-        crop_pct=crop_pct,
-        channels=channels,
-        interpolation=cfg.data.interpolation,
-    )
     probabilities_of = _make_probabilities(subject, preprocess)
     num_read, bad = 0, []
     with contextlib.ExitStack() as stack:
-        show: Callable[[Path, Likely], None] = _print
-        if output is not None:
-            columns = _columns(min(top_k, len(class_names)))
-            show = _to_rows(stack.enter_context(tables.writing(output, columns)))
-        # Printed lines already show progress. With disable=None, a bar is shown only
-        # on a terminal.
-        has_bar = output is not None and len(every) > BATCH
-        disable = None if has_bar else True
+        show = _open(output, min(top_k, len(class_names)), stack)
+        # Printed lines already show progress; None shows the bar only on a terminal.
+        disable = None if output is not None and len(every) > BATCH else True
         bar = waiting.bar(len(every), "prediction", disable=disable)
         stack.enter_context(bar)
-        for batch in batches:
+        for batch in _read_batches(every, cfg.data, subject.image_shape):
             bad += [f"{path} ({reason})" for path, reason in batch.bad]
             found = probabilities_of(batch.images)
             for path, image, own in zip(batch.paths, batch.images, found, strict=True):
@@ -99,15 +78,34 @@ def predict_files(
                         print(f"  {target}")
                 num_read += 1
             bar.update(len(batch.paths) + len(batch.bad))
-        if not num_read and not bad:
-            raise DataError(f"{', '.join(paths)}: there are no images")
         failure = f"{len(bad)} of {len(every)} cannot be read: {', '.join(bad)}"
         if not num_read:
-            raise DataError(failure)
+            nothing = f"{', '.join(paths)}: there are no images"
+            raise DataError(failure if bad else nothing)
     if output is not None:
         print(f"predictions: {output}, {num_read} image{'s' * (num_read != 1)}")
     if bad:
         raise DataError(failure)
+
+
+def _read_batches(
+    every: Sequence[Path], cfg: DataConfig, image_shape: tuple[int, int, int]
+) -> Iterator[decoding.Decoded]:
+    """Yields batches of images, decoded at the size at which `cfg` stores them."""
+    # Only images of varying sizes are resized on the host; the others are resized on
+    # the device.
+    is_cropped = sources.is_cropped(cfg)
+    stored = fields.replace(cfg, in_channels=None)
+    stored = stored if is_cropped else fields.replace(stored, image_size=None)
+    size, _, channels = sources.image_shape(stored)
+    side = max(size, *image_shape[:2])
+    return decoding.read_batches(
+        *(every, max(min(BATCH, _BATCH_SIZE // (3 * side * side)), 1)),
+        size=size,
+        crop_pct=cfg.kept if is_cropped else 1.0,
+        channels=channels,
+        interpolation=cfg.interpolation,
+    )
 
 
 def _files_of(path: Path) -> list[Path]:
@@ -130,7 +128,14 @@ def _columns(num: int) -> dict[str, type]:
     }
 
 
-def _to_rows(write: tables.Write) -> Callable[[Path, Likely], None]:
+def _open(
+    output: Path | None, num: int, stack: contextlib.ExitStack
+) -> Callable[[Path, Likely], None]:
+    """Returns a function that prints the `num` classes of an image, or writes a row."""
+    if output is None:
+        return _print
+    write = stack.enter_context(tables.writing(output, _columns(num)))
+
     def show(path: Path, likely: Likely) -> None:
         names = [name for _, name, _ in likely]
         shares = [share for _, _, share in likely]

@@ -1,7 +1,7 @@
 """Writes the report page of a run."""
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from resnet_jax import files
 from resnet_jax.config import Config
 from resnet_jax.data.augment import Preprocess
+from resnet_jax.data.dataset import Dataset
 from resnet_jax.data.loader import Loader
 from resnet_jax.fields import flat
 from resnet_jax.models import summary
@@ -38,7 +39,7 @@ from resnet_jax.report.page import (
 )
 from resnet_jax.report.subject import Subject
 from resnet_jax.run.directory import read_run
-from resnet_jax.run.logs import read_metrics
+from resnet_jax.run.logs import Record, read_metrics
 from resnet_jax.training import evaluation, seeds
 from resnet_jax.weights import export
 
@@ -66,14 +67,11 @@ def write_report(
     files.check_writable(directory, "folder", "RUN")
     cfg, model, variables = subject.cfg, subject.model, subject.state.variables
     test = loader.splits.test
-    class_names, images, labels = test.class_names, test.images, test.labels
-    inputs = np.asarray(preprocess(np.asarray(images[:1])))
-    records = read_metrics(run_dir)
-    if subject.seed_index is not None:
-        records = [seeds.of_seed(record, subject.seed_index) for record in records]
+    first = np.asarray(test.images[:1])
+    records = _read_records(run_dir, subject.seed_index)
     logits = evaluation.predict(model, preprocess, loader, variables, test)
     probabilities = scores.softmax(logits)
-    found = scores.score(probabilities, labels, class_names)
+    found = scores.score(probabilities, test.labels, test.class_names)
     also = {} if robust is None else {"robustness": robust}
     files.write_json(directory / "report.json", {**found, **also})
 
@@ -84,56 +82,89 @@ def write_report(
         draw(*args, path=path)
         return Picture(path, alt, has_images=has_images)
 
-    top5 = scores.top_k_accuracy(probabilities, labels, 5)
+    top5 = scores.top_k_accuracy(probabilities, test.labels, 5)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    result = _result(found, top5, num_params)
-    sections: dict[str, list[Content]] = {"Result": [result]}
+    sections: dict[str, list[Content]] = {"Result": [_result(found, top5, num_params)]}
     if records:
-        paths = directory / "loss.png", directory / "accuracy.png"
-        panels = Panels(curves.plot_history(records, *paths))
-        sections["Training"] = [panels, *_last(records), *_scored(cfg, found)]
-    alt = "Confusion matrix: rows are true classes, columns are predicted classes"
-    draw = figures.plot_confusion
-    confusion = picture("confusion", alt, draw, found["confusion"], class_names)
-    pairs: list[Content] = []
-    sections["Classes"] = [_classes(found)]
-    if len(class_names) <= mistakes.MOST_CLASSES:
-        matrix, pairs = mistakes.contents(
-            probabilities, images, labels, class_names, found["confusion"]
-        )
-        sections["Classes"] += [matrix, Folded("The matrix as a figure", [confusion])]
-    else:
-        sections["Classes"] += [confusion]
-    sections["Predictions"] = [
-        picture(
-            one.name,
-            one.alt,
-            figures.plot_predictions,
-            np.asarray(images[one.indices]),
-            one.captions,
-            has_images=True,
-        )
-        for one in chosen.choose(probabilities, labels, class_names)
-        if len(one.indices)
-    ]
+        curve = _curves(directory, records)
+        sections["Training"] = [curve, *_last(records), *_scored(cfg, found)]
+    sections["Classes"], pairs = _by_class(picture, probabilities, test, found)
+    sections["Predictions"] = _predictions(picture, probabilities, test)
     if pairs:
         sections["Mistakes by confusion"] = pairs
     sections["Calibration"] = _calibration(picture, found)
     if robust is not None:
-        shown = np.asarray(images[:1])
-        sections["Robustness"] = robustness.contents(picture, robust, shown)
+        sections["Robustness"] = robustness.contents(picture, robust, first)
+    inputs = np.asarray(preprocess(first))
     sections["Inside the network"] = _inside(picture, model, variables, inputs)
-    alt = f"{cfg.model.model}: stages, blocks, shortcuts, shapes and parameters"
-    draw = partial(diagram.draw, model, subject.image_shape)
-    sections["Structure"] = [picture("structure", alt, draw)]
-    rows = [(one.name, value) for one, value in flat(cfg)]
-    table = Table(("field", "value"), rows, "Configuration of the run")
-    again = Card({}, {}, {"training command": repeat.command(read_run(run_dir))})
-    sections["Configuration"] = [again, Folded(f"{len(rows)} fields", [table])]
+    sections["Structure"] = [_structure(picture, subject)]
+    sections["Configuration"] = _configuration(run_dir, cfg)
     sections["Versions and machine"] = [_machine()]
     page = directory / "index.html"
     write(page, subject.title, sections)
     return page
+
+
+def _read_records(run_dir: Path, seed_index: int | None) -> list[Record]:
+    records = read_metrics(run_dir)
+    if seed_index is None:
+        return records
+    return [seeds.of_seed(record, seed_index) for record in records]
+
+
+def _curves(directory: Path, records: Sequence[Record]) -> Panels:
+    paths = directory / "loss.png", directory / "accuracy.png"
+    return Panels(curves.plot_history(records, *paths))
+
+
+def _structure(picture: Any, subject: Subject) -> Picture:
+    alt = f"{subject.cfg.model.model}: stages, blocks, shortcuts, shapes and parameters"
+    draw = partial(diagram.draw, subject.model, subject.image_shape)
+    found: Picture = picture("structure", alt, draw)
+    return found
+
+
+def _by_class(
+    picture: Any, probabilities: np.ndarray, test: Dataset, found: Mapping[str, Any]
+) -> tuple[list[Content], list[Content]]:
+    """Returns the contents of the sections on classes and on mistakes."""
+    alt = "Confusion matrix: rows are true classes, columns are predicted classes"
+    names, matrix = test.class_names, found["confusion"]
+    confusion = picture("confusion", alt, figures.plot_confusion, matrix, names)
+    if len(names) > mistakes.MOST_CLASSES:
+        return [_classes(found), confusion], []
+    table, pairs = mistakes.contents(
+        probabilities, test.images, test.labels, names, matrix
+    )
+    return [
+        _classes(found),
+        table,
+        Folded("The matrix as a figure", [confusion]),
+    ], pairs
+
+
+def _predictions(
+    picture: Any, probabilities: np.ndarray, test: Dataset
+) -> list[Content]:
+    return [
+        picture(
+            one.name,
+            one.alt,
+            figures.plot_predictions,
+            np.asarray(test.images[one.indices]),
+            one.captions,
+            has_images=True,
+        )
+        for one in chosen.choose(probabilities, test.labels, test.class_names)
+        if len(one.indices)
+    ]
+
+
+def _configuration(run_dir: Path, cfg: Config) -> list[Content]:
+    rows = [(one.name, value) for one, value in flat(cfg)]
+    table = Table(("field", "value"), rows, "Configuration of the run")
+    again = Card({}, {}, {"training command": repeat.command(read_run(run_dir))})
+    return [again, Folded(f"{len(rows)} fields", [table])]
 
 
 def _calibration(picture: Any, found: Mapping[str, Any]) -> list[Content]:

@@ -14,6 +14,9 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return found
 
 
+_COLUMNS = ("name", "precision", "recall", "f1", "support")
+
+
 def score(
     probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
 ) -> dict[str, Any]:
@@ -29,7 +32,7 @@ def score(
       * count: the number of images.
       * accuracy: the top-1 accuracy.
       * balanced_accuracy and macro_f1: mean recall and mean F1 of the classes that
-      occur.
+        occur.
       * nll: the mean negative log-likelihood.
       * ece and bins: the result of `calibration`.
       * confusion: counts [C][C], whose rows are the true classes.
@@ -64,16 +67,8 @@ def score(
         "bins": bins,
         "confusion": confusion_matrix(labels, predicted, labels=every).tolist(),
         "classes": [
-            {
-                "name": name,
-                "precision": float(precision),
-                "recall": float(recall),
-                "f1": float(f1),
-                "support": int(support),
-            }
-            for name, precision, recall, f1, support in zip(
-                class_names, *table, strict=True
-            )
+            dict(zip(_COLUMNS, (name, *map(float, rest), int(support)), strict=True))
+            for name, *rest, support in zip(class_names, *table, strict=True)
         ],
     }
 

@@ -222,6 +222,26 @@ class Loaded(NamedTuple):
     data: dict[str, Any]  # identifies the training data; see data.dataset.identify
 
 
+def _step_of(run_dir: Path, checkpoint: str, steps: list[int]) -> int:
+    """Returns the step of `checkpoint`, which is "best" or a number, among `steps`."""
+    if checkpoint == "best":
+        step = best_step(read_metrics(run_dir), steps)
+        if step is None:
+            raise CheckpointError(
+                f"{run_dir} has no best checkpoint, which is chosen by validation "
+                "accuracy: train with --validation-split"
+            )
+        return step
+    if not checkpoint.isdecimal():
+        raise ConfigError(f"checkpoint {checkpoint!r} is not last, best or a step")
+    if int(checkpoint) not in steps:
+        raise CheckpointError(
+            f"{run_dir} has no checkpoint of step {checkpoint}, only of "
+            f"{', '.join(map(str, steps))}: choose one of these"
+        )
+    return int(checkpoint)
+
+
 def load_variables(
     run_dir: Path,
     checkpoint: str,
@@ -266,20 +286,4 @@ def load_variables(
         if not steps or checkpoint == "last":
             found: Loaded = newest(run_dir, steps, read)[0]
             return found
-        if checkpoint == "best":
-            step = best_step(read_metrics(run_dir), steps)
-            if step is None:
-                raise CheckpointError(
-                    f"{run_dir} has no best checkpoint, which is chosen by validation "
-                    "accuracy: train with --validation-split"
-                )
-        elif checkpoint.isdecimal():
-            step = int(checkpoint)
-        else:
-            raise ConfigError(f"checkpoint {checkpoint!r} is not last, best or a step")
-        if step not in steps:
-            raise CheckpointError(
-                f"{run_dir} has no checkpoint of step {step}, only of "
-                f"{', '.join(map(str, steps))}: choose one of these"
-            )
-        return read(step)
+        return read(_step_of(run_dir, checkpoint, steps))

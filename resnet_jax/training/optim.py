@@ -172,8 +172,13 @@ def make_optimizer(
     tx = optax.chain(*steps, optax.scale_by_learning_rate(schedule))
     if lr_scale is not None:
         tx = optax.chain(tx, _scale_by_name(lr_scale))
-    if trainable is None:
-        return tx
+    return tx if trainable is None else _only(trainable, tx)
+
+
+def _only(
+    trainable: Callable[[str], bool], tx: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Applies `tx` to the trainable parameters, and keeps the others as they are."""
 
     def labels(params: Any) -> Any:
         return torch_names.map_names(

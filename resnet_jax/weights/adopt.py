@@ -104,26 +104,10 @@ def adopt(
         said = recognize.explain(content.value, found, name, model)
         raise DataError(f"{path} {said or _describe_empty(content.value)}")
     inside = match.dictionaries(content.value)
-    for title, one in inside.items():
-        numbers = _normalization_in(one, model.in_channels)
-        if numbers is not None and title == sound.key:
-            raise DataError(
-                f"{path} normalizes images itself, with {numbers}: save only the "
-                "state_dict of the network inside it, and pass these numbers to "
-                "--normalize"
-            )
-        if numbers is not None:
-            log.info(
-                "weights: %s specifies a normalization: use --normalize %s",
-                path,
-                numbers,
-            )
+    _check_normalization(path, inside, sound, model.in_channels)
     values = convert.with_names_of(sound, inside[sound.key], None)
     own = (f"{head}.weight", f"{head}.bias")
-    theirs = None
-    if head is not None and sound.head is not None:
-        names = match.head_names(sound.head)
-        theirs = [inside[sound.head_key][name] for name in names]
+    theirs = None if head is None else _head_in(inside, sound)
     fits = theirs is not None and all(
         leaf.shape == shapes[n] for n, leaf in zip(own, theirs, strict=True)
     )
@@ -137,10 +121,40 @@ def adopt(
     except DataError as error:
         raise DataError(f"{path} cannot be used: {error}") from None
     # Exported folders always use this package's names, so log this only for debugging.
-    is_own = is_exported(path.parent) and not skip
-    level = logging.DEBUG if is_own else logging.INFO
+    level = logging.INFO if skip or not is_exported(path.parent) else logging.DEBUG
     log.log(level, "weights: %s", _say(path, sound, head, skip))
     return adopted, sound
+
+
+def _head_in(inside: Mapping[str, Any], found: Match) -> list[Any] | None:
+    """Returns the weight and bias of the last layer in the file, or None."""
+    if found.head is None:
+        return None
+    return [inside[found.head_key][name] for name in match.head_names(found.head)]
+
+
+def _check_normalization(
+    path: Path, inside: Mapping[str, Any], chosen: Match, channels: int
+) -> None:
+    """Logs the image mean and standard deviation that a file stores, if any.
+
+    Raises:
+      DataError: if they belong to the network of the chosen weights.
+    """
+    for title, one in inside.items():
+        numbers = _normalization_in(one, channels)
+        if numbers is not None and title == chosen.key:
+            raise DataError(
+                f"{path} normalizes images itself, with {numbers}: save only the "
+                "state_dict of the network inside it, and pass these numbers to "
+                "--normalize"
+            )
+        if numbers is not None:
+            log.info(
+                "weights: %s specifies a normalization: use --normalize %s",
+                path,
+                numbers,
+            )
 
 
 def _normalization_in(dictionary: Mapping[str, Any], channels: int) -> str | None:

@@ -66,6 +66,25 @@ def begin_from(
     return found
 
 
+def _parse(given: str) -> tuple[str, str | None]:
+    """Returns (source, name) as hub.locate expects them.
+
+    Raises:
+      ConfigError: if there is no such network.
+    """
+    source = expand(given)
+    if source.removesuffix("-v2") in IMAGENET:
+        is_v2 = source.endswith("-v2")
+        return "imagenet-v2" if is_v2 else "imagenet", source.removesuffix("-v2")
+    if hf_hub.is_hub(source) or is_shipped(source) or Path(source).is_dir():
+        return source, None
+    raise ConfigError(
+        f"{source} is not a pretrained network: choose one of "
+        f"{', '.join((*SHIPPED, *IMAGENET))}, {next(iter(IMAGENET_V2))}-v2 and so on, "
+        "hf-hub:OWNER/NAME, or a folder that `export`, timm or transformers wrote"
+    )
+
+
 def load_pretrained(
     source: str | Path,
     *,
@@ -89,17 +108,7 @@ def load_pretrained(
       ConfigError: if `source` is unknown.
       DataError: if the weights are not available, or are damaged.
     """
-    source, name = expand(str(source)), None
-    if source.removesuffix("-v2") in IMAGENET:
-        name = source.removesuffix("-v2")
-        source = "imagenet-v2" if source.endswith("-v2") else "imagenet"
-    elif not (hf_hub.is_hub(source) or is_shipped(source) or Path(source).is_dir()):
-        raise ConfigError(
-            f"{source} is not a pretrained network: choose one of "
-            f"{', '.join((*SHIPPED, *IMAGENET))}, {next(iter(IMAGENET_V2))}-v2 and "
-            "so on, hf-hub:OWNER/NAME, or a folder that `export`, timm or transformers "
-            "wrote"
-        )
+    source, name = _parse(str(source))
     path = hub.locate(source, name)
     known = hub.describe(source, path, name)
     if known is None:
