@@ -52,6 +52,8 @@ class Transfer:
 def main(cfg: Transfer) -> None:
     from resnet_jax import data
 
+    if cfg.mode == "backbone" and cfg.framework == "jax":
+        raise SystemExit("only PyTorch trains the backbone: omit --framework")
     train, test = data.load_dataset("cifar10")
     train, test = train.take(slice(cfg.num_train)), test.take(slice(cfg.num_test))
     if cfg.framework == "jax":
