@@ -1,1 +1,1 @@
-"""Benchmarks, some against PyTorch; run them with `python -m benchmarks.NAME`."""
+"""Benchmarks, some against PyTorch. Run one with `python -m benchmarks.NAME`."""

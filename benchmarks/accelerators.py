@@ -6,26 +6,26 @@
     python -m benchmarks.accelerators --recipes fast --kinds train --targets v5e:4x4
     python -m benchmarks.accelerators --targets here      # run on a device
 
-No device is needed, because libtpu and XLA's compiler for CUDA can compile for chips
-that are not present. They report the figures of the real program: flops, bytes and
-memory per chip, collectives, kernels and convolutions. Nothing is executed, so the only
-step time shown is the roofline estimate: bytes / bandwidth or flops / peak, whichever
-is larger. With the target `here`, the benchmark compiles for JAX's local devices, runs
-the programs on them, and also shows the measured time.
+No accelerator is needed, because libtpu and XLA's CUDA compiler can compile for chips
+that are not present. The figures are those of the real program: flops, bytes and memory
+per chip, collectives, kernels and convolutions. Nothing is executed, so the only step
+time shown is the roofline estimate: bytes / bandwidth or flops / peak, whichever is
+larger. With the target `here`, the benchmark compiles for JAX's local devices, runs the
+programs on them, and also shows the measured time.
 
 "Bytes accessed" is the compiler's own figure; on TPUs, it counts prefetched data more
-than once. The main-memory traffic is derived from the program's text: each operand and
-result in main memory counts once per kernel. The roofline estimate uses this traffic
-and the chip's bfloat16 peak. Because of caching, a program can be faster than the
-estimate.
+than once. The main-memory traffic is derived from the program's HLO text: each operand
+and each result in main memory counts once per kernel. The roofline estimate uses this
+traffic and the chip's peak bfloat16 rate. Because of caching, a program can be faster
+than the estimate.
 
-There are three versions of each network: `ours`; `flax`, from Flax's ImageNet example;
-and `flax-norm`, our network with flax.linen.BatchNorm. All of them use our training
-step, with the optimizer of benchmarks.throughput, on uint8 images. With --recipes, the
-step of each recipe is compiled as in train.py, including its augmentation.
+There are three versions of each network: `ours`; `flax`, modeled on Flax's ImageNet
+example; and `flax-norm`, our network with flax.linen.BatchNorm. All of them use our
+training step, the optimizer of benchmarks.throughput, and uint8 images. With --recipes,
+each recipe's step is compiled as in train.py, including the augmentation.
 
-The compiler for CUDA reports neither bytes nor flops. For GPUs, both byte counts are
-therefore the main-memory traffic, and the flops are computed from the model.
+XLA's CUDA compiler reports neither bytes nor flops. For GPUs, both byte columns
+therefore show the main-memory traffic, and the flops are computed from the model.
 """
 
 import json
@@ -59,31 +59,31 @@ class Accelerators:
     models: tuple[str, ...] = ("resnet50",)
     """Networks to compile, with the training settings of benchmarks.throughput."""
     recipes: tuple[str, ...] = ()
-    """Recipes of train.py to compile, with the arithmetic in --dtype."""
+    """Recipes of train.py to compile, with --dtype instead of their own dtype."""
     targets: tuple[str, ...] = ("v5e:2x2", "h100")
     """TPUs (v4, v5e, v5p or v6e), optionally with a topology, such as v5e:4x4; GPUs
     (a100, h100 or h200), optionally with their number, such as h100:8; or `here`."""
     kinds: tuple[Kind, ...] = ("train", "evaluate")
-    """Steps to compile: training and evaluation."""
+    """Which steps to compile: training, evaluation, or both."""
     contestants: tuple[Contestant, ...] = ("ours", "flax", "flax-norm")
     """Versions of each network to compile; any that do not exist are skipped."""
     batch_per_chip: int = 256
-    """Images per step on each chip."""
+    """Number of images per chip in each step."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Dtype of the arithmetic."""
     recipe_model: str | None = None
-    """Network to use in the recipes instead of their own; small ones compile faster."""
+    """Network that replaces the recipes' own; small networks compile faster."""
     stage_sizes: tuple[int, ...] = ()
     """Number of blocks in each stage, instead of the models' own; later stages can be
     left out."""
     remat: bool = False
-    """Recompute each block in the backward pass."""
+    """Recompute each block's activations in the backward pass."""
     seconds: float = 10.0
-    """With `here`: how many seconds to run each program."""
+    """With `here`: number of seconds to run each program."""
     text: Path | None = None
-    """Folder for the text (HLO) of the compiled programs."""
+    """Folder for the HLO text of the compiled programs."""
     json: Path | None = None
-    """JSON file for all figures, written after each program."""
+    """JSON file for all figures, updated after each program."""
 
     def __post_init__(self) -> None:
         if self.batch_per_chip < 1:
@@ -94,7 +94,7 @@ class Accelerators:
         for name in self.recipes:
             if name not in RECIPES:
                 raise ConfigError(
-                    f"no recipe {name!r}: use one of {', '.join(RECIPES)}"
+                    f"unknown recipe {name!r}: use one of {', '.join(RECIPES)}"
                 )
         for target in self.targets:
             if target != HERE:
@@ -110,7 +110,8 @@ class Accelerators:
                 raise ConfigError(f"{name} {path}: there is no folder {path.parent}")
         if HERE in self.targets and len(self.targets) > 1:
             raise ConfigError(
-                "give `here` without other targets: compiling for them hides the device"
+                "`here` cannot be combined with other targets: compiling for "
+                "those targets hides the local devices"
             )
 
 
@@ -145,7 +146,7 @@ class Reading:
     gflops: float
     model_gflops: float
     gigabytes: float  # the compiler's "bytes accessed"
-    memory_gigabytes: float  # main-memory traffic, from the program's text
+    memory_gigabytes: float  # main-memory traffic, computed from the HLO text
     roofline_ms: float
     temporaries_mib: float
     arguments_mib: float
@@ -155,7 +156,7 @@ class Reading:
     reduced_bytes: int  # bytes of all collectives
     kernels: int  # excluding copies
     copies: int
-    convolutions: dict[str, int]  # number for each dtype of the result
+    convolutions: dict[str, int]  # number of convolutions for each result dtype
     moved_maps: int  # kernels that reorder the dimensions of a feature map
     float32_maps: int
     trace_seconds: float
@@ -174,7 +175,7 @@ def tasks(cfg: Accelerators) -> Iterator[Task]:
 
 
 def lower(task: Task, cfg: Accelerators, devices: Any, platform: str) -> Lowered | None:
-    """Returns a task's lowered step, or None if that network version does not exist.
+    """Returns the lowered step for a task, or None if its network has no such version.
 
     Nothing is computed: shapes stand in for all arrays.
     """
@@ -194,7 +195,8 @@ def lower(task: Task, cfg: Accelerators, devices: Any, platform: str) -> Lowered
     if cfg.stage_sizes and not task.is_recipe:
         if not isinstance(ours, models.ResNet):
             raise ConfigError(
-                f"stage_sizes: {task.name} has no stages whose sizes can be set"
+                f"stage_sizes cannot be used with {task.name}, which has no "
+                "configurable stages"
             )
         widths = ours.widths[: len(cfg.stage_sizes)]
         ours = ours.clone(stage_sizes=cfg.stage_sizes, widths=widths)
@@ -284,7 +286,7 @@ def contestant(task: Task, cfg: Config, ours: Any) -> Any:
 
 
 def read(task: Task, cfg: Accelerators) -> Reading | None:
-    """Compiles and analyzes the program for a task; returns None if there is none."""
+    """Compiles and analyzes a task's program; returns None if there is no program."""
     import jax
 
     from benchmarks.programs import Program
@@ -355,7 +357,7 @@ def chip_of(device: Any) -> chips.Chip:
 
 
 def measure(compiled: Any, lowered: Lowered, cfg: Accelerators) -> float:
-    """Runs the program for cfg.seconds; returns the median time of a step in ms."""
+    """Runs the program for `cfg.seconds` seconds; returns the median step time (ms)."""
     import statistics
 
     import jax
@@ -371,7 +373,7 @@ def measure(compiled: Any, lowered: Lowered, cfg: Accelerators) -> float:
             values = rng.integers(0, 256, leaf.shape, np.uint8)
         elif "opt_state" in str(path) or jnp.issubdtype(leaf.dtype, jnp.integer):
             values = np.zeros(leaf.shape, leaf.dtype)
-        else:  # draws kernels around 0 and scales, variances and masks around 1
+        else:  # draws kernels around 0, and scales, variances and masks around 1
             low, high = (-0.1, 0.1) if len(leaf.shape) > 1 else (0.5, 1.5)
             values = rng.uniform(low, high, leaf.shape).astype(leaf.dtype)
         return jax.device_put(values, leaf.sharding)
@@ -389,10 +391,10 @@ def measure(compiled: Any, lowered: Lowered, cfg: Accelerators) -> float:
 
 
 HEADER = (
-    "| target | program | GFLOP (model's) | GB (of main memory) | roofline, ms | "
-    "temporaries + arguments of memory, MiB | all-reduces (MiB) | kernels + copies | "
-    "convolutions | "
-    "maps reordered / in float32 | compiled in, s | measured, ms (of roofline) |"
+    "| target | program | GFLOP (model) | GB accessed (main memory) | roofline, ms "
+    "| temporaries + arguments of total memory, MiB | all-reduces (MiB) | kernels + "
+    "copies | convolutions | feature maps reordered / in float32 | compile time, s "
+    "| measured, ms (relative to roofline) |"
 )
 
 
@@ -442,7 +444,7 @@ def main(cfg: Accelerators) -> None:
         if cfg.json is not None:
             cfg.json.write_text(json.dumps({**about, "programs": readings}, indent=1))
 
-    write()  # so that an error occurs now and not after minutes of compiling
+    write()  # so that a write error occurs now, not after minutes of compilation
     for task in tasks(cfg):
         found = read(task, cfg)
         if found is not None:

@@ -1,11 +1,11 @@
-"""Times CPU convolutions with few channels when neighboring pixels are merged.
+"""Times few-channel CPU convolutions with neighboring pixels merged into channels.
 
     python -m benchmarks.blocked
 
 Arrays of shape [N, H, W, C] and [N, H, W / P, P * C] have the same memory layout, so a
-whole stage of a network could use the second shape without a copy. A kernel
-[3, 3, C, C] then becomes a banded kernel [3, 3, P * C, P * C], which is mostly zeros.
-The matrix products are wider, but they require more multiply-adds.
+whole stage of a network could use the second shape without a copy. A kernel of shape
+[3, 3, C, C] then becomes a banded kernel of shape [3, 3, P * C, P * C], which is mostly
+zeros. The matrix products are wider, but they require more multiply-adds.
 """
 
 import statistics
@@ -30,17 +30,17 @@ class Blocked:
     side: int = 32
     """Height and width of the feature maps."""
     channels: int = 16
-    """Channels of the feature maps."""
+    """Number of channels of the feature maps."""
     depth: int = 6
     """Number of consecutive convolutions."""
     pixels: tuple[int, ...] = (1, 2, 4)
     """Numbers of neighboring pixels to merge within a row; 1 keeps the usual shape."""
     rounds: int = 5
-    """Number of times to measure each shape; the shapes alternate."""
+    """Number of measurements per shape; the shapes take turns."""
 
 
 def banded(kernel: np.ndarray, pixels: int) -> np.ndarray:
-    """Converts a kernel [3, 3, C, F] to [3, 3, P * C, P * F], for P merged pixels."""
+    """Converts a [3, 3, C, F] kernel to [3, 3, P * C, P * F], for P merged pixels."""
     _, _, channels, features = kernel.shape
     whole = np.zeros((3, 3, pixels, channels, pixels, features), kernel.dtype)
     for output in range(pixels):
@@ -57,7 +57,7 @@ def stage(x: jax.Array, kernels: list[jax.Array]) -> jax.Array:
 
 
 def main(cfg: Blocked) -> None:
-    """Prints the time for each shape in ms, and its ratio to the first shape's time."""
+    """Prints each shape's time in ms, and the ratio to the first shape's time."""
     rng = np.random.default_rng(0)
     shape = (cfg.batch_size, cfg.side, cfg.side, cfg.channels)
     x = rng.normal(size=shape).astype("f4")

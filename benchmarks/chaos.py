@@ -6,19 +6,20 @@
 The faults are:
 
 - SIGKILL, SIGTERM, SIGINT, or two signals in a row, at a random moment; half of these
-  moments are during steps and saves
-- a full disk (a small tmpfs, which only root can mount), which is emptied either after
-  a while or only after the run has given up
-- storage that reports a save as complete but does not keep it, or loses its index
+  moments are chosen to fall shortly after a checkpoint, during training steps or a save
+- a full disk (a small tmpfs, which only root can mount), where space is freed either
+  after a while or only after the run has given up
+- storage that reports a save as complete but does not keep the checkpoint, or keeps it
+  without its index
 - standard streams that are full or closed, or whose reader goes away at a random moment
-- a file of the newest checkpoint that is truncated, removed, or has one bit flipped
-  between two processes
+- a file of the newest checkpoint that, between two processes, is truncated, is removed,
+  or has one bit flipped
 
 After each fault, the same command resumes the run. At the end, the metrics and arrays
 of the run must be bit-identical to those of an undisturbed run; otherwise, the run
-counts as lost. A run also counts as lost if one of its processes ends with an exit code
-that docs/reliability.md does not list for the fault, fails to report a save that was
-not kept, or removes the checkpoint that precedes this save.
+counts as lost. A run also counts as lost if one of its processes fails to report a save
+that was not kept, removes the checkpoint before that save, or ends with an exit code
+that docs/reliability.md does not list for the fault.
 """
 
 import contextlib
@@ -41,10 +42,11 @@ from typing import Any
 import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
-DISK = 24  # MB; a run needs a tenth of this
+DISK = 24  # size of the tmpfs in MB, ten times what a run needs
 FILLER = "filler"  # the file that fills the disk
 TIMES = {"seconds", "images_per_second", "compile_seconds", "startup_seconds"}
-# Each variant has 2 epochs of 12 steps, a save every second step, and extra options.
+# Each variant trains for 2 epochs of 12 steps, saves every second step, and has its own
+# options.
 COMMON = (
     *("digits", "--model", "resnet8", "--epochs", "2", "--batch-size", "32"),
     *("--max-train-samples", "380", "--max-test-samples", "60"),
@@ -57,7 +59,7 @@ VARIANTS = (
 )
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT", "two signals")
 DAMAGES = ("truncated", "bit flipped", "removed")
-DISKS = ("disk full for a while", "disk full to the end")
+DISKS = ("disk full temporarily", "disk full until the end")
 READERS = ("reader of stdout gone", "readers of stdout and stderr gone")
 STORES = ("store keeps nothing", "store keeps no index")
 STREAMS = {  # shell redirections for the standard streams of a process
@@ -66,7 +68,7 @@ STREAMS = {  # shell redirections for the standard streams of a process
     "stdout closed": ">&-",
     "stdout and stderr closed": ">&- 2>&-",
 }
-SAVES = 8  # one of the first 8 saves of a process fails; a whole run has 12 saves
+SAVES = 8  # the lost save is one of a process's first 8; a whole run has 12 saves
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,9 @@ class Chaos:
     """Options of the benchmark."""
 
     faults: int = 200
-    """Number of faults, over all types."""
+    """Total number of faults of all types."""
     seed: int = 0
-    """Seed of the faults; their exact moments depend on the speed of the machine."""
+    """Random seed for the faults; their exact timing also depends on the machine."""
     out: Path = Path("runs/chaos")
     """Folder for the runs, which is emptied first."""
 
@@ -113,7 +115,7 @@ def main(cfg: Chaos) -> None:
     with small_disk(cfg.out / "disk") as disk:
         kinds = [*SIGNALS, *READERS, *(DISKS if disk else ())]
         if not disk:
-            print("no tmpfs can be mounted here: full disks are not tested")
+            print("cannot mount a tmpfs: full disks are not tested")
         while sum(counts.values()) < cfg.faults:
             variant = rng.randrange(len(VARIANTS))
             number = lost + survived
@@ -122,7 +124,7 @@ def main(cfg: Chaos) -> None:
             own = kinds if home == disk else [k for k in kinds if k not in DISKS]
             live(cfg, life, own, rng, seconds[variant])
             if not life.problems and outcome(life.run_dir) != alone[variant]:
-                life.problems.append("it ended differently from the undisturbed run")
+                life.problems.append("the results differ from an undisturbed run's")
             counts.update(life.faults)
             lost, survived = lost + bool(life.problems), survived + (not life.problems)
             end = f"LOST, {'; '.join(life.problems)}" if life.problems else "survived"
@@ -191,8 +193,8 @@ def train_forgetting() -> None:
         nonlocal left, before
         known = steps(Path(manager.directory).parent)
         if before and before not in known:
-            print(f"chaos: step {before} is gone", file=sys.stderr, flush=True)
-        before = before and 0  # later saves may remove that checkpoint
+            print(f"chaos: checkpoint {before} is gone", file=sys.stderr, flush=True)
+        before = before and 0  # later saves may remove the preceding checkpoint
         is_kept: bool = keep(manager, step, **options)
         left -= 1
         if left < 0 and known and before is None:
@@ -228,7 +230,7 @@ def live(
     """Disturbs a run one to five times, and then lets it finish.
 
     Args:
-      kinds: the types of fault that may happen to a running process.
+      kinds: the types of faults that may be injected into a running process.
       seconds: the approximate duration of an undisturbed run.
     """
     left = rng.randint(1, 5)
@@ -281,7 +283,8 @@ def disturb(
         process.send_signal(signal.Signals[first])
         time.sleep(rng.uniform(0, 0.2))
         process.send_signal(signal.Signals[second])
-        # Before train.py installs its handlers and after training, a signal kills it.
+        # A signal that arrives before train.py installs its handlers, or after
+        # training, kills the process.
         return {75, 130, -signal.SIGTERM, -signal.SIGINT}
     process.send_signal(signal.Signals[kind])
     saved = set() if kind == "SIGKILL" else {75, 130}
@@ -289,11 +292,11 @@ def disturb(
 
 
 def unheeded(code: int, errors: str) -> list[str]:
-    """Returns the problems of a process whose storage lost a save."""
+    """Returns what a process did wrong after its storage lost a save."""
     _, _, after = errors.partition("chaos: ")
     silent = code in (0, 75) and after and "could not be saved" not in after
     return [
-        *(["it did not report a save that was not kept"] if silent else ()),
+        *(["the process did not report the lost save"] if silent else ()),
         *(
             ["the checkpoint before the lost save is gone"]
             if " is gone\n" in after
@@ -305,7 +308,7 @@ def unheeded(code: int, errors: str) -> list[str]:
 def wait(
     process: subprocess.Popen[str], run_dir: Path, rng: random.Random, seconds: float
 ) -> bool:
-    """Waits until a random moment, half of the time during steps and saves.
+    """Waits until a random moment, in half of the calls shortly after a checkpoint.
 
     Returns whether the process is still running.
     """
@@ -322,13 +325,13 @@ def wait(
 
 
 def steps(run_dir: Path) -> list[int]:
-    """Returns the steps of the complete checkpoints in a run directory."""
+    """Returns the step numbers of the complete checkpoints in a run directory."""
     names = [path.name for path in run_dir.glob("checkpoints/*")]
     return sorted(int(name) for name in names if name.isdecimal())
 
 
 def damage_newest(run_dir: Path, how: str, rng: random.Random) -> bool:
-    """Damages a file of the newest checkpoint, if there is an older one."""
+    """Damages a file of the newest checkpoint, if an older checkpoint exists."""
     if len(steps(run_dir)) < 2:
         return False
     newest = run_dir / "checkpoints" / str(steps(run_dir)[-1])
@@ -346,7 +349,7 @@ def damage_newest(run_dir: Path, how: str, rng: random.Random) -> bool:
 
 @contextlib.contextmanager
 def small_disk(folder: Path) -> Iterator[Path | None]:
-    """Mounts a tmpfs of DISK megabytes; yields `folder`, or None if this fails."""
+    """Mounts a tmpfs of DISK megabytes; yields `folder`, or None if mounting fails."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}m", "tmpfs", str(folder)]
     try:
@@ -372,7 +375,7 @@ def fill(disk: Path) -> Path:
 
 
 def outcome(run_dir: Path) -> dict[str, Any]:
-    """Returns what must match in all runs: logs without times, and array digests."""
+    """Returns what all runs must agree on: logs without times, and array digests."""
     from resnet_jax import models, training
     from resnet_jax.run import restore
 

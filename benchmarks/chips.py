@@ -87,12 +87,13 @@ def parse(target: str) -> tuple[Chip, str]:
     """
     name, _, topology = target.partition(":")
     if name not in CHIPS:
-        raise ConfigError(f"no chip {name!r}: use one of {', '.join(CHIPS)}")
+        raise ConfigError(f"unknown chip {name!r}: use one of {', '.join(CHIPS)}")
     chip = CHIPS[name]
     if chip.platform == "cuda":
         if not (topology or "1").isdigit() or int(topology or 1) < 1:
             raise ConfigError(
-                f"target {target!r} needs a number of GPUs after the colon"
+                f"target {target!r} is invalid: a positive number of GPUs must "
+                "follow the colon"
             )
         return chip, chip.topology.format(topology or "1")
     return chip, topology or chip.topology
@@ -117,7 +118,7 @@ def prepare() -> None:
 
 
 def devices(target: str) -> Any:
-    """Returns a target's devices, for which JAX can then compile.
+    """Returns a target's devices, for which JAX can compile even if they are absent.
 
     Raises:
       ConfigError: if the chip or topology is unknown, or no compiler is installed.
@@ -137,7 +138,7 @@ def devices(target: str) -> Any:
     except Exception as error:  # JAX and its plugins share no exception type
         if not any(map(find_spec, _PLUGINS[chip.platform])):
             raise ConfigError(
-                f"no compiler for {target} is installed: pip install -e "
+                f"no compiler for {target} is installed: run pip install -e "
                 f"'.[{chip.platform}]'"
             ) from None
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -43,7 +43,7 @@ class Task:
 
     @property
     def matmul_size(self) -> int:
-        """Returns the side length of the matrices whose product measures the peak."""
+        """Returns the side length of the matrices multiplied to measure the peak."""
         return 8192 if self.gpu else 2048
 
 
@@ -80,7 +80,7 @@ def image_shape(cfg: Config) -> tuple[int, int, int]:
 
 
 def random_batch(cfg: Config, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns random (images uint8 [size, H, W, 3], labels int32 [size])."""
+    """Returns random images (uint8 [size, H, W, 3]) and labels (int32 [size])."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (size, *image_shape(cfg)), np.uint8)
     return images, rng.integers(0, num_classes(cfg), size, np.int32)
@@ -104,7 +104,7 @@ def num_threads() -> int:
 
 
 def peak_resident_bytes() -> int | None:
-    """Returns the peak resident memory of this process, or None if not on Linux."""
+    """Returns this process's peak resident memory in bytes, or None if not on Linux."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     peaks = [1024 * int(x.split()[1]) for x in lines if x.startswith("VmHWM")]
@@ -280,7 +280,7 @@ def torch_program(task: Task) -> Program:
 
     torch.set_num_threads(num_threads())
     device = torch.device("cuda" if task.gpu else "cpu")
-    if task.gpu:  # as in XLA, algorithms are benchmarked and float32 uses TF32
+    if task.gpu:  # as in XLA, autotunes algorithms and uses TF32 for float32
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
     is_eager = task.program == "eager"
@@ -414,7 +414,7 @@ def torch_epochs(
 
 
 def describe(task: Task) -> dict[str, Any]:
-    """Returns the versions and the device of a framework."""
+    """Returns the versions, GPU and number of threads that a framework uses."""
     if task.program == OURS:
         import flax
         import jax
@@ -454,7 +454,8 @@ def serve(task: Task, answer: Callable[[dict[str, Any]], None]) -> None:
         command, *arguments = line.split()
         if command == "block":
             # While the program waits, the host of a virtual machine may reclaim memory
-            # that the program has freed. Getting the memory back once took 1.5 s.
+            # that the program has freed. In one case, getting the memory back took 1.5
+            # s.
             if task.kind != "epoch":
                 program.run(1)
             begun = time.perf_counter()

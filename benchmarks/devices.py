@@ -45,7 +45,7 @@ class Devices:
     steps: int = 20
     """Training steps."""
     batch_size: int = 128
-    """Images per step, over all devices."""
+    """Number of images per step, summed over all devices."""
     num_test: int = 1003
     """Number of test images; it need not be divisible by the number of devices."""
     layouts: tuple[str, ...] = ("1", "2", "4", "8", "2x2")
@@ -93,7 +93,7 @@ def main(cfg: Devices) -> None:
             print(f"| {name} | {shown} | {last.count:,} |", flush=True)
             if environ:
                 continue
-            # The condition avoids >, which is false for NaN.
+            # Uses `not <=` instead of `>`, so that NaN also counts as a difference.
             apart += [
                 f"{layout}: {kind} by {value:.1e}"
                 for kind, value in parts.items()
@@ -104,7 +104,8 @@ def main(cfg: Devices) -> None:
     if apart:
         reasons = "; ".join(apart)
         sys.exit(
-            f"benchmarks.devices: differences of more than {cfg.tolerance:g}: {reasons}"
+            "benchmarks.devices: the results differ by more than "
+            f"{cfg.tolerance:g}: {reasons}"
         )
 
 

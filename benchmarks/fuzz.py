@@ -5,13 +5,13 @@
 
 The inputs are mutations of valid files of these types: .pth files (zip and legacy),
 .safetensors, config.json, metrics.jsonl, layers.jsonl, classes.json, the config.json of
-an exported network, the cache of arrays, Fashion-MNIST's archives, and images.
-Mutations flip bits; remove or duplicate parts; overwrite parts with malicious lengths;
-and change pickles, headers and JSON values, updating checksums and lengths to match.
-Each input is read just as the commands would read it, in a process with limited memory.
-An input fails if reading it raises any exception other than a UserError, ends the
-process, takes more than five seconds, or needs more than 1 GB of memory. The benchmark
-needs torch, because torch.save writes the .pth files.
+an exported network, the array cache, Fashion-MNIST's archives, and images. Mutations
+flip bits; remove or duplicate parts; overwrite parts with malicious lengths; and change
+pickles, headers and JSON values, updating checksums and lengths to match. Each input is
+read just as the commands would read it, in a process with limited memory. An input
+fails if reading it raises any exception other than a UserError, ends the process, takes
+more than five seconds, or needs more than 1 GB of memory. The benchmark needs torch,
+because torch.save writes the .pth files.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ import numpy as np
 import tyro
 
 MEMORY = 2**30  # memory limit for one input, in bytes
-SECONDS = 5.0  # time limit for one input, long enough for a busy machine
+SECONDS = 5.0  # time limit for one input, in seconds, long enough for a busy machine
 LENGTHS = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1)
 Mutate = Callable[[bytes, random.Random], bytes]
 
@@ -49,14 +49,14 @@ class Fuzz:
     """Options of the benchmark."""
 
     inputs: int = 12_000
-    """Number of inputs, over all types."""
+    """Total number of inputs of all types."""
     seed: int = 0
     """Seed of the mutations."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A type of file: a valid example, its reader, and a mutation of its structure."""
+    """A file type: a valid example, its reader, and a format-aware mutation."""
 
     name: str
     sound: bytes
@@ -75,15 +75,15 @@ def main(cfg: Fuzz) -> None:
         shown = ", ".join(f"{n} {what}" for what, n in outcomes.most_common())
         seconds = time.monotonic() - begun
         print(
-            f"{kind.name:24} {count:6d}: {shown}; {seconds:.0f} s, "
-            f"{peak / 2**20:.0f} MB at most",
+            f"{kind.name:24} {count:6d}: {shown}; {seconds:.0f} s, at most "
+            f"{peak / 2**20:.0f} MB",
             flush=True,
         )
     for failure in failures:
         print(failure)
     if failures:
         raise SystemExit(1)
-    print(f"{count * len(kinds)} inputs, seed {cfg.seed}: no failure")
+    print(f"{count * len(kinds)} inputs, seed {cfg.seed}: no failures")
 
 
 def fuzz(index: int, count: int, *, seed: int) -> tuple[Counter[str], list[str], int]:
@@ -130,7 +130,7 @@ def mutated(kind: Kind, number: int, seed: int) -> bytes:
 
 
 def _work(index: int, first: int, count: int, seed: int, report: Any) -> None:
-    """Reads all inputs from number `first` on, and reports each outcome."""
+    """Reads the inputs from number `first` on, and reports the outcome of each."""
     from resnet_jax.errors import UserError
 
     kind = make_kinds()[index]
@@ -157,15 +157,15 @@ def _work(index: int, first: int, count: int, seed: int, report: Any) -> None:
             except UserError as error:
                 outcome = f"exit {error.exit_code}"
                 if len(str(error).splitlines()) != 1:
-                    outcome = f"FAILED: a message of more than one line: {error}"
+                    outcome = f"FAILED: multi-line error message: {error}"
             except TimeoutError:
-                outcome = f"FAILED: no answer in {SECONDS} s"
+                outcome = f"FAILED: no result within {SECONDS} s"
             except BaseException as error:
                 outcome = f"FAILED with {error!r:.300}"
             signal.setitimer(signal.ITIMER_REAL, 0)
             used = _memory("VmHWM") - before
             if used > MEMORY:
-                outcome = f"FAILED: {used / 2**20:.0f} MB of memory"
+                outcome = f"FAILED: used {used / 2**20:.0f} MB of memory"
             report.send((outcome, used))
     report.close()
 
@@ -177,7 +177,7 @@ def _memory(name: str) -> int:
 
 
 def mutate(content: bytes, rng: random.Random) -> bytes:
-    """Returns `content` with one to four bytes or parts changed."""
+    """Returns `content` after one to four random changes to bytes or byte ranges."""
     data = bytearray(content)
     for _ in range(rng.randint(1, 4)):
         if not data:
@@ -244,7 +244,7 @@ def mutate_json(content: bytes, rng: random.Random) -> bytes:
 
 
 def _mutate_zip(content: bytes, rng: random.Random) -> bytes:
-    """Mutates a file in a zip archive, usually its pickle, and updates the checksum."""
+    """Mutates one file in a zip archive, usually data.pkl, and updates its checksum."""
     target = io.BytesIO()
     with (
         zipfile.ZipFile(io.BytesIO(content)) as old,

@@ -6,16 +6,17 @@
 
 The parts are:
 
-- smoke: checks of the arithmetic, and steps of small networks compared with a CPU
-- resnet50, resnet18 and resnet20: training throughput compared with PyTorch
+- smoke: checks of the arithmetic, and a comparison of small networks' training steps
+  with a CPU's
+- resnet50, resnet18 and resnet20: training throughput compared with PyTorch's
 - fast: the `fast` recipe, trained to 94 % on CIFAR-10
-- seeds: four seeds at once compared with one
-- deterministic: --deterministic compared with the default
+- seeds: the time to train four seeds at once compared with the time for one
+- deterministic: training speed with --deterministic compared with the default
 
-Each part runs in its own process. When the time for a part is up, its process and the
-children of that process are killed; the measurements made so far are kept. After each
-part, OUT/gpu_day.json and OUT/gpu_day.md are rewritten. OUT/gpu_day.log contains the
-output of the programs, and OUT/work contains the runs.
+Each part runs in its own process. When a part's time is up, its process and all child
+processes are killed; the measurements made so far are kept. After each part,
+OUT/gpu_day.json and OUT/gpu_day.md are rewritten. OUT/gpu_day.log contains the
+programs' output, and OUT/work contains the runs.
 
 No network connection is needed. CIFAR-10 is read from train*.npz and test*.npz, which
 contain `images` and `labels`; the files of a split are joined in the order of their
@@ -52,7 +53,7 @@ PARTS = {  # parts in order of importance, with the seconds that each may take
     "seeds": 75.0,
     "deterministic": 60.0,
 }
-TINY_PARTS = {  # resnet8 represents all three networks
+TINY_PARTS = {  # resnet8 stands in for all three networks
     name.replace("resnet50", "resnet8"): seconds
     for name, seconds in PARTS.items()
     if name not in ("resnet18", "resnet20")
@@ -67,7 +68,7 @@ class GpuDay:
     """The parts to measure, their time limits, and their data."""
 
     minutes: float = 8.0
-    """Total time of all parts."""
+    """Time limit for all parts together, in minutes."""
     out: Path = Path("gpu_day")
     """Folder for the results; its subfolder `work` is emptied first."""
     platform: Literal["cuda", "cpu"] = "cuda"
@@ -78,11 +79,11 @@ class GpuDay:
     """Folder with CIFAR-10 as train*.npz and test*.npz; if None, a prepared data set is
     used, as in train.py."""
     wheels: Path | None = None
-    """Folder of wheels to install first with pip, without a network connection."""
+    """Folder with wheels that pip installs first, without a network connection."""
     parts: tuple[str, ...] = ()
     """Measure only these parts, in the usual order."""
     bound: tuple[str, ...] = ()
-    """PART=SECONDS: the maximum time of this part."""
+    """PART=SECONDS: the time limit for this part."""
 
     def __post_init__(self) -> None:
         if not 0 < self.minutes < math.inf:
@@ -97,17 +98,17 @@ class GpuDay:
             except ValueError:
                 is_time = False
             if not is_time:
-                refuse(f"bound {one!r} is not PART=SECONDS, such as smoke=60")
+                refuse(f"bound {one!r} must be PART=SECONDS, such as smoke=60")
         needed = {"data": ("train*.npz", "test*.npz"), "wheels": ("*.whl",)}
         for option, patterns in needed.items():
             folder = getattr(self, option)
             for pattern in patterns if folder is not None else ():
                 if not any(folder.glob(pattern)):
-                    refuse(f"{option} {folder} has no {pattern}")
+                    refuse(f"{option} {folder} contains no {pattern}")
 
     def _check_part(self, name: str) -> None:
         if name not in self._known:
-            refuse(f"no part {name!r}: use one of {', '.join(self._known)}")
+            refuse(f"unknown part {name!r}: use one of {', '.join(self._known)}")
 
     @property
     def _known(self) -> dict[str, float]:
@@ -122,7 +123,8 @@ class GpuDay:
 
 
 def refuse(reason: str) -> NoReturn:
-    # Imported here because the package's dependencies may be installed only later.
+    # Imported here because the package's dependencies may not be installed until
+    # install() has run.
     from resnet_jax.errors import ConfigError
 
     raise ConfigError(reason)
@@ -143,7 +145,7 @@ def main(cfg: GpuDay) -> None:
     rows: list[Row] = []
     for name, bound in cfg.plan().items():
         left = 60 * cfg.minutes - (time.monotonic() - begun)
-        seconds, end = 0.0, "not started: the total time was up"
+        seconds, end = 0.0, "not started: the total time limit had been reached"
         if left >= LEAST:
             at = time.monotonic()
             found, end = carry_out(cfg, name, bound, left, out)
@@ -192,11 +194,11 @@ def carry_out(
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
             whose = "its maximum" if bound <= left else "the total time"
-            end = f"killed after {min(bound, left):.0f} s, {whose}"
+            end = f"killed after {min(bound, left):.0f} s because it reached {whose}"
         else:
             log.seek(0)
             said = log.read().decode(errors="replace").strip().splitlines()
-            end = "done" if code == 0 else f"failed, exit code {code}: {said[-1][:200]}"
+            end = "done" if code == 0 else f"failed (code {code}): {said[-1][:200]}"
     return json.loads(rows.read_text()) if rows.exists() else [], end
 
 
@@ -214,7 +216,7 @@ def environment(cfg: GpuDay, part: str, work: Path) -> dict[str, str]:
     }
     if cfg.tiny:
         found.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    else:  # no compilation cache: compilation time is measured
+    else:  # no compilation cache, because compilation time is measured
         found.pop("JAX_COMPILATION_CACHE_DIR", None)
     return found
 

@@ -26,18 +26,19 @@ from resnet_jax.errors import ConfigError, DataError, UserError, first_line
 from resnet_jax.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parent.parent
-# These tolerances apply to float32 with the highest precision. When XLA used other
-# kernels on a CPU, differences reached a seventh of the tolerances; the results of a
-# wrong kernel are off by several percent. Muon is excluded because it amplifies
-# rounding errors (to 0.2 after three steps). The `fast` part shows whether Muon learns.
+# These tolerances apply to float32 at the highest matmul precision. With other XLA
+# kernels on a CPU, differences reached a seventh of the tolerances; the results of an
+# incorrect kernel are off by several percent. Muon is excluded because it amplifies
+# rounding errors (to a difference of 0.2 after three steps). The `fast` part shows
+# whether Muon learns.
 LOSS_TOLERANCE, PARAMETERS_TOLERANCE = 5e-4, 5e-3
 BATCH_SIZES = {"resnet50": 256, "resnet18": 1024, "resnet20": 2048, "resnet8": 8}
 GOAL = 0.94
 FAST = ("fast", "--nesterov", "--whiten")
 WIDE = ("--width", "64", "--dtype", "bfloat16")
 # A rehearsal uses float32, because bfloat16 inference on CPUs returns NaNs with jax
-# 0.12. The NaNs come from XLA's fusions for YNNPACK: the results are correct with
-# XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=.
+# 0.12. The NaNs come from XLA's fusions for YNNPACK: the results are correct if
+# XLA_FLAGS contains --xla_cpu_experimental_ynn_fusion_type= (an empty value).
 TINY = (
     *("--width", "4", "--batch-size", "64"),
     *("--dataset", "digits", "--max-train-samples", "256"),
@@ -63,7 +64,7 @@ class Day:
         return self.platform != "cpu"
 
     def tell(self, what: str, figures: dict[str, float], note: str = "") -> None:
-        """Writes the row for `what`, and replaces any earlier one."""
+        """Writes the row for `what`, replacing any earlier row for it."""
         finite = {k: v if math.isfinite(v) else None for k, v in figures.items()}
         self._rows[what] = {"what": what, "figures": finite, "note": note}
         files.write_json(self.file, list(self._rows.values()))
@@ -83,7 +84,8 @@ def smoke(day: Day) -> None:
     for precision in ("highest", "default"):
         with jax.default_matmul_precision(precision):
             apart = {name: check() for name, check in doctor.CHECKS.items()}
-        # By default, GPUs use TensorFloat-32 (a 10-bit mantissa) for matrix products.
+        # By default, GPUs use TensorFloat-32 (a 10-bit mantissa) for float32 matrix
+        # products.
         tolerance = 1e-4 if precision == "highest" else 1e-2
         what = f"doctor's checks, {precision} precision"
         day.tell(
@@ -161,7 +163,12 @@ def speed(day: Day, model: str) -> None:
     """Times training steps of `model` in JAX and in PyTorch's two fastest modes."""
     missing = [name for name in ("torch", "torchvision") if not util.find_spec(name)]
     reason = (
-        f"PyTorch skipped: {' and '.join(missing)} not installed" if missing else ""
+        (
+            "PyTorch was skipped because these packages are missing: "
+            f"{' and '.join(missing)}"
+        )
+        if missing
+        else ""
     )
     modes: tuple[throughput.TorchMode, ...] = ("channels_last", "compile")
     cfg = throughput.Throughput(
@@ -217,13 +224,13 @@ def fast(day: Day) -> None:
         "accuracy %": 100 * records[-1]["test_accuracy"],
         "training s": sum(seconds),
         "with compilation s": sum(seconds) + compiling,
-        "from start to end s": wall,
+        "wall-clock time (s)": wall,
     }
     reached = [r["test_accuracy"] >= GOAL for r in records]
-    note = f"{GOAL:.0%} not reached after any epoch"
+    note = f"{GOAL:.0%} was not reached in any epoch"
     if any(reached):
         epochs = reached.index(True) + 1
-        figures["training to 94 % s"] = sum(seconds[:epochs])
+        figures["time to 94 % (s)"] = sum(seconds[:epochs])
         note = f"{GOAL:.0%} after epoch {epochs}"
     what = f"{len(records)} epochs"
     day.tell(what, figures, note)
@@ -239,7 +246,7 @@ def fast(day: Day) -> None:
 
 
 def seeds(day: Day) -> None:
-    """Times training four networks at once (two in a rehearsal), and training one."""
+    """Times the training of four networks at once (two in a rehearsal) and of one."""
     count = 2 if day.tiny else 4
     one = last_epochs(baseline(day), "seconds")
     records = train(day, "seeds", 2 if day.tiny else 3, "--num-seeds", str(count))
@@ -293,9 +300,9 @@ def run(program: str, *arguments: str) -> None:
 def images(day: Day) -> tuple[str, ...]:
     """Returns the options that tell train.py where to read the images.
 
-    The arrays in --data are written to the cache for a data directory that looks
-    prepared. Because train.py then reads only the cache, tensorflow-datasets is not
-    needed, and 60,000 images need not be encoded and decoded.
+    The arrays in --data are cached as if they came from a data directory, which is made
+    to look prepared. Because train.py then reads only the cache, tensorflow-datasets is
+    not needed, and 60,000 images need not be encoded and decoded.
 
     Raises:
       ConfigError: if CIFAR-10 is missing.
@@ -308,7 +315,8 @@ def images(day: Day) -> tuple[str, ...]:
     if day.data is None:
         if tfds.find("cifar10", tfds.default_data_dir()) is None:
             raise ConfigError(
-                "no prepared CIFAR-10 found: pass a folder with it as --data"
+                "no prepared CIFAR-10 was found: use --data FOLDER with "
+                "train*.npz and test*.npz files"
             )
         return ()
     home = Path(day.work, "data")
@@ -326,7 +334,7 @@ def images(day: Day) -> tuple[str, ...]:
 
 
 def read_npz(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (images, labels) of a split, joining its files in order of name."""
+    """Returns (images, labels) of a split, whose files are joined in order of name."""
     parts = []
     for path in sorted(folder.glob(f"{split}*.npz")):
         try:

@@ -1,4 +1,4 @@
-"""Times the kernel gradient of a grouped convolution in our version and in XLA's.
+"""Times a grouped convolution's kernel gradient in our version and in XLA's.
 
 python -m benchmarks.grouped
 """
@@ -15,22 +15,22 @@ import tyro
 
 @dataclass(frozen=True)
 class Grouped:
-    """A 3x3 convolution with stride 1 on [batch_size, side, side, channels]."""
+    """A 3x3 stride-1 convolution on inputs [batch_size, side, side, channels]."""
 
     batch_size: int = 8
     """Images in the batch."""
     side: int = 56
     """Height and width of the feature maps."""
     channels: int = 128
-    """Channels of the input and the output."""
+    """Number of channels, both of the input and of the output."""
     groups: int = 32
-    """Groups of channels, as in ResNeXt-50 32x4d."""
+    """Number of channel groups; ResNeXt-50 32x4d has 32."""
     rounds: int = 3
-    """Number of times to measure each version; the versions alternate."""
+    """Number of measurements per version; the versions take turns."""
 
 
 def main(cfg: Grouped) -> None:
-    """Prints the seconds of each version and their ratio, as medians with ranges."""
+    """Prints each version's time in seconds and their ratio, as medians with ranges."""
     import jax
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""Compares the throughput of our input pipeline and PyTorch's DataLoader.
+"""Compares the throughput of our input pipeline with that of PyTorch's DataLoader.
 
     python -m benchmarks.jpegs photos --photos --train 5000 --test 500
     resnet-jax prepare folder photos photos-256
@@ -34,7 +34,7 @@ class Input:
     folder: Positional[Path]
     """Folder with images in train/CLASS/ and test/CLASS/."""
     shards: Path | None = None
-    """Shards made from the same folder by `resnet-jax prepare`."""
+    """Folder with shards that `resnet-jax prepare` made from the same images."""
     workers: int = 2
     """Number of worker processes."""
     batch_size: int = 128
@@ -42,7 +42,7 @@ class Input:
     batches: int = 20
     """Number of timed batches per contestant and round, after some untimed ones."""
     rounds: int = 3
-    """Number of rounds of measurements."""
+    """Number of measurement rounds."""
     size: int = 224
     """Height and width of the crops."""
     output: Path | None = None
@@ -147,7 +147,7 @@ def memory_of_all() -> float:
 
 
 def torchs(cfg: Input, folder: Path) -> Iterator[Any]:
-    """Yields batches from torchvision's ImageFolder with its V1 transforms."""
+    """Yields batches from torchvision's ImageFolder with the V1 transforms."""
     import torch
     from torchvision import datasets, transforms
 

@@ -6,8 +6,8 @@
 
 With --photos, each file is an enlarged grid of 12 x 9 images from one class; it has
 500x375 pixels and about as many bytes as a typical ImageNet file. With --skew, the
-first class keeps all of its training images, and the last class keeps 1/SKEW of them;
-the shares of all classes form a geometric progression.
+first class keeps all of its training images, the last class keeps 1/SKEW of its own,
+and the shares of all classes form a geometric progression.
 """
 
 import sys
@@ -36,9 +36,9 @@ class Jpegs:
     side: int = 96
     """Height and width to which images are enlarged, with bicubic interpolation."""
     photos: bool = False
-    """Write images of 500x375 pixels instead, each made of 108 images of a class."""
+    """Write images of 500x375 pixels instead, each made of 108 images of one class."""
     train: int = 8000
-    """Total number of training images, spread evenly over the classes before --skew."""
+    """Total number of training images before --skew, spread evenly over the classes."""
     test: int = 2000
     """Total number of test images, spread evenly over the classes."""
     skew: float = 1.0

@@ -5,7 +5,7 @@
 Runs XLA's profiler for several steps, and adds up the times of the operations for each
 type of layer. Operations can overlap, so the total is not the step time. The lower
 bound for a type of layer is the time that its multiply-adds would take at the rate of
-the fastest matrix product, which is measured in the same process.
+the fastest matrix product measured in the same process.
 """
 
 import collections
@@ -79,7 +79,7 @@ Spent = Mapping[tuple[str, str, str], float]  # maps (layer, part, operation) to
 
 
 def operations(folder: Path, program: str) -> Spent:
-    """Reads the seconds of each operation of `program` from the trace in `folder`."""
+    """Reads from the trace in `folder` how long each operation of `program` ran."""
     import jax
 
     paths = dict(re.findall(r'%?([\w.\-]+) = .*?op_name="([^"]*)"', program))
@@ -99,7 +99,7 @@ def operations(folder: Path, program: str) -> Spent:
 
 
 def kind_of(path: str) -> str:
-    """Returns the type of layer from the path of an operation."""
+    """Returns the type of layer to which an operation belongs, based on its path."""
     for kind, pattern in (
         ("Conv", r"conv\d|downsample(\.0)?(/|$)"),
         ("BatchNorm", r"bn\d|downsample\.1"),
@@ -129,11 +129,11 @@ def table(spent: Spent, bounds: Mapping[str, float], cfg: Ops) -> str:
     lines = ["| layer | part | ms |", "|---|---|---|"]
     lines += [f"| {kind} | {part} | {ms:.0f} |" for (kind, part), ms in ranked(parts)]
     lines += [
-        f"| {kind} | all, at the rate of the matrix product | {1e3 * bound:.0f} |"
+        f"| {kind} | all parts, at the rate of the matrix product | {1e3 * bound:.0f} |"
         for kind, bound in bounds.items()
         if bound
     ]
-    lines += ["", "| operation | of | ms |", "|---|---|---|"]
+    lines += ["", "| operation | layer, part | ms |", "|---|---|---|"]
     for (of, name), ms in ranked(names)[: cfg.most]:
         lines.append(f"| {name} | {of} | {ms:.0f} |")
     return "\n".join(lines)

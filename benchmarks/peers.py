@@ -1,4 +1,4 @@
-"""Networks for comparison, written as Flax users write them."""
+"""Networks for comparison, written as Flax users typically write them."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -15,7 +15,7 @@ _WIDTHS = (64, 128, 256, 512)
 
 
 class FlaxExample(nn.Module):
-    """The ResNet of Flax's ImageNet example, written from its description.
+    """The ResNet of Flax's ImageNet example, reimplemented from its description.
 
     It uses flax.linen.BatchNorm with axis_name=None, which computes the variance as
     E[x^2] - E[x]^2, and flax.linen.Conv with "SAME" padding except in the first
@@ -23,7 +23,7 @@ class FlaxExample(nn.Module):
     """
 
     stage_sizes: tuple[int, ...]
-    is_deep: bool  # whether a block has 1x1, 3x3 and 1x1 convolutions
+    is_deep: bool  # whether blocks are bottlenecks: 1x1, 3x3 and 1x1 convolutions
     num_classes: int
     dtype: Any = jnp.float32
 
@@ -85,7 +85,7 @@ class WithFlaxNorm(ResNet):
 
 
 def flax_example(ours: Any) -> FlaxExample | None:
-    """Returns Flax's version of `ours`, or None if Flax's example has none."""
+    """Returns Flax's version of `ours`, or None if Flax's example does not have one."""
     if not isinstance(ours, ResNet) or ours.widths != _WIDTHS[: len(ours.widths)]:
         return None
     is_deep = ours.block is Bottleneck

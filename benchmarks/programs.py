@@ -1,4 +1,4 @@
-"""Analyzes the text (HLO) of a compiled program: kernels, bytes and collectives."""
+"""Analyzes the HLO text of a compiled program: kernels, bytes and collectives."""
 
 import math
 import re
@@ -15,7 +15,8 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?(%[\w.\-]+) = ")
 _CALLED = re.compile(r"(?:calls|to_apply|body|called_computations)=\{?(%[\w.\-]+)")
 _TARGET = re.compile(r'custom_call_target="([^"]+)"')
 
-# Operations that only name, join or slice arrays and launch nothing on the device.
+# Operations that launch nothing themselves: they name, join or reinterpret arrays, or
+# call other computations.
 _FREE = (
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
     *("partition-id", "replica-id", "call", "while", "conditional", "iota"),
@@ -29,12 +30,12 @@ _BITS = re.compile(r"\d+")
 
 
 class Array(NamedTuple):
-    """An array's dtype (such as "bf16"), shape and layout (minor dimension first)."""
+    """An array's dtype (such as "bf16"), shape, and layout (minor-to-major order)."""
 
     dtype: str
     shape: tuple[int, ...]
     layout: tuple[int, ...]
-    is_near: bool  # whether it is on the chip, such as in a TPU's VMEM
+    is_near: bool  # whether it is in on-chip memory, such as a TPU's VMEM
 
     @property
     def size(self) -> int:
@@ -54,7 +55,7 @@ class Instruction:
     opcode: str
     results: tuple[Array, ...]
     operands: tuple[str, ...]
-    called: tuple[str, ...]  # the computations that it calls
+    called: tuple[str, ...]  # computations that the operation calls
     target: str  # the target of a custom call
     line: str
 
@@ -109,9 +110,9 @@ class Program:
         for kernel in self.kernels():
             if kernel.opcode.endswith("-done"):
                 continue
-            if kernel.opcode == "copy-start":  # results: (written, read, ...)
+            if kernel.opcode == "copy-start":  # results: (destination, source, ...)
                 total += far(kernel.results[:2])
-            elif kernel.opcode.endswith("slice-start"):  # results: (read, slice, ...)
+            elif kernel.opcode.endswith("slice-start"):  # results: (source, slice, ...)
                 written = kernel.results[1]
                 total += written.num_bytes + far([written])
             else:
@@ -120,10 +121,10 @@ class Program:
         return total
 
     def collectives(self) -> list[tuple[str, int]]:
-        """Returns (name, bytes of the operands per chip) of each collective.
+        """Returns (name, operand bytes per chip) for each collective.
 
-        An asynchronous collective counts once. The bytes of all operands of a combined
-        collective are added up.
+        An asynchronous collective counts once. For a combined collective, the bytes of
+        all operands are added up.
         """
         types = {i.name: i.results for c in self.computations.values() for i in c}
         found = [i for c in self.computations.values() for i in c if i.is_collective]
@@ -207,7 +208,7 @@ def _arrays(types: str) -> tuple[Array, ...]:
 
 
 def _closing(text: str) -> int:
-    """Returns the index at which the parenthesis that opens `text` closes."""
+    """Returns the index of the parenthesis that closes the one that opens `text`."""
     depth = 0
     for place, char in enumerate(text):
         depth += (char == "(") - (char == ")")

@@ -1,4 +1,4 @@
-"""Compares all predictions of a published model in PyTorch and in this package.
+"""Compares a published model's predictions in PyTorch with those in this package.
 
     python -m benchmarks.published resnet20 resnet20-12fca82f.th --normalize imagenet
 

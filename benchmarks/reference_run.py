@@ -2,11 +2,11 @@
 
     python -m benchmarks.reference_run --epochs 3
 
-Both programs start from PyTorch's initial weights and train on the real CIFAR-10, with
-the same batches in the same order. The programs alternate after each epoch. The
-benchmark writes the run directories torch/ and jax/ and their curves to --workdir, and
-prints a table. The same command resumes the runs; --epochs must be at least as large as
-before.
+Both programs start from PyTorch's initial weights and train on the real CIFAR-10 data,
+with the same batches in the same order. The programs take turns, one epoch at a time.
+The benchmark writes the run directories torch/ and jax/ and their curves to --workdir,
+and prints a table. The same command resumes the runs; --epochs must be at least as
+large as before.
 """
 
 import json
@@ -82,7 +82,7 @@ def main(cfg: ReferenceRun) -> None:
 
 
 def _torch_epoch(root: Path, recipe: Any, loaded: Any, epoch: int) -> None:
-    """Trains epoch `epoch` (from 0) in PyTorch; writes its record and checkpoint."""
+    """Runs epoch `epoch` (from 0) in PyTorch; writes a record and a checkpoint."""
     import torch
 
     from benchmarks.torch_models import HResNet
@@ -158,8 +158,8 @@ def _save(content: Any, path: Path) -> None:
 def table(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> str:
     """Returns a Markdown table of both programs' figures for each epoch."""
     lines = [
-        "| epoch | loss PyTorch / here | difference | test % PyTorch / here | "
-        "difference | images/s PyTorch / here |",
+        "| epoch | loss PyTorch / JAX | difference | test % PyTorch / JAX | "
+        "difference | images/s PyTorch / JAX |",
         "|---|---|---|---|---|---|",
     ]
     for a, b in zip(theirs, ours, strict=True):

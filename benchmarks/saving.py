@@ -2,11 +2,11 @@
 
     python -m benchmarks.saving
 
-Series of training steps that start with a save alternate with series that do not. A
-save works as in train.py: it checks the state for NaN, computes digests, and makes a
-copy of the state, which orbax's threads write to disk during the steps. The next series
-starts once everything is on disk. The cost of a save is the difference between the mean
-times of the two types of series. An epoch has 391 steps and one save.
+Two kinds of series of training steps alternate: those that start with a save and those
+that do not. A save works as in train.py: it checks the state for NaN, computes digests,
+and makes a copy of the state, which orbax's threads write to disk during the steps. The
+next series starts once everything is on disk. The cost of a save is the difference
+between the mean times of the two kinds of series. An epoch has 391 steps and one save.
 """
 
 import statistics
@@ -26,7 +26,7 @@ class Saving:
     steps: int = 20
     """Training steps per series."""
     pairs: int = 8
-    """Number of series of each type."""
+    """Number of series of each kind."""
 
 
 def main(cfg: Saving) -> None:
@@ -72,13 +72,15 @@ def main(cfg: Saving) -> None:
     alone, saving = (statistics.mean(seconds[kind]) for kind in (False, True))
     spread = [a - b for a, b in zip(seconds[True], seconds[False], strict=True)]
     epoch = alone / cfg.steps * loader.steps_per_epoch
-    print(f"{cfg.steps} steps: {alone:.2f} s, with a save {saving:.2f} s")
-    print(f"the loop waits {statistics.mean(blocked):.2f} s for the save itself")
+    print(f"{cfg.steps} steps: {alone:.2f} s without and {saving:.2f} s with a save")
+    print(
+        f"the save itself blocks the training loop for {statistics.mean(blocked):.2f} s"
+    )
     print(
         f"a save costs {saving - alone:.2f} s (standard error "
-        f"{statistics.stdev(spread) / len(spread) ** 0.5:.2f} from "
-        f"{len(spread)} pairs), "
-        f"{100 * (saving - alone) / epoch:.2f} % of an epoch of {epoch:.0f} s"
+        f"{statistics.stdev(spread) / len(spread) ** 0.5:.2f} s from {len(spread)} "
+        f"pairs), which is {100 * (saving - alone) / epoch:.2f} % of an epoch of "
+        f"{epoch:.0f} s"
     )
 
 

@@ -33,11 +33,11 @@ class Scaling:
     num_classes: int = 1000
     """Number of outputs of the network."""
     batch_per_device: int = 128
-    """Images per step on each device, for any number of devices (weak scaling)."""
+    """Images per device and step, for any number of devices (weak scaling)."""
     devices: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512, 1024)
     """Numbers of devices; the table has a row for each."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Dtype of the arithmetic and of the sums of gradients over the devices."""
+    """Dtype of the arithmetic and of the gradients in the all-reduces."""
     sync_bn: bool = True
     """Synchronize BatchNorm as in train.py; with --no-sync-bn, it does not wait for
     other devices."""
@@ -83,18 +83,18 @@ class Reduced(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """Modeled seconds of a step; pairs are (without overlap, with maximal overlap)."""
+    """Modeled times in seconds; pairs are (without overlap, with maximal overlap)."""
 
     compute: float
     input: float
-    gradients: float  # to sum gradients over the devices, without overlap
+    gradients: float  # time to all-reduce the gradients, without overlap
     batch_norm: float
     step: tuple[float, float]
     efficiency: tuple[float, float]  # step time on one device divided by `step`
 
 
 def reduced(variables: Mapping[str, Any], dtype: str = "float32") -> Reduced:
-    """Computes the bytes that are summed over the devices in a training step.
+    """Computes how many bytes are all-reduced across the devices in a training step.
 
     Every gradient is summed once, in the dtype of the arithmetic. A BatchNorm layer
     with C channels sums four arrays of C float32 values: the mean, the variance, and,
@@ -115,7 +115,8 @@ def reduced(variables: Mapping[str, Any], dtype: str = "float32") -> Reduced:
         return sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
     statistics = size(variables.get("batch_stats", {}))
-    # Scale and bias, which are parameters, have as many values as mean and variance.
+    # BatchNorm's scale and bias are parameters and have as many values as its mean and
+    # variance.
     gradients = size(variables["params"]) - statistics
     if dtype == "bfloat16":
         gradients //= 2
@@ -143,7 +144,7 @@ def collective_seconds(
     latency: float,
     count: int = 1,
 ) -> float:
-    """Returns the seconds to sum `num_bytes` in `count` parts over a ring of devices.
+    """Returns the seconds that an all-reduce of `num_bytes` in `count` parts takes.
 
     Each of the n devices sends (n - 1) / n of the bytes twice: once to reduce, and once
     to broadcast. In addition, each part takes `latency` seconds per doubling of n.
@@ -170,9 +171,9 @@ def predict(
 
     Args:
       num_macs: the number of multiply-adds of the forward pass for one image.
-      parts: the bytes that are summed over the devices.
-      batch_norms: the number of BatchNorm layers. Each waits for the sums of mean and
-        variance, which are one collective in bfloat16 and two in float32, and for one
+      parts: the bytes that each device contributes to the all-reduces.
+      batch_norms: the number of BatchNorm layers. Each layer waits for the sums of the
+        mean and variance (one collective in bfloat16, two in float32) and for one
         collective in the backward pass.
     """
     link = {"bandwidth": cfg.bandwidth, "latency": cfg.latency}
@@ -181,7 +182,7 @@ def predict(
     brought = image * cfg.batch_per_device / cfg.host_bandwidth
     late, waited = parts.gradients + parts.metrics, parts.batch_norm
     count = (2 if cfg.dtype == "bfloat16" else 3) * batch_norms
-    if not cfg.sync_bn:  # no layer waits for BatchNorm's sums, which join the gradients
+    if not cfg.sync_bn:  # no layer waits for BatchNorm's sums; they join the gradients
         late, waited, count = late + waited, 0, 0
     gradients = collective_seconds(late, num_devices, **link)
     batch_norm = collective_seconds(waited, num_devices, count=count, **link)
@@ -196,7 +197,7 @@ def predict(
 
 
 def table(cfg: Scaling) -> str:
-    """Returns Markdown with the modeled step of `cfg` for each number of devices."""
+    """Returns a Markdown report of the modeled step for each number of devices."""
     from resnet_jax.models.factory import create_model
     from resnet_jax.models.summary import structure
     from resnet_jax.training import variable_shapes
@@ -226,20 +227,21 @@ def table(cfg: Scaling) -> str:
     scope = "of the whole batch" if cfg.sync_bn else "of each device's part"
     return "\n".join(
         [
-            f"{cfg.model}, {cfg.image_size} pixels, {cfg.batch_per_device} images per "
-            f"device, BatchNorm {scope}: modeled, not measured.",
+            f"{cfg.model}, {cfg.image_size} pixels, {cfg.batch_per_device} images "
+            f"per device, BatchNorm statistics {scope}: modeled, not measured.",
             "",
-            f"- arithmetic of a device: {num_macs / 1e9:.3f} G multiply-adds x 2 x 3 x "
-            f"{cfg.batch_per_device} at {cfg.flops:.3g} FLOP/s: {alone[0]:.1f} ms",
-            f"- images of a device: {alone[1]:.1f} ms"
+            f"- arithmetic per device: {num_macs / 1e9:.3f} G multiply-adds x 2 x 3 "
+            f"x {cfg.batch_per_device} at {cfg.flops:.3g} FLOP/s: {alone[0]:.1f} ms",
+            f"- image transfer per device: {alone[1]:.1f} ms"
             + (" (held)" if cfg.held else f" at {cfg.host_bandwidth:.3g} bytes/s"),
-            f"- summed over the devices: {sum(parts):,} bytes (gradients "
+            f"- all-reduced over the devices: {sum(parts):,} bytes (gradients "
             f"{parts.gradients:,}, {batch_norms} BatchNorm layers "
             f"{parts.batch_norm:,}, metrics {parts.metrics}) at {cfg.bandwidth:.3g} "
-            f"bytes/s, and {1e6 * cfg.latency:g} us per collective and doubling",
+            f"bytes/s, plus {1e6 * cfg.latency:g} us per collective and doubling of "
+            "the number of devices",
             "",
-            "| devices | batch | modeled sums, ms: gradients + BatchNorm | modeled "
-            "step, ms | modeled images/s | modeled efficiency, % |",
+            "| devices | batch | modeled all-reduces, ms: gradients + BatchNorm | "
+            "modeled step, ms | modeled images/s | modeled efficiency, % |",
             "|---|---|---|---|---|---|",
             *rows,
         ]

@@ -41,7 +41,7 @@ class Sweep:
     recipe: tyro.conf.Positional[str]
     """Name of the recipe to start from."""
     grid: tuple[str, ...] = ()
-    """FIELD=VALUE,VALUE,...: values of fields, which are tried in all combinations."""
+    """FIELD=VALUE,VALUE,...: values of fields; all combinations are tried."""
     each: tuple[str, ...] = ()
     """FIELD=VALUE,...: values to try one at a time, compared with the recipe's own."""
     set: tuple[str, ...] = ()
@@ -115,9 +115,9 @@ def parse(axis: str) -> tuple[str, list[Any]]:
     """Parses a field and its values from FIELD=VALUE,VALUE."""
     name, equals, text = axis.partition("=")
     if not equals or name not in _KNOWN:
-        raise ConfigError(f"{axis!r} is not FIELD=VALUE,... for a field of a recipe")
+        raise ConfigError(f"{axis!r} must be FIELD=VALUE,... for a field of the recipe")
     if name in _OWN:
-        raise ConfigError(f"{axis!r}: a sweep sets {name} itself")
+        raise ConfigError(f"{axis!r} is not allowed: the sweep sets {name} itself")
     parts = re.split(r",(?![^\[]*\])", text)  # splits at commas outside of a [list]
     return name, [_typed(name, part, axis) for part in parts]
 

@@ -11,14 +11,14 @@ uint8 images on the device, normalize them, and use the same number of threads. 
 uses its fused optimizers, and torch.autocast for bfloat16.
 
 PyTorch's modes are eager (NCHW), channels_last, compile (torch.compile and
-channels_last) and, if requested, reduce-overhead (compile with CUDA graphs). The mode
-with the highest median rate is the best one. Each ratio compares a block of our program
+channels_last) and, if requested, reduce-overhead (compile with CUDA graphs). The best
+mode is the one with the highest median rate. Each ratio compares a block of our program
 with the block of the best PyTorch mode in the same round.
 
 The time to the first step is measured from the start of the process and includes
 imports. The first step is "cold" with an empty cache of compiled programs, and "warm"
 with a filled one. On a CPU, peak memory covers the whole process, including its imports
-and, for a cold step, the compilers. On a GPU, it covers only the arrays.
+and, for a cold step, the compilers. On a GPU, peak memory covers only the arrays.
 
 --epoch measures whole epochs of CIFAR-10, with each program's own data loading and the
 recipe's augmentation. --scaling measures how the cost of our training step grows with
@@ -55,7 +55,7 @@ BATCH_SIZES = {  # batch sizes (on a CPU, on a GPU)
     "resnet50": (16, 128),
 }
 OTHER_BATCH_SIZES = (128, 512)
-CLIFF = 1.5  # a larger ratio of successive costs is a cliff
+CLIFF = 1.5  # a larger ratio of successive costs counts as a cliff
 
 Ask = Callable[..., dict[str, Any]]  # sends a command and returns the answer
 Row = dict[str, Any]
@@ -67,17 +67,17 @@ class Throughput:
     """The programs to measure, and how long to measure them."""
 
     models: tuple[str, ...] = tuple(BATCH_SIZES)
-    """Networks to measure; ImageNet networks other than resnet18 use 224 pixels."""
+    """Networks to measure; ImageNet networks except resnet18 use 224x224 images."""
     modes: tuple[Literal["train", "infer"], ...] = ("train", "infer")
     """What to measure: training steps, or forward passes in inference mode."""
     torch_modes: tuple[TorchMode, ...] = ("eager", "channels_last", "compile")
     """PyTorch's modes to measure; the best one is compared with our program."""
     batch_size: int | None = None
-    """Images per step; by default, this depends on the model."""
+    """Number of images per step. The default depends on the model."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the arithmetic."""
     rounds: int = 5
-    """Timed blocks of each program after a warm-up block, or epochs with --epoch."""
+    """Number of timed blocks per program after a warm-up, or of epochs with --epoch."""
     seconds: float = 5.0
     """Approximate length of a block, in seconds."""
     warm: bool = True
@@ -94,7 +94,7 @@ class Throughput:
     depths: tuple[int, ...] = (20, 32, 44, 56, 110)
     """Depths for --scaling with batches of 128 (20 means resnet20); can be empty."""
     plot: Path | None = None
-    """With --scaling: PNG file for the figure."""
+    """With --scaling: PNG file for the plot."""
     json: Path | None = None
     """JSON file for all figures."""
 
@@ -105,10 +105,11 @@ class Throughput:
                 raise ConfigError(f"{name} {value} is too small: it must be at least 1")
         if not self.batch_sizes or min(self.batch_sizes) < 1:
             raise ConfigError(
-                f"batch_sizes {self.batch_sizes} must be numbers of at least 1"
+                f"batch_sizes {self.batch_sizes} must not be empty, and each "
+                "must be at least 1"
             )
         if self.plot is not None and self.scaling is None:
-            raise ConfigError(f"plot {self.plot} needs --scaling MODEL")
+            raise ConfigError(f"plot {self.plot} requires --scaling MODEL")
         if not self.seconds > 0:
             raise ConfigError(
                 f"seconds {self.seconds} is too small: it must be greater than 0"
@@ -116,7 +117,7 @@ class Throughput:
 
 
 class ProgramError(Exception):
-    """Raised if a program cannot run; the message is the reason."""
+    """Raised if a program cannot run; the message states the reason."""
 
 
 def main(cfg: Throughput) -> None:
@@ -126,13 +127,13 @@ def main(cfg: Throughput) -> None:
     for name in [cfg.scaling, *depths] if cfg.scaling else cfg.models:
         if name not in list_models():
             raise ConfigError(
-                f"no model {name!r}: use one of {', '.join(list_models())}"
+                f"unknown model {name!r}: use one of {', '.join(list_models())}"
             )
     for package in () if cfg.scaling else ("torch", "torchvision"):
         if importlib.util.find_spec(package) is None:
-            raise ConfigError(f"needs {package}: pip install -e '.[torch]'")
+            raise ConfigError(f"{package} is required: run pip install -e '.[torch]'")
     for path in (cfg.json, cfg.plot):
-        if path is not None:  # so that an error occurs now and not after measuring
+        if path is not None:  # so that an error occurs now, not after the measurements
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch()
@@ -181,12 +182,13 @@ def started(task: Task, cache: Path | None = None) -> Iterator[tuple[Ask, Row]]:
         environment selects.
 
     Raises:
-      ProgramError: if the process cannot run. `ask` raises it if the process has ended.
+      ProgramError: if the process cannot run. `ask` raises the same error if the
+        process has ended.
     """
     # The programs share a GPU, so no program may preallocate most of the memory.
     environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    # Our program uses huge pages, as train.py does. The user's environment decides
-    # whether PyTorch uses them.
+    # Our program uses huge pages, as train.py does. Whether PyTorch uses huge pages
+    # depends on the user's environment.
     if task.program == OURS:
         environment = hugepages.with_huge_pages(environment)
     if not task.gpu and task.kind != "describe":
@@ -264,13 +266,13 @@ def describe(programs: Sequence[str]) -> Row:
 
 
 def write_images(path: Path, count: int | None) -> str:
-    """Writes CIFAR-10's training images, or else noise; returns a description."""
+    """Writes CIFAR-10 training images, or noise if missing; returns a description."""
     from resnet_jax import data
     from resnet_jax.data import tfds
 
     try:
         if tfds.find("cifar10", tfds.default_data_dir()) is None:
-            raise DataError("CIFAR-10 is not prepared here")
+            raise DataError("CIFAR-10 has not been prepared")
         train, _ = data.load_dataset("cifar10")
         source, images, labels = "CIFAR-10's", train.images, train.labels
     except (DataError, ImportError) as error:
@@ -386,7 +388,7 @@ def spread(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Returns a Markdown table of the rows, with lists of peaks and failed programs."""
+    """Returns a Markdown table of the rows, with notes on peaks and failed programs."""
     header = (
         *("model", "what", "batch", "dtype", "images/s ours / PyTorch"),
         *("PyTorch's best", "ratio (of rounds)", "GFLOP/s", "of the matmul peak"),
@@ -412,7 +414,7 @@ def table(rows: Sequence[Row]) -> str:
         best = [{"peak": max(p["matmul"])} if p.get("matmul") else {} for p in pair]
         peaks = both(best, "peak", ",.0f")
         notes.append(
-            f"- {where}: the product of {size}x{size} reached {peaks} GFLOP/s."
+            f"- {where}: the product of {size}x{size} matrices reached {peaks} GFLOP/s."
         )
         notes += [
             f"- {where}: {name} not measured: {program['error']}."

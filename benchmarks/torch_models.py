@@ -44,7 +44,7 @@ class HResNet(nn.Module):
 
 
 class CifarBlock(nn.Module):
-    """He et al.'s basic block with option A.
+    """He et al.'s basic block with a parameter-free shortcut (option A).
 
     The shortcut keeps every `stride`-th pixel and pads the channels with zeros.
     """
@@ -137,7 +137,7 @@ class PreActResNet(nn.Module):
 
 
 class ResNet9(nn.Module):
-    """DAWNBench's ResNet-9: three max-pooling stages with two residual blocks."""
+    """DAWNBench's ResNet-9: three max-pooling stages, two with a residual block."""
 
     def __init__(self, width: int = 64, num_classes: int = 10) -> None:
         super().__init__()

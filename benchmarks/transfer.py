@@ -1,4 +1,4 @@
-"""Compares transfer learning in PyTorch and in JAX from the same PyTorch backbone.
+"""Compares transfer learning in PyTorch and in JAX, starting from the same backbone.
 
     python -m benchmarks.transfer backbone --file FILE --epochs 2 --lr 1e-3
     python -m benchmarks.transfer transfer --file FILE
@@ -6,11 +6,12 @@
 
 `backbone` trains torchvision's resnet18 on the first five classes of CIFAR-10 and saves
 it with torch.save. `transfer` and `probe` train a new head for all ten classes on top
-of the backbone, whose parameters are frozen. The backbone's BatchNorm layers are in
-training mode in `transfer`, so that their statistics are updated, and in inference mode
-in `probe`. The program prints one line per epoch. With --framework jax, this package
-runs its own recipe of the same name instead. If all images are used, this is the same
-as `python train.py transfer --pretrained FILE`.
+of the backbone, whose parameters are frozen. In `transfer`, the backbone's BatchNorm
+layers are in training mode, so their statistics are updated; in `probe`, they are in
+inference mode. The program prints one line per epoch. With --framework jax, this
+package's recipe of the same name runs instead of the PyTorch code. If all images are
+used, `transfer --framework jax` is equivalent to `python train.py transfer --pretrained
+FILE`.
 """
 
 import json
@@ -28,25 +29,25 @@ class Transfer:
     mode: Annotated[Literal["backbone", "transfer", "probe"], tyro.conf.Positional]
     """Step to run."""
     file: str = "backbone.pth"
-    """The weights file, which `backbone` writes and the other steps read."""
+    """Weights file, written by `backbone` and read by `transfer` and `probe`."""
     framework: Literal["torch", "jax"] = "torch"
     """Framework to use."""
     epochs: int = 30
-    """Passes over the training set."""
+    """Number of passes over the training set."""
     lr: float = 1e-4
     """Learning rate of Adam."""
     batch_size: int = 128
     """Images per step."""
     image_size: int | None = None
-    """Height and width to resize images to, with antialiasing as in torchvision."""
+    """Height and width of the resized images (antialiased, as in torchvision)."""
     num_train: int | None = None
     """Number of training images to use, from the beginning of the data set."""
     num_test: int | None = None
     """Number of test images to use, from the beginning of the data set."""
     workdir: str = "runs/transfer-benchmark"
-    """Run directory of the recipe."""
+    """Run directory of the recipe (with --framework jax)."""
     seed: int = 0
-    """Seed of the weights and the order."""
+    """Seed for the weights and the image order."""
 
 
 def main(cfg: Transfer) -> None:

@@ -20,7 +20,7 @@ EXPERIMENTS = {"gradients": Gradients, "skip": Skip, "batchnorm": BatchNorm}
 
 
 def main(experiment: Gradients | Skip | BatchNorm) -> None:
-    """Trains the variants of `experiment` and writes its page."""
+    """Trains the variants of `experiment` and writes its HTML page."""
     outcomes = variants.run(experiment.variants(), experiment.workdir)
     experiment.write_page(outcomes)
     print(f"page: {experiment.workdir / 'index.html'}")

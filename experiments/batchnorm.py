@@ -23,8 +23,8 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class BatchNorm(Experiment):
-    """Trains a network with BatchNorm, without it, and with dropout instead, each at
-    several learning rates and from two initializations.
+    """Trains a network with BatchNorm, without it, and with dropout instead; each
+    variant is trained at several learning rates and from two initializations.
     """
 
     model: str = "resnet20"
@@ -76,8 +76,8 @@ class BatchNorm(Experiment):
                 "drift",
                 drift,
                 "mean over std at the start",
-                "Mean of the input of the middle convolution by epoch, on one batch, "
-                "in standard deviations of its input before training",
+                "Mean of the middle convolution's input on one batch, by epoch, in "
+                "units of the input's standard deviation before training",
             ),
         ):
             path = self.workdir / f"{name}.png"
@@ -115,19 +115,19 @@ class BatchNorm(Experiment):
             "accuracy exceeds 15 % (chance is 10 %).",
             "Speed: after the first epoch, the test accuracy of the best run is "
             f"{_each(first, '{:.2f} %')}.",
-            "Learning rates: the largest at which a run trains is "
+            "Learning rates: the largest learning rate at which a run trains is "
             f"{_each(largest, '{:g}')}.",
-            "Initialization: at the same learning rate, the final test accuracies of "
-            "the two initializations differ by at most the following percentage "
-            f"points: {_each(apart, '{:.2f}')}. A diverged run counts as chance.",
+            "Initialization: at the same learning rate, the final test accuracies "
+            "of the two initializations differ by at most the following numbers of "
+            f"percentage points: {_each(apart, '{:.2f}')}. A diverged run counts as "
+            "chance (10 %).",
             "Gap: at the end of the best run, the training accuracy minus the test "
             "accuracy is, in percentage points, "
-            f"{_each({k: _gap(o) for k, o in best.items()})}. "
-            "Training accuracy is computed in each step before its update, with "
-            "dropout active.",
+            f"{_each({k: _gap(o) for k, o in best.items()})}. Training accuracy is "
+            "computed in each step before the update, with dropout active.",
             "Covariate shift: from before training to the end of the best run, the "
-            "mean of the middle convolution's input changes by the following number "
-            "of standard deviations, measured before training: "
+            "mean of the middle convolution's input changes by the following "
+            "multiples of the input's standard deviation before training: "
             f"{_each({k: _moved(o) for k, o in best.items()})}.",
             self.setting,
         ]

@@ -20,10 +20,10 @@ _KEYS = ("gradient", "gradient norm"), ("update_ratio", "update / weight")
 
 @dataclass(frozen=True)
 class Gradients(Experiment):
-    """Measures the gradients that reach the first layers at several depths, with and
-    without shortcuts and BatchNorm, and from two initializations. The gradients are
-    measured before training and after some steps of SGD. A run that converges is also
-    compared with one whose gradients vanish.
+    """Measures the gradients that reach the first layers of networks of several depths,
+    with and without shortcuts and BatchNorm, and from two initializations. The
+    gradients are measured before training and after some steps of SGD. A run that
+    converges is also compared with one whose gradients vanish.
     """
 
     depths: tuple[int, ...] = (8, 20, 56, 110)
@@ -37,12 +37,12 @@ class Gradients(Experiment):
     pair_depth: int = 20
     """Depth of the network that converges and of the one whose gradients vanish."""
     pair_epochs: int = 5
-    """Number of epochs for the two networks of --pair-depth."""
+    """Number of epochs for the two networks of depth --pair-depth."""
     workdir: Path = Path("runs/experiments/gradients")
     """Directory for the runs and the page."""
 
     def variants(self) -> dict[str, Config]:
-        """Returns all runs by name."""
+        """Returns the runs' configurations by name."""
 
         def config(depth: int, **fields: object) -> Config:
             return self.config(
@@ -156,7 +156,7 @@ class Gradients(Experiment):
             f"{'; '.join(found['level']) or 'none'}. The loss shows whether "
             "the networks can be trained:"
         )
-        loss = f"training loss of {self.steps} steps"
+        loss = f"training loss over {self.steps} steps"
         header = ("network", "initialization", "first / last gradient", loss)
         caption = f"Gradients in networks with {deepest} layers before training"
         return [*sentences, page.Table(header, rows, caption), self.setting]
@@ -165,7 +165,7 @@ class Gradients(Experiment):
         found: list[page.Content] = []
         for name, outcome in pair.items():
             if not outcome.records or not outcome.layers:
-                found.append(f"The {name} run has no figures: {outcome.diverged}.")
+                found.append(f"The {name} run has no measurements: {outcome.diverged}.")
                 continue
             losses = [f"{record['train_loss']:.3f}" for record in outcome.records]
             _, ratios = convolutions(outcome.layers[-1], "update_ratio")

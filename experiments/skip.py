@@ -19,7 +19,7 @@ class Skip(Experiment):
     depths: tuple[int, ...] = (20, 56)
     """Depths of He et al.'s networks for CIFAR-10."""
     epochs: int = 40
-    """Number of epochs of SGD, with a cosine schedule from a learning rate of 0.1."""
+    """Number of epochs of SGD, with a cosine schedule that starts at lr=0.1."""
     batch_size: int = 128
     """Number of images per step."""
     workdir: Path = Path("runs/experiments/skip")
@@ -71,9 +71,10 @@ class Skip(Experiment):
             if len(errors) == 2:
                 more = errors[1] - errors[0]
                 seen.append(
-                    f"{kind.capitalize()}: with {deep} layers, the training error ends "
-                    f"{abs(more):.2f} points {'higher' if more > 0 else 'lower'} than "
-                    f"with {shallow} ({errors[1]:.2f} against {errors[0]:.2f} %)."
+                    f"{kind.capitalize()}: with {deep} layers, the final training "
+                    f"error is {abs(more):.2f} percentage points "
+                    f"{'higher' if more > 0 else 'lower'} than with {shallow} "
+                    f"({errors[1]:.2f} versus {errors[0]:.2f} %)."
                 )
         sections: dict[str, list[page.Content]] = {
             "Observations": [*seen, self.setting, page.Picture(path, alt)],

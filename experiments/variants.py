@@ -26,11 +26,11 @@ class Experiment:
     max_train_samples: int | None = None
     """Number of training images; None uses all."""
     max_test_samples: int | None = None
-    """Number of test images to evaluate after each epoch; None uses all."""
+    """Number of test images to evaluate on after each epoch; None uses all."""
     seed: int = 0
     """Seed for all runs."""
     data_dir: str | None = None
-    """Data directory, as for train.py."""
+    """Data directory, with the same meaning as in train.py."""
 
     def config(self, **values: Any) -> Config:
         """Returns the shared configuration with the fields in `values` changed."""
@@ -46,7 +46,7 @@ class Experiment:
 
     @property
     def setting(self) -> str:
-        """Sentences that state the number of images and the seed."""
+        """Sentences that state how many images the runs use, and which seed."""
         train, test = (
             f"{size:,} of {cifar.CIFAR10.num_examples[part]:,}" if size else "all"
             for part, size in (
@@ -66,7 +66,7 @@ class Outcome(NamedTuple):
     cfg: Config
     records: list[dict[str, Any]]  # records of metrics.jsonl
     layers: list[dict[str, Any]]  # records of layers.jsonl
-    diverged: str | None  # the error message if the loss was not finite
+    diverged: str | None  # error message if the loss became non-finite, else None
 
 
 def run(variants: Mapping[str, Config], root: Path) -> dict[str, Outcome]:
@@ -108,7 +108,7 @@ def _read(cfg: Config, run_dir: Path) -> Outcome:
 
 
 def _diverged(run_dir: Path) -> dict[str, Any] | None:
-    """Returns the saved error and configuration of a diverged run, or else None."""
+    """Returns the saved error and configuration if the run diverged, else None."""
     path = run_dir / _DIVERGED
     return json.loads(path.read_text("utf-8")) if path.exists() else None
 
@@ -122,7 +122,7 @@ def table(
     outcomes: Mapping[str, Outcome],
     columns: Mapping[str, Callable[[Outcome], str]] | None = None,
 ) -> page.Table:
-    """Returns a table of each variant's last metrics and the additional `columns`."""
+    """Returns a table of each variant's final metrics and the additional `columns`."""
     columns = columns or {}
     rows = []
     for name, outcome in outcomes.items():
@@ -139,4 +139,4 @@ def table(
             ]
         rows.append([name, *figures, *more])
     header = ["run", "steps", "train loss", "train %", "test %", *columns]
-    return page.Table(header, rows, "Last metrics of each run")
+    return page.Table(header, rows, "Final metrics of each run")

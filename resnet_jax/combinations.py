@@ -7,7 +7,7 @@ from resnet_jax.fields import flat
 
 
 def check_seeds(cfg: Any) -> None:
-    """Raises ConfigError if a seed is too large or a field forbids multiple seeds."""
+    """Raises ConfigError if a seed is too large or a setting forbids multiple seeds."""
     last = cfg.seed + cfg.run.num_seeds - 1
     if last >= 2**32:
         which = "" if last == cfg.seed else f", the last of {cfg.run.num_seeds},"
@@ -16,7 +16,9 @@ def check_seeds(cfg: Any) -> None:
         return
     for one, value in flat(cfg):
         if value != one.default and one.metadata.get("one_seed"):
-            raise ConfigError(f"num_seeds does not support {one.name}: omit one")
+            raise ConfigError(
+                f"num_seeds cannot be combined with {one.name}: omit one of the two"
+            )
     if not cfg.devices.sync_bn:
         raise ConfigError("num_seeds needs --sync-bn")
 
@@ -24,7 +26,7 @@ def check_seeds(cfg: Any) -> None:
 def check_caching(cfg: Any) -> None:
     """Raises ConfigError if `cfg` does not support cached features.
 
-    In particular, the features must not change between epochs.
+    Among other things, caching requires the features to be the same in every epoch.
     """
     frozen = cfg.transfer.freeze == "backbone" and cfg.transfer.backbone_bn == "frozen"
     changes = {
@@ -34,8 +36,8 @@ def check_caching(cfg: Any) -> None:
     }
     if not frozen or any(changes.values()):
         raise ConfigError(
-            "cache_features needs features that do not change: use --freeze backbone "
-            f"--backbone-bn frozen, without {', '.join(changes)}"
+            "cache_features needs features that stay the same in every epoch: use "
+            f"--freeze backbone --backbone-bn frozen, without {', '.join(changes)}"
         )
     if cfg.run.log_gradients:
-        raise ConfigError("log_gradients does not support --cache-features")
+        raise ConfigError("log_gradients cannot be combined with --cache-features")

@@ -25,7 +25,7 @@ class ModelConfig(Group):
     """The network."""
 
     model: str = "hresnet"
-    """Name of the network; `resnet-jax models list` lists all of them."""
+    """Name of the network; `resnet-jax models list` lists all available names."""
     stem: Literal["imagenet", "cifar"] | None = None
     """Stem of the network: imagenet (a 7x7 convolution and max-pooling) or cifar (a 3x3
     convolution, for small images). Defaults to the network's own."""
@@ -57,7 +57,7 @@ class ModelConfig(Group):
     """resnet9 only: number of channels of the first convolution; the other layers have
     multiples of it. Defaults to 64."""
     whiten: bool = False
-    """resnet9 only: start with a fixed layer that whitens the patches of the images."""
+    """resnet9 only: start with a fixed convolution that whitens image patches."""
     init: Literal["kaiming", "torch"] | None = None
     """Initialization of the convolutions: kaiming (He et al.) or torch (the default of
     nn.Conv2d). Defaults to the network's own."""
@@ -115,9 +115,9 @@ class OptimConfig(Group):
     lr: float = ranged(1e-4, within="[0, inf)")
     """Peak learning rate."""
     momentum: float = ranged(0.9, within="[0, 1)")
-    """Momentum of sgd and muon."""
+    """Momentum for sgd and muon."""
     nesterov: bool = False
-    """Use Nesterov momentum in sgd and muon."""
+    """Use Nesterov momentum with sgd and muon."""
     weight_decay: float = ranged(0.0, within="[0, inf)")
     """Weight decay of all parameters. adam and sgd add it to the gradient (L2 penalty);
     adamw and muon decouple it, as in torch.optim."""
@@ -152,7 +152,7 @@ class OptimConfig(Group):
     lr_gamma: float = ranged(0.1, within="[0, inf)")
     """Factor by which the step schedule multiplies the learning rate."""
     warmup_epochs: float = ranged(0.0, within="[0, inf)")
-    """Length of the linear learning rate warm-up in epochs, which may be fractional."""
+    """Length of the linear learning rate warm-up in epochs; fractions are allowed."""
     warmup_decay: float | None = ranged(None, within="(0, 1]")
     """Factor of the learning rate at the start of the warm-up, like torchvision's
     --lr-warmup-decay; cosine and linear then start after the warm-up. By default, the
@@ -162,9 +162,14 @@ class OptimConfig(Group):
         super().__post_init__()
         steps = self.lr_milestones
         if any(step < 1 for step in steps) or list(steps) != sorted(set(steps)):
-            raise ConfigError(f"lr_milestones {steps} must be steps in ascending order")
+            raise ConfigError(
+                f"lr_milestones {steps} must be positive step numbers in ascending "
+                "order"
+            )
         if self.schedule == "step" and bool(steps) == (self.lr_step_size is not None):
-            raise ConfigError("schedule step needs one of lr_milestones, lr_step_size")
+            raise ConfigError(
+                "schedule step needs either lr_milestones or lr_step_size"
+            )
         if self.warmup_decay is not None and not self.warmup_epochs:
             raise ConfigError("warmup_decay needs --warmup-epochs")
         if self.ema_steps > 1 and not self.ema_decay:
@@ -173,7 +178,7 @@ class OptimConfig(Group):
 
 @dataclass(frozen=True)
 class DevicesConfig(Group):
-    """Devices, processes and how computations run on them."""
+    """Devices and processes, and how computations run on them."""
 
     devices: int | None = ranged(None, at_least=1, resume="free")
     """Number of devices per process; CPU cores are divided into this many devices.
@@ -191,7 +196,9 @@ class DevicesConfig(Group):
     """Use only deterministic algorithms on GPUs, which makes runs reproducible bit for
     bit."""
     debug_nans: bool = ranged(False, resume="free")
-    """Stop at the operation that produces the first NaN and name it. This is slow."""
+    """Stop at the first operation that produces a NaN, and name this operation. This
+    slows training down.
+    """
     distributed: bool = ranged(False, resume="free")
     """Join the other processes of the run, which are detected under Slurm, Open MPI,
     Kubernetes and Cloud TPU."""
@@ -211,7 +218,7 @@ class DevicesConfig(Group):
             host, _, port = self.coordinator.rpartition(":")
             is_port = port.isdecimal() and len(port) <= 5 and 0 < int(port) < 2**16
             if not host or not is_port:
-                text = f"coordinator {self.coordinator!r} is not HOST:PORT"
+                text = f"coordinator {self.coordinator!r} must have the form HOST:PORT"
                 raise ConfigError(f"{text}, such as host0:1234")
 
 
@@ -243,7 +250,8 @@ class RunConfig(Group):
     """Resume a run even if its options for length, logging or checkpoints have
     changed."""
     log_every_steps: int = ranged(20, at_least=1, resume="override")
-    """Number of steps between updates of the progress bar and checks of the loss."""
+    """Number of steps after which the progress bar is updated and the loss is checked.
+    """
     log_gradients: bool = ranged(False, resume="override", one_seed=True)
     """Write statistics of each layer's gradients, activations and updates to
     layers.jsonl, at step 0 and after each epoch."""

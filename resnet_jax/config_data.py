@@ -27,7 +27,7 @@ class DataConfig(Group):
     rebuild_data: bool = ranged(False, resume="free")
     """Fetch and prepare CIFAR again, to replace a damaged copy."""
     skip_bad_images: bool = False
-    """Skip images of a folder that cannot be read, and report how many there are."""
+    """Skip unreadable images in a folder, and report how many were skipped."""
     stream: bool = ranged(False, resume="free", one_seed=True)
     """Read images from disk during training, which is also done if they do not fit in
     memory. For folders and prepared data sets only (needs the stream extra)."""
@@ -73,7 +73,7 @@ class DataConfig(Group):
     """Number of consecutive copies of each image, each augmented differently; an epoch
     has correspondingly fewer distinct images."""
     batch_size: int = ranged(128, at_least=1)
-    """Number of images per training step, over all devices."""
+    """Number of images per training step, across all devices."""
     eval_batch_size: int = ranged(500, at_least=1, resume="override")
     """Number of images per evaluation step."""
     drop_last: bool = False
@@ -94,7 +94,8 @@ class DataConfig(Group):
             )
         if self.crop_pct != 0.875:
             raise ConfigError(
-                "resize and crop_pct both set the size before the crop: choose one"
+                "resize and crop_pct both set the image size before the crop: "
+                "use only one of them"
             )
 
     @property
@@ -139,7 +140,7 @@ class AugmentConfig(Group):
     """Change brightness, contrast and saturation by up to this fraction. 0 disables the
     change."""
     random_erasing: float = ranged(0.0, within="[0, 1]", alters_features=True)
-    """Probability of setting a rectangle of an image to the mean color."""
+    """Probability that a random rectangle in an image is set to the mean color."""
     cutout: int = ranged(0, at_least=0, alters_features=True)
     """Side length in pixels of a square in each image that is set to the mean color. 0
     disables it."""
@@ -153,7 +154,7 @@ class AugmentConfig(Group):
     """Weights of the classes in the training loss: balanced, or a file that contains
     JSON {class: weight} or one number per line. By default, all weights are 1."""
     label_smoothing: float = ranged(0.0, within="[0, 1)")
-    """Probability mass of the target that is spread over all classes."""
+    """Fraction of each target's probability that is spread evenly over all classes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

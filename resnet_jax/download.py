@@ -19,7 +19,7 @@ MIN_RATE = 200e3  # bytes per second
 
 
 class _TooSlow(Exception):
-    """The error for a download that is too slow, with its rate in bytes per second."""
+    """Raised if a download is too slow; the argument is the rate in bytes/second."""
 
 
 class _Progress(tqdm):  # type: ignore[misc]
@@ -116,12 +116,15 @@ def fetch(
             algorithm, _, expected = digest.rpartition(":")
             found = file_digest(Path(whole), algorithm or "sha256")
             if not found.startswith(expected):
-                raise DataError(f"{host} sent a file that is not {path.name}")
+                raise DataError(
+                    f"{host} sent a file that is not {path.name}: its digest is wrong"
+                )
             Path(whole).replace(path)
     except _TooSlow as error:
         (rate,) = error.args
         raise DataError(
-            f"{host} sends less than {min_rate / 1e3:g} kB/s ({rate / 1e3:.0f} kB/s)"
+            f"{host} is too slow: it sends less than {min_rate / 1e3:g} kB/s "
+            f"({rate / 1e3:.0f} kB/s)"
         ) from None
     except requests.RequestException as error:
         raise DataError(

@@ -161,7 +161,9 @@ def from_json(group: type[T], values: Any, where: str) -> T:
     """
     hints = typing.get_type_hints(group)
     if not isinstance(values, dict) or values.keys() - hints.keys():
-        raise ConfigError(f"{where} is not the config of a run of this version")
+        raise ConfigError(
+            f"{where} is not the config of a run that this version can read"
+        )
     return group(
         **{
             name: from_json(hints[name], value, where)
@@ -205,4 +207,4 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
                 return float(value)
     elif type(value) is hint:
         return value
-    raise ConfigError(f"{where} is {value!r}, not {hint}")
+    raise ConfigError(f"{where} is {value!r}, which is not of type {hint}")

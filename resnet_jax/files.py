@@ -25,7 +25,7 @@ _MAX_JSON = 2**26  # in bytes; this package's files are a thousand times smaller
 def check_writable(directory: Path, what: str, option: str) -> None:
     """Creates `directory` and checks that it is writable.
 
-    Calling this first avoids a failure after hours of work.
+    Calling this function first prevents a failure after hours of work.
 
     Raises:
       ConfigError: if the directory is not writable. The message contains `what`, a
@@ -37,8 +37,8 @@ def check_writable(directory: Path, what: str, option: str) -> None:
             pass
     except OSError as error:
         raise ConfigError(
-            f"{what} {directory} cannot be written ({error.strerror}): "
-            f"choose another {option}"
+            f"{what} {directory} cannot be written to ({error.strerror}): choose "
+            f"another {option}"
         ) from None
 
 
@@ -104,7 +104,9 @@ def _read(path: Path) -> str:
     try:
         size = path.stat().st_size
         if size > _MAX_JSON or not path.is_file():
-            raise ValueError(f"{path} has {size} bytes, or is not a file")
+            raise ValueError(
+                f"{path} is too large ({size} bytes) or is not a regular file"
+            )
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(str(error)) from None

@@ -10,7 +10,7 @@ _GROUPS, _MINE = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def memory() -> int:
-    """Returns the memory in bytes that the machine and control groups allow."""
+    """Returns how many bytes of memory the machine and the control groups allow."""
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     found = [whole]
     for folder in _folders("memory"):
@@ -40,7 +40,7 @@ def cpus() -> int:
 
 def _folders(controller: str) -> Iterator[Path]:
     """Yields the folders of this process's control groups and of their parents."""
-    yield _GROUPS  # where a container mounts its own group
+    yield _GROUPS  # where a container mounts its own control group
     yield _GROUPS / controller
     try:
         lines = _MINE.read_text().splitlines()

@@ -10,28 +10,28 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def expand(path: str) -> str:
-    """Expands ~ and ~user in `path` to home folders, like a shell.
+    """Expands ~ and ~user in `path` to home folders, as a shell does.
 
     Raises:
       ConfigError: if `path` is a URL, or if the home folder does not exist.
     """
     if _URL.match(path):
         raise ConfigError(
-            f"{path} is a URL, but only local files and folders are supported: mount "
-            "or copy it, and give the path"
+            f"{path} is a URL, but only local files and folders are supported: "
+            "download or mount the data, and give the local path"
         )
     if os.path.lexists(path):  # a file name may start with ~
         return path
     found = os.path.expanduser(path)
     if path.startswith("~") and found == path:
         raise ConfigError(
-            f"{path}: there is no such home folder: set HOME, or give the full path"
+            f"{path}: no such home folder; set HOME or give the full path"
         )
     return found
 
 
 def has_home() -> bool:
-    """Returns whether this user has a home folder, which a container may lack."""
+    """Returns whether this user has a home folder; a container may have none."""
     return os.path.expanduser("~") != "~"
 
 

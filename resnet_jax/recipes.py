@@ -1,9 +1,10 @@
-"""The recipes: a configuration and a one-line description for each name.
+"""Named recipes, each with a configuration and a one-line description.
 
 The comments state the test accuracies of networks trained on two cores of a server;
 RESULTS.md lists seeds, standard deviations, machines and versions. The times are
-training times, without compilation and evaluation; the times of hresnet, resnet20 and
-resnet18 are computed from the throughput of epochs on an otherwise idle machine.
+training times, excluding compilation and evaluation; the times of hresnet, resnet20 and
+resnet18 are computed from the throughput measured during epochs on an otherwise idle
+machine.
 """
 
 from dataclasses import replace
@@ -59,7 +60,7 @@ RECIPES: dict[str, tuple[str, Config]] = {
     # python train.py fast --nesterov --whiten --width 64 --epochs 12
     #   Reaches 93.9 %, or 94.8 % with --tta, in 90 minutes (one seed).
     "fast": (
-        "ResNet-9 with Muon on CIFAR-10: 91 % in minutes",
+        "ResNet-9 with Muon on CIFAR-10: 91 % accuracy in minutes",
         Config(
             model=ModelConfig(model="resnet9", width=32),
             data=DataConfig(batch_size=256),
@@ -72,7 +73,7 @@ RECIPES: dict[str, tuple[str, Config]] = {
     #   Reaches 90.6 %, or 91.5 % with --tta, in 19 minutes (three seeds, standard
     #   deviation 0.1).
     "hresnet-plus": (
-        "the tutorial's network with a modern recipe: Muon, augmentation",
+        "the tutorial's network with a modern recipe: Muon and augmentation",
         Config(
             augment=replace(_CROP_AND_FLIP, label_smoothing=0.1),
             optim=replace(_MUON, lr=0.02, nesterov=True),
@@ -83,7 +84,10 @@ RECIPES: dict[str, tuple[str, Config]] = {
     #   Reaches 92.3 %, or 93.6 % with --tta, in 114 minutes (one seed). He et al.
     #   report 91.25 %.
     "resnet20": (
-        "ResNet-20 of He et al. 2015, section 4.2, in a third of the original steps",
+        (
+            "ResNet-20 of He et al. 2015, section 4.2, trained for a third of the "
+            "original steps"
+        ),
         Config(
             model=ModelConfig(model="resnet20"),
             augment=_CROP_AND_FLIP,
@@ -94,7 +98,7 @@ RECIPES: dict[str, tuple[str, Config]] = {
     # python train.py resnet18
     #   Reaches 93.5 %, or 94.2 % with --tta, in 102 minutes (one seed).
     "resnet18": (
-        "ResNet-18 with a 3x3 stem on CIFAR-10, two hours on two cores",
+        "ResNet-18 with a 3x3 stem on CIFAR-10; takes two hours on two cores",
         Config(
             model=replace(_RESNET18, stem="cifar"),
             data=DataConfig(batch_size=256),
@@ -106,8 +110,8 @@ RECIPES: dict[str, tuple[str, Config]] = {
     # With a backbone trained on five classes of CIFAR-10, this recipe reaches 52.5 % on
     # all ten classes.
     "transfer": (
-        "ResNet-18 pretrained on ImageNet, with a new head; everything else is "
-        "frozen except the running statistics",
+        "ResNet-18 pretrained on ImageNet, with a new head; all other layers are "
+        "frozen, except for their running statistics",
         Config(
             model=_RESNET18,
             transfer=TransferConfig(
@@ -134,8 +138,8 @@ RECIPES: dict[str, tuple[str, Config]] = {
     # Trained on a folder of 180 synthetic images, the network reaches 98 % on 60 test
     # images.
     "finetune": (
-        "all layers of a ResNet-18 pretrained on ImageNet, with a tenth of the "
-        "learning rate for the backbone",
+        "fine-tunes all layers of a ResNet-18 pretrained on ImageNet; the "
+        "backbone's learning rate is a tenth of the head's",
         Config(
             model=_RESNET18,
             augment=AugmentConfig(crop_padding=4, flip="random"),
@@ -149,8 +153,8 @@ RECIPES: dict[str, tuple[str, Config]] = {
     # This recipe has not yet been run in full. torchvision reports 69.76 % for resnet18
     # and 76.13 % for resnet50.
     "imagenet": (
-        "torchvision's IMAGENET1K_V1 recipe on a folder of images, 90 epochs (not yet "
-        "run in full)",
+        "torchvision's IMAGENET1K_V1 recipe for a folder of images: 90 epochs (not "
+        "yet run in full)",
         Config(
             model=ModelConfig(model="resnet50"),
             data=DataConfig(dataset="folder", image_size=224, batch_size=256),
@@ -170,8 +174,8 @@ RECIPES: dict[str, tuple[str, Config]] = {
     # This recipe has not yet been run in full. torchvision reports 80.86 % for
     # resnet50.
     "imagenet-v2": (
-        "torchvision's IMAGENET1K_V2 recipe on a folder of images, 600 epochs (not yet "
-        "run in full)",
+        "torchvision's IMAGENET1K_V2 recipe for a folder of images: 600 epochs (not "
+        "yet run in full)",
         Config(
             model=ModelConfig(model="resnet50"),
             data=DataConfig(

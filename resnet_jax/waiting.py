@@ -1,6 +1,6 @@
 """Progress on a terminal: a bar, or a clock if the total is unknown.
 
-Both appear on stderr once a wait exceeds one second, and are erased when the wait
+Either appears on stderr once a wait exceeds one second and is erased when the wait
 ends. Nothing is written unless stderr is a terminal.
 """
 
@@ -48,7 +48,7 @@ def over(items: Iterable[T], total: int, what: str, unit: str = "image") -> Iter
 
 
 def first(what: str, is_first: bool) -> contextlib.AbstractContextManager[None]:
-    """Returns a clock if `is_first`, because compilation delays the first batch."""
+    """Returns a clock if `is_first` is true: compilation delays the first batch."""
     return clock(f"{what}, first batch") if is_first else contextlib.nullcontext()
 
 

@@ -22,7 +22,9 @@ def main() -> None:
         from resnet_jax.commands.usage import did_you_mean
 
         hint = did_you_mean(name, COMMANDS)
-        said = f"no command {name!r}{hint} (`resnet-jax --help` lists the commands)"
+        said = (
+            f"unknown command {name!r}{hint} (`resnet-jax --help` lists the commands)"
+        )
         print(f"resnet-jax: {said}", file=sys.stderr)
         raise SystemExit(2)
     print("usage: resnet-jax COMMAND ... (each has its own --help)\n")

@@ -1,4 +1,4 @@
-"""Code shared by all commands: parsing, logging, one-line errors and exit codes."""
+"""Code shared by all commands: parsing, logging, error messages and exit codes."""
 
 import contextlib
 import errno
@@ -34,10 +34,10 @@ _OF_FILES = {
 def command_line(
     program: str, *, owns_process: bool = True, is_printed: bool = False
 ) -> Iterator[None]:
-    """Context manager that runs a command and sends log lines and errors to stderr.
+    """Context manager in which a command runs; sends log lines and errors to stderr.
 
-    Prints a UserError as one line. Exits with the error's code, or with 130 after a
-    Ctrl-C that is not handled by a training run.
+    Prints a UserError on a single line. Exits with the error's exit code, or with 130
+    after a Ctrl-C that a training run does not handle itself.
 
     Args:
       owns_process: whether the process ends with the command. If not, as in Jupyter,
@@ -58,9 +58,9 @@ def command_line(
             print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
             code = error.exit_code
             if isinstance(error, StoppedError) and owns_process:
-                # XLA and TensorStore threads may still be busy with the work that the
-                # signal interrupted. In that case, a normal exit can crash (exit code
-                # -11).
+                # XLA and TensorStore threads may still be busy with work that was in
+                # progress when the signal arrived. In that case, a normal exit can
+                # crash (exit code -11).
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)
@@ -103,8 +103,8 @@ def _settings(owns_process: bool) -> Iterator[tuple[contextlib.ExitStack, Stream
         for each, level in ((ours, logging.INFO), (narrator, logging.CRITICAL)):
             stack.callback(each.setLevel, each.level)
             each.setLevel(level)
-        # Show only the warnings that libraries log. Libraries also raise the errors
-        # that they log, so errors are reported where they are caught.
+        # Of the messages that libraries log, show only the warnings. Libraries also
+        # raise the errors that they log, so these are reported where they are caught.
         theirs = waiting.LogHandler()
         theirs.addFilter(lambda record: record.levelno == logging.WARNING)
         _hand_to(logging.getLogger("absl"), theirs, stack)
@@ -174,7 +174,7 @@ def parse_recipe(description: str | None, args: Sequence[str] | None = None) -> 
         )
     hint = usage.did_you_mean(name, RECIPES)
     raise ConfigError(
-        f"no recipe {name!r}{hint} (`{program} --help` lists the recipes)"
+        f"unknown recipe {name!r}{hint} (`{program} --help` lists the recipes)"
     )
 
 

@@ -17,7 +17,7 @@ from resnet_jax.fields import Group, ranged
 
 @dataclass(frozen=True)
 class CompareConfig(Group):
-    """What to compare, and what to write."""
+    """The runs to compare and the page to write."""
 
     runs: Positional[tuple[str, ...]] = ranged((), path="as typed")
     """Run directories to compare."""

@@ -4,8 +4,8 @@
     resnet-jax data pets --recipe finetune --output pets.html
 
 `train.py RECIPE --dataset folder --data-dir pets` trains on such a folder. The command
-reads each image once. The page shows some images, both unchanged and augmented as the
-recipe and the flags specify.
+reads each image once. The page shows sample images, both in their original form and
+augmented according to the recipe and the flags.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class DataPageConfig(fields.Group):
     """The folder to read, the page to write, and the augmentation to show."""
 
     data_dir: Positional[str] = fields.ranged("", path="as typed")
-    """Folder with train/CLASS/* and test/CLASS/*."""
+    """Folder with images in train/CLASS/* and test/CLASS/*."""
     output: str = fields.ranged("data.html", path="as typed")
     """HTML page to write."""
     recipe: str = "finetune"
@@ -35,25 +35,26 @@ class DataPageConfig(fields.Group):
     """File with one line per class: the folder, a space and the name. Defaults to
     DATA_DIR/classes.txt if it exists."""
     image_size: int | None = fields.ranged(None, at_least=1, at_most=4096)
-    """Side length of the images in pixels. Defaults to the recipe's, or to 224."""
+    """Side length of the images in pixels. Defaults to the recipe's value, or to 224.
+    """
     crop_padding: int | None = fields.ranged(None, at_least=0)
     """Number of pixels of padding on each side before a random crop. Defaults to the
     recipe's."""
     crop_fill: Literal["black", "reflect"] | None = None
-    """Padding of the random crop. Defaults to the recipe's."""
+    """How to fill the padding of the random crop. Defaults to the recipe's setting."""
     flip: Literal["none", "random", "alternating"] | None = None
-    """Horizontal flip. Defaults to the recipe's."""
+    """Horizontal flipping mode. Defaults to the recipe's."""
     random_resized_crop: bool | None = None
     """Crop a random region and resize it. Defaults to the recipe's setting."""
     auto_augment: Literal["none", "ta_wide"] | None = None
-    """Automatic augmentation. Defaults to the recipe's."""
+    """Automatic augmentation policy. Defaults to the recipe's."""
     cutout: int | None = fields.ranged(None, at_least=0)
     """Side length in pixels of a square that is set to the mean color. Defaults to the
     recipe's."""
     mixup: float | None = fields.ranged(None, within="[0, inf)")
-    """Alpha of mixup. Defaults to the recipe's."""
+    """Alpha parameter of mixup. Defaults to the recipe's value."""
     cutmix: float | None = fields.ranged(None, within="[0, inf)")
-    """Alpha of CutMix. Defaults to the recipe's."""
+    """Alpha parameter of CutMix. Defaults to the recipe's value."""
     seed: int = fields.ranged(0, at_least=0)
     """Seed for the augmentation."""
 
@@ -72,7 +73,8 @@ def config_of(options: DataPageConfig) -> Config:
     if options.recipe not in RECIPES:
         hint = did_you_mean(options.recipe, RECIPES)
         raise ConfigError(
-            f"no recipe {options.recipe!r}{hint} (`train.py --help` lists the recipes)"
+            f"unknown recipe {options.recipe!r}{hint} (`train.py --help` lists "
+            "the recipes)"
         )
     given = {
         one.name: value
@@ -95,12 +97,12 @@ def main(options: DataPageConfig) -> None:
     page = Path(options.output)
     files.check_writable(page.parent, "folder", "--output")
     if page.is_dir():
-        raise ConfigError(f"--output {page} is a folder: give a file name")
+        raise ConfigError(f"--output {page} is a folder: specify a file")
     named = None if cfg.data.class_names is None else Path(cfg.data.class_names)
     if shards.is_shards(Path(options.data_dir)):
         raise ConfigError(
             f"{options.data_dir} was written by `resnet-jax prepare`: specify the "
-            "folder that it was made from"
+            "original image folder instead"
         )
     listing = folder.scan(Path(options.data_dir), named)
     platform.prepare("cpu", None)

@@ -44,7 +44,10 @@ def main(options: DoctorConfig) -> None:
     for device in make_mesh(platform=options.platform).devices.flat:
         print(f"{'device':24}{device.platform} {device.id}: {device.device_kind}")
     if platform.lacks_cuda():
-        text = "present, but JAX has no CUDA: pip install -e '.[cuda]' in a checkout"
+        text = (
+            "present, but JAX lacks CUDA support: run pip install -e '.[cuda]' in a "
+            "checkout"
+        )
         print(f"{'NVIDIA GPU':24}{text}")
     kept: Any = jax.config
     cached = kept.jax_compilation_cache_dir or "not cached"
@@ -81,7 +84,7 @@ def differs(found: Any, expected: np.ndarray) -> float:
 
 
 def check_convolution() -> float:
-    """Checks a 3x3 convolution with stride 1 against a sum over nine taps in NumPy."""
+    """Checks a 3x3, stride-1 convolution against a NumPy sum over its nine taps."""
     import jax
 
     from resnet_jax.layers import convolve

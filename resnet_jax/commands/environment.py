@@ -9,16 +9,16 @@ from resnet_jax.errors import ConfigError, first_line
 
 log = logging.getLogger(__name__)
 
-# These variables make JAX strict about all code, even code in other libraries.
+# These variables make JAX strict about all code, including code in other libraries.
 _STRICT = ("JAX_NUMPY_DTYPE_PROMOTION", "JAX_TRANSFER_GUARD")
 
 
 def look() -> None:
-    """Removes environment variables that break other libraries and checks XLA_FLAGS.
+    """Checks XLA_FLAGS and removes environment variables that break other libraries.
 
     Raises:
-      ConfigError: if XLA_FLAGS contains a flag that XLA does not know. Otherwise, XLA
-        would abort this process.
+      ConfigError: if XLA_FLAGS contains a flag that XLA does not know. Without this
+        check, XLA would abort this process.
     """
     for name in [name for name in os.environ if name.startswith(_STRICT)]:
         del os.environ[name]

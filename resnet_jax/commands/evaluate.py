@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvaluateConfig(SubjectConfig):
-    """What to score, and what to write."""
+    """The scores to compute and the files to write."""
 
     tta: bool = False
     """Also score with test-time augmentation, which averages the logits of each image,
@@ -53,30 +53,42 @@ class EvaluateConfig(SubjectConfig):
     """Write a row for each test image to this file (.csv, .json, .jsonl or
     .parquet)."""
     images: tuple[str, ...] = ranged((), path="as typed")
-    """Deprecated: use `resnet-jax predict RUN FILES`. The next release removes it."""
+    """Deprecated: use `resnet-jax predict RUN FILES`. This option will be removed in
+    the next release.
+    """
     saliency: bool = False
-    """Deprecated; applies to --images only: use `resnet-jax predict --saliency`."""
+    """Deprecated; valid only with --images: use `resnet-jax predict --saliency`."""
     compare: tuple[str, ...] = ranged((), path="as typed")
-    """Deprecated: use `resnet-jax compare RUNS`. The next release removes it."""
+    """Deprecated: use `resnet-jax compare RUNS`. This option will be removed in the
+    next release.
+    """
     page: str = ranged("comparison.html", path="as typed")
-    """Deprecated; applies to --compare only: HTML page to write."""
+    """Deprecated; valid only with --compare: HTML page to write."""
     export: str | None = ranged(None, path="as typed")
-    """Deprecated: use `resnet-jax export RUN DIR`. The next release removes it."""
+    """Deprecated: use `resnet-jax export RUN DIR`. This option will be removed in the
+    next release.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
         names = {one.name for one, _ in flat(self)}
         if self.compare:
             if self.run is not None or self.weights is not None:
-                raise ConfigError("--compare takes run directories and nothing else")
+                raise ConfigError(
+                    "--compare takes run directories only: omit RUN and --weights"
+                )
             others = names - {"compare", "page"}
-            refuse(self, others, "cannot be combined with --compare; only --page can")
+            refuse(
+                self,
+                others,
+                "cannot be combined with --compare, which allows only --page",
+            )
             return
         refuse(self, ["page"], "needs --compare")
         if self.images:
             others = names & {"tta", "report", "output", "export", *UNUSED}
             others |= {"predictions", "robustness"}
-            refuse(self, others, "applies to scores only: omit it or --images")
+            refuse(self, others, "applies only to scoring: omit it or --images")
         else:
             refuse(self, ["saliency"], "needs --images")
         if self.run is None or is_shipped(self.run):
@@ -181,7 +193,7 @@ def evaluate(
     tta: bool = False,
     check: Callable[["Subject"], None] = lambda subject: None,
 ) -> Evaluation:
-    """Scores the network that `options` specify, using the same functions as training.
+    """Scores the network specified by `options`, using the same functions as training.
 
     Args:
       one: the option that requires a single network, or ""; see subject.load.

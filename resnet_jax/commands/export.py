@@ -69,7 +69,7 @@ def main(options: ExportConfig) -> None:
     if options.weights is not None and options.export is None:  # only DIR is given
         options = dataclasses.replace(options, run=None, export=options.run)
     if options.export is None:
-        raise ConfigError("specify the folder to write: resnet-jax export RUN DIR")
+        raise ConfigError("specify the output folder: resnet-jax export RUN DIR")
     platform.prepare(options.platform, options.devices)
     directory = Path(options.export)
     files.check_writable(directory.parent, "folder", "DIR")
@@ -123,8 +123,8 @@ def _timm() -> Writer:
         model = subject.cfg.model
         if not export.is_timms(dataclasses.asdict(model)):
             raise ConfigError(
-                f"timm has no {model.model} with these options: use --format torch to "
-                "write it for PyTorch"
+                f"timm has no {model.model} with these options: use --format torch "
+                "to export it for PyTorch instead"
             )
 
     return _torch()._replace(check=check)

@@ -32,17 +32,17 @@ _NETWORK = SHIPPED[0]  # the network to use if no run is given
 
 @dataclass(frozen=True)
 class PredictConfig(SubjectConfig):
-    """What to classify, and what to write."""
+    """The images to classify and the output to write."""
 
     images: Positional[tuple[str, ...]] = ranged((), path="as typed")
-    """Image files, or folders of them."""
+    """Image files or folders that contain image files."""
     saliency: bool = False
-    """Save a Grad-CAM map of the most likely class of each image in RUN/saliency."""
+    """For each image, save a Grad-CAM map of its most likely class to RUN/saliency."""
     output: str | None = ranged(None, path="as typed")
     """Write a row for each image to this file (.csv, .json, .jsonl or .parquet) instead
     of printing it."""
     top_k: int = ranged(5, at_least=1)
-    """Number of classes to show for each image, the most likely first."""
+    """Number of classes to show for each image, starting with the most likely."""
 
 
 def main(options: PredictConfig) -> None:
@@ -50,15 +50,24 @@ def main(options: PredictConfig) -> None:
     from resnet_jax.devices import platform
     from resnet_jax.report import tables
 
-    refuse(options, UNUSED, "applies to scores only: predict chooses its own")
+    refuse(
+        options, UNUSED, "applies only to scoring: predict chooses its own batch size"
+    )
     paths = options.images
     if options.run is not None and (options.weights is not None or _is_image(options)):
         paths = (options.run, *paths)
         options = dataclasses.replace(options, run=None)
         if options.weights is None:
-            refuse(options, ("dataset", "data_dir"), f"is not for {_NETWORK}: omit it")
+            refuse(
+                options,
+                ("dataset", "data_dir"),
+                f"does not apply to {_NETWORK}: omit it",
+            )
             options = dataclasses.replace(options, weights=_NETWORK)
-            log.info("no run given: using %s, for the classes of CIFAR-10", _NETWORK)
+            log.info(
+                "no run given: using %s, which recognizes the classes of CIFAR-10",
+                _NETWORK,
+            )
     if not paths:
         raise ConfigError("specify the image files: resnet-jax predict RUN a.jpg")
     output = None if options.output is None else Path(options.output)

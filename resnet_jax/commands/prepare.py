@@ -3,10 +3,10 @@
     resnet-jax prepare folder photographs photographs-256
     python train.py imagenet --data-dir photographs-256
 
-Images whose shorter side exceeds 256 pixels are scaled down to 256 pixels on that side.
-All images are rotated upright, converted to RGB and stored as JPEGs of quality 90, or
-uncompressed with --encoding pixels. The files are in array_record format, and training
-reads them instead of the folder.
+Images are scaled down so that their shorter side is at most 256 pixels. All images are
+rotated upright, converted to RGB and stored as quality-90 JPEGs or, with --encoding
+pixels, uncompressed. The files are in array_record format, and training reads them
+instead of the folder.
 """
 
 from dataclasses import dataclass
@@ -22,14 +22,14 @@ from resnet_jax.fields import ranged
 
 @dataclass(frozen=True)
 class PrepareConfig(ShardsConfig):
-    """What to read, and where to write."""
+    """The folder to read and the directory to write."""
 
     what: Positional[Literal["folder"]] = "folder"
-    """Kind of source: a folder with train/CLASS/* and test/CLASS/*."""
+    """Kind of source: folder (images in train/CLASS/* and test/CLASS/*)."""
     source: Positional[str | None] = ranged(None, path="as typed")
     """Folder to read."""
     target: Positional[str | None] = ranged(None, path="as typed")
-    """Directory to write, which must not exist."""
+    """Output directory, which must not exist yet."""
 
 
 def main(options: PrepareConfig) -> None:

@@ -14,7 +14,7 @@ from resnet_jax.paths import shown
 class Stream:
     """A text stream that records its first error instead of raising it.
 
-    Any text that is written later is dropped.
+    Text that is written after the error is dropped.
 
     Args:
       is_own: whether this program may close the stream's descriptor.

@@ -63,7 +63,7 @@ def train(
     schedule = training.make_schedule(cfg.optim, loader.total_steps, num_steps)
     tx = training.make_optimizer(cfg.optim, schedule, trainable, lr_scale)
 
-    # State: only arrays, from a checkpoint, pretrained weights or the seed.
+    # State: only arrays, which come from a checkpoint, pretrained weights or the seed.
     each = training.make_each(cfg.run.num_seeds, this_run.mesh)
     keys = training.make_keys(cfg.seed, cfg.run.num_seeds)
     has_ema = cfg.optim.ema_decay > 0

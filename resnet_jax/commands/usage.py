@@ -57,7 +57,8 @@ def check_flags(options: Any, args: Sequence[str], caller: str) -> None:
         hint = f": did you mean --{like}?" if like in known else ""
         hint = hint or did_you_mean(f"--{name}", [f"--{one}" for one in known])
         raise ConfigError(
-            f"no option {arg.split('=')[0]}{hint} (`{caller} --help` lists the options)"
+            f"unknown option {arg.split('=')[0]}{hint} (`{caller} --help` lists "
+            "the options)"
         )
 
 
@@ -101,7 +102,7 @@ def one_line(caller: str) -> Iterator[None]:
 
 
 def _reason(text: str) -> str:
-    """Returns the first message in tyro's error box, reworded if its form is known."""
+    """Returns the first message in tyro's error box, reworded if it is recognized."""
     parts: list[list[str]] = [[]]
     for line in text.splitlines()[1:]:  # the first line contains the title
         inside = line.strip(_EDGES)

@@ -151,7 +151,7 @@ def _unpickle(content: bytes) -> Any:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Refuses classes other than NumPy's, because md5 cannot prove a file's origin."""
+    """Rejects classes other than NumPy's, because md5 cannot prove a file's origin."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in {
@@ -163,7 +163,7 @@ class _ArrayUnpickler(pickle.Unpickler):
             return getattr(np, name)
         if (module, name) == ("_codecs", "encode"):
             return lambda text, encoding: text.encode(encoding)
-        raise ValueError(f"the pickle refers to {module}.{name}")
+        raise ValueError(f"the pickle refers to {module}.{name}, which is not allowed")
 
 
 def npm(read: Callable[[str], bytes]) -> Iterator[Part]:

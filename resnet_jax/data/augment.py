@@ -56,7 +56,7 @@ def parse_normalization(
     if len(mean) != channels:
         raise ConfigError(
             f"normalize {text} has {len(mean)} channels, but the images have "
-            f"{channels}: give a mean and a standard deviation for each"
+            f"{channels}: specify a mean and a standard deviation for each channel"
         )
     return mean, std
 
@@ -247,7 +247,7 @@ def mix(
 
 
 def mixup(key: jax.Array, x: jax.Array, targets: jax.Array, alpha: float) -> Mixed:
-    """Blends each image and its target with a partner from the same batch.
+    """Blends each image and its target with those of a partner from the same batch.
 
     As in timm, the partners are found by reversing the batch, and all pairs share one
     blending weight, drawn from Beta(alpha, alpha) as in Zhang et al. (2017).
@@ -259,11 +259,11 @@ def mixup(key: jax.Array, x: jax.Array, targets: jax.Array, alpha: float) -> Mix
 def cutmix(
     key: jax.Array, box_key: jax.Array, x: jax.Array, targets: jax.Array, alpha: float
 ) -> Mixed:
-    """Pastes a box from a partner into each image and blends the targets by area.
+    """Pastes a box from a partner image into each image and blends targets by area.
 
-    The area of the box is a fraction 1 - Beta(alpha, alpha) of the image area; any part
-    of the box outside the image is cut off (Yun et al. 2019). All images in a batch
-    share one box, and partners are paired as in mixup.
+    The box covers a fraction 1 - s of the image area, where s is drawn from Beta(alpha,
+    alpha); any part of the box outside the image is cut off (Yun et al. 2019). All
+    images in a batch share one box, and partners are chosen as in mixup.
     """
     height, width = x.shape[1:3]
     side = jnp.sqrt(1 - jax.random.beta(key, alpha, alpha))

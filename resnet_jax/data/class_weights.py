@@ -49,7 +49,7 @@ def balanced(train: Dataset) -> np.ndarray:
     if not counts.all():
         raise ConfigError(
             f"class_weights balanced: {names[int(counts.argmin())]} has no training "
-            "examples: train on more, or give the weights in a file"
+            "examples: add some, or provide the weights in a file"
         )
     return np.asarray(len(train) / (len(names) * counts), np.float32)
 
@@ -66,8 +66,8 @@ def read(path: Path, names: Sequence[str]) -> np.ndarray:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise DataError(
-            f"{path}: class_weights cannot be read ({reason}): give balanced, or a "
-            "file with a weight for each class"
+            f"{path}: class_weights cannot be read ({reason}): specify balanced, or "
+            "a file with a weight for each class"
         ) from None
     is_json = text.lstrip().startswith(("{", "["))
     values = _of_json(path, text, names) if is_json else _of_lines(path, text, names)
@@ -127,24 +127,25 @@ def _number(path: Path, name: str, value: Any) -> float:
         found = math.nan
     if not 0 <= found <= float(np.finfo(np.float32).max):
         raise DataError(
-            f"{path}: the weight of {name} is {str(value)[:40]!r}, not a finite "
-            "number of at least 0"
+            f"{path}: the weight of {name} is {str(value)[:40]!r}, but it must be "
+            "finite and at least 0"
         )
     return found
 
 
 def weigh(augment: Augment, weights: np.ndarray, *, is_mixed: bool) -> Augment:
-    """Wraps `augment` so that cross-entropy with its targets is weighted by class.
+    """Wraps `augment` so that cross-entropy with the new targets is weighted by class.
 
-    The loss then equals torch.nn.CrossEntropyLoss(weight): the sum over the whole batch
-    is divided by the total weight of the labels. If targets are distributions, the sum
-    is divided by the number of images instead, as in PyTorch. The division is applied
-    to the targets, so splitting a batch over devices or into micro-batches does not
-    change the loss.
+    The loss then equals that of torch.nn.CrossEntropyLoss(weight): the sum over the
+    whole batch is divided by the total weight of the labels. If targets are
+    distributions, the sum is divided by the number of images instead, as in PyTorch.
+    The division is applied to the targets, so splitting a batch over devices or into
+    micro-batches does not change the loss.
 
     Args:
       is_mixed: whether images are blended by mixup or CutMix, which makes the targets
-        distributions. With label smoothing alone, each target belongs to one label.
+        distributions. Label smoothing alone does not count, because each target still
+        belongs to one label.
     """
 
     def weighted(

@@ -1,13 +1,12 @@
 """Corrupts images at five severities, like CIFAR-10-C.
 
 CIFAR-10-C was introduced by Hendrycks and Dietterich (2019) in "Benchmarking Neural
-Network Robustness to Common Corruptions and Perturbations". The parameters here are the
-same: they are taken from ImageNet-C/create_c/make_cifar_c.py in
-github.com/hendrycks/robustness. Only the corruptions that require no packages other
-than NumPy, SciPy and Pillow are included. Because the images are computed rather than
-downloaded, their noise differs from the noise in CIFAR-10-C. Pixels are rounded rather
-than truncated. Accuracies therefore differ slightly from accuracies on the published
-data set.
+Network Robustness to Common Corruptions and Perturbations". The parameters are those in
+ImageNet-C/create_c/make_cifar_c.py from github.com/hendrycks/robustness. Only the
+corruptions that require no packages other than NumPy, SciPy and Pillow are included.
+Because the images are computed rather than downloaded, their noise differs from the
+noise in CIFAR-10-C. In addition, pixel values are rounded rather than truncated.
+Accuracies therefore differ slightly from accuracies on the published data set.
 """
 
 import io
@@ -91,7 +90,7 @@ def shot_noise(images: np.ndarray, severity: int, seed: int, first: int) -> np.n
 def gaussian_blur(
     images: np.ndarray, severity: int, seed: int, first: int
 ) -> np.ndarray:
-    """Blurs images with a sigma that is proportional to their shorter side."""
+    """Applies a Gaussian blur whose sigma is proportional to the shorter side."""
     from scipy import ndimage
 
     sigma = (0.4, 0.6, 0.7, 0.8, 1.0)[severity - 1]
@@ -138,7 +137,7 @@ def jpeg_compression(
 
 
 def pixelate(images: np.ndarray, severity: int, seed: int, first: int) -> np.ndarray:
-    """Shrinks images by averaging boxes and enlarges them by repeating pixels."""
+    """Shrinks images by averaging boxes, then enlarges them by repeating pixels."""
     from PIL.Image import Resampling
 
     share = (0.95, 0.9, 0.85, 0.75, 0.65)[severity - 1]
@@ -166,7 +165,7 @@ CORRUPTIONS: dict[str, Corruption] = {
 def _generators(
     num: int, severity: int, seed: int, first: int
 ) -> Iterable[np.random.Generator]:
-    """Yields one random generator per image, seeded with the image's index."""
+    """Yields a generator per image, seeded with (seed, severity, image index)."""
     for index in itertools.islice(itertools.count(first), num):
         yield np.random.default_rng([seed, severity, index])
 

@@ -91,7 +91,9 @@ def differing(then: Sequence[str], now: Sequence[str]) -> str:
     pairs = enumerate(zip_longest(then, now))
     index, (old, new) = next(pair for pair in pairs if pair[1][0] != pair[1][1])
     counts = (
-        "" if len(then) == len(now) else f", {len(then)} classes then, {len(now)} now"
+        ""
+        if len(then) == len(now)
+        else f", with {len(then)} classes then and {len(now)} now"
     )
     return f"class {index} was {old!a} and is now {new!a}{counts}"
 
@@ -139,7 +141,7 @@ def hold_out(train: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
             f"validation_split {fraction} holds out {held} of {len(train)} examples: "
             "choose a fraction that leaves some in both splits"
         )
-    # The second number never equals an epoch number, so no epoch uses this permutation.
+    # The second seed value is never an epoch number, so no epoch uses this permutation.
     order = np.random.default_rng([0, 2**32 - 1]).permutation(len(train))
     cut = len(train) - held
     return train.take(np.sort(order[:cut])), train.take(np.sort(order[cut:]))
@@ -159,14 +161,14 @@ def batch_sizes(
     sizes = [batch_size] * whole + ([rest] if rest and not drop_last else [])
     if not sizes:
         raise ConfigError(
-            f"batch_size {batch_size} with drop_last leaves no batch of {num_examples} "
-            "examples: choose a smaller batch_size"
+            f"batch_size {batch_size} with drop_last leaves no batches, because "
+            f"there are only {num_examples} examples: choose a smaller batch_size"
         )
     return sizes
 
 
 def epoch_order(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
-    """Returns the permutation [num_examples] that `seed` and `epoch` determine."""
+    """Returns the permutation [num_examples] determined by `seed` and `epoch`."""
     return np.random.default_rng([seed, epoch]).permutation(num_examples)
 
 
@@ -198,7 +200,7 @@ def epoch_batches(
     """Returns each batch's example indices for an epoch with the given batch sizes.
 
     Args:
-      repeats: number of times that each index appears in a row, as in torchvision's
+      repeats: number of consecutive occurrences of each index, as in torchvision's
         RASampler. If it is greater than 1, the last examples in the order are dropped.
       balanced: labels [num_examples] to pass to balanced_order; if None, the examples
         are shuffled instead.

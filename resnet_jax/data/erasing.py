@@ -5,8 +5,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-_AREA = (0.02, 0.33)  # range of the erased fraction of the image
-_RATIO = (0.3, 3.3)  # range of the ratio of height to width
+_AREA = (0.02, 0.33)  # range of the erased area, as a fraction of the image area
+_RATIO = (0.3, 3.3)  # range of the height-to-width ratio
 _TRIES = 10
 
 
@@ -31,8 +31,8 @@ def cutout(key: jax.Array, x: jax.Array, size: int) -> jax.Array:
 def random_erasing(key: jax.Array, x: jax.Array, probability: float) -> jax.Array:
     """Zeros a rectangle in each image of x [B, H, W, C] with the given probability.
 
-    This follows torchvision's RandomErasing with scale (.02, .33), ratio (.3, 3.3) and
-    value 0.
+    This follows torchvision's RandomErasing with scale (0.02, 0.33), ratio (0.3, 3.3)
+    and value 0.
     """
     boxes = draw_boxes(key, len(x), (x.shape[1], x.shape[2]), probability)
     return erase(x, boxes)

@@ -56,8 +56,8 @@ def find(name: str, data_dir: Path) -> Path:
     match = re.fullmatch(form, name, re.ASCII)
     if match is None:
         raise ConfigError(
-            f"{name!r} is not the name of a data set: use tfds:NAME, tfds:NAME/CONFIG, "
-            "or either with :VERSION"
+            f"{name!r} is not the name of a data set: use tfds:NAME or "
+            "tfds:NAME/CONFIG, optionally followed by :VERSION"
         )
     base, version = match.groups()
     found = _find(base, version, data_dir)
@@ -73,13 +73,14 @@ def find(name: str, data_dir: Path) -> Path:
         what = f"{base} {version}" if version else base
         raise DataError(
             f"{what} is not prepared in {data_dir}: prepare it there with "
-            "tensorflow-datasets, or name its directory with --data-dir"
+            "tensorflow-datasets, or use --data-dir to specify the folder that "
+            "contains it"
         )
     return found[0]
 
 
 def _find(base: str, version: str | None, data_dir: Path) -> list[Path]:
-    """Returns [the directory of `base`], or [] if there is no such directory."""
+    """Returns a list with the directory of `base`, or [] if there is none."""
     if version is None:
         newest = tfds.find(base, data_dir)
         return [] if newest is None else [newest]
@@ -109,7 +110,9 @@ def describe(directory: Path) -> ImageSet:
     if image is None or label is None or not features[label].num_classes:
         kinds_of = sorted((k, type(f).__name__) for k, f in features.items())
         has = ", ".join(f"{key} ({kind})" for key, kind in kinds_of)
-        raise ConfigError(f"{directory} has no image with a single label, only {has}")
+        raise ConfigError(
+            f"{directory} needs images with one label each, but its features are {has}"
+        )
     if features[image].np_dtype != np.uint8:
         kind = np.dtype(features[image].np_dtype).name
         raise ConfigError(f"{directory} has {kind} images, but only uint8 can be read")
@@ -161,7 +164,7 @@ def _reading(directory: Path) -> Iterator[None]:
 def _unreadable(directory: Path, reason: str) -> DataError:
     return DataError(
         f"{directory} cannot be read ({reason}): prepare it again with "
-        "tensorflow-datasets, or name another directory with --data-dir"
+        "tensorflow-datasets, or use --data-dir to specify another directory"
     )
 
 
@@ -243,7 +246,7 @@ class Reader:
         return (self._opened(int(index)) for index in indices)
 
     def fault(self, index: int, reason: str) -> DataError:
-        """Returns the error for an image that cannot be read."""
+        """Returns the DataError to raise for an image that cannot be read."""
         said = f"image {index} of {self._split}: {reason}"
         return _unreadable(self._source.directory, said)
 

@@ -30,7 +30,7 @@ def read(data_dir: Path) -> Arrays:
     if home is None:
         raise DataError(
             f"fashion_mnist is not prepared in {data_dir}: put its *-ubyte.gz files "
-            "there, or install Debian's package dataset-fashion-mnist"
+            "there, or install the Debian package dataset-fashion-mnist"
         )
 
     def read_file(name: str, *shape: int) -> np.ndarray:

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 # The same suffixes as in torchvision.datasets.folder.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-SCORED = ("test", "val", "valid", "validation")  # the first existing folder is scored
+SCORED = ("test", "val", "valid", "validation")  # the first that exists is evaluated
 _HIDDEN = (".", "__MACOSX")
 _NO_IMAGES = ("Thumbs.db", "desktop.ini")  # Windows files, ignored without a warning
 
@@ -42,7 +42,7 @@ class Listing(NamedTuple):
 
 
 def scan(data_dir: Path, names: Path | None = None) -> Listing:
-    """Lists the files of data_dir/train/CLASS/* and data_dir/test/CLASS/*.
+    """Lists the files in data_dir/train/CLASS and data_dir/test/CLASS for each class.
 
     The classes are the sorted folders in train, and a class's index is its label. If
     there is no test folder, the test split is the first existing folder among val,
@@ -59,7 +59,8 @@ def scan(data_dir: Path, names: Path | None = None) -> Listing:
     if not train.is_dir():
         raise DataError(
             f"{train} is not a folder: put images in {train}/CLASS/* and "
-            f"{data_dir / 'test'}/CLASS/*, or name another folder with --data-dir"
+            f"{data_dir / 'test'}/CLASS/*, or use --data-dir to specify another "
+            "folder"
         )
     found = tuple(sorted(_classes(train)))
     if not found:
@@ -77,7 +78,9 @@ def _scored(data_dir: Path) -> Path:
         if other.is_dir():
             log.info("scoring %s because there is no %s", other, first)
             return other
-    raise DataError(f"{first} is missing: create it with the images to score")
+    raise DataError(
+        f"{first} is missing: create this folder and put the test images there"
+    )
 
 
 def _classes(root: Path) -> dict[str, Path]:
@@ -91,8 +94,8 @@ def _classes(root: Path) -> dict[str, Path]:
             name = as_text(entry.name)
             if name in found:
                 raise DataError(
-                    f"{root} has two folders named {name}, one in composed and one "
-                    "in decomposed Unicode: merge them"
+                    f"{root} has two folders named {name}, which differ only in "
+                    "Unicode normalization (NFC or NFD): merge them"
                 )
             found[name] = entry
     return found
@@ -103,8 +106,8 @@ def _scan_split(root: Path, names: tuple[str, ...]) -> Split:
     strangers = sorted(own.keys() - set(names))
     if strangers:
         raise DataError(
-            f"{own[strangers[0]]} is a class that {root.parent / 'train'} does not "
-            "have: give both splits the same folders"
+            f"{own[strangers[0]]} is a class that {root.parent / 'train'} lacks: "
+            "both splits need the same class folders"
         )
     paths: list[Path] = []
     labels: list[int] = []
@@ -116,8 +119,8 @@ def _scan_split(root: Path, names: tuple[str, ...]) -> Split:
         found = list(list_images(own[name], ignored))
         if not found:
             raise DataError(
-                f"{own[name]} has no images ({', '.join(SUFFIXES)}): "
-                "add some, or remove the class"
+                f"{own[name]} has no image files ({', '.join(SUFFIXES)}): add some, "
+                "or remove the class"
             )
         paths += found
         labels += [label] * len(found)
@@ -149,7 +152,7 @@ def load(
 
     images = np.zeros((len(paths), size, size, 3), np.uint8)
     good = np.ones(len(paths), bool)
-    # Pillow releases the GIL.
+    # Pillow releases the GIL, so threads can decode in parallel.
     with ThreadPool(limits.cpus()) as pool:
         each = pool.imap(read, paths, chunksize=16)
         found = waiting.over(each, len(paths), f"decoding {split.root.name}")
@@ -167,11 +170,11 @@ def load(
     if not good.all():
         first = paths[int(np.argmin(good))]
         num_bad = (~good).sum()
-        log.warning("unreadable images skipped: %d, the first is %s", num_bad, first)
+        log.warning("unreadable images skipped: %d (the first is %s)", num_bad, first)
         images, kept = images[good], kept[good]
     for label, name in enumerate(split.folders):
         if label not in kept:
-            raise DataError(f"{split.root / name} has no image that can be read")
+            raise DataError(f"{split.root / name} has no readable images")
     return images, kept
 
 
@@ -197,12 +200,16 @@ def list_images(directory: Path, ignored: Counter[str] | None = None) -> Iterato
     def is_new(folder: Path) -> bool:
         place = folder.resolve()
         if place in seen:
-            log.warning("%s resolves to %s, which is read only once", folder, place)
+            log.warning(
+                "%s is skipped because it resolves to %s, which was already visited",
+                folder,
+                place,
+            )
             return False
         seen.add(place)
         return True
 
-    # Parents count as visited: a link to one would add images of other classes.
+    # Treat parents as visited: following a link to one would add other classes' images.
     seen = {directory.resolve(), *directory.resolve().parents}
     found: list[tuple[str, list[str]]] = []
     for folder, inside, names in os.walk(directory, onerror=fail, followlinks=True):

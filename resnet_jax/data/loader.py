@@ -37,16 +37,16 @@ class Loader:
       order: the order of the training examples, or None for evaluation only.
       epochs: number of training epochs.
       max_steps: maximum number of training steps, or None to train for all epochs.
-      cfg: data options. Each call to the compiled step scans over a group of
-        steps_per_call full batches; a resumed epoch uses the same groups. By default,
-        steps_per_call is 1 on CPUs, where XLA's loops use one thread, and for images
-        that are not held on the devices. Otherwise, the default is 20, which reduces
-        the overhead between steps.
+      cfg: data options. Each call to the compiled step scans over a group of full
+        batches; steps_per_call is the size of a group, and a resumed epoch uses the
+        same groups. By default, steps_per_call is 1 if the images are not held on the
+        devices, or on CPUs, where XLA runs loops in a single thread. Otherwise, the
+        default is 20, which reduces the overhead between steps.
       held: whether to hold whole splits on each device, as uint8, so that batches
         contain only indices. By default (None), the splits are held if they fit.
 
     Raises:
-      ConfigError: if drop_last leaves no batch, or if there are several seeds and the
+      ConfigError: if drop_last leaves no batches, or if there are several seeds and the
         images are not in memory.
     """
 
@@ -65,7 +65,7 @@ class Loader:
         self._epochs, self._max_steps = epochs, max_steps
         self._in_memory = all(isinstance(p.images, np.ndarray) for p in splits[:3])
         self._given_held = held
-        # The next step of the run, and a generator that yields that step's batch.
+        # The next step of the run, and a generator of the batches from that step on.
         self._ahead: tuple[int, Generator[dict[str, np.ndarray]]] | None = None
         self._sources: dict[int, tuple[Dataset, Source]] = {}
 
@@ -89,7 +89,7 @@ class Loader:
             return self._given_held
         num_bytes = sum(part.images.nbytes for part in self.splits[:3])
         fits = self._in_memory and devices.fits(num_bytes, self.mesh)
-        processes.agree()  # called first: a failed process never reaches the next line
+        processes.agree()  # precedes any_process, which a failed process never calls
         return not processes.any_process(not fits)  # all processes must agree
 
     @cached_property
@@ -117,7 +117,7 @@ class Loader:
         return whole if self._max_steps is None else min(whole, self._max_steps)
 
     def source(self, dataset: Dataset) -> Source:
-        """Returns the arrays of `dataset` on the devices, as input to fetch."""
+        """Returns the arrays of `dataset`, placed on the devices, for use in fetch."""
         if not self._held:
             return {}
         if id(dataset) not in self._sources:
@@ -160,8 +160,8 @@ class Loader:
         if self._ahead is None or self._ahead[0] != first:
             if self._indices(0)[0].ndim > 1:
                 raise ConfigError(
-                    "num_seeds needs images that fit in memory: use fewer with "
-                    "--max-train-samples, or train one seed at a time"
+                    "num_seeds needs images that fit in memory: use fewer images "
+                    "with --max-train-samples, or train one seed at a time"
                 )
             rows = {size: self._rows((size,)) for size in set(self.sizes)}
             order: Any = self._order
@@ -247,13 +247,13 @@ class Loader:
         }
 
     def _rows(self, shape: tuple[int, ...]) -> slice:
-        """Returns the rows that this process loads from a batch of the given shape."""
+        """Returns the slice of rows that this process loads from a batch of `shape`."""
         return devices.local_rows(devices.spread(self.mesh, shape[-1]), shape[-1])
 
     def _place(
         self, rows: np.ndarray, shape: tuple[int, ...], num_axes: int | None = None
     ) -> jax.Array:
-        """Returns a global array of `shape`, for which this process supplies `rows`.
+        """Returns a global array of `shape`, to which this process contributes `rows`.
 
         The array is sharded along axis num_axes - 1, which is the last axis by default.
         """

@@ -36,11 +36,12 @@ class Columns(NamedTuple):
 
 
 def fetch(folder: str, columns: Columns, published: Published, **how: float) -> Arrays:
-    """Downloads the two files in a Hub folder, and reads them in official order.
+    """Downloads the two files in a Hub folder, and returns the data in official order.
 
-    This uses plain HTTP instead of huggingface_hub. HF_ENDPOINT and HF_HUB_OFFLINE are
-    respected. The downloaded files are not kept. If no digest of the pixels is
-    published, the contents are checked, and a log message says what was verified.
+    This function uses ordinary HTTP requests, not huggingface_hub. HF_ENDPOINT and
+    HF_HUB_OFFLINE are respected. The downloaded files are not kept. If no digest of the
+    pixels is published, the contents are checked, and a log message says what was
+    verified.
 
     Args:
       folder: the path of the folder, for example
@@ -55,7 +56,7 @@ def fetch(folder: str, columns: Columns, published: Published, **how: float) -> 
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or HUB
     with tempfile.TemporaryDirectory() as scratch:
         paths = {}
-        for split in ("test", "train"):  # the small file first
+        for split in ("test", "train"):  # the smaller file first
             name = f"{split}-00000-of-00001.parquet"
             paths[split] = Path(scratch, name)
             url = f"{endpoint}/datasets/{folder}/{name}"
@@ -74,11 +75,11 @@ def fetch(folder: str, columns: Columns, published: Published, **how: float) -> 
 
 def _tell_unverified(name: str, found: dict[str, str]) -> None:
     """Logs which properties of the files could be verified."""
-    checked = "its numbers of images and both kinds of labels are correct"
+    checked = "its image counts and both kinds of labels passed the checks"
     if found == USUAL_SHA256:
         log.info(
-            "%s: unverified because no sha256 of its pixels is published; %s, and "
-            "the Hub's files have the usual sha256",
+            "%s: unverified because no sha256 of its pixels is published; however, "
+            "%s, and the Hub's files have the usual sha256",
             name,
             checked,
         )
@@ -116,7 +117,7 @@ def _read(
     try:
         import pyarrow.parquet
     except ImportError:
-        raise DataError("pyarrow is not installed: run pip install -e .") from None
+        raise DataError("pyarrow is not installed: run `pip install -e .`") from None
     count = published.num_examples[split]
     images = np.empty((count, *published.image_shape), np.uint8)
     labels, coarse = np.empty(count, np.int32), np.empty(count, np.int32)
@@ -148,12 +149,14 @@ def _decode(content: bytes, shape: tuple[int, int, int]) -> np.ndarray:
 
     with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
         if (image.height, image.width, len(image.getbands())) != shape:
-            raise ValueError(f"an image is {image.mode} {image.width}x{image.height}")
+            raise ValueError(
+                f"an image has mode {image.mode} and size {image.width}x{image.height}"
+            )
         return np.asarray(image)
 
 
 def to_official_order(arrays: Arrays, published: Published) -> Arrays:
-    """Returns `arrays` with the parts from the five training files in official order.
+    """Returns `arrays` with the contents of the five training files in official order.
 
     The Hub's copy concatenates these files in the order in which they happen to appear
     in the archive. At most one of the 120 possible orders gives labels with the
@@ -175,10 +178,11 @@ def to_official_order(arrays: Arrays, published: Published) -> Arrays:
 
 
 def find_fault(arrays: Arrays) -> str | None:
-    """Returns how `arrays` differ from CIFAR-100, or None if no difference is found.
+    """Returns how `arrays` differs from CIFAR-100, or None if no difference is found.
 
-    No digest of the pixels is published, so this checks that all classes of a split
-    have the same number of examples, and that coarse labels match the classes.
+    No digest of the pixels is published, so this function checks that all classes of a
+    split have the same number of examples, and that the coarse labels match the
+    classes.
     """
     if arrays.coarse is None:
         return "there are no coarse labels"

@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL import Image
 
-_MAX_PIXELS = 2**26  # after resizing; enough for image_size 4096 and crop_pct .5
+_MAX_PIXELS = 2**26  # after resizing; enough for image_size 4096 and crop_pct 0.5
 
 
 def read_image(path: Path, **how: Any) -> np.ndarray:
@@ -31,7 +31,7 @@ def opened(path: Path | BinaryIO) -> Iterator["Image.Image"]:
     from PIL import Image
 
     with Image.open(path) as file:
-        # Pillow only warns; making its warning an error would affect all threads.
+        # Pillow only warns; turning its warning into an error would affect all threads.
         if file.width * file.height > (Image.MAX_IMAGE_PIXELS or sys.maxsize):
             raise ValueError(f"{file.width}x{file.height} may be a decompression bomb")
         yield file
@@ -63,9 +63,9 @@ def fit(
 ) -> np.ndarray:
     """Decodes, resizes and crops `file` to a uint8 array [size, size, channels].
 
-    The shorter side is resized to size / crop_pct with antialiasing, and the center is
-    cropped. With size 224 and crop_pct .875, this corresponds to torchvision's
-    Resize(256) followed by CenterCrop(224).
+    The image is resized with antialiasing so that its shorter side is size / crop_pct,
+    and is then center-cropped. With size 224 and crop_pct 0.875, this corresponds to
+    torchvision's Resize(256) followed by CenterCrop(224).
 
     Raises:
       ValueError: if the resized image would be too large, or if decode raises
@@ -103,9 +103,12 @@ def resized(shape: tuple[int, int], side: int) -> tuple[int, int]:
         found = side, int(side * height / width)
     else:
         found = int(side * width / height), side
-    # An image that is one pixel wide becomes huge when it is resized.
+    # A long image that is one pixel wide becomes huge when its shorter side is resized.
     if found[0] * found[1] > _MAX_PIXELS:
-        raise ValueError(f"{width}x{height} would become {found[0]}x{found[1]} pixels")
+        raise ValueError(
+            f"{width}x{height} would become {found[0]}x{found[1]} pixels after "
+            "resizing, which is too large"
+        )
     return found
 
 
@@ -169,6 +172,8 @@ def to_8_bits(image: "Image.Image") -> "Image.Image":
     # Pillow also uses the mode "I" for 16-bit PNG and PPM files.
     if not is_16 and (image.mode == "F" or image.format not in ("PNG", "PPM")):
         bits = "floating-point" if image.mode == "F" else "32-bit"
-        raise ValueError(f"{bits} pixels have no known range: save with 8 or 16 bits")
+        raise ValueError(
+            f"{bits} pixels have no known range: save the image with 8 or 16 bits"
+        )
     values = np.asarray(image).astype(np.float64)
     return Image.fromarray(np.rint(values / 257).clip(0, 255).astype(np.uint8))

@@ -32,9 +32,9 @@ class Prepared:
         data directory does not contain the prepared data. If `write` is given and
         DataConfig.data_source names a source, the source is passed as a second
         argument.
-      write: a function that prepares fetched arrays and returns their directory. Its
-        arguments are the arrays, the data directory, and the directory to replace (or
-        None). If `write` is None, the arrays are not prepared.
+      write: a function that saves fetched arrays in a prepared directory and returns
+        the directory. Its arguments are the arrays, the data directory, and the
+        directory to replace (or None). If `write` is None, the arrays are not saved.
     """
 
     published: Published
@@ -52,7 +52,7 @@ class Prepared:
             if isinstance(found, Arrays):
                 raise DataError(
                     f"{self.published.name} can be streamed only from a prepared "
-                    "directory: name one with --data-dir"
+                    "directory: specify one with --data-dir"
                 )
             names = tfds.class_names(found)
             train, test = (
@@ -77,7 +77,7 @@ class Prepared:
         rebuild: bool = False,
         source: str = "auto",
     ) -> Arrays:
-        """Returns the arrays from `source`, by default the first available source.
+        """Returns the arrays from `source` (by default, the first available one).
 
         Fetched data are written to a prepared directory, so they are fetched only once.
         With `rebuild`, the data are always fetched, and the directory is replaced.

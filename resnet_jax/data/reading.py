@@ -54,7 +54,7 @@ def blank(dataset: Dataset, size: int) -> Rows:
 
 
 def turns_of(batches: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Returns, for each index, how often it has already occurred in the epoch."""
+    """Returns, for each index, how many times it has already occurred in the epoch."""
     flat = np.concatenate([batch.reshape(-1) for batch in batches])
     order = np.argsort(flat, kind="stable")
     ordered = flat[order]

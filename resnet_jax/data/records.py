@@ -11,11 +11,11 @@ _MAX_RECORD = 2**30  # in bytes; a larger length means that the TFRECORD file is
 
 
 class TFRecords(Sequence[bytes]):
-    """A sequence of the records in TFRECORD files, like ArrayRecordDataSource.
+    """A sequence of records in TFRECORD files that behaves like ArrayRecordDataSource.
 
-    A record is <u64 length><u32 crc><bytes><u32 crc>. Initially, only the lengths are
-    read. Threads and processes may share the sequence, because no file stays open.
-    Checksums are not verified.
+    Each record has the layout <u64 length><u32 crc><bytes><u32 crc>. Initially, only
+    the lengths are read. Threads and processes may share the sequence, because no file
+    stays open. Checksums are not verified.
 
     Raises:
       ValueError: if a file ends in the middle of a record, or if a record has an
@@ -32,7 +32,8 @@ class TFRecords(Sequence[bytes]):
         return len(self._places)
 
     def __getitem__(self, position: Any) -> Any:
-        # Indexing a range handles negative positions and raises IndexError.
+        # Indexing a range handles negative positions and raises IndexError for invalid
+        # ones.
         index = range(len(self))[position]
         path = self._paths[int(np.searchsorted(self._ends, index, side="right"))]
         start, length = map(int, self._places[index])
@@ -55,7 +56,9 @@ def _places(path: Path) -> Iterator[tuple[int, int]]:
                 raise ValueError(f"{path.name} ends in the middle of a record")
             (length,) = struct.unpack("<Q", header[:8])
             if length > _MAX_RECORD:
-                raise ValueError(f"{path.name} has a record of {length} bytes")
+                raise ValueError(
+                    f"{path.name} has a record of {length} bytes, which is too large"
+                )
             if start + length + 16 > size:
                 raise ValueError(f"{path.name} ends in the middle of a record")
             yield start + 12, length
@@ -84,7 +87,7 @@ def open_split(builder: Any, directory: Path, split: str) -> Sequence[bytes]:
 
         found = ArrayRecordDataSource([str(path) for path in paths])
     else:
-        raise ValueError(f"{kind} files, not array_record or tfrecord")
+        raise ValueError(f"the files are {kind}, not array_record or tfrecord")
     if len(found) != info.num_examples:
         raise ValueError(f"{split} has {len(found)} records, not {info.num_examples}")
     return found

@@ -26,7 +26,7 @@ class ShardsConfig(Group):
     """Options for storing images."""
 
     short_side: int = ranged(256, at_least=1, at_most=8192)
-    """Shorter side in pixels to which larger images are resized."""
+    """Length in pixels to which the shorter side of larger images is reduced."""
     encoding: Literal["jpeg", "pixels"] = "jpeg"
     """Encoding of the images: jpeg, or pixels, which is uncompressed and takes six
     times as much space."""
@@ -52,7 +52,9 @@ def write(source: Path, target: Path, how: ShardsConfig) -> dict[str, int]:
         read.
     """
     if target.exists():
-        raise ConfigError(f"{target} already exists: name another folder, or remove it")
+        raise ConfigError(
+            f"{target} already exists: remove it, or choose another folder"
+        )
     listing = folder.scan(source)
     files.check_writable(target.parent, "folder", "OUT")
     info: dict[str, Any] = {
@@ -78,7 +80,7 @@ def write(source: Path, target: Path, how: ShardsConfig) -> dict[str, int]:
 def _write_split(
     target: Path, name: str, split: folder.Split, how: ShardsConfig
 ) -> tuple[dict[str, int], np.ndarray]:
-    """Writes a split and returns the number of images in each file and the labels."""
+    """Writes a split, and returns each file's image count along with the labels."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     counts: dict[str, int] = {}

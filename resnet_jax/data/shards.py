@@ -59,7 +59,7 @@ class Listing:
         num = sum(self.counts[split].values())
         is_sound = labels.shape == (num,) and labels.dtype == np.int32
         if not is_sound or not np.isin(labels, range(len(self.class_names))).all():
-            raise _damaged(path, f"it does not have the labels of {num} images")
+            raise _damaged(path, f"it does not contain valid labels for {num} images")
         return labels
 
 

@@ -1,8 +1,9 @@
 """Passes batches from worker processes through shared memory instead of a pipe.
 
-Grain itself shares bare arrays, but leaves some of them in shared memory when its
-workers stop. Here, each batch is a file, which the receiver opens and then immediately
-removes. The folder that contains these files is removed when the receiver stops.
+Grain also passes plain arrays through shared memory, but leaves some of them there when
+its workers stop. Here, each batch is a file, which the receiver opens and then
+immediately removes. The folder that contains these files is removed when the receiver
+stops.
 """
 
 import contextlib
@@ -40,7 +41,7 @@ class Batch:
             return Batch, (self.content, None)
         try:
             path = _write(arrays, self.directory)
-        except OSError:  # no space is left: a container may have only 64 MB
+        except OSError:  # no space is left: a container's /dev/shm may have only 64 MB
             return Batch, (self.content, None)
         forms = {name: (a.shape, a.dtype.str) for name, a in arrays.items()}
         return _receive, (path, forms)

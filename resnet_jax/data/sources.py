@@ -34,7 +34,7 @@ _SIDE = 224  # default image_size for images of varying sizes
 
 
 class Description(NamedTuple):
-    """Properties of a data set that a network depends on, and a function to load it."""
+    """Data-set properties that affect the network, and a function to load the data."""
 
     num_classes: int
     image_shape: tuple[int, int, int]  # (H, W, C) of the network's input
@@ -55,7 +55,7 @@ def describe(cfg: DataConfig) -> Description:
     """Returns the description of a data set without reading images.
 
     Raises:
-      ConfigError: if the name is unknown, or if a folder is used without data_dir.
+      ConfigError: if the name is unknown, or a folder is used without data_dir.
       DataError: if data_dir does not have class folders.
     """
     source = _source(cfg)
@@ -64,10 +64,10 @@ def describe(cfg: DataConfig) -> Description:
 
 
 def image_shape(cfg: DataConfig) -> tuple[int, int, int]:
-    """Returns the shape (H, W, C) of a data set's images as network inputs.
+    """Returns the shape (H, W, C) in which a data set's images enter the network.
 
-    Files are read only for a tfds: data set; if it is not prepared, image_size is used.
-    Only a tfds: data set or an unknown name can cause an error (see describe).
+    Only a tfds: data set requires reading files; if it is not prepared, image_size is
+    used. Only a tfds: data set or an unknown name can cause an error (see describe).
     """
     side = cfg.image_size
     try:
@@ -120,7 +120,7 @@ def load(cfg: DataConfig, described: Description | None = None) -> Splits:
 
 
 def load_test(cfg: DataConfig) -> Splits:
-    """Loads all images of the test split, without a training split.
+    """Loads all images of the test split, but no training or validation images.
 
     This function raises the same errors as load, except for those about training data.
     """
@@ -140,8 +140,8 @@ def load_dataset(
       fields: other fields of DataConfig, such as image_size or stream.
 
     Raises:
-      ConfigError: if the name is unknown, if data_dir is missing, or if a field has no
-        effect.
+      ConfigError: if the name is unknown, if data_dir is required but missing, or if a
+        field has no effect.
       DataError: if the data cannot be fetched or are damaged.
     """
     home = None if data_dir is None else str(data_dir)
@@ -191,7 +191,7 @@ def _load_examples(
     if not (cfg.stream or stream.is_large(num_bytes)):
         read = examples.Reader.load
     where = found.directory, found.splits[1]
-    log.info("%s: reading %s, scored on %s", cfg.dataset, *where)
+    log.info("%s: reading %s; runs are scored on %s", cfg.dataset, *where)
     train, test = (Dataset(*read(reader), found.class_names) for reader in parts)
     return train, test
 
@@ -223,9 +223,9 @@ def _load_folder(listing: folder.Listing, cfg: DataConfig) -> tuple[Dataset, Dat
         read = partial(folder.load, skip_bad=cfg.skip_bad_images)
     elif cfg.skip_bad_images:
         raise ConfigError(
-            "skip_bad_images reads all images before training, but these are read "
-            "during training: skip bad images with `resnet-jax prepare folder DIR OUT "
-            "--skip-bad-images`"
+            "skip_bad_images reads all images before training, but this data set is "
+            "read during training: skip bad images with `resnet-jax prepare folder "
+            "DIR OUT --skip-bad-images`"
         )
     how = {"crop_pct": cfg.kept, "interpolation": cfg.interpolation}
     train, test = (
@@ -259,7 +259,7 @@ def _load_shards(listing: shards.Listing, cfg: DataConfig) -> tuple[Dataset, Dat
 def _open_digits(cfg: DataConfig) -> tuple[int, Load]:
     if cfg.stream:
         raise ConfigError(
-            "stream is for folders and prepared data sets: digits fit in memory"
+            "stream supports only folders and prepared data sets: digits fit in memory"
         )
     if cfg.rebuild_data:
         raise not_rebuilt(cfg.dataset)

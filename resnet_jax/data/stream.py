@@ -1,4 +1,4 @@
-"""Streams images during training with Grain."""
+"""Streams images with Grain during training."""
 
 import contextlib
 import functools
@@ -55,7 +55,7 @@ class Draw(Protocol):
 
 @dataclass(frozen=True)
 class Images:
-    """Images in files, which can be used in place of a uint8 array.
+    """A lazy substitute for a uint8 array of images that are stored in files.
 
     Indexing selects images without reading them; np.asarray reads them.
     """
@@ -109,7 +109,7 @@ def is_large(num_bytes: int) -> bool:
 
 
 def _begin_worker(directory: Path | None, index: int, count: int) -> None:
-    """Ignores signals in a worker, and makes the worker exit with its parent.
+    """Ignores signals in a worker, and makes the worker exit when its parent exits.
 
     Ctrl-C in a terminal and a scheduler's SIGTERM reach workers too, but the main
     process needs the workers until it has finished the current step.

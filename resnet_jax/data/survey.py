@@ -33,8 +33,8 @@ def look(split: Split, side: int) -> Survey:
     """Reads every file of `split`, with a progress bar on a terminal.
 
     Args:
-      side: the length of the shorter side in training. A file whose image is too narrow
-        to be resized to this length counts as unreadable.
+      side: the length to which the shorter side is resized for training. A file whose
+        image is too narrow to be resized to this length counts as unreadable.
     """
 
     def read(path: Path) -> tuple[tuple[int, int], str] | str:

@@ -49,7 +49,7 @@ class Published(NamedTuple):
     sha256: dict[str, tuple[str, str]]
 
     def find_fault(self, arrays: Arrays) -> str | None:
-        """Returns how `arrays` differ from this data set, or None if they match it."""
+        """Returns how `arrays` differs from this data set, or None if it matches."""
         for split, (images, labels) in (("train", arrays.train), ("test", arrays.test)):
             count = self.num_examples[split]
             if images.shape != (count, *self.image_shape) or images.dtype != np.uint8:
@@ -76,11 +76,11 @@ def default_data_dir() -> Path:
     """Returns $TFDS_DATA_DIR or ~/tensorflow_datasets, as tensorflow-datasets does.
 
     Raises:
-      ConfigError: if neither is available because the user has no home directory.
+      ConfigError: if TFDS_DATA_DIR is not set and the user has no home directory.
     """
     named = os.environ.get("TFDS_DATA_DIR")
     if not named and not has_home():
-        raise ConfigError("there is no home directory for data: set --data-dir")
+        raise ConfigError("there is no home directory to store data in: set --data-dir")
     return Path(expand(named or "~/tensorflow_datasets"))
 
 
@@ -133,7 +133,7 @@ def damaged(directory: Path, reason: str) -> DataError:
     """Returns the error for a damaged prepared directory."""
     return DataError(
         f"{directory} is damaged ({reason}): prepare it again with --rebuild-data, "
-        "or name another directory with --data-dir"
+        "or choose another directory with --data-dir"
     )
 
 
@@ -226,7 +226,8 @@ def _records(
 def write_cifar10(arrays: Arrays, data_dir: Path, old: Path | None = None) -> Path:
     """Writes data_dir/cifar10/3.0.2 as tensorflow-datasets would, and returns its path.
 
-    `old` is moved away first. If another process finished first, its copy is kept.
+    `old`, if given, is moved out of the way first. If another process finished first,
+    its copy is kept.
 
     Raises:
       OSError: if data_dir cannot be written.

@@ -1,4 +1,4 @@
-"""Augmentation on the host, like torchvision's transforms of Pillow images.
+"""Augmentation on the host that works like torchvision's transforms of Pillow images.
 
 Random numbers depend only on (seed, epoch, index of the example, turn), where `turn`
 is the number of earlier occurrences of the example in the epoch. An augmented image is
@@ -54,7 +54,7 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class Transform:
-    """Transforms an open image to a uint8 array [size, size, C] on the host.
+    """Transforms an open image into a uint8 array [size, size, C] on the host.
 
     C is 1 for data sets of grayscale images, and 3 otherwise.
     """
@@ -62,7 +62,7 @@ class Transform:
     cfg: AugmentConfig
     seed: int
     size: int
-    kept: float | None  # fraction of the shorter side; None if images are not cropped
+    kept: float | None  # fraction of the shorter side to keep; None without cropping
     interpolation: str = "bilinear"
 
     def __call__(
@@ -192,7 +192,8 @@ def reduce(file: "Image.Image", box: Box, size: int) -> Box:
     """Reduces the scale at which a JPEG is decoded, and returns `box` at that scale.
 
     The scale is the smallest of 1/8, 1/4 and 1/2 at which each side of the box still
-    has at least `size` pixels. If there is none, the JPEG is decoded at full scale.
+    has at least `size` pixels. If no such scale exists, the JPEG is decoded at full
+    scale.
     """
     before = pillow.upright_size(file)
     times = min(box.width, box.height) // size
@@ -242,10 +243,10 @@ def operate(
     """Applies an operation of TrivialAugmentWide to `image`.
 
     Args:
-      magnitude: the tangent of the angle for shears, pixels for translations, degrees
-        for rotations, the number of removed bits (rounded half to even) for Posterize,
-        the distance of the threshold from 255 for Solarize, and the factor minus 1 for
-        enhancements.
+      magnitude: for shears, the tangent of the angle; for translations, the distance in
+        pixels; for rotations, the angle in degrees; for Posterize, the number of
+        removed bits (rounded half to even); for Solarize, the distance of the threshold
+        from 255; and for enhancements, the factor minus 1.
     """
     from PIL import Image, ImageOps
 

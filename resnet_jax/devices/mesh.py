@@ -24,11 +24,11 @@ def make_mesh(num_devices: int | None = None, platform: str | None = None) -> Me
     try:
         found = jax.devices(platform)
     except (RuntimeError, AssertionError) as error:  # jax 0.10 raises AssertionError
-        reason = (str(error) or "it has no device here").splitlines()[0]
+        reason = (str(error) or "this machine has no such device").splitlines()[0]
         # Omit JAX's own advice and its report about backends that were not requested.
         reason = reason.partition(" (set JAX_PLATFORMS")[0].rstrip(".")[:150]
         if "is not in the list of known backends" in reason:
-            reason = "it has no device here"
+            reason = "this machine has no such device"
         name = platform or jax.config.values["jax_platforms"]
         raise ConfigError(
             f"platform {name} cannot be used ({reason}): choose another --platform, or "
@@ -51,13 +51,13 @@ def make_mesh(num_devices: int | None = None, platform: str | None = None) -> Me
 
 
 def _installation(platform: str) -> str:
-    """Returns a hint for installing JAX for `platform`, or "" if no extra exists."""
+    """Returns a hint on installing JAX for `platform`, or "" if it has no pip extra."""
     extra = {"cuda": "cuda", "gpu": "cuda", "tpu": "tpu"}.get(platform)
     return f" (in a checkout: pip install -e '.[{extra}]')" if extra else ""
 
 
 def layout(mesh: Mesh) -> dict[str, str]:
-    """Returns the device properties, by name, on which a run's exact results depend."""
+    """Returns a dict of the device properties that affect a run's exact results."""
     return {
         "platform": mesh.devices.flat[0].platform,
         "devices": str(mesh.size),
@@ -174,8 +174,8 @@ def local_statistics(
     def of_batch(params: Any, batch_stats: Any, images: Any, *args: Any) -> Any:
         if len(images) % mesh.size:
             raise ConfigError(
-                f"no-sync-bn: a batch of {len(images)} images is not divisible by "
-                f"{mesh.size} devices: use --drop-last or --sync-bn"
+                f"no-sync-bn cannot split a batch of {len(images)} images evenly "
+                f"across {mesh.size} devices: use --drop-last or --sync-bn"
             )
         return by_device(params, batch_stats, images, *args)
 

@@ -44,7 +44,8 @@ def configured(cfg: DevicesConfig) -> Iterator[None]:
         if not cfg.debug_nans:
             raise
         raise NonFiniteLossError(
-            f"{_reason(error)}: the first NaN arises there; try a smaller --lr"
+            f"{_reason(error)}: this operation produced the first NaN; try a "
+            "smaller --lr"
         ) from error
     finally:
         if cfg.deterministic:
@@ -93,7 +94,11 @@ def _keep_compiled() -> None:
         status, exposed = directory.stat(), _exposed(directory)
     except OSError as error:
         where = error.filename or "a cache"
-        log.warning("compiled programs are not cached: %s: %s", where, error.strerror)
+        log.warning(
+            "compiled programs are not cached because %s is not available: %s",
+            where,
+            error.strerror,
+        )
         return
     if status.st_uid != os.getuid() or status.st_mode & 0o077:
         log.warning(
@@ -103,8 +108,8 @@ def _keep_compiled() -> None:
         return
     if exposed is not None:
         log.warning(
-            "%s is not used because other users can write to %s: run `chmod go-w` on "
-            "it, or set RESNET_JAX_CACHE",
+            "%s is not used because other users can write to %s: run `chmod go-w` "
+            "on that parent folder, or set RESNET_JAX_CACHE",
             directory,
             exposed,
         )
@@ -120,7 +125,8 @@ def _exposed(directory: Path) -> Path | None:
     """Returns a parent folder that lets other users replace `directory`, or None."""
     for folder in directory.parents:
         status = folder.stat()
-        # In a sticky folder such as /tmp, nobody can rename another user's files.
+        # In a folder with the sticky bit set, such as /tmp, users cannot rename each
+        # other's files.
         is_open = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
         if is_open or status.st_uid not in (os.getuid(), 0):
             return folder

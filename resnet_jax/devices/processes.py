@@ -25,7 +25,7 @@ _barriers = itertools.count()  # gives barriers the same names in all processes
 
 
 def detect(environ: Mapping[str, str]) -> str | None:
-    """Returns the launcher that started this process and others, or None."""
+    """Returns the name of the launcher that started this run's processes, or None."""
     slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
     if all(name in environ for name in slurm):
         if int(environ.get("SLURM_STEP_NUM_TASKS", environ.get("SLURM_NTASKS", 1))) > 1:
@@ -36,7 +36,7 @@ def detect(environ: Mapping[str, str]) -> str | None:
         return "Cloud TPU"
     if {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environ.keys():
         return "Kubernetes"
-    # On a TPU virtual machine, the number of processes is not known until later.
+    # On a TPU virtual machine, the number of processes is not yet known here.
     has_tpu = glob("/dev/accel*") or glob("/dev/vfio/*")
     if has_tpu and importlib.util.find_spec("libtpu") is not None:
         return "Cloud TPU"
@@ -70,8 +70,8 @@ def joined(cfg: DevicesConfig) -> Iterator[None]:
     entered before JAX uses its devices.
 
     Raises:
-      ConfigError: if the fields or the environment variables are incomplete, or if the
-        other processes cannot be reached.
+      ConfigError: if the fields of `cfg` or the environment variables are incomplete,
+        or if the other processes cannot be reached.
     """
     by_hand = (cfg.coordinator, cfg.num_processes, cfg.process_id)
     if cfg.num_processes == 1 or jax.distributed.is_initialized():
@@ -87,8 +87,8 @@ def joined(cfg: DevicesConfig) -> Iterator[None]:
         jax.distributed.initialize(*by_hand)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"this process cannot join the others ({first_line(error)[:150]}): "
-            "give --coordinator HOST:PORT --num-processes N --process-id I, or "
+            f"this process cannot join the others ({first_line(error)[:150]}): pass "
+            "--coordinator HOST:PORT --num-processes N --process-id I, or "
             "--num-processes 1 to run a single process"
         ) from None
     with contextlib.ExitStack() as stack:
@@ -106,7 +106,7 @@ def joined(cfg: DevicesConfig) -> Iterator[None]:
 
 
 def keep_apart(error: UserError) -> None:
-    """Marks `error` as local to this process because the others are busy computing."""
+    """Marks `error` as not to be shared, because other processes are busy computing."""
     error.__dict__["is_apart"] = True
 
 

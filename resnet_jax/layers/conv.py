@@ -1,4 +1,4 @@
-"""torch.nn.Conv2d, with gradients that are fast on every platform."""
+"""A JAX version of torch.nn.Conv2d with gradients that are fast on every platform."""
 
 import math
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from resnet_jax.layers.linear_map import linear_map
 _FEW = 32  # taps times channels; below this, a matrix product is faster
 _LITTLE = 2**25  # multiply-adds; below this, compiling a loop does not pay off
 _MUCH = 2**28  # multiply-adds; above this, Winograd's algorithm pays off
-_MANY = 32  # minimum channels for Winograd's algorithm (half for kernel gradients)
+_MANY = 32  # minimum number of channels for Winograd (half for kernel gradients)
 
 
 def convolve(
@@ -28,8 +28,8 @@ def convolve(
 ) -> jax.Array:
     """Convolves x [B, H, W, C] with kernel [K, K, C // groups, F], using zero padding.
 
-    To differentiate with respect to a kernel that is replicated over the devices inside
-    shard_map, first apply `jax.lax.pcast(kernel, axis, to="varying")` to the kernel.
+    Inside shard_map, to differentiate with respect to a kernel that is replicated over
+    the devices, first apply `jax.lax.pcast(kernel, axis, to="varying")` to the kernel.
     """
     x, kernel = jnp.asarray(x), jnp.asarray(kernel)
     if is_plain():

@@ -32,7 +32,7 @@ def policy(primitive: Any, *inputs: Any, **params: Any) -> bool:
     """
     if primitive.name == "name":
         return bool(_named(primitive, *inputs, **params))
-    is_map = len(params.get("shape", ())) > 1  # a constant broadcast to a feature map
+    is_map = len(params.get("shape", ())) > 1  # a constant expanded to a feature map
     return not is_map and all(getattr(aval, "ndim", 2) < 2 for aval in inputs)
 
 

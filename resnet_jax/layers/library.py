@@ -1,4 +1,4 @@
-"""CPU convolutions that use oneDNN, as in PyTorch, if jaxlib includes oneDNN."""
+"""Computes CPU convolutions with oneDNN, as PyTorch does, if jaxlib includes it."""
 
 import functools
 import math
@@ -14,7 +14,8 @@ from resnet_jax.layers import keep
 
 _OPTIONS: dict[str, Any] = {
     "xla_cpu_experimental_onednn_custom_call": True,
-    # Unlike XLA's default, this leaves convolutions to oneDNN instead of YNNPACK.
+    # By default, XLA runs convolutions with YNNPACK; this setting leaves them to
+    # oneDNN.
     "xla_cpu_experimental_ynn_fusion_type": (
         "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
     ),
@@ -27,11 +28,11 @@ _is_used: ContextVar[bool] = ContextVar("is_used", default=False)
 def jit(function: Callable[..., Any], **options: Any) -> Any:
     """Applies jax.jit; with RESNET_JAX_ONEDNN=1, convolutions on CPUs use oneDNN.
 
-    oneDNN fuses biases, additions and ReLU into convolutions, and it also computes
-    large matrix products. oneDNN is not the default because jaxlib cannot serialize
-    oneDNN programs for the compilation cache: each process has to compile its own
-    programs, and once a process has used oneDNN, the process no longer caches any
-    program.
+    oneDNN fuses biases, additions and ReLU into convolutions; it also computes large
+    matrix products. It is off by default because jaxlib cannot serialize programs that
+    use oneDNN and therefore cannot cache them: each process has to compile its own
+    programs. Once a process has used oneDNN, it stores no programs in the compilation
+    cache.
     """
     if not _can_be_used():
         return jax.jit(function, **options)

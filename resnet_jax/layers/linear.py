@@ -1,4 +1,4 @@
-"""A layer like torch.nn.Linear, and PyTorch's initialization of weights and biases."""
+"""The counterpart of torch.nn.Linear, and PyTorch's weight and bias initialization."""
 
 import math
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def _draw(
     shape: tuple[int, ...],
     dtype: jnp.dtype,
 ) -> jax.Array:
-    # XLA compiles random draws up to ten times as fast for a flat array as for `shape`.
+    # XLA compiles sampling up to ten times as fast for a flat array as for `shape`.
     return distribution(key, (math.prod(shape),), dtype).reshape(shape)
 
 
@@ -62,12 +62,12 @@ def bias_init(fan_in: int) -> Callable[..., jax.Array]:
 
 
 def storage_dtype(dtype: jnp.dtype, param_dtype: jnp.dtype | None = None) -> jnp.dtype:
-    """Returns the dtype of the parameters of a layer that computes in `dtype`."""
+    """Returns the parameter dtype of a layer that computes in `dtype`."""
     return jnp.promote_types(dtype, jnp.float32) if param_dtype is None else param_dtype
 
 
 class Linear(nn.Module):
-    """A layer like torch.nn.Linear, with the same initialization.
+    """The counterpart of torch.nn.Linear, with the same initialization.
 
     Maps x [..., C] to [..., features].
     """

@@ -118,7 +118,7 @@ def _batched(
     for index, (x, axis) in enumerate(pairs):
         if axis is not None:
             x, axis = jnp.moveaxis(x, axis, 0), 0
-        elif index >= num_residuals:  # its gradient has a batch axis
+        elif index >= num_residuals:  # the gradient of a value has a batch axis
             x, axis = jnp.broadcast_to(x, (size, *x.shape)), 0
         moved.append(x)
         in_axes.append(axis)

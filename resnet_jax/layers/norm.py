@@ -26,7 +26,7 @@ class Factors(NamedTuple):
 
 
 class BatchNorm(nn.Module):
-    """torch.nn.BatchNorm2d over all axes but the last; maps x [..., C] to [..., C].
+    """torch.nn.BatchNorm2d for channels-last inputs; maps x [..., C] to [..., C].
 
     In training (`train=True`), x is normalized by the mean and the *biased* variance of
     the batch. The running statistics in the `batch_stats` collection, which must be
@@ -43,8 +43,8 @@ class BatchNorm(nn.Module):
     variance is computed in float32 as E[d^2] - E[d]^2, where d = x - running mean. This
     requires only a single pass, which compilers can fuse with the preceding
     convolution. The rounding error is smaller than the error of the inputs themselves,
-    which have only 8 significant bits. If `factors` is given, TPUs compute the same
-    gradient from the factors (see layers/projection.py).
+    which have only 8 significant bits. If `factors` is given, TPUs compute the gradient
+    from the factors instead of x (see layers/projection.py).
 
     Raises:
       ConfigError: if momentum is not a number from 0 to 1 (PyTorch's None, for a
@@ -66,8 +66,8 @@ class BatchNorm(nn.Module):
     ) -> jax.Array:
         if self.momentum is None or not 0 <= self.momentum <= 1:
             raise ConfigError(
-                f"{name_of(self)} has momentum {self.momentum}: use a number from 0 to "
-                "1, which is the weight of the new batch, as in PyTorch"
+                f"{name_of(self)} has momentum {self.momentum}: use a number from 0 "
+                "to 1; as in PyTorch, momentum is the weight of the new batch"
             )
         stats_dtype = storage_dtype(self.dtype)
         param_dtype = storage_dtype(self.dtype, self.param_dtype)
@@ -92,8 +92,8 @@ class BatchNorm(nn.Module):
             if count == 1 and not self.is_initializing():
                 raise ConfigError(
                     f"{name_of(self)} cannot train on one value per channel (input "
-                    f"{x.shape}): use a larger batch or image, or drop the last "
-                    "partial batch"
+                    f"shape {x.shape}): use a larger batch or larger images, or drop "
+                    "the last partial batch"
                 )
             shift = running_mean.value if is_coarse else None
             if is_coarse and factors is not None:
@@ -117,12 +117,12 @@ class BatchNorm(nn.Module):
 def normalized(conv: Any, norm: Any, x: jax.Array, train: bool) -> jax.Array:
     """Returns norm(conv(x)) for a 1x1 convolution `conv`.
 
-    In training, the convolution's inputs and kernel are also passed to `norm`, as
-    Factors, if there are at least twice as many output channels as input channels.
+    In training, if there are at least twice as many output channels as input channels,
+    `norm` also receives the convolution's inputs and kernel as Factors.
     """
     y: jax.Array = conv(x)
     options: dict[str, Any] = {}
-    # Modules of other types do not accept factors.
+    # Only this package's BatchNorm accepts `factors`, and only after its own Conv.
     is_own = type(conv) is Conv and type(norm) is BatchNorm
     if train and is_own and conv.stride * conv.groups == 1 and not conv.use_bias:
         kernel = conv.get_variable("params", "kernel")

@@ -22,12 +22,12 @@ def normalize(
     """Normalizes x by its mean and biased variance; returns (y, mean, variance).
 
     All arithmetic uses the dtype of x [..., C]; scale, bias and shift have the shape
-    [C]. The gradient is computed in closed form, because this reads memory less often
-    than differentiating the two-pass variance with JAX.
+    [C]. The gradient is computed in closed form, which requires fewer memory reads than
+    letting JAX differentiate the two-pass variance.
 
     Args:
-      shift: values near the mean, with which the variance can be computed in one pass.
-        The variance is less precise if these values are far from the mean (see
+      shift: values close to the mean, which allow the variance to be computed in one
+        pass. The variance is less precise if these values are far from the mean (see
         BatchNorm). If `shift` is None, the variance is computed in two passes.
     """
     return moments(x, scale, bias, epsilon, shift)[0]
@@ -91,7 +91,7 @@ def backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Applies the transpose of `forward` to `dy`.
 
-    The gradient of the bias has the dtype of `scale`.
+    The gradient with respect to the bias has the dtype of `scale`.
     """
     count = dy.size // dy.shape[-1]
     d_bias, along = _sums(dy, dy * centered)
@@ -125,7 +125,7 @@ def _sums(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _kept(x: jax.Array) -> jax.Array:
-    """Wraps x in a barrier on CPUs, so that XLA does not recompute it for each use."""
+    """Wraps x in an optimization barrier on CPUs, so that XLA computes it only once."""
     found: jax.Array = lax.platform_dependent(
         x, cpu=lax.optimization_barrier, default=lambda x: x
     )

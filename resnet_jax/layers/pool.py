@@ -12,7 +12,7 @@ Arrays = tuple[jax.Array, ...]
 
 
 def avg_pool(x: jax.Array) -> jax.Array:
-    """Applies torch.nn.AvgPool2d(2, 2) to x [B, H, W, C].
+    """Average-pools x [B, H, W, C] like torch.nn.AvgPool2d(2, 2).
 
     The result has the shape [B, H // 2, W // 2, C].
     """
@@ -43,7 +43,7 @@ def _mean_of_four_backward(dy: jax.Array) -> jax.Array:
 
 
 def max_pool_2x2(x: jax.Array) -> jax.Array:
-    """Applies torch.nn.MaxPool2d(2, 2) to x [B, H, W, C].
+    """Max-pools x [B, H, W, C] like torch.nn.MaxPool2d(2, 2).
 
     The result has the shape [B, H // 2, W // 2, C]. If several pixels of a window equal
     its maximum, they share the gradient, whereas PyTorch gives all of it to the first
@@ -57,7 +57,7 @@ def max_pool_2x2(x: jax.Array) -> jax.Array:
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """Applies torch.nn.MaxPool2d(3, 2, 1) to x [B, H, W, C].
+    """Max-pools x [B, H, W, C] like torch.nn.MaxPool2d(3, 2, 1).
 
     This halves the height and the width, rounding up. If several pixels of a window
     equal its maximum, the first of them gets the gradient.
@@ -119,7 +119,7 @@ def _backward(x: jax.Array, dy: jax.Array) -> jax.Array:
 
 
 def _windows(x: jax.Array, axis: int) -> list[jax.Array]:
-    """Returns the first, second and third pixels of the windows along `axis`."""
+    """Returns arrays of the first, second and third pixels of windows along `axis`."""
     count = (x.shape[axis] + 1) // 2
     edge = (1, 2 * count - x.shape[axis], 0)
     edges = [edge if i == axis else (0, 0, 0) for i in range(x.ndim)]

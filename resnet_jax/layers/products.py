@@ -1,4 +1,4 @@
-"""A convolution and its gradients as matrix products, which are fast on CPUs.
+"""Computes convolutions and their gradients as matrix products, which are fast on CPUs.
 
 Feature maps are x [B, H, W, C]; kernels are [K, K, C, F].
 """
@@ -99,9 +99,9 @@ def by_phases(
 def _copies(
     x: jax.Array, axis: int, padding: int, taps: int, stride: int, length: int
 ) -> jax.Array:
-    """Returns copies of x, concatenated along the last axis.
+    """Returns shifted copies of x, concatenated along the last axis.
 
-    Each tap has its own copy, which is shifted along `axis`.
+    There is one copy for each tap, shifted along `axis`.
     """
     axis %= x.ndim
     x = lax.pad(

@@ -10,8 +10,9 @@ can therefore be computed without x:
 
 Likewise, sum(dy * x) is the sum of kernel * (inputs.T @ dy). These formulas pay off if
 the convolution has more output channels than input channels, because the larger output
-of the convolution is then neither stored nor read again. The last convolution of a
-bottleneck block, for example, has four times as many output channels.
+of the convolution is then neither stored nor read again. For example, the last
+convolution of a bottleneck block has four times as many output channels as input
+channels.
 """
 
 from functools import partial

@@ -1,10 +1,10 @@
-"""3x3 convolutions with stride 1 by Winograd's algorithm F(4x4, 3x3).
+"""3x3 convolutions with stride 1, computed with Winograd's algorithm F(4x4, 3x3).
 
-For each channel, a 4x4 tile of the result requires 36 multiplications instead of 144:
-6x6 sums of pixels are multiplied elementwise by 6x6 sums of taps. Over all tiles and
-channels, each of these 36 multiplications becomes a matrix product. The sums evaluate
-polynomials at 0, +-3/4, +-3/2 and infinity. These points cause smaller rounding errors
-than the usual points 0, +-1, +-2 and infinity.
+For each channel, a 4x4 tile of the result requires 36 multiplications instead of 144: a
+6x6 array of sums of pixels is multiplied elementwise by a 6x6 array of sums of taps.
+Over all tiles and channels, each of these 36 multiplications becomes a matrix product.
+The sums are values of polynomials at the points 0, +-3/4, +-3/2 and infinity. These
+points cause smaller rounding errors than the usual points 0, +-1, +-2 and infinity.
 """
 
 import math
@@ -158,7 +158,8 @@ def split(*arrays: jax.Array, pixels: int) -> tuple[jax.Array, ...]:
 
     The last array is [B, H, W, C]. For each step and group, this array contributes at
     most `pixels` pixels, unless a single image has more. If several devices share the
-    batch, each has its own groups, so that no step needs images from another device.
+    batch, each device has its own groups, so that no step needs images from another
+    device.
     """
     batch, height, width = arrays[-1].shape[:3]
     groups = math.gcd(batch, jax.device_count())
@@ -180,7 +181,7 @@ def contract(x: jax.Array, y: jax.Array) -> jax.Array:
 def map_chunks(
     function: Callable[[jax.Array], jax.Array], parts: jax.Array
 ) -> jax.Array:
-    """Applies `function` to each step of `parts`; returns the whole batch [B, ...]."""
+    """Applies `function` to each step of `parts`; returns the whole result [B, ...]."""
 
     def put(step: jax.Array, values: jax.Array) -> jax.Array:
         of_step = function(lax.dynamic_index_in_dim(parts, step, keepdims=False))

@@ -1,4 +1,4 @@
-"""Residual blocks with torchvision's names and arithmetic, and their shortcuts."""
+"""Residual blocks and their shortcuts, with torchvision's names and arithmetic."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -32,11 +32,11 @@ def _shortcut(
     """Applies the shortcut of `block`; the output has `features` channels.
 
     - identity: x itself.
-    - pad: every stride-th pixel, padded with zero channels (He et al.'s option A).
+    - pad: every stride-th pixel, with zero-padded channels (He et al.'s option A).
     - conv: a 1x1 convolution, even if the shape stays the same (as in the tutorial).
     - conv_bn: a 1x1 convolution and BatchNorm if the shape changes, as in torchvision
       (option B).
-    - none: 0, which makes a plain network of the same depth.
+    - none: 0, which yields a plain network of the same depth.
     """
     if block.shortcut not in get_args(Shortcut):
         raise ConfigError(
@@ -87,7 +87,7 @@ class BasicBlock(nn.Module):
     Attributes:
       shortcut: see _shortcut.
       drop_path: probability of dropping an image's residual in training (DropPath in
-        timm). Those that are kept are scaled up. This needs the RNG stream "dropout".
+        timm). Kept residuals are scaled up. This needs the RNG stream "dropout".
       zero_init_last: whether to initialize the scale of the last BatchNorm to 0, so
         that the block starts as its shortcut (torchvision's zero_init_residual).
     """
@@ -116,7 +116,7 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolutions; maps [B, H, W, C] to [B, H', W', 4 * features].
 
-    By default, the 3x3 convolution has the stride, as in torchvision ("V1.5").
+    By default, the stride is in the 3x3 convolution, as in torchvision ("V1.5").
 
     Attributes:
       groups: number of groups in the 3x3 convolution (ResNeXt, Xie et al. 2017).
@@ -235,7 +235,7 @@ class Network(nn.Module, kw_only=True):
         variables: dict[str, Any],
         inputs: Callable[[int], Iterable[np.ndarray]],
     ) -> dict[str, Any]:
-        """Fits variables to images before training, which only resnet9 requires.
+        """Fits variables to the images before training; only resnet9 requires this.
 
         Args:
           inputs: a function that yields a given number of preprocessed images.
@@ -247,8 +247,8 @@ class Network(nn.Module, kw_only=True):
         check_images(x, self.in_channels, "the network")
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ConfigError(
-                f"the network expects normalized images, not {x.dtype} as loaded: pass "
-                "them to preprocessing(images) or to data.make_preprocess's function"
+                f"the network expects normalized images, not raw {x.dtype}: call "
+                "preprocessing(images) or the function from data.make_preprocess"
             )
         if self.norm not in get_args(Norm):
             raise ConfigError(f"unknown norm {self.norm!r}: choose batch or none")
@@ -263,8 +263,8 @@ def check_halved_thrice(name: str, x: jax.Array) -> None:
     """Raises ConfigError if the images x are too small for the network `name`."""
     if min(x.shape[1:3]) < 8:
         raise ConfigError(
-            f"{name} halves images three times: {x.shape[1]}x{x.shape[2]} is too "
-            "small; use 8x8 or larger"
+            f"{name} halves the image size three times: {x.shape[1]}x{x.shape[2]} is "
+            "too small; use 8x8 or larger"
         )
 
 

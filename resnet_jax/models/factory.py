@@ -78,8 +78,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 # Hints for options that have other names in timm and torchvision.
 _ELSEWHERE = {
     "in_chans": ": use in_channels",
-    "pretrained": ": load_pretrained(name) returns a network with its weights",
-    "weights": ": load_pretrained(name) returns a network with its weights",
+    "pretrained": ": load_pretrained(name) returns a pretrained network",
+    "weights": ": load_pretrained(name) returns a pretrained network",
     "drop_rate": ": use dropout",
     "drop_path_rate": ": use drop_path",
     "zero_init_residual": ": use zero_init_last",
@@ -122,7 +122,7 @@ def create_model(name: str, *, num_classes: int, **options: Any) -> nn.Module:
     defaults = vars(ModelConfig())
     chosen: dict[str, Any] = {}
     if options.get("skip") is False and options.get("shortcut") not in (None, "none"):
-        raise ConfigError("--no-skip leaves no shortcut to choose: drop --shortcut")
+        raise ConfigError("--no-skip removes all shortcuts: drop --shortcut")
     for option, value in options.items():
         if value is None or (option in defaults and value == defaults[option]):
             continue
@@ -153,7 +153,9 @@ def _check_together(name: str, model: Any) -> None:
         if model.norm == "none":
             raise ConfigError("zero_init_last needs BatchNorm: drop --norm none")
         if getattr(model, "block", None) is PreActBlock:
-            raise ConfigError(f"{name} has no last BatchNorm: drop --zero-init-last")
+            raise ConfigError(
+                f"the blocks of {name} do not end with BatchNorm: drop --zero-init-last"
+            )
     stem = getattr(model, "stem", None)
     if stem is not None and stem not in get_args(Stem):
         raise ConfigError(f"unknown stem {stem!r}: choose imagenet or cifar")

@@ -26,9 +26,10 @@ class ResNet9(Network):
     It maps images [B, H, W, 3] to logits [B, num_classes] or, if `num_classes` is 0, to
     features [B, 8 * width]. The first convolution has `width` output channels, and each
     of the three stages doubles the number of channels. A stage consists of a
-    convolution, 2x2 max pooling, BatchNorm and ReLU. In the first and last stages, a
-    residual block follows. The network ends in global max pooling and a linear layer,
-    whose output is multiplied by 1/8. The other attributes are the same as in ResNet.
+    convolution, 2x2 max pooling, BatchNorm and ReLU. In the first and last stages,
+    these layers are followed by a residual block. The network ends with global max
+    pooling and a linear layer, whose output is multiplied by 1/8. The other attributes
+    are the same as in ResNet.
 
     Attributes:
       width: number of output channels of the first convolution.

@@ -124,5 +124,5 @@ def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> str:
 
 
 def shape(sizes: tuple[int, ...]) -> str:
-    """Formats `sizes` in the style of 32x32x3."""
+    """Formats `sizes` as a string such as 32x32x3."""
     return "x".join(map(str, sizes))

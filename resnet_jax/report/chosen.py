@@ -39,7 +39,7 @@ def choose(
     return [
         Chosen(name, alt, indices, [captions[i] for i in indices])
         for name, alt, indices in (
-            ("mistakes", "Mistakes, the most confident first", wrong),
+            ("mistakes", "Mistakes, most confident first", wrong),
             ("right", "Correct predictions, sampled from the whole test split", right),
         )
     ]

@@ -1,4 +1,4 @@
-"""Compares runs in a table and on a page with their results and curves."""
+"""Compares runs in a text table and on an HTML page with results and curves."""
 
 import tempfile
 from collections.abc import Sequence
@@ -31,7 +31,9 @@ def compare(run_dirs: Sequence[str], page: Path) -> str:
         run_dir = Path(name)
         records[name] = read_metrics(run_dir, of_ours=False)
         if not records[name]:
-            raise ConfigError(f"{run_dir} has no epoch in {METRICS}: train it first")
+            raise ConfigError(
+                f"{run_dir} has no completed epochs in {METRICS}: train the run first"
+            )
         fields[name] = {}
         if (run_dir / CONFIG).exists():
             cfg = read_run(run_dir)

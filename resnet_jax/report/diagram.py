@@ -1,4 +1,4 @@
-"""Draws a diagram of a network's blocks from the model itself."""
+"""Draws a block diagram of a network from the model itself."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ _RELU = ("ReLU", "")
 Row = tuple[str, list[tuple[str, str]], str | None]  # see list_rows
 _SHORTCUTS = {
     "identity": "identity",
-    "pad": "every 2nd pixel, zero channels",
+    "pad": "every 2nd pixel, channels zero-padded",
     "conv": "1x1 convolution",
     "conv_bn": "1x1 convolution, BatchNorm",
 }
@@ -129,7 +129,7 @@ def _boxes(
     """Returns a tuple (text, kind) for each box, including the ReLU boxes.
 
     Args:
-      first: whether the layers begin with a ReLU, unless it follows a BatchNorm.
+      first: whether to begin with a ReLU if the first layer is not a BatchNorm.
       last: whether a ReLU also follows the last layer, unless that layer is linear.
     """
     boxes = [_RELU] if first and layers[0].kind != "BatchNorm" else []
@@ -154,7 +154,7 @@ def _boxes(
 
 
 def ends_with_relu(boxes: Sequence[tuple[str, str]]) -> bool:
-    """Returns whether ReLU follows the sum of a block that begins with `boxes`."""
+    """Returns whether a block that begins with `boxes` applies ReLU after its sum."""
     return _RELU not in boxes[: 2 if boxes[0][1] == "BatchNorm" else 1]
 
 

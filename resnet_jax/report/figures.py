@@ -112,7 +112,7 @@ def plot_predictions(
 def plot_prediction(
     image: np.ndarray, heat: np.ndarray, likely: Sequence[tuple[str, float]], path: Path
 ) -> None:
-    """Draws an image, the same image with a heat map, and bars for the likely classes.
+    """Draws an image, the image with a heat map, and bars for the most likely classes.
 
     Args:
       image: the image, [H, W, 3] uint8.
@@ -226,8 +226,8 @@ def plot_lines(
     """Draws panels of lines that share a legend.
 
     Args:
-      panels: maps the title of each panel to a mapping from the label of each line to
-        the line's coordinates (x, y). A label has the same style in all panels.
+      panels: maps each panel's title to its lines, a mapping from labels to coordinates
+        (x, y). A label has the same style in all panels.
       log: whether the y-axes are logarithmic.
       columns: maximum number of panels in a row.
     """

@@ -29,7 +29,7 @@ def plot_counts(
             style = {"color": COLOURS[index], "label": plain(split), "linewidth": 0.8}
             axes.plot(counts[order, index], **style)
         axes.set(
-            xlabel=f"{num_classes} classes, the largest first",
+            xlabel=f"{num_classes} classes, largest first",
             ylabel="images",
             ylim=(0, None),
         )

@@ -35,9 +35,9 @@ class NetworkConfig(fields.Group):
     """With --weights: name of the network. Defaults to the one that the folder
     specifies."""
     stem: Literal["imagenet", "cifar"] | None = None
-    """With --weights: stem of the network. Defaults to the network's own."""
+    """With --weights: stem of the network. The default depends on the network."""
     shortcut: Literal["pad", "conv", "conv_bn"] | None = None
-    """With --weights: kind of shortcut. Defaults to the network's own."""
+    """With --weights: kind of shortcut. The default depends on the network."""
     stride_in_1x1: bool = False
     """With --weights: place the stride of a bottleneck in its first 1x1 convolution."""
     in_channels: Literal[1, 3] | None = None
@@ -47,7 +47,7 @@ class NetworkConfig(fields.Group):
 
 @dataclass(frozen=True)
 class SubjectConfig(NetworkConfig):
-    """The data on which to evaluate the network, and the devices."""
+    """The data and devices on which to evaluate the network."""
 
     title = "data"  # title of the box in --help
 
@@ -83,9 +83,9 @@ class SubjectConfig(NetworkConfig):
             raise ConfigError("--weights and --model must be given together")
         if self.weights is None:
             own = ["weights_key", "stem", "shortcut", "stride_in_1x1", "in_channels"]
-            fields.refuse(self, own, "needs --weights: a run has its own")
+            fields.refuse(self, own, "needs --weights: a run specifies its own network")
 
     def _says_model(self) -> bool:
-        """Returns whether --weights is a folder or name that may specify a network."""
+        """Returns whether --weights is a folder or name that may imply the model."""
         source = self.weights or ""
         return source.startswith(("hf-hub:", *SHIPPED)) or os.path.isdir(source)

@@ -43,8 +43,8 @@ class Picture(NamedTuple):
         mouse pointer is near the point.
       values: a table of the figure's values, collapsed below the figure until a reader
         opens it.
-      has_images: whether the figure contains images. On a dark page, the colors of
-        such a figure are kept, and the colors of other figures are inverted.
+      has_images: whether the figure contains images. In dark mode, such a figure keeps
+        its colors; the colors of other figures are inverted.
     """
 
     path: Path
@@ -55,7 +55,7 @@ class Picture(NamedTuple):
 
 
 class Card(NamedTuple):
-    """Names and values; the headline numbers are shown in large type."""
+    """Names and values; the headline values are shown in large type."""
 
     headline: Mapping[str, str]
     others: Mapping[str, str]
@@ -266,7 +266,7 @@ def _matrix(matrix: Matrix) -> str:
         total, cells = max(sum(counts), 1), []
         for column, count in enumerate(counts):
             target = matrix.links.get((row, column))
-            what = f"{count} of {total} {name} predicted as {names[column]}"
+            what = f"{count} of {total} {name} images predicted as {names[column]}"
             shown = (
                 f'<a href="#{target}" title="{what}">{count}</a>' if target else count
             )

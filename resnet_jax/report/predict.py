@@ -38,7 +38,7 @@ def predict_files(
 
     Images are resized to the image size of the data set, in the same way as images from
     a folder, and are then preprocessed like images of the data set. The batch size
-    affects only rounding.
+    affects only the rounding of the results.
 
     Args:
       saliency_dir: folder for the Grad-CAM figures, NUMBER-NAME.png for each image, or
@@ -78,9 +78,9 @@ def predict_files(
                         print(f"  {target}")
                 num_read += 1
             bar.update(len(batch.paths) + len(batch.bad))
-        failure = f"{len(bad)} of {len(every)} cannot be read: {', '.join(bad)}"
+        failure = f"{len(bad)} of {len(every)} files cannot be read: {', '.join(bad)}"
         if not num_read:
-            nothing = f"{', '.join(paths)}: there are no images"
+            nothing = f"{', '.join(paths)}: no images found"
             raise DataError(failure if bad else nothing)
     if output is not None:
         print(f"predictions: {output}, {num_read} image{'s' * (num_read != 1)}")
@@ -159,7 +159,7 @@ def _make_probabilities(
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Returns a function that maps images [N, H, W, C] to probabilities [N, classes].
 
-    Batches are padded to a power of two, so that few programs are compiled.
+    Batches are padded to a power-of-two size, so that few programs are compiled.
     """
     variables = mesh.replicate(mesh.make_mesh(1), subject.state.variables)
 

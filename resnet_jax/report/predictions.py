@@ -107,6 +107,6 @@ def _paths(cfg: DataConfig, count: int) -> list[Path] | None:
     if len(paths) != count:
         raise DataError(
             f"{cfg.data_dir} has {len(paths)} test images now, but {count} were "
-            "scored: do not change it while the command runs"
+            "scored: do not change the folder while the command runs"
         )
     return paths

@@ -185,7 +185,7 @@ def _machine() -> Table:
         "devices": ", ".join(sorted({d.device_kind for d in jax.devices()})),
         **export.versions(),
     }
-    caption = "Machine and package versions of this evaluation"
+    caption = "Machine and package versions used for this evaluation"
     return Table(("name", "value"), list(machine.items()), caption)
 
 
@@ -211,8 +211,9 @@ def _scored(cfg: Config, found: Mapping[str, Any]) -> list[Content]:
     if most is None or most >= found["count"]:
         return []
     return [
-        f"During training, {most:,} of the {found['count']:,} test images were scored "
-        "after each epoch. The results at the top of this page use all of them."
+        f"During training, {most:,} of the {found['count']:,} test images were "
+        "scored after each epoch. The results at the top of this page are computed "
+        "on all of them."
     ]
 
 
@@ -270,14 +271,19 @@ def _inside(
     _, state = model.apply(variables, inputs, train=False, mutable=["intermediates"])
     maps = {k: np.asarray(v[0][0]) for k, v in state["intermediates"].items()}
     if maps:
-        alt = "First channels of the first test image's feature maps after each stage"
+        alt = (
+            "The first test image's feature maps after each stage (first channels only)"
+        )
         contents.append(
             picture("features", alt, figures.plot_maps, maps, has_images=True)
         )
     names = [layer.name for layer in layers if layer.kind == "BatchNorm"]
     statistics = {name: running[name] for name in names}
     if statistics:
-        alt = "Running means and variances of the channels of each BatchNorm layer"
+        alt = (
+            "Running means and variances of each BatchNorm layer, summarized over "
+            "its channels"
+        )
         contents.append(picture("batchnorm", alt, figures.plot_statistics, statistics))
     return contents
 

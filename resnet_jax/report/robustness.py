@@ -110,9 +110,9 @@ def contents(
     header, rows = _cells(found)
     mean, clean = 100 * found["mean_accuracy"], 100 * found["clean"]
     return [
-        f"The mean accuracy is {mean:.2f} % on test images with the corruptions of "
-        f"CIFAR-10-C (Hendrycks and Dietterich 2019), and {clean:.2f} % without "
-        "corruption.",
+        f"The mean accuracy is {mean:.2f} % on test images with CIFAR-10-C "
+        f"corruptions (Hendrycks and Dietterich 2019) and {clean:.2f} % on the "
+        "original images.",
         Table(header, rows, "Accuracy in percent by corruption and severity"),
         picture(
             "robustness",

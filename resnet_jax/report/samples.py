@@ -66,8 +66,9 @@ def notes(surveys: Sequence[Survey], names: Sequence[str]) -> list[str]:
     most, least = int(counts.argmax()), int(counts.argmin())
     ratio = imbalance(counts)
     lines.append(
-        f"imbalance of {surveys[0].split.root.name}: {ratio:.3g} (largest class "
-        f"{names[most]} {counts[most]:,}, smallest {names[least]} {counts[least]:,})"
+        f"class imbalance of {surveys[0].split.root.name}: {ratio:.3g} (largest: "
+        f"{names[most]}, {counts[most]:,} images; smallest: {names[least]}, "
+        f"{counts[least]:,})"
     )
     if ratio > _MANY:
         lines.append(
@@ -89,7 +90,7 @@ def write_page(
     names: Sequence[str],
     cfg: Config,
 ) -> None:
-    """Writes a page with the class counts and images before and after augmentation.
+    """Writes a page with class counts and with images before and after augmentation.
 
     Raises:
       ConfigError: if the page cannot be written, or cfg.augment cannot be used.
@@ -121,7 +122,10 @@ def write_page(
             augmented = augment_samples(drawn, labels, len(names), cfg)
             shown_names = [names[label] for label in labels]
             gallery.plot_samples(images, augmented, shown_names, shown)
-            alt = "Left: images as evaluation sees them; right: as training sees them"
+            alt = (
+                "Left: images as used in evaluation; right: the same images as used "
+                "in training"
+            )
             sections["Samples"] = [
                 _describe(cfg),
                 Picture(shown, alt, has_images=True),
@@ -133,13 +137,13 @@ def _describe(cfg: Config) -> str:
     size, kept = _side(cfg), cfg.data.kept
     cfg_of = cfg.augment
     parts = [
-        f"random region of at least {cfg_of.crop_scale:g} of the area, resized to "
-        f"{_train_side(cfg)} pixels"
+        f"random region covering at least {cfg_of.crop_scale:g} of the image area, "
+        f"resized to {_train_side(cfg)} pixels per side"
         if cfg_of.random_resized_crop
         else "",
         "TrivialAugmentWide" if cfg_of.auto_augment == "ta_wide" else "",
         f"color jitter {cfg_of.color_jitter:g}" if cfg_of.color_jitter else "",
-        f"crop of {cfg_of.crop_padding} pixels ({cfg_of.crop_fill})"
+        f"random crop with padding {cfg_of.crop_padding} ({cfg_of.crop_fill})"
         if cfg_of.crop_padding
         else "",
         f"flip {cfg_of.flip}" if cfg_of.flip != "none" else "",
@@ -150,8 +154,9 @@ def _describe(cfg: Config) -> str:
     ]
     made = ", ".join(part for part in parts if part) or "none"
     return (
-        f"For evaluation, the shorter side is resized to {round(size / kept)} pixels, "
-        f"and the center {size}x{size} pixels are cropped. Augmentation: {made}."
+        f"For evaluation, the shorter side is resized to {round(size / kept)} "
+        f"pixels, and the image is center-cropped to {size}x{size} pixels. "
+        f"Augmentation: {made}."
     )
 
 

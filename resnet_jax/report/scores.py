@@ -90,8 +90,8 @@ def calibration(
     """Returns the expected calibration error and the bins that contain images.
 
     The bins divide (0, 1] into intervals of equal width (Guo et al. 2017, section 2).
-    Each bin is a dict with the keys low and high (its ends), count (its number of
-    images), confidence (the mean over these images) and accuracy.
+    Each bin is a dict with the keys low, high, count, confidence and accuracy: its
+    ends, its number of images, and their mean confidence and accuracy.
     """
     edges = np.linspace(0.0, 1.0, num_bins + 1)
     places = np.clip(np.digitize(confidences, edges, right=True) - 1, 0, num_bins - 1)

@@ -73,15 +73,18 @@ def load(
     if source is None and is_exported:
         source = str(run_dir)
         fields.refuse(
-            options, OF_RUNS, f"applies only to a run, and {source} is exported"
+            options,
+            OF_RUNS,
+            f"applies only to a run, but {source} is an exported network",
         )
     if source is not None:
         return _of_weights(options, source, is_prediction)
     for name in ("model.onnx", "model.stablehlo"):
         if (run_dir / name).is_file():
             raise DataError(
-                f"{run_dir} contains a program, {name}; its model card says how to run "
-                "it. To evaluate the network, specify the run it was exported from"
+                f"{run_dir} contains an exported program, {name}; the model card "
+                "explains how to run it. To evaluate the network, specify the run "
+                "from which it was exported"
             )
     cfg = _config_of_run(options)
     class_names = read_classes(run_dir)
@@ -94,7 +97,7 @@ def load(
 
 def _of_weights(options: SubjectConfig, source: str, is_prediction: bool) -> Subject:
     name = options.model
-    if name is not None:  # report a misspelled name before reading a file
+    if name is not None:  # report a misspelled model name before reading any file
         factory.create(ModelConfig(model=name), num_classes=0)
     path = hub.locate(source, name)
     known = hub.describe(source, path, name)
@@ -141,10 +144,13 @@ def _describe_normalization(cfg: Config, model: nn.Module, found: Match) -> str:
     usual = "cifar10" if is_small else "imagenet"
     said = f"images normalized as {chosen}"
     if chosen == usual:
-        return f"{said}, as is usual for such a file, which does not specify it"
+        return (
+            f"{said}, which is usual for this type of file; the file does not "
+            "specify the normalization"
+        )
     return (
-        f"{said}; the file does not specify it, and --normalize {usual} is usual for "
-        "its kind"
+        f"{said}; the file does not specify the normalization, and --normalize "
+        f"{usual} is usual for this type of file"
     )
 
 
@@ -178,7 +184,7 @@ def _of_run(
 
 
 def _is_imagenets(content: Content) -> bool:
-    """Returns whether the last linear layer has the 1,000 classes of ImageNet."""
+    """Returns whether the last linear layer has 1,000 outputs, as ImageNet requires."""
     widths = [
         len(value)
         for dictionary in dictionaries(content.value).values()
@@ -239,7 +245,7 @@ def info(subject: Subject, class_names: Sequence[str]) -> dict[str, Any]:
     cfg, shape = subject.cfg, subject.image_shape
     normalize, side = str(cfg.augment.normalize), shape[0]
     mean, std = parse_normalization(normalize, shape[2])
-    # Images of varying sizes are resized and cropped; all other images are only
+    # Images are resized and cropped if their sizes vary; otherwise, they are only
     # resized.
     is_cropped = sources.is_cropped(cfg.data)
     return {
@@ -262,20 +268,25 @@ def info(subject: Subject, class_names: Sequence[str]) -> dict[str, Any]:
 
 
 def check_data(subject: Subject, test: Dataset) -> str:
-    """Returns a note if the training run used other test images; otherwise, "".
+    """Returns a note if the training run used different test images; otherwise, "".
 
     Raises:
-      DataError: if the training run had other classes.
+      DataError: if the training run used different classes.
     """
     known = subject.class_names
     if known is not None and known != test.class_names:
         raise DataError(
-            f"{subject.title}: its classes are not those of the data "
-            f"({differing(known, test.class_names)}): choose --dataset or --data-dir"
+            f"{subject.title}: the network's classes differ from those of the data "
+            f"({differing(known, test.class_names)}): choose another --dataset or "
+            "--data-dir"
         )
     if subject.data is None or subject.is_resized:
         return ""
     scored = subset(test, subject.cfg.data.max_test_samples)
     unread = str(subject.data["test data"]).startswith(UNREAD)
     now = {"test data": digest(scored, unread=unread)}
-    return "other test images than in training" if changed(subject.data, now) else ""
+    return (
+        "test images differ from those of the training run"
+        if changed(subject.data, now)
+        else ""
+    )

@@ -16,26 +16,25 @@ from resnet_jax.paths import shown
 
 Columns = Mapping[str, type]  # maps column names to str, int, float or bool
 Write = Callable[[Sequence[Sequence[Any]]], None]  # writes rows of values
-_GROUP = 16_384  # number of rows in a Parquet row group
+_GROUP = 16_384  # minimum number of rows per Parquet row group, except the last
 
 
 def check(path: Path, option: str) -> None:
     """Raises ConfigError unless `path`, given by the flag `option`, can be written.
 
-    The suffix must belong to a known format, and Parquet requires pyarrow.
+    The suffix must be supported, and writing Parquet requires pyarrow.
     """
     if path.suffix.lower() not in _WRITERS:
         raise ConfigError(
-            f"{option} {path} has no known suffix: end it with one of "
-            f"{', '.join(_WRITERS)}"
+            f"{option} {path} has no known suffix: use one of {', '.join(_WRITERS)}"
         )
     if path.suffix.lower() == ".parquet":
         try:
             importlib.import_module("pyarrow.parquet")
         except ImportError:
             raise ConfigError(
-                f"{option} {path} needs pyarrow: pip install -e . installs it, or use "
-                "the suffix .csv"
+                f"{option} {path} needs pyarrow: run `pip install -e .` to install "
+                "it, or use the suffix .csv"
             ) from None
     if path.is_dir():
         raise ConfigError(f"{option} {path} is a folder: specify a file")
@@ -46,7 +45,7 @@ def check(path: Path, option: str) -> None:
 def writing(path: Path, columns: Columns) -> Iterator[Write]:
     """Yields a function that writes rows to `path`.
 
-    An existing file is replaced when the context exits, or kept if an error is raised.
+    On exit, an existing file is replaced; if an error is raised, it is kept.
 
     Raises:
       ConfigError: if the file cannot be written.
@@ -110,12 +109,12 @@ def _for_csv(value: Any) -> Any:
 
 
 def _text(value: Any) -> Any:
-    """Returns `value`; if it is a str, escapes characters that UTF-8 cannot encode."""
+    """Returns `value`; in a str, characters that UTF-8 cannot encode are escaped."""
     return shown(value) if isinstance(value, str) else value
 
 
 def _object(columns: Columns, row: Sequence[Any]) -> str:
-    """Returns `row` as a JSON object, with null for values that are not finite."""
+    """Returns `row` as a JSON object in which non-finite values become null."""
     content = {
         shown(name): None
         if isinstance(value, float) and not math.isfinite(value)

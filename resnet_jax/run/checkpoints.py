@@ -24,9 +24,9 @@ from resnet_jax.run.restore import Manifest
 
 log = logging.getLogger(__name__)
 
-DAMAGED = "damaged"  # folder for damaged checkpoints in the run directory
+DAMAGED = "damaged"  # folder in the run directory for damaged checkpoints
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
-# With several processes, the first one writes, and the others do not wait for it.
+# With several processes, only the first writes, and the others do not wait for it.
 _FIRST: dict[str, Any] = {
     "create": False,
     "multiprocessing_options": ocp.options.MultiprocessingOptions(
@@ -36,15 +36,15 @@ _FIRST: dict[str, Any] = {
 
 
 class Checkpoints:
-    """Manages the checkpoints of the run in `run_dir`: the last `keep` and the best.
+    """Manages the checkpoints in `run_dir`, keeping the last `keep` and the best one.
 
     A save is complete once its index has been read back; only then are older
     checkpoints deleted. If a save fails, a warning is logged, and the older checkpoints
     are kept.
 
     Args:
-      layout: the result of mesh.layout. A warning is logged if the layout or the
-        version of a package has changed, because the results may then differ.
+      layout: the result of mesh.layout. A warning is logged if the layout or a package
+        version has changed since the checkpoint, because the results may then differ.
     """
 
     def __init__(self, run_dir: Path, keep: int, layout: dict[str, str]) -> None:
@@ -105,14 +105,14 @@ class Checkpoints:
         notice = self._changes(manifest["versions"])
         if notice:
             log.warning(
-                "%s: %s, so results may no longer be identical bit for bit",
+                "%s: %s, so results may no longer be bitwise identical",
                 self._dir,
                 notice,
             )
         return found, manifest
 
     def _changes(self, then: dict[str, str]) -> str:
-        """Describes the changes from `then`, such as "jax 0.10.2 -> 0.12.0"."""
+        """Lists the differences from `then`, such as "jax 0.10.2 -> 0.12.0"."""
         return ", ".join(
             f"{name} {then[name]} -> {now}"
             for name, now in self._decide_bits.items()
@@ -154,12 +154,12 @@ class Checkpoints:
         manifest: Manifest,
         flush: Callable[[], str | None],
     ) -> None:
-        """Saves `state` unless already saved, and waits; makes up to two attempts.
+        """Saves `state` unless it is already saved, then waits; tries at most twice.
 
         Args:
           flush: a function that writes the pending records, which must be on disk
-            before the checkpoint is saved. The function returns the reason if it fails,
-            or None.
+            before the checkpoint is saved. The function returns the reason for a
+            failure, or None.
 
         Raises:
           CheckpointError: if `state` could not be saved.
@@ -172,8 +172,8 @@ class Checkpoints:
                 return
         raise CheckpointError(
             f"{self._dir}: the checkpoint of step {step} could not be saved "
-            f"({failure}): free some space, and the same command resumes after step "
-            f"{self.latest or 0}"
+            f"({failure}): free some space, then run the same command to resume "
+            f"after step {self.latest or 0}"
         )
 
     def wait(self) -> str | None:
@@ -210,7 +210,7 @@ class Checkpoints:
                 )
 
     def _give_up(self, error: Exception) -> str:
-        """Logs and returns the reason for a failed save; prepares another attempt."""
+        """Logs and returns why a save failed, and prepares for another attempt."""
         self._check_there()
         self._has_failed = True
         reason = first_line(error)

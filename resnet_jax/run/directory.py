@@ -62,7 +62,7 @@ def read_run(run_dir: Path) -> Config:
     """Returns the configuration of the run in `run_dir`.
 
     Raises:
-      ConfigError: if there is no run or only an incomplete one.
+      ConfigError: if the directory does not exist or has no valid config.json.
     """
     if not run_dir.is_dir():
         raise ConfigError(f"no run at {run_dir}: there is no such directory")
@@ -72,7 +72,7 @@ def read_run(run_dir: Path) -> Config:
 
 
 def moved(then: str | None, cfg: Config, run_dir: Path) -> str | None:
-    """Returns the current path of file `then`, which may have moved with the run."""
+    """Returns the current path of `then`, a file that may have moved with the run."""
     if then is None or Path(then).exists():
         return then
     way = os.path.relpath(then, cfg.run.workdir)
@@ -103,27 +103,27 @@ def read_classes(run_dir: Path) -> tuple[str, ...] | None:
 def newest_step(run_dir: Path) -> int | None:
     """Returns the step of the newest complete checkpoint in `run_dir`, or None.
 
-    The folder of each checkpoint is named after its step.
+    Each checkpoint is stored in a folder named after its step.
     """
     names = [path.name for path in run_dir.glob(f"{CHECKPOINTS}/*")]
     return max((int(name) for name in names if name.isdecimal()), default=None)
 
 
 def remove_unsaved(run_dir: Path, written: Iterable[str]) -> None:
-    """Removes the files `written` by a run unless the run has a checkpoint."""
+    """Removes the files named in `written` unless the run has a checkpoint."""
     if newest_step(run_dir) is not None:
         return
     with contextlib.suppress(OSError):  # rmdir fails if the folder is not empty
         for name in written:
             (run_dir / name).unlink(missing_ok=True)
-        # If metrics.jsonl remains, the folder is kept as a sign that a killed run wrote
-        # it.
+        # If metrics.jsonl remains, keep the folder as a sign that the file is from a
+        # killed run.
         if not (run_dir / METRICS).exists():
             (run_dir / CHECKPOINTS).rmdir()
 
 
 def check_data(run_dir: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raises ConfigError if the data `now` differ from the run's original data `then`.
+    """Raises ConfigError if the data `now` is not the run's original data `then`.
 
     `then` and `now` are results of data.dataset.identify.
     """
@@ -133,13 +133,13 @@ def check_data(run_dir: Path, then: dict[str, Any], now: dict[str, Any]) -> None
         if "classes" in others:
             where = f" ({differing(then['classes'], now['classes'])})"
         raise ConfigError(
-            f"{run_dir} was started with other {' and '.join(others)}{where}: restore "
-            "them, or choose another --workdir for a new run"
+            f"{run_dir} was started with different {' and '.join(others)}{where}: "
+            "restore the originals, or choose another --workdir for a new run"
         )
 
 
 def check_resumable(cfg: Config, run_dir: Path) -> str:
-    """Returns a description of the fields that `cfg` overrides in a run, or "" if none.
+    """Describes the fields of a run that `cfg` overrides; returns "" if there are none.
 
     Raises:
       ConfigError: if the directory contains another run.
@@ -175,8 +175,9 @@ def claim(run_dir: Path) -> Iterator[None]:
     """Context manager that creates and locks `run_dir`.
 
     On entry, temporary files that a dead process left behind are removed. On exit, the
-    directory is removed if it is empty. The operating system releases the lock if this
-    process dies, except on file systems without locks, where a file stands for it.
+    directory is removed if it is empty. If this process dies, the operating system
+    releases the lock, except on file systems without lock support, where a file serves
+    as the lock.
 
     Raises:
       ConfigError: if the directory cannot be written or is used by another process.
@@ -223,7 +224,7 @@ def claim(run_dir: Path) -> Iterator[None]:
 
 
 def _read(run_dir: Path) -> dict[str, Any]:
-    """Returns what the holder of the lock wrote about itself, or {}."""
+    """Returns the host, PID and start time recorded by the lock's holder, or {}."""
     try:
         found = files.read_json(run_dir / HOLDER)
     except ValueError:

@@ -32,8 +32,8 @@ def read_metrics(run_dir: Path, *, of_ours: bool = True) -> list[Record]:
     """Returns the records of metrics.jsonl in `run_dir`, or [] if there is no file.
 
     Args:
-      of_ours: whether the fields step and lr are required; other programs may omit
-        them.
+      of_ours: whether the fields step and lr are required; files from other programs
+        may omit them.
 
     Raises:
       ConfigError: if a field that docs/training.md lists is missing from a line or has
@@ -172,14 +172,14 @@ class Logs:
         self._lines.write(record)
         if self._writer is not None:
             for name in sorted(record.keys() - {"epoch", "step"}):
-                if isinstance(record[name], float):  # skips lists with a value per seed
+                if isinstance(record[name], float):  # skips lists of per-seed values
                     self._writer.add_scalar(name, record[name], record["step"])
             self._writer.flush()
         if self._wandb is not None:
             self._wandb.write(record)
 
     def begin(self) -> None:
-        """Starts the Weights & Biases run if there is one."""
+        """Starts the Weights & Biases run, if requested."""
         if self._wandb is not None:
             self._wandb.begin()
 
@@ -189,7 +189,7 @@ class Logs:
         return self.records[-1]["step"] if self.records else None
 
     def flush(self) -> str | None:
-        """Flushes every file; returns the first failure, as in JsonLines.flush."""
+        """Flushes every file; returns the reason for the first failure, or None."""
         logs = [self._lines] if self._layers is None else [self._layers, self._lines]
         failures = [failure for each in logs if (failure := each.flush())]
         return failures[0] if failures else None
@@ -207,7 +207,7 @@ class Logs:
         return JsonLines(path, kept)
 
     def write_layers(self, place: dict[str, int], layers: Layers | None) -> None:
-        """Appends `layers`, if any, with the epoch and step in `place`."""
+        """Appends `layers`, if given, with the epoch and the step from `place`."""
         if self._layers is not None and layers is not None:
             self._layers.write({**place, "layers": layers})
 

@@ -51,7 +51,7 @@ def describe(
         network += f", from {cfg.transfer.pretrained}"
     if seeds > 1:
         network += (
-            f"; {seeds} such networks, seeds {cfg.seed} to {cfg.seed + seeds - 1}"
+            f"; {seeds} such networks, with seeds {cfg.seed} to {cfg.seed + seeds - 1}"
         )
     counts = [f"{len(splits.train):,} training"]
     if len(splits.validation):
@@ -61,12 +61,12 @@ def describe(
     if source == "folder":
         source += f" {cfg.data.data_dir}"
     images = (
-        f"images:   {source}, {', '.join(counts)} and {len(splits.test):,} "
-        f"test images of {shape}, {len(splits.train.class_names)} classes"
+        f"images:   {source}, {', '.join(counts)} and {len(splits.test):,} test "
+        f"images of size {shape}, in {len(splits.train.class_names)} classes"
     )
     steps = (
-        f"steps:    {loader.total_steps:,} of {cfg.data.batch_size} images, "
-        f"{loader.steps_per_epoch:,} an epoch"
+        f"steps:    {loader.total_steps:,} in total, {cfg.data.batch_size} images "
+        f"per step, {loader.steps_per_epoch:,} steps per epoch"
     )
     devices = f"devices:  {_devices(mesh)}, {cfg.model.dtype}"
     return [network, images, steps, devices, f"output:   {cfg.run.workdir}"]
@@ -81,7 +81,7 @@ def _parameters(
     if trainable is None:
         return f"{total:,} parameters"
     trained = sum(size for name, size in sizes.items() if trainable(name))
-    return f"{total:,} parameters, {trained:,} of them trained"
+    return f"{total:,} parameters, {trained:,} of them trainable"
 
 
 def _devices(mesh: Mesh) -> str:

@@ -37,9 +37,9 @@ class Progress:
         self.steps_per_epoch = 1
         self._scored: int | None = None  # step of the last record
         self.sums: metrics.Sums | None = None  # sums over the epoch's steps so far
-        self._seconds = 0.0  # time that earlier processes spent on these steps
+        self._seconds = 0.0  # seconds that earlier processes spent on this epoch
         self._begun: float | None = None  # when this process started the epoch
-        self.times: dict[str, float] = {}  # times of the last epoch, for metrics.jsonl
+        self.times: dict[str, float] = {}  # timing of the last epoch, for metrics.jsonl
         self._fail = fail
         self._pending: list[metrics.Sums] = []  # sums still on the device
         self._bar: tqdm[Any] = tqdm(disable=True)
@@ -68,7 +68,7 @@ class Progress:
         return self._seconds + (0 if begun is None else time.monotonic() - begun)
 
     def go_to(self, place: dict[str, Any]) -> None:
-        """Continues from `place`, which the property of this name returned earlier."""
+        """Continues from `place`, an earlier value of the `place` property."""
         self.step = place["step"]
         sums = {name: np.float64(value) for name, value in place["train_sums"].items()}
         self.sums, self._seconds = sums or None, place["train_seconds"]
@@ -85,7 +85,7 @@ class Progress:
         return (self.step - self.is_unscored) // self.steps_per_epoch
 
     def note_scored(self, step: int | None) -> None:
-        """Notes the step of the last record; resets the sums for the next epoch."""
+        """Stores the step of the last record; resets the sums for the next epoch."""
         self._scored = step
         if not self.is_unscored and not self.step % self.steps_per_epoch:
             self.sums, self._seconds = None, 0.0
@@ -111,8 +111,8 @@ class Progress:
         Args:
           cfg: the options of the run.
           steps: the number of steps since the last call.
-          asks: whether to check the time since the last save, which all processes must
-            do together.
+          asks: whether to check the time since the last save; all processes must do so
+            together.
         """
         every, minutes = cfg.save_every_steps, cfg.save_every_minutes
         if every is not None and self.passed(every, steps):
@@ -123,7 +123,7 @@ class Progress:
         return processes.any_process(elapsed >= 60 * minutes)
 
     def batches(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Yields the epoch's batches, with a progress bar on a terminal."""
+        """Yields the epoch's batches, showing a progress bar on a terminal."""
         steps, epoch = self.steps, self.epoch
         self._begun = time.monotonic()
         with tqdm(
@@ -144,10 +144,10 @@ class Progress:
         }
 
     def add(self, sums: metrics.Sums) -> int:
-        """Counts the steps in `sums` and returns their number.
+        """Adds the sums of one or more steps; returns the number of steps.
 
-        The arrays in `sums` have shape [[steps,] *shape]. Waits for all earlier steps,
-        because a program that runs far ahead of the device could not stop soon after a
+        The arrays in `sums` have shape [[steps,] *shape]. Waits for all earlier steps;
+        if the host ran far ahead of the device, it could not stop promptly after a
         signal.
         """
         steps: int = sums["loss"].size // math.prod(self._shape)
@@ -205,7 +205,7 @@ class Trace:
         else:
             self.close()
             tqdm.write(
-                f"profile of steps {self._begun + 1} to {step} in {self._directory}"
+                f"trace of steps {self._begun + 1} to {step} saved in {self._directory}"
             )
 
     def close(self) -> None:

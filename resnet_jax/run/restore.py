@@ -26,10 +26,11 @@ Manifest = dict[str, Any]  # see checkpoints.py
 
 @contextlib.contextmanager
 def plainly_named(run_dir: Path) -> Iterator[Path]:
-    """Yields a path by which orbax can open the checkpoints in `run_dir`.
+    """Yields a path through which orbax can open the checkpoints in `run_dir`.
 
-    orbax interprets * ? [ ] as patterns, and TensorStore requires UTF-8 names. Folders
-    whose names are unsuitable are therefore accessed through a symbolic link.
+    orbax interprets *, ?, [ and ] as glob patterns, and TensorStore requires UTF-8
+    names. Folders whose names are unsuitable are therefore accessed through a symbolic
+    link.
     """
     directory = (run_dir / CHECKPOINTS).absolute()
     if re.fullmatch(r"[\w/.,+=@ -]*", str(directory), re.ASCII):
@@ -87,7 +88,7 @@ def digests(tree: Any) -> dict[str, str]:
 
 
 def manifest_sha256(manifest: Manifest) -> str:
-    """Returns the sha256 of a manifest, excluding its own sha256 entry."""
+    """Returns the sha256 of a manifest without its "sha256" entry."""
     text = json.dumps({k: v for k, v in manifest.items() if k != "sha256"})
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -95,7 +96,7 @@ def manifest_sha256(manifest: Manifest) -> str:
 def check_written(manager: ocp.CheckpointManager, manifest: Manifest) -> None:
     """Raises ValueError unless a checkpoint's manifest and index are complete.
 
-    Storage may report success without having stored anything.
+    Storage systems may report success without having stored anything.
     """
     step = manifest["step"]
     read = ocp.args.Composite(manifest=ocp.args.JsonRestore())
@@ -108,7 +109,7 @@ def check_written(manager: ocp.CheckpointManager, manifest: Manifest) -> None:
     there = {key.decode().rpartition("/")[0] for key in index.list().result()}
     missing = sorted(manifest["digests"].keys() - there)
     if missing:
-        raise ValueError(f"{len(missing)} arrays are missing, the first {missing[0]}")
+        raise ValueError(f"{len(missing)} arrays are missing, including {missing[0]}")
 
 
 def read_step(
@@ -146,7 +147,8 @@ def newest(
     """Returns read(step) for the newest valid step, and the damaged steps after it.
 
     Raises:
-      CheckpointError: if no checkpoint is valid. The message describes the newest one.
+      CheckpointError: if no checkpoint is valid. The message describes the newest
+        checkpoint.
     """
     damaged: list[int] = []
     first: CheckpointError | None = None
@@ -158,7 +160,7 @@ def newest(
             damaged.append(step)
             continue
         if first is not None:
-            log.warning("%s: skipped, using step %d", first, step)
+            log.warning("%s; using step %d instead", first, step)
         return found, damaged
     raise first or CheckpointError(f"{run_dir} has no checkpoint yet: train it first")
 
@@ -208,7 +210,7 @@ def _check_fits(
         raise _unfit(
             run_dir,
             step,
-            f"{len(differ)} arrays differ, the first {name}: "
+            f"{len(differ)} arrays differ; the first is {name}: "
             f"{stored.get(name, 'missing')} in the checkpoint, "
             f"{expected.get(name, 'missing')} in the model",
         )
@@ -228,8 +230,8 @@ def _step_of(run_dir: Path, checkpoint: str, steps: list[int]) -> int:
         step = best_step(read_metrics(run_dir), steps)
         if step is None:
             raise CheckpointError(
-                f"{run_dir} has no best checkpoint, which is chosen by validation "
-                "accuracy: train with --validation-split"
+                f"{run_dir} has no best checkpoint, because no validation accuracy "
+                "is available: train with --validation-split"
             )
         return step
     if not checkpoint.isdecimal():

@@ -1,4 +1,4 @@
-"""Writes a run's config.json, metrics.jsonl and checkpoints, and resumes it exactly."""
+"""Writes a run's config.json, metrics.jsonl and checkpoints; resumes runs exactly."""
 
 import contextlib
 import dataclasses
@@ -31,9 +31,9 @@ Measure = Callable[[Any], Layers]  # measures a state; see training/diagnostics.
 class Run:
     """A run in progress, as yielded by open_run.
 
-    On exit, its context waits for the last save. Before the first step and during
-    evaluations, a signal raises Interrupted at once; otherwise, the current step is
-    finished and saved first. With several processes, all stop together once they are
+    On exit, the context manager waits for the last save. Before the first step and
+    during evaluations, a signal raises Interrupted at once; otherwise, the current step
+    is finished and saved first. With several processes, all stop together once they are
     synchronized.
     """
 
@@ -150,13 +150,13 @@ class Run:
         compile_seconds: float,
         measure: Measure | None = None,
     ) -> Iterator[tuple[int, int]]:
-        """Yields (epoch, first remaining step), 0-based, until all steps are done.
+        """Yields 0-based (epoch, first remaining step) pairs until all steps are done.
 
         Args:
           state: the initial state.
           schedule: the learning rate as a function of the step (from 0).
           compile_seconds: the compilation time, which the next record will contain.
-          measure: measures a state at step 0 and after each epoch, for layers.jsonl.
+          measure: computes layers.jsonl's statistics at step 0 and after each epoch.
         """
         progress = self.progress
         self._schedule = schedule
@@ -176,7 +176,7 @@ class Run:
             yield progress.epoch, progress.steps.start
 
     def track(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Yields the `batches` of an epoch with a progress bar."""
+        """Yields the `batches` of an epoch while showing a progress bar."""
         return self.progress.batches(batches)
 
     def record(self, state: Any, sums: metrics.Sums) -> None:
@@ -210,12 +210,12 @@ class Run:
         self.is_training = False  # all processes reach this line with the same numbers
         if self._checkpoints is not None:
             self._checkpoints.wait()  # the last good state may not be saved yet
-        good = f" (last good checkpoint here: {directory.newest_step(self.dir)})"
+        good = f" (last good checkpoint: {directory.newest_step(self.dir)})"
         raise NonFiniteLossError(
             f"{self._cfg.run.workdir}: {what} at step {step}, lr "
             f"{float(self._schedule(step - 1)):g}: try a smaller --lr in another "
-            "--workdir, or --debug-nans to see where it arises"
-            f"{good if processes.is_first() else ''}"
+            "--workdir, or --debug-nans to locate the "
+            f"cause{good if processes.is_first() else ''}"
         )
 
     def end_epoch(
@@ -227,11 +227,11 @@ class Run:
         """Evaluates `state`, then writes the epoch's record and its checkpoint.
 
         Args:
-          evaluate: returns the metric sums of a state over a data set.
+          evaluate: a function from a state and a data set to metric sums.
           parts: the data sets to score, by name: "test" and, optionally, "val".
 
         Raises:
-          NonFiniteLossError: if a score is not finite, before anything is written.
+          NonFiniteLossError: if a score is not finite; nothing is written in that case.
           Interrupted: if a signal arrived. The state is saved first, and running the
             same command again evaluates it.
           CheckpointError: if the last checkpoint could not be saved.
@@ -285,7 +285,7 @@ class Run:
         if not is_finite(state):
             self._raise_non_finite("a parameter is not finite", progress.step)
         if self._checkpoints is not None:
-            flush = self._logs.flush  # records must be on disk before the checkpoint is
+            flush = self._logs.flush  # write records to disk before the checkpoint
             manifest = {
                 "config": dataclasses.asdict(self._cfg),
                 "data": self._identity,

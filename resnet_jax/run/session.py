@@ -48,7 +48,7 @@ def open_run(cfg: Config) -> Iterator[Run]:
                     yield run
                 if processes.is_first() and run.progress.times:
                     quoted = shlex.quote(str(workdir))
-                    log.info("done:     `python evaluate.py %s` scores it", quoted)
+                    log.info("done:     evaluate with `python evaluate.py %s`", quoted)
             except Interrupted:
                 name = signals.received.name if signals.received else "a signal"
                 place = _place(run)

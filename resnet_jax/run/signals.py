@@ -16,7 +16,7 @@ _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(BaseException):
-    """A request to stop, raised once nothing remains to be finished.
+    """A request to stop, raised at a point where stopping is safe.
 
     This is not a subclass of Exception, so that libraries do not catch it as a failure.
     """
@@ -67,7 +67,7 @@ class Signals:
             raise Interrupted
 
     def _watch(self) -> None:
-        """Ends the process at the second signal, even while the main thread compiles.
+        """Ends the process on the second signal, even during compilation.
 
         Python runs signal handlers between bytecode instructions, and a whole
         compilation happens within one instruction. However, Python immediately writes

@@ -50,7 +50,7 @@ class WandbLog:
         self._safely(self._begin)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Sends the numbers in a record, but not the lists of values per seed."""
+        """Sends the numbers in a record, but not the lists of per-seed values."""
         if self._run is not None:
             numbers = {k: v for k, v in record.items() if not isinstance(v, list)}
             self._safely(lambda: self._run.log(numbers))

@@ -33,7 +33,7 @@ def layer_statistics(
     trainable: Predicate | None = None,
     backbone_bn: str = "update",
 ) -> Layers:
-    """Returns statistics of each layer in a step on `batch`; `state` does not change.
+    """Returns each layer's statistics for a step on `batch`; `state` does not change.
 
     For every convolution, linear layer and BatchNorm, there are five float32 scalars:
       gradient: L2 norm of the gradient with respect to the layer's parameters.
@@ -93,7 +93,7 @@ def _watch(found: Layers) -> Callable[..., Any]:
 
 
 def _norms(tree: Any) -> dict[str, jax.Array]:
-    """Returns the L2 norm of each layer's part of `tree`, by layer name."""
+    """Returns the L2 norm of each layer's part of `tree`, keyed by layer name."""
     leaves: dict[str, list[jax.Array]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         layer = torch_names.torch_name(path).rsplit(".", 1)[0]

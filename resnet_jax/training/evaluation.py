@@ -27,8 +27,8 @@ def flips_and_shifts(x: jax.Array) -> list[tuple[float, jax.Array]]:
     """Returns views of x for test-time augmentation, with their weights.
 
     The views are x, x shifted by one pixel down and to the right, x shifted by one
-    pixel up and to the left, and the mirror images of all three (Jordan 2024). Shifts
-    repeat the pixels at the edges, and each shifted view has half as much weight as x.
+    pixel up and to the left, and the mirror images of all three (Jordan 2024). Shifted
+    views repeat the pixels at the edges, and each has half the weight of x.
     """
     _, height, width, _ = x.shape
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), "edge")
@@ -68,7 +68,7 @@ def eval_step(
     each: Each = lambda function: function,
     combine: Callable[[jax.Array], jax.Array] = lambda logits: logits,
 ) -> metrics.Sums:
-    """Returns the metric sums over the examples whose mask is 1, in inference mode.
+    """Evaluates in inference mode; returns metric sums over examples whose mask is 1.
 
     Args:
       views: see logits_of.
@@ -90,7 +90,8 @@ def eval_step(
 def make_evaluate(
     model: nn.Module, preprocess: Preprocess, loader: Loader, **options: Any
 ) -> Callable[[TrainState, Dataset], metrics.Sums]:
-    """Returns `evaluate`, with a compiled step, as a function of (state, dataset).
+    """Returns a function of (state, dataset) that calls `evaluate` with a compiled
+    step.
 
     Args:
       options: see eval_step.

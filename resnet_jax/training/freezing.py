@@ -41,7 +41,7 @@ def make_trainable(
     except re.error as error:
         raise ConfigError(
             f"freeze {freeze!r} is not a regular expression ({error}): use none, "
-            "backbone, or a pattern of parameter names such as '^layer1'"
+            "backbone, or a pattern for parameter names such as '^layer1'"
         ) from None
     variables = jax.eval_shape(
         partial(model.init, train=False),
@@ -53,7 +53,7 @@ def make_trainable(
     if len(matched) in (0, len(every)):
         which = "every parameter" if matched else "no parameter"
         raise ConfigError(
-            f"freeze {freeze!r} matches {which}: examples are {', '.join(every[:3])}"
+            f"freeze {freeze!r} matches {which}: names include {', '.join(every[:3])}"
         )
     return lambda name: not pattern.search(name)
 

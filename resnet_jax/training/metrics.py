@@ -13,7 +13,7 @@ Sums = dict[str, Any]  # name -> array; the sums of several batches can be added
 
 
 def train_sums(loss: jax.Array, logits: jax.Array, labels: jax.Array) -> Sums:
-    """Returns the metric sums over a training batch, given the batch's mean loss []."""
+    """Returns the metric sums over a training batch, given its mean loss (a scalar)."""
     count = labels.shape[0]
     return {
         "loss": loss * count,
@@ -26,7 +26,7 @@ def eval_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Sums:
     """Returns the metric sums over the examples whose mask is 1.
 
     An example counts as correct in the top k if fewer than k classes have a larger
-    logit than the example's label. As in argmax, the class with the lower index wins a
+    logit than the labeled class. As in argmax, the class with the lower index wins a
     tie.
 
     Args:

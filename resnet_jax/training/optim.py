@@ -1,4 +1,4 @@
-"""Optimizers, schedules and masks that follow torch.optim's arithmetic."""
+"""Optimizers, schedules and parameter masks; the arithmetic follows torch.optim."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -33,11 +33,10 @@ def make_schedule(
         lr / 250,000 (OneCycleLR, without cycling momentum).
 
     If warmup_epochs amounts to w steps, the rate at step s < w (counted from 0) is
-    multiplied by (s + 1) / (w + 1). With warmup_decay, the rate is instead lr times a
-    factor that increases from warmup_decay to 1 over w steps, and the schedule then
-    spans the remaining steps (like a SequentialLR of a LinearLR and the schedule).
-    Without sched_on_updates, each step uses the rate of the first step in the same
-    epoch.
+    multiplied by (s + 1) / (w + 1). With warmup_decay, the rate instead rises linearly
+    from warmup_decay * lr to lr over w steps, and the schedule then spans the remaining
+    steps (like SequentialLR with a LinearLR followed by the schedule). Without
+    sched_on_updates, every step of an epoch uses the rate of the epoch's first step.
 
     Raises:
       ConfigError: if the name of the schedule is unknown.
@@ -69,7 +68,7 @@ def make_schedule(
     name = cfg.schedule
     if name not in schedules:
         every_name = ", ".join(schedules)
-        raise ConfigError(f"no schedule {name!r}: choose one of {every_name}")
+        raise ConfigError(f"unknown schedule {name!r}: choose one of {every_name}")
     schedule = schedules[name]()
     if not warmup_steps:
         return schedule
@@ -128,20 +127,20 @@ def make_optimizer(
     """Returns SGD, Adam or AdamW as in torch.optim, or Muon.
 
     As in torch.optim, SGD and Adam add weight decay to the gradient as an L2 penalty
-    before they compute the moments; AdamW and Muon decouple it from the gradient and
-    multiply it by the learning rate. Adam uses betas (0.9, 0.999) and adds eps 1e-8
+    before they update the moments; AdamW and Muon decouple the decay from the gradient
+    and multiply it by the learning rate. Adam uses betas (0.9, 0.999) and adds eps 1e-8
     outside the square root. Muon (from optax.contrib) orthogonalizes the momentum of
-    each convolution kernel as a matrix [K * K * C, F] and scales it to a root mean
-    square of 0.2, about the size of AdamW's updates. All other parameters use AdamW.
-    clip_grad is the maximum global norm of the gradient
+    each convolution kernel as a matrix [K * K * C, F] and scales the result to a root
+    mean square of 0.2, about the size of AdamW's updates. All other parameters use
+    AdamW. clip_grad is the maximum global norm of the gradient
     (torch.nn.utils.clip_grad_norm_).
 
     Args:
       trainable: a predicate on PyTorch parameter names. As with requires_grad=False,
         parameters for which the predicate is false do not change at all and have no
         moments.
-      lr_scale: a function that returns the learning rate factor of a parameter, given
-        its name (like the lr of a param_group).
+      lr_scale: a function that maps a parameter's name to its learning rate factor
+        (like the lr of a param_group).
 
     Raises:
       ConfigError: if the name of the optimizer is unknown.
@@ -155,7 +154,7 @@ def make_optimizer(
     name = cfg.optimizer
     if name not in moments:
         every_name = ", ".join(moments)
-        raise ConfigError(f"no optimizer {name!r}: choose one of {every_name}")
+        raise ConfigError(f"unknown optimizer {name!r}: choose one of {every_name}")
     rest = cfg.weight_decay
     decay = _decay(
         {

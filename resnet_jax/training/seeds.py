@@ -155,15 +155,14 @@ def index_of(
       one: the name of an option that needs a single network, or "".
 
     Raises:
-      ConfigError: if the run has no such seed, or if `one` requires the choice of a
-        seed.
+      ConfigError: if the run has no such seed, or if `one` requires choosing a seed.
     """
     last = first + num_seeds - 1
     known = f"seed {first}" if num_seeds == 1 else f"seeds {first} to {last}"
     if seed is None:
         if num_seeds > 1 and one:
             raise ConfigError(
-                f"{one} needs one network, but {run} has {known}: choose a --seed"
+                f"{one} needs one network, but {run} has {known}: specify --seed"
             )
         return None
     if not first <= seed <= last:
@@ -184,7 +183,7 @@ def with_ensemble(logits: jax.Array) -> jax.Array:
 class Scores(NamedTuple):
     """The result of one pass over a data set."""
 
-    lines: list[str]  # one line per seed, then mean and ensemble; empty for one seed
+    lines: list[str]  # one per seed, then the mean and the ensemble; empty for one seed
     sums: Sums  # the metric sums over the predictions of all seeds
     best: Sums  # the metric sums for the ensemble, or for the only seed
     figures: dict[str, Any]  # see metrics.report

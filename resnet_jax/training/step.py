@@ -51,7 +51,7 @@ def train_step(
     local_bn: Mesh | None = None,
     ema_decay: EmaDecay = 0.0,
 ) -> tuple[TrainState, metrics.Sums]:
-    """Takes one step on the mean cross-entropy of `batch`; returns (state, sums).
+    """Takes one gradient step on `batch`'s mean cross-entropy; returns (state, sums).
 
     Args:
       trainable: a predicate on PyTorch names that is true for the parameters to update.
@@ -125,7 +125,7 @@ def make_train_step(
     local_bn: Mesh | None = None,
     ema_decay: EmaDecay = 0.0,
 ) -> Step:
-    """Returns train_step as a function of (state, batch, key), not yet compiled."""
+    """Returns train_step as an uncompiled function of (state, batch, key)."""
     return partial(
         partial(train_step, model, tx, augment),
         trainable=trainable,
@@ -243,7 +243,7 @@ def _accumulated(
 def compile_step(
     step: Step, state: TrainState, loader: Loader, key: jax.Array
 ) -> tuple[Callable[[TrainState, Batch], tuple[TrainState, metrics.Sums]], float]:
-    """Returns `step` compiled for the loader's batches, and the seconds this took.
+    """Compiles `step` for the loader's batches; returns it and the time in seconds.
 
     No step is run. Call the compiled step as step(state, batch); it donates `state`.
     For a batch [steps, rows], it runs several steps and returns the sums of each step.

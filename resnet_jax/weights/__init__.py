@@ -1,4 +1,4 @@
-"""Reads and writes weights of PyTorch and other libraries."""
+"""Reads and writes weights in the formats of PyTorch and other libraries."""
 
 import lazy_loader
 

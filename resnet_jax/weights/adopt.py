@@ -145,9 +145,9 @@ def _check_normalization(
         numbers = _normalization_in(one, channels)
         if numbers is not None and title == chosen.key:
             raise DataError(
-                f"{path} normalizes images itself, with {numbers}: save only the "
-                "state_dict of the network inside it, and pass these numbers to "
-                "--normalize"
+                f"{path} holds a network that normalizes images itself, with "
+                f"{numbers}: save only the state_dict of the inner network, and pass "
+                "these numbers to --normalize"
             )
         if numbers is not None:
             log.info(
@@ -223,10 +223,10 @@ def _describe_head(
         )
     if found.rest:
         return (
-            f"ends in {_list(found.rest[:4])}, not in a single linear layer of "
-            f"{shape[1]} features: {remedy}"
+            f"ends in {_list(found.rest[:4])}, not in a single linear layer with "
+            f"{shape[1]} input features: {remedy}"
         )
-    return f"has no last layer of {shape[1]} features: {remedy}"
+    return f"has no last layer with {shape[1]} input features: {remedy}"
 
 
 def _describe_empty(value: Any) -> str:
@@ -234,8 +234,9 @@ def _describe_empty(value: Any) -> str:
     modules = _modules(value)
     if modules:
         return (
-            f"holds a whole module, {match.describe(modules[0])}, which only its own "
-            "code can read: save model.state_dict() instead"
+            f"holds a whole module, {match.describe(modules[0])}, which can be "
+            "loaded only with the code that defines it: save model.state_dict() "
+            "instead"
         )
     if isinstance(value, dict) and any(isinstance(v, dict) for v in dict.values(value)):
         return "holds no named tensors: save model.state_dict()"

@@ -26,7 +26,7 @@ def load_into(
 ) -> TrainState:
     """Returns the initial `state`, with pretrained weights if `cfg` names any.
 
-    With several seeds, a last layer that is not loaded differs between the seeds.
+    With several seeds, a last layer that is not pretrained differs between the seeds.
     Without pretrained weights, a whitening layer (see models/whitening.py) is fitted to
     the training images.
 

@@ -14,7 +14,7 @@ from resnet_jax.weights.published import IMAGENET
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 
-# The names of networks in timm and torchvision, by layer type and blocks per stage.
+# Network names in timm and torchvision, keyed by layer type and blocks per stage.
 _FAMILY = {
     ("basic", (2, 2, 2, 2)): "resnet18",
     ("basic", (3, 4, 6, 3)): "resnet34",
@@ -23,31 +23,31 @@ _FAMILY = {
     ("bottleneck", (3, 8, 36, 3)): "resnet152",
 }
 _WIDTHS = {"basic": (64, 128, 256, 512), "bottleneck": (256, 512, 1024, 2048)}
-# timm's arguments that change neither the architecture nor the names of the weights.
+# timm's model arguments that change neither the architecture nor the weights' names.
 _HARMLESS = {
     *("in_chans", "num_classes", "drop_rate", "drop_path_rate", "drop_block_rate"),
     *("zero_init_last", "img_size"),
 }
-# Pillow's interpolation methods, by number.
+# Pillow's interpolation methods, in the order of their numeric values.
 _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
-# The maximum image side, and the smallest that ConvNextImageProcessor does not crop.
+# The maximum image side, and the smallest that ConvNextImageProcessor never crops.
 _MAX_SIDE, _SQUASHED = 4096, 384
 T = TypeVar("T")
 
 
 class Described(NamedTuple):
-    """What a folder's JSON files say about its weights. Missing fields are None."""
+    """The description of weights in a folder's JSON files. Missing fields are None."""
 
     architecture: str | None  # a key of published.IMAGENET, or None
     num_classes: int | None  # 0 for a network without a head
     in_channels: int
-    mean: tuple[float, ...] | None  # per channel, of images scaled to [0, 1]
+    mean: tuple[float, ...] | None  # per channel, for images scaled to [0, 1]
     std: tuple[float, ...] | None
-    crop: int | None  # side of the network's square input
-    resize: int | None  # shorter side after resizing; None for other kinds of resizing
+    crop: int | None  # side length of the network's square input
+    resize: int | None  # length to which the shorter side is resized, or None
     interpolation: str | None  # nearest, bilinear, bicubic, lanczos, box or hamming
     class_names: tuple[str, ...] | None
-    stride_in_1x1: bool  # whether a bottleneck's first convolution has the stride
+    stride_in_1x1: bool  # whether a bottleneck's stride is in its first convolution
     stated: str  # description of the architecture, for messages
 
 
@@ -130,7 +130,7 @@ def _of_transformers(config: Mapping[str, Any]) -> Described:
     is_ours = is_usual and widths == _WIDTHS.get(layer)
     labels = _get(config, "id2label", _object)
     is_head = config.get("architectures") == ["ResNetForImageClassification"]
-    without = 2 if is_head else None  # transformers does not save its default of two
+    without = 2 if is_head else None  # transformers omits the default of two labels
     classes = without if labels is None else len(labels)
     names = _names(labels, "id2label") if labels is not None else ()
     if all(name == f"LABEL_{index}" for index, name in enumerate(names)):
@@ -154,7 +154,7 @@ def _with_processor(described: Described, content: Mapping[str, Any]) -> Describ
     factor = _get(content, "rescale_factor", _number)
     is_scaled = factor is None or math.isclose(factor, 1 / 255, rel_tol=1e-3)
     if not is_scaled or content.get("do_rescale") is False:
-        raise ValueError("its images are not scaled to [0, 1]")
+        raise ValueError("its preprocessing does not scale images to [0, 1]")
     channels = described.in_channels
     mean = _per_channel(content, "image_mean", channels)
     std = _per_channel(content, "image_std", channels)
@@ -197,7 +197,7 @@ def _resized(crop: int | None, crop_pct: float | None) -> int | None:
 
 
 def _one_each(names: Sequence[str] | None, classes: int | None) -> Any:
-    """Returns `names` as a tuple, or None if empty; there must be one per class."""
+    """Returns `names` as a tuple, or None if empty; requires one name per class."""
     if names and classes is not None and len(names) != classes:
         raise ValueError(f"it has {len(names)} names for {classes} classes")
     return tuple(names) if names else None
@@ -243,7 +243,7 @@ def _typed(kind: type[T]) -> Callable[[Any, str], T]:
 
 def _within(allowed: range) -> Callable[[Any, str], int]:
     def parse(value: Any, field: str) -> int:
-        if type(value) is not int or value not in allowed:  # True is not an int here
+        if type(value) is not int or value not in allowed:  # rejects bools
             raise _wrong(value, field)
         return value
 

@@ -22,7 +22,7 @@ _SHOWN = 5  # maximum number of names of each kind in an error message
 
 
 def _by_name(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Maps PyTorch's names to the leaves of `variables`, in the order of the tree."""
+    """Maps PyTorch's names to the leaves of `variables`, in the tree's order."""
     leaves = jax.tree_util.tree_leaves_with_path(dict(variables))
     return {torch_names.torch_name(path[1:]): leaf for path, leaf in leaves}
 
@@ -56,10 +56,10 @@ def from_torch(
         entries in `state_dict` are ignored.
 
     Raises:
-      DataError: if any of the network's names are missing, if its modules contain
-        unexpected names, or if shapes differ. The message lists the first five names of
-        each kind. Arrays outside the network's modules cause no error; a log line gives
-        their number.
+      DataError: if `state_dict` lacks any of the network's names, has unexpected names
+        in the network's modules, or has arrays with wrong shapes. The message lists the
+        first five names of each kind. Arrays outside the network's modules cause no
+        error; a log line gives their number.
     """
     shapes = shapes_of(variables)
     wanted = {n: s for n, s in shapes.items() if not torch_names.is_in(n, skip)}
@@ -74,8 +74,8 @@ def from_torch(
     if len(found) > 1:
         labels = " and ".join(repr(one.label) for one in found)
         raise DataError(
-            f"the state_dict holds several networks that fit, under {labels}: pass "
-            "only one of them"
+            "the state_dict contains several networks that fit, under the prefixes "
+            f"{labels}: pass only one of them"
         )
     if len(found) == 1 and not found[0].misshapen:
         renamed = with_names_of(found[0], given, last if head is None else head)
@@ -95,13 +95,13 @@ def from_torch(
 def with_names_of(
     found: Match, dictionary: Mapping[str, Any], head: str | None
 ) -> dict[str, Any]:
-    """Returns `dictionary` with the weights in `found` under the network's names."""
+    """Returns `dictionary`, with the weights in `found` renamed as in the network."""
     names = dict(found.names)
     if head is not None and found.head is not None:
         theirs = match.head_names(found.head)
         names |= dict(zip((f"{head}.weight", f"{head}.bias"), theirs, strict=True))
         if found.head.rpartition(".")[2] != head:
-            log.info("weights: %s is read as %s", found.head, head)
+            log.info("weights: the layer %s is read as %s", found.head, head)
     taken = set(names.values())
     rest = {
         name: value
@@ -144,7 +144,7 @@ def fill(
 
 
 def shapes_of(variables: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Maps the PyTorch names of all leaves to their shapes in PyTorch."""
+    """Maps the PyTorch names of all leaves to their PyTorch shapes."""
     return {name: _torch_shape(leaf) for name, leaf in _by_name(variables).items()}
 
 
@@ -177,7 +177,7 @@ def _torch_shape(leaf: Any) -> tuple[int, ...]:
 def list_problems(
     found: Mapping[str, Any], wanted: Mapping[str, tuple[int, ...]]
 ) -> str:
-    """Lists missing and unexpected names and wrong shapes; returns "" if all fit."""
+    """Lists missing or unexpected names and wrong shapes, or returns "" if all fit."""
     kinds = {
         "missing": [name for name in wanted if name not in found],
         "unexpected": [

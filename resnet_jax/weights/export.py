@@ -1,4 +1,4 @@
-"""Exports a network as PyTorch weights, config.json and a model card."""
+"""Exports a network as PyTorch weights, along with config.json and a model card."""
 
 import importlib.metadata
 import platform
@@ -23,14 +23,15 @@ _VERSIONS = ("resnet-flax-linen", "jax", "flax", "numpy", "safetensors")
 def write(directory: Path, variables: Mapping[str, Any], info: dict[str, Any]) -> None:
     """Writes model.safetensors, config.json and README.md into `directory`.
 
-    The weights have torchvision's names and layouts. The weights file is written last.
+    The weights use torchvision's parameter names and layouts. The weights file is
+    written last.
 
     Args:
-      directory: the folder to write; it is created if necessary.
+      directory: the folder to write to; it is created if necessary.
       variables: the network's variables.
       info: the fields model, dataset, class_names, preprocessing and metrics of
-        config.json. This function adds the fields parameters, sha256 and versions, and
-        the fields that timm reads.
+        config.json. This function adds the fields parameters, sha256 and versions, as
+        well as the fields that timm reads.
 
     Raises:
       ConfigError: if `directory` cannot be written to, or holds a network in another
@@ -48,15 +49,15 @@ def write(directory: Path, variables: Mapping[str, Any], info: dict[str, Any]) -
 
 
 def check_free(directory: Path, name: str) -> None:
-    """Raises ConfigError if `directory` holds a network in a file other than `name`.
+    """Raises ConfigError if `directory` contains a network in a file other than `name`.
 
     config.json and the model card can describe only one file.
     """
     others = sorted(one.name for one in directory.glob("model.*") if one.name != name)
     if others:
         raise ConfigError(
-            f"{directory} holds {others[0]} with its own config.json: choose another "
-            "folder"
+            f"{directory} contains {others[0]}, which has its own config.json: "
+            "choose another folder"
         )
 
 
@@ -70,15 +71,15 @@ def write_folder(
     usage: str,
     tag: str,
 ) -> None:
-    """Writes config.json, README.md and finally the file `name`.
+    """Writes config.json and README.md, and then the file `name`.
 
     Args:
       directory: see write.
-      name: the name of the file with the network.
-      save: a function that writes the file to the path that it receives.
+      name: the name of the file that contains the network.
+      save: a function that writes this file to the path that it receives.
       info: see write.
       variables: see write.
-      usage: the section of the model card on how to use the file.
+      usage: the model card's section on how to use the file.
       tag: the model card's tag for the file format.
 
     Raises:
@@ -132,7 +133,7 @@ def _for_timm(info: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_torchvisions(model: Mapping[str, Any]) -> bool:
-    """Returns whether torchvision and timm have this network, apart from its stem."""
+    """Returns whether torchvision and timm provide this network, ignoring its stem."""
     usual = {"skip": True, "norm": "batch", "stride_in_1x1": False}
     return (
         model["model"] in IMAGENET
@@ -142,12 +143,12 @@ def is_torchvisions(model: Mapping[str, Any]) -> bool:
 
 
 def is_timms(model: Mapping[str, Any]) -> bool:
-    """Returns whether timm has this network with the same name and stem."""
+    """Returns whether timm provides this network with the same name and stem."""
     return is_torchvisions(model) and model.get("stem") in (None, "imagenet")
 
 
 def versions() -> dict[str, str | None]:
-    """Returns the versions of Python and the main packages; None for missing ones."""
+    """Returns the versions of Python and the main packages (None if not installed)."""
     found = {name: version(name) for name in _VERSIONS}
     return {"python": platform.python_version(), **found}
 
@@ -156,7 +157,7 @@ def version(name: str) -> str | None:
     """Returns the version of the package `name`, or None if it is not installed."""
     try:
         return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:  # e.g., in an uninstalled checkout
+    except importlib.metadata.PackageNotFoundError:  # e.g., if run from a checkout
         return None
 
 
@@ -227,7 +228,7 @@ model = torchvision.models.{model}(num_classes={len(classes)})
 {stem}model.load_state_dict(load_file("model.safetensors"))
 ```
 """
-    return f"""The weights in `model.safetensors` have torchvision's names and layouts.
+    return f"""The weights in `model.safetensors` use torchvision's names and layouts.
 
 ```python
 {code}```

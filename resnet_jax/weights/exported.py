@@ -27,8 +27,8 @@ def is_exported(path: str | Path) -> bool:
 def read_info(directory: str | Path) -> dict[str, Any]:
     """Reads the config.json of an exported folder.
 
-    In the result, the field "model" describes the network, even if an older version
-    wrote the file.
+    In the result, the field "model" describes the network, even if an older version of
+    this package wrote the file.
 
     Raises:
       DataError: if the file is missing, or `export` did not write it.
@@ -36,7 +36,7 @@ def read_info(directory: str | Path) -> dict[str, Any]:
     path = Path(directory) / CONFIG
     try:
         info = files.read_json(path)
-        if "model" not in info:  # an older file, which timm could not read
+        if "model" not in info:  # an older file, which timm cannot read
             info["model"] = info["architecture"]
         model, shown = info["model"], info["preprocessing"]
         model_config(model)
@@ -55,7 +55,7 @@ def read_info(directory: str | Path) -> dict[str, Any]:
             and all(type(side) is int and side in _SIDES for side in sizes)
         )
         if not known:
-            raise ValueError("it is not what `export` writes")
+            raise ValueError("some fields are not in the form that `export` writes")
     except (ConfigError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} does not describe an exported network ({error!r}): export it again"

@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 PREFIX = "hf-hub:"
 # Files that describe the weights.
 _DESCRIPTIONS = ("config.json", "preprocessor_config.json")
-# Names of files that training tools write in formats for weights but without weights.
+# Training tools write files with these names in weights formats, but the files contain
+# no weights.
 _NOT_WEIGHTS = re.compile(
     r"(training_args|optimizer|scheduler|scaler|rng_state|random_states)[\w.-]*"
 )
@@ -35,7 +36,7 @@ class _Silent(tqdm):  # type: ignore[misc]
 
 
 def is_hub(source: str) -> bool:
-    """Returns whether `source` names a repository on the Hub: "hf-hub:OWNER/NAME"."""
+    """Returns whether `source` names a Hub repository (as in "hf-hub:OWNER/NAME")."""
     return source.startswith(PREFIX)
 
 
@@ -44,9 +45,9 @@ def fetch(source: str) -> Path:
 
     Downloads use huggingface_hub, which reads HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE,
     HF_ENDPOINT and HF_TOKEN when it is first imported. Only the weights (see choose)
-    and the JSON files that describe them are downloaded. If the Hub does not answer,
-    the cached copy is used, and a warning is logged. The sha256 of each large file is
-    checked every time.
+    and the JSON files that describe them are downloaded. If the request to the Hub
+    fails, the cached copy is used, and a warning is logged. The sha256 of each large
+    file is verified on every call.
 
     Args:
       source: "hf-hub:OWNER/NAME", or "hf-hub:OWNER/NAME@REVISION" for a branch, tag or
@@ -122,7 +123,7 @@ def choose(names: Iterable[str], where: str) -> tuple[str, ...]:
         several += others
     if several:
         raise DataError(
-            f"{where} has several weights files, {_listed(several)}, but no "
+            f"{where} has several weights files ({_listed(several)}) but no "
             "model.safetensors: download the one that you want, and pass its path"
         )
     raise DataError(
@@ -139,8 +140,9 @@ def _shards(files: list[str], stem: str, suffix: str, where: str) -> list[str]:
     numbers = [int(match[1]) for match in found.values()]
     if len(totals) != 1 or sorted(numbers) != list(range(1, max(totals) + 1)):
         raise DataError(
-            f"{where} has an index of {stem}{suffix}, but not all of its shards (it "
-            f"has {_listed(sorted(found)) or 'none'}): choose another revision"
+            f"{where} has the index of a sharded {stem}{suffix}, but not all of its "
+            f"shards (found: {_listed(sorted(found)) or 'none'}): choose another "
+            "revision"
         )
     return list(found)
 
@@ -150,7 +152,7 @@ def _is_other(name: str) -> bool:
 
 
 def _listed(names: list[str]) -> str:
-    more = f", ... ({len(names)} in all)" if len(names) > _SHOWN else ""
+    more = f", ... ({len(names)} in total)" if len(names) > _SHOWN else ""
     # File names in a repository can contain any characters.
     shown = (name if name.isprintable() else ascii(name) for name in names[:_SHOWN])
     return first_line(", ".join(shown)) + more if names else ""
@@ -228,8 +230,8 @@ def _checked(folder: Path, name: str) -> Path:
             is_named = re.fullmatch("[0-9a-f]{64}", blob.name) is not None
             if is_named and file_digest(path) != blob.name:
                 raise DataError(
-                    f"{name}: {file} is damaged (its sha256 is not the Hub's): remove "
-                    f"{folder / blob} and try again"
+                    f"{name}: {file} is damaged (its sha256 differs from the Hub's): "
+                    f"remove {folder / blob} and try again"
                 )
     except OSError as error:
         raise DataError(f"{folder} cannot be read ({error.strerror})") from None
@@ -247,10 +249,11 @@ def _reason(hub: ModuleType, name: str, error: BaseException) -> str:
     chain = _chain(error)
     host, cache = constants.ENDPOINT, constants.HF_HUB_CACHE
     for kind, reason in {
-        errors.GatedRepoError: f"{host} requires a token with access to {name}: accept "
-        "its terms there, and set HF_TOKEN",
-        errors.RepositoryNotFoundError: f"{host} has no repository {name}, or it is "
-        "private: check the name, or set HF_TOKEN",
+        errors.GatedRepoError: f"{host} requires a token with access to {name}: "
+        "accept the repository's terms, and set HF_TOKEN",
+        errors.RepositoryNotFoundError: f"{host} has no repository {name}, or the "
+        "repository is private: check the name, or "
+        "set HF_TOKEN",
         errors.RevisionNotFoundError: f"{host} has no such revision: {name}",
         errors.OfflineModeIsEnabled: f"{name} is not in the cache {cache}, and "
         "HF_HUB_OFFLINE is set: unset it to download the repository",
@@ -261,12 +264,12 @@ def _reason(hub: ModuleType, name: str, error: BaseException) -> str:
         if isinstance(cause, errors.HfHubHTTPError):
             status = cause.response.status_code
             hint = ": check HF_TOKEN" if status in (401, 403) else ": try again"
-            return f"{host} answered {status} for {name}{hint}"
+            return f"{host} returned HTTP status {status} for {name}{hint}"
     cause = chain[-1]
     if isinstance(cause, OSError) and _is_of_disk(cause, cache):
         return (
-            f"the cache {cache} cannot be written ({cause.strerror}): "
-            "choose another HF_HUB_CACHE"
+            f"the cache {cache} cannot be written to ({cause.strerror}): set "
+            "HF_HUB_CACHE to another folder"
         )
     what = f"{type(cause).__name__}: {first_line(cause)}"
     return f"{name} cannot be fetched from {host} ({what}): try again"
@@ -274,7 +277,7 @@ def _reason(hub: ModuleType, name: str, error: BaseException) -> str:
 
 def _is_of_disk(error: OSError, cache: str) -> bool:
     """Returns whether `error` means that the folder `cache` cannot be written to."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):  # these errors name no file
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):  # raised without a file name
         return True
     path = str(error.filename or "")
     return bool(path) and (path.startswith(cache) or cache.startswith(path))

@@ -1,4 +1,4 @@
-"""Locates and describes weights that are given by name, as a file or as a folder."""
+"""Locates and describes weights, which may be given as a name, a file or a folder."""
 
 import contextlib
 import logging
@@ -40,7 +40,7 @@ class Network(NamedTuple):
     in_channels: int
     normalize: str  # see data.augment.parse_normalization
     resize: int | None  # length of the shorter side, in pixels
-    crop: int | None  # side of the square that the network sees
+    crop: int | None  # side length of the network's square input
     interpolation: str
     class_names: tuple[str, ...] | None
     dataset: str  # the name of the dataset; "folder" for images of any size
@@ -58,7 +58,7 @@ def locate(source: str, model: str | None = None) -> Path:
     Args:
       source: a path; imagenet or imagenet-v2 for torchvision's weights of `model`;
         hf-hub:OWNER/NAME for weights on the Hugging Face Hub; or a name in SHIPPED.
-      model: the model's name, which only imagenet and imagenet-v2 need.
+      model: the model's name, which is needed only for imagenet and imagenet-v2.
 
     Raises:
       ConfigError: if torchvision has no such weights for `model`, or if an hf-hub
@@ -77,8 +77,8 @@ def locate(source: str, model: str | None = None) -> Path:
 def describe(source: str, path: Path, model: str | None = None) -> Network | None:
     """Returns a description of the weights, or None if there is none.
 
-    For example, a weights file without a config.json next to it has no description. The
-    description of an architecture that this package does not have is ignored.
+    For example, a weights file without a config.json next to it has no description.
+    Descriptions of architectures that this package does not support are ignored.
 
     Args:
       source: see locate.
@@ -109,8 +109,8 @@ def describe(source: str, path: Path, model: str | None = None) -> Network | Non
     resize, crop = found.resize or found.crop, found.crop or found.resize
     if (resize, crop) != (found.resize, found.crop) and crop is not None:
         log.info(
-            "weights: %s: resizing the shorter side to %d and center-cropping to %d, "
-            "because config.json does not specify both",
+            "weights: %s: resizing the shorter side to %d and center-cropping to "
+            "%d, because config.json does not specify both sizes",
             *(path, resize, crop),
         )
     known = Network(
@@ -136,7 +136,7 @@ def describe(source: str, path: Path, model: str | None = None) -> Network | Non
 
 
 def _normalization_of(path: Path, found: config_json.Described) -> str:
-    """Returns a folder's normalization by name or, if it has no name, as MEAN/STD."""
+    """Returns the name of a folder's normalization or, if it has none, MEAN/STD."""
     if found.mean is None or found.std is None:
         log.info("weights: %s does not specify a normalization: using imagenet", path)
         return "imagenet"
@@ -150,7 +150,7 @@ def refuse_unknown(source: str, path: Path) -> NoReturn:
     """Raises an error that explains why the network for the weights is unknown.
 
     Raises:
-      ConfigError: if nothing says which network the weights at `path` belong to.
+      ConfigError: if nothing specifies which network the weights at `path` belong to.
       DataError: if the network is not supported, or its description is damaged.
     """
     if path.is_dir() and (path / exported.CONFIG).is_file():
@@ -159,8 +159,8 @@ def refuse_unknown(source: str, path: Path) -> NoReturn:
             raise DataError(f"{path} holds {stated}, which is not supported")
         exported.read_info(path)
     raise ConfigError(
-        f"{source} does not say which network it has: "
-        f"use --weights {source} --model NAME"
+        f"{source} does not specify which network it contains: use --weights "
+        f"{source} --model NAME"
     )
 
 
@@ -203,9 +203,10 @@ def _interpolation(shown: dict[str, Any]) -> str:
 
 
 def normalization(source: str | None, model: str | None = None) -> str | None:
-    """Returns the normalization for the weights in `source`; None if `source` is None.
+    """Returns the normalization that `source` requires, or None if `source` is None.
 
-    For bare weights files, which specify no normalization, ImageNet's is returned.
+    ImageNet's normalization is returned for bare weights files, which do not specify
+    one.
     """
     if source is None:
         return None
@@ -226,12 +227,13 @@ def read_weights(path: Path) -> Content:
 
 
 def _published_file(source: str, model: str) -> Path:
-    """Returns the path of torchvision's weights file, downloading it if not cached."""
+    """Returns the path of torchvision's weights file, downloading it if necessary."""
     known = _PUBLISHED[source]
     if model not in known:
         raise ConfigError(
             f"{model} has no {source.replace('imagenet', 'ImageNet')} weights, but "
-            f"{', '.join(known)} do; for another network, pass a file to --pretrained"
+            f"{', '.join(known)} have them; for another network, pass a weights file "
+            "to --pretrained"
         )
     name = known[model]
     for folder in weights_folders():
@@ -245,14 +247,14 @@ def _published_file(source: str, model: str) -> Path:
         download.fetch(URL + name, prefix, cache / name)
     except (DataError, OSError) as error:
         raise DataError(
-            f"{name} cannot be fetched ({error}): download {URL}{name} "
-            f"(its sha256 begins {prefix}) into {cache}"
+            f"{name} cannot be fetched ({error}): download {URL}{name} (its sha256 "
+            f"starts with {prefix}) to {cache}"
         ) from None
     return cache / name
 
 
 def weights_folders() -> list[Path]:
-    """Returns the cache folders for published weights: our own and torch.hub's."""
+    """Returns this package's and torch.hub's cache folders for published weights."""
     found = []
     with contextlib.suppress(FileNotFoundError):  # no home folder
         found.append(files.cache_dir())

@@ -19,11 +19,11 @@ class Match(NamedTuple):
     prefix: str  # prefix of the names in the dictionary, ending in a dot
     table: str  # see names.TABLES
     names: dict[str, str]  # maps network names, except the head's, to names in the file
-    head: str | None  # name of the only other linear layer in the file, if any
+    head: str | None  # name of the only unmatched linear layer, if any
     head_key: str  # key of the dictionary that contains the head
     rest: tuple[str, ...]  # unmatched names, if there is no head
     misshapen: tuple[str, ...]  # the network's names for weights whose shapes differ
-    num_unused: int  # number of other tensors in the dictionary
+    num_unused: int  # number of unmatched tensors in the dictionary
 
     @property
     def label(self) -> str:
@@ -32,7 +32,7 @@ class Match(NamedTuple):
 
 
 def dictionaries(content: Any) -> dict[str, dict[str, Any]]:
-    """Returns those dictionaries in a file that contain arrays, by their dotted keys.
+    """Maps dotted keys to those dictionaries in a file that contain arrays.
 
     This function calls dict's own methods because a pickle can override the methods of
     an OrderedDict.
@@ -86,7 +86,7 @@ def find(content: Any, shapes: Shapes, head: str | None) -> list[Match]:
       content: the content of a file.
       shapes: the shapes of a network's parameters and running statistics, by name.
       head: the name of the network's last layer, or None. The file may lack this layer
-        or have another name for it.
+        or use another name for it.
 
     Returns:
       The matches, without duplicates. Matches with wrong shapes are returned only if
@@ -200,7 +200,7 @@ def _counts(name: str, value: Any) -> bool:
 
 
 def _nearest(rest: dict[str, str], prefix: str) -> dict[str, str]:
-    """Returns the names in `rest` that share the most leading parts of `prefix`."""
+    """Returns the names in `rest` that share the most leading parts with `prefix`."""
     parts = prefix.split(".")[:-1]
     for count in range(len(parts), 0, -1):
         around = ".".join(parts[:count]) + "."
@@ -227,7 +227,7 @@ def _linear(
 def _distinct(
     found: list[Match], inside: Mapping[str, Mapping[str, Any]]
 ) -> list[Match]:
-    """Keeps one of several matches with equal values, preferably one with a head."""
+    """Keeps only one of the matches with equal values, preferably one with a head."""
 
     def is_same(names: Iterable[Any], others: Iterable[Any]) -> bool:
         pairs = zip(names, others, strict=True)
@@ -256,7 +256,7 @@ def _head(match: Match, inside: Mapping[str, Mapping[str, Any]]) -> list[Any]:
 def _without_rivals(
     match: Match, others: list[Match], inside: Any, width: int
 ) -> Match:
-    """Returns the match, without its head if another layer could also be the head."""
+    """Returns the match, dropping its head if another layer could also be the head."""
     if match.head is None or match.head_key != match.key:
         return match
     dictionary = inside[match.key]

@@ -41,7 +41,7 @@ def check_installed() -> None:
 def write(directory: Path, network: Network, info: dict[str, Any]) -> None:
     """Writes model.onnx, config.json and a model card into `directory`.
 
-    The graph takes normalized float32 `images` [batch, C, H, W] of any batch size and
+    The graph takes normalized float32 `images` [batch, C, H, W] with any batch size and
     returns `logits` [batch, num_classes]. It computes in float32, with BatchNorm folded
     into the preceding convolutions.
 
@@ -149,7 +149,7 @@ def _session(graph: bytes) -> Callable[[np.ndarray], np.ndarray]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # errors are raised, so they need no log
+    options.log_severity_level = 4  # errors are raised, so they need not be logged
     session = onnxruntime.InferenceSession(
         graph, options, providers=["CPUExecutionProvider"]
     )
@@ -172,7 +172,7 @@ def _usage(info: dict[str, Any]) -> str:
     shape = ", ".join(map(str, known["input"]["shape"]))
     _, channels, height, width = known["input"]["shape"]
     return f"""`{FILE}` (opset {OPSET}) takes normalized float32 `{INPUT}` [{shape}], \
-in which the channels come first, in batches of any size. It returns `{OUTPUT}` \
+with the channels first, in batches of any size. It returns `{OUTPUT}` \
 [batch, {len(info["class_names"])}]. On test images, onnxruntime's logits differ from \
 JAX's by at most {known["difference"]:.1e} relative to the largest logit.
 

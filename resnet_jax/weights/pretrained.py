@@ -59,7 +59,9 @@ def begin_from(
     own = getattr(model, "stride_in_1x1", False)
     if known is not None and known.model.stride_in_1x1 != own:
         flag = "--stride-in-1x1" if known.model.stride_in_1x1 else "--no-stride-in-1x1"
-        raise ConfigError(f"{source} has its strides in other layers: use {flag}")
+        raise ConfigError(
+            f"{source} has its strides in different layers than the model: use {flag}"
+        )
     content = hub.read_weights(path)
     new_head = True if reset_head else None
     found, _ = adopt(content, variables, model, name=name, key=key, new_head=new_head)
@@ -80,8 +82,9 @@ def _parse(given: str) -> tuple[str, str | None]:
         return source, None
     raise ConfigError(
         f"{source} is not a pretrained network: choose one of "
-        f"{', '.join((*SHIPPED, *IMAGENET))}, {next(iter(IMAGENET_V2))}-v2 and so on, "
-        "hf-hub:OWNER/NAME, or a folder that `export`, timm or transformers wrote"
+        f"{', '.join((*SHIPPED, *IMAGENET))}, a -v2 variant such as "
+        f"{next(iter(IMAGENET_V2))}-v2, hf-hub:OWNER/NAME, or a folder that "
+        "`export`, timm or transformers wrote"
     )
 
 

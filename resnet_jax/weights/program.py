@@ -26,8 +26,8 @@ def make_logits(
 ) -> Callable[[jax.Array], jax.Array]:
     """Returns a function from images [batch, H, W, C] to logits [batch, num_classes].
 
-    The function uses only standard operations and none of this package's custom
-    operations. It can be traced with an unknown batch size.
+    The function uses only standard operations, not this package's custom operations. It
+    can be traced with a symbolic batch size.
     """
     model = model.clone(remat=False)  # remat affects only gradients
 
@@ -81,8 +81,9 @@ def check_agrees(
         differs = difference(found, expected)
         if not differs <= tolerance:  # false for NaN
             raise DataError(
-                f"{what} differ from JAX's by {differs:.1e} relative to the largest at "
-                f"a batch size of {size}, but only {tolerance:g} is allowed: {hint}"
+                f"{what} differ from JAX's by {differs:.1e} relative to the largest "
+                f"logit at a batch size of {size}, but only {tolerance:g} is "
+                f"allowed: {hint}"
             )
         largest = max(largest, differs)
     return largest

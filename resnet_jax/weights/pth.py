@@ -1,4 +1,4 @@
-"""Reads torch.save files without using torch and without running code in them."""
+"""Reads torch.save files without using torch or running any code in them."""
 
 import io
 import mmap
@@ -17,7 +17,7 @@ LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def read_zip(path: Path) -> Any:
-    """Reads the object in a torch.save zip file, with tensors as NumPy arrays.
+    """Reads the object in a torch.save zip file, converting tensors to NumPy arrays.
 
     Raises:
       RefusedError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError, KeyError,
@@ -31,8 +31,8 @@ def read_zip(path: Path) -> Any:
         # own size may be a zip bomb.
         if sum(info.file_size for info in entries.values()) > path.stat().st_size:
             raise unpickle.UnreadableError(
-                "unpacks to more than its own size, unlike files from torch.save: it "
-                "is a zip bomb, or was compressed again"
+                "unpacks to more than its own size, unlike files from torch.save: "
+                "it is a zip bomb or has been recompressed"
             )
         pickles = [name for name in entries if name.split("/", 1)[-1] == "data.pkl"]
         if len(pickles) != 1:
@@ -46,12 +46,17 @@ def read_zip(path: Path) -> Any:
             if key not in storages:
                 content = archive.read(f"{prefix}data/{key}")  # checks the CRC
                 if len(content) != count * np.dtype(dtype).itemsize:
-                    raise ValueError(f"storage {key} has {len(content)} bytes")
+                    raise ValueError(
+                        f"storage {key} has {len(content)} bytes, not the expected "
+                        "number"
+                    )
                 storages[key] = np.frombuffer(content, dtype)
             return storages[key]
 
         if entries[pickles[0]].file_size > unpickle.MAX_PICKLE:
-            raise unpickle.UnreadableError("has a pickle too large for weights")
+            raise unpickle.UnreadableError(
+                "contains a pickle that is too large for a weights file"
+            )
         return unpickle.load(io.BytesIO(archive.read(pickles[0])), load)
 
 
@@ -64,7 +69,7 @@ def read_legacy(path: Path) -> Any:
         if key not in storages:
             if not 0 <= count * np.dtype(dtype).itemsize <= size:
                 raise ValueError(
-                    f"storage {key} of {count} elements does not fit in the file"
+                    f"storage {key} with {count} elements does not fit in the file"
                 )
             storages[key] = np.zeros(count, dtype)
         return storages[key]
@@ -72,8 +77,8 @@ def read_legacy(path: Path) -> Any:
     def plain(file: mmap.mmap) -> Any:
         return unpickle.load(file, allocate)
 
-    # The file is memory-mapped because a damaged length would make an ordinary read()
-    # allocate that much memory.
+    # The file is memory-mapped because, with an ordinary read(), a damaged length could
+    # cause a huge allocation.
     with (
         path.open("rb") as opened,
         mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as file,
@@ -88,7 +93,9 @@ def read_legacy(path: Path) -> Any:
             storage = storages[key]
             count = int.from_bytes(file.read(8), "little")
             if count != len(storage):
-                raise ValueError(f"storage {key} has {count} elements")
+                raise ValueError(
+                    f"storage {key} has {count} elements, not the expected number"
+                )
             content_bytes = file.read(storage.nbytes)
             if len(content_bytes) != storage.nbytes:
                 raise EOFError("it ends in the middle of a storage")
@@ -99,5 +106,6 @@ def read_legacy(path: Path) -> Any:
 def _check_order(little: bool) -> None:
     if not little or sys.byteorder != "little":
         raise unpickle.UnreadableError(
-            "was written, or is read, on a big-endian machine"
+            "was written or is being read on a big-endian machine, which is not "
+            "supported"
         )

@@ -73,6 +73,6 @@ def check_name(path: Path) -> None:
 
 
 def is_shipped(source: str) -> bool:
-    """Returns whether `source` names weights in this package, not local files."""
+    """Returns whether `source` names this package's weights rather than local files."""
     lying = (source, f"{source}/config.json", f"{source}/model.safetensors")
     return source in SHIPPED and not any(map(os.path.isfile, lying))

@@ -21,29 +21,32 @@ from resnet_jax.weights.unpickle import UnreadableError
 
 WEIGHTS = "model.safetensors"
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".th", ".tar", ".zip")
-# Names of files that hold no weights; accelerate, transformers and fairseq write them.
+# Names of non-weights files written by accelerate, transformers and fairseq.
 _OTHERS = re.compile(
     r"(optimizer|scheduler|sampler|scaler|random_states|rng_state|training_args)"
 )
 _PART = re.compile(r"-\d{5}-of-\d{5}\.")
-# Weights can hardly be compressed, so a file in a .zip archive may be at most this many
-# times as large as the archive.
+# Weights compress poorly, so a file in a .zip archive may be at most this many times as
+# large as the archive.
 _MOST = 10
 
 # The first bytes of files in unsupported formats, and the error message for each.
 _MAGICS = {
-    b"\x89HDF": "is HDF5 (Keras): load it in Keras and save a state_dict",
+    b"\x89HDF": "is an HDF5 (Keras) file: load it in Keras and save a state_dict",
     b"\x1f\x8b": "is compressed with gzip: unpack it first",
     b"BZh": "is compressed with bzip2: unpack it first",
     b"\xfd7zXZ": "is compressed with xz: unpack it first",
     b"7z\xbc\xaf": "is a 7z archive: unpack it first",
-    b"\x93NUMPY": "is one NumPy array, not a state_dict",
-    b"GGUF": "is GGUF, which is not used for ResNets: pass a .safetensors or .pth file",
+    b"\x93NUMPY": "is a single NumPy array, not a state_dict",
+    b"GGUF": (
+        "is a GGUF file, a format not used for ResNets: pass a .safetensors or .pth "
+        "file"
+    ),
 }
 
 
 class Content(NamedTuple):
-    """The content of a weights file, including its shards if it is an index."""
+    """The content of a weights file or, if it is an index, of its shards."""
 
     path: Path
     value: Any  # tensors are NumPy arrays
@@ -69,7 +72,7 @@ def read(source: str | Path) -> Content:
 
 
 def _find(folder: Path) -> Path:
-    """Returns the weights file of a folder: one with a usual name, or the only one."""
+    """Returns a folder's weights file: one with a usual name or else the only one."""
     if (folder / ".metadata").is_file() or list(folder.glob("*.distcp")):
         raise DataError(
             f"{folder} is a distributed checkpoint: convert it to a file with `python "
@@ -119,7 +122,7 @@ def _read_file(path: Path, *, is_inside: bool = False) -> Any:
         raise DataError(f"{path} {error}") from None
     except unpickle.RefusedError as error:
         raise DataError(
-            f"{path} was refused, and nothing in it was run ({error}): save "
+            f"{path} was refused, and none of its code was run ({error}): save "
             "model.state_dict() instead"
         ) from None
     except (
@@ -137,7 +140,9 @@ def _read_by_content(path: Path, head: bytes, is_inside: bool) -> Any:
     if not head:
         raise DataError(f"{path} is empty: fetch it again")
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise DataError(f"{path} is a web page, not weights: fetch the file itself")
+        raise DataError(
+            f"{path} is a web page, not a weights file: download the file itself"
+        )
     if start.startswith(b"version https://git-lfs"):
         raise DataError(f"{path} is a Git LFS pointer: fetch it with `git lfs pull`")
     for magic, said in _MAGICS.items():
@@ -155,8 +160,8 @@ def _read_by_content(path: Path, head: bytes, is_inside: bool) -> Any:
         head[:1] == b"\x08" and head[2:3] in (b"\x12", b"\x3a")
     ):
         raise DataError(
-            f"{path} is ONNX, a program without PyTorch's names: save the state_dict "
-            "of the model that it was exported from"
+            f"{path} is an ONNX file, which lacks PyTorch's parameter names: save "
+            "the state_dict of the model that it was exported from"
         )
     if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
         raise DataError(
@@ -178,14 +183,14 @@ def _read_zip(path: Path, is_inside: bool = False) -> Any:
         parts = [name.split("/", 1)[-1] for name in names]
         if "constants.pkl" in parts or any(p.startswith("code/") for p in parts):
             raise DataError(
-                f"{path} is TorchScript, a program: save "
+                f"{path} is a TorchScript program, not a state dict: save "
                 "torch.jit.load(FILE).state_dict() instead"
             )
         if "data.pkl" in parts:
             return pth.read_zip(path)
         if "archive_format" in parts or any(p.endswith("model.json") for p in parts):
             raise DataError(
-                f"{path} is a program of torch.export: save "
+                f"{path} is a torch.export program, not a state dict: save "
                 "torch.export.load(FILE).state_dict instead"
             )
         if names and all(name.endswith(".npy") for name in names):
@@ -204,8 +209,8 @@ def _read_zip(path: Path, is_inside: bool = False) -> Any:
         if len(inside) != 1:
             found = ", ".join(info.filename for info in inside[:5]) or "none"
             raise DataError(
-                f"{path} is a .zip archive that does not hold exactly one weights file "
-                f"({found}): unpack it, and pass the file"
+                f"{path} is a .zip archive that does not contain exactly one weights "
+                f"file ({found}): unpack it, and pass the file that you want"
             )
         info = inside[0]
         if info.file_size > _MOST * path.stat().st_size:
@@ -228,7 +233,7 @@ def _read_index(path: Path) -> dict[str, np.ndarray]:
         names = sorted(set(parts.values()))
         plain = (Path(name).name == name for name in names)
         if not names or not all(plain) or any(n.endswith(".json") for n in names):
-            raise ValueError("it names no files next to it")
+            raise ValueError("it does not list files in its own folder")
     except (ValueError, KeyError, TypeError, AttributeError):
         raise DataError(
             f"{path} is JSON, but not an index of weights: pass the .safetensors or "
@@ -237,11 +242,11 @@ def _read_index(path: Path) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     for name in names:
         if not (path.parent / name).is_file():
-            raise DataError(f"{path} needs {name}, which is not next to it")
+            raise DataError(f"{path} needs {name}, which is not in the same folder")
         found |= _read_file(path.parent / name)
     if missing := sorted(parts.keys() - found.keys()):
         name = missing[0]
-        raise DataError(f"{path} names {name}, which {parts[name]} does not have")
+        raise DataError(f"{path} lists {name}, which {parts[name]} does not contain")
     return found
 
 
@@ -254,7 +259,7 @@ def _safetensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
                 yield name, file.get_tensor(name)
     except (AttributeError, TypeError) as error:  # NumPy lacks the type
         reason = first_line(error)
-        said = f"has tensors of a type that NumPy lacks: {reason}"
+        said = f"contains tensors of a type that NumPy does not support: {reason}"
         raise UnreadableError(said) from None
     except SafetensorError as error:
         raise ValueError(str(error)) from None

@@ -57,7 +57,7 @@ def explain(
             if set(one.misshapen) <= {"conv1.weight"}:
                 channels = _shape(dictionaries[one.key], one, "conv1.weight")[1]
                 if other == name and not options and channels == model.in_channels:
-                    return f"is a {other} without the options that were given"
+                    return f"is a {other} without the options that were set: omit them"
                 return f"is a {other}: use {_flags(other, options, channels)}"
     for pattern, kind in _OTHERS.items():
         shown = next((n for n in largest if re.search(pattern, n)), None)
@@ -75,7 +75,7 @@ def explain(
 def _shapes(
     name: str, make: Any, options: tuple[tuple[str, Any], ...]
 ) -> tuple[match.Shapes, str]:
-    """Returns (shapes, head) of the network `name`; `make` extends the cache key."""
+    """Returns (shapes, head) of the network `name`; `make` is only a cache key."""
     model: Any = create_model(name, num_classes=2, **dict(options))
     variables = variable_shapes(model, (_SIDE, _SIDE, model.in_channels))
     return convert.shapes_of(variables), model.head
@@ -90,15 +90,15 @@ def _explain_stem(
     _, channels, side, _ = _shape(dictionary, found, "conv1.weight")
     stem = {3: "cifar", 7: "imagenet"}.get(side)
     if stem is not None and stem != getattr(model, "stem", stem):
-        return f"has a first convolution of {side}x{side}: use --stem {stem}"
+        return f"has a first convolution with a {side}x{side} kernel: use --stem {stem}"
     if channels != model.in_channels:
         plural = "" if channels == 1 else "s"
         hint = f"use --in-channels {channels}"
         if channels not in (1, 3):
-            hint = f"--in-channels {channels} is not available for image files"
+            hint = f"--in-channels {channels} does not work with image files"
         return (
-            f"takes images with {channels} channel{plural}, but the network takes "
-            f"{model.in_channels}: {hint}"
+            f"takes images with {channels} channel{plural}, but the chosen network "
+            f"takes {model.in_channels}: {hint}"
         )
     return None
 

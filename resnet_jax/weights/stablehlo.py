@@ -26,7 +26,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 def write(directory: Path, network: Network, info: dict[str, Any]) -> None:
     """Writes model.stablehlo, config.json and a model card into `directory`.
 
-    The program takes normalized float32 images [batch, H, W, C] of any batch size and
+    The program takes normalized float32 images [batch, H, W, C] with any batch size and
     returns float32 logits [batch, num_classes]. It contains the weights. When it is
     called, it is compiled for a CPU, an NVIDIA GPU or a TPU.
 
@@ -65,7 +65,7 @@ def write(directory: Path, network: Network, info: dict[str, Any]) -> None:
 
 
 def convert(network: Network) -> bytearray:
-    """Converts a network to a program that is serialized by jax.export."""
+    """Converts a network to a program serialized by jax.export."""
     (batch,) = jax_export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *network.images.shape[1:]), jnp.float32)
 

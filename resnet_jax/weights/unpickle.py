@@ -24,9 +24,9 @@ DTYPES: dict[str, Any] = {
     "BoolStorage": np.bool_,
 }
 MAX_PICKLE = 2**26  # bytes; the names and shapes of a large network need 0.1 % of this
-_MAX_OPCODES = 2**20  # the pickle of a network with a thousand tensors has 50,000
+_MAX_OPCODES = 2**20  # a network with a thousand tensors needs 50,000
 _MAX_SIZE = 2**24  # number of objects, each counted once per reference
-_MAX_DEPTH = 200  # depth of nested objects
+_MAX_DEPTH = 200  # nesting depth of objects
 
 LoadStorage = Callable[[str, Any, int], np.ndarray]  # takes a key, a dtype and a count
 
@@ -116,8 +116,8 @@ _OPCODES = frozenset(
 class _Item(NamedTuple):
     """What is known about an object on the stack."""
 
-    size: int = 1  # number of objects in it
-    depth: int = 0  # levels of nested objects in it
+    size: int = 1  # number of objects in it, including itself
+    depth: int = 0  # number of nesting levels in it
     is_wide: bool = False  # whether it contains an integer of more than 63 bits
 
 
@@ -128,11 +128,11 @@ def _check_opcodes(file: io.BytesIO | mmap.mmap) -> None:
     """Raises an error if a pickle needs more resources than a network's weights do.
 
     Python's unpickler allocates a table as long as the largest index in a PUT opcode. A
-    pickle of a hundred bytes can describe a tuple with two references to a tuple that
-    has two references to another tuple, and so on. Hashing the outermost tuple as a key
-    would take forever, as would inserting many keys with equal hashes, such as large
-    integers. Hashing a deeply nested tuple would crash the process. To detect such
-    pickles, this function simulates the stack.
+    hundred-byte pickle can describe a tuple with two references to a second tuple,
+    which has two references to a third, and so on. Hashing the outermost tuple as a key
+    would take forever, as would inserting many keys with equal hashes, such as certain
+    large integers. Hashing a deeply nested tuple would crash the process. To detect
+    such pickles, this function simulates the stack.
     """
     stack: list[_Item] = []
     memo: dict[int, _Item] = {}
@@ -142,15 +142,21 @@ def _check_opcodes(file: io.BytesIO | mmap.mmap) -> None:
         num_opcodes += 1
         name = opcode.name
         if name not in _OPCODES:
-            raise RefusedError(f"it has the opcode {name}")
+            raise RefusedError(
+                f"it has the opcode {name}, which torch.save does not write"
+            )
         if num_opcodes > _MAX_OPCODES:
-            raise UnreadableError("has a pickle too long for a network's weights")
+            raise UnreadableError(
+                "contains a pickle that is too long for a network's weights"
+            )
         if name == "MARK":
             stack.append(_MARK)
         elif name.endswith("PUT") or name == "MEMOIZE":
             number = len(memo) if argument is None else int(str(argument))
             if number > num_opcodes:
-                raise ValueError(f"it gives an object the number {number}")
+                raise ValueError(
+                    f"it gives an object the number {number}, which is too large"
+                )
             memo[number] = stack[-1]
         elif name.endswith("GET"):
             stack.append(memo[int(str(argument))])
@@ -174,15 +180,17 @@ def _check_opcodes(file: io.BytesIO | mmap.mmap) -> None:
             whole = _Item(size, max(depths, default=0), is_wide)
             work += sum(one.size for one in parts)
             if max(whole.size, work) > _MAX_SIZE:
-                raise ValueError("its objects contain one another too often")
+                raise ValueError(
+                    "its objects contain too many references to one another"
+                )
             if whole.depth > _MAX_DEPTH:
-                raise ValueError("its objects contain one another too deeply")
+                raise ValueError("its objects are nested too deeply")
             if opcode.stack_after:
                 stack.append(whole)
 
 
 class _Unpickler(pickle.Unpickler):
-    """Unpickles tensors, numbers, strings and containers; replaces other objects."""
+    """Unpickles tensors, numbers, strings and containers, and replaces the rest."""
 
     def __init__(self, file: io.BytesIO, load_storage: LoadStorage) -> None:
         super().__init__(file, encoding="utf-8")
@@ -223,7 +231,7 @@ class _Ordered(OrderedDict[Any, Any]):
 
     def __init__(self, items: Any = ()) -> None:
         if any(type(key) is not str for key, _ in items):
-            raise ValueError("an OrderedDict has keys that are not names")
+            raise ValueError("an OrderedDict has keys that are not strings")
         super().__init__(items)
 
 
@@ -243,14 +251,16 @@ class _Rebuild:
 def _rebuild_tensor(
     storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
 ) -> Any:
-    """Returns a view of the one-dimensional storage with the given size and stride."""
+    """Returns a view, with the given size and stride, of a one-dimensional storage."""
     if isinstance(storage, StandIn):
         return storage
     numbers = (offset, *size, *stride)
     if type(storage) is not np.ndarray or {type(n) for n in numbers} != {int}:
         raise ValueError("a tensor lacks a storage, an offset, sizes or strides")
     if len(size) != len(stride) or min(numbers) < 0:
-        raise ValueError(f"a tensor has the size {size} and the stride {stride}")
+        raise ValueError(
+            f"a tensor has an invalid combination of size {size} and stride {stride}"
+        )
     empty = 0 in size
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     count = int(np.prod(size, dtype=object))
