@@ -141,7 +141,7 @@ def test_other_arrays_are_not_preprocessed(images):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (UINT8, "normalized images, not uint8 as loaded: pass them to preprocessing"),
+        (UINT8, "normalized images, not raw uint8: call preprocessing"),
         (X.transpose(0, 3, 1, 2), r"got \[2, 3, 8, 8\]: channels come last, unlike"),
         (X[0], r"got \[8, 8, 3\]: add a batch axis to a single image: x\[None\]"),
         (X[..., :2], r"got \[2, 8, 8, 2\]: create it with in_channels=2"),

@@ -72,7 +72,9 @@ def test_values_out_of_range_are_named(field, value):
     "address", ["host0", ":12", "host0:", "host0:x", "h:70000", ""]
 )
 def test_an_address_without_its_port(address):
-    with pytest.raises(ConfigError, match=f"coordinator '{address}' is not HOST:PORT"):
+    with pytest.raises(
+        ConfigError, match=f"coordinator '{address}' must have the form HOST:PORT"
+    ):
         make_config(coordinator=address)
     for good in ("host0:1234", "10.0.0.1:5000", "[::1]:80"):
         assert make_config(coordinator=good).devices.coordinator == good
@@ -81,10 +83,10 @@ def test_an_address_without_its_port(address):
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        ({"schedule": "step"}, "needs one of lr_milestones, lr_step_size"),
+        ({"schedule": "step"}, "needs either lr_milestones or lr_step_size"),
         (
             {"schedule": "step", "lr_milestones": (2,), "lr_step_size": 3},
-            "needs one of lr_milestones, lr_step_size",
+            "needs either lr_milestones or lr_step_size",
         ),
         ({"warmup_decay": 0.1}, "warmup_decay needs --warmup-epochs"),
         ({"ema_steps": 3}, "ema_steps needs --ema-decay"),

@@ -34,7 +34,7 @@ def test_a_home_of_nobody_is_refused(path):
 def test_nobody_s_home_is_refused_where_there_is_none(no_home):
     assert not paths.has_home()
     assert paths.expand("a") == "a"
-    with pytest.raises(ConfigError, match="~/a: there is no such home.*set HOME"):
+    with pytest.raises(ConfigError, match="~/a: no such home.*set HOME"):
         paths.expand("~/a")
 
 

@@ -117,11 +117,11 @@ def test_targets():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"targets": ("h1000",)}, "no chip 'h1000': use one of v4, v5e"),
-        ({"targets": ("h100:2x2",)}, "a number of GPUs after the colon"),
-        ({"targets": ("h100:0",)}, "a number of GPUs after the colon"),
-        ({"targets": ("here", "h100")}, "give `here` without"),
-        ({"recipes": ("slow",)}, "no recipe 'slow': use one of digits"),
+        ({"targets": ("h1000",)}, "unknown chip 'h1000': use one of v4, v5e"),
+        ({"targets": ("h100:2x2",)}, "a positive number of GPUs must follow the colon"),
+        ({"targets": ("h100:0",)}, "a positive number of GPUs must follow the colon"),
+        ({"targets": ("here", "h100")}, "`here` cannot be combined with other targets"),
+        ({"recipes": ("slow",)}, "unknown recipe 'slow': use one of digits"),
         ({"batch_per_chip": 0}, "batch_per_chip 0 is too small"),
     ],
 )

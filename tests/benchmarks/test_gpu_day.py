@@ -58,20 +58,23 @@ def test_a_part_that_overruns_says_so_and_the_rest_goes_on(tmp_path):
     options = ("--parts", "deterministic", "smoke", "--bound", "smoke=1")
     record = rehearse(tmp_path, *options)
     first, second = record["parts"]
-    assert (first["part"], first["end"]) == ("smoke", "killed after 1 s, its maximum")
+    assert (first["part"], first["end"]) == (
+        "smoke",
+        "killed after 1 s because it reached its maximum",
+    )
     assert (second["part"], second["end"]) == ("deterministic", "done")
     assert 1 <= first["seconds"] < 10
     text = (tmp_path / "gpu_day.md").read_text(encoding="utf-8")
     assert "| smoke | whole | seconds 1" in text
-    assert "| killed after 1 s, its maximum |" in text
+    assert "| killed after 1 s because it reached its maximum |" in text
 
 
 @pytest.mark.process
 def test_no_part_outlasts_the_time_of_all(tmp_path):
     record = rehearse(tmp_path, "--minutes", ".09", "--parts", "fast", "seeds")
     assert [part["end"] for part in record["parts"]] == [
-        "killed after 5 s, the total time",
-        "not started: the total time was up",
+        "killed after 5 s because it reached the total time",
+        "not started: the total time limit had been reached",
     ]
 
 
@@ -79,7 +82,7 @@ def test_no_part_outlasts_the_time_of_all(tmp_path):
 def test_a_bad_option_is_one_line(tmp_path):
     done = day("--parts", "smok", "--out", tmp_path)
     assert done.returncode == 2
-    line = "benchmarks.gpu_day: no part 'smok': use one of smoke, resnet50"
+    line = "benchmarks.gpu_day: unknown part 'smok': use one of smoke, resnet50"
     assert done.stderr.startswith(line) and done.stderr.count("\n") == 1
     assert not any(tmp_path.iterdir())
 
@@ -89,13 +92,13 @@ def test_a_bad_option_is_one_line(tmp_path):
     [
         ({"minutes": 0.0}, "minutes 0.0 is not a finite"),
         ({"minutes": float("nan")}, "minutes nan"),
-        ({"bound": ("fast",)}, "bound 'fast' is not PART=SECONDS"),
+        ({"bound": ("fast",)}, "bound 'fast' must be PART=SECONDS"),
         ({"bound": ("fast=soon",)}, "bound 'fast=soon'"),
         ({"bound": ("fast=-1",)}, "bound 'fast=-1'"),
-        ({"bound": ("quick=1",)}, "no part 'quick'"),
-        ({"parts": ("resnet8",)}, "no part 'resnet8'"),
-        ({"data": Path("nowhere")}, "data nowhere has no train"),
-        ({"wheels": Path("nowhere")}, "wheels nowhere has no"),
+        ({"bound": ("quick=1",)}, "unknown part 'quick'"),
+        ({"parts": ("resnet8",)}, "unknown part 'resnet8'"),
+        ({"data": Path("nowhere")}, "data nowhere contains no train"),
+        ({"wheels": Path("nowhere")}, "wheels nowhere contains no"),
     ],
 )
 def test_what_cannot_be_is_refused(options, said):
@@ -141,7 +144,9 @@ def test_without_pytorch_ours_is_measured_alone(tmp_path, monkeypatch):
     gpu_day_parts.speed(make_day(tmp_path), "resnet8")
     (row,) = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
     assert asked == [()]
-    assert row["note"] == "PyTorch skipped: torch and torchvision not installed"
+    assert row["note"] == (
+        "PyTorch was skipped because these packages are missing: torch and torchvision"
+    )
     assert row["figures"] == {"ours images/s": 9, "ours peak MB": 2, "ours first s": 3}
 
 

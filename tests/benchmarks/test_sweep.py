@@ -37,14 +37,14 @@ def test_each_is_one_change_at_a_time_beside_the_recipe():
 @pytest.mark.parametrize(
     "axis, message",
     [
-        ("learning_rate=1", "'learning_rate=1' is not FIELD=VALUE"),
-        ("lr", "'lr' is not FIELD=VALUE"),
-        ("lr=.1,high", "lr=.1,high is 'high', not <class 'float'>"),
+        ("learning_rate=1", "'learning_rate=1' must be FIELD=VALUE"),
+        ("lr", "'lr' must be FIELD=VALUE"),
+        ("lr=.1,high", "lr=.1,high is 'high', which is not of type <class 'float'>"),
         ("optimizer=lion", "optimizer=lion is 'lion'"),
         ("epochs=1.5", "epochs=1.5 is 1.5"),
         ("lr=1-2", "lr=1-2 is '1-2'"),
-        ("seed=0,1", "a sweep sets seed itself"),
-        ("validation_split=0", "a sweep sets validation_split itself"),
+        ("seed=0,1", "the sweep sets seed itself"),
+        ("validation_split=0", "the sweep sets validation_split itself"),
         ("lr=-1", "lr -1.0 is not in"),
     ],
 )
@@ -87,7 +87,7 @@ def test_what_is_set_is_in_the_name_so_that_two_sweeps_have_their_own_runs():
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({"recipe": "resnet21"}, "no recipe 'resnet21'"),
+        ({"recipe": "resnet21"}, "unknown recipe 'resnet21'"),
         ({"seeds": 0}, "seeds 0 is too small"),
         ({"validation_split": 0.0}, "no images to compare runs on"),
     ],

@@ -41,7 +41,7 @@ def test_what_was_not_measured_says_so():
     assert "| 100 / not measured | not measured | not measured |" in text
     assert "| 3 / not measured | 2 / not measured | 2.0 / not measured |" in text
     assert "resnet20 train: compile not measured: InductorError: no C++" in text
-    assert "the product of 2048x2048 reached 7 / not measured GFLOP/s" in text
+    assert "the product of 2048x2048 matrices reached 7 / not measured GFLOP/s" in text
 
 
 def test_defaults_follow_the_device_and_epochs_the_recipe():
@@ -70,13 +70,15 @@ def test_a_model_that_does_not_exist_is_one_line():
     command = [sys.executable, "-m", "benchmarks.throughput", "--models", "resnet21"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert done.stderr.startswith("throughput: no model 'resnet21': use one of hresnet")
+    assert done.stderr.startswith(
+        "throughput: unknown model 'resnet21': use one of hresnet"
+    )
     assert done.stderr.count("\n") == 1
 
 
 def test_torch_that_is_missing_is_named(monkeypatch):
     monkeypatch.setattr(throughput.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="needs torch: pip install"):
+    with pytest.raises(ConfigError, match="torch is required: run pip install"):
         throughput.main(Throughput(models=("resnet8",)))
 
 

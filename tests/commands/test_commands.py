@@ -50,7 +50,8 @@ def test_a_command_that_is_not_there(command):
     code, out, err = command("nonsense")
     assert (code, out) == (2, "")
     assert err == (
-        "resnet-jax: no command 'nonsense' (`resnet-jax --help` lists the commands)\n"
+        "resnet-jax: unknown command 'nonsense' (`resnet-jax --help` lists the "
+        "commands)\n"
     )
     code, out, err = command("--help")
     assert (code, err) == (0, "") and "evaluate" in out
@@ -82,7 +83,7 @@ def test_a_network_is_summarized(command):
         (("predict", "run"), "specify the image files: resnet-jax predict RUN"),
         (("predict", "nowhere", "a.png"), "no run at nowhere"),
         (("compare",), "specify the run directories: resnet-jax compare RUN RUN"),
-        (("export", "run"), "specify the folder to write: resnet-jax export RUN DIR"),
+        (("export", "run"), "specify the output folder: resnet-jax export RUN DIR"),
         (("export", "nowhere", "folder"), "no run at nowhere"),
         (("export", "--weights", "a.pth", "folder"), "--weights and --model must"),
     ],
@@ -189,8 +190,8 @@ def test_the_doctor_says_what_is_here_and_checks_the_arithmetic(command):
 def test_the_doctor_tells_of_a_gpu_that_jax_cannot_use(command, monkeypatch):
     monkeypatch.setattr(platform, "lacks_cuda", lambda: True)
     code, out, _ = command("doctor")
-    told = re.search("^NVIDIA GPU +present, but JAX has no CUDA: .*$", out, re.M)
-    assert code == 0 and told[0].endswith("pip install -e '.[cuda]' in a checkout")
+    told = re.search("^NVIDIA GPU +present, but JAX lacks CUDA support: .*$", out, re.M)
+    assert code == 0 and told[0].endswith("run pip install -e '.[cuda]' in a checkout")
     monkeypatch.setattr(platform, "lacks_cuda", lambda: False)
     assert "NVIDIA" not in command("doctor")[1]
 
@@ -253,7 +254,7 @@ def test_a_network_goes_out_in_the_format_that_is_named(
     arguments = ("export", run_dir, folder, "--format")
     code, out, err = command(*arguments, "torch")
     assert (code, out) == (2, "") and err.count("\n") == 1
-    assert f"{folder} holds model.stablehlo with its own config.json" in err
+    assert f"{folder} contains model.stablehlo, which has its own config.json" in err
     code, _, err = command(*arguments, "tensorrt")
     assert code == 2 and "tensorrt" in err
     for name in ("jax2onnx", "onnxruntime"):

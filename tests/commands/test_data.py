@@ -62,7 +62,7 @@ def test_a_folder_is_described_and_shown(root, command, tmp_path, monkeypatch):
         f"{root / 'train'}: ignored files without an image suffix: 1 .gif",
     ]
     assert lines[11] == (
-        "imbalance of train: 8 (largest class giant ant 8, smallest c$_1$ 1)"
+        "class imbalance of train: 8 (largest: giant ant, 8 images; smallest: c$_1$, 1)"
     )
     assert "--class-weights balanced" in lines[12] and "--sampler bal" in lines[12]
     assert lines[13].startswith("unreadable images: 1; --skip-bad-images")
@@ -77,7 +77,9 @@ def test_a_folder_is_described_and_shown(root, command, tmp_path, monkeypatch):
     assert len(pictures) == 2
     for content in pictures:
         assert base64.b64decode(content).startswith(b"\x89PNG")
-    assert "crop of 4 pixels (black), flip random" in text and "bad.jpg" in text
+    assert (
+        "random crop with padding 4 (black), flip random" in text and "bad.jpg" in text
+    )
     images, augmented, names = shown
     assert names == ["giant ant"] * 5 + ["bee"] * 2 + ["c$_1$"]
     assert images.shape == augmented.shape == (8, 16, 16, 3)
@@ -166,7 +168,7 @@ def test_samples_are_spread_over_classes_and_images(root, monkeypatch):
     ("options", "code", "message"),
     [
         (("",), 2, "specify the folder of images: resnet-jax data DIR"),
-        (("DIR", "--recipe", "best"), 2, "no recipe 'best' ("),
+        (("DIR", "--recipe", "best"), 2, "unknown recipe 'best' ("),
         (("DIR", "--output", "DIR/classes.txt/a.html"), 2, "--output"),
         (("DIR", "--class-names", "names"), 3, "names: class names cannot be read"),
         (("nowhere",), 3, "nowhere/train is not a folder: put images in"),

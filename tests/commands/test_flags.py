@@ -78,14 +78,14 @@ def test_an_exported_folder_has_one_network(flag, tmp_path):
     (tmp_path / "model.safetensors").touch()
     options = SubjectConfig(run=str(tmp_path), **{flag: GIVEN[flag]})
     with pytest.raises(
-        ConfigError, match=f"--{flag} applies only to a run, and .* is ex"
+        ConfigError, match=f"--{flag} applies only to a run, but .* is an ex"
     ):
         subject.load(options)
 
 
 def test_predict_takes_files_one_by_one():
     options = predict.PredictConfig(run="r", images=("a.png",), batch_size=3)
-    with pytest.raises(ConfigError, match="--batch-size applies to scores only"):
+    with pytest.raises(ConfigError, match="--batch-size applies only to scoring"):
         predict.main(options)
 
 

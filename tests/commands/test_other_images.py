@@ -13,7 +13,7 @@ from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.report import figures, subject
 from resnet_jax.report.options import SubjectConfig
 
-NOTE = "other test images than in training"
+NOTE = "test images differ from those of the training run"
 
 
 def draw(path, seed):
@@ -133,14 +133,20 @@ def test_class_names_are_shown_where_they_differ(trained, capsys):
     for split in ("train", "test"):
         (root / split / "dog").rename(root / split / "hound")
     difference = r"\(class 1 was 'dog' and is now 'hound'\)"
-    with pytest.raises(DataError, match=f"not those of the data {difference}: choose"):
+    with pytest.raises(
+        DataError, match=f"differ from those of the data {difference}: choose"
+    ):
         printed(capsys, run_dir)
-    with pytest.raises(ConfigError, match=f"started with other classes {difference}: "):
+    with pytest.raises(
+        ConfigError, match=f"started with different classes {difference}: "
+    ):
         train.main(fields.replace(cfg, epochs=2, override=True))
     for split in ("train", "test"):
         draw(root / split / "ant" / "0.png", 0)
         (root / split / "hound").rename(root / split / "dog")
-    with pytest.raises(DataError, match=r"\(class 0 was 'cat' and is now 'ant', 2 and"):
+    with pytest.raises(
+        DataError, match=r"\(class 0 was 'cat' and is now 'ant', with 2 classes"
+    ):
         printed(capsys, run_dir)
 
 

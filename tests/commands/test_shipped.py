@@ -69,7 +69,7 @@ def test_where_only_images_are_named_it_classifies_them(
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nothing"))
-    said = f"no run given: using {NAME}, for the classes of CIFAR-10\n"
+    said = f"no run given: using {NAME}, which recognizes the classes of CIFAR-10\n"
     code, out, err = command("predict", CAT, "--saliency")
     first, likeliest, *_ = out.splitlines()
     assert (code, err) == (0, said) and out.count(str(CAT)) == 1
@@ -102,7 +102,11 @@ def test_where_only_images_are_named_it_classifies_them(
         (("a.png", "--model", "resnet18"), 3, "is a resnet20: use --model resnet20"),
         (("model.pth", "a.png"), 2, "no run at model.pth"),
         (("runs", "a.png"), 2, "runs is not a run: it has no config.json"),
-        (("a.png", "--data-dir", "x"), 2, "--data-dir is not for resnet20-cifar10"),
+        (
+            ("a.png", "--data-dir", "x"),
+            2,
+            "--data-dir does not apply to resnet20-cifar10",
+        ),
     ],
 )
 def test_a_run_that_is_not_there_is_no_image(

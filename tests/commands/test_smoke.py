@@ -36,7 +36,7 @@ def trained(tmp_path_factory):
     first, *_, compiling, done = err.splitlines()  # no terminal, no bar
     assert first.startswith("network:  resnet8, 75,290 parameters")
     assert compiling == "compiling the training step ..."
-    assert done == f"done:     `python evaluate.py {run_dir}` scores it"
+    assert done == f"done:     evaluate with `python evaluate.py {run_dir}`"
     return run_dir, out
 
 
@@ -121,7 +121,7 @@ def test_the_commands_that_look():
     "command, part",
     [
         (("python", "train.py", "digits", "--learning-rate", "1"), "--learning-rate"),
-        ((SCRIPT, "nonsense"), "no command 'nonsense'"),
+        ((SCRIPT, "nonsense"), "unknown command 'nonsense'"),
         ((SCRIPT, "predict"), "specify the image files"),
     ],
 )

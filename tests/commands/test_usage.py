@@ -12,20 +12,23 @@ from resnet_jax.commands.evaluate import EvaluateConfig
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("train hresent", "no recipe 'hresent': did you mean hresnet?"),
+        ("train hresent", "unknown recipe 'hresent': did you mean hresnet?"),
         ("train", "specify a recipe first"),
         ("train --lr 1", "specify a recipe first"),
-        ("train digits --epoch 3", "no option --epoch: did you mean --epochs?"),
-        ("train digits -epochs 3", "no option -epochs: did you mean --epochs?"),
+        ("train digits --epoch 3", "unknown option --epoch: did you mean --epochs?"),
+        ("train digits -epochs 3", "unknown option -epochs: did you mean --epochs?"),
         ("train digits --learning_rate 1", "did you mean --lr?"),
-        ("train digits --qqqq 1", "no option --qqqq (`resnet-jax train digits --help`"),
+        (
+            "train digits --qqqq 1",
+            "unknown option --qqqq (`resnet-jax train digits --help`",
+        ),
         ("train digits --epochs", "--epochs needs a value"),
         ("train digits --epochs x", "--epochs 'x' is not a whole number"),
         ("train digits --lr=x", "--lr 'x' is not a number"),
         ("train digits --optimizer adan", "not 'adan': did you mean adam?"),
         ("train digits --nesterov=1", "--nesterov takes no value"),
         ("train digits foo", "unexpected argument foo"),
-        ("evaluate --ttta", "no option --ttta: did you mean --tta?"),
+        ("evaluate --ttta", "unknown option --ttta: did you mean --tta?"),
         ("evaluate --seed x", "--seed 'x' is not a whole number"),
         ("predict a.png --topk 3", "did you mean --top-k?"),
         ("predict a.png --top-k", "--top-k needs a value"),
@@ -36,7 +39,7 @@ from resnet_jax.commands.evaluate import EvaluateConfig
         ("prepare folder a b --quality x", "--quality 'x' is not a whole number"),
         ("data d --recip x", "did you mean --recipe?"),
         ("doctor --platfrm x", "did you mean --platform?"),
-        ("trian", "no command 'trian': did you mean train?"),
+        ("trian", "unknown command 'trian': did you mean train?"),
     ],
 )
 def test_a_usage_error_is_one_line(line, said, command):

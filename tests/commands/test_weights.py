@@ -59,8 +59,8 @@ def test_a_checkpoint_of_somebodys_training(
     assert (code, last_line(out)) == (0, expected)
     adopted = f"weights: {path}, key state_dict, prefix net., without module., "
     normalized = (
-        "weights: images normalized as half; the file does not specify it, and "
-        "--normalize cifar10 is usual for its kind\n"
+        "weights: images normalized as half; the file does not specify the "
+        "normalization, and --normalize cifar10 is usual for this type of file\n"
     )
     assert err == f"{adopted}with its fc\n{normalized}"
 
@@ -188,7 +188,7 @@ def test_a_network_of_one_channel_is_trained_and_loaded(
     shutil.copy(tmp_path / "out" / exported.WEIGHTS, path)
     named = ("--weights", path, "--model", "one_block", *OPTIONS)
     code, _, err = command("evaluate", *named)
-    assert code == 3 and "takes images with 1 channel, but the network" in err
+    assert code == 3 and "takes images with 1 channel, but the chosen network" in err
     code, again, _ = command("evaluate", *named, "--in-channels", "1")
     assert code == 0 and last_line(again) == last_line(out)
 

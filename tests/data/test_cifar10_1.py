@@ -100,7 +100,9 @@ def test_a_network_of_cifar10_is_scored_on_it(
     evaluate.main(EvaluateConfig(run=str(run_dir), dataset="cifar10_1"))
     printed = capsys.readouterr().out.splitlines()
     assert printed[1].startswith("airplane ") and "on cifar10_1" in printed[0]
-    assert printed[-1].endswith(f" n {COUNT} (other test images than in training)")
+    assert printed[-1].endswith(
+        f" n {COUNT} (test images differ from those of the training run)"
+    )
 
 
 @pytest.mark.parametrize("field", ["stream", "rebuild_data"])

@@ -72,7 +72,7 @@ def test_a_file_has_a_weight_for_each_class(tmp_path, text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, r"cannot be read \(No such file or directory\): give balanced, or a"),
+        (None, r"cannot be read \(No such file or directory\): specify balanced, or a"),
         (b"\xff\xfe\xff", "cannot be read .*codec can't decode"),
         ("{", "is not valid JSON .Expecting property name"),
         ("[" * 100_000, "is not valid JSON"),
@@ -83,10 +83,13 @@ def test_a_file_has_a_weight_for_each_class(tmp_path, text):
         ('{"ant": {"bee": 1}}', "has no weight for bee"),
         ("1\n2\n", "has 2 lines for 3 classes: give one number per line"),
         ("", "has 0 lines for 3 classes"),
-        ("1\ntwo\n3", "the weight of bee is 'two', not a finite number of at least 0"),
-        ("1\n-1\n3", "the weight of bee is '-1', not a"),
-        ("1\n1e39\n3", "the weight of bee is '1e39', not a"),
-        ("1\nnan\n3", "the weight of bee is 'nan', not a"),
+        (
+            "1\ntwo\n3",
+            "the weight of bee is 'two', but it must be finite and at least 0",
+        ),
+        ("1\n-1\n3", "the weight of bee is '-1', but it must be finite"),
+        ("1\n1e39\n3", "the weight of bee is '1e39', but it must be finite"),
+        ("1\nnan\n3", "the weight of bee is 'nan', but it must be finite"),
         ('{"ant": 1, "bee": true, "cat": 1}', "the weight of bee is 'True'"),
         ('{"ant": 1, "bee": null, "cat": 1}', "the weight of bee is 'None'"),
         ('{"ant": 1, "bee": 1' + "0" * 400 + ', "cat": 1}', "the weight of bee is '10"),
@@ -238,7 +241,9 @@ def test_a_resumed_run_must_have_the_same_weights(digits_run, tmp_path):
     path.write_text("1\n" * 9 + "2\n")
     cfg, run_dir = digits_run(epochs=1, class_weights=str(path))
     path.write_text("1\n" * 9 + "3\n")
-    with pytest.raises(ConfigError, match="was started with other class weights: rest"):
+    with pytest.raises(
+        ConfigError, match="was started with different class weights: rest"
+    ):
         command.main(cfg)
 
 

@@ -280,7 +280,9 @@ def test_the_features_are_chosen_as_its_authors_did(prepare, tmp_path, tfds):
     assert train.class_names == ("0", "1", "2")
     shutil.rmtree(tmp_path / "data")
     directory = prepare(features=features, keys=None, side=12)
-    with pytest.raises(ConfigError, match=f"{directory} has no image with a single "):
+    with pytest.raises(
+        ConfigError, match=f"{directory} needs images with one label each"
+    ):
         load(tmp_path)
     shutil.rmtree(tmp_path / "data")
     del features["mask"]
@@ -291,7 +293,10 @@ def test_the_features_are_chosen_as_its_authors_did(prepare, tmp_path, tfds):
 def test_a_set_without_a_label_is_refused(prepare, tmp_path, tfds):
     features = {"image": tfds.features.Image(), "number": np.int64}
     directory = prepare(features=features, keys=None)
-    message = f"{directory} has no image with a single label, only image .Image., n"
+    message = (
+        f"{directory} needs images with one label each, but its features are "
+        "image .Image., n"
+    )
     with pytest.raises(ConfigError, match=message):
         load(tmp_path)
 

@@ -85,7 +85,10 @@ def test_a_truncated_jpeg_is_named(root, content):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("float.tif", "floating-point pixels have no known range: save with 8 or 16"),
+        (
+            "float.tif",
+            "floating-point pixels have no known range: save the image with 8 or 16",
+        ),
         ("32 bits.tif", "32-bit pixels have no known range"),
     ],
 )

@@ -303,9 +303,13 @@ def spoiled(images, labels, fault):
     if fault == "few":
         return parquet(images[1:], label=labels[1:]), "9 rows, not 10"
     if fault == "large":
-        return parquet(np.zeros((10, 33, 32, 3), np.uint8), label=labels), "RGB 32x33"
+        return parquet(
+            np.zeros((10, 33, 32, 3), np.uint8), label=labels
+        ), "an image has mode RGB and size 32x33"
     if fault == "gray":
-        return parquet(images[..., 0], label=labels), "an image is L 32x32"
+        return parquet(
+            images[..., 0], label=labels
+        ), "an image has mode L and size 32x32"
     whole = parquet(images, label=labels)
     return whole[: len(whole) // 2], "arquet"
 
@@ -329,7 +333,7 @@ def test_without_pyarrow_the_hub_is_passed_over(
     everywhere.faults[OFFICIAL + cifar.BINARY] = "missing"
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
     assert_same(cifar.fetch(tmp_path), small_cifar)
-    assert "hub: pyarrow is not installed: run pip install -e ." in caplog.text
+    assert "hub: pyarrow is not installed: run `pip install -e .`" in caplog.text
     assert paths(everywhere)[-1] == cifar.PYTHON
 
 

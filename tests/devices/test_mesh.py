@@ -42,7 +42,7 @@ _ADVICE = " (set JAX_PLATFORMS='' to automatically choose an available backend)"
         (
             "Unable to initialize backend 'rocm': Backend 'rocm' is not in the list of "
             f"known backends: ['cpu', 'tpu'].{_ADVICE}",
-            "it has no device here",
+            "this machine has no such device",
         ),
         (
             "Unable to initialize backend 'tpu': INTERNAL: Failed to open libtpu.so"

@@ -120,8 +120,8 @@ def test_without_a_home_it_is_said_once_and_the_work_goes_on(
     platform.prepare(None, None)
     assert jax.config.jax_compilation_cache_dir is None
     assert [record.getMessage() for record in caplog.records] == [
-        "compiled programs are not cached: a cache: no home folder: set HOME or "
-        "RESNET_JAX_CACHE"
+        "compiled programs are not cached because a cache is not available: no home "
+        "folder: set HOME or RESNET_JAX_CACHE"
     ]
 
 

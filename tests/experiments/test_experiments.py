@@ -84,11 +84,12 @@ def test_skip(tmp_path):
     )
     text = page_of(experiment)
     assert (
-        "Plain: with 14 layers, the training error ends 10.00 points higher than with "
-        "8 (60.00 against 50.00 %)."
+        "Plain: with 14 layers, the final training error is 10.00 percentage points "
+        "higher than with 8 (60.00 versus 50.00 %)."
     ) in text
     assert (
-        "Residual: with 14 layers, the training error ends 10.00 points lower" in text
+        "Residual: with 14 layers, the final training error is 10.00 percentage "
+        "points lower" in text
     )
 
 

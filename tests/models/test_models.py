@@ -473,8 +473,16 @@ def test_the_width_of_resnet9_is_of_all_its_layers():
         ),
         ("hresnet", {"whiten": True}, "hresnet has no option whiten"),
         ("resnet9", {"stem": "cifar"}, "resnet9 has no option stem"),
-        ("wrn28_10", {"zero_init_last": True}, "wrn28_10 has no last BatchNorm"),
-        ("resnet8", {"skip": False, "shortcut": "pad"}, "--no-skip leaves no shortcut"),
+        (
+            "wrn28_10",
+            {"zero_init_last": True},
+            "the blocks of wrn28_10 do not end with BatchNorm",
+        ),
+        (
+            "resnet8",
+            {"skip": False, "shortcut": "pad"},
+            "--no-skip removes all shortcuts",
+        ),
         ("hresnet", {"stride_in_1x1": True}, "hresnet has no option stride_in_1x1"),
         *(
             ("resnet20", {"skip": False, name: value}, f"{name} needs a shortcut")
@@ -489,7 +497,9 @@ def test_options_of_other_networks_are_refused(name, options, message):
 
 def test_an_image_too_small_for_resnet9_is_refused(key):
     model = resnet_jax.create_model("resnet9", num_classes=10, width=4)
-    with pytest.raises(ConfigError, match="resnet9 halves images three times: 7x8"):
+    with pytest.raises(
+        ConfigError, match="resnet9 halves the image size three times: 7x8"
+    ):
         model.init(key, jnp.zeros((1, 7, 8, 3)), train=False)
 
 

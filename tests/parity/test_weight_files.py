@@ -322,7 +322,8 @@ REFUSED = {
     ),
     "one channel": (
         lambda: _one_channel().state_dict(),
-        "takes images with 1 channel, but the network takes 3: use --in-channels 1",
+        "takes images with 1 channel, but the chosen network takes 3: "
+        "use --in-channels 1",
     ),
     "squeeze and excitation": (
         lambda: {
@@ -357,7 +358,7 @@ REFUSED = {
     ),
     "no head": (
         lambda: {n: v for n, v in known()[1].state_dict().items() if "fc" not in n},
-        "has no last layer of 512 features",
+        "has no last layer with 512 input features",
     ),
     "a module": (lambda: known()[1], "a whole module, .*ResNet.*model.state_dict()"),
     "a training with a module": (
@@ -392,7 +393,9 @@ def test_a_small_stem_is_named_and_read(tmp_path):
     net = resnet18()
     net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
     torch.save(net.state_dict(), tmp_path / "w.pth")
-    with pytest.raises(DataError, match="convolution of 3x3: use --stem cifar"):
+    with pytest.raises(
+        DataError, match="convolution with a 3x3 kernel: use --stem cifar"
+    ):
         adopted(tmp_path / "w.pth", name="resnet18")
     assert_read(tmp_path / "w.pth", net, name="resnet18", stem="cifar")
 
@@ -406,7 +409,7 @@ def test_one_channel_is_read(tmp_path):
 def test_programs_are_named(tmp_path):
     with pytest.warns(FutureWarning):
         torch.jit.script(nn.Linear(2, 3)).save(str(tmp_path / "model.pt"))
-    with pytest.raises(DataError, match="is TorchScript"):
+    with pytest.raises(DataError, match="is a TorchScript program, not a state dict"):
         read(tmp_path / "model.pt")
 
 

@@ -142,7 +142,7 @@ def assert_one_line(done, code, *parts):
 
 def test_bad_usage_of_train():
     parts = {
-        ("resnet99",): "no recipe 'resnet99'",
+        ("resnet99",): "unknown recipe 'resnet99'",
         ("digits", "--learning-rate", 1): "did you mean --lr?",
         ("digits", "--lr", -1): "lr -1.0 is not in",
         ("digits", "--epochs", 0): "epochs 0 is too small",
@@ -252,7 +252,7 @@ def test_bad_transfers(tmp_path):
         ("--pretrained", "imagenet"): (2, "resnet8 has no ImageNet weights"),
         ("--freeze", "layer9"): (2, "freeze 'layer9' matches no parameter"),
         ("--backbone-bn", "frozen"): (2, "backbone_bn frozen needs --freeze"),
-        ("--cache-features",): (2, "cache_features needs features that do not change"),
+        ("--cache-features",): (2, "cache_features needs features that stay the same"),
         ("--reset-head",): (2, "reset_head needs --pretrained"),
         ("--dataset", "folder"): (2, "data set folder needs --data-dir"),
         ("--dataset", "folder", "--data-dir", "no"): (3, "no/train is not a folder"),

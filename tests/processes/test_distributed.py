@@ -270,7 +270,7 @@ def test_two_end_alike(name, code, part, pair):
     if code in (5, 75):  # each says it of the run, not of a folder of its own
         assert all(one["message"].startswith(str(root / name)) for one in both)
     if name == "poisoned":
-        assert "(last good checkpoint here: 2)" in both[0]["message"]
+        assert "(last good checkpoint: 2)" in both[0]["message"]
         assert steps(root / name) == [2]
 
 
@@ -301,7 +301,7 @@ def test_a_run_on_four_devices_goes_on_on_one_and_on_two_by_two(
     shutil.copytree(four, one_device)
     code, error = run(one_device)
     assert code == 0, error
-    assert "devices 4 -> 1, so results may no longer be identical" in error
+    assert "devices 4 -> 1, so results may no longer be bitwise identical" in error
     assert_alike(one_device, alone)
 
     root, found = pair

@@ -164,7 +164,7 @@ def test_a_damaged_checkpoint_is_named_and_skipped(how, stopped, alone, tmp_path
     again = run(run_dir)
     assert again.returncode == 0, again.stderr
     assert re.search(
-        "checkpoint 8 of .* is damaged.*: skipped, using step 6", again.stderr
+        "checkpoint 8 of .* is damaged.*; using step 6 instead", again.stderr
     )
     assert "resumes after step 6 of 10" in again.stdout
     assert (run_dir / "damaged" / "8").is_dir()
@@ -227,7 +227,7 @@ def test_a_damaged_checkpoint_that_was_asked_for_is_exit_4(stopped, tmp_path):
     assert asked.wait() == 4
     assert re.fullmatch("evaluate.py: checkpoint 8 of .* damaged.*\n", asked.stderr)
     last = Started(evaluate, run_dir)
-    assert last.wait() == 0 and "skipped, using step 6" in last.stderr
+    assert last.wait() == 0 and "; using step 6 instead" in last.stderr
 
 
 def test_a_full_disk_while_saving(alone, tmp_path):
@@ -278,10 +278,7 @@ def test_a_loss_that_explodes_keeps_the_last_good_checkpoint(tmp_path):
     done = run(run_dir, "--log-every-steps", "1", faults=[SpoilStep(7, "loss")])
     assert done.returncode == 5, done.stderr
     assert "the training loss is nan at step 7, lr 0.0345491: try" in done.stderr
-    assert (
-        "--debug-nans to see where it arises (last good checkpoint here: 6)"
-        in done.stderr
-    )
+    assert "--debug-nans to locate the cause (last good checkpoint: 6)" in done.stderr
     assert steps(run_dir) == [5, 6]
     for step in (5, 6):
         assert np.isfinite(manifest_of(run_dir, step)["train_sums"]["loss"])
@@ -311,7 +308,7 @@ def test_other_data_are_refused(tmp_path):
     assert stopped.returncode == 75
     done = run(tmp_path / "a", *whole, faults=[faults.flip_a_pixel])
     assert done.returncode == 2
-    assert "was started with other training data: restore" in done.stderr
+    assert "was started with different training data: restore" in done.stderr
 
 
 def test_another_version_is_said(stopped, alone, tmp_path):

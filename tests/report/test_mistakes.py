@@ -30,7 +30,10 @@ def test_a_frequent_confusion_leads_to_its_most_confident_mistakes(channels, tmp
 
     page.write(tmp_path / "p.html", "t", {"a": [matrix], "b": [gallery]})
     text = (tmp_path / "p.html").read_text()
-    assert '<a href="#mistake-0-1" title="3 of 4 ant predicted as bee">3</a>' in text
+    assert (
+        '<a href="#mistake-0-1" title="3 of 4 ant images predicted as bee">3</a>'
+        in text
+    )
     assert '<li id="mistake-0-1">' in text and text.count('id="mistake-') == 2
     assert base64.b64encode(gallery.images[1].png).decode() in text
     assert "--share: 0.56" in text  # 3 of 4, times .75

@@ -153,7 +153,7 @@ def test_files_that_cannot_be_read_are_named_and_the_others_written(
     for name in ("00.png", "07.png"):
         (images / name).write_text("<html>")
     output = tmp_path / "p.csv"
-    message = r"3 of 12 cannot be read: .*00.png .cannot.*07.png .*, gone.png \("
+    message = r"3 of 12 files cannot be read: .*00.png .cannot.*07.png .*, gone.png \("
     with pytest.raises(DataError, match=message):
         predict.predict_files(subject, [str(images), "gone.png"], None, output)
     assert capsys.readouterr().out == f"predictions: {output}, 9 images\n"
@@ -161,11 +161,11 @@ def test_files_that_cannot_be_read_are_named_and_the_others_written(
 
     # If none is left, earlier files stay.
     before = output.read_bytes()
-    with pytest.raises(DataError, match=r"1 of 1 cannot be read: gone.png \("):
+    with pytest.raises(DataError, match=r"1 of 1 files cannot be read: gone.png \("):
         predict.predict_files(subject, ["gone.png"], None, output)
     shutil.rmtree(images)
     images.mkdir()
-    with pytest.raises(DataError, match=r"images: there are no images"):
+    with pytest.raises(DataError, match=r"images: no images found"):
         predict.predict_files(subject, [str(images)], None, output)
     assert output.read_bytes() == before and capsys.readouterr().out == ""
     assert {"p.csv", "images"} == set(os.listdir(tmp_path)) - {"cache", "tfds"}

@@ -60,7 +60,7 @@ def test_a_report_shows_the_run_and_a_browser_opens_it(run_dir, tmp_path, capsys
     assert all(row.count("<tr>") == row.count('<tr><th scope="row">') for row in rows)
     dimmed = re.findall(r'<div class="image photos"[^>]*><img alt="(\S+)', text)
     assert dimmed == [
-        *("Mistakes,", *(["Correct"] if "right" in names else []), "Filters", "First")
+        *("Mistakes,", *(["Correct"] if "right" in names else []), "Filters", "The")
     ]
     top1 = f"<dt>top-1 accuracy</dt><dd>{100 * saved['accuracy']:.2f} %</dd>"
     assert top1 in text
@@ -105,7 +105,9 @@ def test_files_are_classified_and_explained(run_dir, tmp_path, capsys):
     )
     (tmp_path / "bad.jpg").write_text("<html>")
     paths = tuple(str(tmp_path / n) for n in ("bad.jpg", "a.png", "none.png"))
-    with pytest.raises(DataError, match=r"2 of 3 cannot be read: .*bad.jpg.*none.png"):
+    with pytest.raises(
+        DataError, match=r"2 of 3 files cannot be read: .*bad.jpg.*none.png"
+    ):
         predict.main(PredictConfig(run=str(run_dir), images=paths, saliency=True))
     lines = capsys.readouterr().out.splitlines()
     assert lines[-7] == paths[1]
@@ -155,7 +157,7 @@ def test_runs_are_compared(digits_run, run_dir, tmp_path, capsys, caplog):
     assert text.count("data:image/png") == 3
     evaluate.main(EvaluateConfig(compare=names, page=str(page)))  # its old name
     assert capsys.readouterr().out == printed and "compare RUNS" in caplog.text
-    with pytest.raises(ConfigError, match=r"has no epoch in metrics\.jsonl"):
+    with pytest.raises(ConfigError, match=r"has no completed epochs in metrics\.jsonl"):
         compare.main(CompareConfig((str(tmp_path),), page=str(page)))
 
 
@@ -174,7 +176,7 @@ def test_class_names_come_with_the_run(run_dir):
     assert json.loads(path.read_text()) == list("0123456789")
     path.write_text('["a", "b"]')
     with pytest.raises(
-        CheckpointError, match="arrays differ, the first params.fc.bias"
+        CheckpointError, match="arrays differ; the first is params.fc.bias"
     ):
         evaluate.main(EvaluateConfig(run=str(run_dir)))
     path.write_text('{"a": 1}')
@@ -193,7 +195,7 @@ def test_class_names_come_with_the_run(run_dir):
         ({"run": "a", "saliency": True}, "--saliency needs --images"),
         (
             {"run": "a", "images": ("b",), "tta": True},
-            "--tta applies to scores only: omit it or --images",
+            "--tta applies only to scoring: omit it or --images",
         ),
         ({"compare": ("a",), "tta": True}, "--tta cannot be combined with --compare"),
     ],

@@ -116,10 +116,10 @@ def test_a_row_that_cannot_be_written_is_said(suffix, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("p.txt", r"--output .*p.txt has no known suffix: end it with one of .csv, "),
+        ("p.txt", r"--output .*p.txt has no known suffix: use one of .csv, "),
         ("p", "has no known suffix"),
         ("folder.csv", "is a folder: specify a file"),
-        ("file/p.csv", "folder .*file cannot be written .File exists"),
+        ("file/p.csv", "folder .*file cannot be written to .File exists"),
     ],
 )
 def test_a_place_that_cannot_be_is_refused_at_once(name, message, tmp_path):
@@ -131,7 +131,9 @@ def test_a_place_that_cannot_be_is_refused_at_once(name, message, tmp_path):
 
 def test_parquet_without_its_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(ConfigError, match=r"p.PARQUET needs pyarrow: pip install -e "):
+    with pytest.raises(
+        ConfigError, match=r"p.PARQUET needs pyarrow: run `pip install -e "
+    ):
         tables.check(tmp_path / "p.PARQUET", "--output")
     tables.check(tmp_path / "new" / "p.CSV", "--output")
     assert (tmp_path / "new").is_dir()

@@ -61,7 +61,9 @@ def test_a_store_that_keeps_nothing_costs_no_older_checkpoint(
         patch.setattr(ocp.CheckpointManager, "save", lambda *args, **options: True)
         assert save(opened, 2) is not None
         assert f"{tmp_path}: a checkpoint could not be saved" in caplog.text
-        message = r"step 2 could not be saved .* the same command resumes after step 1$"
+        message = (
+            r"step 2 could not be saved .* run the same command to resume after step 1$"
+        )
         with pytest.raises(CheckpointError, match=message):
             save_last(opened, 2)
     assert steps(tmp_path) == [1]

@@ -27,9 +27,9 @@ def test_what_is_trained_is_told_in_a_few_lines():
     lines = describe(params)
     assert lines == [
         "network:  resnet8, 12 parameters",
-        "images:   cifar10, 10 training, 2 validation and 3 test images of 8x8x3, "
-        "2 classes",
-        "steps:    9 of 4 images, 3 an epoch",
+        "images:   cifar10, 10 training, 2 validation and 3 test images of size 8x8x3, "
+        "in 2 classes",
+        "steps:    9 in total, 4 images per step, 3 steps per epoch",
         "devices:  1 x cpu, float32",
         "output:   runs/hresnet",
     ]
@@ -38,12 +38,16 @@ def test_what_is_trained_is_told_in_a_few_lines():
 def test_what_is_frozen_is_not_counted_as_trained():
     params = {"fc": {"bias": np.zeros(2), "kernel": np.zeros((5, 2))}}
     (network, *_) = describe(params, lambda name: name == "fc.bias", pretrained="w.pth")
-    assert network == "network:  resnet8, 12 parameters, 2 of them trained, from w.pth"
+    assert (
+        network == "network:  resnet8, 12 parameters, 2 of them trainable, from w.pth"
+    )
 
 
 def test_each_of_several_seeds_has_the_parameters_of_one():
     (network, *_) = describe({"fc": {"bias": np.zeros((3, 2))}}, num_seeds=3, seed=4)
-    assert network == "network:  resnet8, 2 parameters; 3 of them, seeds 4 to 6"
+    assert (
+        network == "network:  resnet8, 2 parameters; 3 such networks, with seeds 4 to 6"
+    )
 
 
 @pytest.mark.process

@@ -144,7 +144,7 @@ def test_a_trace_is_of_whole_calls(noted, tmp_path, capsys, together, begin, end
     trace.close()
     assert found == {"start": 300 + begin, "stop": 300 + end}
     assert noted == ["start", "stop"]
-    told = f"profile of steps {300 + begin + 1} to {300 + end} in {tmp_path}"
+    told = f"trace of steps {300 + begin + 1} to {300 + end} saved in {tmp_path}"
     assert capsys.readouterr().out.strip() == told
 
 

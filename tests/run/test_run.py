@@ -514,7 +514,7 @@ def test_a_signal_while_a_run_is_being_opened(module, name, cfg, monkeypatch):
 def test_other_classes_are_refused(cfg, parts, small):
     train.main(change(cfg, max_steps=2))
     small(*(Dataset(p.images, p.labels, ("a", "b", "d")) for p in parts))
-    with pytest.raises(ConfigError, match="started with other classes"):
+    with pytest.raises(ConfigError, match="started with different classes"):
         train.main(change(cfg, max_steps=4, override=True))
 
 

@@ -138,7 +138,7 @@ def test_a_backbone_learns_at_a_rate_of_its_own(model):
 @pytest.mark.parametrize(
     ("freeze", "part"),
     [
-        ("layer9", "matches no parameter: examples are bn1.bias"),
+        ("layer9", "matches no parameter: names include bn1.bias"),
         (".", "matches every parameter"),
         ("layer1(", "is not a regular expression"),
     ],

@@ -101,10 +101,11 @@ def test_a_schedule_is_a_function_of_a_traced_step():
 
 def test_unknown_names_are_refused():
     with pytest.raises(
-        ConfigError, match="no optimizer 'lion': choose one of adam, sgd, adamw, muon"
+        ConfigError,
+        match="unknown optimizer 'lion': choose one of adam, sgd, adamw, muon",
     ):
         optim.make_optimizer(OptimConfig(optimizer="lion"), lambda step: 0.1)
-    with pytest.raises(ConfigError, match="no schedule 'poly'"):
+    with pytest.raises(ConfigError, match="unknown schedule 'poly'"):
         optim.make_schedule(OptimConfig(schedule="poly"), total_steps=1)
 
 

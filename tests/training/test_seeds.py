@@ -318,7 +318,7 @@ def test_an_ensemble_is_the_mean_of_probabilities(key, each):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"log_gradients": True}, "num_seeds does not support log_gradients"),
+        ({"log_gradients": True}, "num_seeds cannot be combined with log_gradients"),
         ({"sync_bn": False}, "num_seeds needs --sync-bn"),
         ({"num_seeds": 0}, "num_seeds 0 is too small"),
         ({"seed": 2**32 - 1}, "seed 4294967296, the last of 2, is too large"),

@@ -129,15 +129,21 @@ def test_a_stand_in_among_the_weights_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"fc.weight": None, "fc.bias": None}, "has no last layer of 64 features"),
+        (
+            {"fc.weight": None, "fc.bias": None},
+            "has no last layer with 64 input features",
+        ),
         ({"fc.0.weight": (64,)}, "ends in .*'fc.weight', .* not in a single linear"),
         ({"fc.weight": (9, 64), "fc.bias": (9,)}, "has 9 classes, but the data has 4"),
-        ({"fc.weight": (4, 65)}, "not in a single linear layer of 64 features"),
+        ({"fc.weight": (4, 65)}, "not in a single linear layer with 64 input features"),
         (
             {"conv1.weight": (16, 1, 3, 3)},
             "takes images with 1 channel, .* --in-channels",
         ),
-        ({"conv1.weight": (16, 3, 7, 7)}, "convolution of 7x7: use --stem imagenet"),
+        (
+            {"conv1.weight": (16, 3, 7, 7)},
+            "convolution with a 7x7 kernel: use --stem imagenet",
+        ),
         ({"layer1.0.se.fc1.weight": (4, 16, 1, 1)}, "squeeze-and-excitation"),
         ({"layer2.0.conv1.weight": (9, 16, 3, 3)}, "not fit resnet8: 1 misshapen"),
         ({"bn1.running_mean": None}, "not fit resnet8: 1 missing .bn1.running_mean"),
@@ -230,16 +236,16 @@ def test_folders_zips_and_parts(tmp_path):
         with pytest.raises(DataError, match="is JSON, but not an index of weights"):
             read(index)
     index.write_text(json.dumps({"weight_map": {**where, "x": files[0]}}))
-    with pytest.raises(DataError, match=f"names x, which {files[0]} does not have"):
+    with pytest.raises(DataError, match=f"lists x, which {files[0]} does not contain"):
         read(index)
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"\x89HDF\r\n\x1a\n", "is HDF5"),
+        (b"\x89HDF\r\n\x1a\n", "is an HDF5 .Keras. file"),
         (b"\x1f\x8b\x08\x00", "is compressed with gzip"),
-        (b"\x08\x07\x12\x07pytorch", "is ONNX"),
+        (b"\x08\x07\x12\x07pytorch", "is an ONNX file"),
         (b"\x80\x04\x95\x00\x00", "is a pickle that torch.save did not write"),
         (b'{"a": 1}', "is JSON, but not an index"),
     ],
@@ -253,8 +259,8 @@ def test_files_of_other_kinds_are_named(content, words, tmp_path):
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (("m/constants.pkl", "m/data.pkl", "m/code/a.py"), "is TorchScript"),
-        (("m/archive_format", "m/models/model.json"), "is a program of torch.export"),
+        (("m/constants.pkl", "m/data.pkl", "m/code/a.py"), "is a TorchScript program"),
+        (("m/archive_format", "m/models/model.json"), "is a torch.export program"),
         (("a.npy", "b.npy"), "is a NumPy .npz file"),
     ],
 )

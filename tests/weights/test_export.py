@@ -199,7 +199,7 @@ def test_data_of_other_classes_are_refused(run, digits, monkeypatch):
     named = [data.Dataset(d.images, d.labels, tuple("abcdefghij")) for d in digits]
     other = sources.Source((32, 32, 3), lambda cfg: (10, lambda: named))
     monkeypatch.setitem(sources.SOURCES, "digits", other)
-    message = r"not those of the data \(class 0 was '0' and is now"
+    message = r"differ from those of the data \(class 0 was '0' and is now"
     with pytest.raises(DataError, match=message):
         evaluate.main(EvaluateConfig(run=str(folder)))
 

@@ -261,10 +261,10 @@ def test_a_token_opens_a_gated_repository_and_stays_with_the_hub(hub, monkeypatc
     "refusal, words",
     [
         ((404, "RepoNotFound"), ("no repository", "private", "HF_TOKEN")),
-        ((401, "GatedRepo"), ("accept its terms", "HF_TOKEN")),
-        ((403, ""), ("answered 403", "HF_TOKEN")),
+        ((401, "GatedRepo"), ("accept the repository's terms", "HF_TOKEN")),
+        ((403, ""), ("returned HTTP status 403", "HF_TOKEN")),
         ((404, "RevisionNotFound"), ("no such revision",)),
-        ((500, ""), ("answered 500",)),
+        ((500, ""), ("returned HTTP status 500",)),
     ],
 )
 def test_what_the_hub_refuses_is_one_line(hub, refusal, words):
@@ -285,7 +285,7 @@ def test_an_endpoint_that_is_no_hub_is_one_line(hub, page):
 
 def test_a_failing_file_server_is_one_line(hub):
     hub.failing = "/resolve/"
-    _refused(SOURCE, REPO, "answered 500")
+    _refused(SOURCE, REPO, "returned HTTP status 500")
 
 
 def test_a_broken_transfer_goes_on_where_it_broke(hub):
@@ -363,7 +363,7 @@ def test_a_cache_that_cannot_be_written_is_named(hub, library, tmp_path, monkeyp
     (tmp_path / "file").touch()
     cache = str(tmp_path / "file" / "hub")
     monkeypatch.setattr(library.constants, "HF_HUB_CACHE", cache)
-    _refused(SOURCE, cache, "cannot be written", "HF_HUB_CACHE")
+    _refused(SOURCE, cache, "cannot be written to", "HF_HUB_CACHE")
 
 
 def test_a_repository_without_weights_says_what_it_has(hub):
@@ -423,12 +423,12 @@ def test_choose(names, chosen):
 @pytest.mark.parametrize(
     "names, words",
     [
-        ("a.pth b.pth", "several weights files, a.pth, b.pth"),
+        ("a.pth b.pth", "several weights files (a.pth, b.pth)"),
         ("training_args.bin sub/model.safetensors", "no weights"),
         ("", "among its files (none)"),
         (f"{PART.format(2)} model.safetensors.index.json", "not all of its shards"),
         ("model.safetensors.index.json", "not all of its shards"),
-        (" ".join(f"f{i}" for i in range(30)), "... (30 in all)"),
+        (" ".join(f"f{i}" for i in range(30)), "... (30 in total)"),
         ("\x1b[2J.txt", r"'\x1b[2J.txt'"),
     ],
 )

@@ -104,7 +104,7 @@ def test_offline_it_is_said_which_file_to_put_where(published, monkeypatch):
     message = str(caught.value)
     for part in (name, "cannot be reached", hub.URL, str(files.cache_dir())):
         assert part in message
-    assert f"sha256 begins {name[9:17]}" in message and "\n" not in message
+    assert f"sha256 starts with {name[9:17]}" in message and "\n" not in message
 
 
 @pytest.mark.parity
@@ -230,14 +230,16 @@ def test_strides_that_no_name_tells_are_the_folders(tmp_path, monkeypatch):
     assert hub.describe(str(tmp_path), tmp_path).model.stride_in_1x1
     model = resnet_jax.create_model("resnet50", num_classes=5)
     with pytest.raises(
-        ConfigError, match="strides in other layers: use --stride-in-1x1"
+        ConfigError,
+        match="strides in different layers than the model: use --stride-in-1x1",
     ):
         pretrained.begin_from({}, model, source=str(tmp_path), name="resnet50")
     config["downsample_in_bottleneck"] = False
     (tmp_path / "config.json").write_text(json.dumps(config))
     model = resnet_jax.create_model("resnet50", num_classes=5, stride_in_1x1=True)
     with pytest.raises(
-        ConfigError, match="strides in other layers: use --no-stride-in-1x1"
+        ConfigError,
+        match="strides in different layers than the model: use --no-stride-in-1x1",
     ):
         pretrained.begin_from({}, model, source=str(tmp_path), name="resnet50")
 

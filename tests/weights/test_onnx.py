@@ -131,7 +131,7 @@ def test_a_weight_that_is_a_little_off_is_refused(network, tmp_path, monkeypatch
     onnx_graph.check(spoiled(1), network)
     for factor in (1.01, np.nan):
         monkeypatch.setattr(onnx_graph, "convert", lambda _, by=factor: spoiled(by))
-        check_refused(network, tmp_path, "to the largest at a batch size of 10, ")
+        check_refused(network, tmp_path, "to the largest logit at a batch size of 10, ")
 
 
 def test_a_graph_for_one_batch_size_is_refused(network, tmp_path, monkeypatch):
@@ -155,7 +155,7 @@ def test_a_graph_right_at_one_batch_size_alone_is_refused(
         return lambda images: run(images) * (1 if len(images) == 10 else 1.01)
 
     monkeypatch.setattr(onnx_graph, "_session", spoiled)
-    check_refused(network, tmp_path, "by 1.0e-02 relative to the largest at a")
+    check_refused(network, tmp_path, "by 1.0e-02 relative to the largest logit at a")
 
 
 def test_what_jax2onnx_cannot_convert_is_one_line(network, tmp_path, monkeypatch):

@@ -99,7 +99,7 @@ def test_a_folder_says_everything(network, tmp_path):
 
     (folder / "model.stablehlo").rename(folder / "model.safetensors")
     with pytest.raises(
-        ConfigError, match="holds model.safetensors with its own config"
+        ConfigError, match="contains model.safetensors, which has its own config"
     ):
         stablehlo.write(folder, network, make_info(network))
     assert json.loads((folder / "config.json").read_text()) == info

@@ -212,7 +212,7 @@ def test_keys_that_take_long_to_hash_are_refused(read):
         shared += bytes([number + 1])
     # Each dictionary is dropped again, so no object becomes large.
     content = shared + b"}h\x12K\x01s0" * 100 + b"."
-    with pytest.raises(ValueError, match="contain one another too often"):
+    with pytest.raises(ValueError, match="contain too many references to one another"):
         read(content)
     wide = b"".join(
         b"\x8a\x0a" + (k * (2**61 - 1)).to_bytes(10, "little") + b"N"
@@ -221,7 +221,7 @@ def test_keys_that_take_long_to_hash_are_refused(read):
     for keys in (b"}(" + wide + b"u", b"(" + wide + b"d"):
         with pytest.raises(ValueError, match="integers with many digits as keys"):
             read(b"\x80\x02" + keys + b".")
-    with pytest.raises(ValueError, match="keys that are not names"):
+    with pytest.raises(ValueError, match="keys that are not strings"):
         pairs = b"".join(b"K" + bytes([k]) + b"N\x86" for k in range(20))
         read(b"\x80\x02ccollections\nOrderedDict\n](" + pairs + b"e\x85R.")
     # Such an integer is allowed as a value: states of random generators have them.
