@@ -265,7 +265,7 @@ def live(
 def disturb(
     process: subprocess.Popen[str], run_dir: Path, kind: str, rng: random.Random
 ) -> set[int]:
-    """Disturbs a process, and returns the allowed exit codes other than 0."""
+    """Injects a fault into a process; returns the exit codes allowed besides 0."""
     if kind in DISKS:
         filler = fill(run_dir.parent)
         if kind == DISKS[0]:

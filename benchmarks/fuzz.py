@@ -3,15 +3,16 @@
     python -m benchmarks.fuzz                          # 12,000 inputs, a few minutes
     python -m benchmarks.fuzz --inputs 500 --seed 1
 
-The inputs are mutations of valid files of these types: .pth files (zip and legacy),
-.safetensors, config.json, metrics.jsonl, layers.jsonl, classes.json, the config.json of
-an exported network, the array cache, Fashion-MNIST's archives, and images. Mutations
-flip bits; remove or duplicate parts; overwrite parts with malicious lengths; and change
-pickles, headers and JSON values, updating checksums and lengths to match. Each input is
-read just as the commands would read it, in a process with limited memory. An input
-fails if reading it raises any exception other than a UserError, ends the process, takes
-more than five seconds, or needs more than 1 GB of memory. The benchmark needs torch,
-because torch.save writes the .pth files.
+The inputs are mutated copies of valid files: weights files (.pth, .tar, .zip and
+.safetensors) and their indexes; a run's config.json, metrics.jsonl, layers.jsonl and
+classes.json; the config.json of an exported network and of a timm model; the array
+cache; Fashion-MNIST's archives; and images. Mutations flip bits; remove or duplicate
+parts; overwrite parts with malicious lengths; and change pickles, headers and JSON
+values, updating checksums and lengths to match. Each input is read just as the commands
+would read it, in a process with limited memory. An input fails if reading it raises any
+exception other than a UserError, ends the process, takes more than five seconds, or
+needs more than 1 GB of memory. The benchmark needs torch, because torch.save writes the
+.pth files.
 """
 
 import dataclasses
@@ -110,8 +111,8 @@ def fuzz(index: int, count: int, *, seed: int) -> tuple[Counter[str], list[str],
         except EOFError:
             worker.join()
             failures.append(
-                f"kind {index}, input {done}: its process ended with exit code "
-                f"{worker.exitcode}"
+                f"kind {index}, input {done}: the worker process exited with "
+                f"code {worker.exitcode}"
             )
             done += 1
         worker.join()

@@ -157,9 +157,7 @@ def main(cfg: Throughput) -> None:
             record |= {"data": source, "rows": [measure(cfg, task) for task in tasks]}
         text = f"{table(record['rows'])}\n- Images: {source}."
         for model in set(cfg.models) & set(AT_224) if cfg.epoch else ():
-            text += (
-                f"\n- {model} epoch: not measured, because its images have 224 pixels."
-            )
+            text += f"\n- {model} epoch: not measured, because its images are 224x224."
     if cfg.json is not None:
         cfg.json.write_text(json.dumps(record, indent=1, default=str), encoding="utf-8")
     print(f"{machine['text']}\n\n{text}")
@@ -173,9 +171,8 @@ def note(text: str) -> None:
 def started(task: Task, cache: Path | None = None) -> Iterator[tuple[Ask, Row]]:
     """Starts a process for `task`.
 
-    Yields (ask, first). ask(command, ...) sends a command to the process and returns
-    the answer. first is the process's first answer, with the time until that answer
-    added as `seconds`.
+    Yields (ask, first): ask(command, ...) sends a command to the process and returns
+    the answer; `first` is the first answer, whose `seconds` is the time until it came.
 
     Args:
       cache: the folder for compiled programs; None uses the one that the user's

@@ -75,7 +75,7 @@ class BatchNorm(Experiment):
             (
                 "drift",
                 drift,
-                "mean over std at the start",
+                "mean / initial std",
                 "Mean of the middle convolution's input on one batch, by epoch, in "
                 "units of the input's standard deviation before training",
             ),

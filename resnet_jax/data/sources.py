@@ -88,7 +88,7 @@ def train_shape(cfg: DataConfig) -> tuple[int, int, int]:
 def is_cropped(cfg: DataConfig) -> bool:
     """Returns whether image sizes differ and images are therefore resized when read.
 
-    Image sizes are assumed to differ in a tfds: data set that is not prepared.
+    Image sizes are assumed to differ in a "tfds:" data set that has not been prepared.
     """
     if not cfg.dataset.startswith(examples.PREFIX):
         return cfg.dataset == "folder"

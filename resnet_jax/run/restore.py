@@ -235,7 +235,7 @@ def _step_of(run_dir: Path, checkpoint: str, steps: list[int]) -> int:
             )
         return step
     if not checkpoint.isdecimal():
-        raise ConfigError(f"checkpoint {checkpoint!r} is not last, best or a step")
+        raise ConfigError(f"checkpoint {checkpoint!r} must be last, best or a step")
     if int(checkpoint) not in steps:
         raise CheckpointError(
             f"{run_dir} has no checkpoint of step {checkpoint}, only of "

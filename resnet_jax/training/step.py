@@ -250,7 +250,7 @@ def compile_step(
     With several seeds, the batch has a seed axis before the row axis.
 
     Args:
-      state: the initial state. `state` and `key` ([] or [seeds]) must be on devices.
+      state: the initial state. Like `key` ([] or [seeds]), it is on the mesh's devices.
 
     Raises:
       ConfigError: if the model cannot train on one of the loader's batch shapes.

@@ -136,7 +136,7 @@ def describe(source: str, path: Path, model: str | None = None) -> Network | Non
 
 
 def _normalization_of(path: Path, found: config_json.Described) -> str:
-    """Returns the name of a folder's normalization or, if it has none, MEAN/STD."""
+    """Returns the name or MEAN/STD of a folder's normalization; imagenet if unset."""
     if found.mean is None or found.std is None:
         log.info("weights: %s does not specify a normalization: using imagenet", path)
         return "imagenet"

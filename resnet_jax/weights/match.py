@@ -32,7 +32,7 @@ class Match(NamedTuple):
 
 
 def dictionaries(content: Any) -> dict[str, dict[str, Any]]:
-    """Maps dotted keys to those dictionaries in a file that contain arrays.
+    """Returns the dictionaries in a file that directly contain arrays, by dotted key.
 
     This function calls dict's own methods because a pickle can override the methods of
     an OrderedDict.

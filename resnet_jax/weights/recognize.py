@@ -57,7 +57,7 @@ def explain(
             if set(one.misshapen) <= {"conv1.weight"}:
                 channels = _shape(dictionaries[one.key], one, "conv1.weight")[1]
                 if other == name and not options and channels == model.in_channels:
-                    return f"is a {other} without the options that were set: omit them"
+                    return f"is a plain {other}: omit the options that change it"
                 return f"is a {other}: use {_flags(other, options, channels)}"
     for pattern, kind in _OTHERS.items():
         shown = next((n for n in largest if re.search(pattern, n)), None)

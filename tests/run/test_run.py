@@ -418,7 +418,7 @@ def test_checkpoints_that_are_not_there(cfg, tmp_path):
         variables(cfg, "3")
     with pytest.raises(CheckpointError, match="no best checkpoint.*validation-split"):
         variables(cfg, "best")
-    with pytest.raises(ConfigError, match="checkpoint 'first' is not last, best or a"):
+    with pytest.raises(ConfigError, match="checkpoint 'first' must be last, best or a"):
         variables(cfg, "first")
     assert variables(cfg, "2")[1] == 2
     with pytest.raises(CheckpointError, match="no checkpoint yet"):
