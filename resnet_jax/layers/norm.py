@@ -107,7 +107,7 @@ class BatchNorm(nn.Module):
                 unbiased = var * (count / (count - 1))
                 running_mean.value += self.momentum * (mean - running_mean.value)
                 running_var.value += self.momentum * (unbiased - running_var.value)
-        else:
+        else:  # also in frozen layers while training; see training/freezing.py
             gain = scale * lax.rsqrt(running_var.value + self.epsilon)
             y = (x - per_channel(running_mean.value)) * per_channel(gain)
             y = y + per_channel(bias)
