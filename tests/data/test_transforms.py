@@ -87,7 +87,7 @@ def test_sizes_of_training_and_evaluation_are_apart(photos):
     [
         ({"resize": 200}, "resize 200 is smaller than the crop of 224"),
         ({"resize": 29, "image_size": 30}, "resize 29 is smaller than the crop of 30"),
-        ({"resize": 300, "crop_pct": 0.9}, "resize and crop_pct set the same"),
+        ({"resize": 300, "crop_pct": 0.9}, "resize and crop_pct both set the image"),
     ],
 )
 def test_a_crop_larger_than_the_image_is_refused(fields, message):

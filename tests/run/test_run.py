@@ -281,7 +281,7 @@ def test_a_failure_before_the_first_step_leaves_nothing(cfg):
 
 def test_a_run_directory_that_cannot_be_written(cfg, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="cannot be written .Not a directory"):
+    with pytest.raises(ConfigError, match="cannot be written to .Not a directory"):
         train.main(change(cfg, workdir=str(tmp_path / "file" / "run")))
 
 

@@ -295,7 +295,7 @@ def test_transformers_normalization(read, refused):
     one = read({**TRANSFORMERS, "num_channels": 1}, {"image_mean": [0.5]})
     assert (one.mean, one.std) == ((0.5,), None)
     for changes in ({"do_rescale": False}, {"rescale_factor": 1 / 127.5}):
-        refused("scaled to [0, 1]", TRANSFORMERS, {**CONVNEXT, **changes})
+        refused("not scale images to [0, 1]", TRANSFORMERS, {**CONVNEXT, **changes})
 
 
 @pytest.mark.parametrize(
