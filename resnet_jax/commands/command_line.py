@@ -103,8 +103,8 @@ def _settings(owns_process: bool) -> Iterator[tuple[contextlib.ExitStack, Stream
         for each, level in ((ours, logging.INFO), (narrator, logging.CRITICAL)):
             stack.callback(each.setLevel, each.level)
             each.setLevel(level)
-        # Only the warnings that libraries log are shown. Libraries also raise the errors
-        # that they log, so these are reported where they are caught.
+        # Only the warnings that libraries log are shown. Libraries also raise the
+        # errors that they log, so these are reported where they are caught.
         theirs = waiting.LogHandler()
         theirs.addFilter(lambda record: record.levelno == logging.WARNING)
         _hand_to(logging.getLogger("absl"), theirs, stack)
