@@ -208,8 +208,8 @@ def test_the_sources_are_asked_in_their_order(everywhere, small_cifar, tmp_path)
         ("missing", "cannot be reached .404 Not Found"),
         ("half", "interrupted the download after .* MB"),
         ("stalls", "interrupted the download after .* MB .ConnectionError"),
-        ("wrong", "sent a file that is not cifar-10-binary.tar.gz"),
-        ("crawls", "sends less than 100 kB/s .[0-9]+ kB/s\\)"),
+        ("wrong", "sent a file that is not cifar-10-binary.tar.gz: its digest"),
+        ("crawls", "is too slow: it sends less than 100 kB/s .[0-9]+ kB/s\\)"),
     ],
 )
 def test_a_host_that_fails_is_left_for_the_next(
