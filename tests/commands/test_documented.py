@@ -1,7 +1,8 @@
 """The commands of the documentation run, one page after the other, as they are typed.
 
 Trainings are shortened by further options, and start from weights that the test writes
-instead of ImageNet's. NOT_RUN says of each of the others why it is not run.
+instead of ImageNet's. Evaluations use the first 64 test images. NOT_RUN says of each of
+the others why it is not run.
 """
 
 import os
@@ -46,6 +47,21 @@ SHORTER = {
     r"--dataset folder": "--image-size 32",
     r"train\.py (fast|resnet20|resnet18|hresnet\S*)\b": "--batch-size 32",
 }
+# Runs a script or module with the first 64 test images.
+FEW = """
+import runpy, sys
+from resnet_jax.data import sources
+load_test = sources.load_test
+def few(cfg):
+    found = load_test(cfg)
+    return found._replace(test=found.test.take(slice(64)))
+sources.load_test = few
+del sys.argv[0]
+if sys.argv[0] == "resnet-jax":
+    runpy.run_module("resnet_jax", run_name="__main__", alter_sys=True)
+else:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 # What earlier pages have trained.
 BEFORE = {
     "docs/evaluation.md": ["train.py hresnet", "train.py resnet20"],
@@ -124,11 +140,14 @@ def test_the_commands_of_a_page_run(page, folder, real_data_dir):
         "python": [sys.executable],
         "resnet-jax": [sys.executable, "-m", "resnet_jax"],
     }
+    few = [sys.executable, "-c", FEW]
     before = [["python", *command.split()] for command in BEFORE.get(page, ())]
     for command in before + RUN[page]:
         program, *rest = shorten(command)
+        is_scored = re.search(r"\b(evaluate|export)\b", " ".join(command))
+        start = [*few, *(["resnet-jax"] * (program != "python"))]
         done = subprocess.run(
-            programs[program] + rest,
+            (start if is_scored else programs[program]) + rest,
             cwd=folder,
             env=environment,
             capture_output=True,
