@@ -117,12 +117,14 @@ def folder(tmp_path):
     options = {
         "my-resnet18.pth": ("resnet18", 1000, {}),
         "FILE": ("resnet18", 10, {}),
+        "runs/reference/initial.pth": ("hresnet", 10, {}),  # of a benchmark
         "resnet20-12fca82f.th": ("resnet20", 10, {}),
         "cifar10_resnet20-4118986f.pt": ("resnet20", 10, {"shortcut": "conv_bn"}),
     }
     for name, (network, num_classes, more) in options.items():
         model = resnet_jax.create_model(network, num_classes=num_classes, **more)
         variables = init_variables(model, (32, 32, 3), key=jax.random.key(0))
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         save_file(resnet_jax.to_torch(variables), tmp_path / "w.safetensors")
         os.replace(tmp_path / "w.safetensors", tmp_path / name)
     return tmp_path
