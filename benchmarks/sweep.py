@@ -56,7 +56,7 @@ class Sweep:
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
             raise ConfigError(
-                f"no recipe {self.recipe!r}: use one of {', '.join(RECIPES)}"
+                f"unknown recipe {self.recipe!r}: use one of {', '.join(RECIPES)}"
             )
         if self.seeds < 1:
             raise ConfigError(f"seeds {self.seeds} is too small: it must be at least 1")

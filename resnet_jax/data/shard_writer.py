@@ -116,11 +116,11 @@ def _write_split(
             counts[file] += 1
             labels.append(label)
     if bad:
-        log.warning("unreadable images skipped: %d, the first is %s", len(bad), bad[0])
+        log.warning("unreadable images skipped: %d (the first is %s)", len(bad), bad[0])
     kept = np.array(labels, np.int32)
     for label, folder_name in enumerate(split.folders):
         if label not in kept:
-            raise DataError(f"{split.root / folder_name} has no image that can be read")
+            raise DataError(f"{split.root / folder_name} has no readable images")
     return counts, kept
 
 

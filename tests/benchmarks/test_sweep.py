@@ -87,7 +87,7 @@ def test_what_is_set_is_in_the_name_so_that_two_sweeps_have_their_own_runs():
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({"recipe": "resnet21"}, "no recipe 'resnet21'"),
+        ({"recipe": "resnet21"}, "unknown recipe 'resnet21'"),
         ({"seeds": 0}, "seeds 0 is too small"),
         ({"validation_split": 0.0}, "no images to compare runs on"),
     ],
