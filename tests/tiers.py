@@ -6,14 +6,21 @@ from typing import Any
 import pytest
 
 
-def process_if(values: Iterable[Any], slow: Iterable[Any]) -> list[Any]:
-    """Returns `values` for parametrize, with those in `slow` marked "process"."""
-    slow = list(slow)
-    assert (values := list(values)) and all(value in values for value in slow)
+def process_if(
+    values: Iterable[Any], heavy: Iterable[Any], slow: Iterable[Any] = ()
+) -> list[Any]:
+    """Returns `values` for parametrize; some are marked "process" or "slow"."""
+    values, heavy, slow = list(values), list(heavy), list(slow)
+    assert all(value in values for value in heavy + slow)
+
+    def marks(value: Any) -> list[pytest.MarkDecorator]:
+        if value in slow:
+            return [pytest.mark.slow]
+        return [pytest.mark.process] if value in heavy else []
+
     return [
         pytest.param(
-            *(value if isinstance(value, tuple) else (value,)),
-            marks=pytest.mark.process if value in slow else (),
+            *(value if isinstance(value, tuple) else (value,)), marks=marks(value)
         )
         for value in values
     ]

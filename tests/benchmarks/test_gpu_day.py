@@ -53,7 +53,7 @@ def test_a_rehearsal_has_a_row_with_numbers_of_each_part(tmp_path):
         assert ratio > 0
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_a_part_that_overruns_says_so_and_the_rest_goes_on(tmp_path):
     options = ("--parts", "deterministic", "smoke", "--bound", "smoke=1")
     record = rehearse(tmp_path, *options)

@@ -126,8 +126,7 @@ def test_our_epoch_sees_every_image_once(tmp_path):
         assert sorted(np.concatenate(epoch)) == sorted(labels)
 
 
-@pytest.mark.parity
-@pytest.mark.process
+@pytest.mark.slow
 def test_a_small_measurement(tmp_path, capsys):
     pytest.importorskip("torchvision", reason="compares with torch and torchvision")
     path = tmp_path / "deep" / "throughput.json"

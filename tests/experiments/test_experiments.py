@@ -118,7 +118,7 @@ def test_a_variant_that_diverges_is_a_result_and_is_kept(tmp_path, capsys):
         variants.run(changed, tmp_path)
 
 
-@pytest.mark.process  # for its time: twelve runs
+@pytest.mark.slow  # twelve runs
 def test_batchnorm_and_a_variant_that_diverges(tmp_path, capsys):
     experiment = BatchNorm(model="resnet8", lrs=(0.1, 1e20), epochs=2, workdir=tmp_path)
     main(experiment)

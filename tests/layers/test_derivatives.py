@@ -111,8 +111,9 @@ def test_of_a_pool(function, shape):
     check(lambda x: (jnp.sin(function(x)) * 3).sum(), (random(0, *shape),))
 
 
-@pytest.mark.process
-@pytest.mark.parametrize("name", ["resnet8", "hresnet"])
+@pytest.mark.parametrize(
+    "name", process_if(["resnet8", "hresnet"], ["resnet8"], slow=["hresnet"])
+)
 def test_of_a_whole_network_in_training(name):
     model = create_model(name, num_classes=3, dtype="float64")
     images = random(0, 4, 8, 8, 3)

@@ -18,6 +18,7 @@ def figures_of(workdir, program):
     return [{k: v for k, v in r.items() if k not in TIMES} for r in records]
 
 
+@pytest.mark.slow
 def test_taken_up_again_gives_what_one_go_gives(
     tmp_path, small_cifar, prepared_dir, capsys
 ):

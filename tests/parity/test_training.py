@@ -30,12 +30,12 @@ SMALL = [
 ]
 
 
-def all_pairs(*, slow, slow_blocks):
+def all_pairs(*, slow, slow_blocks, more=SLOW):
     """SMALL by three optimizers; `slow` are marked, of the two blocks `slow_blocks`."""
     for name, stem in SMALL:
         for optimizer in ("adam", "nesterov", "weights-only"):
             is_slow = optimizer in (slow_blocks if stem else slow)
-            is_slow |= (name, stem, optimizer) in SLOW
+            is_slow |= (name, stem, optimizer) in more
             marks = [pytest.mark.slow] if is_slow else []
             yield pytest.param(name, stem, optimizer, marks=marks)
 
@@ -49,7 +49,11 @@ def test_twenty_steps_in_float64(name, stem, optimizer):
 
 @pytest.mark.parametrize(
     ("name", "stem", "optimizer"),
-    all_pairs(slow=["weights-only"], slow_blocks=["nesterov", "weights-only"]),
+    all_pairs(
+        slow=["weights-only"],
+        slow_blocks=["adam", "nesterov", "weights-only"],
+        more=[*SLOW, ("hresnet", None, "adam")],
+    ),
 )
 def test_twenty_losses_in_float32(name, stem, optimizer):
     """Within 1e-4; or, where PyTorch's own float32 strays from its float64 by more,

@@ -593,13 +593,13 @@ def test_fewer_epochs_than_are_done(cfg, monkeypatch):
     assert [line["step"] for line in records(cfg)] == [5]
 
 
-# The default test run includes only one of them.
 @pytest.mark.parametrize(
     "name",
-    [
-        name if name == "digits" else pytest.param(name, marks=pytest.mark.process)
-        for name in RECIPES
-    ],
+    process_if(
+        RECIPES,
+        set(RECIPES) - {"digits"},
+        slow=("resnet20", "resnet18", "hresnet-plus", "imagenet"),
+    ),
 )
 def test_a_resume_is_exact_for_every_recipe(name, cfg, weights, monkeypatch):
     """Parameters, statistics, optimizer, order, augmentation and sums are equal."""

@@ -63,7 +63,10 @@ def lowered(cfg):
         yield text
 
 
-@pytest.mark.parametrize("name", process_if(RECIPES, set(RECIPES) - {"fast", "digits"}))
+@pytest.mark.parametrize(
+    "name",
+    process_if(RECIPES, set(RECIPES) - {"fast", "digits"}, slow=["imagenet"]),
+)
 def test_every_recipe_s_program_lowers_for_tpu_and_gpu(name):
     assert len(list(lowered(RECIPES[name][1]))) == 2
 

@@ -357,7 +357,7 @@ def test_a_damaged_archive_is_named(tmp_path):
 def test_options_that_the_names_do_not_need(tmp_path):
     _, _, state = make()
     path = save(tmp_path / "w.pth", state)
-    with pytest.raises(DataError, match="is a resnet8 without the options that were"):
+    with pytest.raises(DataError, match="is a plain resnet8: omit the options"):
         adopted(path, model={"shortcut": "conv_bn"})
     _, _, state = make(shortcut="conv")
     path = save(tmp_path / "w.pth", state)
