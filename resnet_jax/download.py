@@ -113,9 +113,7 @@ def fetch(
                     progressbar=progress, chunk_size=2**12, timeout=timeout
                 ),
             )
-            algorithm, _, expected = digest.rpartition(":")
-            found = file_digest(Path(whole), algorithm or "sha256")
-            if not found.startswith(expected):
+            if not _matches(Path(whole), digest):
                 raise DataError(
                     f"{host} sent a file that is not {path.name}: its digest is wrong"
                 )
@@ -131,6 +129,11 @@ def fetch(
             f"{host} interrupted the download after {progress.received / 1e6:.1f} MB "
             f"({_reason(error)})"
         ) from None
+
+
+def _matches(path: Path, digest: str) -> bool:
+    algorithm, _, expected = digest.rpartition(":")
+    return file_digest(path, algorithm or "sha256").startswith(expected)
 
 
 def _check_answers(url: str, host: str, timeout: float) -> None:

@@ -146,9 +146,7 @@ def _check_opcodes(file: io.BytesIO | mmap.mmap) -> None:
                 f"it has the opcode {name}, which torch.save does not write"
             )
         if num_opcodes > _MAX_OPCODES:
-            raise UnreadableError(
-                "contains a pickle that is too long for a network's weights"
-            )
+            raise UnreadableError("contains a pickle too long for a network's weights")
         if name == "MARK":
             stack.append(_MARK)
         elif name.endswith("PUT") or name == "MEMOIZE":
@@ -169,15 +167,7 @@ def _check_opcodes(file: io.BytesIO | mmap.mmap) -> None:
                 before = before[: before.index("mark")]
             parts += [stack.pop() for _ in before]  # the lowest operand is last
             filled = [parts.pop()] if name in _FILLING and parts else []
-            hashed = parts[1::2] if name in _KEYED else parts if name in _SETS else []
-            if any(one.is_wide for one in hashed):
-                raise ValueError("it has integers with many digits as keys")
-            depths = [1 + one.depth for one in parts] + [one.depth for one in filled]
-            is_wide = any(one.is_wide for one in parts) and name in _HASHABLE
-            if name in _INTEGERS:
-                is_wide = isinstance(argument, int) and argument.bit_length() > 63
-            size = 1 + sum(one.size for one in parts + filled)
-            whole = _Item(size, max(depths, default=0), is_wide)
+            whole = _joined(name, argument, parts, filled)
             work += sum(one.size for one in parts)
             if max(whole.size, work) > _MAX_SIZE:
                 raise ValueError(
@@ -187,6 +177,21 @@ def _check_opcodes(file: io.BytesIO | mmap.mmap) -> None:
                 raise ValueError("its objects are nested too deeply")
             if opcode.stack_after:
                 stack.append(whole)
+
+
+def _joined(
+    name: str, argument: object, parts: list[_Item], filled: list[_Item]
+) -> _Item:
+    """Returns the object that an opcode makes of its operands; rejects wide keys."""
+    hashed = parts[1::2] if name in _KEYED else parts if name in _SETS else []
+    if any(one.is_wide for one in hashed):
+        raise ValueError("it has integers with many digits as keys")
+    depths = [1 + one.depth for one in parts] + [one.depth for one in filled]
+    is_wide = any(one.is_wide for one in parts) and name in _HASHABLE
+    if name in _INTEGERS:
+        is_wide = isinstance(argument, int) and argument.bit_length() > 63
+    size = 1 + sum(one.size for one in parts + filled)
+    return _Item(size, max(depths, default=0), is_wide)
 
 
 class _Unpickler(pickle.Unpickler):
