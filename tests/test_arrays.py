@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from parts import make_augment, make_preprocess
 from PIL import Image
-from tiers import process_if
+from tiers import by_tier
 
 import resnet_jax
 from resnet_jax import data, layers, models, training
@@ -104,7 +104,7 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize(
-    "name", process_if(FUNCTIONS, ["HResNet", "ResNet9", "make_augment"])
+    "name", by_tier(FUNCTIONS, ["HResNet", "ResNet9", "make_augment"])
 )
 def test_numpy_and_jax_are_taken_alike(name):
     function, *args = FUNCTIONS[name]

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 
-def process_if(
+def by_tier(
     values: Iterable[Any], heavy: Iterable[Any], slow: Iterable[Any] = ()
 ) -> list[Any]:
     """Returns `values` for parametrize; some are marked "process" or "slow"."""
     values, heavy, slow = list(values), list(heavy), list(slow)
-    assert all(value in values for value in heavy + slow)
+    assert values and all(value in values for value in heavy + slow)
 
     def marks(value: Any) -> list[pytest.MarkDecorator]:
         if value in slow:

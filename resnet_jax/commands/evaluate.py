@@ -129,6 +129,7 @@ def main(options: EvaluateConfig) -> None:
         return
     if options.export is not None:
         _say_moved("--export", "export RUN DIR")
+        files.check_writable(Path(options.export).parent, "folder", "--export")
     one = "--report" if options.report else "--export" if options.export else ""
     found = evaluate(options, one=one, tta=options.tta)
     subject, test = found.subject, found.loader.splits.test
@@ -177,9 +178,8 @@ def _check_outputs(options: EvaluateConfig) -> Path | None:
     from resnet_jax import files
     from resnet_jax.report import tables
 
-    for option, path in (("--output", options.output), ("--export", options.export)):
-        if path is not None:
-            files.check_writable(Path(path).parent, "folder", option)
+    if options.output is not None:
+        files.check_writable(Path(options.output).parent, "folder", "--output")
     if options.predictions is None:
         return None
     tables.check(Path(options.predictions), "--predictions")

@@ -73,8 +73,7 @@ def train(
         return
     if not this_run.resumed:
         state = weights.load_into(
-            state,
-            *(model, cfg.model.model, cfg.transfer, preprocess, loader.splits.train),
+            state, model, cfg.model.model, cfg.transfer, preprocess, loader.splits.train
         )
     run.announce(cfg, this_run.mesh, state.params, loader, trainable)
     if cfg.transfer.cache_features:
@@ -84,7 +83,7 @@ def train(
     state, key = devices.replicate(this_run.mesh, (state, keys.augment))
 
     # Pure functions, compiled once; each step donates its input state.
-    augment = make_augment(cfg, preprocess, source, num_steps, class_weights)
+    augment = weighted_augment(cfg, preprocess, source, num_steps, class_weights)
     backbone_bn, parts = cfg.transfer.backbone_bn, cfg.devices.grad_accum_steps
     local_bn = None if cfg.devices.sync_bn else this_run.mesh
     ema_decay = training.make_ema_decay(cfg, num_steps)
@@ -127,7 +126,7 @@ def load_data(
     ), class_weights
 
 
-def make_augment(
+def weighted_augment(
     cfg: Config,
     preprocess: "Preprocess",
     source: "Description",

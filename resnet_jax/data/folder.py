@@ -201,9 +201,9 @@ def list_images(directory: Path, ignored: Counter[str] | None = None) -> Iterato
         place = folder.resolve()
         if place in seen:
             log.warning(
-                "%s is skipped because it resolves to %s, which was already visited",
-                folder,
-                place,
+                "%s is skipped because it resolves to %s, which contains it or was "
+                "already visited",
+                *(folder, place),
             )
             return False
         seen.add(place)

@@ -116,7 +116,8 @@ class Prepared:
         if self.fetch is None:
             raise DataError(
                 f"{name} is not prepared in {home}: prepare it there with "
-                "tensorflow-datasets, or name its directory with --data-dir"
+                "tensorflow-datasets, or use --data-dir to specify the folder that "
+                "contains it"
             )
         if source != "auto" and self.write is None:
             raise ConfigError(

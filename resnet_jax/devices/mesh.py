@@ -24,11 +24,11 @@ def make_mesh(num_devices: int | None = None, platform: str | None = None) -> Me
     try:
         found = jax.devices(platform)
     except (RuntimeError, AssertionError) as error:  # jax 0.10 raises AssertionError
-        reason = (str(error) or "this machine has no such device").splitlines()[0]
+        reason = (str(error) or "JAX finds no such device here").splitlines()[0]
         # Omit JAX's own advice and its report about backends that were not requested.
         reason = reason.partition(" (set JAX_PLATFORMS")[0].rstrip(".")[:150]
         if "is not in the list of known backends" in reason:
-            reason = "this machine has no such device"
+            reason = "JAX finds no such device here"
         name = platform or jax.config.values["jax_platforms"]
         raise ConfigError(
             f"platform {name} cannot be used ({reason}): choose another --platform, or "

@@ -103,8 +103,8 @@ def list_rows(found: Structure, pooling: str | None = None) -> list[Row]:
             rows.append((title, _boxes(between, last=True), None))
     boxes = _boxes(behind, first=is_preact, last=True)
     if pooling is not None:
-        classifier = sum(kind != "Linear" for _, kind in boxes)  # it comes last
-        boxes.insert(classifier, (f"global\n{pooling}\npooling", "Pooling"))
+        where = sum(kind != "Linear" for _, kind in boxes)  # Linear comes last
+        boxes.insert(where, (f"global\n{pooling}\npooling", "Pooling"))
     rows.append((_title("head", behind), boxes, None))
     return rows
 
@@ -132,7 +132,7 @@ def _boxes(
       first: whether to begin with a ReLU if the first layer is not a BatchNorm.
       last: whether a ReLU also follows the last layer, unless that layer is linear.
     """
-    boxes = [_RELU] if first and layers[0].kind != "BatchNorm" else []
+    boxes = [_RELU] if first and (not layers or layers[0].kind != "BatchNorm") else []
     for index, layer in enumerate(layers):
         text = layer.name.rsplit(".", 1)[-1]
         if layer.size:
@@ -154,7 +154,7 @@ def _boxes(
 
 
 def ends_with_relu(boxes: Sequence[tuple[str, str]]) -> bool:
-    """Returns whether a block that begins with `boxes` applies ReLU after its sum."""
+    """Returns whether ReLU follows the sum of a block whose main path is `boxes`."""
     return _RELU not in boxes[: 2 if boxes[0][1] == "BatchNorm" else 1]
 
 

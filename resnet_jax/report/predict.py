@@ -50,21 +50,22 @@ def predict_files(
       ConfigError: if a file cannot be written.
       DataError: if some images cannot be read; the other images are classified first.
     """
-    cfg = subject.cfg
-    class_names = subject.class_names or sources.load_test(cfg.data).test.class_names
+    cfg, class_names = subject.cfg, subject.class_names
+    if class_names is None:  # use the names from the data set
+        class_names = sources.load_test(cfg.data).test.class_names
     preprocess = make_preprocess(cfg.augment, subject.image_shape)
     if saliency_dir is not None:
         files.check_writable(saliency_dir, "folder", "RUN")
     every = [path for name in paths for path in _files_of(Path(name))]
+    batches = _read_batches(every, cfg.data, subject.image_shape)
     probabilities_of = _make_probabilities(subject, preprocess)
     num_read, bad = 0, []
     with contextlib.ExitStack() as stack:
         show = _open(output, min(top_k, len(class_names)), stack)
         # Printed lines already show progress; None shows the bar only on a terminal.
-        disable = None if output is not None and len(every) > BATCH else True
-        bar = waiting.bar(len(every), "prediction", disable=disable)
-        stack.enter_context(bar)
-        for batch in _read_batches(every, cfg.data, subject.image_shape):
+        hidden = None if output is not None and len(every) > BATCH else True
+        bar = stack.enter_context(waiting.bar(len(every), "prediction", disable=hidden))
+        for batch in batches:
             bad += [f"{path} ({reason})" for path, reason in batch.bad]
             found = probabilities_of(batch.images)
             for path, image, own in zip(batch.paths, batch.images, found, strict=True):
@@ -80,8 +81,7 @@ def predict_files(
             bar.update(len(batch.paths) + len(batch.bad))
         failure = f"{len(bad)} of {len(every)} files cannot be read: {', '.join(bad)}"
         if not num_read:
-            nothing = f"{', '.join(paths)}: no images found"
-            raise DataError(failure if bad else nothing)
+            raise DataError(failure if bad else f"{', '.join(paths)}: no images found")
     if output is not None:
         print(f"predictions: {output}, {num_read} image{'s' * (num_read != 1)}")
     if bad:
@@ -91,7 +91,7 @@ def predict_files(
 def _read_batches(
     every: Sequence[Path], cfg: DataConfig, image_shape: tuple[int, int, int]
 ) -> Iterator[decoding.Decoded]:
-    """Yields batches of images, decoded at the size at which `cfg` stores them."""
+    """Returns an iterator over batches of images, decoded as `cfg` specifies."""
     # Only images of varying sizes are resized on the host; the others are resized on
     # the device.
     is_cropped = sources.is_cropped(cfg)

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+_COLUMNS = ("name", "precision", "recall", "f1", "support")
+
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Converts logits [N, C] to probabilities [N, C] in float64."""
@@ -12,9 +14,6 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     exponentials = np.exp(shifted)
     found: np.ndarray = exponentials / exponentials.sum(1, keepdims=True)
     return found
-
-
-_COLUMNS = ("name", "precision", "recall", "f1", "support")
 
 
 def score(

@@ -225,13 +225,18 @@ class Loaded(NamedTuple):
 
 
 def _step_of(run_dir: Path, checkpoint: str, steps: list[int]) -> int:
-    """Returns the step of `checkpoint`, which is "best" or a number, among `steps`."""
+    """Returns the step of `checkpoint`, which is "best" or a number, among `steps`.
+
+    Raises:
+      ConfigError: if `checkpoint` is neither.
+      CheckpointError: if there is no such checkpoint.
+    """
     if checkpoint == "best":
         step = best_step(read_metrics(run_dir), steps)
         if step is None:
             raise CheckpointError(
-                f"{run_dir} has no best checkpoint, because no validation accuracy "
-                "is available: train with --validation-split"
+                f"{run_dir} has no best checkpoint, because none has a validation "
+                "accuracy: train with --validation-split"
             )
         return step
     if not checkpoint.isdecimal():

@@ -167,7 +167,7 @@ def _check_opcodes(file: io.BytesIO | mmap.mmap) -> None:
                 before = before[: before.index("mark")]
             parts += [stack.pop() for _ in before]  # the lowest operand is last
             filled = [parts.pop()] if name in _FILLING and parts else []
-            whole = _joined(name, argument, parts, filled)
+            whole = _combine(name, argument, parts, filled)
             work += sum(one.size for one in parts)
             if max(whole.size, work) > _MAX_SIZE:
                 raise ValueError(
@@ -179,7 +179,7 @@ def _check_opcodes(file: io.BytesIO | mmap.mmap) -> None:
                 stack.append(whole)
 
 
-def _joined(
+def _combine(
     name: str, argument: object, parts: list[_Item], filled: list[_Item]
 ) -> _Item:
     """Returns the object that an opcode makes of its operands; rejects wide keys."""
@@ -264,7 +264,7 @@ def _rebuild_tensor(
         raise ValueError("a tensor lacks a storage, an offset, sizes or strides")
     if len(size) != len(stride) or min(numbers) < 0:
         raise ValueError(
-            f"a tensor has an invalid combination of size {size} and stride {stride}"
+            f"a tensor has an invalid size {size}, stride {stride} or offset {offset}"
         )
     empty = 0 in size
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))

@@ -1,8 +1,8 @@
-"""The commands of the documentation run, one page after the other, as they are typed.
+"""The commands of the documentation run, one page after the other.
 
 Trainings are shortened by further options, and start from weights that the test writes
-instead of ImageNet's. Evaluations use the first 64 test images. NOT_RUN says of each of
-the others why it is not run.
+instead of ImageNet's or of published files with other names. Evaluations use the same
+64 test images as trainings. NOT_RUN says of each of the others why it is not run.
 """
 
 import os
@@ -49,14 +49,14 @@ SHORTER = {
 }
 # In the names of two weights files; those that the test writes have another sha256.
 DIGEST = "-(12fca82f|4118986f)"
-# Runs a script or module with the first 64 test images.
+# Runs a script or module with the test images that --max-test-samples 64 chooses.
 FEW = """
 import runpy, sys
-from resnet_jax.data import sources
+from resnet_jax.data import dataset, sources
 load_test = sources.load_test
 def few(cfg):
     found = load_test(cfg)
-    return found._replace(test=found.test.take(slice(64)))
+    return found._replace(test=dataset.subset(found.test, 64))
 sources.load_test = few
 del sys.argv[0]
 if sys.argv[0] == "resnet-jax":

@@ -228,7 +228,7 @@ def test_a_link_that_leads_up_multiplies_no_images(root, caplog, name, place):
     (record,) = caplog.records
     assert record.getMessage() == (
         f"{link} is skipped because it resolves to {root / place}, "
-        "which was already visited"
+        "which contains it or was already visited"
     )
 
 

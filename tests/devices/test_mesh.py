@@ -42,7 +42,7 @@ _ADVICE = " (set JAX_PLATFORMS='' to automatically choose an available backend)"
         (
             "Unable to initialize backend 'rocm': Backend 'rocm' is not in the list of "
             f"known backends: ['cpu', 'tpu'].{_ADVICE}",
-            "this machine has no such device",
+            "JAX finds no such device here",
         ),
         (
             "Unable to initialize backend 'tpu': INTERNAL: Failed to open libtpu.so"

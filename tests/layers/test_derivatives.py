@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiers import process_if
+from tiers import by_tier
 
 from resnet_jax.layers import conv, normalize, pool, products, winograd
 from resnet_jax.layers.linear_map import linear_map
@@ -76,7 +76,7 @@ CONVOLUTIONS = [
 
 @pytest.mark.parametrize(
     ("shape", "kernel", "stride", "padding"),
-    process_if(CONVOLUTIONS, CONVOLUTIONS[:1]),
+    by_tier(CONVOLUTIONS, CONVOLUTIONS[:1]),
 )
 @pytest.mark.parametrize("few", [False, True])
 def test_of_a_convolution(shape, kernel, stride, padding, few, monkeypatch):
@@ -112,7 +112,7 @@ def test_of_a_pool(function, shape):
 
 
 @pytest.mark.parametrize(
-    "name", process_if(["resnet8", "hresnet"], ["resnet8"], slow=["hresnet"])
+    "name", by_tier(["resnet8", "hresnet"], ["resnet8"], slow=["hresnet"])
 )
 def test_of_a_whole_network_in_training(name):
     model = create_model(name, num_classes=3, dtype="float64")

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiers import process_if
+from tiers import by_tier
 
 from resnet_jax import models
 from resnet_jax.models import BasicBlock, Bottleneck, HResNet, PreActBlock, ResNet
@@ -38,7 +38,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize(
-    "name", process_if(NETWORKS, ["hresnet", "bottleneck", "features"])
+    "name", by_tier(NETWORKS, ["hresnet", "bottleneck", "features"])
 )
 @pytest.mark.parametrize(("dtype", "bound"), [("float64", 1e-10), ("float32", 1e-4)])
 def test_a_folded_network_gives_the_same_logits(name, dtype, bound):

@@ -31,7 +31,7 @@ SMALL = [
 
 
 def all_pairs(*, slow, slow_blocks, more=SLOW):
-    """SMALL by three optimizers; `slow` are marked, of the two blocks `slow_blocks`."""
+    """SMALL by three optimizers; `slow` in `slow_blocks`, and `more`, are slow."""
     for name, stem in SMALL:
         for optimizer in ("adam", "nesterov", "weights-only"):
             is_slow = optimizer in (slow_blocks if stem else slow)

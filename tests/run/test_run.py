@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 from configs import make_config
 from safetensors.numpy import save_file
-from tiers import process_if
+from tiers import by_tier
 
 from resnet_jax import fields, models
 from resnet_jax.commands import train
@@ -360,7 +360,7 @@ def test_half_a_run_is_refused(cfg):
         train.main(cfg)
 
 
-@pytest.mark.parametrize("bad_step", process_if([1, 8], [8]))
+@pytest.mark.parametrize("bad_step", by_tier([1, 8], [8]))
 def test_a_loss_that_is_not_finite_stops_the_run(cfg, monkeypatch, bad_step):
     cfg = change(cfg, log_every_steps=1)
     batches, seen = Loader.train, []
@@ -595,7 +595,7 @@ def test_fewer_epochs_than_are_done(cfg, monkeypatch):
 
 @pytest.mark.parametrize(
     "name",
-    process_if(
+    by_tier(
         RECIPES,
         set(RECIPES) - {"digits"},
         slow=("resnet20", "resnet18", "hresnet-plus", "imagenet"),

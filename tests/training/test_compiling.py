@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 from parts import make_augment, make_loader, make_optimizer
-from tiers import process_if
+from tiers import by_tier
 
 from resnet_jax import data, fields, models, training
 from resnet_jax.data import stream
@@ -65,7 +65,7 @@ def lowered(cfg):
 
 @pytest.mark.parametrize(
     "name",
-    process_if(RECIPES, set(RECIPES) - {"fast", "digits"}, slow=["imagenet"]),
+    by_tier(RECIPES, set(RECIPES) - {"fast", "digits"}, slow=["imagenet"]),
 )
 def test_every_recipe_s_program_lowers_for_tpu_and_gpu(name):
     assert len(list(lowered(RECIPES[name][1]))) == 2

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 from parts import init_variables
-from tiers import process_if
+from tiers import by_tier
 
 from resnet_jax import models
 from resnet_jax.devices.mesh import make_mesh
@@ -48,7 +48,7 @@ def assert_trees_close(one, other):
 
 
 @pytest.mark.parametrize(
-    "num_rows, num_parts", process_if([(6, 3), (7, 3), (2, 9)], [(7, 3)])
+    "num_rows, num_parts", by_tier([(6, 3), (7, 3), (2, 9)], [(7, 3)])
 )
 def test_micro_batches_sum_to_the_batch_without_batch_norm(
     one_block, x64, num_rows, num_parts
@@ -60,7 +60,7 @@ def test_micro_batches_sum_to_the_batch_without_batch_norm(
     assert_trees_close(parts, whole)
 
 
-@pytest.mark.parametrize("num_rows", process_if([6, 7], [7]))
+@pytest.mark.parametrize("num_rows", by_tier([6, 7], [7]))
 def test_batch_norm_sees_a_micro_batch_at_a_time(one_block, x64, num_rows):
     model, variables, images, targets = network(one_block)
     images, targets = images[:num_rows], targets[:num_rows]
