@@ -1,4 +1,4 @@
-"""Detects whether a command owns its process or runs inside another program."""
+"""Detects how a command was started, and whether it runs inside another program."""
 
 import sys
 from pathlib import Path
@@ -28,6 +28,15 @@ def owns_process() -> bool:
         if kind == "m":
             return value.split(".")[0] == "resnet_jax"
     return False
+
+
+def invocation(name: str) -> list[str]:
+    """Returns the words that start the command `name`, train or evaluate.
+
+    A user who started this command with resnet-jax may not have the scripts.
+    """
+    is_installed = sys.argv[0].startswith("resnet-jax ")  # as commands.main sets it
+    return ["resnet-jax", name] if is_installed else ["python", f"{name}.py"]
 
 
 def _split(argument: str) -> tuple[str, str]:

@@ -120,3 +120,17 @@ def test_a_bug_leaves_it_as_it_was_too():
         with command_line.command_line("train.py", owns_process=False):
             raise ZeroDivisionError
     assert settings() == before
+
+
+@pytest.mark.parametrize(
+    ("started", "words"),
+    [
+        ("train.py", "python evaluate.py"),
+        ("/home/me/resnet_jax/train.py", "python evaluate.py"),
+        ("resnet-jax train", "resnet-jax evaluate"),
+        ("", "python evaluate.py"),
+    ],
+)
+def test_a_command_is_named_as_this_one_was_started(started, words, monkeypatch):
+    monkeypatch.setattr("sys.argv", [started])
+    assert " ".join(hosting.invocation("evaluate")) == words

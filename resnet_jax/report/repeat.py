@@ -3,7 +3,7 @@
 import shlex
 from typing import Any
 
-from resnet_jax import fields
+from resnet_jax import fields, hosting
 from resnet_jax.config import Config
 from resnet_jax.recipes import RECIPES
 
@@ -16,7 +16,7 @@ def command(cfg: Config) -> str:
     Fields that belong to a single invocation, such as the devices, are omitted.
     """
     found = [[name, *_flags(recipe, cfg)] for name, (_, recipe) in RECIPES.items()]
-    return shlex.join(["python", "train.py", *min(found, key=len)])
+    return shlex.join([*hosting.invocation("train"), *min(found, key=len)])
 
 
 def _flags(recipe: Config, cfg: Config) -> list[str]:

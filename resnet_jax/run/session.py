@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from resnet_jax import hosting
 from resnet_jax.config import Config
 from resnet_jax.devices import processes
 from resnet_jax.devices.mesh import check_batch_size
@@ -47,8 +48,8 @@ def open_run(cfg: Config) -> Iterator[Run]:
                 with run:
                     yield run
                 if processes.is_first() and run.progress.times:
-                    quoted = shlex.quote(str(workdir))
-                    log.info("done:     evaluate with `python evaluate.py %s`", quoted)
+                    command = [*hosting.invocation("evaluate"), str(workdir)]
+                    log.info("done:     evaluate with `%s`", shlex.join(command))
             except Interrupted:
                 name = signals.received.name if signals.received else "a signal"
                 place = _place(run)
