@@ -66,7 +66,7 @@ def read(path: Path, names: Sequence[str]) -> np.ndarray:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise DataError(
-            f"{path}: class_weights cannot be read ({reason}): specify balanced, or "
+            f"{path} cannot be read ({reason}): set class_weights to 'balanced' or to "
             "a file with a weight for each class"
         ) from None
     is_json = text.lstrip().startswith(("{", "["))

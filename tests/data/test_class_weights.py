@@ -72,7 +72,7 @@ def test_a_file_has_a_weight_for_each_class(tmp_path, text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, r"cannot be read \(No such file or directory\): specify balanced, or a"),
+        (None, r"cannot be read \(No such file or directory\): set class_weights to"),
         (b"\xff\xfe\xff", "cannot be read .*codec can't decode"),
         ("{", "is not valid JSON .Expecting property name"),
         ("[" * 100_000, "is not valid JSON"),
