@@ -1,7 +1,7 @@
 """Progress on a terminal: a bar, or a clock if the total is unknown.
 
 Either appears on stderr once a wait exceeds one second and is erased when the wait
-ends. Nothing is written unless stderr is a terminal.
+ends. Neither is shown unless stderr is a terminal.
 """
 
 import contextlib
@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from tqdm import tqdm
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 DELAY = 1.0  # seconds
@@ -77,6 +79,17 @@ def clock(what: str) -> Iterator[None]:
     finally:
         is_over.set()
         thread.join()
+
+
+@contextlib.contextmanager
+def logged(what: str, is_first: bool) -> Iterator[None]:
+    """Shows a clock; if `is_first` is true, also logs `what` and how long it took."""
+    say = log.info if is_first else log.debug
+    begun = time.monotonic()
+    say("%s ...", what)
+    with clock(what):
+        yield
+    say("%s took %.0f s", what, time.monotonic() - begun)
 
 
 class LogHandler(logging.StreamHandler):  # type: ignore[type-arg]

@@ -172,8 +172,8 @@ class Checkpoints:
                 return
         raise CheckpointError(
             f"{self._dir}: the checkpoint of step {step} could not be saved "
-            f"({failure}): free some space, then run the same command to resume "
-            f"after step {self.latest or 0}"
+            f"({failure}): correct the cause (for example, free some space), then run "
+            f"the same command to resume after step {self.latest or 0}"
         )
 
     def wait(self) -> str | None:

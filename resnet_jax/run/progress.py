@@ -1,5 +1,6 @@
 """The progress of a run: its steps, their metric sums, and the progress bar."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +15,9 @@ from resnet_jax.config import RunConfig
 from resnet_jax.devices import processes
 from resnet_jax.training import metrics
 
+log = logging.getLogger(__name__)
+
+LOG_SECONDS = 60.0  # time between log lines that replace the progress bar
 _BEFORE = 5  # steps in this process before the trace, to exclude one-time costs
 _LEAST = 5  # minimum number of steps to trace; one call may run more
 
@@ -43,7 +47,7 @@ class Progress:
         self._fail = fail
         self._pending: list[metrics.Sums] = []  # sums still on the device
         self._bar: tqdm[Any] = tqdm(disable=True)
-        self._saved_at = time.monotonic()
+        self._saved_at = self._logged_at = time.monotonic()
 
     @property
     def epochs_begun(self) -> int:
@@ -123,9 +127,12 @@ class Progress:
         return processes.any_process(elapsed >= 60 * minutes)
 
     def batches(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Yields the epoch's batches, showing a progress bar on a terminal."""
+        """Yields the epoch's batches, showing a progress bar on a terminal.
+
+        Elsewhere, the first process logs a line every LOG_SECONDS.
+        """
         steps, epoch = self.steps, self.epoch
-        self._begun = time.monotonic()
+        self._begun = self._logged_at = time.monotonic()
         with tqdm(
             total=steps.stop,
             initial=steps.start,
@@ -172,7 +179,21 @@ class Progress:
         if each:
             loss = (each[-1]["loss"] / each[-1]["count"]).mean()
             self._bar.set_postfix(loss=f"{loss:.4f}")
+            self._log(f"{loss:.4f}")
         self._pending.clear()
+
+    def _log(self, loss: str) -> None:
+        """Logs the progress in the epoch if this is due and no bar shows it."""
+        now = time.monotonic()
+        if not self._bar.disable or self.at_epoch_end or self.sums is None:
+            return
+        if now - self._logged_at >= LOG_SECONDS and processes.is_first():
+            self._logged_at = now
+            rate = float(np.sum(self.sums["count"])) / self.seconds
+            step = self.step - (self.epochs_begun - 1) * self.steps_per_epoch
+            of = f"step {step:,} of {self.steps_per_epoch:,}"
+            text = "epoch %3d  %s  loss %s  %.0f images/s"
+            log.info(text, self.epochs_begun, of, loss, rate)
 
 
 class Trace:

@@ -29,11 +29,11 @@ def plainly_named(run_dir: Path) -> Iterator[Path]:
     """Yields a path through which orbax can open the checkpoints in `run_dir`.
 
     orbax interprets *, ?, [ and ] as glob patterns, and TensorStore requires UTF-8
-    names. Folders whose names are unsuitable are therefore accessed through a symbolic
-    link.
+    names and rejects "..", "//" and names that end in ".__lock". Paths are therefore
+    resolved, and unsuitable paths are accessed through a symbolic link.
     """
-    directory = (run_dir / CHECKPOINTS).absolute()
-    if re.fullmatch(r"[\w/.,+=@ -]*", str(directory), re.ASCII):
+    directory = (run_dir / CHECKPOINTS).resolve()
+    if re.fullmatch(r"/(?!/)((?!__lock)[\w/.,+=@ -])*", str(directory), re.ASCII):
         yield directory
         return
     with tempfile.TemporaryDirectory(prefix="resnet_jax-") as folder:

@@ -1,6 +1,5 @@
 """A training step (loss, gradient and update) and its compilation."""
 
-import logging
 import time
 from collections.abc import Callable
 from functools import partial
@@ -22,8 +21,6 @@ from resnet_jax.models import torch_names
 from resnet_jax.training import metrics
 from resnet_jax.training.freezing import Predicate, inference_batch_norm
 from resnet_jax.training.state import Batch, TrainState
-
-log = logging.getLogger(__name__)
 
 Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, metrics.Sums]]
 EmaDecay = float | Callable[[jax.Array], jax.Array]  # constant or function of the step
@@ -266,9 +263,7 @@ def compile_step(
         jitted = library.jit(fed, out_shardings=sharding)
         return lambda state, batch: jitted(state, batch, source, key), 0.0
     jitted = library.jit(fed, donate_argnums=0, out_shardings=sharding)
-    if processes.is_first():
-        log.info("compiling the training step ...")
-    with waiting.clock("compiling the training step"):
+    with waiting.logged("compiling the training step", processes.is_first()):
         compiled = {
             _form(batch): jitted.lower(state, batch, source, key).compile()
             for batch in loader.examples()

@@ -33,9 +33,10 @@ def trained(tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("smoke") / "run"
     code, out, err = shell("python", *TRAIN, "--workdir", run_dir)
     assert code == 0, err
-    first, *_, compiling, done = err.splitlines()  # no terminal, no bar
+    first, *_, compiling, took, done = err.splitlines()  # no terminal, no bar
     assert first.startswith("network:  resnet8, 75,290 parameters")
     assert compiling == "compiling the training step ..."
+    assert took.startswith("compiling the training step took ")
     assert done == f"done:     evaluate with `python evaluate.py {run_dir}`"
     return run_dir, out
 

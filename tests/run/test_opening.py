@@ -1,4 +1,5 @@
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -66,7 +67,9 @@ def test_a_run_says_it_before_it_compiles(tmp_path, caplog):
     said = [message.split(":")[0] for message in caplog.messages]
     first = said.index("network")
     expected = ["network", "images", "steps", "devices", "output"]
-    assert said[first : first + 6] == [*expected, "compiling the training step ..."]
+    compiling = "compiling the training step"
+    assert said[first : first + 6] == [*expected, f"{compiling} ..."]
+    assert re.fullmatch(rf"{compiling} took \d+ s", said[first + 6])
 
 
 def test_only_the_first_process_says_it(monkeypatch, caplog):

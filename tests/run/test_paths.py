@@ -21,7 +21,7 @@ from resnet_jax.run import session
 
 NAMES = [
     *("pets [v2]", "a*?", os.fsdecode(b"\xff\xfe"), " ü 日本", "-n\nq'\"\\x"),
-    "%41#?a=b:{a}$HOME",
+    *("%41#?a=b:{a}$HOME", "../up", "a.__lock"),
 ]
 SMALL = {"epochs": 1, "num_train": 32}
 
@@ -46,15 +46,17 @@ def score(run_dir, capsys, **options):
 def test_a_run_directory_may_have_any_name(
     name, digits_run, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.chdir(tmp_path)
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
     told = []  # not by caplog: pytest-xdist cannot send surrogates
     record = lambda text, *args: told.append(text % args)  # noqa: E731
     monkeypatch.setattr(session.log, "info", record)
     with redirect_stdout(Stream(sys.stdout)):  # as in commands
         cfg, run_dir = digits_run(workdir=name, keep_checkpoints=1, **SMALL)
-        assert steps(tmp_path / name) == {1}
+        assert steps(here / name) == {1}
         train.main(fields.replace(cfg, epochs=2, override=True))
-        assert steps(tmp_path / name) == {2}
+        assert steps(here / name) == {2}
         scores = score(run_dir, capsys).split()
     (command,) = {m.split("`")[1] for m in told if m.startswith("done:")}
     assert shlex.split(command) == ["python", "evaluate.py", name]
@@ -62,6 +64,15 @@ def test_a_run_directory_may_have_any_name(
     assert last["epoch"] == last["step"] == 2
     assert float(scores[1]) == pytest.approx(100 * last["test_accuracy"])
     assert float(scores[5]) == pytest.approx(last["test_loss"], abs=1e-5)
+
+
+def test_the_path_of_a_run_may_begin_with_two_slashes(digits_run, tmp_path, capsys):
+    workdir = f"/{tmp_path}/run"
+    digits_run(workdir=workdir, **SMALL)
+    assert steps(tmp_path / "run") == {1}
+    scores = score(workdir, capsys).split()
+    last = last_metrics(workdir)
+    assert float(scores[1]) == pytest.approx(100 * last["test_accuracy"])
 
 
 @pytest.mark.process

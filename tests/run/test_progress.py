@@ -1,4 +1,7 @@
+import io
 import json
+import logging
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +17,14 @@ class Failed(Exception):
 
 def fail(what, step):
     raise Failed(f"{what} at step {step}")
+
+
+class Clock:
+    def __init__(self, now):
+        self.now = now
+
+    def monotonic(self):
+        return self.now
 
 
 def sums(loss, count=2):
@@ -74,13 +85,7 @@ def test_sums_are_added_from_where_they_were():
 
 
 def test_the_seconds_of_an_epoch_are_of_all_its_steps_though_it_stopped(monkeypatch):
-    class Clock:
-        now = 100.0
-
-        def monotonic(self):
-            return self.now
-
-    clock = Clock()
+    clock = Clock(100.0)
     monkeypatch.setattr("resnet_jax.run.progress.time", clock)
 
     def train(place=None, steps=4):
@@ -154,3 +159,33 @@ def test_a_trace_that_the_run_does_not_outlast_is_ended(noted, tmp_path):
     assert go(trace, noted, range(5, 8)) == {"start": 5}
     trace.close()
     assert noted == ["start", "stop"]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_without_a_terminal_a_line_a_minute_tells_the_progress(
+    is_first, monkeypatch, caplog
+):
+    clock = Clock(0.0)
+    monkeypatch.setattr("resnet_jax.run.progress.time", clock)
+    monkeypatch.setattr("resnet_jax.devices.processes.is_first", lambda: is_first)
+    progress = make(step=10, steps_per_epoch=9, total_steps=18)
+    with caplog.at_level(logging.INFO, "resnet_jax"):
+        for _ in progress.batches(iter(progress.steps)):
+            clock.now += 25
+            progress.add(sums(50.0, 100))
+            progress.collect()
+    lines = [f"epoch   2  step {n} of 9  loss 0.5000  4 images/s" for n in (4, 7)]
+    assert caplog.messages == (lines if is_first else [])
+
+
+def test_on_a_terminal_the_bar_tells_the_progress(monkeypatch, caplog):
+    monkeypatch.setattr("resnet_jax.run.progress.LOG_SECONDS", 0.0)
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    progress = make()
+    with caplog.at_level(logging.INFO, "resnet_jax"):
+        for _ in progress.batches(iter(progress.steps)):
+            progress.add(sums(1.0))
+            progress.collect()
+    assert "epoch 1/3" in terminal.getvalue() and not caplog.messages
