@@ -34,7 +34,7 @@ class Scaling:
     """Number of outputs of the network."""
     batch_per_device: int = 128
     """Images per device and step, for any number of devices (weak scaling)."""
-    devices: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512, 1024)
+    devices: tuple[int, ...] = (1, 8, 16, 32, 64, 128, 256, 512, 1024)
     """Numbers of devices; the table has a row for each."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Dtype of the arithmetic and of the gradients in the all-reduces."""

@@ -43,6 +43,11 @@ class ModelConfig(Group):
     norm: Literal["batch", "none"] = "batch"
     """Normalization after each convolution: batch (BatchNorm) or none, which gives
     every convolution a bias."""
+    bn_momentum: float = ranged(0.1, within="[0, 1]")
+    """Momentum of every BatchNorm, as in PyTorch: the weight of the new batch in the
+    running statistics."""
+    bn_eps: float = ranged(1e-5, within="(0, inf)")
+    """Epsilon of every BatchNorm, which is added to the variance."""
     dropout: float = ranged(0.0, within="[0, 1)", alters_features=True)
     """Dropout probability of the features before the last layer; in hresnet, of the
     features after each hidden linear layer. 0 disables dropout."""
@@ -229,8 +234,8 @@ class RunConfig(Group):
     epochs: int = ranged(30, at_least=1, resume="override")
     """Number of passes over the training set."""
     max_steps: int | None = ranged(None, at_least=1, resume="override")
-    """Stop after this many steps even if the epochs are not complete. By default, there
-    is no limit."""
+    """Stop after this many steps even if the epochs are not complete; the schedule then
+    ends there too. By default, there is no limit."""
     num_seeds: int = ranged(1, at_least=1)
     """Number of networks to train at once in one program, with seeds --seed, --seed +
     1, and so on."""

@@ -41,14 +41,11 @@ def main(options: DoctorConfig) -> None:
     platform.prepare(options.platform, None)
     for name, version in export.versions().items():
         print(f"{name:24}{version or 'not installed'}")
-    for device in make_mesh(platform=options.platform).devices.flat:
+    devices = list(make_mesh(platform=options.platform).devices.flat)
+    for device in devices:
         print(f"{'device':24}{device.platform} {device.id}: {device.device_kind}")
-    if platform.lacks_cuda():
-        text = (
-            "present, but JAX lacks CUDA support: run pip install -e '.[cuda]' in a "
-            "checkout"
-        )
-        print(f"{'NVIDIA GPU':24}{text}")
+    if options.platform is None and devices[0].platform == "cpu":
+        print(f"{'accelerator':24}{platform.missing_accelerator()}")
     kept: Any = jax.config
     cached = kept.jax_compilation_cache_dir or "not cached"
     print(f"{'compiled programs':24}{cached}")

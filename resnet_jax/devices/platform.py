@@ -69,11 +69,20 @@ def prepare(platform: str | None, num_devices: int | None) -> None:
     _keep_compiled()
 
 
-def lacks_cuda() -> bool:
-    """Returns whether there is an NVIDIA GPU but JAX's CUDA plugin is not installed."""
+def missing_accelerator() -> str:
+    """Returns why JAX may not have found an accelerator on this machine."""
     plugins = importlib.metadata.entry_points(group="jax_plugins")
-    has_gpu = any(os.path.exists(path) for path in _NVIDIA)
-    return has_gpu and not any("cuda" in plugin.name for plugin in plugins)
+    has_plugin = any("cuda" in plugin.name for plugin in plugins)
+    if not any(os.path.exists(path) for path in _NVIDIA):
+        if has_plugin:
+            return "none: JAX supports CUDA, but there is no NVIDIA driver"
+        return "none: '.[cuda]' installs JAX for NVIDIA GPUs, '.[tpu]' for TPUs"
+    if has_plugin:
+        return "an NVIDIA GPU that JAX cannot use, although it supports CUDA"
+    return (
+        "an NVIDIA GPU, but JAX lacks CUDA support: run pip install -e '.[cuda]' in a "
+        "checkout"
+    )
 
 
 def _keep_compiled() -> None:

@@ -28,3 +28,12 @@ def check_images(x: jax.Array, channels: int, name: str) -> None:
     raise ConfigError(
         f"{name} expects images [B, H, W, {channels}], got {list(x.shape)}: {hint}"
     )
+
+
+def check_halved_thrice(name: str, x: jax.Array) -> None:
+    """Raises ConfigError if the images x are too small for the network `name`."""
+    if min(x.shape[1:3]) < 8:
+        raise ConfigError(
+            f"{name} halves the image size three times: {x.shape[1]}x{x.shape[2]} is "
+            "too small; use 8x8 or larger"
+        )

@@ -201,6 +201,9 @@ class Network(nn.Module, kw_only=True):
       num_classes: number of logits; if 0, the network returns features.
       in_channels: number of image channels.
       norm: "batch", or "none" for a network without BatchNorm.
+      bn_momentum: momentum of every BatchNorm, as in PyTorch: the weight of the new
+        batch.
+      bn_eps: epsilon of every BatchNorm.
       dropout: rate before the last layer; if not 0, it needs the RNG stream "dropout".
       weight_init: initialization of the convolutions: "kaiming" (normal, fan out, as in
         torchvision's ResNet) or "torch" (nn.Conv2d's default).
@@ -213,6 +216,8 @@ class Network(nn.Module, kw_only=True):
     num_classes: int
     in_channels: int = 3
     norm: Norm = "batch"
+    bn_momentum: float = 0.1
+    bn_eps: float = 1e-5
     dropout: float = 0.0
     weight_init: Init = "kaiming"
     drop_path: float = 0.0
@@ -223,6 +228,11 @@ class Network(nn.Module, kw_only=True):
 
     head = "fc"  # the layer that computes the logits
     logit_scale = 1.0  # the factor by which the logits are multiplied
+
+    def __post_init__(self) -> None:
+        if self.norm not in get_args(Norm):
+            raise ConfigError(f"unknown norm {self.norm!r}: choose batch or none")
+        super().__post_init__()
 
     @property
     def types(self) -> dict[str, Any]:
@@ -250,22 +260,11 @@ class Network(nn.Module, kw_only=True):
                 f"the network expects normalized images, not raw {x.dtype}: call "
                 "preprocessing(images) or the function from data.make_preprocess"
             )
-        if self.norm not in get_args(Norm):
-            raise ConfigError(f"unknown norm {self.norm!r}: choose batch or none")
         is_batch = self.norm == "batch"
         options = {"weight_init": self.weight_init, **self.types}
         conv = partial(Conv, use_bias=use_bias or not is_batch, **options)
-        norm = partial(BatchNorm, momentum=0.1, epsilon=1e-5, **self.types)
-        return conv, norm if is_batch else no_norm
-
-
-def check_halved_thrice(name: str, x: jax.Array) -> None:
-    """Raises ConfigError if the images x are too small for the network `name`."""
-    if min(x.shape[1:3]) < 8:
-        raise ConfigError(
-            f"{name} halves the image size three times: {x.shape[1]}x{x.shape[2]} is "
-            "too small; use 8x8 or larger"
-        )
+        own = {"momentum": self.bn_momentum, "epsilon": self.bn_eps, **self.types}
+        return conv, partial(BatchNorm, **own) if is_batch else no_norm
 
 
 def apply_block(block: nn.Module, x: jax.Array, train: bool, remat: bool) -> jax.Array:

@@ -149,13 +149,14 @@ def _check_together(name: str, model: Any) -> None:
         for option in ("drop_path", "zero_init_last"):
             if getattr(model, option):
                 raise ConfigError(f"{option} needs a shortcut: drop --no-skip")
-    if model.zero_init_last:
-        if model.norm == "none":
-            raise ConfigError("zero_init_last needs BatchNorm: drop --norm none")
-        if getattr(model, "block", None) is PreActBlock:
-            raise ConfigError(
-                f"the blocks of {name} do not end with BatchNorm: drop --zero-init-last"
-            )
+    for option in ("zero_init_last", "bn_momentum", "bn_eps"):
+        is_set = getattr(model, option) != getattr(type(model), option)
+        if is_set and model.norm == "none":
+            raise ConfigError(f"{option} needs BatchNorm: drop --norm none")
+    if model.zero_init_last and getattr(model, "block", None) is PreActBlock:
+        raise ConfigError(
+            f"the blocks of {name} do not end with BatchNorm: drop --zero-init-last"
+        )
     stem = getattr(model, "stem", None)
     if stem is not None and stem not in get_args(Stem):
         raise ConfigError(f"unknown stem {stem!r}: choose imagenet or cifar")

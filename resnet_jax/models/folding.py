@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from resnet_jax.layers.norm import BatchNorm
 from resnet_jax.models.blocks import BasicBlock, Bottleneck, Network
 from resnet_jax.models.hresnet import HResNet
 from resnet_jax.models.resnet import ResNet
@@ -30,7 +29,7 @@ def fold(model: nn.Module, variables: Any) -> tuple[nn.Module, Any]:
     """
     if not _can_fold(model):
         return model, variables
-    params = _folded(variables["params"], variables["batch_stats"])
+    params = _folded(variables["params"], variables["batch_stats"], model.bn_eps)
     return model.clone(norm="none"), {"params": params}
 
 
@@ -45,7 +44,9 @@ def _can_fold(model: nn.Module) -> bool:
     return type(model) is HResNet
 
 
-def _folded(params: Mapping[str, Any], stats: Mapping[str, Any]) -> dict[str, Any]:
+def _folded(
+    params: Mapping[str, Any], stats: Mapping[str, Any], epsilon: float
+) -> dict[str, Any]:
     """Returns a module's `params` with each BatchNorm folded into a convolution."""
     found: dict[str, Any] = {}
     for name, layer in params.items():
@@ -53,9 +54,9 @@ def _folded(params: Mapping[str, Any], stats: Mapping[str, Any]) -> dict[str, An
             continue
         norm = _NORMS.get(name, "")
         if norm in params:
-            found[name] = _with_norm(layer, params[norm], stats[norm])
+            found[name] = _with_norm(layer, params[norm], stats[norm], epsilon)
         elif "kernel" not in layer:
-            found[name] = _folded(layer, stats.get(name, {}))
+            found[name] = _folded(layer, stats.get(name, {}), epsilon)
         else:
             zeros = jnp.zeros(layer["kernel"].shape[-1:], layer["kernel"].dtype)
             found[name] = {"bias": zeros, **layer}
@@ -66,7 +67,8 @@ def _with_norm(
     conv: Mapping[str, jax.Array],
     norm: Mapping[str, jax.Array],
     stats: Mapping[str, jax.Array],
+    epsilon: float,
 ) -> dict[str, jax.Array]:
-    gain = norm["scale"] * lax.rsqrt(stats["var"] + BatchNorm.epsilon)
+    gain = norm["scale"] * lax.rsqrt(stats["var"] + epsilon)
     bias = norm["bias"] + (conv.get("bias", 0) - stats["mean"]) * gain
     return {"kernel": conv["kernel"] * gain.reshape(1, 1, 1, -1), "bias": bias}

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 
+from resnet_jax.layers.inputs import check_halved_thrice
 from resnet_jax.layers.linear import Init, Linear
 from resnet_jax.layers.pool import avg_pool
 from resnet_jax.models.blocks import (
@@ -10,7 +11,6 @@ from resnet_jax.models.blocks import (
     Network,
     Shortcut,
     apply_block,
-    check_halved_thrice,
     classify,
     dropout,
 )

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from resnet_jax.layers.inputs import check_halved_thrice
 from resnet_jax.layers.pool import max_pool_2x2
 from resnet_jax.models import whitening
 from resnet_jax.models.blocks import (
@@ -14,7 +15,6 @@ from resnet_jax.models.blocks import (
     Network,
     Shortcut,
     apply_block,
-    check_halved_thrice,
     classify,
     dropout,
 )

@@ -197,8 +197,10 @@ def _say(path: Path, found: Match, head: str | None, skip: Sequence[str]) -> str
     if found.table != "torchvision":
         parts.append(f"names of {found.table}")
     if skip:
-        rest = f" instead of {_list(found.rest[:4])}" if found.rest else ""
-        parts.append(f"a new {head}{rest}")
+        own = [found.head] if found.head else found.rest[:4]
+        parts.append(
+            f"a new {head} instead of {_list(own)}" if own else f"a new {head}"
+        )
     elif head is None:
         parts.append("its features")
     elif found.head_key != found.key:
@@ -207,7 +209,7 @@ def _say(path: Path, found: Match, head: str | None, skip: Sequence[str]) -> str
         parts.append(f"with its {head}")
     else:
         parts.append(f"its {found.head} as {head}")
-    if unused := found.num_unused + (2 if skip and found.head else 0):
+    if unused := found.num_unused:
         parts.append(f"{unused} tensor{'s' * (unused > 1)} unused")
     return ", ".join(parts)
 

@@ -134,7 +134,7 @@ def _for_timm(info: Mapping[str, Any]) -> dict[str, Any]:
 
 def is_torchvisions(model: Mapping[str, Any]) -> bool:
     """Returns whether torchvision and timm provide this network, ignoring its stem."""
-    usual = {"skip": True, "norm": "batch", "stride_in_1x1": False}
+    usual = {"skip": True, "norm": "batch", "bn_eps": 1e-5, "stride_in_1x1": False}
     return (
         model["model"] in IMAGENET
         and model.get("shortcut") in (None, "conv_bn")

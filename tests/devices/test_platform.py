@@ -144,19 +144,18 @@ def test_the_user_s_own_cache_stays():
 
 
 @pytest.mark.parametrize(
-    "plugins, paths, lacks",
+    "plugins, paths, reason",
     [
-        ([], ["there"], True),
-        (["xla_rocm60"], ["gone", "there"], True),
-        (["xla_cuda12"], ["there"], False),
-        ([], ["gone"], False),
+        ([], ["there"], "an NVIDIA GPU, but JAX lacks CUDA support: run pip install "),
+        (["xla_rocm60"], ["gone", "there"], "an NVIDIA GPU, but JAX lacks CUDA supp"),
+        (["xla_cuda12"], ["there"], "an NVIDIA GPU that JAX cannot use"),
+        (["xla_cuda12"], ["gone"], "none: JAX supports CUDA, but there is no NVIDIA d"),
+        ([], ["gone"], "none: '.[cuda]' installs JAX for NVIDIA GPUs, '.[tpu]' for "),
     ],
 )
-def test_an_nvidia_gpu_needs_the_cuda_plugin(
-    plugins, paths, lacks, tmp_path, monkeypatch
-):
+def test_why_there_is_no_accelerator(plugins, paths, reason, tmp_path, monkeypatch):
     (tmp_path / "there").touch()
     monkeypatch.setattr(platform, "_NVIDIA", [str(tmp_path / name) for name in paths])
     found = [EntryPoint(name, "jax_plugins", "jax_plugins") for name in plugins]
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: found)
-    assert platform.lacks_cuda() == lacks
+    assert platform.missing_accelerator().startswith(reason)

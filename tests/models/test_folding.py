@@ -30,6 +30,7 @@ NETWORKS = {
     "basic_pad": ResNet(block=BasicBlock, shortcut="pad", **SMALL),
     "basic_conv": ResNet(block=BasicBlock, shortcut="conv", **SMALL),
     "plain": ResNet(block=BasicBlock, shortcut="none", **SMALL),
+    "epsilon": ResNet(block=BasicBlock, bn_eps=0.3, **SMALL),
     "biases": ResNet(block=BasicBlock, use_bias=True, **SMALL),
     "bottleneck": ResNet(block=Bottleneck, **SMALL | {"stem": "imagenet"}),
     "features": ResNet(block=Bottleneck, **SMALL | {"num_classes": 0}),

@@ -430,10 +430,24 @@ def test_init_overrides_the_models_own(key):
         assert spread == pytest.approx(gain**0.5, rel=0.03)
 
 
-def test_a_norm_that_does_not_exist_is_refused(key):
-    model = resnet_jax.create_model("resnet8", num_classes=10, norm="layer")
+def test_a_norm_that_does_not_exist_is_refused():
     with pytest.raises(ConfigError, match="unknown norm 'layer': choose batch or none"):
-        model.init(key, jnp.zeros((1, 32, 32, 3)), train=False)
+        resnet_jax.create_model("resnet8", num_classes=10, norm="layer")
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet9", "hresnet"])
+def test_the_momentum_of_a_network_is_that_of_all_its_layers(name, key):
+    def change(**options):
+        model = resnet_jax.create_model(name, num_classes=10, **options)
+        images = jax.random.normal(key, (4, 16, 16, 3))
+        variables = init_variables(model, (16, 16, 3), key=key)
+        _, moved = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        old, new = variables["batch_stats"], moved["batch_stats"]
+        return jax.tree.leaves(jax.tree.map(jnp.subtract, new, old))
+
+    for a, b in zip(change(), change(bn_momentum=0.5), strict=True):
+        assert a.any()
+        np.testing.assert_allclose(b, 5 * a, rtol=1e-4, atol=1e-6)
 
 
 # Counts of the usual PyTorch programs, plus 1,024 in the last BatchNorm and 10 in the
@@ -469,7 +483,7 @@ def test_the_width_of_resnet9_is_of_all_its_layers():
         (
             "resnet20",
             {"width": 8},
-            "no option width: choose from drop_path, dropout, dtype, in",
+            "no option width: choose from bn_eps, bn_momentum, drop_path, ",
         ),
         ("hresnet", {"whiten": True}, "hresnet has no option whiten"),
         ("resnet9", {"stem": "cifar"}, "resnet9 has no option stem"),
@@ -483,6 +497,7 @@ def test_the_width_of_resnet9_is_of_all_its_layers():
             {"skip": False, "shortcut": "pad"},
             "--no-skip removes all shortcuts",
         ),
+        ("resnet8", {"norm": "none", "bn_eps": 0.1}, "bn_eps needs BatchNorm: drop"),
         ("hresnet", {"stride_in_1x1": True}, "hresnet has no option stride_in_1x1"),
         *(
             ("resnet20", {"skip": False, name: value}, f"{name} needs a shortcut")

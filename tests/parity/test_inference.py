@@ -71,3 +71,34 @@ def test_features_and_logits(name, stem):
         norm = partial(np.linalg.norm, axis=None)
         error, own = norm(found[stage] - expected), norm(theirs[stage] - expected)
         assert error <= most * own, stage
+
+
+def test_the_momentum_and_epsilon_of_a_network():
+    twin, _ = twins.make_pair("basic", "cifar")
+    for module in twin.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum, module.eps = 0.03, 0.01
+    twin.double().train()
+    images = np.random.default_rng(0).normal(size=(4, 32, 32, 3))
+    with jax.enable_x64(True):
+        model = resnet_jax.ResNet(
+            resnet_jax.BasicBlock,
+            (1,) * 4,
+            widths=twins.WIDTHS,
+            stem="cifar",
+            num_classes=10,
+            bn_momentum=0.03,
+            bn_eps=0.01,
+            dtype=jnp.float64,
+        )
+        variables = twins.variables_of(twin, model, 32)
+        logits, moved = model.apply(
+            variables, jnp.asarray(images), train=True, mutable=["batch_stats"]
+        )
+        expected = twin(twins.nchw(images, torch.float64)).detach().numpy()
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-10)
+        after = twins.variables_of(twin, model, 32)["batch_stats"]
+        for found, own in zip(
+            jax.tree.leaves(moved["batch_stats"]), jax.tree.leaves(after), strict=True
+        ):
+            np.testing.assert_allclose(found, own, rtol=0, atol=1e-10)

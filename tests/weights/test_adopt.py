@@ -187,8 +187,10 @@ def test_a_new_head_where_there_is_none(tmp_path, caplog):
         caplog.clear()
     kept = adopted(save(tmp_path / "w.pth", state), new_head=None)
     np.testing.assert_array_equal(kept["fc.weight"], state["fc.weight"])
+    caplog.clear()
     new = adopted(save(tmp_path / "w.pth", state), new_head=True)
     assert not new["fc.weight"].any()
+    assert caplog.text.endswith(", a new fc instead of 'fc'\n")
 
 
 def test_folders_zips_and_parts(tmp_path):

@@ -14,6 +14,7 @@ from resnet_jax.commands.evaluate import EvaluateConfig
 from resnet_jax.config import ModelConfig
 from resnet_jax.data import sources
 from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.weights import export
 
 
 @pytest.fixture(scope="module")
@@ -255,3 +256,9 @@ def test_other_values_in_a_config_are_refused(run):
         (folder / "config.json").write_text(json.dumps(info))
         with pytest.raises(DataError, match="does not describe an exported network"):
             resnet_jax.load_pretrained(folder)
+
+
+def test_a_network_is_torchvisions_only_with_its_epsilon():
+    model = {"model": "resnet18", "stem": None, "bn_eps": 1e-5, "bn_momentum": 0.01}
+    assert export.is_torchvisions(model) and export.is_timms(model)
+    assert not export.is_torchvisions({**model, "bn_eps": 1e-3})
