@@ -77,8 +77,8 @@ class WithFlaxNorm(ResNet):
         conv, _ = super().make_layers(x, use_bias)
 
         def norm(**options: Any) -> Callable[..., jax.Array]:
-            own = {"momentum": 0.9, "epsilon": 1e-5, "dtype": self.dtype}
-            layer = nn.BatchNorm(**own, **options)
+            own = {"momentum": 1 - self.bn_momentum, "epsilon": self.bn_eps}
+            layer = nn.BatchNorm(dtype=self.dtype, **own, **options)
             return lambda x, *, train: layer(x, use_running_average=not train)
 
         return conv, norm

@@ -15,12 +15,15 @@ import nbformat
 TUTORIALS = {
     "tutorial": """\
 This notebook is generated from [tutorial.md](tutorial.md). Its first cell changes to
-the folder of the repository and installs the package if it is missing. Also run the
-commands between the cells, in a terminal in that folder: later cells need their results.""",
+the folder of the repository and installs the package if it is missing. The
+commands between the cells are for a terminal in that folder. The last cell needs the
+results of `python train.py digits` and `resnet-jax export runs/digits digits-resnet8`;
+the other commands are optional.""",
     "tutorial.ko": """\
 이 노트북은 [tutorial.ko.md](tutorial.ko.md)의 노트북판입니다. 첫 셀은 저장소 폴더로
-이동하고, 패키지가 없으면 설치합니다. 셀 사이에 있는 명령도 그 폴더의 터미널에서
-차례대로 실행합니다. 뒤의 셀이 그 결과를 사용합니다.""",
+이동하고, 패키지가 없으면 설치합니다. 셀 사이에 있는 명령은 그 폴더의 터미널에서
+실행합니다. 마지막 셀에는 `python train.py digits`와 `resnet-jax export runs/digits
+digits-resnet8`의 결과가 필요하며, 나머지 명령은 실행하지 않아도 됩니다.""",
 }
 _ENTER = """\
 import os

@@ -256,7 +256,7 @@ class RunConfig(Group):
     changed."""
     log_every_steps: int = ranged(20, at_least=1, resume="override")
     """Number of steps after which the progress bar is updated and the loss is checked.
-    """
+    Without a terminal, a line is then logged, at most once a minute."""
     log_gradients: bool = ranged(False, resume="override", one_seed=True)
     """Write statistics of each layer's gradients, activations and updates to
     layers.jsonl, at step 0 and after each epoch."""

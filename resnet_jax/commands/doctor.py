@@ -41,12 +41,12 @@ def main(options: DoctorConfig) -> None:
     platform.prepare(options.platform, None)
     for name, version in export.versions().items():
         print(f"{name:24}{version or 'not installed'}")
+    kept: Any = jax.config
     devices = list(make_mesh(platform=options.platform).devices.flat)
     for device in devices:
         print(f"{'device':24}{device.platform} {device.id}: {device.device_kind}")
-    if options.platform is None and devices[0].platform == "cpu":
+    if devices[0].platform == "cpu" and not kept.jax_platforms:  # JAX chose it
         print(f"{'accelerator':24}{platform.missing_accelerator()}")
-    kept: Any = jax.config
     cached = kept.jax_compilation_cache_dir or "not cached"
     print(f"{'compiled programs':24}{cached}")
     try:

@@ -75,10 +75,16 @@ def missing_accelerator() -> str:
     has_plugin = any("cuda" in plugin.name for plugin in plugins)
     if not any(os.path.exists(path) for path in _NVIDIA):
         if has_plugin:
-            return "none: JAX supports CUDA, but there is no NVIDIA driver"
-        return "none: '.[cuda]' installs JAX for NVIDIA GPUs, '.[tpu]' for TPUs"
+            return "none: JAX supports CUDA, but no NVIDIA driver was found"
+        return (
+            "none: run pip install -e '.[cuda]' (NVIDIA GPU) or '.[tpu]' (TPU) in a "
+            "checkout to use one"
+        )
     if has_plugin:
-        return "an NVIDIA GPU that JAX cannot use, although it supports CUDA"
+        return (
+            "an NVIDIA GPU that JAX cannot use, although it supports CUDA: --platform "
+            "cuda shows the reason"
+        )
     return (
         "an NVIDIA GPU, but JAX lacks CUDA support: run pip install -e '.[cuda]' in a "
         "checkout"

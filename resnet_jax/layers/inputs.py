@@ -30,7 +30,7 @@ def check_images(x: jax.Array, channels: int, name: str) -> None:
     )
 
 
-def check_halved_thrice(name: str, x: jax.Array) -> None:
+def check_size(name: str, x: jax.Array) -> None:
     """Raises ConfigError if the images x are too small for the network `name`."""
     if min(x.shape[1:3]) < 8:
         raise ConfigError(

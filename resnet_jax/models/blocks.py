@@ -14,16 +14,11 @@ from resnet_jax.layers import keep
 from resnet_jax.layers.conv import Conv
 from resnet_jax.layers.inputs import check_images
 from resnet_jax.layers.linear import Init, Linear
-from resnet_jax.layers.norm import BatchNorm, normalized
+from resnet_jax.layers.norm import BatchNorm, no_norm, normalized
 
 Norm = Literal["batch", "none"]
 Shortcut = Literal["identity", "pad", "conv", "conv_bn", "none"]
 ModuleDef = Callable[..., Any]  # returns a module, or a function that acts like one
-
-
-def no_norm(*, name: str, **options: Any) -> Callable[..., jax.Array]:
-    """Returns a replacement for BatchNorm that leaves x unchanged."""
-    return lambda x, *, train: x
 
 
 def _shortcut(
@@ -232,6 +227,9 @@ class Network(nn.Module, kw_only=True):
     def __post_init__(self) -> None:
         if self.norm not in get_args(Norm):
             raise ConfigError(f"unknown norm {self.norm!r}: choose batch or none")
+        if not (0 <= self.bn_momentum <= 1 and self.bn_eps > 0):
+            own = f"bn_momentum {self.bn_momentum} and bn_eps {self.bn_eps}"
+            raise ConfigError(f"{own} are not in [0, 1] and greater than 0")
         super().__post_init__()
 
     @property

@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax
 
-from resnet_jax.layers.inputs import check_halved_thrice
+from resnet_jax.layers.inputs import check_size
 from resnet_jax.layers.linear import Init, Linear
 from resnet_jax.layers.pool import avg_pool
 from resnet_jax.models.blocks import (
@@ -26,8 +26,9 @@ class HResNet(Network):
     in PyTorch's order: C, H, W. By default, each shortcut is a 1x1 convolution without
     BatchNorm, and every layer has PyTorch's default initialization.
 
-    The attributes shortcut, norm, dropout (applied after fc1 and fc2), weight_init,
-    drop_path, zero_init_last and remat have the same meaning as in ResNet.
+    The attributes shortcut, norm, bn_momentum, bn_eps, dropout (applied after fc1 and
+    fc2), weight_init, drop_path, zero_init_last and remat have the same meaning as in
+    ResNet.
     """
 
     shortcut: Shortcut = "conv"
@@ -37,7 +38,7 @@ class HResNet(Network):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        check_halved_thrice("hresnet", x)
+        check_size("hresnet", x)
         conv, norm = self.make_layers(x, True)
         for index, features in enumerate((64, 128, 256), start=1):
             block = BasicBlock(

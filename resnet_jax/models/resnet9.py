@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from resnet_jax.layers.inputs import check_halved_thrice
+from resnet_jax.layers.inputs import check_size
 from resnet_jax.layers.pool import max_pool_2x2
 from resnet_jax.models import whitening
 from resnet_jax.models.blocks import (
@@ -54,7 +54,7 @@ class ResNet9(Network):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        check_halved_thrice("resnet9", x)
+        check_size("resnet9", x)
         conv, norm = self.make_layers(x, False)
         x = whitening.first_convolution(self, conv, x)
         x = nn.relu(norm(name="bn1")(x, train=train))

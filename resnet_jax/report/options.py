@@ -40,6 +40,8 @@ class NetworkConfig(fields.Group):
     """With --weights: kind of shortcut. The default depends on the network."""
     stride_in_1x1: bool = False
     """With --weights: place the stride of a bottleneck in its first 1x1 convolution."""
+    bn_eps: float | None = fields.ranged(None, within="(0, inf)")
+    """With --weights: epsilon of every BatchNorm. Defaults to 1e-5."""
     in_channels: Literal[1, 3] | None = None
     """With --weights: number of input channels of the network. Defaults to that of the
     data set."""
@@ -82,7 +84,8 @@ class SubjectConfig(NetworkConfig):
         if (self.weights is None) != (self.model is None) and not self._says_model():
             raise ConfigError("--weights and --model must be given together")
         if self.weights is None:
-            own = ["weights_key", "stem", "shortcut", "stride_in_1x1", "in_channels"]
+            own = ["weights_key", "stem", "shortcut", "stride_in_1x1", "bn_eps"]
+            own += ["in_channels"]
             fields.refuse(self, own, "needs --weights: a run specifies its own network")
 
     def _says_model(self) -> bool:

@@ -210,7 +210,7 @@ def _config_of_weights(options: SubjectConfig, known: hub.Network | None) -> Con
         is_named = options.model in (None, known.model.model)
         model = known.model if is_named else ModelConfig()
         cfg = Config(model=model, data=data, augment=augment)
-    names = ("model", "stem", "shortcut", "in_channels", "stride_in_1x1")
+    names = ("model", "stem", "shortcut", "in_channels", "stride_in_1x1", "bn_eps")
     chosen = {name: getattr(options, name) for name in names}
     return _with_options(fields.replace(cfg, **_given(chosen)), options)
 

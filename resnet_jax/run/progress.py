@@ -190,10 +190,9 @@ class Progress:
         if now - self._logged_at >= LOG_SECONDS and processes.is_first():
             self._logged_at = now
             rate = float(np.sum(self.sums["count"])) / self.seconds
-            step = self.step - (self.epochs_begun - 1) * self.steps_per_epoch
-            of = f"step {step:,} of {self.steps_per_epoch:,}"
+            place = f"step {self.steps.start:,} of {self.steps.stop:,}"
             text = "epoch %3d  %s  loss %s  %.0f images/s"
-            log.info(text, self.epochs_begun, of, loss, rate)
+            log.info(text, self.epochs_begun, place, loss, rate)
 
 
 class Trace:

@@ -108,8 +108,13 @@ def write_folder(
 
 
 def _for_timm(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the part of config.json that timm.create_model("local-dir:DIR") reads."""
+    """Returns the part of config.json that timm.create_model("local-dir:DIR") reads.
+
+    It is empty if timm has another network of the same name.
+    """
     model, shown = info["model"], info["preprocessing"]
+    if model["model"] in IMAGENET and not is_timms(model):
+        return {}
     side = shown["image_size"]
     return {
         "architecture": model["model"],

@@ -9,6 +9,7 @@ import jax
 
 from resnet_jax.data.augment import parse_normalization
 from resnet_jax.errors import ConfigError
+from resnet_jax.layers.norm import BatchNorm
 from resnet_jax.models.factory import create
 from resnet_jax.paths import expand
 from resnet_jax.training.state import init_variables
@@ -51,7 +52,7 @@ def begin_from(
 
     Raises:
       ConfigError: if `source` or `key` is unknown, or if `model` and the network in
-        `source` have their strides in different layers.
+        `source` have their strides in different layers or different epsilons.
       DataError: if the weights are not available, are damaged, or do not fit.
     """
     path = hub.locate(source, name)
@@ -61,6 +62,12 @@ def begin_from(
         flag = "--stride-in-1x1" if known.model.stride_in_1x1 else "--no-stride-in-1x1"
         raise ConfigError(
             f"{source} has its strides in different layers than the model: use {flag}"
+        )
+    epsilon = getattr(model, "bn_eps", BatchNorm.epsilon)
+    if known is not None and known.model.bn_eps != epsilon:
+        raise ConfigError(
+            f"{source} has another BatchNorm epsilon than the model: use --bn-eps "
+            f"{known.model.bn_eps:g}"
         )
     content = hub.read_weights(path)
     new_head = True if reset_head else None

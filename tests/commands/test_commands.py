@@ -11,6 +11,7 @@ from pathlib import Path
 import jax.export
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
 
 import resnet_jax
@@ -187,10 +188,17 @@ def test_the_doctor_says_what_is_here_and_checks_the_arithmetic(command):
     assert checked == list(doctor.CHECKS)
 
 
-def test_the_doctor_tells_why_there_are_only_cpus(command, monkeypatch):
+def test_the_doctor_tells_why_jax_chose_the_cpu(command, monkeypatch):
+    told = re.compile("^accelerator +none: a reason$", re.MULTILINE)
     monkeypatch.setattr(platform, "missing_accelerator", lambda: "none: a reason")
-    assert re.search("^accelerator +none: a reason$", command("doctor")[1], re.M)
-    assert "accelerator" not in command("doctor --platform cpu")[1]
+    assert jax.config.jax_platforms == "cpu"  # by JAX_PLATFORMS; see conftest.py
+    assert not told.search(command("doctor")[1])
+    jax.config.update("jax_platforms", None)
+    try:
+        assert told.search(command("doctor")[1])
+        assert not told.search(command("doctor", "--platform", "cpu")[1])
+    finally:
+        jax.config.update("jax_platforms", "cpu")
 
 
 @pytest.mark.parametrize("difference", [0.01, float("nan")])
@@ -289,3 +297,21 @@ def test_the_exported_config_says_how_it_scored(command, run_dir, tmp_path):
     line = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
     assert said["accuracy"] == line["test_accuracy"] and said["count"] == 40
     assert said["step"] == line["step"] == 2
+
+
+def test_a_folder_is_prepared(command, tmp_path):
+    for split, count in (("train", 3), ("test", 2)):
+        home = tmp_path / "photos" / split / "cat"
+        home.mkdir(parents=True)
+        for index in range(count):
+            Image.new("RGB", (8, 8)).save(home / f"{index}.png")
+    out = tmp_path / "out"
+    code, said, err = command("prepare", "folder", tmp_path / "photos", out)
+    assert (code, err) == (0, "")
+    assert said == f"prepared: {out} (3 train, 2 test; 0 MB)\n"
+    assert np.load(out / "train.labels.npy").tolist() == [0, 0, 0]
+    code, said, err = command("prepare", "folder", tmp_path / "photos")
+    assert (code, said) == (2, "")
+    assert err == (
+        "resnet-jax prepare: specify both folders: resnet-jax prepare folder DIR OUT\n"
+    )

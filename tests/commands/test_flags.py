@@ -15,6 +15,7 @@ GIVEN = {
     "stem": "cifar",
     "shortcut": "conv_bn",
     "stride_in_1x1": True,
+    "bn_eps": 1e-3,
     "in_channels": 1,
     "weights_key": "model_ema",
     "dataset": "digits",
@@ -37,6 +38,7 @@ GIVEN = {
 RUN = {"run": "r"}
 WEIGHTS = {"weights": "w", "model": "resnet8"}
 OF_WEIGHTS = {"stem", "shortcut", "stride_in_1x1", "in_channels", "weights_key"}
+OF_WEIGHTS |= {"bn_eps"}
 MODES = {  # a call of evaluate, and flags that have no effect on it
     "run": (RUN, OF_WEIGHTS | {"saliency", "page"}),
     "weights": (WEIGHTS, {"checkpoint", "seed", "report", "saliency", "page"}),

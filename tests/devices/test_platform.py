@@ -149,8 +149,8 @@ def test_the_user_s_own_cache_stays():
         ([], ["there"], "an NVIDIA GPU, but JAX lacks CUDA support: run pip install "),
         (["xla_rocm60"], ["gone", "there"], "an NVIDIA GPU, but JAX lacks CUDA supp"),
         (["xla_cuda12"], ["there"], "an NVIDIA GPU that JAX cannot use"),
-        (["xla_cuda12"], ["gone"], "none: JAX supports CUDA, but there is no NVIDIA d"),
-        ([], ["gone"], "none: '.[cuda]' installs JAX for NVIDIA GPUs, '.[tpu]' for "),
+        (["xla_cuda12"], ["gone"], "none: JAX supports CUDA, but no NVIDIA driver was"),
+        ([], ["gone"], "none: run pip install -e '.[cuda]' (NVIDIA GPU) or "),
     ],
 )
 def test_why_there_is_no_accelerator(plugins, paths, reason, tmp_path, monkeypatch):

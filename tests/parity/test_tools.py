@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import json
 
 import numpy as np
 import pytest
@@ -124,6 +125,8 @@ def test_timm_reads_what_is_exported(stem, is_timms, tmp_path):
     }
     export.write(tmp_path / "out", variables, info)
     assert export.is_timms(info["model"]) is is_timms
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert ("architecture" in config) is is_timms
     if not is_timms:
         return
     theirs = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)

@@ -168,13 +168,15 @@ def test_without_a_terminal_a_line_a_minute_tells_the_progress(
     clock = Clock(0.0)
     monkeypatch.setattr("resnet_jax.run.progress.time", clock)
     monkeypatch.setattr("resnet_jax.devices.processes.is_first", lambda: is_first)
-    progress = make(step=10, steps_per_epoch=9, total_steps=18)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    progress = make(step=10, steps_per_epoch=9, total_steps=17)
+    progress.go_to({"step": 10, "train_sums": sums(50.0, 100), "train_seconds": 25.0})
     with caplog.at_level(logging.INFO, "resnet_jax"):
         for _ in progress.batches(iter(progress.steps)):
             clock.now += 25
             progress.add(sums(50.0, 100))
             progress.collect()
-    lines = [f"epoch   2  step {n} of 9  loss 0.5000  4 images/s" for n in (4, 7)]
+    lines = [f"epoch   2  step {n} of 8  loss 0.5000  4 images/s" for n in (4, 7)]
     assert caplog.messages == (lines if is_first else [])
 
 

@@ -14,7 +14,7 @@ from resnet_jax.commands.evaluate import EvaluateConfig
 from resnet_jax.config import ModelConfig
 from resnet_jax.data import sources
 from resnet_jax.errors import ConfigError, DataError
-from resnet_jax.weights import export
+from resnet_jax.weights import export, pretrained
 
 
 @pytest.fixture(scope="module")
@@ -262,3 +262,28 @@ def test_a_network_is_torchvisions_only_with_its_epsilon():
     model = {"model": "resnet18", "stem": None, "bn_eps": 1e-5, "bn_momentum": 0.01}
     assert export.is_torchvisions(model) and export.is_timms(model)
     assert not export.is_torchvisions({**model, "bn_eps": 1e-3})
+
+
+def test_the_epsilon_of_a_network_goes_with_its_weights(run, tmp_path, capsys):
+    def score(**options):
+        """Returns the last line of evaluate.py, without a note on its images."""
+        capsys.readouterr()
+        evaluate.main(EvaluateConfig(**options))
+        return capsys.readouterr().out.splitlines()[-1].partition(" (")[0]
+
+    _, folder = run
+    info = json.loads((folder / "config.json").read_text())
+    assert info["model"]["bn_eps"] == 1e-5
+    usual = score(run=str(folder))
+    info["model"]["bn_eps"] = 0.3
+    (folder / "config.json").write_text(json.dumps(info))
+    found = score(run=str(folder))
+    assert resnet_jax.load_pretrained(folder)[0].bn_eps == 0.3
+    bare = shutil.copy(folder / "model.safetensors", tmp_path / "bare.safetensors")
+    own = {"weights": str(bare), "model": "resnet8"}
+    own |= {"dataset": "digits", "normalize": "half"}
+    assert score(**own) == usual != found == score(**own, bn_eps=0.3)
+    model = resnet_jax.create_model("resnet8", num_classes=10)
+    message = "has another BatchNorm epsilon than the model: use --bn-eps 0.3"
+    with pytest.raises(ConfigError, match=message):
+        pretrained.begin_from({}, model, source=str(folder), name="resnet8")
