@@ -281,7 +281,7 @@ def disturb(
     if kind == "two signals":
         first, second = (rng.choice(SIGNALS[1:3]) for _ in range(2))
         process.send_signal(signal.Signals[first])
-        time.sleep(rng.uniform(0, 0.2))
+        time.sleep(rng.uniform(0, 1))  # signals within half a second count as one
         process.send_signal(signal.Signals[second])
         # A signal that arrives before train.py installs its handlers, or after
         # training, kills the process.

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import Self
@@ -13,6 +14,12 @@ from resnet_jax.errors import StoppedError, UserError
 from resnet_jax.hosting import owns_process
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# `timeout`, shells and service managers send a signal, or two different ones, to both a
+# process and its group. Signals within this many seconds of the first one are part of it.
+_APART = 0.5
+_ENDED = (
+    b"ended by a second signal; the same command resumes from the last checkpoint\n"
+)
 
 
 class Interrupted(BaseException):
@@ -34,7 +41,7 @@ def _is_ignored(number: signal.Signals) -> bool:
 
 
 class Signals:
-    """Records the first signal inside a context; a second one ends the process.
+    """Records the first signal inside a context; a later one ends the process.
 
     In a process that belongs to another program, such as Jupyter, the second signal
     raises KeyboardInterrupt. Python delivers all signals to the main thread; in other
@@ -78,11 +85,16 @@ class Signals:
         before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
 
         def count() -> None:
-            seen = 0
+            first: float | None = None
             with reader:
                 while number := reader.recv(1):
-                    seen += number[0] in _NUMBERS
-                    if seen == 2 and owns_process():
+                    if number[0] not in _NUMBERS:
+                        continue
+                    now = time.monotonic()
+                    first = now if first is None else first
+                    if now - first >= _APART and owns_process():
+                        with contextlib.suppress(OSError):  # stderr may be closed
+                            os.write(2, _ENDED)
                         os._exit(130)
 
         def close() -> None:

@@ -110,7 +110,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path):
     time.sleep(1)  # until it is in C
     begun = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    time.sleep(0.5)
+    time.sleep(1)
     assert process.returncode is None
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 130

@@ -47,12 +47,33 @@ def test_the_second_signal_ends_the_process_at_once(first):
         "with signals.Signals():\n"
         f"    os.kill(os.getpid(), signal.{first})\n"
         "    print('first', flush=True)\n"
+        "    time.sleep(0.6)\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    time.sleep(60)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 130
-    assert done.stdout == "first\n" and done.stderr == ""
+    assert done.stdout == "first\n"
+    assert done.stderr == (
+        "ended by a second signal; the same command resumes from the last checkpoint\n"
+    )
+
+
+@pytest.mark.parametrize("also", ["SIGINT", "SIGHUP"])
+def test_a_signal_that_arrives_twice_is_one(also):
+    """`timeout` sends SIGINT to the process and to its group; systemd adds SIGHUP."""
+    code = (
+        "import os, signal, time\n"
+        "from resnet_jax.run import signals\n"
+        "signals.owns_process = lambda: True\n"
+        "with signals.Signals() as noted:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        f"    os.kill(os.getpid(), signal.{also})\n"
+        "    time.sleep(1)\n"
+        "    print(noted.received.name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "SIGINT\n", "")
 
 
 def test_in_another_program_the_second_signal_is_its_ctrl_c():
