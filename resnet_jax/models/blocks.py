@@ -227,9 +227,10 @@ class Network(nn.Module, kw_only=True):
     def __post_init__(self) -> None:
         if self.norm not in get_args(Norm):
             raise ConfigError(f"unknown norm {self.norm!r}: choose batch or none")
-        if not (0 <= self.bn_momentum <= 1 and self.bn_eps > 0):
-            own = f"bn_momentum {self.bn_momentum} and bn_eps {self.bn_eps}"
-            raise ConfigError(f"{own} are not in [0, 1] and greater than 0")
+        if self.bn_momentum is None or not 0 <= self.bn_momentum <= 1:
+            raise ConfigError(f"bn_momentum {self.bn_momentum} is not in [0, 1]")
+        if not self.bn_eps > 0:
+            raise ConfigError(f"bn_eps {self.bn_eps} is not greater than 0")
         super().__post_init__()
 
     @property

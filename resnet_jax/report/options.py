@@ -41,7 +41,8 @@ class NetworkConfig(fields.Group):
     stride_in_1x1: bool = False
     """With --weights: place the stride of a bottleneck in its first 1x1 convolution."""
     bn_eps: float | None = fields.ranged(None, within="(0, inf)")
-    """With --weights: epsilon of every BatchNorm. Defaults to 1e-5."""
+    """With --weights: epsilon of every BatchNorm. Defaults to the one that the folder
+    specifies, or to 1e-5."""
     in_channels: Literal[1, 3] | None = None
     """With --weights: number of input channels of the network. Defaults to that of the
     data set."""

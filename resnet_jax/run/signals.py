@@ -14,12 +14,9 @@ from resnet_jax.errors import StoppedError, UserError
 from resnet_jax.hosting import owns_process
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# `timeout`, shells and service managers send a signal, or two different ones, to both a
-# process and its group. Signals within this many seconds of the first one are part of it.
+# `timeout` signals a process and then its group, and systemd can add SIGHUP to SIGTERM.
+# Signals within this many seconds of the first one count as one.
 _APART = 0.5
-_ENDED = (
-    b"ended by a second signal; the same command resumes from the last checkpoint\n"
-)
 
 
 class Interrupted(BaseException):
@@ -50,6 +47,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._first = 0.0  # time of the first signal
         self._at_once = False
         self._stack = contextlib.ExitStack()
 
@@ -67,14 +65,16 @@ class Signals:
         self._stack.close()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received and not owns_process():
+        now = time.monotonic()
+        if self.received is None:
+            self.received, self._first = signal.Signals(number), now
+        elif now - self._first >= _APART and not owns_process():
             raise KeyboardInterrupt
-        self.received = self.received or signal.Signals(number)
         if self._at_once:
             raise Interrupted
 
     def _watch(self) -> None:
-        """Ends the process on the second signal, even during compilation.
+        """Ends the process on a later signal, even during compilation.
 
         Python runs signal handlers between bytecode instructions, and a whole
         compilation happens within one instruction. However, Python immediately writes
@@ -93,8 +93,6 @@ class Signals:
                     now = time.monotonic()
                     first = now if first is None else first
                     if now - first >= _APART and owns_process():
-                        with contextlib.suppress(OSError):  # stderr may be closed
-                            os.write(2, _ENDED)
                         os._exit(130)
 
         def close() -> None:

@@ -31,7 +31,8 @@ def write(directory: Path, variables: Mapping[str, Any], info: dict[str, Any]) -
       variables: the network's variables.
       info: the fields model, dataset, class_names, preprocessing and metrics of
         config.json. This function adds the fields parameters, sha256 and versions, as
-        well as the fields that timm reads.
+        well as the fields that timm reads (unless timm has another network of the same
+        name).
 
     Raises:
       ConfigError: if `directory` cannot be written to, or holds a network in another

@@ -9,7 +9,6 @@ import jax
 
 from resnet_jax.data.augment import parse_normalization
 from resnet_jax.errors import ConfigError
-from resnet_jax.layers.norm import BatchNorm
 from resnet_jax.models.factory import create
 from resnet_jax.paths import expand
 from resnet_jax.training.state import init_variables
@@ -63,12 +62,12 @@ def begin_from(
         raise ConfigError(
             f"{source} has its strides in different layers than the model: use {flag}"
         )
-    epsilon = getattr(model, "bn_eps", BatchNorm.epsilon)
-    if known is not None and known.model.bn_eps != epsilon:
-        raise ConfigError(
-            f"{source} has another BatchNorm epsilon than the model: use --bn-eps "
-            f"{known.model.bn_eps:g}"
-        )
+    if known is not None and known.model.norm == getattr(model, "norm", None):
+        if known.model.bn_eps != getattr(model, "bn_eps", None):
+            raise ConfigError(
+                f"{source} has another BatchNorm epsilon than the model: use --bn-eps "
+                f"{known.model.bn_eps!r}"
+            )
     content = hub.read_weights(path)
     new_head = True if reset_head else None
     found, _ = adopt(content, variables, model, name=name, key=key, new_head=new_head)
