@@ -11,6 +11,7 @@ import sys
 
 import pytest
 from spawn import ROOT
+from tiers import by_tier
 
 from benchmarks import scaling
 from resnet_jax.models import create_model
@@ -53,16 +54,17 @@ def fits(found):
     return used < 0.9 * found["memory_mib"]
 
 
+# Compiling takes up to a minute a recipe, so only one is compiled by default.
 @needs_cuda
-def test_every_recipe_compiles_for_a_gpu(tmp_path):
-    found = compiled(tmp_path, "--targets", "h100", "--models", "--recipes", *RECIPES)
-    assert {name for name, _ in found} == set(RECIPES)
-    for reading in found.values():
-        assert set(reading["convolutions"]) == {"bf16"}
-        # The augmentation crops and flips images, which are not a layer's feature maps.
-        assert reading["moved_maps"] <= 2
-        assert reading["float32_maps"] <= 2
-        assert fits(reading)
+@pytest.mark.parametrize("name", by_tier(RECIPES, (), set(RECIPES) - {"fast"}))
+def test_every_recipe_compiles_for_a_gpu(name, tmp_path):
+    options = ("--targets", "h100", "--models", "--recipes", name)
+    (reading,) = compiled(tmp_path, *options).values()
+    assert set(reading["convolutions"]) == {"bf16"}
+    # The augmentation crops and flips images, which are not a layer's feature maps.
+    assert reading["moved_maps"] <= 2
+    assert reading["float32_maps"] <= 2
+    assert fits(reading)
 
 
 @needs_cuda
@@ -106,13 +108,7 @@ def test_many_gpus_sum_what_the_cost_model_says(tmp_path):
 
 # The TPU compiler is slow, so only one recipe is compiled by default.
 @needs_tpu
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name == "digits" else pytest.mark.slow)
-        for name in RECIPES
-    ],
-)
+@pytest.mark.parametrize("name", by_tier(RECIPES, (), set(RECIPES) - {"digits"}))
 def test_every_recipe_compiles_for_a_tpu(name, tmp_path):
     """Uses a small network, except for `fast`."""
     options = ("--targets", "v5e:2x2", "--models", "--recipes", name)
