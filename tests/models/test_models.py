@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from parts import init_variables
+from tiers import by_tier
 
 import resnet_jax
 from resnet_jax import training
@@ -435,7 +436,9 @@ def test_a_norm_that_does_not_exist_is_refused():
         resnet_jax.create_model("resnet8", num_classes=10, norm="layer")
 
 
-@pytest.mark.parametrize("name", ["resnet8", "resnet9", "hresnet"])
+@pytest.mark.parametrize(
+    "name", by_tier(["resnet8", "resnet9", "hresnet"], ["resnet9", "hresnet"])
+)
 def test_the_momentum_of_a_network_is_that_of_all_its_layers(name, key):
     def change(**options):
         model = resnet_jax.create_model(name, num_classes=10, **options)
