@@ -11,6 +11,9 @@ from resnet_jax.errors import ConfigError
 from resnet_jax.weights.published import SHIPPED
 
 OF_RUNS = ("checkpoint", "seed")  # fields that apply only to runs
+OF_WEIGHTS = (  # fields that apply only to --weights
+    *("weights_key", "stem", "shortcut", "stride_in_1x1", "bn_eps", "in_channels"),
+)
 
 
 @dataclass(frozen=True)
@@ -85,9 +88,9 @@ class SubjectConfig(NetworkConfig):
         if (self.weights is None) != (self.model is None) and not self._says_model():
             raise ConfigError("--weights and --model must be given together")
         if self.weights is None:
-            own = ["weights_key", "stem", "shortcut", "stride_in_1x1", "bn_eps"]
-            own += ["in_channels"]
-            fields.refuse(self, own, "needs --weights: a run specifies its own network")
+            fields.refuse(
+                self, OF_WEIGHTS, "needs --weights: a run specifies its own network"
+            )
 
     def _says_model(self) -> bool:
         """Returns whether --weights is a folder or name that may imply the model."""

@@ -40,7 +40,7 @@ def _is_ignored(number: signal.Signals) -> bool:
 class Signals:
     """Records the first signal inside a context; a later one ends the process.
 
-    In a process that belongs to another program, such as Jupyter, the second signal
+    In a process that belongs to another program, such as Jupyter, a later signal
     raises KeyboardInterrupt. Python delivers all signals to the main thread; in other
     threads, the context does nothing.
     """

@@ -202,10 +202,16 @@ The network takes {color} images. The shorter side of an image is resized to \
 {shown["image_size"]}x{shown["image_size"]} pixels is cropped from the center. Pixel \
 values are scaled to [0, 1]; then the mean {shown["mean"]} is subtracted, and the \
 result is divided by the standard deviation {shown["std"]}.
-
+{_epsilon(architecture)}
 {usage}
 Written by resnet_jax with {_list_versions(info["versions"])}.
 """
+
+
+def _epsilon(model: Mapping[str, Any]) -> str:
+    """Returns a sentence if the network's BatchNorm has an unusual epsilon."""
+    epsilon = model.get("bn_eps", 1e-5)
+    return "" if epsilon == 1e-5 else f"\nBatchNorm's epsilon is {epsilon}.\n"
 
 
 def _usage(info: Mapping[str, Any]) -> str:

@@ -15,8 +15,7 @@ import twins
 
 pytestmark = [pytest.mark.optimized, pytest.mark.parity]
 
-SLOW = (  # resnet50, resnext50_32x4d and preact_resnet18 cover these
-    "wrn28_10",
+SLOW = (  # resnet50 and resnext50_32x4d cover these
     *("resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2"),
     *("resnext101_32x8d", "resnext101_64x4d"),
 )

@@ -38,39 +38,29 @@ def test_after_at_once_a_signal_is_noted_again():
         assert signals.received == signal.SIGTERM
 
 
-@pytest.mark.parametrize("first", ["SIGINT", "SIGTERM"])
-def test_the_second_signal_ends_the_process_at_once(first):
-    code = (
-        "import os, signal, time\n"
-        "from resnet_jax.run import signals\n"
-        "signals.owns_process = lambda: True\n"
-        "with signals.Signals():\n"
-        f"    os.kill(os.getpid(), signal.{first})\n"
-        "    print('first', flush=True)\n"
-        "    time.sleep(1)\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    time.sleep(60)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 130
-    assert done.stdout == "first\n" and done.stderr == ""
-
-
-@pytest.mark.parametrize("also", ["SIGINT", "SIGHUP"])
-def test_a_signal_that_arrives_twice_is_one(also):
-    """`timeout` signals the process and its group; systemd can add SIGHUP."""
+@pytest.mark.parametrize(
+    ("first", "second", "pause", "exit_code"),
+    [
+        ("SIGINT", "SIGTERM", 1, 130),
+        ("SIGTERM", "SIGTERM", 1, 130),
+        ("SIGINT", "SIGINT", 0, 0),  # `timeout` signals the process and its group
+        ("SIGTERM", "SIGHUP", 0, 0),  # systemd can add SIGHUP
+    ],
+)
+def test_a_later_signal_ends_the_process_at_once(first, second, pause, exit_code):
     code = (
         "import os, signal, time\n"
         "from resnet_jax.run import signals\n"
         "signals.owns_process = lambda: True\n"
         "with signals.Signals() as noted:\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n"
-        f"    os.kill(os.getpid(), signal.{also})\n"
-        "    time.sleep(1)\n"
-        "    print(noted.received.name)\n"
+        f"    os.kill(os.getpid(), signal.{first})\n"
+        "    print(noted.received.name, flush=True)\n"
+        f"    time.sleep({pause})\n"
+        f"    os.kill(os.getpid(), signal.{second})\n"
+        "    time.sleep(2)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "SIGINT\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (exit_code, f"{first}\n", "")
 
 
 def test_in_another_program_the_second_signal_is_its_ctrl_c():

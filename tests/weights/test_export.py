@@ -8,7 +8,7 @@ import pytest
 from configs import make_config
 
 import resnet_jax
-from resnet_jax import data
+from resnet_jax import data, training
 from resnet_jax.commands import evaluate, train
 from resnet_jax.commands.evaluate import EvaluateConfig
 from resnet_jax.config import ModelConfig
@@ -264,6 +264,18 @@ def test_a_network_is_torchvisions_only_with_its_epsilon():
     assert not export.is_torchvisions({**model, "bn_eps": 1e-3})
 
 
+def test_the_card_states_an_unusual_epsilon(run, tmp_path):
+    info = json.loads((run[1] / "config.json").read_text())
+    _, variables, _ = resnet_jax.load_pretrained(run[1])
+    for epsilon in (1e-5, 1e-3):
+        info["model"]["bn_eps"] = epsilon
+        export.write(tmp_path / f"{epsilon}", variables, info)
+    usual, unusual = (
+        (tmp_path / f"{e}" / "README.md").read_text() for e in (1e-5, 1e-3)
+    )
+    assert "epsilon" not in usual and "\n\nBatchNorm's epsilon is 0.001.\n\n" in unusual
+
+
 def test_the_epsilon_of_a_network_goes_with_its_weights(run, tmp_path, capsys):
     def score(**options):
         """Returns the last line of evaluate.py, without a note on its images."""
@@ -287,3 +299,7 @@ def test_the_epsilon_of_a_network_goes_with_its_weights(run, tmp_path, capsys):
     message = "has another BatchNorm epsilon than the model: use --bn-eps 0.3"
     with pytest.raises(ConfigError, match=message):
         pretrained.begin_from({}, model, source=str(folder), name="resnet8")
+    model = resnet_jax.create_model("resnet8", num_classes=10, norm="none")
+    variables = training.variable_shapes(model, (32, 32, 3))
+    with pytest.raises(DataError):  # not for its epsilon
+        pretrained.begin_from(variables, model, source=str(folder), name="resnet8")
